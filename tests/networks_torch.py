@@ -1,0 +1,82 @@
+"""From the reference network to the equal torch network: float64, evaluation mode, one module per layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import reference
+
+Build = Callable[[Any], nn.Module]
+
+
+def to_torch(layer: reference.Layer) -> nn.Module:
+    """Return the equal torch module; a layer that is used twice becomes one module that is used twice."""
+    built: dict[int, nn.Module] = {}
+
+    def build(part: reference.Layer) -> nn.Module:
+        if id(part) not in built:
+            built[id(part)] = BUILDERS[type(part)](part, build)
+        return built[id(part)]
+
+    return build(layer).double().eval()
+
+
+class Residual(nn.Module):
+    """x + branch(x)."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add the branch to its own input."""
+        return x + self.branch(x)
+
+
+def _relu(layer: reference.ReLU, build: Build) -> nn.Module:
+    modules = {None: nn.ReLU, 6.0: nn.ReLU6}
+    return modules[layer.cap]() if layer.cap in modules else nn.Hardtanh(0.0, layer.cap)
+
+
+def _conv(layer: reference.Conv2d, build: Build) -> nn.Module:
+    outputs, inputs, *kernel = layer.weight.shape
+    geometry = (tuple(kernel), layer.stride, layer.padding, layer.dilation, layer.groups)
+    return _filled(nn.Conv2d(inputs * layer.groups, outputs, *geometry), weight=layer.weight, bias=layer.bias)
+
+
+def _linear(layer: reference.Linear, build: Build) -> nn.Module:
+    outputs, inputs = layer.weight.shape
+    return _filled(nn.Linear(inputs, outputs), weight=layer.weight, bias=layer.bias)
+
+
+def _batch_norm(layer: reference.BatchNorm2d, build: Build) -> nn.Module:
+    return _filled(
+        nn.BatchNorm2d(len(layer.weight), eps=layer.epsilon),
+        weight=layer.weight,
+        bias=layer.bias,
+        running_mean=layer.mean,
+        running_var=layer.variance,
+    )
+
+
+def _filled(module: nn.Module, **values: np.ndarray) -> nn.Module:
+    module.double()
+    module.load_state_dict({name: torch.tensor(value) for name, value in values.items()}, strict=False)
+    return module
+
+
+BUILDERS: dict[type, Callable[[Any, Build], nn.Module]] = {
+    reference.ReLU: _relu,
+    reference.Conv2d: _conv,
+    reference.Linear: _linear,
+    reference.BatchNorm2d: _batch_norm,
+    reference.MaxPool2d: lambda layer, build: nn.MaxPool2d(layer.kernel, layer.stride, layer.padding),
+    reference.AvgPool2d: lambda layer, build: nn.AvgPool2d(layer.kernel, layer.stride, layer.padding),
+    reference.GlobalAveragePool: lambda layer, build: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    reference.Flatten: lambda layer, build: nn.Flatten(),
+    reference.Residual: lambda layer, build: Residual(build(layer.branch)),
+    reference.Sequential: lambda layer, build: nn.Sequential(*map(build, layer.layers)),
+}

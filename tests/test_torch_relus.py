@@ -1,0 +1,366 @@
+"""Every ReLU, exactly, or an error: the same network in every spelling, against the oracle."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import reference
+import spellings
+from guided_backprop import (
+    DeconvNet,
+    GuidedBackprop,
+    ModelError,
+    NoReluError,
+    OpaqueRegionError,
+    Saliency,
+    ScoreError,
+)
+from spellings import ACTIVATIONS, CAPPED, CLASSES, FORMS, IMAGES, SPELLED, Net, oracle
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
+LABELS = [0, 3, 4, 1]
+METHODS = {"saliency": Saliency, "deconvnet": DeconvNet, "guided": GuidedBackprop}
+
+# torch.export, torch.jit and torch.compile warn of themselves, in versions to come or on this Python.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+def images() -> torch.Tensor:
+    return torch.tensor(IMAGES)
+
+
+@pytest.mark.parametrize("rule", METHODS)
+@pytest.mark.parametrize("spelling", ACTIVATIONS)
+def test_every_spelling_of_a_relu(spelling, rule):
+    explanations = METHODS[rule](Net(ACTIVATIONS[spelling])).explain(images(), LABELS)
+    np.testing.assert_allclose(explanations, oracle(LABELS, rule), **TOLERANCE)
+    assert {row.name for row in explanations.coverage} == {"relu", "max_pool2d"}
+
+
+@pytest.mark.parametrize("rule", METHODS)
+@pytest.mark.parametrize("spelling", CAPPED)
+def test_every_spelling_of_a_capped_relu(spelling, rule):
+    explanations = METHODS[rule](Net(CAPPED[spelling], cap=1.0)).explain(images(), LABELS)
+    np.testing.assert_allclose(explanations, oracle(LABELS, rule, cap=1.0), **TOLERANCE)
+
+
+@pytest.mark.parametrize("caller", ["plain", "no_grad", "inference_mode"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_model(form, caller):
+    model = FORMS[form]()
+    context = {"plain": nullcontext, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[caller]
+    with context():
+        explanations = [GuidedBackprop(model).explain(images(), LABELS) for _ in range(3)]
+    for explanation in explanations:
+        np.testing.assert_allclose(explanation, oracle(LABELS), **TOLERANCE)
+
+
+def test_images_made_in_inference_mode():
+    with torch.inference_mode():
+        made = images().clone()
+    np.testing.assert_allclose(GuidedBackprop(spellings.relu_net()).explain(made, LABELS), oracle(LABELS), **TOLERANCE)
+
+
+@pytest.mark.parametrize("spelling", SPELLED)
+def test_a_relu_spelled_as_arithmetic_is_refused(spelling):
+    method = GuidedBackprop(Net(SPELLED[spelling], nn.ReLU(), nn.ReLU()))
+    for _ in range(2):
+        with pytest.raises(OpaqueRegionError, match="vouch|in place on a view"):
+            method.explain(images(), LABELS)
+    np.testing.assert_allclose(
+        Saliency(Net(SPELLED[spelling], nn.ReLU(), nn.ReLU())).explain(images(), LABELS),
+        oracle(LABELS, "saliency"),
+        **TOLERANCE,
+    )
+
+
+@pytest.mark.parametrize("spelling", ["where(x > 0, x, 0)", "x * (x > 0)", "masked_fill", "(x + |x|) / 2"])
+def test_a_spelled_relu_is_refused_where_all_its_inputs_are_positive(spelling):
+    """No value tells it from the identity there, but the guided map of the two differs."""
+    relu = SPELLED[spelling]
+    model = Net(nn.ReLU(), lambda x: relu(nn.functional.softplus(x) + 1), nn.ReLU())
+    with pytest.raises(OpaqueRegionError, match="spelled"):
+        GuidedBackprop(model).explain(images(), LABELS)
+
+
+def test_a_reentrant_checkpoint_is_refused():
+    with pytest.raises(OpaqueRegionError, match="use_reentrant=False"):
+        GuidedBackprop(spellings.Reentrant(nn.ReLU())).explain(images(), LABELS)
+
+
+def test_a_compiled_region_without_an_eager_original_is_refused():
+    from functorch.compile import aot_function, nop
+
+    model = spellings.warmed(Net(nn.ReLU(), aot_function(lambda x: torch.relu(x), fw_compiler=nop), nn.ReLU()))
+    with pytest.raises(OpaqueRegionError, match="before compiling"):
+        GuidedBackprop(model).explain(images(), LABELS)
+
+
+def test_a_fused_torchscript_part_is_refused():
+    @torch.jit.script
+    def block(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x * 2) / 2
+
+    for _ in range(4):
+        block(images().requires_grad_()).sum().backward()
+    with pytest.raises(OpaqueRegionError, match="scripting"):
+        GuidedBackprop(Net(nn.ReLU(), block, nn.ReLU())).explain(images(), LABELS)
+
+
+def test_explaining_from_inside_a_compiled_function():
+    method = GuidedBackprop(spellings.relu_net())
+    compiled = torch.compile(lambda x: method.explain(x, LABELS).attribution, backend="aot_eager")
+    for _ in range(2):
+        np.testing.assert_allclose(compiled(images()), oracle(LABELS), **TOLERANCE)
+    whole = torch.compile(lambda x: method.explain(x, LABELS).attribution, backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match="torch.compile|graph break|Unsupported"):
+        whole(images())
+
+
+class PlainRelu(torch.autograd.Function):
+    """A ReLU whose gradient a rule cannot see: the planted fault."""
+
+    forward, backward = spellings.OwnRelu.forward, spellings.OwnRelu.backward
+
+
+def test_a_custom_function_can_be_vouched_for():
+    model = Net(spellings.OwnRelu.apply, nn.ReLU(), nn.ReLU())
+    for rule, method in METHODS.items():
+        explanations = method(model, vouch={"OwnRelu": "relu"}).explain(images(), LABELS)
+        np.testing.assert_allclose(explanations, oracle(LABELS, rule), **TOLERANCE)
+    assert ("OwnRelu", 1, "deconv") in DeconvNet(model, vouch={"OwnRelu": "relu"}).explain(images()).coverage
+
+
+@pytest.mark.parametrize("missed", [0, 1, 2])
+def test_planted_fault_a_missed_relu_is_caught(missed):
+    activations = [nn.ReLU(), nn.ReLU(), nn.ReLU()]
+    activations[missed] = PlainRelu.apply
+    explanations = GuidedBackprop(Net(*activations), vouch={"PlainRelu": "plain"}).explain(images(), LABELS)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(explanations, oracle(LABELS), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("rule", ["saliency", "deconvnet"])
+def test_planted_fault_a_forgotten_gate_is_caught(rule):
+    explanations = METHODS[rule](spellings.relu_net()).explain(images(), LABELS)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(explanations, oracle(LABELS), rtol=1e-2, atol=1e-3)
+
+
+# The rule.
+
+
+@pytest.mark.parametrize("spelling", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("saliency", [1, 0, 0, -4]), ("deconvnet", [1, 0, 3, 0]), ("guided", [1, 0, 0, 0])],
+)
+def test_worked_example(spelling, rule, expected):
+    """x = [5, 0, -5, 10], g = [1, -2, 3, -4]; the tie at 0 is closed in every spelling."""
+    relu = ACTIVATIONS[spelling]
+    x = torch.tensor([5.0, 0.0, -5.0, 10.0]).view(1, 4, 1).expand(1, 4, 2).contiguous()
+    g = torch.tensor([1.0, -2.0, 3.0, -4.0]).view(1, 4, 1).expand(1, 4, 2)
+    explanations = METHODS[rule](lambda x: relu(x * 1.0)).explain(x, g)
+    np.testing.assert_array_equal(explanations.attribution[0, :, 0], expected)
+
+
+@pytest.mark.parametrize("spelling", ["clamp(min=0)", "maximum(x, 0)", "max(0, x)", "fmax(x, 0)", "nn.ReLU"])
+def test_gate_is_closed_at_zero_for_positive_gradients(spelling):
+    x = torch.tensor([[0.0, 1.0]])
+    for method in (Saliency, GuidedBackprop):
+        explanations = method(ACTIVATIONS[spelling]).explain(x, torch.ones(1, 2))
+        np.testing.assert_array_equal(explanations, [[0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    "relu6", [F.relu6, lambda x: x.clamp(0, 6), lambda x: x.clamp(torch.zeros(()), torch.tensor(6.0))]
+)
+def test_gate_is_closed_at_and_above_the_cap(relu6):
+    x = torch.tensor([[-1.0, 3.0, 6.0, 7.0]])
+    for method, expected in (
+        (Saliency, [0, 1, 0, 0]),
+        (GuidedBackprop, [0, 1, 0, 0]),
+        (DeconvNet, [1, 1, 1, 1]),
+    ):
+        np.testing.assert_array_equal(method(relu6).explain(x, torch.ones(1, 4)), [expected])
+
+
+def test_threshold_keeps_its_own_gate():
+    x = torch.tensor([[0.2, 0.4, 0.9]])
+    explanations = GuidedBackprop(nn.Threshold(0.5, 0.0).eval()).explain(x, torch.tensor([[1.0, 1.0, 2.0]]))
+    np.testing.assert_array_equal(explanations, [[0, 0, 2]])
+    assert str(explanations.coverage) == "threshold(0.5) x1 guided"
+
+
+def test_the_gate_belongs_to_the_relu_and_not_to_the_tensor():
+    """-3 x + relu(x) w: the skip path keeps its negative gradient."""
+    x, w = torch.tensor([[1.0, 2.0, -1.0, -2.0]]), torch.tensor([1.0, -1.0, 1.0, 1.0])
+    explanations = GuidedBackprop(lambda x: -3 * x + torch.relu(x) * w).explain(x, torch.ones(1, 4))
+    np.testing.assert_array_equal(explanations, [[-2, -3, -3, -3]])
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (nn.PReLU(), "prelu"),
+        (nn.Hardswish(), "hardswish"),
+        (nn.Hardsigmoid(), "hardsigmoid"),
+        (nn.CELU(), "celu"),
+        (nn.SELU(), "elu"),
+        (nn.GELU(), "gelu"),
+        (nn.SiLU(), "silu"),
+        (nn.LeakyReLU(0.1), "leaky_relu"),
+        (nn.Softplus(), "softplus"),
+        (nn.Hardtanh(), "hardtanh"),
+        (nn.Mish(), "mish"),
+        (nn.RReLU(), "rrelu"),
+        (nn.LogSigmoid(), "log_sigmoid"),
+        (nn.Tanh(), "tanh"),
+    ],
+)
+def test_other_activations_are_listed_and_keep_their_derivative(activation, name):
+    net = nn.Sequential(nn.Linear(6, 6), activation, nn.Linear(6, 2)).double().eval()
+    x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(NoReluError, match=f"{name} x1.*Saliency"):
+        GuidedBackprop(net).explain(x, 0)
+    mixed = nn.Sequential(net, nn.Linear(2, 2).double(), nn.ReLU(), nn.Linear(2, 2).double()).eval()
+    assert (name, 1, "plain") in GuidedBackprop(mixed).explain(x, 0).coverage
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(leaf)[:, 0].sum(), leaf)
+    np.testing.assert_allclose(Saliency(net).explain(x, 0), gradient, **TOLERANCE)
+
+
+def test_saliency_is_the_plain_gradient():
+    net, leaf = spellings.relu_net(), images().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(leaf)[range(4), LABELS].sum(), leaf)
+    np.testing.assert_allclose(Saliency(net).explain(images(), LABELS), gradient, **TOLERANCE)
+    np.testing.assert_allclose(gradient, oracle(LABELS, "saliency"), **TOLERANCE)
+
+
+def test_a_relu_on_parameters_is_not_on_the_path():
+    weight = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    positive = torch.relu(weight)
+    x = torch.randn(2, 6, dtype=torch.float64)
+    with pytest.raises(NoReluError, match="no non-linearity"):
+        GuidedBackprop(lambda x: x @ positive.T).explain(x, 0)
+    # The user's own graph was left alone: its gradient is not clamped.
+    (gradient,) = torch.autograd.grad((x @ positive.T).sum() * -1, weight)
+    assert (gradient < 0).any()
+
+
+# Legitimate masks.
+
+
+class MaskedTransformer(nn.Module):
+    """A causal transformer on padded rows, with ReLU feed-forward layers."""
+
+    def __init__(self, attention_mask: str) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="relu")
+        self.encoder = nn.TransformerEncoder(self.layer, 2, enable_nested_tensor=False)
+        self.head, self.mask = nn.Linear(8, 3), attention_mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        causal = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        if self.mask == "bool":
+            causal = causal != 0
+        padded = torch.arange(x.shape[1]) >= 4
+        x = self.encoder(
+            x, mask=causal, src_key_padding_mask=padded.expand(len(x), -1) if self.mask == "bool" else None
+        )
+        x = x.masked_fill(padded[:, None], 0.0)
+        return self.head(x.sum(1))
+
+
+@pytest.mark.parametrize("attention_mask", ["bool", "float"])
+def test_a_masked_transformer_is_explained(attention_mask):
+    torch.manual_seed(0)
+    model = MaskedTransformer(attention_mask).double().eval()
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    explanations = GuidedBackprop(model).explain(x, [0, 2])
+    assert ("relu", 2, "guided") in explanations.coverage
+    # The same with the masks' multiplications made explicit and the ReLU guided by hand.
+    guided = MaskedTransformer(attention_mask).double().eval()
+    guided.load_state_dict(model.state_dict())
+    for layer in guided.encoder.layers:
+        layer.activation = HandGuided.apply
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(guided(leaf)[[0, 1], [0, 2]].sum(), leaf)
+    np.testing.assert_allclose(explanations, gradient, **TOLERANCE)
+    assert not np.allclose(gradient, Saliency(model).explain(x, [0, 2]))
+
+
+class HandGuided(torch.autograd.Function):
+    """The rule written by hand."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g.clamp(min=0) * (x > 0)
+
+
+LEGITIMATE = {
+    "NaN guard": lambda x: torch.where(torch.isnan(x), 0.0, x),
+    "NaN guard of positive values": lambda x: torch.where(torch.isfinite(x.exp()), x.exp(), 0.0),
+    "fixed mask": lambda x: x * (torch.arange(x[0].numel()).view_as(x[0]) % 2),
+    "mask of ones": lambda x: x * torch.ones_like(x),
+    "mask of the image's own brightness": lambda x: torch.where(x.mean(1, keepdim=True) > 0, x, 0.0),
+    "gate by another channel": lambda x: torch.where(x.flip(1) > 0, x, 0.0),
+    "maximum of two branches": lambda x: torch.maximum(x, x.flip(1)),
+    "where as a maximum": lambda x: torch.where(x > x.flip(1), x, x.flip(1)),
+    "leaky ReLU by where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "ELU by where": lambda x: torch.where(x > 0, x, x.exp() - 1),
+    "softsign": F.softsign,
+    "absolute value": torch.abs,
+    "L1 normalisation": lambda x: x / x.abs().sum(1, keepdim=True),
+    "root mean square": lambda x: x / (x * x).mean(1, keepdim=True).sqrt(),
+    "part overwritten": lambda x: torch.index_fill(x, 1, torch.tensor([0]), 0.0),
+    "slice assigned": lambda x: (lambda y: (y.__setitem__((slice(None), 0), x[:, 1] * 2), y)[1])(x.clone()),
+    "mask in place on a view": lambda x: (lambda y: (y[:, 0].mul_(2.0), y)[1])(x.clone()),
+    "floor that is not 0": lambda x: x.clamp(min=1e-6),
+    "zero padding channels": lambda x: torch.cat([x, torch.zeros_like(x)], 1)[:, :4],
+    "instance norm": lambda x: F.instance_norm(x),
+}
+
+
+@pytest.mark.parametrize("mask", LEGITIMATE)
+def test_what_is_no_relu_is_not_refused(mask):
+    """The gradient of what stands in for the first ReLU stays plain, that of the true ReLUs is guided."""
+    stand_in = LEGITIMATE[mask]
+    model, by_hand = Net(stand_in, nn.ReLU(), nn.ReLU()), Net(stand_in, HandGuided.apply, HandGuided.apply)
+    leaf = images().requires_grad_()
+    (gradient,) = torch.autograd.grad(by_hand(leaf)[range(4), LABELS].sum(), leaf)
+    np.testing.assert_allclose(GuidedBackprop(model).explain(images(), LABELS), gradient, **TOLERANCE)
+
+
+# No gradient at all.
+
+
+@pytest.mark.parametrize(
+    "model",
+    [lambda x: x.detach().flatten(1), lambda x: torch.ones(len(x), 3, requires_grad=True) * 2],
+)
+def test_a_score_that_does_not_depend_on_the_image_is_an_error(model):
+    with pytest.raises(ScoreError, match="depend"):
+        Saliency(model).explain(images(), 0)
+
+
+def test_parameters_made_in_inference_mode_are_an_error():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+    with pytest.raises(ModelError, match="outside torch.inference_mode"):
+        GuidedBackprop(model).explain(torch.ones(2, 4), 0)
+
+
+def test_the_oracle_has_the_classes_that_the_labels_name():
+    assert max(LABELS) < CLASSES
+    assert isinstance(spellings.network(), reference.Sequential)

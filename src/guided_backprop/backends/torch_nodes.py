@@ -8,6 +8,7 @@ are all ReLUs here.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,7 +40,6 @@ MOVES |= {"unsafe_view", "unsqueeze", "view"}
 _SPELLING = {"abs", "addcmul", "hypot", "index_put", "lerp", "masked_fill", "masked_scatter", "sgn", "sign"}
 _SPELLING |= {"sqrt", "where"}
 _BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
-_ATTENTION = re.compile(r"(?<=scaled_dot_product)_(flash|efficient|cudnn|fused)|_overrideable")
 _SAMPLE = 1024
 
 
@@ -64,9 +64,15 @@ class Relu:
 
 def operation(node: Node) -> str:
     """Return the operation a node is the derivative of, in snake case: ``LogSoftmaxBackward0`` log_softmax."""
-    name = re.sub(r"Backward\d*$", "", node.name())
+    return _operation(node.name())
+
+
+@cache
+def _operation(name: str) -> str:
+    name = re.sub(r"Backward\d*$", "", name)
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    return re.sub(r"with_?indices$|_kernel$|_with_noise$|(?<=attention)_for_cpu$|_$", "", _ATTENTION.sub("", name))
+    name = re.sub(r"(?<=scaled_dot_product_)\w*attention\w*", "attention", name)
+    return re.sub(r"with_?indices$|_kernel$|_with_noise$|_$", "", name)
 
 
 def parents(node: Node) -> Iterator[Node]:

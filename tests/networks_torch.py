@@ -33,12 +33,14 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Add the branch to its own input."""
-        return x + self.branch(x)
+        y: torch.Tensor = x + self.branch(x)
+        return y
 
 
 def _relu(layer: reference.ReLU, build: Build) -> nn.Module:
-    modules = {None: nn.ReLU, 6.0: nn.ReLU6}
-    return modules[layer.cap]() if layer.cap in modules else nn.Hardtanh(0.0, layer.cap)
+    if layer.cap is None:
+        return nn.ReLU()
+    return nn.ReLU6() if layer.cap == 6 else nn.Hardtanh(0.0, layer.cap)
 
 
 def _conv(layer: reference.Conv2d, build: Build) -> nn.Module:

@@ -179,7 +179,7 @@ class AvgPool2d:
         sliding = Sliding(x.shape[2:], self.kernel, self.stride, self.padding)
         area = self.kernel[0] * self.kernel[1]
         padded = sliding.pad(x)
-        total = sum(padded[:, :, rows, columns] for _, _, rows, columns in sliding.positions())
+        members = np.stack([padded[:, :, rows, columns] for _, _, rows, columns in sliding.positions()])
 
         def backward(g: Array, rule: Rule) -> Array:
             padded_g = np.zeros(padded.shape)
@@ -187,7 +187,7 @@ class AvgPool2d:
                 padded_g[:, :, rows, columns] += g / area
             return sliding.unpad(padded_g)
 
-        return total / area, backward
+        return members.mean(axis=0), backward
 
 
 # The layers that are one formula.

@@ -9,7 +9,7 @@ import numpy as np
 from guided_backprop.backends import backend_for
 from guided_backprop.backends.base import Attributed, Vouch
 from guided_backprop.errors import OptionError
-from guided_backprop.explanation import Coverage, Explanations, Nonlinearity
+from guided_backprop.explanation import Coverage, Explanations
 from guided_backprop.rules import DECONV, GUIDED, PLAIN, ReluRule
 from guided_backprop.targets import Target
 
@@ -129,7 +129,7 @@ class Method(ABC):
             labels=target.labels(outputs),
             scores=np.concatenate([batch.scores for batch in batches]),
             outputs=outputs,
-            coverage=_merge([batch.coverage for batch in batches]),
+            coverage=Coverage.merge(batch.coverage for batch in batches),
             method=type(self).__name__,
             model=backend.name,
             head=batches[0].head,
@@ -168,11 +168,3 @@ class GuidedBackprop(Method):
     """
 
     rule = GUIDED
-
-
-def _merge(coverages: list[Coverage]) -> Coverage:
-    """Join the coverage of batches: they run the same model, so counts are per forward pass, not summed."""
-    counts: dict[tuple[str, str], int] = {}
-    for name, count, treatment in (row for coverage in coverages for row in coverage):
-        counts[name, treatment] = max(count, counts.get((name, treatment), 0))
-    return Coverage(Nonlinearity(name, count, treatment) for (name, treatment), count in counts.items())

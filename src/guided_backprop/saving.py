@@ -119,7 +119,7 @@ class ExplanationFolder:
         Raises:
             OptionError: nothing was added.
         """
-        from safetensors.numpy import save  # noqa: PLC0415
+        from safetensors.numpy import save_file  # noqa: PLC0415
 
         if not self._arrays:
             raise OptionError("a folder needs at least one batch; received none. Call add() before finish().")
@@ -127,11 +127,14 @@ class ExplanationFolder:
             name: np.ascontiguousarray(np.concatenate([batch[name] for batch in self._arrays]))
             for name in self._arrays[0]
         }
-        # Not save_file(): its file can be read by the owner only, whatever the umask says.
-        (self._place() / ARRAYS).write_bytes(save(arrays))
+        self._arrays.clear()
+        place = self._place()
+        save_file(arrays, place / ARRAYS)
+        # safetensors lets only the owner read its file; others may as far as they may in the folder.
+        (place / ARRAYS).chmod(place.stat().st_mode & 0o666)
         manifest = json.dumps(self._manifest(arrays), indent=2) + "\n"
-        (self._place() / MANIFEST).write_text(manifest, encoding="utf-8")
-        self._publish(self._place())
+        (place / MANIFEST).write_text(manifest, encoding="utf-8")
+        self._publish(place)
         return self._folder
 
     def _checked_names(self, names: Sequence[str] | None, count: int) -> list[str]:

@@ -1,0 +1,241 @@
+"""The command line: parse, call, print.
+
+click and rich are imported when it runs, so that without them it can still say how to install them.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guided_backprop import __version__
+from guided_backprop.errors import (
+    GuidedBackpropError,
+    ImageError,
+    LabelError,
+    MissingExtraError,
+    OptionError,
+)
+from guided_backprop.explanation import Coverage, Explanations
+from guided_backprop.methods import REDUCERS, DeconvNet, GuidedBackprop, Method, Reducer, Saliency
+from guided_backprop.models import VisionModel, image_paths, load, load_default, probabilities
+from guided_backprop.saving import ARRAYS, MANIFEST, ExplanationFolder
+from guided_backprop.targets import Target
+
+if TYPE_CHECKING:
+    import click
+    from rich.console import Console
+
+METHODS: Mapping[str, type[Method]] = {
+    "guided-backprop": GuidedBackprop,
+    "deconvnet": DeconvNet,
+    "saliency": Saliency,
+}
+_TOP = 5
+
+
+def main() -> None:
+    """Run the command line; the console script and ``python -m guided_backprop`` call this."""
+    try:
+        group = command()
+    except MissingExtraError as error:
+        sys.exit(f"Error: {error}")
+    group()
+
+
+def command() -> "click.Group":
+    """Return the command line as a click command.
+
+    Raises:
+        MissingExtraError: click or rich is not installed.
+    """
+    try:
+        import click  # noqa: PLC0415
+        import rich  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the command line needs click and rich; received an environment without {error.name}. "
+            "Run: pip install 'guided-backprop[cli]'."
+        ) from error
+    option, path = click.Option, click.Path(path_type=Path)
+    size = click.IntRange(min=1)
+    explain = click.Command(
+        "explain",
+        callback=_explain,
+        help=_explain.__doc__,
+        params=[
+            click.Argument(["images"], nargs=-1, required=True, type=path),
+            option(["--output"], required=True, type=path, help="New folder for pictures, arrays, manifest."),
+            option(["--model"], metavar="MODULE:FUNCTION", help=_MODEL_HELP),
+            option(["--labels"], metavar="ID[,ID...]", callback=_parse_labels, help=_LABELS_HELP),
+            option(["--method"], type=click.Choice(list(METHODS)), default="guided-backprop", show_default=True),
+            option(["--batch-size"], type=size, default=16, show_default=True, help=_BATCH_HELP),
+            option(["--reducer"], type=click.Choice(REDUCERS), help="Reduce the channels to one."),
+            option(["--overwrite"], is_flag=True, help="Write into an existing folder."),
+        ],
+    )
+    version = click.version_option(__version__, prog_name="guided-backprop")
+    group = click.Group("guided-backprop", help="Which pixels move a network's score?", commands=[explain])
+    return version(group)
+
+
+_MODEL_HELP = (
+    "A function without arguments that returns a torch.nn.Module or (module, preprocess). [default: EfficientNet-Lite0]"
+)
+_LABELS_HELP = "Class ids: one for all images, or one per image. [default: the class with the highest score]"
+_BATCH_HELP = "Images read and explained at once. Of the others only attributions are held in memory."
+
+
+def _explain(  # noqa: PLR0917 (click passes them by name)
+    images: Sequence[Path],
+    output: Path,
+    model: str | None,
+    labels: Sequence[int] | None,
+    method: str,
+    batch_size: int,
+    reducer: Reducer | None,
+    overwrite: bool,
+) -> None:
+    """Explain what a model sees in IMAGES, which are files, or folders of them.
+
+    Images that cannot be read are reported and left out; the exit status is then 1.
+    """
+    with _one_line_errors():
+        paths = image_paths(images)
+        _check_counts(paths, labels)
+        with ExplanationFolder(output, overwrite=overwrite) as folder:
+            vision = load_default() if model is None else load(model)
+            run = _Run(vision, METHODS[method](vision.network, reducer=reducer), folder, output)
+            run.explain(paths, labels, batch_size)
+            run.finish()
+    if run.failed:
+        sys.exit(1)
+
+
+class _Run:
+    """One run of the command: batch after batch is read, explained, written, printed and dropped."""
+
+    def __init__(self, vision: VisionModel, method: Method, folder: ExplanationFolder, output: Path) -> None:
+        from rich.console import Console  # noqa: PLC0415
+
+        # A pipe has no width: nothing is folded there.
+        width = None if sys.stdout.isatty() else 10_000
+        self._console = Console(width=width, markup=False, highlight=False, emoji=False)
+        self._vision, self._method, self._folder, self._output = vision, method, folder, output
+        self._coverages: list[Coverage] = []
+        self._head: str | None = None
+        self._explained = 0
+        self.failed = 0
+
+    def explain(self, paths: Sequence[Path], labels: Sequence[int] | None, batch_size: int) -> None:
+        import click  # noqa: PLC0415
+        from rich.progress import Progress  # noqa: PLC0415
+
+        with Progress(console=self._console, transient=True, disable=not self._console.is_terminal) as progress:
+            task = progress.add_task("explaining", total=len(paths))
+            for batch in self._vision.batches(paths, batch_size):
+                for failure in batch.failures:
+                    click.echo(f"Error: {failure}", err=True)
+                self.failed += len(batch.failures)
+                if batch.rows:
+                    chosen = _labels_of(batch.rows, labels)
+                    explanations = self._method.explain(batch.images, chosen)
+                    if labels is not None and not self._explained:
+                        # A wrong label of the last image is found now, and not when all the others are done.
+                        Target(labels, len(labels)).ids(explanations.outputs, 0)
+                    self._add(explanations, [paths[row] for row in batch.rows])
+                progress.advance(task, len(batch.rows) + len(batch.failures))
+
+    def finish(self) -> None:
+        if not self._explained:
+            raise ImageError(
+                f"at least one image must be readable; received {self.failed} that are not. "
+                "Nothing was written: pass other files."
+            )
+        self._folder.finish()
+        if self._head:
+            self._console.print(f"scores: the logits in front of the model's {self._head}")
+        self._console.print(f"coverage: {Coverage.merge(self._coverages)}")
+        self._console.print(
+            f"{self._explained} of {self._explained + self.failed} images explained by "
+            f"{type(self._method).__name__} in {_printable(self._output)} ({MANIFEST}, {ARRAYS})"
+        )
+
+    def _add(self, explanations: Explanations, paths: Sequence[Path]) -> None:
+        files = self._folder.add(explanations, [str(path) for path in paths])
+        self._coverages.append(explanations.coverage)
+        self._head = explanations.head
+        self._explained += len(paths)
+        shares = probabilities(explanations.outputs, explanations.head)
+        for row, (path, kinds) in enumerate(zip(paths, files, strict=True)):
+            label, score = int(explanations.labels[row]), float(explanations.scores[row])
+            facts = [("explained", f"{self._vision.class_name(label)}, score {score:.4g}")]
+            if shares is not None:
+                top = np.argsort(-shares[row], kind="stable")[:_TOP]
+                facts += [(f"{shares[row, id_]:.1%}", self._vision.class_name(int(id_))) for id_ in top]
+            facts += [(kind, _printable(self._output / name)) for kind, name in kinds.items()]
+            _print_facts(self._console, path, facts)
+
+
+def _print_facts(console: "Console", path: Path, facts: Sequence[tuple[str, str]]) -> None:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(justify="right", min_width=11, no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts:
+        table.add_row(name, fact)
+    console.print(_printable(path), style="bold", soft_wrap=True)
+    console.print(table)
+
+
+def _parse_labels(_context: Any, _option: Any, text: str | None) -> list[int] | None:
+    import click  # noqa: PLC0415
+
+    if text is None:
+        return None
+    try:
+        return [int(label) for label in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(
+            f"labels must be integers separated by commas; received {text!r}. Pass for example 281,282."
+        ) from error
+
+
+def _check_counts(paths: Sequence[Path], labels: Sequence[int] | None) -> None:
+    if not paths:
+        raise OptionError("IMAGES must contain an image; received folders without any. Pass a folder of image files.")
+    if labels is not None and len(labels) not in (1, len(paths)):
+        raise LabelError(
+            f"labels must be one for all images, or one per image; received {len(labels)} labels for "
+            f"{len(paths)} images. Give as many labels as images, or one."
+        )
+
+
+def _labels_of(rows: Sequence[int], labels: Sequence[int] | None) -> list[int] | int | None:
+    """Return the labels of the images at ``rows``: labels count unreadable images too."""
+    if labels is None:
+        return None
+    return labels[0] if len(labels) == 1 else [labels[row] for row in rows]
+
+
+def _printable(path: Path) -> str:
+    """Return the path without the bytes and control characters that a terminal would choke on or obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(path))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Let click print what the library or the file system refuses: one line, no traceback."""
+    import click  # noqa: PLC0415
+
+    try:
+        yield
+    except (GuidedBackpropError, OSError) as error:
+        failure = click.ClickException(str(error))
+        if isinstance(error, OptionError | LabelError):
+            failure.exit_code = 2  # type: ignore[misc]  # click's own way, declared on the class only
+        raise failure from error

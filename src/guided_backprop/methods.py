@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from guided_backprop.backends import backend_for
-from guided_backprop.backends.base import Attributed, Vouch
+from guided_backprop.backends import backend_for, framework_of
+from guided_backprop.backends.base import Attributed, Backend, Vouch
 from guided_backprop.errors import OptionError
 from guided_backprop.explanation import Coverage, Explanations
 from guided_backprop.rules import DECONV, GUIDED, PLAIN, ReluRule
@@ -70,7 +70,9 @@ class Method(ABC):
                     f'vouch must say "relu" or "plain"; received vouch[{name!r}]={treatment!r}. '
                     'Pass "plain" if it contains no ReLU.'
                 )
-        self._backend = backend_for(model, undo_head=undo_head, vouch=vouch or {})
+        self._model, self._undo_head, self._vouch = model, undo_head, vouch or {}
+        self._backends: dict[str, Backend] = {}
+        framework_of(model)
         self._batch_size = batch_size
         self._reducer = reducer
 
@@ -103,7 +105,7 @@ class Method(ABC):
             >>> explanations.attribution.shape, str(explanations.coverage)
             (torch.Size([5, 4]), 'relu x1 guided')
         """
-        backend = self._backend
+        backend = self._backend(images)
         backend.check_images(images)
         axis = backend.channel_axis(images)
         if self._reducer is not None and axis is None:
@@ -121,7 +123,7 @@ class Method(ABC):
                 batch = Attributed(reduced, batch.scores, batch.outputs, batch.coverage, batch.head)
             batches.append(batch)
         if not batches:
-            batches = [self._nothing(images, axis)]
+            batches = [self._nothing(backend, images, axis)]
         outputs = np.concatenate([batch.outputs for batch in batches])
         return Explanations(
             attribution=backend.concatenate([batch.attribution for batch in batches]),
@@ -137,11 +139,20 @@ class Method(ABC):
             channel_axis=axis,
         )
 
-    def _nothing(self, images: Any, axis: int | None) -> Attributed:
+    def _backend(self, images: Any) -> Backend:
+        framework = framework_of(self._model, images)
+        assert framework is not None  # images were given, and not to know is an error then
+        if framework not in self._backends:
+            self._backends[framework] = backend_for(
+                framework, self._model, undo_head=self._undo_head, vouch=self._vouch
+            )
+        return self._backends[framework]
+
+    def _nothing(self, backend: Backend, images: Any, axis: int | None) -> Attributed:
         """Explain a batch of no images: the model is not run, so nothing is known of its outputs."""
-        attribution = self._backend.empty_like(images)
+        attribution = backend.empty_like(images)
         if self._reducer is not None and axis is not None:
-            attribution = self._backend.empty_like(attribution[(slice(None),) * axis + (0,)])
+            attribution = backend.reduce(attribution, "sum", axis)
         return Attributed(attribution, np.zeros(0), np.zeros(0), Coverage(), None)
 
 

@@ -4,6 +4,7 @@ The hooks live on the graph's nodes and die with it. Nothing is put on the model
 thread could see is changed, and how a ReLU was written does not matter.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -74,16 +75,20 @@ class TorchBackend(Backend):
             raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
 
     def channel_axis(self, images: Any) -> int | None:
-        return 1 if len(images.shape) > 2 else None
+        if len(images.shape) <= 2:
+            return None
+        keras: Any = sys.modules.get("keras")
+        is_keras = keras is not None and isinstance(self._model, keras.Layer)
+        return -1 if is_keras and keras.config.image_data_format() == "channels_last" else 1
 
     def attribute(self, images: Any, weigh: Weigh, rule: ReluRule) -> Attributed:
         self._check_model()
         with differentiable():
             run, watch = self._run(_as_tensor(images), rule)
-            editor = _Editor(run.path, rule, self._vouch)
+            head = run.head() if self._undo_head else None
+            editor = _Editor(run.path, rule, self._vouch, head)
             outputs = as_numpy(run.output)
             weights = weigh(outputs)
-            head = run.head() if self._undo_head else None
             scores: list[np.ndarray[Any, np.dtype[np.float64]]] = []
             if head is not None:
                 _skip_head(head, _logits(head, watch), scores)
@@ -192,12 +197,18 @@ class TorchBackend(Backend):
 class _Editor:
     """Puts a rule on the nodes of one graph, and keeps the record of what was done."""
 
-    def __init__(self, path: list[Node], rule: ReluRule, vouch: Vouch) -> None:
+    def __init__(self, path: list[Node], rule: ReluRule, vouch: Vouch, head: Node | None) -> None:
         self._rule = rule
         self._counts: Counter[tuple[str, str]] = Counter()
         self.watch: BackwardWatch | None = None
         on_path = set(path)
+        composites = [pair for node in path if (pair := nodes.relus_of_prelu(node, on_path)) is not None]
+        parts = {part for pair in composites for part in pair}
+        for _ in composites:
+            self._note("prelu", False)
         for node in path:
+            if node in parts:
+                continue
             if nodes.is_random(node):
                 raise _random(nodes.operation(node))
             relu = nodes.relu_of(node, on_path)
@@ -206,6 +217,8 @@ class _Editor:
             if relu is not None:
                 self._note(relu.name, True)
                 _hook(relu, rule)
+            elif node is head:
+                self._counts[nodes.operation(node), "undone"] += 1
             elif nodes.operation(node) in nodes.NONLINEARITIES:
                 self._note(nodes.operation(node), False)
             elif nodes.is_in_place_on_view(node):

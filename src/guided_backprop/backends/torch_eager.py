@@ -16,9 +16,11 @@ def training_module(model: torch.nn.Module, name: str = "the model") -> str | No
     """Return the name of a module in training mode, or None.
 
     An exported module says training=True for ever and refuses eval(), a frozen one says nothing: what was
-    exported is in the graph, and dropout or batch-norm in training mode are found there.
+    exported is in the graph, and dropout or batch-norm in training mode are found there. A Keras layer is
+    told by an argument, and infers unless it is told to train.
     """
-    if "eval" in vars(model):
+    keras = sys.modules.get("keras")
+    if "eval" in vars(model) or (keras is not None and isinstance(model, keras.Layer)):
         return None
     # A module without a forward of its own only holds others; torch.fx makes such, in training mode.
     if getattr(model, "training", False) and type(model).forward is not torch.nn.Module.forward:

@@ -133,6 +133,23 @@ def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
     return None
 
 
+def relus_of_prelu(node: Node, on_path: set[Node]) -> tuple[Node, Node] | None:
+    """Return the two ReLUs that a PReLU is written with, ``relu(x) - slope * relu(-x)``, if ``node`` is its sum.
+
+    A composite activation is one activation, whether a framework has one operation for it or not.
+    """
+    if operation(node) not in ("add", "sub"):
+        return None
+    sides = [_behind_scaling(parent, on_path) for parent in parents(node)]
+    if len(sides) != 2 or any(operation(side) != "relu" for side in sides):
+        return None
+    for relu, mirrored in (sides, sides[::-1]):
+        ((negation, _),) = mirrored.next_functions
+        if negation is not None and operation(negation) == "neg" and negation.next_functions == relu.next_functions:
+            return relu, mirrored
+    return None
+
+
 def spelled_relu(node: Node, on_path: set[Node]) -> str | None:
     """Return the name of an operation whose graph alone says that a ReLU can be spelled with it, or None.
 
@@ -211,6 +228,15 @@ def _is_stacked_with_constant(node: Node, dims: Any, on_path: set[Node]) -> bool
     # A negative axis was saved as an unsigned 64-bit number: 2**64 - 1 is -1.
     wrapped = [axis - 2**64 if axis >= 2**63 else axis for axis in (node._saved_dim, *axes)]  # type: ignore[attr-defined]
     return wrapped[0] % rank in {axis % rank for axis in wrapped[1:]}
+
+
+def _behind_scaling(node: Node, on_path: set[Node]) -> Node:
+    while operation(node) in ("mul", "neg"):
+        scaled = [parent for parent in parents(node) if parent in on_path]
+        if len(scaled) != 1:
+            break
+        node = scaled[0]
+    return node
 
 
 def _is_zero(bound: Any) -> bool:

@@ -259,6 +259,16 @@ def clamped_on_view(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([y[:, :2], x[:, 2:].relu()], 1)
 
 
+def every_third(x: torch.Tensor) -> torch.Tensor:
+    """A mask that does not depend on the images."""
+    return (torch.arange(x[0].numel()) % 3 == 0).view(x[0].shape).expand_as(x)
+
+
+def channel_scale(x: torch.Tensor) -> torch.Tensor:
+    """One number per channel, of both signs."""
+    return torch.linspace(-0.5, 1.5, x.shape[1], dtype=x.dtype).view(1, -1, 1, 1)
+
+
 # Each is a ReLU, and none of them is one operation.
 SPELLED: dict[str, Activation] = {
     "where(x > 0, x, 0)": lambda x: torch.where(x > 0, x, 0.0),
@@ -288,5 +298,21 @@ SPELLED: dict[str, Activation] = {
     "lerp": lambda x: torch.lerp(torch.zeros_like(x), x, (x > 0).double()),
     "masked in place on a view": masked_on_view,
     "clamped in place on a view": clamped_on_view,
+    "where((x > 0) & pad, x, 0)": lambda x: torch.where((x > 0) & ~every_third(x), x, 0.0),
+    "x * ((x > 0) * pad)": lambda x: x * ((x > 0) * ~every_third(x)),
+    "masked_fill((x < 0) | pad)": lambda x: x.masked_fill((x < 0) | every_third(x), 0.0),
+    "where(x > 0, scale * x, 0)": lambda x: torch.where(x > 0, x * channel_scale(x), 0.0),
+    "where(x > S, x - S, 0)": lambda x: torch.where(x > channel_scale(x), x - channel_scale(x), 0.0),
+    "where(x > 0, x, -0.5)": lambda x: torch.where(x > 0, x, -0.5),
+    "where(zeros < x, x, 0)": lambda x: torch.where(torch.zeros_like(x) < x, x, 0.0),
+    "(x + (x ** 2) ** 0.5) / 2": lambda x: (x + (x**2) ** 0.5) / 2,
+    "(x + norm) / 2": lambda x: (x + x.unsqueeze(-1).norm(dim=-1)) / 2,
+    "maximum(x, 0 * x)": lambda x: torch.maximum(x, 0 * x),
+    "fmax(x - x, x)": lambda x: torch.fmax(x - x, x),
+    "stack, permute, max": lambda x: torch.stack([x, torch.zeros_like(x)]).permute(1, 2, 3, 4, 0).max(-1).values,
+    "pad and amax": lambda x: F.pad(x[..., None], (0, 1)).amax(-1),
+    "maximum with a bound 0 in places": lambda x: torch.maximum(x, channel_scale(x).clamp(max=0) * 1e9),
+    "clamp with a bound 0 in places": lambda x: x.clamp(min=channel_scale(x).clamp(max=0) * 1e9),
+    "foreach": lambda x: torch._foreach_clamp_min([x], 0.0)[0],
     "custom autograd.Function": OwnRelu.apply,
 }

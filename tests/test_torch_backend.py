@@ -160,6 +160,11 @@ def test_bad_labels_are_found_in_the_first_batch():
         (torch.tensor(1.0), ImageError, "Tensor"),
         (images() * float("nan"), ImageError, "finite"),
         (images() / 0, ImageError, "finite"),
+        (images().to_sparse(), ImageError, "dense"),
+        (images().to("meta"), ImageError, "values"),
+        (torch.nested.nested_tensor([images()[0], images()[1]], layout=torch.jagged), ImageError, "nested=True"),
+        (IMAGES.astype(np.longdouble), ImageError, "float128"),
+        (IMAGES.astype(str), ImageError, "<U"),
     ],
 )
 def test_bad_images(bad, error, message):
@@ -174,6 +179,20 @@ def test_no_images_have_no_explanations(reducer):
     assert explanations.attribution.shape == ((0, 3, 8, 8) if reducer is None else (0, 8, 8))
     assert list(explanations) == []
     assert len(explanations.labels) == len(explanations.scores) == 0
+
+
+@pytest.mark.parametrize("labels", [[], np.zeros((0, CLASSES)), None, 3])
+def test_no_images_take_any_empty_labels(labels):
+    assert len(GuidedBackprop(spellings.relu_net()).explain(images()[:0], labels)) == 0
+
+
+@pytest.mark.parametrize("view", [lambda array: array[:, ::-1], lambda array: array.astype(">f8")])
+def test_numpy_arrays_in_any_memory_layout(view):
+    stored = view(IMAGES)
+    explanations = GuidedBackprop(spellings.relu_net()).explain(stored, LABELS)
+    expected = GuidedBackprop(spellings.relu_net()).explain(torch.tensor(stored.astype("f8")), LABELS)
+    np.testing.assert_allclose(explanations, expected, **TOLERANCE)
+    assert np.asarray(explanations).dtype == stored.dtype
 
 
 def test_numpy_in_numpy_out():
@@ -229,10 +248,11 @@ def test_one_part_in_training_mode_is_refused_by_name():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda x: (x, x), "one tensor"),
+        (lambda x: (x, x), "one real tensor"),
         (lambda x: x.sum(), "row per image"),
         (lambda x: x.sum(0), "row per image"),
-        (lambda x: {"logits": x}, "one tensor"),
+        (lambda x: {"logits": x}, "one real tensor"),
+        (lambda x: x.flatten(1) * 1j, "complex128"),
         (lambda x: 1 / 0, "ZeroDivisionError"),
     ],
 )
@@ -305,6 +325,20 @@ def test_a_head_can_be_kept(head):
     assert explanations.head is None
     np.testing.assert_allclose(explanations.scores, explanations.outputs[range(4), LABELS])
     assert not np.allclose(explanations, oracle(LABELS))
+
+
+def test_a_head_of_another_size():
+    """A fully convolutional network takes images of any size, and its head follows."""
+    convolutions = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).double().eval()
+    method, bare = GuidedBackprop(lambda x: convolutions(x).softmax(1)), GuidedBackprop(convolutions)
+    for batch in (images(), images()[:, :, :5], images()[:1]):
+        np.testing.assert_allclose(method.explain(batch, 1), bare.explain(batch, 1), **TOLERANCE)
+
+
+def test_a_head_under_a_checkpoint():
+    net = spellings.relu_net()
+    model = lambda x: torch.utils.checkpoint.checkpoint(lambda x: net(x).softmax(1), x, use_reentrant=False)  # noqa: E731
+    np.testing.assert_allclose(GuidedBackprop(model).explain(images(), LABELS), oracle(LABELS), **TOLERANCE)
 
 
 def test_a_saturated_softmax_is_explained():

@@ -71,11 +71,19 @@ def test_a_relu_spelled_as_arithmetic_is_refused(spelling):
     for _ in range(2):
         with pytest.raises(OpaqueRegionError, match="vouch|in place on a view"):
             method.explain(images(), LABELS)
-    np.testing.assert_allclose(
-        Saliency(Net(SPELLED[spelling], nn.ReLU(), nn.ReLU())).explain(images(), LABELS),
-        oracle(LABELS, "saliency"),
-        **TOLERANCE,
-    )
+    leaf = images().requires_grad_()
+    model = Net(SPELLED[spelling], nn.ReLU(), nn.ReLU())
+    (gradient,) = torch.autograd.grad(model(leaf)[range(4), LABELS].sum(), leaf)
+    np.testing.assert_allclose(Saliency(model).explain(images(), LABELS), gradient, **TOLERANCE)
+
+
+@pytest.mark.parametrize("spelling", ["where(x > 0, x, 0)", "x * (x > 0)", "masked_fill", "(x + |x|) / 2"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_spelled_relu_of_few_values_is_refused(spelling, size):
+    relu = SPELLED[spelling]
+    x = torch.tensor([[1.0, -2.0, 3.0]])[:, :size]
+    with pytest.raises(OpaqueRegionError, match="spelled"):
+        GuidedBackprop(lambda x: torch.relu(relu(x * 2)) * 2).explain(x, torch.ones(1, size))
 
 
 @pytest.mark.parametrize("spelling", ["where(x > 0, x, 0)", "x * (x > 0)", "masked_fill", "(x + |x|) / 2"])
@@ -340,6 +348,52 @@ def test_what_is_no_relu_is_not_refused(mask):
     leaf = images().requires_grad_()
     (gradient,) = torch.autograd.grad(by_hand(leaf)[range(4), LABELS].sum(), leaf)
     np.testing.assert_allclose(GuidedBackprop(model).explain(images(), LABELS), gradient, **TOLERANCE)
+
+
+def test_the_same_image_twice_is_normalised_as_once():
+    """Values that are alike make a root mean square look like a constant, which is no mask."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU()).double().eval()
+
+    def normalised(x):
+        h = model(x)
+        return h / (h.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+
+    once, twice = images()[:1], images()[[0, 0]]
+    expected = np.asarray(GuidedBackprop(normalised).explain(once, 0))[0]
+    for explanation in GuidedBackprop(normalised).explain(twice, 0):
+        np.testing.assert_allclose(explanation, expected, **TOLERANCE)
+
+
+def test_two_relus_of_opposite_sign_are_relus():
+    """Only Keras writes a PReLU so; anywhere else they are what they are."""
+    model, by_hand = (lambda x, relu=relu: relu(relu(x) * 2 - 3 * relu(-x)) for relu in (torch.relu, HandGuided.apply))
+    leaf = images().requires_grad_()
+    (gradient,) = torch.autograd.grad(by_hand(leaf).sum(), leaf)
+    explanations = GuidedBackprop(model).explain(images(), torch.ones(4, 3, 8, 8))
+    np.testing.assert_allclose(explanations, gradient, **TOLERANCE)
+    assert str(explanations.coverage) == "relu x3 guided"
+
+
+def test_a_prelu_of_slope_zero_is_a_relu():
+    explanations = GuidedBackprop(Net(nn.PReLU(init=0.0).double(), nn.ReLU(), nn.ReLU())).explain(images(), LABELS)
+    np.testing.assert_allclose(explanations, oracle(LABELS), **TOLERANCE)
+
+
+def test_a_checkpointed_block_is_run_twice_and_not_more():
+    calls = []
+
+    def block(x):
+        calls.append(len(x))
+        for _ in range(5):
+            x = torch.relu(x * torch.linspace(1, 2, 8)) / torch.linspace(1, 2, 8)
+        return x
+
+    model = lambda x: torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)  # noqa: E731
+    method = GuidedBackprop(model)
+    method.explain(images(), torch.ones(4, 3, 8, 8))
+    calls.clear()
+    method.explain(images(), torch.ones(4, 3, 8, 8))
+    assert len(calls) == 2
 
 
 # No gradient at all.

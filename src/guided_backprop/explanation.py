@@ -237,7 +237,9 @@ def as_numpy(values: Any) -> NDArray[Any]:
 
 def _as_array(values: Any, dtype: DTypeLike | None, copy: bool | None) -> NDArray[Any]:
     array = as_numpy(values)
-    converted = array.astype(dtype, copy=False) if dtype is not None else array
+    converted = array if dtype is None else array.astype(dtype, copy=False)
+    if copy is False and (converted is not array or "bfloat16" in str(values.dtype)):
+        raise ValueError(f"an array of dtype {dtype} needs a copy; received copy=False. Pass copy=None.")
     return converted.copy() if copy and converted is array else converted
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from guided_backprop.backends import backend_for, framework_of
 from guided_backprop.backends.base import Attributed, Backend, Vouch
-from guided_backprop.errors import OptionError
+from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanation import Coverage, Explanations
 from guided_backprop.rules import DECONV, GUIDED, PLAIN, ReluRule
 from guided_backprop.targets import Target
@@ -20,7 +20,8 @@ REDUCERS: tuple[Reducer, ...] = ("mean", "sum", "max", "min", "absmax")
 class Method(ABC):
     """A way to explain a model: how much, and in which direction, each input value moves the score.
 
-    The model is run as it is and is never changed; several threads may use one method at once.
+    The model is run as it is and is never changed; several threads may use one method at once. A batch may
+    be run forward twice, the second time watched, if the graph leaves open what only its values can tell.
 
     Args:
         model: a ``torch.nn.Module`` in eval mode, or any differentiable callable on tensors, which maps
@@ -128,7 +129,7 @@ class Method(ABC):
         return Explanations(
             attribution=backend.concatenate([batch.attribution for batch in batches]),
             images=images,
-            labels=target.labels(outputs),
+            labels=target.labels(outputs) if len(images) else np.zeros(0, np.int64),
             scores=np.concatenate([batch.scores for batch in batches]),
             outputs=outputs,
             coverage=Coverage.merge(batch.coverage for batch in batches),
@@ -141,7 +142,11 @@ class Method(ABC):
 
     def _backend(self, images: Any) -> Backend:
         framework = framework_of(self._model, images)
-        assert framework is not None  # images were given, and not to know is an error then
+        if framework is None:
+            raise ImageError(
+                "images must be a tensor of the model's framework where the model is a plain function; "
+                f"received images={type(images).__name__}. Convert the images first."
+            )
         if framework not in self._backends:
             self._backends[framework] = backend_for(
                 framework, self._model, undo_head=self._undo_head, vouch=self._vouch

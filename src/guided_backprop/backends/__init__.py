@@ -13,13 +13,13 @@ _BACKENDS = {"torch": "TorchBackend", "tensorflow": "TensorFlowBackend", "jax": 
 
 
 def framework_of(model: Any, images: Any = None) -> str | None:
-    """Return "torch", "tensorflow" or "jax"; None if only images could tell, and they are not given.
+    """Return "torch", "tensorflow" or "jax"; None if neither model nor images tell.
 
     A module or layer says it itself. A plain function takes what its images are; NumPy images, the only
     framework that is imported.
 
     Raises:
-        ModelError: the model is not callable, or neither model nor images tell the framework.
+        ModelError: the model is not callable.
         MissingExtraError: no supported framework is imported, so the model cannot be of one.
     """
     if not callable(model):
@@ -38,14 +38,9 @@ def framework_of(model: Any, images: Any = None) -> str | None:
     if keras is not None and isinstance(model, keras.Layer):
         return str(keras.config.backend())
     found = _origins(type(model)) or _origins(type(images))
-    if len(found) == 1 or len(imported) == 1:
-        return (found or imported)[0]
-    if images is None:
-        return None
-    raise ModelError(
-        f"images must tell the framework of a plain function; received images={type(images).__name__} while "
-        f"{', '.join(imported)} are imported. Pass a tensor of the model's framework."
-    )
+    if len(found) != 1 and len(imported) == 1:
+        found = imported
+    return found[0] if len(found) == 1 else None
 
 
 def backend_for(framework: str, model: Any, *, undo_head: bool, vouch: Vouch) -> Backend:

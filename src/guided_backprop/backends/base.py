@@ -77,3 +77,11 @@ class Backend(ABC):
     @abstractmethod
     def empty_like(self, images: Any) -> Any:
         """Return an uninitialised attribution for ``images``; used for a batch of no images."""
+
+
+def per_image(weights: Any, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the weighted sum of each row; what has no weight does not count, not even if it is infinite."""
+    weights, values = np.asarray(weights, np.float64), np.asarray(values, np.float64)
+    product = np.multiply(weights, values, out=np.zeros(weights.shape), where=weights != 0)
+    summed: np.ndarray[Any, np.dtype[np.float64]] = product.reshape(len(product), -1).sum(axis=1)
+    return summed

@@ -19,14 +19,26 @@ def training_module(model: torch.nn.Module, name: str = "the model") -> str | No
     exported is in the graph, and dropout or batch-norm in training mode are found there. A Keras layer is
     told by an argument, and infers unless it is told to train.
     """
-    keras = sys.modules.get("keras")
-    if "eval" in vars(model) or (keras is not None and isinstance(model, keras.Layer)):
+    if "eval" in vars(model) or is_keras(model):
         return None
     # A module without a forward of its own only holds others; torch.fx makes such, in training mode.
     if getattr(model, "training", False) and type(model).forward is not torch.nn.Module.forward:
         return name
     found = (training_module(child, child_name) for child_name, child in model.named_children())
     return next((child for child in found if child is not None), None)
+
+
+def is_keras(model: Any) -> bool:
+    """Tell whether the model is a Keras layer or model, on whichever backend."""
+    keras: Any = sys.modules.get("keras")
+    return keras is not None and isinstance(model, keras.Layer)
+
+
+def has_keras_prelu(model: Any) -> bool:
+    """Tell whether Keras, which has no operation for PReLU, writes one with two ReLUs in this model."""
+    if not is_keras(model):
+        return False
+    return any(isinstance(layer, sys.modules["keras"].layers.PReLU) for layer in model._flatten_layers())
 
 
 def unfused(model: Any) -> Callable[[torch.Tensor], Any]:
@@ -40,7 +52,9 @@ def unfused(model: Any) -> Callable[[torch.Tensor], Any]:
     function: Any = torch._C._create_function_from_graph("forward", cast("torch._C.Graph", model.inlined_graph))
     if isinstance(model, torch.jit.ScriptFunction):
         return function  # type: ignore[no-any-return]
-    return lambda images: function(model._c, images)
+    _, _, *others = model._c._get_method("forward").schema.arguments
+    defaults = [other.default_value for other in others if other.has_default_value()]
+    return lambda images: function(model._c, images, *defaults)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ are all ReLUs here.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch.autograd.graph import Node
+
+from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"
 
@@ -38,7 +41,9 @@ MOVES |= {"unsafe_view", "unsqueeze", "view"}
 
 # Operations out of which a ReLU can be spelled; whether one was, only the forward values can tell.
 _SPELLING = {"abs", "addcmul", "hypot", "index_put", "lerp", "masked_fill", "masked_scatter", "sgn", "sign"}
-_SPELLING |= {"sqrt", "where"}
+_SPELLING |= {"linalg_vector_norm", "pow", "sqrt", "where"}
+_MAXIMA = {"adaptive_max_pool2d", "amax", "aminmax", "cummax", "kthvalue", "max", "max_pool2d", "max_pool3d"}
+_MAXIMA |= {"median", "sort", "topk"}
 _BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
 _SAMPLE = 1024
 
@@ -119,6 +124,8 @@ def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
             return Relu(node, _capped(saved("max_val")))
         case "leaky_relu" if saved("negative_slope") == 0:
             return Relu(node, "relu")
+        case "prelu" if _is_zero(saved("weight")):
+            return Relu(node, "relu")
         case "elu" if saved("alpha") == 0:
             return Relu(node, "relu")
         case "rrelu" if saved("lower") == saved("upper") == 0:
@@ -133,47 +140,63 @@ def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
     return None
 
 
-def relus_of_prelu(node: Node, on_path: set[Node]) -> tuple[Node, Node] | None:
-    """Return the two ReLUs that a PReLU is written with, ``relu(x) - slope * relu(-x)``, if ``node`` is its sum.
+def prelus(path: list[Node]) -> list[tuple[Node, Node]]:
+    """Return the pairs of ReLUs of each PReLU as Keras writes it: ``relu(x) + (-slope) * relu(-x)``.
 
-    A composite activation is one activation, whether a framework has one operation for it or not.
+    A composite activation is one activation, whether a framework has one operation for it or not. A ReLU
+    that is used anywhere else is one of its own.
     """
-    if operation(node) not in ("add", "sub"):
-        return None
-    sides = [_behind_scaling(parent, on_path) for parent in parents(node)]
-    if len(sides) != 2 or any(operation(side) != "relu" for side in sides):
-        return None
-    for relu, mirrored in (sides, sides[::-1]):
+    uses = Counter(parent for node in path for parent in parents(node))
+    found = []
+    for node in path:
+        if operation(node) != "add" or len(node.next_functions) != 2:
+            continue
+        relu, scaled = (parent for parent, _ in node.next_functions)
+        if relu is None or scaled is None or (operation(relu), operation(scaled)) != ("relu", "mul"):
+            continue
+        slope, mirrored = (parent for parent, _ in scaled.next_functions)
+        if mirrored is None or operation(mirrored) != "relu" or (slope is not None and operation(slope) != "neg"):
+            continue
         ((negation, _),) = mirrored.next_functions
-        if negation is not None and operation(negation) == "neg" and negation.next_functions == relu.next_functions:
-            return relu, mirrored
-    return None
+        if negation is None or operation(negation) != "neg" or negation.next_functions != relu.next_functions:
+            continue
+        if uses[relu] == uses[mirrored] == 1:
+            found.append((relu, mirrored))
+    return found
 
 
 def spelled_relu(node: Node, on_path: set[Node]) -> str | None:
     """Return the name of an operation whose graph alone says that a ReLU can be spelled with it, or None.
 
-    Out of x and ``min(x, 0)`` one is ``x - min(x, 0)``; a maximum over a stack of x and zeros is another.
+    Out of x and ``min(x, 0)`` one is ``x - min(x, 0)``; ``max(x, 0 * x)`` is another, and so is a maximum
+    with a bound that is 0 in places.
     """
     name, saved = operation(node), _saved(node)
     if (name in ("clamp", "clamp_max") and _is_zero(saved("max"))) or (name == "hardtanh" and saved("max_val") == 0):
         return f"{name}(max=0)"
-    if name in ("minimum", "fmin"):
-        sides = ((1, "other"), (0, "self"))
-        if any(_is_constant(node, other, on_path) and _is_zero(saved(side)) for other, side in sides):
+    if name in ("clamp", "clamp_min") and _is_partly_zero(saved("min")):
+        return f"{name} with a bound that is 0 in places"
+    if name not in ("minimum", "fmin", "maximum", "fmax"):
+        return None
+    for operand, side in enumerate(("self", "other")):
+        if not _is_constant(node, operand, on_path):
+            behind = node.next_functions[operand][0]
+            if behind is not None and operation(behind) in ("mul", "sub") and _is_zero(saved(side)):
+                return f"{name} with a product or difference that is 0"
+        elif name in ("minimum", "fmin") and _is_zero(saved(side)):
             return f"{name} with 0"
-    if name in ("max", "amax", "topk", "kthvalue", "sort", "cummax") and any(
-        _is_stacked_with_constant(parent, saved("dim"), on_path) for parent in parents(node)
-    ):
-        return f"{name} over a stack with a constant"
+        elif name in ("maximum", "fmax") and _is_partly_zero(saved(side)):
+            return f"{name} with a bound that is 0 in places"
     return None
 
 
-def may_spell_relu(node: Node) -> bool:
+def may_spell_relu(node: Node, on_path: set[Node]) -> bool:
     """Tell whether a ReLU can be spelled with ``node`` and only the forward values tell whether one was."""
-    name, saved = operation(node), _saved(node)
+    name = operation(node)
     if name in ("mul", "div"):
-        return any(_is_gate(saved(factor)) for factor in ("self", "other"))
+        return _is_gate(node, "self") or _is_gate(node, "other")
+    if name in _MAXIMA:
+        return any(_is_padded_stack(parent, on_path) for parent in parents(node))
     return name in _SPELLING or is_in_place_on_view(node)
 
 
@@ -183,14 +206,21 @@ def is_in_place_on_view(node: Node) -> bool:
 
 
 def is_random(node: Node) -> bool:
-    """Tell whether ``node`` belongs to training: dropout, or batch-norm that mixes the images of a batch."""
+    """Tell whether ``node`` belongs to training: dropout, a random slope, batch-norm that learns."""
     name, saved = operation(node), _saved(node)
-    if name == "native_dropout":
-        return True
-    if name not in _BATCH_NORMS or not saved("training"):
-        return False
-    # Instance norm is batch-norm of one long image with the statistics of that image: nothing is mixed.
-    return saved("running_mean") is not None or saved("input").shape[0] > 1
+    if name == "rrelu":
+        return bool(saved("training"))
+    learns = name in _BATCH_NORMS and saved("training") and saved("running_mean") is not None
+    return name == "native_dropout" or bool(learns)
+
+
+def mixes_images(node: Node) -> bool:
+    """Tell whether ``node`` is batch-norm with the statistics of this batch.
+
+    Instance norm is batch-norm of one long image with the statistics of that image: nothing is mixed.
+    """
+    saved = _saved(node)
+    return operation(node) in _BATCH_NORMS and bool(saved("training")) and saved("input").shape[0] > 1
 
 
 def opaque_name(node: Node) -> str | None:
@@ -203,6 +233,8 @@ def opaque_name(node: Node) -> str | None:
     name = node.name()
     if "::" in name and name not in _PLAIN_CPP:
         return name
+    if operation(node).startswith("foreach_"):
+        return operation(node)
     # The ReLUs of such a network are inside one kernel. Mode 0 is the ReLU network, 1 tanh, 2 LSTM, 3 GRU.
     if operation(node) in ("cudnn_rnn", "miopen_rnn") and _saved(node)("mode") == 0:
         return operation(node)
@@ -211,7 +243,13 @@ def opaque_name(node: Node) -> str | None:
 
 def _saved(node: Node) -> Any:
     def attribute(name: str) -> Any:
-        return getattr(node, f"_saved_{name}", None)
+        try:
+            return getattr(node, f"_saved_{name}", None)
+        except RuntimeError as error:
+            raise OpaqueRegionError(
+                f"what {operation(node)} saved must be readable; received {str(error).splitlines()[0]} "
+                "Explain the model without its checkpoints."
+            ) from error
 
     return attribute
 
@@ -220,23 +258,12 @@ def _is_constant(node: Node, operand: int, on_path: set[Node]) -> bool:
     return node.next_functions[operand][0] not in on_path
 
 
-def _is_stacked_with_constant(node: Node, dims: Any, on_path: set[Node]) -> bool:
-    if operation(node) not in ("stack", "cat") or all(edge in on_path for edge, _ in node.next_functions):
-        return False
-    rank = len(node._input_metadata[0].shape)
-    axes = dims if isinstance(dims, (tuple, list)) else [dims]
-    # A negative axis was saved as an unsigned 64-bit number: 2**64 - 1 is -1.
-    wrapped = [axis - 2**64 if axis >= 2**63 else axis for axis in (node._saved_dim, *axes)]  # type: ignore[attr-defined]
-    return wrapped[0] % rank in {axis % rank for axis in wrapped[1:]}
-
-
-def _behind_scaling(node: Node, on_path: set[Node]) -> Node:
-    while operation(node) in ("mul", "neg"):
-        scaled = [parent for parent in parents(node) if parent in on_path]
-        if len(scaled) != 1:
-            break
-        node = scaled[0]
-    return node
+def _is_padded_stack(node: Node, on_path: set[Node]) -> bool:
+    while operation(node) in MOVES and node in on_path:
+        node = next(parents(node))
+    if operation(node) in ("stack", "cat"):
+        return any(edge not in on_path for edge, _ in node.next_functions)
+    return operation(node) == "constant_pad_nd"
 
 
 def _is_zero(bound: Any) -> bool:
@@ -251,13 +278,22 @@ def _capped(cap: Any) -> str:
     return "relu" if cap is None or cap == float("inf") else f"relu{cap:g}"
 
 
-def _is_gate(factor: Any) -> bool:
-    """Tell whether a factor is a mask at sampled positions."""
-    if not isinstance(factor, torch.Tensor) or factor.numel() <= 1:
+def _is_partly_zero(bound: Any) -> bool:
+    if not isinstance(bound, torch.Tensor):
         return False
-    if factor.dtype == torch.bool:
+    return 0 < int(bound.count_nonzero()) < bound.numel()
+
+
+def _is_gate(node: Node, factor: str) -> bool:
+    """Tell whether a saved factor is a mask at sampled positions."""
+    raw = getattr(node, f"_raw_saved_{factor}", None)
+    if getattr(raw, "unpack_hook", None) is not None:
+        # To look at it a checkpointed block would run once more: watch the forward pass instead.
         return True
-    return is_two_valued(factor.detach().flatten()[:: max(1, factor.numel() // _SAMPLE)])
+    values = _saved(node)(factor)
+    if not isinstance(values, torch.Tensor) or values.ndim == 0:
+        return False
+    return values.dtype == torch.bool or is_two_valued(values.detach().flatten()[:: max(1, values.numel() // _SAMPLE)])
 
 
 def is_two_valued(values: torch.Tensor) -> bool:
@@ -265,8 +301,3 @@ def is_two_valued(values: torch.Tensor) -> bool:
     low, high = values.aminmax()
     is_two = ((values == low) | (values == high)).all()
     return bool(is_two & ((low == high) | (low == 0) | (high == 0)))
-
-
-def output_shape(node: Node) -> torch.Size:
-    """Return the shape of the operation's result."""
-    return torch.Size(node._input_metadata[0].shape)

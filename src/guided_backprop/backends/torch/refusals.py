@@ -1,0 +1,66 @@
+"""What is refused, and how the error says it: parts that hide what they compute, ReLUs spelled as arithmetic."""
+
+from torch.autograd.graph import Node
+
+from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.torch import nodes
+from guided_backprop.backends.torch.audit import ForwardWatch
+from guided_backprop.errors import ModelError, OpaqueRegionError
+from guided_backprop.rules import ReluRule
+
+
+def refuse_opaque(path: list[Node], vouch: Vouch) -> None:
+    """Raise if a part of the graph hides what it computes, or spells a ReLU that no single node stands for."""
+    on_path = set(path)
+    for node in path:
+        name = nodes.opaque_name(node)
+        if name is not None and name not in vouch:
+            raise OpaqueRegionError(_opaque_message(name))
+        name = nodes.spelled_relu(node, on_path)
+        if name is not None and name not in vouch:
+            raise OpaqueRegionError(_spelled_message({name}))
+
+
+def refuse_spelled(watch: ForwardWatch, rule: ReluRule, vouch: Vouch) -> None:
+    """Raise if the watched forward pass dropped values, or spelled a ReLU as arithmetic that a rule would miss."""
+    if watch.has_dropout:
+        raise training_error("dropout")
+    spelled = {name for name in watch.spelled if name not in vouch}
+    if spelled and rule.backward_gate:
+        raise OpaqueRegionError(_spelled_message(spelled))
+
+
+def _opaque_message(name: str) -> str:
+    if name == "CompiledFunction":
+        return (
+            "a torch.compile region hides its ReLUs; received CompiledFunctionBackward between score and image. "
+            "Pass the model before compiling."
+        )
+    if name == "CheckpointFunction":
+        return (
+            "a reentrant checkpoint hides its ReLUs; received CheckpointFunctionBackward between score and image. "
+            "Use checkpoint(..., use_reentrant=False)."
+        )
+    if name.startswith("torch::jit"):
+        return (
+            f"a fused TorchScript region hides its ReLUs; received {name} between score and image. "
+            "Pass the scripted module itself as the model, or the module before scripting."
+        )
+    return (
+        f"a custom function hides whether it is a ReLU; received {name} between score and image. "
+        f'Pass vouch={{"{name}": "relu"}} if it is one, vouch={{"{name}": "plain"}} if it contains none.'
+    )
+
+
+def _spelled_message(names: set[str]) -> str:
+    found = ", ".join(sorted(names))
+    return (
+        f"a ReLU must be an operation of its own; received one spelled as arithmetic, with {found}. "
+        f'Write it as torch.relu, or pass vouch={{"{min(names)}": "plain"}} if it is no ReLU.'
+    )
+
+
+def training_error(name: str) -> ModelError:
+    return ModelError(
+        f"model must be in eval mode, or its map is random; received {name} in training mode. Call model.eval()."
+    )

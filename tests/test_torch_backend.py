@@ -20,6 +20,7 @@ from guided_backprop import (
     OptionError,
     Saliency,
     ScoreError,
+    layer_names,
 )
 from spellings import CLASSES, IMAGES, oracle
 
@@ -352,6 +353,56 @@ def test_attention_is_no_head():
     explanations = GuidedBackprop(model).explain(images(), 0)
     assert explanations.head is None
     assert ("softmax", 1, "plain") in explanations.coverage
+
+
+# Layers.
+
+
+@pytest.mark.parametrize("layer", ["middle", "middle.1", 4])
+def test_the_output_of_a_layer(layer):
+    """Nothing after it is run, and the model is as it was."""
+    model = spellings.relu_net()
+    before = state(model, images())
+    module = model.get_submodule(layer if isinstance(layer, str) else layer_names(model)[layer])
+    found = []
+    explanations = GuidedBackprop(model, output_layer=layer).explain(images(), 2)
+    np.testing.assert_equal(state(model, images()), before)
+    handle = module.register_forward_hook(lambda module, inputs, output: found.append(output.detach().numpy()))
+    model(images())
+    handle.remove()
+    np.testing.assert_allclose(explanations.outputs, found[0], **TOLERANCE)
+    np.testing.assert_allclose(explanations.scores, found[0][:, 2].reshape(4, -1).sum(1), **TOLERANCE)
+    assert not np.allclose(explanations, GuidedBackprop(model).explain(images(), 2))
+
+
+def test_the_map_of_a_layer_is_the_map_of_the_network_up_to_it():
+    model = spellings.relu_net()
+    cut = lambda x: model.middle(model.second(model.residual(model.stem(x))))  # noqa: E731
+    np.testing.assert_allclose(
+        GuidedBackprop(model, output_layer="middle").explain(images(), 2),
+        GuidedBackprop(cut).explain(images(), 2),
+        **TOLERANCE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "error", "message"),
+    [
+        (spellings.relu_net(), "midle", OptionError, "Did you mean 'middle'"),
+        (spellings.relu_net(), 99, OptionError, "received output_layer=99"),
+        (lambda x: x, "middle", ModelError, "no layers by name"),
+    ],
+)
+def test_bad_layers(model, layer, error, message):
+    with pytest.raises(error, match=message):
+        GuidedBackprop(model, output_layer=layer).explain(images(), 0)
+
+
+def test_a_layer_that_is_not_run():
+    model = spellings.relu_net()
+    model.unused = nn.ReLU().eval()
+    with pytest.raises(ModelError, match="received output_layer='unused', which was not"):
+        GuidedBackprop(model, output_layer="unused").explain(images(), 0)
 
 
 # dtypes, layouts, batches, reducers.

@@ -1,5 +1,6 @@
 """Guided Backpropagation (Springenberg et al. 2014): every ReLU, or an error; never a silently wrong map."""
 
+from guided_backprop.backends import layer_names
 from guided_backprop.errors import (
     GuidedBackpropError,
     ImageError,
@@ -37,4 +38,5 @@ __all__ = [
     "Saliency",
     "ScoreError",
     "__version__",
+    "layer_names",
 ]

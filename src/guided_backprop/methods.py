@@ -26,6 +26,9 @@ class Method(ABC):
     Args:
         model: a ``torch.nn.Module`` in eval mode, or any differentiable callable on tensors, which maps
             images ``(N, ...)`` to outputs ``(N, K)``, ``(N, K, ...)`` or ``(N,)``.
+        output_layer: explain the output of this layer instead of the model's, by name or by position in
+            :func:`layer_names`; nothing after it is run. None for the model's own output. For PyTorch
+            modules and Keras models.
         batch_size: how many images are explained at once; None for all. The result is the same, the
             memory is bounded.
         reducer: how the channel axis is reduced: "mean", "sum", "max", "min", "absmax" (the largest
@@ -47,6 +50,7 @@ class Method(ABC):
         self,
         model: Any,
         *,
+        output_layer: str | int | None = None,
         batch_size: int | None = None,
         reducer: Reducer | None = None,
         undo_head: bool = True,
@@ -71,9 +75,12 @@ class Method(ABC):
                     f'vouch must say "relu" or "plain"; received vouch[{name!r}]={treatment!r}. '
                     'Pass "plain" if it contains no ReLU.'
                 )
-        self._model, self._undo_head, self._vouch = model, undo_head, vouch or {}
+        self._model, self._output_layer = model, output_layer
+        self._undo_head, self._vouch = undo_head, vouch or {}
         self._backends: dict[str, Backend] = {}
-        framework_of(model)
+        framework = framework_of(model)
+        if framework is not None:
+            self._backend_of(framework)
         self._batch_size = batch_size
         self._reducer = reducer
 
@@ -147,9 +154,16 @@ class Method(ABC):
                 "images must be a tensor of the model's framework where the model is a plain function; "
                 f"received images={type(images).__name__}. Convert the images first."
             )
+        return self._backend_of(framework)
+
+    def _backend_of(self, framework: str) -> Backend:
         if framework not in self._backends:
             self._backends[framework] = backend_for(
-                framework, self._model, undo_head=self._undo_head, vouch=self._vouch
+                framework,
+                self._model,
+                output_layer=self._output_layer,
+                undo_head=self._undo_head,
+                vouch=self._vouch,
             )
         return self._backends[framework]
 

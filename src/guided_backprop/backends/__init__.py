@@ -1,13 +1,16 @@
 """Which framework a model is written in. Looks only at what is already imported; imports no framework."""
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
+from guided_backprop.backends import keras
 from guided_backprop.backends.base import Backend, Vouch
-from guided_backprop.errors import MissingExtraError, ModelError
+from guided_backprop.errors import MissingExtraError, ModelError, OptionError
 
-__all__ = ["backend_for", "framework_of"]
+__all__ = ["backend_for", "framework_of", "layer_names"]
 
 _BACKENDS = {"torch": "TorchBackend", "tensorflow": "TensorFlowBackend", "jax": "JaxBackend"}
 
@@ -34,19 +37,72 @@ def framework_of(model: Any, images: Any = None) -> str | None:
             f"model={type(model).__qualname__} and no framework is imported. "
             "Run: pip install 'guided-backprop[torch]', [tensorflow] or [jax]."
         )
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(model, keras.Layer):
-        return str(keras.config.backend())
+    if keras.is_keras(model):
+        return str(sys.modules["keras"].config.backend())
     found = _origins(type(model)) or _origins(type(images))
     if len(found) != 1 and len(imported) == 1:
         found = imported
     return found[0] if len(found) == 1 else None
 
 
-def backend_for(framework: str, model: Any, *, undo_head: bool, vouch: Vouch) -> Backend:
-    """Return the backend of ``framework`` for ``model``."""
-    backend = getattr(import_module(f"{__name__}.{framework}"), _BACKENDS[framework])
-    return backend(model, undo_head=undo_head, vouch=vouch)  # type: ignore[no-any-return]
+def backend_for(
+    framework: str, model: Any, *, output_layer: str | int | None, undo_head: bool, vouch: Vouch
+) -> Backend:
+    """Return the backend of ``framework`` for ``model``, or for the part of it that ends with ``output_layer``.
+
+    Raises:
+        OptionError: the model has no such layer.
+        ModelError: the model has no layers, or how they are connected is not known.
+    """
+    until = None
+    if output_layer is not None:
+        until = _layers(model).run_until(model, _name(output_layer, layer_names(model)))
+    kind = getattr(import_module(f"{__name__}.{framework}"), _BACKENDS[framework])
+    if until is None or keras.is_keras(until):
+        return kind(model if until is None else until, undo_head=undo_head, vouch=vouch)  # type: ignore[no-any-return]
+    return kind(model, undo_head=undo_head, vouch=vouch, forward=until)  # type: ignore[no-any-return]
+
+
+def layer_names(model: Any) -> list[str]:
+    """Return the names that ``output_layer`` may have, in the model's own order.
+
+    Args:
+        model: a ``torch.nn.Module``, whose modules are named as in ``named_modules()``; or a Keras model.
+
+    Raises:
+        ModelError: the model has no layers: it is a plain function, a scripted module or of another kind.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import layer_names
+        >>> layer_names(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()))
+        ['0', '1']
+    """
+    return list(_layers(model).layers_of(model))
+
+
+def _layers(model: Any) -> ModuleType:
+    torch: Any = sys.modules.get("torch")
+    if keras.is_keras(model):
+        return keras
+    if torch is not None and isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        return import_module(f"{__name__}.torch.layers")
+    raise ModelError(
+        f"output_layer needs a torch.nn.Module or a Keras model; received model={type(model).__name__}, which has "
+        "no layers by name. Pass a function that returns the output of the layer."
+    )
+
+
+def _name(layer: str | int, names: list[str]) -> str:
+    if isinstance(layer, int) and -len(names) <= layer < len(names):
+        return names[layer]
+    if layer in names:
+        return str(layer)
+    near = get_close_matches(str(layer), names) or names[-3:]
+    raise OptionError(
+        f"output_layer must be one of the model's {len(names)} layers, by name or position; received "
+        f"output_layer={layer!r}. Did you mean {' or '.join(map(repr, near))}?"
+    )
 
 
 def _origins(kind: type) -> list[str]:

@@ -15,9 +15,10 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh, per_image
+from guided_backprop.backends.keras import is_keras
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
-from guided_backprop.backends.torch.eager import differentiable, has_keras_prelu, is_keras, training_module, unfused
+from guided_backprop.backends.torch.eager import differentiable, has_keras_prelu, training_module, unfused
 from guided_backprop.backends.torch.editor import Editor, logits_of, skip_head
 from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_spelled
 from guided_backprop.errors import (
@@ -51,10 +52,17 @@ class _Run:
 class TorchBackend(Backend):
     """A ``torch.nn.Module`` or any differentiable callable on tensors."""
 
-    def __init__(self, model: Callable[[torch.Tensor], torch.Tensor], *, undo_head: bool, vouch: Vouch) -> None:
+    def __init__(
+        self,
+        model: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        undo_head: bool,
+        vouch: Vouch,
+        forward: Callable[[torch.Tensor], Any] | None = None,
+    ) -> None:
         self.name = type(model).__name__ if isinstance(model, torch.nn.Module) else _name(model)
         self._model = model
-        self._forward = unfused(model)
+        self._forward = unfused(model) if forward is None else forward
         self._undo_head = undo_head
         self._vouch = vouch
         # Set once a graph had something only its forward values can tell, so the next pass is watched at once.

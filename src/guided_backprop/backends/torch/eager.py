@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import torch
 
+from guided_backprop.backends.keras import is_keras
+
 
 def training_module(model: torch.nn.Module, name: str = "the model") -> str | None:
     """Return the name of a module in training mode, or None.
@@ -26,12 +28,6 @@ def training_module(model: torch.nn.Module, name: str = "the model") -> str | No
         return name
     found = (training_module(child, child_name) for child_name, child in model.named_children())
     return next((child for child in found if child is not None), None)
-
-
-def is_keras(model: Any) -> bool:
-    """Tell whether the model is a Keras layer or model, on whichever backend."""
-    keras: Any = sys.modules.get("keras")
-    return keras is not None and isinstance(model, keras.Layer)
 
 
 def has_keras_prelu(model: Any) -> bool:

@@ -1,0 +1,32 @@
+"""Keras 3 on any backend: its layers by name. Keras is looked for among what is imported, never imported."""
+
+import sys
+from typing import Any
+
+from guided_backprop.errors import ModelError
+
+
+def is_keras(model: Any) -> bool:
+    """Tell whether ``model`` is a Keras layer or model."""
+    keras: Any = sys.modules.get("keras")
+    return keras is not None and isinstance(model, keras.Layer)
+
+
+def layers_of(model: Any) -> dict[str, Any]:
+    """Return the layers of a Keras model by name, in its own order."""
+    return {layer.name: layer for layer in getattr(model, "layers", [])}
+
+
+def run_until(model: Any, name: str) -> Any:
+    """Return a model of the same layers and weights that ends with the layer called ``name``.
+
+    Raises:
+        ModelError: the model was written as a class, so how its layers are connected is not known.
+    """
+    try:
+        return sys.modules["keras"].Model(model.inputs, layers_of(model)[name].output)
+    except (AttributeError, ValueError) as error:
+        raise ModelError(
+            f"output_layer needs a Functional or Sequential model; received model={type(model).__name__} with "
+            f"output_layer={name!r}. Pass a function that returns the output of that layer."
+        ) from error

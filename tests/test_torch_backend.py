@@ -442,13 +442,10 @@ def test_channels_last_in_channels_last_out():
 def test_batch_size_does_not_change_the_result(batch_size, kind):
     model = spellings.relu_net()
     seen = []
-
-    def counted(x):
-        seen.append(len(x))
-        return model(x)
+    model.stem.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
 
     batch = images() if kind == "torch" else IMAGES
-    explanations = GuidedBackprop(counted, batch_size=batch_size).explain(batch, LABELS)
+    explanations = GuidedBackprop(model, batch_size=batch_size).explain(batch, LABELS)
     assert max(seen) == min(batch_size, 4)
     np.testing.assert_allclose(explanations, oracle(LABELS), **TOLERANCE)
     np.testing.assert_array_equal(explanations.labels, LABELS)

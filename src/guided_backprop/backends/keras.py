@@ -12,6 +12,18 @@ def is_keras(model: Any) -> bool:
     return keras is not None and isinstance(model, keras.Layer)
 
 
+def is_channels_last(model: Any, *, default: bool) -> bool:
+    """Tell whether the model's images are channels-last; ``default`` says so of a model that is not Keras'."""
+    return str(sys.modules["keras"].config.image_data_format()) == "channels_last" if is_keras(model) else default
+
+
+def has_prelu(model: Any) -> bool:
+    """Tell whether a Keras model contains a PReLU, which Keras writes with two ReLUs."""
+    if not is_keras(model):
+        return False
+    return any(isinstance(layer, sys.modules["keras"].layers.PReLU) for layer in model._flatten_layers())
+
+
 def layers_of(model: Any) -> dict[str, Any]:
     """Return the layers of a Keras model by name, in its own order."""
     return {layer.name: layer for layer in getattr(model, "layers", [])}

@@ -4,7 +4,6 @@ The hooks live on the graph's nodes and die with it. Nothing is put on the model
 thread could see is changed, and how a ReLU was written does not matter.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh, per_image
-from guided_backprop.backends.keras import is_keras
+from guided_backprop.backends.keras import has_prelu, is_channels_last
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
-from guided_backprop.backends.torch.eager import differentiable, has_keras_prelu, training_module, unfused
+from guided_backprop.backends.torch.eager import differentiable, training_module, unfused
 from guided_backprop.backends.torch.editor import Editor, logits_of, skip_head
 from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_spelled
 from guided_backprop.errors import (
@@ -91,16 +90,14 @@ class TorchBackend(Backend):
     def channel_axis(self, images: Any) -> int | None:
         if len(images.shape) <= 2:
             return None
-        if not is_keras(self._model):
-            return 1
-        return -1 if sys.modules["keras"].config.image_data_format() == "channels_last" else 1
+        return len(images.shape) - 1 if is_channels_last(self._model, default=False) else 1
 
     def attribute(self, images: Any, weigh: Weigh, rule: ReluRule) -> Attributed:
         self._check_model()
         with differentiable():
             run, watch = self._run(_as_tensor(images), rule)
             head = run.head() if self._undo_head else None
-            editor = Editor(run.path, rule, self._vouch, head, has_keras_prelu(self._model))
+            editor = Editor(run.path, rule, self._vouch, head, has_prelu(self._model))
             outputs = as_numpy(run.output)
             weights = weigh(outputs)
             scores: list[np.ndarray[Any, np.dtype[np.float64]]] = []

@@ -30,13 +30,6 @@ def training_module(model: torch.nn.Module, name: str = "the model") -> str | No
     return next((child for child in found if child is not None), None)
 
 
-def has_keras_prelu(model: Any) -> bool:
-    """Tell whether Keras, which has no operation for PReLU, writes one with two ReLUs in this model."""
-    if not is_keras(model):
-        return False
-    return any(isinstance(layer, sys.modules["keras"].layers.PReLU) for layer in model._flatten_layers())
-
-
 def unfused(model: Any) -> Callable[[torch.Tensor], Any]:
     """Return what runs ``model`` without TorchScript's fused gradients, which hide their ReLUs.
 

@@ -26,9 +26,9 @@ _PLAIN_CPP = {ENTRY, "torch::autograd::CopyBackwards", "torch::autograd::CopySli
 # Non-linearities that keep their own derivative and are listed in the coverage.
 NONLINEARITIES = set(
     """
-    abs adaptive_max_pool2d adaptive_max_pool3d amax amin celu clamp clamp_max clamp_min cos elu erf exp expm1
+    abs adaptive_max_pool amax amin celu clamp clamp_max clamp_min cos elu erf exp expm1
     fmax fmin gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log1p log_sigmoid log_softmax
-    logsumexp max max_pool2d max_pool3d maximum min minimum mish pow prelu reciprocal rrelu rsqrt
+    logsumexp max max_pool maximum min minimum mish pow prelu reciprocal rrelu rsqrt
     scaled_dot_product_attention sigmoid silu sin softmax softplus softshrink sqrt tanh
     """.split()
 )
@@ -42,7 +42,7 @@ MOVES |= {"unsafe_view", "unsqueeze", "view"}
 # Operations out of which a ReLU can be spelled; whether one was, only the forward values can tell.
 _SPELLING = {"abs", "addcmul", "hypot", "index_put", "lerp", "masked_fill", "masked_scatter", "sgn", "sign"}
 _SPELLING |= {"linalg_vector_norm", "pow", "sqrt", "where"}
-_MAXIMA = {"adaptive_max_pool2d", "amax", "aminmax", "cummax", "kthvalue", "max", "max_pool2d", "max_pool3d"}
+_MAXIMA = {"adaptive_max_pool", "amax", "aminmax", "cummax", "kthvalue", "max", "max_pool"}
 _MAXIMA |= {"median", "sort", "topk"}
 _BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
 _SAMPLE = 1024
@@ -77,7 +77,8 @@ def _operation(name: str) -> str:
     name = re.sub(r"Backward\d*$", "", name)
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     name = re.sub(r"(?<=scaled_dot_product_)\w*attention\w*", "attention", name)
-    return re.sub(r"with_?indices$|_kernel$|_with_noise$|_$", "", name)
+    name = re.sub(r"max_pool\dd", "max_pool", name)
+    return re.sub(r"_?with_?indices$|_kernel$|_with_noise$|_$", "", name)
 
 
 def parents(node: Node) -> Iterator[Node]:

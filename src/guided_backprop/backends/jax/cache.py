@@ -1,0 +1,177 @@
+"""Compiled functions, kept by what the model does: a model is traced anew on each call, and rarely compiled.
+
+Two traces with the same key run the same operations; the arrays that the model closed over are arguments.
+What cannot be compared by its value, such as a function, is compared by identity and kept alive by the key.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from guided_backprop.backends.jax.program import CUSTOM, Block, Program, Step, Value, alone
+
+_MOST = 16
+
+
+class Identity:
+    """Compares by identity what may change, or has no equality to rely on; holds it, so its id stays its own."""
+
+    def __init__(self, held: Any) -> None:
+        self._held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self._held is other._held
+
+    def __hash__(self) -> int:
+        return id(self._held)
+
+
+class Compiled:
+    """The functions compiled last; several threads may use it at once."""
+
+    def __init__(self) -> None:
+        self._functions: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable, build: Callable[[], Any]) -> Any:
+        """Return what is kept under ``key``, or build it."""
+        with self._lock:
+            if key not in self._functions:
+                self._functions[key] = build()
+                while len(self._functions) > _MOST:
+                    self._functions.popitem(last=False)
+            self._functions.move_to_end(key)
+            return self._functions[key]
+
+
+def key_of(program: Program) -> Hashable:
+    """Return what two programs that run the same operations, with the same ReLUs, have in common."""
+    numbers: dict[Value, int] = {}
+    constants = tuple((np.shape(array), str(jnp.asarray(array).dtype)) for array in program.constants)
+    return constants, _block_key(program.block, numbers)
+
+
+def _block_key(block: Block, numbers: dict[Value, int]) -> Hashable:
+    inputs = tuple(_value_key(value, numbers) for value in block.inputs)
+    steps = tuple(_step_key(step, numbers) for step in block.steps)
+    return inputs, steps, tuple(_value_key(value, numbers) for value in block.outputs)
+
+
+def _step_key(step: Step, numbers: dict[Value, int]) -> Hashable:
+    relu = None
+    if step.relu is not None:
+        cap = None if step.relu.cap is None else _value_key(step.relu.cap, numbers)
+        relu = (
+            step.relu.name,
+            step.relu.operand,
+            cap,
+            step.relu.is_custom,
+            step.relu.inside is not None,
+            step.relu.prelu,
+        )
+    inputs = tuple(_value_key(value, numbers) for value in step.inputs)
+    blocks = () if step.name in CUSTOM else tuple(_block_key(block, numbers) for block in step.blocks)
+    params = _equation_key(step.eqn, bool(blocks))
+    outputs = tuple(_value_key(value, numbers) for value in step.outputs)
+    return step.name, relu, step.is_inside, step.is_on_path, inputs, blocks, params, outputs
+
+
+def _value_key(value: Value, numbers: dict[Value, int]) -> Hashable:
+    aval = (value.aval.shape, str(value.aval.dtype)) if hasattr(value.aval, "shape") else str(value.aval)
+    if value.literal is not None:
+        return "literal", aval, np.asarray(value.literal).tobytes()
+    if value.constant is not None:
+        return "constant", value.constant
+    return numbers.setdefault(value, len(numbers)), aval
+
+
+def _equation_key(eqn: Any, has_blocks: bool) -> Hashable:
+    if eqn.primitive.name in CUSTOM:
+        return _derivative_key(eqn)
+    return tuple(
+        (name, "block" if has_blocks and _is_jaxpr(parameter) else _key(parameter))
+        for name, parameter in sorted(eqn.params.items())
+    )
+
+
+def _derivative_key(eqn: Any) -> Hashable:
+    """Compare custom functions by what they and their derivatives do: the functions are new in each trace."""
+    primal = next(parameter for parameter in eqn.params.values() if _is_jaxpr(parameter))
+    try:
+        seen = [atom.aval for atom in eqn.invars]
+        floats = [index for index, aval in enumerate(seen) if jnp.issubdtype(aval.dtype, jnp.inexact)]
+        shapes = [
+            jax.ShapeDtypeStruct(aval.shape, aval.dtype)  # type: ignore[no-untyped-call]
+            for aval in (*seen, *(var.aval for var in eqn.outvars))
+        ]
+        derivative = jax.make_jaxpr(lambda *inputs: _pushed_back(eqn, inputs, floats))(*shapes)
+    except Exception:
+        # Not every function can be differentiated out of its context: then it is compared by identity.
+        return _key(primal), tuple(Identity(parameter) for parameter in eqn.params.values())
+    return _key(primal), _key(derivative)
+
+
+def _pushed_back(eqn: Any, inputs: tuple[Any, ...], floats: list[int]) -> Any:
+    atoms = [core.Var(atom.aval) for atom in eqn.invars]
+    run = alone(eqn.replace(invars=atoms), atoms, eqn.outvars)
+
+    def of_floats(*values: Any) -> Any:
+        filled = list(inputs[: len(atoms)])
+        for index, value in zip(floats, values, strict=True):
+            filled[index] = value
+        return run(*filled)
+
+    _, back = jax.vjp(of_floats, *(inputs[index] for index in floats))
+    return back(list(inputs[len(atoms) :]))
+
+
+def _is_jaxpr(parameter: Any) -> bool:
+    if isinstance(parameter, (tuple, list)):
+        return any(map(_is_jaxpr, parameter))
+    return isinstance(parameter, (core.Jaxpr, core.ClosedJaxpr))
+
+
+def _key(value: Any) -> Hashable:
+    if isinstance(value, core.ClosedJaxpr):
+        return _key(value.jaxpr), tuple(map(_key, value.consts))
+    if isinstance(value, core.Jaxpr):
+        return _jaxpr_key(value)
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, tuple(map(_key, value))
+    if isinstance(value, dict):
+        return tuple((name, _key(item)) for name, item in sorted(value.items()))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.shape, str(value.dtype), value.tobytes()
+    if isinstance(value, jax.Array) or callable(value):
+        return Identity(value)
+    try:
+        hash(value)
+    except TypeError:
+        return Identity(value)
+    return type(value), value
+
+
+def _jaxpr_key(jaxpr: Any) -> Hashable:
+    numbers: dict[Any, int] = {}
+
+    def atom(each: Any) -> Hashable:
+        if isinstance(each, core.Literal):
+            return "literal", str(each.aval), _key(np.asarray(each.val))
+        return numbers.setdefault(each, len(numbers)), str(each.aval)
+
+    def equation(eqn: Any) -> Hashable:
+        if eqn.primitive.name in CUSTOM:
+            # Only first derivatives are taken, so inside of a derivative this is run and not differentiated.
+            params: Hashable = _key(next(each for each in eqn.params.values() if _is_jaxpr(each)))
+        else:
+            params = tuple((name, _key(parameter)) for name, parameter in sorted(eqn.params.items()))
+        return eqn.primitive.name, tuple(map(atom, eqn.invars)), params, tuple(map(atom, eqn.outvars))
+
+    inputs = tuple(map(atom, (*jaxpr.constvars, *jaxpr.invars)))
+    return inputs, tuple(map(equation, jaxpr.eqns)), tuple(map(atom, jaxpr.outvars))

@@ -1,0 +1,238 @@
+"""A traced JAX model as one flat program: calls inlined, and each call site with values of its own.
+
+A jaxpr shares what it calls: two uses of one jitted function are one inner jaxpr. What is done with a ReLU
+depends on where it is used, so everything is expanded first. Loops, branches and checkpoints stay, as steps
+with blocks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+# Activations of jax.nn that are jitted, by their name there, and what the coverage calls them.
+COMPOSITES = {name: name for name in "celu elu gelu leaky_relu log_sigmoid mish selu silu softplus".split()}
+COMPOSITES |= {name: name for name in "fmax soft_sign sparse_plus sparse_sigmoid squareplus".split()}
+COMPOSITES |= {"hard_sigmoid": "hardsigmoid", "hard_silu": "hardswish", "hard_swish": "hardswish"}
+COMPOSITES |= {"hard_tanh": "hardtanh"}
+
+_CALLS = {"closed_call", "core_call", "core_closed_call", "jit", "pjit"}
+REMATS = {"checkpoint", "remat", "remat2"}
+REBUILT = {"cond", "scan", "shard_map"} | REMATS
+CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """One array of the program, at one call site.
+
+    Attributes:
+        aval: its shape and dtype.
+        step: what makes it; None for inputs and constants.
+        constant: which of the program's constants it is, or None.
+        literal: its value, where that is written in the program.
+        outer: for a block's input, the same array outside of the block; None if it is another one.
+        stack: for a loop's input, the array outside of the loop that it is a slice of.
+        uses: the steps that read it.
+        depends: whether it is computed from the images.
+        carries: whether a gradient flows through it to the images.
+        is_live: whether a gradient flows to it from the output.
+    """
+
+    aval: Any
+    step: "Step | None" = None
+    constant: int | None = None
+    literal: Any = None
+    outer: "Value | None" = None
+    stack: "Value | None" = None
+    uses: "list[Step]" = field(default_factory=list)
+    depends: bool = False
+    carries: bool = False
+    is_live: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """What a loop repeats, what a branch or a custom function does."""
+
+    inputs: list[Value]
+    steps: "list[Step]"
+    outputs: list[Value]
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """One operation.
+
+    Attributes:
+        eqn: the equation of the jaxpr.
+        inputs, outputs: its operands and results.
+        blocks: the jaxprs in its parameters, for loops, branches, checkpoints and custom functions.
+        composite: the name of the activation that it is as a whole, or None.
+        relu: how it is a ReLU, or None; see relus.
+        is_inside: whether it is a part of the ReLU that the next step stands for.
+    """
+
+    eqn: Any
+    inputs: list[Value]
+    outputs: list[Value]
+    blocks: list[Block] = field(default_factory=list)
+    composite: str | None = None
+    relu: Any = None
+    is_inside: bool = False
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return str(self.eqn.primitive.name)
+
+    @property
+    def is_on_path(self) -> bool:
+        """Whether a gradient flows through it from the output to the images."""
+        return any(value.carries for value in self.inputs) and any(
+            value.carries and value.is_live for value in self.outputs
+        )
+
+    def run(self, operands: Sequence[Any]) -> list[Any]:
+        """Do the operation as the model does it."""
+        eqn = self.eqn
+        seen: dict[Any, Any] = {}
+        for atom, operand in zip(eqn.invars, operands, strict=True):
+            if not isinstance(atom, core.Literal):
+                seen[atom] = operand
+        kept = [var for var in eqn.outvars if not isinstance(var, core.DropVar)]
+        results = iter(alone(eqn, list(seen), kept)(*seen.values()))
+        return [None if isinstance(var, core.DropVar) else next(results) for var in eqn.outvars]
+
+
+class Program:
+    """A model as traced: one block, and the arrays that it closed over."""
+
+    def __init__(self, traced: Any) -> None:
+        self.constants: list[Any] = []
+        self._known: dict[int, Value] = {}
+        images = [Value(var.aval) for var in traced.jaxpr.invars]
+        steps: list[Step] = []
+        outputs = self._inline(traced, images, steps)
+        self.block = Block(images, steps, outputs)
+
+    def steps(self) -> Iterator[Step]:
+        """Iterate over all steps, those of inner blocks before the step that they belong to."""
+        return _all_steps(self.block)
+
+    def _inline(self, closed: Any, inputs: Sequence[Value], steps: list[Step]) -> list[Value]:
+        jaxpr, constants = (closed.jaxpr, closed.consts) if hasattr(closed, "consts") else (closed, ())
+        values: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+        for var, constant in zip(jaxpr.constvars, constants, strict=True):
+            values[var] = self._constant(var.aval, constant)
+
+        def read(atom: Any) -> Value:
+            if not isinstance(atom, core.Literal):
+                return values[atom]
+            return self._constant(atom.aval, atom.val) if np.ndim(atom.val) else Value(atom.aval, literal=atom.val)
+
+        for eqn in jaxpr.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            results = self._expand(eqn, operands, steps)
+            values.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _expand(self, eqn: Any, operands: list[Value], steps: list[Step]) -> list[Value]:
+        composite = None
+        if eqn.primitive.name in _CALLS:
+            composite = composite_name(eqn)
+            if composite is None:
+                inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+                return self._inline(inner, operands, steps)
+        step = Step(eqn, operands, [Value(var.aval) for var in eqn.outvars], composite=composite)
+        if composite is None and step.name == "scan":
+            step.blocks = [self._loop(eqn, operands)]
+        elif composite is None:
+            step.blocks = [self._block(inner, outer) for inner, outer in _inner(eqn, operands)]
+        for value in operands:
+            value.uses.append(step)
+        for value in step.outputs:
+            value.step = step
+        steps.append(step)
+        return step.outputs
+
+    def _block(self, closed: Any, outer: Sequence[Value | None]) -> Block:
+        jaxpr = closed.jaxpr if hasattr(closed, "consts") else closed
+        inputs = [Value(var.aval, outer=value) for var, value in zip(jaxpr.invars, outer, strict=True)]
+        steps: list[Step] = []
+        return Block(inputs, steps, self._inline(closed, inputs, steps))
+
+    def _loop(self, eqn: Any, operands: list[Value]) -> Block:
+        constants, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+        outer = [*operands[:constants], *[None] * (len(operands) - constants)]
+        block = self._block(eqn.params["jaxpr"], outer)
+        for value, stack in zip(block.inputs[constants + carried :], operands[constants + carried :], strict=True):
+            value.stack = stack
+        return block
+
+    def _constant(self, aval: Any, array: Any) -> Value:
+        if id(array) not in self._known:
+            self._known[id(array)] = Value(aval, constant=len(self.constants))
+            self.constants.append(array)
+        return self._known[id(array)]
+
+
+def alone(eqn: Any, inputs: list[Any], outputs: list[Any]) -> Callable[..., list[Any]]:
+    """Return a function that does what one equation does."""
+    about: dict[str, Any] = {}
+    if hasattr(core, "DebugInfo"):
+        names, paths = tuple("" for _ in inputs), tuple("" for _ in outputs)
+        about["debug_info"] = core.DebugInfo("jit", str(eqn.primitive.name), names, paths)
+    jaxpr = core.Jaxpr([], inputs, outputs, [eqn], eqn.effects, **about)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, []))  # type: ignore[no-any-return]
+
+
+def _all_steps(block: Block) -> Iterator[Step]:
+    for step in block.steps:
+        for inner in step.blocks:
+            yield from _all_steps(inner)
+        yield step
+
+
+def _inner(eqn: Any, operands: list[Value]) -> Iterator[tuple[Any, list[Value | None]]]:
+    """Yield each jaxpr in an equation's parameters, with the operand that each of its inputs is, or None."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "cond":
+        for branch in params["branches"]:
+            yield branch, [*operands[1:]]
+    else:
+        for parameter in params.values():
+            for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
+                if isinstance(inner, (core.Jaxpr, core.ClosedJaxpr)):
+                    inputs = (inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner).invars
+                    is_same = len(inputs) == len(operands)
+                    yield inner, list(operands) if is_same else [None] * len(inputs)
+
+
+def composite_name(eqn: Any) -> str | None:
+    """Return which activation of jax.nn a jitted call is, or None; a name alone may be the user's own."""
+    name = eqn.params.get("name")
+    if name not in COMPOSITES:
+        return None
+    original: Callable[..., Any] | None = getattr(jax.nn, name, getattr(jax.numpy, name, None))
+    if original is None:
+        return None
+    operands = (
+        jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, weak_type=atom.aval.weak_type)  # type: ignore[no-untyped-call]
+        for atom in eqn.invars
+    )
+    try:
+        traced = jax.make_jaxpr(original)(*operands)
+    except (TypeError, ValueError):
+        return None
+    expected = traced.jaxpr.eqns[0] if len(traced.jaxpr.eqns) == 1 else None
+    if expected is None or "jaxpr" not in expected.params:
+        return None
+    return COMPOSITES[name] if _text(expected.params["jaxpr"]) == _text(eqn.params["jaxpr"]) else None
+
+
+def _text(closed: Any) -> str:
+    return str(closed).replace("weak_type=True", "weak_type=False")

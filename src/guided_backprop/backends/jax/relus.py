@@ -1,0 +1,313 @@
+"""Which steps of a traced model lie between score and images, and which of them are ReLUs.
+
+A step is known by its primitive and by the values of its constant operands, never by how the model was
+written: ``jax.nn.relu``, ``jnp.maximum(x, 0)`` and ``lax.clamp(0, x, inf)`` are all ReLUs here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.jax.program import CUSTOM, REMATS, Block, Program, Step, Value
+
+# Operations that pass no gradient on, although they return floating-point numbers.
+_CUTS = {"ceil", "clz", "floor", "nextafter", "round", "sign", "stop_gradient"}
+
+# Operations value by value: a square root behind them is taken of what went in.
+POINTWISE = set("add broadcast_in_dim convert_element_type copy div integer_pow mul neg pow reshape".split())
+POINTWISE |= {"add_any", "expand_dims", "pvary", "square", "squeeze", "sub"}
+_MOVES = {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze", "stop_gradient", "transpose"}
+# What only marks a value as one of each device, inside of a shard_map.
+_MARKS = {"pbroadcast", "pcast", "pvary"}
+_ROOTS = {"rsqrt", "sqrt"}
+_REDUCTIONS = {"psum", "psum2", "psum_invariant", "reduce_sum"}
+_OF_A_RELU = {"broadcast_in_dim", "clamp", "convert_element_type", "max", "min", "pvary"}
+
+
+@dataclass(frozen=True, slots=True)
+class Relu:
+    """How a step is a ReLU, or a ReLU with a cap.
+
+    Attributes:
+        name: "relu", "relu6"...
+        operand: which of the step's operands is the ReLU's input; that of ``inside`` if there is one.
+        cap: the upper bound; None if there is none.
+        inside: the step in front, of the pair of maximum and minimum that the ReLU is made of.
+        is_custom: whether it brings a derivative of its own, which is then its forward gate.
+        prelu: which half it is of a PReLU that is written with two, "first" or "second"; None for a ReLU.
+    """
+
+    name: str
+    operand: int = 0
+    cap: Value | None = None
+    inside: Step | None = None
+    is_custom: bool = False
+    prelu: str | None = None
+
+
+def mark_prelus(program: Program) -> None:
+    """Find each PReLU as Keras writes it, ``relu(x) + (-slope) * relu(-x)``: that is one activation."""
+    for step in program.steps():
+        if step.name != "add":
+            continue
+        first, scaled = (value.step for value in step.inputs)
+        if first is None or scaled is None or scaled.name != "mul":
+            continue
+        halves = [value.step for value in scaled.inputs if value.depends]
+        second = halves[0] if len(halves) == 1 else None
+        if second is None or first.relu is None or second.relu is None:
+            continue
+        negation = second.inputs[second.relu.operand].step
+        is_mirror = negation is not None and negation.name == "neg"
+        if not is_mirror or negation.inputs[0] is not first.inputs[first.relu.operand]:
+            continue
+        if len(first.outputs[0].uses) == len(second.outputs[0].uses) == 1:
+            first.relu, second.relu = replace(first.relu, prelu="first"), replace(second.relu, prelu="second")
+
+
+class Facts:
+    """What is known of the values of a program, before it is run.
+
+    Args:
+        program: the model, traced.
+        output: the index of nothing but the model's output; gradients start there.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._constants = program.constants
+        self._values: dict[Value, Any] = {}
+        for value in program.block.inputs:
+            value.depends = value.carries = True
+        _forward(program.block)
+        for value in program.block.outputs:
+            value.is_live = True
+        _backward(program.block)
+        self.results = {id(value) for value in program.block.outputs}
+        for step in program.steps():
+            self.results |= {id(value) for block in step.blocks for value in block.outputs}
+
+    def known(self, value: Value) -> Any:
+        """Return the array that ``value`` always is, or None if that depends on the images or on a loop."""
+        if value.depends:
+            return None
+        if value.constant is not None:
+            return self._constants[value.constant]
+        if value.literal is not None:
+            return value.literal
+        if value.outer is not None:
+            return self.known(value.outer)
+        if value.step is None:
+            return None
+        if value.step.name in _MARKS:
+            return self.known(value.step.inputs[0])
+        if value not in self._values:
+            operands = [self.known(operand) for operand in value.step.inputs]
+            if any(operand is None for operand in operands):
+                return None
+            operands = [
+                jnp.asarray(each, v.aval.dtype) if v.literal is not None else each
+                for each, v in zip(operands, value.step.inputs, strict=True)
+            ]
+            self._values.update(zip(value.step.outputs, value.step.run(operands), strict=True))
+        return self._values[value]
+
+    def is_zero(self, value: Value) -> bool:
+        """Tell whether ``value`` is 0 everywhere, whatever the images are."""
+        if value.stack is not None:
+            return self.is_zero(value.stack)
+        if value.step is not None and value.step.name == "mul" and any(map(self.is_zero, value.step.inputs)):
+            return True
+        if value.step is not None and value.step.name == "select_n" and all(map(self.is_zero, value.step.inputs[1:])):
+            return True
+        if value.step is not None and value.step.name in _MOVES:
+            return self.is_zero(value.step.inputs[0])
+        known = self.known(value)
+        return known is not None and jnp.issubdtype(np.asarray(known).dtype, jnp.number) and not np.any(known)
+
+    def find_relus(self, program: Program, vouch: Vouch) -> None:
+        """Note on every step on the path how it is a ReLU, if it is one."""
+        pairs = []
+        for step in program.steps():
+            if step.is_on_path:
+                step.relu = self._relu_of(step, vouch)
+                if step.relu is not None and step.relu.inside is not None:
+                    pairs.append(step.relu.inside)
+        for inside in pairs:
+            inside.relu, inside.is_inside = None, True
+
+    def _relu_of(self, step: Step, vouch: Vouch) -> Relu | None:
+        if step.name in CUSTOM:
+            return self._custom_relu(step, vouch)
+        if step.composite in ("elu", "leaky_relu") and len(step.inputs) > 1 and self.is_zero(step.inputs[1]):
+            return Relu("relu")
+        if step.name == "max" or step.composite == "fmax":
+            operand = self.operand_against_zero(step)
+            if operand is None or self.is_floor_of_root(step, operand):
+                return None
+            front = step.inputs[operand].step
+            if front is not None and self._is_cap_alone(front, step.inputs[operand]):
+                inner = 0 if front.inputs[0].carries else 1
+                return self._capped(front.inputs[1 - inner], inner, front)
+            return Relu("relu", operand)
+        if step.name == "min" and (step.inputs[0].carries != step.inputs[1].carries):
+            x, cap = step.inputs if step.inputs[0].carries else step.inputs[::-1]
+            if x.step is not None and x.step.name == "max" and self._is_alone(x) and not cap.depends:
+                operand = self.operand_against_zero(x.step)
+                if operand is not None and not self.is_zero(cap):
+                    return self._capped(cap, operand, x.step)
+        if step.name == "clamp" and self.is_zero(step.inputs[0]) and step.inputs[1].carries:
+            return self._capped(step.inputs[2], 1, None)
+        return None
+
+    def operand_against_zero(self, step: Step) -> int | None:
+        """Return which operand a maximum or minimum compares with 0, or None."""
+        for operand in (0, 1):
+            if step.inputs[operand].carries and self.is_zero(step.inputs[1 - operand]):
+                return operand
+        return None
+
+    def is_floor_of_root(self, step: Step, operand: int) -> bool:
+        """Tell whether ``max(variance, 0)`` guards a square root: a variance is no activation.
+
+        It is one if it is reduced from many values, and if all that it is used for is the root.
+        """
+        return _is_reduced(step.inputs[operand]) and self._leads_to_root(step.outputs[0])
+
+    def _leads_to_root(self, value: Value) -> bool:
+        if not value.uses or id(value) in self.results:
+            return False
+        return all(
+            step.name in _ROOTS
+            or (
+                step.name in POINTWISE
+                and sum(each.depends for each in step.inputs) == 1
+                and self._leads_to_root(step.outputs[0])
+            )
+            for step in value.uses
+        )
+
+    def _custom_relu(self, step: Step, vouch: Vouch) -> Relu | None:
+        name = custom_name(step)
+        carrying = [index for index, value in enumerate(step.inputs) if value.carries]
+        if vouch.get(name) == "relu":
+            return Relu(name, carrying[0], is_custom=True)
+        if len(carrying) != 1 or len(step.blocks) != 1 or step.name != "custom_jvp_call":
+            return None
+        block = step.blocks[0]
+        last = block.outputs[0].step
+        if last is None or any(inner.name not in _OF_A_RELU for inner in block.steps):
+            return None
+        relu = self._relu_of(last, {})
+        if relu is None or (relu.inside or last).inputs[relu.operand] is not block.inputs[carrying[0]]:
+            return None
+        return Relu(relu.name, carrying[0], is_custom=True)
+
+    def _capped(self, cap: Value, operand: int, inside: Step | None) -> Relu:
+        known = self.known(cap)
+        bounds = None if known is None else np.asarray(known, np.float64)
+        if bounds is None or bounds.size == 0 or (bounds != bounds.flat[0]).any():
+            return Relu("relu with a cap", operand, cap, inside)
+        bound = float(bounds.flat[0])
+        return Relu("relu" if bound == float("inf") else f"relu{bound:g}", operand, cap, inside)
+
+    def _is_cap_alone(self, step: Step, y: Value) -> bool:
+        return (
+            step.name == "min"
+            and self._is_alone(y)
+            and step.inputs[0].carries != step.inputs[1].carries
+            and not (step.inputs[0].depends and step.inputs[1].depends)
+            and not any(map(self.is_zero, step.inputs))
+        )
+
+    def _is_alone(self, value: Value) -> bool:
+        return len(value.uses) == 1 and id(value) not in self.results
+
+
+def custom_name(step: Step) -> str:
+    """Return the name of a custom function, as it is in the model's source."""
+    for block in step.eqn.params.values():
+        info = getattr(getattr(block, "jaxpr", block), "debug_info", None)
+        source = getattr(info, "func_src_info", None)
+        if source:
+            return str(source).split(" at ")[0].rsplit(".", 1)[-1]
+    return step.name
+
+
+def _forward(block: Block) -> None:
+    """Note on the values of a block whether they depend on the images, and whether a gradient flows there."""
+    for step in block.steps:
+        depends = any(value.depends for value in step.inputs)
+        carries = any(value.carries for value in step.inputs) and step.name not in _CUTS
+        for value in step.outputs:
+            value.depends = depends
+            value.carries = carries and jnp.issubdtype(value.aval.dtype, jnp.inexact)
+        if depends:
+            _forward_inside(step)
+
+
+def _forward_inside(step: Step) -> None:
+    for block in step.blocks:
+        outer = step.inputs[1:] if step.name == "cond" else step.inputs
+        if len(outer) != len(block.inputs):
+            outer = [value for value in step.inputs if value.depends][:1] * len(block.inputs)
+        _mark(block.inputs, outer)
+        _forward(block)
+        if step.name == "scan":
+            start, carried = step.eqn.params["num_consts"], step.eqn.params["num_carry"]
+            while _mark(block.inputs[start : start + carried], block.outputs[:carried]):
+                _forward(block)
+    is_transparent = step.name in REMATS or step.name in ("cond", "scan", "shard_map")
+    if is_transparent and step.blocks:
+        for index, value in enumerate(step.outputs):
+            results = [block.outputs[index] for block in step.blocks]
+            value.carries = any(result.carries for result in results)
+            # What a branch returns depends on what chose the branch.
+            value.depends = any(result.depends for result in results) or (
+                step.name == "cond" and step.inputs[0].depends
+            )
+
+
+def _mark(inner: Sequence[Value], outer: Sequence[Value]) -> bool:
+    """Let ``inner`` depend on the images where ``outer`` does; tell whether that changed anything."""
+    has_changed = False
+    for value, source in zip(inner, outer, strict=True):
+        carries = source.carries and jnp.issubdtype(value.aval.dtype, jnp.inexact)
+        has_changed |= (source.depends and not value.depends) or (carries and not value.carries)
+        value.depends |= source.depends
+        value.carries |= carries
+    return has_changed
+
+
+def _backward(block: Block) -> None:
+    """Note on the values of a block whether a gradient flows there from the output."""
+    for step in reversed(block.steps):
+        if not any(value.is_live and value.carries for value in step.outputs):
+            continue
+        for value in step.inputs:
+            value.is_live = True
+        for inner in step.blocks:
+            is_same = len(inner.outputs) == len(step.outputs)
+            for index, value in enumerate(inner.outputs):
+                # What a loop carries may be read by its next pass.
+                is_carried = step.name == "scan" and index < step.eqn.params["num_carry"]
+                value.is_live = is_carried or not is_same or step.outputs[index].is_live
+            _backward(inner)
+
+
+def _is_reduced(value: Value, depth: int = 12) -> bool:
+    """Tell whether ``value`` is computed, value by value, from sums over many values."""
+    step = value.step
+    if not value.depends or depth == 0:
+        return False
+    if step is None:
+        return value.outer is not None and _is_reduced(value.outer, depth - 1)
+    if step.name in _REDUCTIONS:
+        return True
+    depending = [each for each in step.inputs if each.depends]
+    if step.name == "select_n" and not step.inputs[0].depends:
+        return all(_is_reduced(each, depth - 1) for each in depending)
+    return step.name in POINTWISE and all(_is_reduced(each, depth - 1) for each in depending)

@@ -1,0 +1,198 @@
+"""From a traced function to one flat graph that is ours: nested calls inlined, functions copied and renamed.
+
+Nothing of the user's is edited: the function definitions here are copies. What remains nested are the
+bodies of ``cond``, ``while`` and ``case``, whose gradients TensorFlow builds from their definitions.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.framework.graph_pb2 import GraphDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.python.framework import op_def_registry
+
+CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+# Where an inlined node came from, for gradients that refer to the tensors around it by name.
+PREFIX = "_guided_backprop_prefix"
+
+# Functions are known by name in the whole process: no name is given twice.
+_NUMBERS = itertools.count()
+
+
+@dataclass
+class Traced:
+    """One function as a flat definition.
+
+    Attributes:
+        definition: the function; no node of it is a call.
+        nested: the functions that its control flow uses, each used once, by name.
+        captured: what the function reads besides the images, in the order of its further arguments.
+    """
+
+    definition: FunctionDef
+    nested: dict[str, FunctionDef]
+    captured: list[Any]
+
+
+@dataclass
+class _Inliner:
+    library: Mapping[str, FunctionDef]
+    nested: dict[str, FunctionDef] = field(default_factory=dict)
+
+    def flatten(self, definition: FunctionDef, where: str = "") -> FunctionDef:
+        """Return a copy of ``definition`` without calls; its control flow uses copies of its own."""
+        flat = FunctionDef()
+        flat.CopyFrom(definition)
+        del flat.node_def[:]
+        renamed: dict[str, str] = {}
+        controls: dict[str, list[str]] = {}
+        for node in definition.node_def:
+            called = _called(node, self.library)
+            if called is None:
+                copy = flat.node_def.add()
+                copy.CopyFrom(node)
+                copy.attr.pop("_class", None)
+                self._copy_functions(copy, f"{where}{node.name}")
+                continue
+            body = self.flatten(self.library[called], f"{where}{node.name}/")
+            controls[node.name] = _inline(flat, node, body, renamed)
+        _rewire(flat, renamed, controls)
+        return flat
+
+    def _copy_functions(self, node: NodeDef, where: str) -> None:
+        for name, value in node.attr.items():
+            functions = [value.func] if value.WhichOneof("value") == "func" else list(value.list.func)
+            for index, function in enumerate(functions):
+                if function.name in self.library:
+                    copy = self.flatten(self.library[function.name], f"{where}/{name}{index}/")
+                    function.name = copy.signature.name = f"guided_backprop_function_{next(_NUMBERS)}"
+                    self.nested[function.name] = copy
+
+
+def _called(node: NodeDef, library: Mapping[str, FunctionDef]) -> str | None:
+    name = str(node.attr["f"].func.name) if node.op in CALLS else str(node.op)
+    return name if name in library else None
+
+
+def _inline(flat: FunctionDef, call: NodeDef, body: FunctionDef, renamed: dict[str, str]) -> list[str]:
+    """Put the nodes of ``body`` in the place of ``call``; return the nodes that stand for its completion."""
+    prefix = f"{call.name}/"
+    inputs = [ref for ref in call.input if not ref.startswith("^")]
+    waits = [ref for ref in call.input if ref.startswith("^")]
+    arguments = {arg.name: ref for arg, ref in zip(body.signature.input_arg, inputs, strict=True)}
+
+    def outer(ref: str) -> str:
+        if ref.startswith("^"):
+            return ref if ref[1:] in arguments else f"^{prefix}{ref[1:]}"
+        return str(arguments.get(ref.partition(":")[0], prefix + ref))
+
+    for arg in body.signature.input_arg:
+        if arg.type not in (tf.resource.as_datatype_enum, tf.variant.as_datatype_enum):
+            # Kept under its name, for custom gradients that refer to the argument.
+            copy = flat.node_def.add(name=prefix + arg.name, op="Identity", input=[arguments[arg.name]])
+            copy.attr["T"].type = arg.type
+    for node in body.node_def:
+        copy = flat.node_def.add()
+        copy.CopyFrom(node)
+        copy.name = prefix + node.name
+        del copy.input[:]
+        kept = [outer(ref) for ref in node.input if not (ref.startswith("^") and ref[1:] in arguments)]
+        copy.input.extend(kept)
+        if not any(ref.lstrip("^").startswith(prefix) for ref in kept):
+            copy.input.extend(waits)
+        copy.attr[PREFIX].s = prefix.encode() + (node.attr[PREFIX].s if PREFIX in node.attr else b"")
+    for index, arg in enumerate(body.signature.output_arg):
+        target = outer(body.ret[arg.name])
+        renamed[f"{call.name}:output:{index}"] = target
+        renamed[f"{call.name}:{arg.name}:0"] = target
+    return [f"^{prefix}{node}" for node in body.control_ret.values()]
+
+
+def _rewire(flat: FunctionDef, renamed: Mapping[str, str], controls: Mapping[str, list[str]]) -> None:
+    def target(ref: str) -> str:
+        while ref in renamed:
+            ref = renamed[ref]
+        return ref
+
+    def resolved(refs: Any) -> Iterator[str]:
+        for ref in refs:
+            if not ref.startswith("^"):
+                yield target(ref)
+            elif ref[1:] in controls:
+                yield from resolved(controls[ref[1:]])
+            else:
+                yield ref
+
+    for node in flat.node_def:
+        inputs = list(dict.fromkeys(ref for ref in resolved(node.input) if ref.startswith("^")))
+        data = [ref for ref in resolved(node.input) if not ref.startswith("^")]
+        del node.input[:]
+        node.input.extend(data + inputs)
+    for name in list(flat.ret):
+        flat.ret[name] = target(flat.ret[name])
+    # A call that had to run is now the nodes inside it that had to.
+    for name, node_name in list(flat.control_ret.items()):
+        if node_name in controls:
+            del flat.control_ret[name]
+            for index, ref in enumerate(resolved([f"^{node_name}"])):
+                flat.control_ret[f"{name}_{index}"] = ref[1:]
+    del flat.signature.control_output[:]
+    flat.signature.control_output.extend(flat.control_ret)
+
+
+def graph_of(traced: Traced) -> tuple[GraphDef, dict[str, str]]:
+    """Return the traced function as a graph to import, and the names in it of what its nodes return."""
+    graph_def = GraphDef()
+    graph_def.versions.producer = tf.version.GRAPH_DEF_VERSION
+    graph_def.library.function.extend(traced.nested.values())
+    flat: dict[str, str] = {}
+    for arg in traced.definition.signature.input_arg:
+        flat[arg.name] = f"{arg.name}:0"
+        graph_def.node.add(name=arg.name, op="Placeholder").attr["dtype"].type = arg.type
+    for node in traced.definition.node_def:
+        position = 0
+        for output in op_def_registry.get(node.op).output_arg:
+            for index in range(_length(node, output)):
+                flat[f"{node.name}:{output.name}:{index}"] = f"{node.name}:{position}"
+                position += 1
+    for node in traced.definition.node_def:
+        copy = graph_def.node.add()
+        copy.CopyFrom(node)
+        del copy.input[:]
+        copy.input.extend(flat.get(ref, ref) for ref in node.input)
+    return graph_def, flat
+
+
+def renamed(graph_def: GraphDef) -> GraphDef:
+    """Return a copy whose functions have new names: TensorFlow derives other functions and names from them."""
+    copy = GraphDef()
+    copy.CopyFrom(graph_def)
+    names = {
+        function.signature.name: f"guided_backprop_function_{next(_NUMBERS)}" for function in copy.library.function
+    }
+    for function in copy.library.function:
+        function.signature.name = names[function.signature.name]
+    for node in (*copy.node, *(node for function in copy.library.function for node in function.node_def)):
+        for value in node.attr.values():
+            for called in [value.func] if value.WhichOneof("value") == "func" else value.list.func:
+                called.name = names.get(called.name, called.name)
+    return copy
+
+
+def _length(node: NodeDef, output: Any) -> int:
+    if output.number_attr:
+        return int(node.attr[output.number_attr].i)
+    return len(node.attr[output.type_list_attr].list.type) if output.type_list_attr else 1
+
+
+def trace(model: Any, spec: tf.TensorSpec, *, autograph: bool) -> Traced:
+    """Trace ``model`` on images like ``spec`` and return its graph; the model must return one tensor."""
+    concrete = tf.function(model, input_signature=[spec], autograph=autograph).get_concrete_function()
+    library = {function.signature.name: function for function in concrete.graph.as_graph_def().library.function}
+    inliner = _Inliner(library)
+    definition = inliner.flatten(concrete.function_def)
+    return Traced(definition, inliner.nested, list(concrete.captured_inputs))

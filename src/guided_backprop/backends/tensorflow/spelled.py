@@ -1,0 +1,127 @@
+"""ReLUs spelled as arithmetic: where a sign of x meets a tensor, the values say whether it is a ReLU of it.
+
+``x > 0``, ``|x|`` and ``sign(x)`` say where x is positive. They are followed through the operations that
+keep their shape; where one meets a tensor, the result is compared with the ReLU of that tensor and of x.
+"""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+from guided_backprop.backends.tensorflow.nodes import Graph, attribute, operand_refs, producer
+
+_COMPARISONS = {"Greater", "GreaterEqual", "Less", "LessEqual"}
+_CHOICES = {"Select", "SelectV2"}
+_SIGNS = {"Abs", "Sign", "Sqrt"}
+_KEEPS = set(
+    """
+    Cast Ceil ExpandDims Floor GatherNd GatherV2 Identity LogicalNot Neg Relu Relu6 Reshape Rint Round Snapshot
+    Square Squeeze StopGradient Transpose Where
+    """.split()
+)
+_MEETS = set(
+    """
+    Add AddN AddV2 DivNoNan LogicalAnd LogicalOr Maximum Minimum Mul MulNoNan Pow RealDiv ScatterNd Select
+    SelectV2 SquaredDifference Sub TensorScatterUpdate TensorScatterAdd TensorScatterMax
+    """.split()
+)
+_FLOATS = {kind.as_datatype_enum for kind in (tf.float16, tf.bfloat16, tf.float32, tf.float64)}
+
+
+def watched(graph: Graph, order: list[NodeDef]) -> dict[str, list[str]]:
+    """Return the nodes at which a sign meets a tensor, and of what each may be a ReLU."""
+    signs: dict[str, set[str]] = {}
+    found: dict[str, list[str]] = {}
+    for node in order:
+        refs = operand_refs(node)
+        sources = {source for ref in refs for source in signs.get(producer(ref), ())}
+        own = _sign_of(graph, node)
+        if own is not None and not graph.role(node):
+            signs[node.name] = {own}
+        elif not sources:
+            if _is_stacked(graph, node):
+                found[node.name] = [*operand_refs(graph.nodes[producer(refs[0])])]
+        elif node.op in _KEEPS:
+            signs[node.name] = sources
+        elif node.op in _MEETS:
+            if _is_piece(graph, node, sources):
+                continue
+            unsigned = [ref for ref in refs if producer(ref) not in signs]
+            others = [ref for ref in unsigned if _is_float(graph, ref) and graph.depends(ref)]
+            if others or node.op in ("ScatterNd", "TensorScatterUpdate"):
+                found[node.name] = [*others, *sorted(sources)]
+            else:
+                signs[node.name] = sources
+                if attribute(node, "T").type in _FLOATS:
+                    found[node.name] = sorted(sources)
+    return found
+
+
+def _sign_of(graph: Graph, node: NodeDef) -> str | None:
+    """Return x of ``x > constant`` or ``|x|``."""
+    refs = operand_refs(node)
+    if attribute(node, "T").type not in _FLOATS:
+        return None
+    if node.op in _SIGNS and graph.depends(refs[0]):
+        return refs[0]
+    if node.op in _COMPARISONS:
+        dependent = [ref for ref in refs if graph.depends(ref)]
+        if len(dependent) == 1:
+            return dependent[0]
+    return None
+
+
+def _is_piece(graph: Graph, node: NodeDef, sources: set[str]) -> bool:
+    """Tell whether a choice is one piece of a larger one, on the same x: the larger one is looked at."""
+    users = graph.consumers[node.name]
+    if node.op not in _CHOICES or len(users) != 1 or users[0].op not in _CHOICES:
+        return False
+    condition = graph.node(graph.source(operand_refs(users[0])[0]))
+    outer = None if condition is None else _sign_of(graph, condition)
+    return outer is not None and graph.source(outer) in map(graph.source, sources)
+
+
+def _is_float(graph: Graph, ref: str) -> bool:
+    node = graph.node(ref)
+    kinds = [] if node is None else [attribute(node, name).type for name in ("DstT", "T", "dtype")]
+    kind = next(filter(None, kinds), None)
+    return kind is None or kind in _FLOATS
+
+
+def _is_stacked(graph: Graph, node: NodeDef) -> bool:
+    """Tell whether a node is a maximum over a stack of a tensor and a constant."""
+    if node.op not in ("Max", "TopKV2"):
+        return False
+    stacked = graph.node(graph.source(operand_refs(node)[0]))
+    if stacked is None or stacked.op not in ("Pack", "ConcatV2"):
+        return False
+    parts = operand_refs(stacked)[: None if stacked.op == "Pack" else -1]
+    return any(graph.constant(part) == 0 for part in parts)
+
+
+def is_relu_like(result: Any, tensor: Any) -> bool:
+    """Tell whether ``result`` is a multiple of ``tensor`` above a threshold (or below one) and 0 beyond it.
+
+    Where nothing was closed, the result is such a multiple as well if the tensor has one sign only: no value
+    tells it from a ReLU, so it counts as one. Where nothing was open no gradient passes, and it does not.
+    """
+    rounding = max(1e-3, 4 * float(np.finfo(np.float32).eps)) if result.dtype.itemsize > 2 else 4e-2
+    y, x = (np.asarray(values).astype(np.float64).ravel() for values in (result, tensor))
+    if y.size != x.size or y.size < 2:
+        return False
+    is_open, is_closed = y != 0, (y == 0) & (x != 0)
+    if not is_open.any() or ((x == 0) & is_open).any():
+        return False
+    ratio = y[is_open] / x[is_open]
+    if not np.allclose(ratio, ratio[0], rtol=rounding, atol=0):
+        return False
+    return _is_split(x[is_open], x[is_closed])
+
+
+def _is_split(opened: NDArray[np.float64], closed: NDArray[np.float64]) -> bool:
+    if closed.size == 0:
+        return bool((opened > 0).all() or (opened < 0).all())
+    return bool(opened.min() >= closed.max() or opened.max() <= closed.min())

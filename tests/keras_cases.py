@@ -1,0 +1,237 @@
+"""What holds for Keras 3 on each of its backends; run by test_keras.py, once per backend, in a process of its own."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import contract
+import guided_backprop
+from contract import IMAGES, LABELS, NETWORKS, RULES, TOLERANCE
+from guided_backprop import (
+    GuidedBackprop,
+    LabelError,
+    NoReluError,
+    OpaqueRegionError,
+    OptionError,
+    Saliency,
+    layer_names,
+)
+from networks_keras import to_keras
+
+CHANNELS_LAST = (8, 8, 3)
+
+
+def images(dtype: str = "float64") -> np.ndarray:
+    return np.ascontiguousarray(IMAGES.transpose(0, 2, 3, 1)).astype(dtype)
+
+
+def test_the_backend_is_the_one_that_was_asked_for():
+    assert keras.config.backend() == os.environ["KERAS_BACKEND"]
+
+
+@pytest.fixture
+def floatx(request):
+    """Keras computes in one floating-point type at a time; JAX has to be asked for the wide one."""
+    keras.config.set_floatx(request.param)
+    keras.config.set_dtype_policy(request.param)
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", request.param == "float64")
+    yield request.param
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("floatx", TOLERANCE, indirect=True)
+@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_contract(network, method, floatx):
+    model = to_keras(NETWORKS[network], CHANNELS_LAST, floatx)
+    explanations = getattr(guided_backprop, method)(model).explain(images(floatx), LABELS)
+    expected = contract.expected(network, method).transpose(0, 2, 3, 1)
+    # Some of Keras' own layers pass float64 through float32, on torch most of them.
+    outputs, _ = NETWORKS[network].forward(IMAGES)
+    is_exact = np.allclose(explanations.outputs, outputs, rtol=1e-12, atol=1e-12)
+    assert is_exact or floatx == "float32" or keras.config.backend() != "tensorflow"
+    np.testing.assert_allclose(explanations, expected, **TOLERANCE["float64" if is_exact else "float32"])
+    assert np.asarray(explanations).dtype == floatx
+
+
+def small(activation, head=None) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(6),
+            activation,
+            layers.Dense(5),
+            layers.ReLU(),
+            layers.Dense(3, activation=head),
+        ]
+    )
+
+
+ROWS = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+
+
+class Own(layers.Layer):
+    """A function as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+SPELLINGS = {
+    "ReLU": layers.ReLU,
+    "Activation": lambda: layers.Activation("relu"),
+    "ReLU(max_value=None, threshold=0)": lambda: layers.ReLU(threshold=0.0),
+    "keras.activations.relu": lambda: layers.Activation(keras.activations.relu),
+    "keras.ops.relu": lambda: layers.Lambda(keras.ops.relu),
+    "keras.ops.maximum": lambda: layers.Lambda(lambda x: keras.ops.maximum(x, 0.0)),
+    "own layer": lambda: Own(keras.ops.relu),
+    "nested": lambda: keras.Sequential([layers.ReLU()]),
+}
+
+
+def by_hand(model: keras.Model, rule: str = "guided") -> np.ndarray:
+    """The formulas for dense, relu, dense, relu, dense."""
+    first, second, third = (layer.get_weights() for layer in model.layers if isinstance(layer, layers.Dense))
+    x1 = ROWS @ first[0] + first[1]
+    x2 = np.maximum(x1, 0) @ second[0] + second[1]
+    g2 = np.broadcast_to(third[0][:, 1], x2.shape)
+    clamp = (lambda g: np.maximum(g, 0)) if rule == "guided" else (lambda g: g)
+    g1 = (clamp(g2) * (x2 > 0)) @ second[0].T
+    return (clamp(g1) * (x1 > 0)) @ first[0].T
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spellings(spelling):
+    model = small(SPELLINGS[spelling]())
+    np.testing.assert_allclose(GuidedBackprop(model).explain(ROWS, 1), by_hand(model), rtol=1e-4, atol=1e-5)
+
+
+def test_activation_argument_and_one_hot_labels():
+    model = small(layers.Dense(6, activation="relu"))
+    explanations = GuidedBackprop(model, batch_size=2).explain(ROWS, np.eye(3)[[1] * 5])
+    assert ("relu", 2, "guided") in explanations.coverage
+
+
+def test_planted_fault_a_forgotten_gate_is_caught():
+    model = small(layers.ReLU())
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(Saliency(model).explain(ROWS, 1), by_hand(model), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(Saliency(model).explain(ROWS, 1), by_hand(model, "plain"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid", "log_softmax"])
+def test_heads_are_undone(head):
+    model, bare = small(layers.ReLU(), head), small(layers.ReLU())
+    explanations, expected = (GuidedBackprop(each).explain(ROWS, 1) for each in (model, bare))
+    assert explanations.head == head
+    np.testing.assert_allclose(explanations, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(explanations.scores, expected.scores, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(GuidedBackprop(model, undo_head=False).explain(ROWS, 1), expected)
+
+
+COMPOSITES = {
+    "prelu": lambda: layers.PReLU(),
+    "hardswish": lambda: layers.Activation("hard_swish"),
+    "hardsigmoid": lambda: layers.Activation("hard_sigmoid"),
+    "celu": lambda: layers.Activation("celu"),
+    "gelu": lambda: layers.Activation("gelu"),
+    "silu": lambda: layers.Activation("silu"),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_a_composite_activation_is_one_activation(name):
+    model = small(COMPOSITES[name]())
+    assert ("relu", 1, "guided") in GuidedBackprop(model).explain(ROWS, 1).coverage
+    only = keras.Sequential([keras.Input((4,)), layers.Dense(6), COMPOSITES[name](), layers.Dense(3)])
+    with pytest.raises(NoReluError):
+        GuidedBackprop(only).explain(ROWS, 1)
+
+
+def test_an_explicit_relu6_is_a_relu():
+    model = small(layers.Lambda(lambda x: x * keras.ops.relu6(x + 3) / 6))
+    assert sum(row.count for row in GuidedBackprop(model).explain(ROWS, 1).coverage if row.treatment == "guided") == 2
+
+
+@pytest.mark.parametrize("spelling", ["where", "product", "absolute value"])
+def test_a_spelled_relu_is_right_or_refused(spelling):
+    spelled = {
+        "where": lambda x: keras.ops.where(x > 0, x, 0.0),
+        "product": lambda x: x * keras.ops.cast(x > 0, x.dtype),
+        "absolute value": lambda x: (x + keras.ops.absolute(x)) / 2,
+    }[spelling]
+    model = small(layers.Lambda(spelled))
+    try:
+        explanations = GuidedBackprop(model).explain(ROWS, 1)
+    except OpaqueRegionError:
+        return
+    np.testing.assert_allclose(explanations, by_hand(model), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_and_norm_are_in_inference():
+    model = small(keras.Sequential([layers.BatchNormalization(), layers.Dropout(0.5), layers.ReLU()]))
+    method = GuidedBackprop(model)
+    np.testing.assert_array_equal(method.explain(ROWS, 1), method.explain(ROWS, 1))
+
+
+def test_new_weights_are_picked_up():
+    model = small(layers.ReLU())
+    method = GuidedBackprop(model)
+    method.explain(ROWS, 1)
+    for layer in model.layers:
+        layer.set_weights([weight * -1 for weight in layer.get_weights()])
+    np.testing.assert_allclose(method.explain(ROWS, 1), by_hand(model), rtol=1e-4, atol=1e-5)
+
+
+def test_reloaded(tmp_path):
+    model = small(layers.ReLU(), "softmax")
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(GuidedBackprop(reloaded).explain(ROWS, 1), by_hand(model), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_untouched():
+    model = small(layers.ReLU(), "softmax")
+    before, trainable = model.get_weights(), [layer.trainable for layer in model.layers]
+    outputs = np.asarray(keras.ops.convert_to_numpy(model(ROWS)))
+    GuidedBackprop(model).explain(ROWS)
+    with pytest.raises(LabelError):
+        GuidedBackprop(model).explain(ROWS, 7)
+    np.testing.assert_equal(model.get_weights(), before)
+    assert [layer.trainable for layer in model.layers] == trainable
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(ROWS)), outputs)
+
+
+def test_the_output_of_a_layer_by_name_and_by_index():
+    model = small(layers.ReLU(), "softmax")
+    whole = GuidedBackprop(model).explain(ROWS, 1)
+    assert layer_names(model) == [layer.name for layer in model.layers]
+    by_name, by_index = (
+        GuidedBackprop(model, output_layer=layer).explain(ROWS, 1) for layer in (model.layers[2].name, 2)
+    )
+    np.testing.assert_array_equal(by_name, by_index)
+    assert by_name.outputs.shape == (5, 5)
+    assert not np.allclose(by_name, whole)
+    cut = keras.Model(model.inputs, model.layers[2].output)
+    np.testing.assert_allclose(by_name, GuidedBackprop(cut).explain(ROWS, 1), rtol=1e-5, atol=1e-7)
+    with pytest.raises(OptionError, match="received output_layer='dens'"):
+        GuidedBackprop(model, output_layer="dens")
+
+
+def test_channels_are_last():
+    model = to_keras(NETWORKS["convolutional"], CHANNELS_LAST, "float32")
+    explanations = GuidedBackprop(model, reducer="sum").explain(images("float32"), LABELS)
+    assert explanations.attribution.shape == (4, 8, 8)
+    assert explanations.channel_axis in (-1, 3)

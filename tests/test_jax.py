@@ -1,0 +1,530 @@
+"""Every ReLU of a JAX model, exactly, or an error: the same network in every spelling, against the oracle."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+# Compile in less time: what is compiled here runs once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import spellings_jax
+from guided_backprop.backends.jax import JaxBackend
+from guided_backprop.errors import ImageError, ModelError, NoReluError, OpaqueRegionError, ScoreError
+from guided_backprop.rules import DECONV, GUIDED, PLAIN
+from guided_backprop.targets import Target
+from spellings_jax import ACTIVATIONS, CAPPED, CLASSES, FORMS, IMAGES, SPELLED, net, oracle
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
+LABELS = [0, 3, 4, 1]
+RULES = {"saliency": PLAIN, "deconvnet": DECONV, "guided": GUIDED}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def attribute(model, images, labels=None, rule=GUIDED, *, undo_head=True, vouch=None):
+    backend = JaxBackend(model, undo_head=undo_head, vouch=vouch or {})
+    return attribute_by(backend, images, labels, rule)
+
+
+def attribute_by(backend, images, labels=None, rule=GUIDED):
+    backend.check_images(images)
+    return backend.attribute(images, partial(Target(labels, len(images)).weigh, start=0), rule)
+
+
+def explain(model, labels=LABELS, rule=GUIDED, **options):
+    return np.asarray(attribute(model, IMAGES, labels, rule, **options).attribution)
+
+
+@pytest.mark.parametrize("spelling", ACTIVATIONS)
+def test_every_spelling_of_a_relu(spelling):
+    model = net(ACTIVATIONS[spelling])
+    for name, rule in RULES.items():
+        found = attribute(model, IMAGES, LABELS, rule)
+        np.testing.assert_allclose(found.attribution, oracle(LABELS, name), **TOLERANCE)
+        assert {row.name for row in found.coverage} - {"max_pool"} <= {"relu"}
+    np.testing.assert_allclose(found.outputs, model(jnp.asarray(IMAGES)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("spelling", CAPPED)
+def test_every_spelling_of_a_capped_relu(spelling):
+    for name, rule in RULES.items():
+        found = explain(net(CAPPED[spelling]), rule=rule)
+        np.testing.assert_allclose(found, oracle(LABELS, name, cap=1.0), **TOLERANCE)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_model(form):
+    """The rule that is hardest to get right; the others take the same way."""
+    model = FORMS[form]()
+    found = attribute(model, IMAGES, LABELS)
+    np.testing.assert_allclose(found.attribution, oracle(LABELS), **TOLERANCE)
+    np.testing.assert_allclose(found.outputs, model(jnp.asarray(IMAGES)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_convolutional_network(rule):
+    found = attribute(spellings_jax.conv_net, IMAGES, LABELS, RULES[rule])
+    np.testing.assert_allclose(found.attribution, spellings_jax.conv_oracle(LABELS, rule), **TOLERANCE)
+    assert ("relu", 3, RULES[rule].name) in found.coverage
+
+
+@pytest.mark.parametrize("spelling", SPELLED)
+def test_a_relu_spelled_as_arithmetic_is_refused(spelling):
+    model = net(SPELLED[spelling], jax.nn.relu, jax.nn.relu)
+    with pytest.raises(OpaqueRegionError, match="vouch"):
+        explain(model)
+    np.testing.assert_allclose(explain(model, rule=PLAIN), oracle(LABELS, "saliency"), **TOLERANCE)
+
+
+@pytest.mark.parametrize("missed", [0, 1, 2])
+def test_planted_fault_a_missed_relu_is_caught(missed):
+    activations = [jax.nn.relu] * 3
+    activations[missed] = spellings_jax.own_relu
+    found = explain(net(*activations), vouch={"own_relu": "plain"})
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(found, oracle(LABELS), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("rule", ["saliency", "deconvnet"])
+def test_planted_fault_a_forgotten_gate_is_caught(rule):
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(explain(net(jax.nn.relu), rule=RULES[rule]), oracle(LABELS), rtol=1e-2, atol=1e-3)
+
+
+def test_a_custom_function_can_be_vouched_for():
+    model = net(spellings_jax.own_relu, jax.nn.relu, jax.nn.relu)
+    for name, rule in RULES.items():
+        found = attribute(model, IMAGES, LABELS, rule, vouch={"own_relu": "relu"})
+        np.testing.assert_allclose(found.attribution, oracle(LABELS, name), **TOLERANCE)
+    assert ("own_relu", 1, "guided") in found.coverage
+
+
+def exported(x):
+    from jax import export
+
+    return export.export(jax.jit(jax.nn.relu))(x).call(x)
+
+
+def called_back(x):
+    @jax.custom_jvp
+    def hidden(x):
+        return jax.pure_callback(lambda x: np.maximum(x, 0), jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    hidden.defjvp(lambda x, t: (hidden(*x), t[0] * (x[0] > 0)))
+    return hidden(x)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "name"),
+    [(exported, "call_exported"), (called_back, "pure_callback"), (spellings_jax.own_relu, "own_relu")],
+)
+def test_what_hides_its_relus_is_refused_by_name(hidden, name):
+    with pytest.raises(OpaqueRegionError, match=name):
+        explain(net(hidden, jax.nn.relu, jax.nn.relu))
+
+
+# The rule.
+
+
+@pytest.mark.parametrize("spelling", ACTIVATIONS)
+def test_worked_example(spelling):
+    """x = [5, 0, -5, 10], g = [1, -2, 3, -4]; the tie at 0 is closed in every spelling."""
+    x = np.array([[5.0, 0.0, -5.0, 10.0]] * 2)
+    g = np.array([[1.0, -2.0, 3.0, -4.0], [1.0, 2.0, 3.0, -4.0]])
+    for rule, expected in ((PLAIN, [1, 0, 0, -4]), (GUIDED, [1, 0, 0, 0])):
+        found = attribute(lambda x: ACTIVATIONS[spelling](x * 1.0), x, g, rule)
+        np.testing.assert_array_equal(found.attribution, [expected, expected])
+
+
+def test_deconvnet_passes_where_the_input_is_negative():
+    x, g = np.array([[5.0, 0.0, -5.0, 10.0]]), np.array([[1.0, -2.0, 3.0, -4.0]])
+    np.testing.assert_array_equal(attribute(jax.nn.relu, x, g, DECONV).attribution, [[1, 0, 3, 0]])
+
+
+@pytest.mark.parametrize("relu6", [jax.nn.relu6, lambda x: jnp.clip(x, 0, 6), lambda x: lax.clamp(0.0, x, 6.0)])
+def test_gate_is_closed_at_and_above_the_cap(relu6):
+    x = np.array([[-1.0, 3.0, 6.0, 7.0]])
+    for rule, expected in ((PLAIN, [0, 1, 0, 0]), (GUIDED, [0, 1, 0, 0]), (DECONV, [1, 1, 1, 1])):
+        found = attribute(relu6, x, np.ones((1, 4)), rule)
+        np.testing.assert_array_equal(found.attribution, [expected])
+        assert str(found.coverage) == f"relu6 x1 {rule.name}"
+
+
+def test_a_maximum_that_broadcasts_sums_its_gradient():
+    x, g = np.array([2.0, -1.0]), np.array([[1.0, 2.0, -4.0], [1.0, 2.0, 3.0]])
+    model = lambda x: jax.vmap(lambda v: jnp.maximum(v, jnp.zeros(3)))(x)  # noqa: E731
+    for rule, expected in ((PLAIN, [-1, 0]), (DECONV, [3, 6]), (GUIDED, [3, 0])):
+        np.testing.assert_array_equal(attribute(model, x, g, rule).attribution, expected)
+
+
+def test_the_gate_belongs_to_the_relu_and_not_to_the_tensor():
+    """-3 x + relu(x) w: the skip path keeps its negative gradient."""
+    x, w = np.array([[1.0, 2.0, -1.0, -2.0]]), jnp.array([1.0, -1.0, 1.0, 1.0])
+    found = attribute(lambda x: -3 * x + jax.nn.relu(x) * w, x, np.ones((1, 4)))
+    np.testing.assert_array_equal(found.attribution, [[-2, -3, -3, -3]])
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (jax.nn.hard_swish, "hardswish"),
+        (jax.nn.hard_sigmoid, "hardsigmoid"),
+        (jax.nn.hard_tanh, "hardtanh"),
+        (jax.nn.celu, "celu"),
+        (jax.nn.elu, "elu"),
+        (jax.nn.selu, "selu"),
+        (jax.nn.gelu, "gelu"),
+        (partial(jax.nn.gelu, approximate=False), "gelu"),
+        (jax.nn.silu, "silu"),
+        (jax.nn.softplus, "softplus"),
+        (jax.nn.leaky_relu, "leaky_relu"),
+        (lambda x: jax.nn.leaky_relu(x, 0.3), "leaky_relu"),
+        (jax.nn.mish, "mish"),
+        (jax.nn.log_sigmoid, "log_sigmoid"),
+        (jax.nn.soft_sign, "soft_sign"),
+        (jax.nn.squareplus, "squareplus"),
+        (jnp.tanh, "tanh"),
+        (jax.nn.sigmoid, "sigmoid"),
+        (lambda x: jax.nn.softmax(x) + 0, "softmax"),
+        (lambda x: jax.nn.log_softmax(x) + 0, "log_softmax"),
+    ],
+)
+def test_other_activations_are_listed_and_keep_their_derivative(activation, name):
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(6, 6)), rng.normal(size=(3, 6))
+    model = lambda x: activation(x @ weight) @ weight  # noqa: E731
+    with pytest.raises(NoReluError, match=f"{name} x1.*Saliency"):
+        attribute(model, x, 0)
+    mixed = attribute(lambda x: jax.nn.relu(model(x)) @ weight, x, 0)
+    assert str(mixed.coverage) in (f"{name} x1 plain, relu x1 guided", f"relu x1 guided, {name} x1 plain")
+    gradient = jax.grad(lambda x: model(x)[:, 0].sum())(x)
+    np.testing.assert_allclose(attribute(model, x, 0, PLAIN).attribution, gradient, **TOLERANCE)
+
+
+def test_an_explicit_relu6_is_a_relu_also_behind_a_hard_swish():
+    model = lambda x: jax.nn.relu6(jax.nn.hard_swish(x) + 3) + jnp.maximum(jax.nn.celu(x), 0)  # noqa: E731
+    found = attribute(model, IMAGES.reshape(4, -1), 0)
+    assert str(found.coverage) == "celu x1 plain, hardswish x1 plain, relu x1 guided, relu6 x1 guided"
+
+
+def test_a_function_named_as_a_composite_is_looked_into():
+    @jax.jit
+    def celu(x):
+        return jax.nn.relu(x)
+
+    np.testing.assert_allclose(explain(net(celu)), oracle(LABELS), **TOLERANCE)
+
+
+def test_a_relu_on_parameters_is_not_on_the_path():
+    weight = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    with pytest.raises(NoReluError, match="no non-linearity"):
+        attribute(lambda x: x @ jax.nn.relu(weight), np.ones((2, 6)), 0)
+
+
+@jax.custom_vjp
+def by_hand(x):
+    """The rule written by hand."""
+    return jnp.maximum(x, 0)
+
+
+by_hand.defvjp(lambda x: (jnp.maximum(x, 0), x > 0), lambda is_open, g: (jnp.maximum(g, 0) * is_open,))
+
+
+def layer_norm(x, floor):
+    """As Flax does it: the variance has a floor of 0 under its root."""
+    mean, square = x.mean(-1, keepdims=True), (x * x).mean(-1, keepdims=True)
+    return (x - mean) * lax.rsqrt(floor(square - mean * mean) + 1e-6)
+
+
+# Legitimate masks.
+
+LEGITIMATE = {
+    "NaN guard": lambda x: jnp.where(jnp.isnan(x), 0.0, x),
+    "nan_to_num": jnp.nan_to_num,
+    "guard of infinity": lambda x: jnp.where(jnp.isfinite(x), x, 0.0),
+    "fixed mask": lambda x: x * (jnp.arange(x.shape[1]) % 2),
+    "padding mask": lambda x: jnp.where(jnp.arange(x.shape[1]) < 5, x, 0.0),
+    "mask of the image's own brightness": lambda x: jnp.where(x.mean(1, keepdims=True) > 0, x, 0.0),
+    "gate by another feature": lambda x: jnp.where(jnp.flip(x, 1) > 0, x, 0.0),
+    "maximum of two branches": lambda x: jnp.maximum(x, jnp.flip(x, 1)),
+    "where as a maximum": lambda x: jnp.where(x > jnp.flip(x, 1), x, jnp.flip(x, 1)),
+    "leaky ReLU by where": lambda x: jnp.where(x > 0, x, 0.1 * x),
+    "leaky ReLU by maximum": lambda x: jnp.maximum(x, 0.1 * x),
+    "leaky ReLU by magnitude": lambda x: 0.55 * x + 0.45 * jnp.abs(x),
+    "ELU by where": lambda x: jnp.where(x > 0, x, jnp.expm1(x)),
+    "softsign": jax.nn.soft_sign,
+    "absolute value": jnp.abs,
+    "x sign(x)": lambda x: x * jnp.sign(x),
+    "L1 normalisation": lambda x: x / jnp.abs(x).sum(1, keepdims=True),
+    "root mean square": lambda x: x / jnp.sqrt((x * x).mean(1, keepdims=True)),
+    "floor that is not 0": lambda x: jnp.maximum(x, 1e-6),
+    "hard tanh by clip": lambda x: jnp.clip(x, -1, 1),
+    "part overwritten": lambda x: x.at[:, 0].set(0.0),
+    "zeros appended": lambda x: jnp.concatenate([x, jnp.zeros_like(x)], 1)[:, :12],
+    "layer norm": lambda x: layer_norm(x, lambda variance: jnp.maximum(0.0, variance)),
+    "layer norm by clip": lambda x: layer_norm(x, lambda variance: jnp.clip(variance, 0)),
+    "standardize": jax.nn.standardize,
+    "custom_jvp": jax.custom_jvp(lambda x: jnp.sin(x)),
+    "custom_vjp": jax.custom_vjp(lambda x: jnp.sin(x)),
+}
+LEGITIMATE["custom_jvp"].defjvp(lambda x, t: (jnp.sin(x[0]), t[0] * 2))
+LEGITIMATE["custom_vjp"].defvjp(lambda x: (jnp.sin(x), None), lambda _, g: (g * 2,))
+
+
+@pytest.mark.parametrize("mask", LEGITIMATE)
+def test_what_is_no_relu_is_not_refused(mask):
+    """The gradient of what stands in for the first ReLU stays plain, that of the true ReLUs is guided."""
+    stand_in = LEGITIMATE[mask]
+    reference = net(stand_in, by_hand, by_hand)
+    gradient = jax.grad(lambda x: reference(x)[jnp.arange(4), jnp.array(LABELS)].sum())(IMAGES)
+    np.testing.assert_allclose(explain(net(stand_in, jax.nn.relu, jax.nn.relu)), gradient, **TOLERANCE)
+
+
+def test_a_masked_transformer_is_explained():
+    rng = np.random.default_rng(0)
+    q, k, v, up, down = (jnp.asarray(rng.normal(size=shape) / 3) for shape in [(8, 8)] * 3 + [(8, 16), (16, 8)])
+    causal, padded = np.tril(np.ones((6, 6), bool)), np.arange(6) >= 4
+
+    def block(x, relu):
+        x = layer_norm(x, lambda variance: jnp.maximum(0.0, variance))
+        attention = jnp.einsum("nqd,nkd->nqk", x @ q, x @ k)
+        attention = jnp.where(causal & ~padded, attention, -jnp.inf)
+        x = x + jax.nn.softmax(attention) @ (x @ v)
+        return x + relu(x @ up) @ down
+
+    def model(x, relu):
+        return jnp.where(padded[:, None], 0.0, block(block(x, relu), relu)).sum(1)
+
+    x = rng.normal(size=(2, 6, 8))
+    found = attribute(partial(model, relu=jax.nn.relu), x, [0, 2])
+    assert {("relu", 2, "guided"), ("softmax", 2, "plain")} <= set(found.coverage)
+    gradient = jax.grad(lambda x: model(x, by_hand)[jnp.arange(2), jnp.array([0, 2])].sum())(x)
+    np.testing.assert_allclose(found.attribution, gradient, **TOLERANCE)
+
+
+# Heads.
+
+HEADS = {
+    "softmax": jax.nn.softmax,
+    "log_softmax": jax.nn.log_softmax,
+    "sigmoid": jax.nn.sigmoid,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "softmax behind moves": lambda x: jax.nn.softmax(x[:, :, None], 1).squeeze(2).astype(x.dtype),
+    "softmax written out": lambda x: jnp.exp(x) / jnp.exp(x).sum(1, keepdims=True),
+    "log_softmax by logsumexp": lambda x: x - jax.nn.logsumexp(x, axis=1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_score_is_the_logit_in_front_of_the_head(head):
+    model = net(jax.nn.relu)
+    found = attribute(lambda x: HEADS[head](model(x)), IMAGES, LABELS)
+    np.testing.assert_allclose(found.attribution, oracle(LABELS), **TOLERANCE)
+    np.testing.assert_allclose(found.scores, np.asarray(model(IMAGES))[range(4), LABELS], **TOLERANCE)
+    np.testing.assert_allclose(found.outputs, HEADS[head](model(IMAGES)), **TOLERANCE)
+    assert found.head == head.split()[0]
+    kept = attribute(lambda x: HEADS[head](model(x)), IMAGES, LABELS, undo_head=False)
+    assert kept.head is None
+    np.testing.assert_allclose(kept.scores, kept.outputs[range(4), LABELS])
+    assert not np.allclose(kept.attribution, oracle(LABELS))
+
+
+def test_attention_is_no_head():
+    model = net(jax.nn.relu)
+    found = attribute(lambda x: jax.nn.softmax(model(x)) @ jnp.ones((CLASSES, 2)), IMAGES, 0)
+    assert found.head is None
+    assert ("softmax", 1, "plain") in found.coverage
+
+
+# Frameworks.
+
+
+def test_flax_linen():
+    from flax import linen
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            x = linen.LayerNorm()(linen.Dense(6)(x.reshape(len(x), -1)))
+            x = linen.BatchNorm(use_running_average=True)(linen.relu(x))
+            return linen.Dense(3)(linen.Dropout(0.5, deterministic=True)(linen.relu(x)))
+
+    model = Net()
+    variables = model.init(jax.random.key(0), IMAGES)
+    found = attribute(lambda x: model.apply(variables, x), IMAGES, 0)
+    assert ("relu", 2, "guided") in found.coverage
+    bound = attribute(model.bind(variables), IMAGES, 0)
+    np.testing.assert_array_equal(bound.attribution, found.attribution)
+
+
+def test_flax_nnx_with_parameters_that_change():
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.first, self.last = nnx.Linear(192, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+            self.norm, self.dropout = nnx.BatchNorm(6, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.dropout(nnx.relu(self.norm(self.first(x.reshape(len(x), -1))))))
+
+    model = Net()
+    with pytest.raises(ModelError, match=r"(Dropout|BatchNorm).*model\.eval\(\)"):
+        attribute(model, IMAGES, 0)
+    model.eval()
+    backend = JaxBackend(model, undo_head=True, vouch={})
+    before = attribute_by(backend, IMAGES, 0)
+    assert str(before.coverage) == "relu x1 guided, rsqrt x1 plain" or ("relu", 1, "guided") in before.coverage
+    model.last.kernel[...] = model.last.kernel[...] * 2
+    after = attribute_by(backend, IMAGES, 0)
+    np.testing.assert_allclose(after.attribution, 2 * before.attribution, rtol=1e-6)
+    np.testing.assert_allclose(after.outputs, model(IMAGES), rtol=1e-6)
+    assert len(backend._compiled._functions) == 1
+
+
+def test_equinox():
+    import equinox as eqx
+
+    mlp = eqx.nn.MLP(192, 3, 6, 2, activation=jax.nn.relu, key=jax.random.key(0))
+    norm = eqx.nn.LayerNorm(192)
+    found = attribute(jax.vmap(lambda image: mlp(norm(image.ravel()))), IMAGES, 0)
+    assert ("relu", 2, "guided") in found.coverage
+    assert all(row.treatment == "plain" for row in found.coverage if row.name != "relu")
+    with pytest.raises(ModelError, match="inference_mode"):
+        attribute(eqx.nn.Sequential([eqx.nn.Dropout(0.5)]), IMAGES, 0)
+
+
+def test_haiku():
+    import haiku as hk
+
+    model = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([6, 5, 3])(hk.Flatten()(x))))
+    parameters = model.init(jax.random.key(0), IMAGES)
+    found = attribute(lambda x: model.apply(parameters, x), IMAGES, 0)
+    assert ("relu", 2, "guided") in found.coverage
+
+
+def test_arrays_that_a_function_closes_over_are_read_on_each_call():
+    holder = {"weight": np.ones(CLASSES), "shift": 0.0}
+    model = net(jax.nn.relu)
+    backend = JaxBackend(lambda x: model(x) * holder["weight"] + holder["shift"], undo_head=True, vouch={})
+    for factor in (1.0, 2.0, 3.0):
+        holder["weight"][:] = factor
+        found = attribute_by(backend, IMAGES, LABELS)
+        np.testing.assert_allclose(found.attribution, factor * oracle(LABELS), **TOLERANCE)
+    holder["shift"] = 7.0
+    np.testing.assert_allclose(attribute_by(backend, IMAGES, LABELS).scores, found.scores + 7.0)
+
+
+def test_zeros_that_change_are_no_longer_a_relu():
+    floor = np.zeros(8)
+    backend = JaxBackend(lambda x: jnp.maximum(x, floor), undo_head=True, vouch={})
+    assert str(attribute_by(backend, np.ones((2, 8)), 0).coverage) == "relu x1 guided"
+    floor[:] = 0.5
+    with pytest.raises(NoReluError, match="maximum x1"):
+        attribute_by(backend, np.ones((2, 8)), 0)
+
+
+# Images, models, threads.
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (IMAGES.astype(int), "int64"),
+        (IMAGES > 0, "bool"),
+        (IMAGES * 1j, "complex"),
+        (IMAGES.tolist(), "list"),
+        (None, "NoneType"),
+        (np.float64(1.0), "float64"),
+        (np.array(1.0), "ndarray"),
+        (np.full((2, 3), np.nan), "finite"),
+        (np.full((2, 3), np.inf), "finite"),
+    ],
+)
+def test_bad_images(bad, message):
+    with pytest.raises(ImageError, match=message):
+        attribute(net(jax.nn.relu), bad, 0)
+
+
+def test_images_that_are_traced_are_refused():
+    with pytest.raises(ImageError, match=r"outside of jax\.jit"):
+        jax.jit(lambda x: attribute(net(jax.nn.relu), x, 0).attribution)(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (lambda x: (x, x), ModelError, "one array"),
+        (lambda x: x.sum(), ModelError, "row per image"),
+        (lambda x: {"logits": x}, ModelError, "one array"),
+        (lambda x: 1 / 0, ModelError, "ZeroDivisionError"),
+        (lambda x: jnp.asarray(np.asarray(x)), ModelError, "TracerArrayConversionError"),
+        (lambda x: lax.while_loop(lambda x: x.sum() < 0, lambda x: x + 1, jax.nn.relu(x)), ModelError, "differentiat"),
+        (lambda x: jnp.ones((len(x), 3)), ScoreError, "depend"),
+        (lambda x: lax.stop_gradient(x), ScoreError, "depend"),
+        (lambda x: jax.nn.relu(x) * 1e300 * 1e300, ScoreError, "finite"),
+        (
+            lambda x: jax.nn.relu(x) * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape),
+            ModelError,
+            "dropped at random",
+        ),
+    ],
+)
+def test_bad_models(model, error, message):
+    with pytest.raises(error, match=message):
+        attribute(model, np.ones((2, 3)), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_attribution_is_of_the_kind_of_the_images(dtype):
+    images = jnp.asarray(IMAGES, dtype)
+    found = attribute(net(jax.nn.relu), images, LABELS)
+    assert isinstance(found.attribution, jax.Array)
+    assert found.attribution.dtype == images.dtype
+    error = np.abs(np.asarray(found.attribution, np.float64) - oracle(LABELS))
+    assert np.median(error) <= 0.2 * np.abs(oracle(LABELS)).mean()
+    assert isinstance(attribute(net(jax.nn.relu), np.asarray(images), LABELS).attribution, np.ndarray)
+
+
+def test_channels_come_last():
+    backend = JaxBackend(net(jax.nn.relu), undo_head=True, vouch={})
+    assert backend.channel_axis(IMAGES) == 3
+    assert backend.channel_axis(IMAGES[:, 0, 0]) is None
+    np.testing.assert_array_equal(backend.reduce(IMAGES, "absmax", 3), np.abs(IMAGES).max(3))
+    assert isinstance(backend.reduce(jnp.asarray(IMAGES), "mean", 3), jax.Array)
+    assert backend.concatenate([jnp.asarray(IMAGES), jnp.asarray(IMAGES)]).shape == (8, 3, 8, 8)
+    assert backend.empty_like(IMAGES[:0]).shape == (0, 3, 8, 8)
+
+
+def test_eight_threads_on_one_model():
+    """Explaining and differentiating at once gives bit for bit what one thread gives."""
+    model = net(jax.nn.relu)
+    backend = JaxBackend(model, undo_head=True, vouch={})
+    plain = jax.jit(jax.grad(lambda x: model(x)[:, 0].sum()))
+
+    def run(job):
+        with jax.enable_x64(True):
+            rule = (PLAIN, DECONV, GUIDED, None)[job % 4]
+            images = jnp.asarray(IMAGES)
+            return np.asarray(plain(images) if rule is None else attribute_by(backend, images, 0, rule).attribution)
+
+    expected = [run(job) for job in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        for job, found in enumerate(pool.map(run, range(80))):
+            np.testing.assert_array_equal(found, expected[job % 4])
+
+
+def test_the_output_is_that_of_the_compiled_model():
+    model = jax.jit(net(jax.nn.relu))
+    np.testing.assert_array_equal(attribute(model, IMAGES, LABELS).outputs, model(jnp.asarray(IMAGES)))

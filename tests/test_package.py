@@ -86,11 +86,13 @@ def test_docstrings_have_examples():
     assert sum(bool(test.examples) for name in MODULES for test in finder.find(importlib.import_module(name))) >= 5
 
 
-def test_examples_in_the_readme():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/frameworks.md"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_examples_in_the_documentation(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, page, "exec"), {})
 
 
 def test_files_stay_short():

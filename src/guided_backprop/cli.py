@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guided_backprop import __version__
+from guided_backprop.coverage import Coverage
 from guided_backprop.errors import (
     GuidedBackpropError,
     ImageError,
@@ -19,7 +20,7 @@ from guided_backprop.errors import (
     MissingExtraError,
     OptionError,
 )
-from guided_backprop.explanation import Coverage, Explanations
+from guided_backprop.explanation import Explanations
 from guided_backprop.methods import REDUCERS, DeconvNet, GuidedBackprop, Method, Reducer, Saliency
 from guided_backprop.models import VisionModel, image_paths, load, load_default, probabilities
 from guided_backprop.saving import ARRAYS, MANIFEST, ExplanationFolder

@@ -1,14 +1,16 @@
 """The result: attribution, what was explained, and what was done with every non-linearity on the path."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from guided_backprop.arrays import as_numpy, channels_last
+from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError
 from guided_backprop.render import colour_picture, heatmap, overlay, picture
 
@@ -18,38 +20,6 @@ if TYPE_CHECKING:
 
 # A figure of more rows is taller than a screen and slower than saving the pictures.
 _MOST_ROWS = 16
-
-
-class Nonlinearity(NamedTuple):
-    """One kind of non-linearity met on the path from score to image.
-
-    Attributes:
-        name: the operation, for example ``"relu"``, ``"relu6"``, ``"gelu"``.
-        count: how often it was met in one forward pass.
-        treatment: the rule's name (``"guided"``, ``"deconv"``) where the rule acted, ``"undone"`` for the
-            final softmax or sigmoid whose logit was explained, else ``"plain"``.
-    """
-
-    name: str
-    count: int  # type: ignore[assignment]  # a tuple's own count() is not missed here
-    treatment: str
-
-
-class Coverage(tuple[Nonlinearity, ...]):
-    """Every non-linearity on the path; prints as ``relu x16 guided, sigmoid x1 plain``."""
-
-    __slots__ = ()
-
-    @classmethod
-    def merge(cls, coverages: "Iterable[Coverage]") -> Self:
-        """Join the coverage of batches: they run one model, so counts are per forward pass, not summed."""
-        counts: dict[tuple[str, str], int] = {}
-        for name, count, treatment in (row for coverage in coverages for row in coverage):
-            counts[name, treatment] = max(count, counts.get((name, treatment), 0))
-        return cls(Nonlinearity(name, count, treatment) for (name, treatment), count in counts.items())
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} x{count} {treatment}" for name, count, treatment in self) or "none"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -226,35 +196,12 @@ class Explanations(Sequence[Explanation]):
         return f"Explanations(method={self.method!r}, model={self.model!r}, shape={shape}, coverage='{self.coverage}')"
 
 
-def as_numpy(values: Any) -> NDArray[Any]:
-    """Return ``values`` (array or tensor, on any device) as a NumPy array; bfloat16 becomes float32."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        if "bfloat16" in str(values.dtype):
-            values = values.float()
-    array = np.asarray(values)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-
-
 def _as_array(values: Any, dtype: DTypeLike | None, copy: bool | None) -> NDArray[Any]:
     array = as_numpy(values)
     converted = array if dtype is None else array.astype(dtype, copy=False)
     if copy is False and (converted is not array or "bfloat16" in str(values.dtype)):
         raise ValueError(f"an array of dtype {dtype} needs a copy; received copy=False. Pass copy=None.")
     return converted.copy() if copy and converted is array else converted
-
-
-def channels_last(explanations: Explanations) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Return images and attribution ``(N, H, W)`` or ``(N, H, W, C)``, or None if they are not pictures."""
-    axis = explanations.channel_axis
-    images, attribution = as_numpy(explanations.images), as_numpy(explanations.attribution)
-    if axis is None or images.ndim != 4:
-        return None
-    images = np.moveaxis(images, axis, -1)
-    if explanations.reducer is not None:
-        return images, attribution
-    attribution = np.moveaxis(attribution, axis, -1)
-    return (images, attribution) if attribution.shape[-1] in (1, 3) else None
 
 
 def _draw_pictures(figure: "Figure", images: NDArray[Any], attribution: NDArray[Any], percentile: float) -> None:

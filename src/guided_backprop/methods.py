@@ -8,8 +8,9 @@ import numpy as np
 
 from guided_backprop.backends import backend_for, framework_of
 from guided_backprop.backends.base import Attributed, Backend, Vouch
+from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, OptionError
-from guided_backprop.explanation import Coverage, Explanations
+from guided_backprop.explanation import Explanations
 from guided_backprop.rules import DECONV, GUIDED, PLAIN, ReluRule
 from guided_backprop.targets import Target
 

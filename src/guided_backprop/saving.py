@@ -15,16 +15,20 @@ import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from guided_backprop import __version__
+from guided_backprop.arrays import as_numpy, channels_last
+from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
-from guided_backprop.explanation import Coverage, Explanations, as_numpy, channels_last
 from guided_backprop.render import colour_picture, heatmap, overlay
+
+if TYPE_CHECKING:
+    from guided_backprop.explanation import Explanations
 
 SCHEMA_VERSION = 1
 ARRAYS = "attribution.safetensors"
@@ -78,7 +82,7 @@ class ExplanationFolder:
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def add(self, explanations: Explanations, names: Sequence[str] | None = None) -> list[Mapping[str, str]]:
+    def add(self, explanations: "Explanations", names: Sequence[str] | None = None) -> list[Mapping[str, str]]:
         """Write the pictures of one batch and keep its arrays.
 
         Args:
@@ -147,7 +151,7 @@ class ExplanationFolder:
             )
         return list(names)
 
-    def _write_pictures(self, explanations: Explanations, names: Sequence[str]) -> list[dict[str, str]]:
+    def _write_pictures(self, explanations: "Explanations", names: Sequence[str]) -> list[dict[str, str]]:
         pixels = channels_last(explanations)
         place = self._place()
         if pixels is None:

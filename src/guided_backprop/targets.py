@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guided_backprop.arrays import as_numpy
 from guided_backprop.errors import LabelError
-from guided_backprop.explanation import as_numpy
 
 
 class Target:

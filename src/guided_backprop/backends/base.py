@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.explanation import Coverage
+from guided_backprop.coverage import Coverage
 from guided_backprop.rules import ReluRule
 
 Weigh = Callable[[NDArray[Any]], NDArray[np.float64]]

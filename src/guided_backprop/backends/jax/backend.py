@@ -5,7 +5,6 @@ is compiled is kept, with the parameters as arguments. Nothing global is changed
 """
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,15 +21,14 @@ from guided_backprop.backends.jax.program import Program
 from guided_backprop.backends.jax.relus import Facts, mark_prelus
 from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.keras import has_prelu, is_channels_last
+from guided_backprop.backends.report import coverage_of, hidden, spelled
+from guided_backprop.coverage import Coverage
 from guided_backprop.errors import (
     GuidedBackpropError,
     ImageError,
     ModelError,
-    NoReluError,
-    OpaqueRegionError,
     ScoreError,
 )
-from guided_backprop.explanation import Coverage, Nonlinearity
 from guided_backprop.rules import ReluRule
 
 
@@ -154,7 +152,7 @@ class JaxBackend(Backend):
         if head is not None and counts[head.name, "plain"]:
             counts[head.name, "plain"] -= 1
             counts[head.name, "undone"] += 1
-        return head, _coverage(+counts, rule)
+        return head, coverage_of(+counts, rule)
 
 
 def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any, Any]:
@@ -187,26 +185,9 @@ def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any
 
 def _refuse(audit: Audit, vouch: Vouch) -> None:
     for name in sorted(audit.opaque - set(vouch)):
-        raise OpaqueRegionError(
-            f"a custom function hides whether it is a ReLU; received {name} between score and image. "
-            f'Pass vouch={{"{name}": "relu"}} if it is one, vouch={{"{name}": "plain"}} if it contains none.'
-        )
+        raise hidden(name)
     if audit.spelled:
-        found = ", ".join(sorted(audit.spelled))
-        raise OpaqueRegionError(
-            f"a ReLU must be an operation of its own; received one spelled as arithmetic, with {found}. "
-            f'Write it as jax.nn.relu, or pass vouch={{"{min(audit.spelled)}": "plain"}} if it is no ReLU.'
-        )
-
-
-def _coverage(counts: Counter[tuple[str, str]], rule: ReluRule) -> Coverage:
-    rows = Coverage(Nonlinearity(name, number, how) for (name, how), number in sorted(counts.items()))
-    if rule.backward_gate and not any(row.treatment == rule.name for row in rows):
-        found = ", ".join(f"{name} x{number}" for name, number, _ in rows) or "no non-linearity"
-        raise NoReluError(
-            f"the {rule.name} rule needs at least one ReLU between score and image; found {found}. Use Saliency(model)."
-        )
-    return rows
+        raise spelled(audit.spelled, "jax.nn.relu")
 
 
 def _check_mode(model: Any) -> None:

@@ -118,7 +118,8 @@ def _derivative_key(eqn: Any) -> Hashable:
 
 
 def _pushed_back(eqn: Any, inputs: tuple[Any, ...], floats: list[int]) -> Any:
-    atoms = [core.Var(atom.aval) for atom in eqn.invars]
+    shapes = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]  # type: ignore[no-untyped-call]
+    atoms = jax.make_jaxpr(lambda *inputs: inputs)(*shapes).jaxpr.invars
     run = alone(eqn.replace(invars=atoms), atoms, eqn.outvars)
 
     def of_floats(*values: Any) -> Any:

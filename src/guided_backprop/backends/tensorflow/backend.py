@@ -17,13 +17,14 @@ import tensorflow as tf
 
 from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import is_channels_last
+from guided_backprop.backends.report import spelled
 from guided_backprop.backends.tensorflow.custom import SCOPE
-from guided_backprop.backends.tensorflow.gradients import Editor, spelled_message
+from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import Traced, graph_of, renamed, trace
 from guided_backprop.backends.tensorflow.nodes import constant_of
 from guided_backprop.backends.tensorflow.relus import classify
 from guided_backprop.backends.tensorflow.spelled import is_relu_like
-from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OpaqueRegionError, ScoreError
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, ScoreError
 from guided_backprop.rules import ReluRule
 
 _KERAS = ("keras", "tf_keras")
@@ -326,7 +327,7 @@ def _judge(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:
         if any(is_relu_like(result, results[candidate].numpy()) for candidate in candidates):
             found.add(name)
     if found:
-        raise OpaqueRegionError(spelled_message(found))
+        raise spelled(found, "tf.nn.relu")
 
 
 def _output_error(count: Any, received: Any) -> ModelError:

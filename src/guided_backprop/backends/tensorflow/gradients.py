@@ -12,10 +12,10 @@ from contextvars import ContextVar
 import tensorflow as tf
 
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.report import coverage_of, hidden, spelled
 from guided_backprop.backends.tensorflow import nodes
 from guided_backprop.backends.tensorflow.custom import SCOPE, original_gradient
-from guided_backprop.errors import NoReluError, OpaqueRegionError
-from guided_backprop.explanation import Coverage, Nonlinearity
+from guided_backprop.coverage import Coverage
 from guided_backprop.rules import ReluRule
 
 _EDITOR: ContextVar["Editor"] = ContextVar("guided_backprop_editor")
@@ -53,14 +53,7 @@ class Editor:
 
     def coverage(self) -> Coverage:
         """Return what was done; raise if the rule found nothing to act on."""
-        rows = Coverage(Nonlinearity(name, count, how) for (name, how), count in sorted(self._counts.items()))
-        if self.rule.backward_gate and not any(row.treatment == self.rule.name for row in rows):
-            found = ", ".join(f"{name} x{count}" for name, count, _ in rows) or "no non-linearity"
-            raise NoReluError(
-                f"the {self.rule.name} rule needs at least one ReLU between score and image; found {found}. "
-                "Use Saliency(model)."
-            )
-        return rows
+        return coverage_of(self._counts, self.rule)
 
     def seen(self) -> dict[str, tf.Tensor]:
         """Return, by name, the tensors whose values are to be judged; the editor keeps them no longer."""
@@ -105,7 +98,7 @@ class Editor:
             self._note(op, name, vouched == "relu")
             return original_gradient(op, gradients)
         if vouched is None:
-            raise OpaqueRegionError(opaque_message(name))
+            raise hidden(name)
         self._note(op, name, vouched == "relu")
         if vouched == "plain":
             return original_gradient(op, gradients)
@@ -126,7 +119,7 @@ class Editor:
         """Raise, or remember to look at the values, if a node may spell a ReLU."""
         is_top = op.name.startswith(f"{SCOPE}/")
         if role == "spelled" or (role == "bound" and not is_top):
-            raise OpaqueRegionError(spelled_message({name}))
+            raise spelled({name}, "tf.nn.relu")
         if role == "bound":
             self.bounds[self._see(op.inputs[op.get_attr(nodes.OPERAND)])] = name
         if role == "watch":
@@ -162,20 +155,3 @@ def _fitted(g: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         return g
     axes, _ = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=tf.shape(g))
     return tf.reshape(tf.reduce_sum(g, axes), tf.shape(x))
-
-
-def opaque_message(name: str) -> str:
-    """Say that a part hides what it computes."""
-    return (
-        f"a custom gradient or function hides whether it is a ReLU; received {name} between score and image. "
-        f'Pass vouch={{"{name}": "relu"}} if it is one, vouch={{"{name}": "plain"}} if it contains none.'
-    )
-
-
-def spelled_message(names: set[str]) -> str:
-    """Say that a ReLU is spelled as arithmetic."""
-    found = ", ".join(sorted(names))
-    return (
-        f"a ReLU must be an operation of its own; received one spelled as arithmetic, with {found}. "
-        f'Write it as tf.nn.relu, or pass vouch={{"{min(names)}": "plain"}} if it is no ReLU.'
-    )

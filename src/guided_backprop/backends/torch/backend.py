@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.autograd.graph import Node
 
+from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import has_prelu, is_channels_last
 from guided_backprop.backends.torch import nodes
@@ -26,7 +27,6 @@ from guided_backprop.errors import (
     ModelError,
     ScoreError,
 )
-from guided_backprop.explanation import as_numpy
 from guided_backprop.rules import ReluRule
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch.autograd.graph import Node
 
+from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Vouch, per_image
+from guided_backprop.backends.report import coverage_of
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import BackwardWatch, ForwardWatch
 from guided_backprop.backends.torch.refusals import training_error
-from guided_backprop.errors import ModelError, NoReluError, OpaqueRegionError
-from guided_backprop.explanation import Coverage, Nonlinearity, as_numpy
+from guided_backprop.coverage import Coverage
+from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import ReluRule
 
 
@@ -59,14 +61,7 @@ class Editor:
 
     def coverage(self) -> Coverage:
         """Return what was done; raise if the rule found nothing to act on."""
-        rows = Coverage(Nonlinearity(name, count, how) for (name, how), count in sorted(self._counts.items()))
-        if self._rule.backward_gate and not any(row.treatment == self._rule.name for row in rows):
-            found = ", ".join(f"{name} x{count}" for name, count, _ in rows) or "no non-linearity"
-            raise NoReluError(
-                f"the {self._rule.name} rule needs at least one ReLU between score and image; found {found}. "
-                "Use Saliency(model)."
-            )
-        return rows
+        return coverage_of(self._counts, self._rule)
 
 
 def _hook(relu: nodes.Relu, rule: ReluRule) -> None:

@@ -3,6 +3,7 @@
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.report import hidden, spelled
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
 from guided_backprop.errors import ModelError, OpaqueRegionError
@@ -15,22 +16,24 @@ def refuse_opaque(path: list[Node], vouch: Vouch) -> None:
     for node in path:
         name = nodes.opaque_name(node)
         if name is not None and name not in vouch:
-            raise OpaqueRegionError(_opaque_message(name))
+            advice = _advice(name)
+            raise hidden(name) if advice is None else OpaqueRegionError(advice)
         name = nodes.spelled_relu(node, on_path)
         if name is not None and name not in vouch:
-            raise OpaqueRegionError(_spelled_message({name}))
+            raise spelled({name}, "torch.relu")
 
 
 def refuse_spelled(watch: ForwardWatch, rule: ReluRule, vouch: Vouch) -> None:
     """Raise if the watched forward pass dropped values, or spelled a ReLU as arithmetic that a rule would miss."""
     if watch.has_dropout:
         raise training_error("dropout")
-    spelled = {name for name in watch.spelled if name not in vouch}
-    if spelled and rule.backward_gate:
-        raise OpaqueRegionError(_spelled_message(spelled))
+    names = {name for name in watch.spelled if name not in vouch}
+    if names and rule.backward_gate:
+        raise spelled(names, "torch.relu")
 
 
-def _opaque_message(name: str) -> str:
+def _advice(name: str) -> str | None:
+    """Say what hides its ReLUs, and the way out, where it is a part of torch and no custom function."""
     if name == "CompiledFunction":
         return (
             "a torch.compile region hides its ReLUs; received CompiledFunctionBackward between score and image. "
@@ -46,18 +49,7 @@ def _opaque_message(name: str) -> str:
             f"a fused TorchScript region hides its ReLUs; received {name} between score and image. "
             "Pass the scripted module itself as the model, or the module before scripting."
         )
-    return (
-        f"a custom function hides whether it is a ReLU; received {name} between score and image. "
-        f'Pass vouch={{"{name}": "relu"}} if it is one, vouch={{"{name}": "plain"}} if it contains none.'
-    )
-
-
-def _spelled_message(names: set[str]) -> str:
-    found = ", ".join(sorted(names))
-    return (
-        f"a ReLU must be an operation of its own; received one spelled as arithmetic, with {found}. "
-        f'Write it as torch.relu, or pass vouch={{"{min(names)}": "plain"}} if it is no ReLU.'
-    )
+    return None
 
 
 def training_error(name: str) -> ModelError:

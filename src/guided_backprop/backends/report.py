@@ -1,0 +1,36 @@
+"""What every backend reports in the same words: the coverage, and what it refuses."""
+
+from collections import Counter
+from collections.abc import Collection
+
+from guided_backprop.coverage import Coverage, Nonlinearity
+from guided_backprop.errors import NoReluError, OpaqueRegionError
+from guided_backprop.rules import ReluRule
+
+
+def coverage_of(counts: Counter[tuple[str, str]], rule: ReluRule) -> Coverage:
+    """Return how often each ``(name, treatment)`` was met; raise if a rule found no ReLU to act on."""
+    rows = Coverage(Nonlinearity(name, count, how) for (name, how), count in sorted(counts.items()))
+    if rule.backward_gate and not any(row.treatment == rule.name for row in rows):
+        found = ", ".join(f"{name} x{count}" for name, count, _ in rows) or "no non-linearity"
+        raise NoReluError(
+            f"the {rule.name} rule needs at least one ReLU between score and image; found {found}. Use Saliency(model)."
+        )
+    return rows
+
+
+def hidden(name: str) -> OpaqueRegionError:
+    """Return the error for a function whose own gradient says nothing of what it computes."""
+    return OpaqueRegionError(
+        f"a custom function hides whether it is a ReLU; received {name} between score and image. "
+        f'Pass vouch={{"{name}": "relu"}} if it is one, vouch={{"{name}": "plain"}} if it contains none.'
+    )
+
+
+def spelled(names: Collection[str], relu: str) -> OpaqueRegionError:
+    """Return the error for ReLUs that are spelled as arithmetic; ``relu`` is how to write one."""
+    found = ", ".join(sorted(names))
+    return OpaqueRegionError(
+        f"a ReLU must be an operation of its own; received one spelled as arithmetic, with {found}. "
+        f'Write it as {relu}, or pass vouch={{"{min(names)}": "plain"}} if it is no ReLU.'
+    )

@@ -1,0 +1,36 @@
+"""What was met on the path from score to image, and what was done with it."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+
+class Nonlinearity(NamedTuple):
+    """One kind of non-linearity met on the path from score to image.
+
+    Attributes:
+        name: the operation, for example ``"relu"``, ``"relu6"``, ``"gelu"``.
+        count: how often it was met in one forward pass.
+        treatment: the rule's name (``"guided"``, ``"deconv"``) where the rule acted, ``"undone"`` for the
+            final softmax or sigmoid whose logit was explained, else ``"plain"``.
+    """
+
+    name: str
+    count: int  # type: ignore[assignment]  # a tuple's own count() is not missed here
+    treatment: str
+
+
+class Coverage(tuple[Nonlinearity, ...]):
+    """Every non-linearity on the path; prints as ``relu x16 guided, sigmoid x1 plain``."""
+
+    __slots__ = ()
+
+    @classmethod
+    def merge(cls, coverages: "Iterable[Coverage]") -> Self:
+        """Join the coverage of batches: they run one model, so counts are per forward pass, not summed."""
+        counts: dict[tuple[str, str], int] = {}
+        for name, count, treatment in (row for coverage in coverages for row in coverage):
+            counts[name, treatment] = max(count, counts.get((name, treatment), 0))
+        return cls(Nonlinearity(name, count, treatment) for (name, treatment), count in counts.items())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} x{count} {treatment}" for name, count, treatment in self) or "none"

@@ -1,12 +1,9 @@
 """From the arrays of any framework to NumPy's."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from guided_backprop.explanation import Explanations
 
 
 def as_numpy(values: Any) -> NDArray[Any]:
@@ -19,14 +16,15 @@ def as_numpy(values: Any) -> NDArray[Any]:
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
-def channels_last(explanations: "Explanations") -> tuple[NDArray[Any], NDArray[Any]] | None:
+def channels_last(
+    images: Any, attribution: Any, channel_axis: int | None, *, is_reduced: bool
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Return images and attribution ``(N, H, W)`` or ``(N, H, W, C)``, or None if they are not pictures."""
-    axis = explanations.channel_axis
-    images, attribution = as_numpy(explanations.images), as_numpy(explanations.attribution)
-    if axis is None or images.ndim != 4:
+    images, attribution = as_numpy(images), as_numpy(attribution)
+    if channel_axis is None or images.ndim != 4:
         return None
-    images = np.moveaxis(images, axis, -1)
-    if explanations.reducer is not None:
+    images = np.moveaxis(images, channel_axis, -1)
+    if is_reduced:
         return images, attribution
-    attribution = np.moveaxis(attribution, axis, -1)
+    attribution = np.moveaxis(attribution, channel_axis, -1)
     return (images, attribution) if attribution.shape[-1] in (1, 3) else None

@@ -130,7 +130,7 @@ class Explanations(Sequence[Explanation]):
                 f"plot() draws 1 to {_MOST_ROWS} images; received {len(self)} images. "
                 f"Plot a slice, such as explanations[:{_MOST_ROWS}]."
             )
-        pixels = channels_last(self)
+        pixels = channels_last(self.images, self.attribution, self.channel_axis, is_reduced=self.reducer is not None)
         if pixels is not None:
             figure = Figure(figsize=(10, 2.7 * len(self) + 0.6), layout="constrained")
             _draw_pictures(figure, *pixels, percentile)

@@ -152,7 +152,12 @@ class ExplanationFolder:
         return list(names)
 
     def _write_pictures(self, explanations: "Explanations", names: Sequence[str]) -> list[dict[str, str]]:
-        pixels = channels_last(explanations)
+        pixels = channels_last(
+            explanations.images,
+            explanations.attribution,
+            explanations.channel_axis,
+            is_reduced=explanations.reducer is not None,
+        )
         place = self._place()
         if pixels is None:
             return [{} for _ in names]

@@ -81,7 +81,7 @@ class TorchBackend(Backend):
             )
         if str(getattr(images.dtype, "name", images.dtype)).removeprefix("torch.") not in _DTYPES:
             raise ImageError(
-                f"images must be of dtype {', '.join(_DTYPES)}; received images of dtype {images.dtype}. "
+                f"images must be real floating-point numbers, {', '.join(_DTYPES)}; received images of dtype {images.dtype}. "
                 "Preprocess them as for the model, for example images.float() / 255."
             )
         if not bool(torch.isfinite(_as_tensor(images)).all()):

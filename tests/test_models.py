@@ -3,6 +3,7 @@
 The images are written by the tests, in the forms in which photos really come. The network is the real one.
 """
 
+import copy
 import os
 import struct
 import sys
@@ -18,7 +19,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageFile
 
-from guided_backprop import ImageError, ModelError
+from guided_backprop import GuidedBackprop, ImageError, ModelError
 from guided_backprop.models import (
     VisionModel,
     image_paths,
@@ -86,6 +87,24 @@ def test_the_default_model_recognises_the_photos(lite, tmp_path):
     assert_allclose(shares[0, [282, 285, 281]], [0.39, 0.36, 0.17], atol=0.01)
     assert_allclose(shares[1, 967], 0.95, atol=0.01)
     assert list(np.argsort(-shares[0])[:3]) == [282, 285, 281]
+
+
+def test_explaining_leaves_the_forward_pass_as_it_is(lite, tmp_path):
+    """With ReLU in place of its ReLU6 this network says something else: a cap that is lost would show here."""
+    Image.fromarray(skimage.data.chelsea()).save(tmp_path / "chelsea.png")
+    photo = torch.from_numpy(lite.preprocess(read_image(tmp_path / "chelsea.png"))[None])
+    with torch.no_grad():
+        outputs = lite.network(photo).numpy()
+    explanations = GuidedBackprop(lite.network).explain(photo)
+    assert_allclose(explanations.outputs, outputs, rtol=1e-4, atol=1e-4)
+    assert str(explanations.coverage) == "relu6 x33 guided"
+    uncapped = copy.deepcopy(lite.network)
+    for module in list(uncapped.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ReLU6):
+                setattr(module, name, torch.nn.ReLU())
+    with torch.no_grad():
+        assert uncapped(photo).argmax() != outputs.argmax()
 
 
 def test_the_default_model_names_its_thousand_classes_and_is_in_eval_mode(lite):

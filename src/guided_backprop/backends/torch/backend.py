@@ -81,8 +81,8 @@ class TorchBackend(Backend):
             )
         if str(getattr(images.dtype, "name", images.dtype)).removeprefix("torch.") not in _DTYPES:
             raise ImageError(
-                f"images must be real floating-point numbers, {', '.join(_DTYPES)}; received images of dtype {images.dtype}. "
-                "Preprocess them as for the model, for example images.float() / 255."
+                f"images must be real floating-point numbers, {', '.join(_DTYPES)}; "
+                f"received images of dtype {images.dtype}. Preprocess them, for example images.float() / 255."
             )
         if not bool(torch.isfinite(_as_tensor(images)).all()):
             raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")

@@ -139,6 +139,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "jit(relu)": jax.jit(jax.nn.relu),
     "maximum(x, 0)": lambda x: jnp.maximum(x, 0),
     "maximum(0, x)": lambda x: jnp.maximum(0.0, x),
+    "maximum(x, x - x)": lambda x: jnp.maximum(x, x - x),
     "maximum(x, zeros_like)": lambda x: jnp.maximum(x, jnp.zeros_like(x)),
     "maximum(x, zeros of NumPy)": lambda x: jnp.maximum(x, ZEROS),
     "maximum(x, zeros of JAX)": lambda x: jnp.maximum(jnp.asarray(ZEROS) * 3, x),

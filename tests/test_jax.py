@@ -14,6 +14,7 @@ import pytest
 from jax import lax
 
 import spellings_jax
+from guided_backprop import GuidedBackprop
 from guided_backprop.backends.jax import JaxBackend
 from guided_backprop.errors import ImageError, ModelError, NoReluError, OpaqueRegionError, ScoreError
 from guided_backprop.rules import DECONV, GUIDED, PLAIN
@@ -528,3 +529,11 @@ def test_eight_threads_on_one_model():
 def test_the_output_is_that_of_the_compiled_model():
     model = jax.jit(net(jax.nn.relu))
     np.testing.assert_array_equal(attribute(model, IMAGES, LABELS).outputs, model(jnp.asarray(IMAGES)))
+
+
+@pytest.mark.parametrize("bounded", [jnp.maximum, lambda x, bound: lax.clamp(jnp.asarray(bound, x.dtype), x, jnp.inf)])
+def test_a_bound_that_is_zero_in_places_is_refused(bounded):
+    bound = np.tile(np.array([0.0, -1e9, 0.0, -1e9], np.float32), (2, 1))
+    method = GuidedBackprop(lambda x: jax.nn.relu(bounded(x, bound) @ jnp.ones((4, 3))))
+    with pytest.raises(OpaqueRegionError, match="0 in places"):
+        method.explain(jnp.ones((2, 4)), 1)

@@ -117,12 +117,14 @@ class Audit:
         self._follow_absolutes(step)
 
     def _spelled_by_constant(self, step: Step) -> str | None:
-        """Find ``x - min(x, 0)`` and the largest of a stack of x and zeros."""
+        """Find ``x - min(x, 0)``, a bound that is 0 in places, and the largest of a stack of x and zeros."""
         is_zero = self._facts.is_zero
         if step.name == "min" and self._facts.operand_against_zero(step) is not None:
             return "min with 0"
         if step.name == "clamp" and is_zero(step.inputs[2]):
             return "clamp to at most 0"
+        if step.name in ("max", "clamp") and any(map(self._facts.is_partly_zero, step.inputs[:2])):
+            return f"{step.name} with a bound that is 0 in places"
         if step.name in _LARGEST:
             stacked = step.inputs[0].step
             while stacked is not None and stacked.name in _SAME | _MOVES:

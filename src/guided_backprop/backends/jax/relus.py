@@ -123,10 +123,19 @@ class Facts:
             return True
         if value.step is not None and value.step.name == "select_n" and all(map(self.is_zero, value.step.inputs[1:])):
             return True
+        if value.step is not None and value.step.name == "sub" and value.step.inputs[0] is value.step.inputs[1]:
+            return True
         if value.step is not None and value.step.name in _MOVES:
             return self.is_zero(value.step.inputs[0])
         known = self.known(value)
         return known is not None and jnp.issubdtype(np.asarray(known).dtype, jnp.number) and not np.any(known)
+
+    def is_partly_zero(self, value: Value) -> bool:
+        """Tell whether ``value`` is a constant that is 0 in some places and not in others."""
+        if value.step is not None and value.step.name in _MOVES:
+            return self.is_partly_zero(value.step.inputs[0])
+        known = self.known(value)
+        return known is not None and bool(0 < np.count_nonzero(known) < np.size(known))
 
     def find_relus(self, program: Program, vouch: Vouch) -> None:
         """Note on every step on the path how it is a ReLU, if it is one."""

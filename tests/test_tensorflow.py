@@ -694,3 +694,21 @@ def test_eight_threads_that_trace_at_once():
     with ThreadPoolExecutor(8) as pool:
         for result in pool.map(lambda model: explain(model), models):
             np.testing.assert_allclose(result.attribution, oracle(), **TOLERANCE)
+
+
+PARTLY_MASKED = {
+    "where((x > 0) & pad, x, 0)": lambda x: tf.where((x > 0) & ~EVERY_THIRD, x, 0.0),
+    "x * ((x > 0) * pad)": lambda x: x * tf.cast((x > 0) & ~EVERY_THIRD, x.dtype),
+    "where(x > 0, scale * x, 0)": lambda x: tf.where(x > 0, x * tf.linspace(tf.cast(-0.5, x.dtype), 1.5, 6), 0.0),
+    "one value": lambda x: (x[:1, :1] + tf.abs(x[:1, :1])) / 2,
+}
+EVERY_THIRD = np.arange(6) % 3 == 0
+
+
+@pytest.mark.parametrize("spelling", PARTLY_MASKED)
+def test_a_relu_that_a_second_mask_or_factor_meets_is_refused(spelling):
+    x = tf.constant(np.random.default_rng(0).normal(size=(7, 6)))
+    x = tf.abs(x[:1]) if spelling == "one value" else x
+    with pytest.raises(OpaqueRegionError, match="spelled"):
+        explain(lambda x: tf.nn.relu(PARTLY_MASKED[spelling](x * 2) * 2), x, 0)
+    assert explain(lambda x: tf.nn.relu(tf.where(EVERY_THIRD, x * 2, 0.0)), tf.abs(x), 0).coverage

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from guided_backprop.coverage import Coverage, Nonlinearity
-from guided_backprop.errors import NoReluError, OpaqueRegionError
+from guided_backprop.errors import NoReluError, OpaqueRegionError, ScoreError
 from guided_backprop.rules import ReluRule
 
 
@@ -33,4 +33,12 @@ def spelled(names: Collection[str], relu: str) -> OpaqueRegionError:
     return OpaqueRegionError(
         f"a ReLU must be an operation of its own; received one spelled as arithmetic, with {found}. "
         f'Write it as {relu}, or pass vouch={{"{min(names)}": "plain"}} if it is no ReLU.'
+    )
+
+
+def not_finite() -> ScoreError:
+    """Return the error for a score or a gradient that is not a number to work with."""
+    return ScoreError(
+        "score and gradient must be finite; received NaN or infinity from the model. "
+        "Check the images' range, or use a wider dtype."
     )

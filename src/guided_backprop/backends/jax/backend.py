@@ -21,7 +21,7 @@ from guided_backprop.backends.jax.program import Program
 from guided_backprop.backends.jax.relus import Facts, mark_prelus
 from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.keras import has_prelu, is_channels_last
-from guided_backprop.backends.report import coverage_of, hidden, spelled
+from guided_backprop.backends.report import coverage_of, hidden, not_finite, spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import (
     GuidedBackpropError,
@@ -84,10 +84,7 @@ class JaxBackend(Backend):
             raise _model_error(error, leaf) from error
         scores = per_image(seed, _as_numpy(explained))
         if not (np.isfinite(scores).all() and bool(jnp.isfinite(gradient).all())):
-            raise ScoreError(
-                "score and gradient must be finite; received NaN or infinity from the model. "
-                "Check the images' range, or use a wider dtype."
-            )
+            raise not_finite()
         name = None if head is None else head.name
         return Attributed(_like(gradient, images), scores, _as_numpy(outputs), coverage, name)
 

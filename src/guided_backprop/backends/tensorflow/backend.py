@@ -17,13 +17,13 @@ import tensorflow as tf
 
 from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import is_channels_last
-from guided_backprop.backends.report import spelled
+from guided_backprop.backends.report import not_finite, spelled
+from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import Traced, graph_of, renamed, trace
 from guided_backprop.backends.tensorflow.nodes import constant_of
 from guided_backprop.backends.tensorflow.relus import classify
-from guided_backprop.backends.tensorflow.spelled import is_relu_like
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, ScoreError
 from guided_backprop.rules import ReluRule
 
@@ -128,10 +128,7 @@ class TensorFlowBackend(Backend):
             scores = per_image(weights, outputs)
         values = gradient.numpy()
         if not (np.isfinite(scores).all() and np.isfinite(values.astype(np.float64)).all()):
-            raise ScoreError(
-                "score and gradient must be finite; received NaN or infinity from the model. "
-                "Check the images' range, or use a wider dtype."
-            )
+            raise not_finite()
         attribution = values if isinstance(images, np.ndarray) else gradient
         return Attributed(attribution, scores, outputs, plan.editor.coverage(), plan.head)
 
@@ -324,7 +321,8 @@ def _judge(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:
     found = {name for key, name in editor.bounds.items() if not results[key].numpy().any()}
     for key, (name, candidates) in editor.watch.items():
         result = results[key].numpy()
-        if any(is_relu_like(result, results[candidate].numpy()) for candidate in candidates):
+        rounding = 1e-3 if result.dtype.itemsize > 2 else 4e-2
+        if any(is_relu_like(result, results[candidate].numpy(), rounding) for candidate in candidates):
             found.add(name)
     if found:
         raise spelled(found, "tf.nn.relu")

@@ -4,11 +4,7 @@
 keep their shape; where one meets a tensor, the result is compared with the ReLU of that tensor and of x.
 """
 
-from typing import Any
-
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.backends.tensorflow.nodes import Graph, attribute, operand_refs, producer
@@ -100,28 +96,3 @@ def _is_stacked(graph: Graph, node: NodeDef) -> bool:
         return False
     parts = operand_refs(stacked)[: None if stacked.op == "Pack" else -1]
     return any(graph.constant(part) == 0 for part in parts)
-
-
-def is_relu_like(result: Any, tensor: Any) -> bool:
-    """Tell whether ``result`` is a multiple of ``tensor`` above a threshold (or below one) and 0 beyond it.
-
-    Where nothing was closed, the result is such a multiple as well if the tensor has one sign only: no value
-    tells it from a ReLU, so it counts as one. Where nothing was open no gradient passes, and it does not.
-    """
-    rounding = max(1e-3, 4 * float(np.finfo(np.float32).eps)) if result.dtype.itemsize > 2 else 4e-2
-    y, x = (np.asarray(values).astype(np.float64).ravel() for values in (result, tensor))
-    if y.size != x.size or y.size < 2:
-        return False
-    is_open, is_closed = y != 0, (y == 0) & (x != 0)
-    if not is_open.any() or ((x == 0) & is_open).any():
-        return False
-    ratio = y[is_open] / x[is_open]
-    if not np.allclose(ratio, ratio[0], rtol=rounding, atol=0):
-        return False
-    return _is_split(x[is_open], x[is_closed])
-
-
-def _is_split(opened: NDArray[np.float64], closed: NDArray[np.float64]) -> bool:
-    if closed.size == 0:
-        return bool((opened > 0).all() or (opened < 0).all())
-    return bool(opened.min() >= closed.max() or opened.max() <= closed.min())

@@ -13,6 +13,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from guided_backprop.arrays import as_numpy
+from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.torch.nodes import is_two_valued
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import ReluRule
@@ -27,7 +29,6 @@ _MAXIMA |= {"max_pool3d_with_indices", "median", "sort", "topk"}
 _FACTORIES = {"empty_like", "full_like", "new_empty", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like"}
 _DROPOUTS = {"_fused_dropout", "bernoulli", "bernoulli_", "native_dropout"}
 _HEADS = {"_softmax", "_log_softmax", "sigmoid", "sigmoid_"}
-_SAMPLE = 4096
 
 
 class ForwardWatch(TorchDispatchMode):
@@ -102,7 +103,7 @@ class ForwardWatch(TorchDispatchMode):
         sizes = {source.numel() for source in found}
         candidates = [x for x in (*operands, *found) if x.shape == result.shape and x.numel() in sizes]
         is_value = bool(operands) and result.is_floating_point()
-        if is_value and any(is_relu_like(result, x) for x in candidates):
+        if is_value and any(_is_relu_like(result, x) for x in candidates):
             self.spelled.add(name.removesuffix("_"))
         elif result.numel() in sizes and not (is_value and not is_two_valued(result)):
             self._signs.add(result, found[0])
@@ -204,52 +205,8 @@ def _asks_for_infinity(name: str, args: tuple[Any, ...]) -> bool:
     return name in ("eq", "ne") and isinstance(args[1], float) and abs(args[1]) == float("inf")
 
 
-def is_relu_like(y: torch.Tensor, x: torch.Tensor) -> bool:
-    """Tell whether ``y`` is a multiple of x where x is above a threshold, or below one, and a constant beyond.
-
-    Some of y may be closed on the open side, as by a second mask; the multiple may differ by channel. Where
-    nothing was closed, y counts if x has one sign: no value tells it from a ReLU. Where nothing was open no
-    gradient passes, and it does not count.
-    """
-    step = max(1, x.numel() // _SAMPLE)
-    # A sample can only acquit.
-    if step > 1 and _is_gated(y.flatten()[::step], x.flatten()[::step]) is False:
-        return False
-    return bool(_is_gated(y.flatten(), x.flatten())) and _is_multiple(y, x)
-
-
-def _is_gated(y: torch.Tensor, x: torch.Tensor) -> bool | None:
-    """Tell whether ``y`` is open on one side of x only; None if it is open nowhere."""
-    if not y.any():
-        return None
-    if ((y != 0) == (x != 0)).all() and ((x >= 0).all() or (x <= 0).all()):
-        return True
-    for side in (x, -x):
-        constant = y[side.argmin()]
-        is_closed = y == constant
-        closed, opened = side[is_closed], side[~is_closed]
-        if opened.numel() == 0 or (closed.min() == closed.max() and (constant != 0 or closed.numel() == 0)):
-            continue
-        if opened.min() >= closed.max():
-            return True
-        if constant == 0 and opened.min() > 0 and (side < 0).any():
-            return True
-    return False
-
-
-def _is_multiple(y: torch.Tensor, x: torch.Tensor) -> bool:
-    """Tell whether ``y / x`` is one number wherever y was not closed, or one number per channel."""
-    rounding = max(1e-3, 4 * torch.finfo(y.dtype).eps)
-    y, x = y.detach().double(), x.detach().double()
-    is_open = (y != 0) & (x != 0) & (y != y.flatten()[x.argmin()]) & (y != y.flatten()[x.argmax()])
-    ratio = torch.where(is_open, y / x, torch.nan)
-    for axis in {0, 1, x.ndim - 1} if x.ndim else set():
-        rows = ratio.movedim(min(axis, x.ndim - 1), 0).flatten(1) if axis else ratio.reshape(1, -1)
-        low = torch.where(rows.isnan(), torch.inf, rows).amin(1)
-        high = torch.where(rows.isnan(), -torch.inf, rows).amax(1)
-        if ((high - low <= rounding * high.abs()) | (high < low)).all():
-            return True
-    return x.ndim == 0
+def _is_relu_like(y: torch.Tensor, x: torch.Tensor) -> bool:
+    return is_relu_like(as_numpy(y), as_numpy(x), max(1e-3, 4 * torch.finfo(y.dtype).eps))
 
 
 def _has_the_values_of_relu(y: torch.Tensor, x: torch.Tensor) -> bool:

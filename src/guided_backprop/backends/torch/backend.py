@@ -16,6 +16,7 @@ from torch.autograd.graph import Node
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import has_prelu, is_channels_last
+from guided_backprop.backends.report import not_finite
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
 from guided_backprop.backends.torch.eager import differentiable, training_module, unfused
@@ -108,10 +109,7 @@ class TorchBackend(Backend):
                 scores.append(per_image(weights, outputs))
             coverage = editor.coverage()
         if not (np.isfinite(scores[0]).all() and bool(torch.isfinite(gradient).all())):
-            raise ScoreError(
-                "score and gradient must be finite; received NaN or infinity from the model. "
-                "Check the images' range, or use a wider dtype."
-            )
+            raise not_finite()
         attribution = _like(gradient, images)
         return Attributed(attribution, scores[0], outputs, coverage, None if head is None else nodes.operation(head))
 
@@ -193,7 +191,7 @@ class TorchBackend(Backend):
             )
         return _Run(leaf, output, path)
 
-    def _backward(self, run: _Run, weights: np.ndarray[Any, Any], editor: "Editor") -> torch.Tensor:
+    def _backward(self, run: _Run, weights: np.ndarray[Any, Any], editor: Editor) -> torch.Tensor:
         seed = torch.as_tensor(weights, dtype=run.output.dtype, device=run.output.device)
         try:
             with editor.watch or nullcontext():

@@ -537,3 +537,9 @@ def test_a_bound_that_is_zero_in_places_is_refused(bounded):
     method = GuidedBackprop(lambda x: jax.nn.relu(bounded(x, bound) @ jnp.ones((4, 3))))
     with pytest.raises(OpaqueRegionError, match="0 in places"):
         method.explain(jnp.ones((2, 4)), 1)
+
+
+def test_a_relu_with_another_constant_below_is_refused():
+    method = GuidedBackprop(lambda x: jax.nn.relu(jnp.where(x > 0, x, -0.5) @ jnp.ones((4, 3))))
+    with pytest.raises(OpaqueRegionError, match="select_n"):
+        method.explain(jnp.ones((2, 4)), 1)

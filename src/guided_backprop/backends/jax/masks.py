@@ -137,7 +137,7 @@ class Audit:
         """Find a value that is gated by its own sign, or added to its own magnitude."""
         if step.name == "select_n":
             signs, cases = self.signs(step.inputs[0]), step.inputs[1:]
-            others = [case for case in cases if not self._facts.is_zero(case)]
+            others = [case for case in cases if not self._facts.is_uniform(case)]
             if len(others) < len(cases) and others and all(self._is_of(case, signs) for case in others):
                 return "select_n"
         if step.name in ("mul", "div", "dot_general") and len(step.inputs) == 2:

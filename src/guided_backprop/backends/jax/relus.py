@@ -130,6 +130,13 @@ class Facts:
         known = self.known(value)
         return known is not None and jnp.issubdtype(np.asarray(known).dtype, jnp.number) and not np.any(known)
 
+    def is_uniform(self, value: Value) -> bool:
+        """Tell whether ``value`` is one number everywhere, whatever the images are."""
+        if value.step is not None and value.step.name in _MOVES:
+            return self.is_uniform(value.step.inputs[0])
+        known = self.known(value)
+        return self.is_zero(value) or (known is not None and bool(np.all(np.asarray(known) == np.ravel(known)[0])))
+
     def is_partly_zero(self, value: Value) -> bool:
         """Tell whether ``value`` is a constant that is 0 in some places and not in others."""
         if value.step is not None and value.step.name in _MOVES:

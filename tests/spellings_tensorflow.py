@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def explain(model: Any, images: Any = IMAGES, labels: Any = LABELS, rule: str = 
 
 
 def backend(model: Any, undo_head: bool = True, vouch: Any = None) -> TensorFlowBackend:
-    return TensorFlowBackend(model, undo_head=undo_head, vouch=vouch or {})
+    return TensorFlowBackend(model, output=None, undo_head=undo_head, vouch=vouch or {})
 
 
 def explain_with(
@@ -70,7 +70,8 @@ def explain_with(
 ) -> Attributed:
     """Explain one batch as a method does."""
     one.check_images(images)
-    return one.attribute(images, partial(Target(labels, len(images)).weigh, start=0), RULES[rule])
+    found = one.attribute(images, Target(labels, len(images)).weigh, RULES[rule])
+    return replace(found, attribution=found.attribution[0], scores=found.scores[0])
 
 
 class Net(tf.Module):

@@ -43,7 +43,6 @@ def explain(labels, **options):
     "labels",
     [
         LABELS,
-        tuple(LABELS),
         np.array(LABELS),
         np.array(LABELS, np.uint8),
         torch.tensor(LABELS),
@@ -117,9 +116,9 @@ def test_one_output_per_image():
         (np.full((4, 5), np.nan), "finite"),
         (np.zeros((5, 5)), "one per image"),
         (["cat", "dog", "cat", "dog"], "numbers"),
-        ("cat", "numbers"),
+        ("cat", "a word; received labels='cat'"),
         ([True, False, True, False], "numbers"),
-        ([[0], [1, 2], [3], [4]], "class ids or weights"),
+        ([[0], [1, 2], [3], [4]], "numbers"),
         (object(), "numbers"),
         ([], "one per image"),
         ([1 + 2j] * 4, "numbers"),
@@ -249,10 +248,9 @@ def test_one_part_in_training_mode_is_refused_by_name():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda x: (x, x), "one real tensor"),
+        (lambda x: 1.0, "a real tensor"),
         (lambda x: x.sum(), "row per image"),
         (lambda x: x.sum(0), "row per image"),
-        (lambda x: {"logits": x}, "one real tensor"),
         (lambda x: x.flatten(1) * 1j, "complex128"),
         (lambda x: 1 / 0, "ZeroDivisionError"),
     ],

@@ -1,6 +1,7 @@
 """Guided Backpropagation (Springenberg et al. 2014): every ReLU, or an error; never a silently wrong map."""
 
 from guided_backprop.backends import layer_names
+from guided_backprop.boxes import Box
 from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import (
     GuidedBackpropError,
@@ -20,6 +21,7 @@ from guided_backprop.methods import DeconvNet, GuidedBackprop, Method, Saliency
 __version__ = "0.1.0"
 
 __all__ = [
+    "Box",
     "Coverage",
     "DeconvNet",
     "Explanation",

@@ -1,5 +1,6 @@
-"""From the arrays of any framework to NumPy's."""
+"""The arrays of any framework: as NumPy's, and as the several inputs of one model."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,33 @@ def as_numpy(values: Any) -> NDArray[Any]:
             values = values.float()
     array = np.asarray(values)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def inputs_of(images: Any) -> list[Any]:
+    """Return the inputs of a model that takes a tuple or a dictionary of them; else the one input."""
+    if isinstance(images, tuple):
+        return list(images)
+    return list(images.values()) if isinstance(images, Mapping) else [images]
+
+
+def like_inputs(images: Any, values: list[Any]) -> Any:
+    """Return ``values``, one per input, in the form that the images have."""
+    if isinstance(images, tuple):
+        return tuple(values)
+    return dict(zip(images, values, strict=True)) if isinstance(images, Mapping) else values[0]
+
+
+def mapped(function: Callable[..., Any], images: Any, *others: Any) -> Any:
+    """Apply ``function`` to each input, and the values beside it; None where there is no value."""
+    rows = zip(inputs_of(images), *map(inputs_of, others), strict=True)
+    return like_inputs(images, [None if row[0] is None else function(*row) for row in rows])
+
+
+def call(model: Callable[..., Any], images: Any) -> Any:
+    """Give the model its inputs: a tuple as arguments, a dictionary as arguments by name."""
+    if isinstance(images, tuple):
+        return model(*images)
+    return model(**images) if isinstance(images, Mapping) else model(images)
 
 
 def channels_last(

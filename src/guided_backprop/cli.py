@@ -146,7 +146,7 @@ class _Run:
                     explanations = self._method.explain(batch.images, chosen)
                     if labels is not None and not self._explained:
                         # A wrong label of the last image is found now, and not when all the others are done.
-                        Target(labels, len(labels)).ids(explanations.outputs, 0)
+                        Target(labels, len(labels)).labels(explanations.outputs)
                     self._add(explanations, [paths[row] for row in batch.rows])
                 progress.advance(task, len(batch.rows) + len(batch.failures))
 

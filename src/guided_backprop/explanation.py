@@ -1,15 +1,15 @@
 """The result: attribution, what was explained, and what was done with every non-linearity on the path."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from guided_backprop.arrays import as_numpy, channels_last
+from guided_backprop.arrays import as_numpy, channels_last, inputs_of, like_inputs, mapped
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError
 from guided_backprop.render import colour_picture, heatmap, overlay, picture
@@ -24,12 +24,15 @@ _MOST_ROWS = 16
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Explanation:
-    """The explanation of one image: a row of :class:`Explanations`, without the batch axis."""
+    """The explanation of one image: a row of :class:`Explanations`, without the batch axis.
+
+    With K labels of each image the score is an array ``(K,)``, else a float.
+    """
 
     attribution: Any
     image: Any
     label: Any
-    score: float
+    score: Any
     output: NDArray[Any]
     coverage: Coverage
 
@@ -46,18 +49,23 @@ class Explanations(Sequence[Explanation]):
 
     Attributes:
         attribution: signed; same shape, dtype, device, layout and framework as ``images``. With a
-            ``reducer`` the channel axis is gone.
+            ``reducer`` the channel axis is gone; with K labels of each image it is ``(N, K, ...)``. For
+            several inputs a tuple or a dictionary like ``images``, with None for inputs of integers.
         images: the batch that was explained, as it was given.
-        labels: what was explained: class ids ``(N,)``, or the weights of the model's output's shape.
-        scores: ``(N,)`` float64, the scalar per image that was differentiated.
-        outputs: the model's own output, one row per image, as a NumPy array.
+        labels: what was explained: integers are class ids ``(N,)`` or ``(N, K)``, or single entries ``(N, D)``
+            with the channel first; floating-point numbers are weights of the model's output's shape; a
+            callable is there by its name.
+        scores: ``(N,)`` or ``(N, K)`` float64, the scalar that was differentiated.
+        outputs: the model's own output, one row per image, as a NumPy array; with a callable label, what it
+            returned.
         coverage: every non-linearity on the path from score to image, and what was done with it.
         method: the method's name.
         model: the model's name.
         head: ``"softmax"``, ``"log_softmax"``, ``"sigmoid"`` or ``"log_sigmoid"`` if the model ends in
             one and the score is the logit in front of it; ``None`` if the score is the output itself.
         reducer: how channels were reduced, or ``None``.
-        channel_axis: where channels are in ``images``; ``None`` if the images have no channels.
+        channel_axis: where channels are in ``images``; ``None`` if the images have no channels. One for each
+            of several inputs.
     """
 
     attribution: Any
@@ -70,7 +78,7 @@ class Explanations(Sequence[Explanation]):
     model: str
     head: str | None = None
     reducer: str | None = None
-    channel_axis: int | None = None
+    channel_axis: Any = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -80,10 +88,11 @@ class Explanations(Sequence[Explanation]):
     @overload
     def __getitem__(self, index: slice) -> "Explanations": ...
     def __getitem__(self, index: int | slice) -> "Explanation | Explanations":
-        attribution, image, label = self.attribution[index], self.images[index], self.labels[index]
-        score, output = self.scores[index], self.outputs[index]
+        attribution, image = (mapped(lambda rows: rows[index], rows) for rows in (self.attribution, self.images))
+        label, score, output = self.labels[index], self.scores[index], self.outputs[index]
         if not isinstance(index, slice):
-            return Explanation(attribution, image, label, float(self.scores[index]), output, self.coverage)
+            value = score if np.ndim(score) else float(score)
+            return Explanation(attribution, image, label, value, output, self.coverage)
         about = (self.coverage, self.method, self.model, self.head, self.reducer, self.channel_axis)
         return Explanations(attribution, image, label, score, output, *about)
 
@@ -92,7 +101,24 @@ class Explanations(Sequence[Explanation]):
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Return the attribution as a NumPy array."""
-        return _as_array(self.attribution, dtype, copy)
+        return _as_array(self._of_one_input("np.asarray()").attribution, dtype, copy)
+
+    def of_input(self, name: str | int) -> "Explanations":
+        """Return the explanations of one of several inputs, by its name or position.
+
+        Raises:
+            OptionError: there is no such input, or it has no attribution.
+        """
+        names = list(self.images) if isinstance(self.images, Mapping) else list(range(len(inputs_of(self.images))))
+        if name not in names or inputs_of(self.attribution)[names.index(name)] is None:
+            raise OptionError(
+                f"of_input() needs one of the inputs that are explained; received name={name!r} of "
+                f"{', '.join(map(repr, names))}. Pass one of these."
+            )
+        position = names.index(name)
+        one = (inputs_of(each)[position] for each in (self.attribution, self.images, self.channel_axis))
+        attribution, images, axis = one
+        return replace(self, attribution=attribution, images=images, channel_axis=axis)
 
     def plot(self, percentile: float = 99.0) -> "Figure":
         """Draw one row per image: the image, the colour picture, the heatmap and the overlay.
@@ -125,18 +151,22 @@ class Explanations(Sequence[Explanation]):
             raise MissingExtraError(
                 "plot() needs matplotlib; received an environment without it. Run: pip install 'guided-backprop[plot]'."
             ) from error
-        if not 1 <= len(self) <= _MOST_ROWS:
+        rows = self._of_one_input("plot()")._one_label_a_row()
+        if not 1 <= len(rows) <= _MOST_ROWS:
             raise OptionError(
-                f"plot() draws 1 to {_MOST_ROWS} images; received {len(self)} images. "
+                f"plot() draws 1 to {_MOST_ROWS} images; received {len(rows)} images. "
                 f"Plot a slice, such as explanations[:{_MOST_ROWS}]."
             )
+        return rows._figure(Figure, percentile)
+
+    def _figure(self, kind: "type[Figure]", percentile: float) -> "Figure":
         pixels = channels_last(self.images, self.attribution, self.channel_axis, is_reduced=self.reducer is not None)
         if pixels is not None:
-            figure = Figure(figsize=(10, 2.7 * len(self) + 0.6), layout="constrained")
+            figure = kind(figsize=(10, 2.7 * len(self) + 0.6), layout="constrained")
             _draw_pictures(figure, *pixels, percentile)
             scale = f"; pictures scaled to percentile {percentile:g} of their magnitudes"
         else:
-            figure = Figure(figsize=(10, 2.2 * len(self) + 0.6), layout="constrained")
+            figure = kind(figsize=(10, 2.2 * len(self) + 0.6), layout="constrained")
             _draw_values(figure, as_numpy(self.attribution))
             scale = ""
         for axes, label, score in zip(
@@ -187,12 +217,39 @@ class Explanations(Sequence[Explanation]):
         """
         from guided_backprop.saving import ExplanationFolder  # noqa: PLC0415
 
+        rows = self._of_one_input("save()")._one_label_a_row()
+        if names is not None and len(names) == len(self) and not isinstance(names, str):
+            names = [name for name in names for _ in range(len(rows) // len(self))]
         with ExplanationFolder(folder, overwrite=overwrite) as output:
-            output.add(self, names)
+            output.add(rows, names)
             return output.finish()
 
+    def _of_one_input(self, what: str) -> Self:
+        if isinstance(self.images, (tuple, Mapping)):
+            raise OptionError(
+                f"{what} needs one input; received explanations of {len(self.images)} inputs. "
+                "Choose one with of_input(name)."
+            )
+        return self
+
+    def _one_label_a_row(self) -> "Explanations":
+        """Return explanations of as many images as there are labels of them, or this if there is one for each."""
+        if self.scores.ndim == 1:
+            return self
+        count = self.scores.shape[1]
+        attribution, labels = as_numpy(self.attribution), self.labels
+        return replace(
+            self,
+            attribution=attribution.reshape(-1, *attribution.shape[2:]),
+            images=np.repeat(as_numpy(self.images), count, axis=0),
+            labels=labels.reshape(-1),
+            scores=self.scores.reshape(-1),
+            outputs=np.repeat(self.outputs, count, axis=0),
+        )
+
     def __repr__(self) -> str:
-        shape = tuple(self.attribution.shape)
+        shapes = [None if each is None else tuple(each.shape) for each in inputs_of(self.attribution)]
+        shape = like_inputs(self.attribution, shapes)
         return f"Explanations(method={self.method!r}, model={self.model!r}, shape={shape}, coverage='{self.coverage}')"
 
 
@@ -239,4 +296,7 @@ def _draw_values(figure: "Figure", attribution: NDArray[Any]) -> None:
 
 
 def _label_text(label: Any) -> str:
-    return f"class {label}" if np.ndim(label) == 0 else "weighted outputs"
+    kind = np.asarray(label).dtype.kind
+    if np.ndim(label) == 0:
+        return str(label) if kind == "U" else f"class {label}"
+    return f"output {tuple(map(int, label))}" if kind == "i" else "weighted outputs"

@@ -1,13 +1,15 @@
 """The methods: one model, one rule."""
 
 from abc import ABC
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from guided_backprop.arrays import inputs_of, mapped
 from guided_backprop.backends import backend_for, framework_of
-from guided_backprop.backends.base import Attributed, Backend, Vouch
+from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanation import Explanations
@@ -27,9 +29,11 @@ class Method(ABC):
     Args:
         model: a ``torch.nn.Module`` in eval mode, or any differentiable callable on tensors, which maps
             images ``(N, ...)`` to outputs ``(N, K)``, ``(N, K, ...)`` or ``(N,)``.
-        output_layer: explain the output of this layer instead of the model's, by name or by position in
-            :func:`layer_names`; nothing after it is run. None for the model's own output. For PyTorch
-            modules and Keras models.
+        output_layer: explain the output of this layer instead of the model's: the layer itself, its name, or
+            its position in :func:`layer_names`; nothing after it is run. None for the model's own output.
+            In a JAX function, a name given with ``guided_backprop.jax.tap``.
+        output: which of several outputs is explained, by name or by position; None for the only one, or the
+            one called "logits".
         batch_size: how many images are explained at once; None for all. The result is the same, the
             memory is bounded.
         reducer: how the channel axis is reduced: "mean", "sum", "max", "min", "absmax" (the largest
@@ -51,7 +55,8 @@ class Method(ABC):
         self,
         model: Any,
         *,
-        output_layer: str | int | None = None,
+        output_layer: Any = None,
+        output: str | int | None = None,
         batch_size: int | None = None,
         reducer: Reducer | None = None,
         undo_head: bool = True,
@@ -76,7 +81,7 @@ class Method(ABC):
                     f'vouch must say "relu" or "plain"; received vouch[{name!r}]={treatment!r}. '
                     'Pass "plain" if it contains no ReLU.'
                 )
-        self._model, self._output_layer = model, output_layer
+        self._model, self._output_layer, self._output = model, output_layer, output
         self._undo_head, self._vouch = undo_head, vouch or {}
         self._backends: dict[str, Backend] = {}
         framework = framework_of(model)
@@ -85,14 +90,27 @@ class Method(ABC):
         self._batch_size = batch_size
         self._reducer = reducer
 
-    def explain(self, images: Any, labels: Any = None) -> Explanations:
+    def explain(self, images: Any, labels: Any = None, *, mask: Any = None) -> Explanations:
         """Explain the score of each image.
 
         Args:
             images: floating-point batch ``(N, ...)``, already preprocessed, in the model's own layout;
-                a tensor of the model's framework, or a NumPy array.
-            labels: class ids, one per image or one for all; or weights of the output's shape (a one-hot
-                row is one case); or None, the class with the highest score.
+                a tensor of the model's framework, or a NumPy array. For a model of several inputs a tuple of
+                such batches, or a dictionary by the names of the model's arguments; a Keras model is given it
+                whole, as it takes it. Inputs of integers are not explained.
+            labels: what of the output is explained. The output's channels (classes) are its axis 1; its last
+                axis where the model is channels-last and the output has positions.
+
+                * class ids, one per image or one for all: that channel, summed over positions;
+                * ``(N, K)`` class ids, or ``"top5"``: K explanations of each image, from one forward pass;
+                * None: the channel with the highest sum;
+                * a tuple ``(channel, row, column)``, or a list of tuples, one per image: that entry;
+                * ``(channel, "max")``: a channel where it is strongest, as for a neuron; ``"max"``: all of them;
+                * weights of the output's shape: a one-hot row, a contrast of -1, 0 and 1;
+                * a :class:`Box`: a box found by a detector;
+                * a callable from the output, a tensor of the framework, to ``(N,)`` scores.
+            mask: the positions of a class that count, as in a segmented region: ``(...)`` or ``(N, ...)``,
+                booleans or weights, of the shape of the output's positions.
 
         Returns:
             The explanations, one per image. The attribution is the gradient of the score under the
@@ -100,7 +118,7 @@ class Method(ABC):
 
         Raises:
             ImageError: images are not a batch of finite floating-point numbers.
-            LabelError: labels do not index or weigh the model's output.
+            LabelError: labels do not index or weigh the model's output, or the mask has another shape.
             NoReluError: no ReLU lies between score and image, and the method acts on ReLUs.
             OpaqueRegionError: a part of the model hides what it computes.
             ModelError: the model is in training mode, fails on the images, or is not differentiable.
@@ -116,40 +134,52 @@ class Method(ABC):
         """
         backend = self._backend(images)
         backend.check_images(images)
-        axis = backend.channel_axis(images)
-        if self._reducer is not None and axis is None:
-            raise OptionError(
-                f"reducer needs images with channels; received images of shape {tuple(images.shape)}. "
-                "Pass reducer=None."
-            )
-        target = Target(labels, len(images))
+        axes = mapped(backend.channel_axis, images)
+        if self._reducer is not None and not any(axis is not None for axis in inputs_of(axes)):
+            shapes = ", ".join(str(tuple(values.shape)) for values in inputs_of(images))
+            raise OptionError(f"reducer needs images with channels; received images of shape {shapes}. Pass None.")
+        count = len(inputs_of(images)[0])
+        target = Target(labels, count, mask)
         batches = []
-        for start in range(0, len(images), self._batch_size or max(len(images), 1)):
-            rows = images[start : start + self._batch_size] if self._batch_size else images
-            batch = backend.attribute(rows, partial(target.weigh, start=start), self.rule)
-            if self._reducer is not None and axis is not None:
-                reduced = backend.reduce(batch.attribution, self._reducer, axis)
-                batch = Attributed(reduced, batch.scores, batch.outputs, batch.coverage, batch.head)
-            batches.append(batch)
+        for start in range(0, count, self._batch_size or max(count, 1)):
+            rows = images
+            if self._batch_size:
+                rows = mapped(lambda values, rows=slice(start, start + self._batch_size): values[rows], images)
+            batch = backend.attribute(rows, _weigh(backend, target, start), self.rule, target.score)
+            batches.append(self._put_together(backend, batch, axes, is_many=target.is_many(batch.outputs)))
         if not batches:
-            batches = [self._nothing(backend, images, axis)]
+            batches = [self._nothing(backend, images, axes)]
         outputs = np.concatenate([batch.outputs for batch in batches])
+        scores = target.scores(outputs)
         return Explanations(
-            attribution=backend.concatenate([batch.attribution for batch in batches]),
+            attribution=mapped(lambda *parts: backend.concatenate(parts), *(batch.attribution for batch in batches)),
             images=images,
-            labels=target.labels(outputs) if len(images) else np.zeros(0, np.int64),
-            scores=np.concatenate([batch.scores for batch in batches]),
+            labels=target.labels(outputs, _axis(backend, outputs)) if count else np.zeros(0, np.int64),
+            scores=np.concatenate([batch.scores for batch in batches]) if scores is None else scores,
             outputs=outputs,
             coverage=Coverage.merge(batch.coverage for batch in batches),
             method=type(self).__name__,
             model=backend.name,
             head=batches[0].head,
             reducer=self._reducer,
-            channel_axis=axis,
+            channel_axis=axes,
         )
 
+    def _put_together(self, backend: Backend, batch: Attributed, axes: Any, *, is_many: bool) -> Attributed:
+        """Reduce channels, and put what belongs to the labels of each image beside each other."""
+        found = [mapped(partial(self._reduce, backend), each, axes) for each in batch.attribution]
+        if is_many:
+            attribution = mapped(lambda *labels: backend.stack(labels), *found)
+            return replace(batch, attribution=attribution, scores=batch.scores.T)
+        return replace(batch, attribution=found[0], scores=batch.scores[0])
+
+    def _reduce(self, backend: Backend, attribution: Any, axis: int | None) -> Any:
+        if self._reducer is None or axis is None:
+            return attribution
+        return backend.reduce(attribution, self._reducer, axis)
+
     def _backend(self, images: Any) -> Backend:
-        framework = framework_of(self._model, images)
+        framework = framework_of(self._model, *inputs_of(images))
         if framework is None:
             raise ImageError(
                 "images must be a tensor of the model's framework where the model is a plain function; "
@@ -163,17 +193,26 @@ class Method(ABC):
                 framework,
                 self._model,
                 output_layer=self._output_layer,
+                output=self._output,
                 undo_head=self._undo_head,
                 vouch=self._vouch,
             )
         return self._backends[framework]
 
-    def _nothing(self, backend: Backend, images: Any, axis: int | None) -> Attributed:
+    def _nothing(self, backend: Backend, images: Any, axes: Any) -> Attributed:
         """Explain a batch of no images: the model is not run, so nothing is known of its outputs."""
-        attribution = backend.empty_like(images)
-        if self._reducer is not None and axis is not None:
-            attribution = backend.reduce(attribution, "sum", axis)
-        return Attributed(attribution, np.zeros(0), np.zeros(0), Coverage(), None)
+        explained = mapped(lambda values: backend.empty_like(values) if backend.is_floating(values) else None, images)
+        nothing = Attributed([explained], np.zeros((1, 0)), np.zeros(0), Coverage(), None)
+        return self._put_together(backend, nothing, axes, is_many=False)
+
+
+def _weigh(backend: Backend, target: Target, start: int) -> Weigh:
+    return lambda outputs: target.weigh(outputs, start, _axis(backend, outputs))
+
+
+def _axis(backend: Backend, outputs: Any) -> int:
+    """Return the axis of an output's channels."""
+    return backend.channel_axis(outputs) or 1
 
 
 class Saliency(Method):

@@ -1,13 +1,15 @@
 """Which framework a model is written in. Looks only at what is already imported; imports no framework."""
 
 import sys
-from difflib import get_close_matches
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from guided_backprop.arrays import inputs_of
 from guided_backprop.backends import keras
 from guided_backprop.backends.base import Backend, Vouch
+from guided_backprop.backends.report import no_layer
 from guided_backprop.errors import MissingExtraError, ModelError, OptionError
 
 __all__ = ["backend_for", "framework_of", "layer_names"]
@@ -15,7 +17,7 @@ __all__ = ["backend_for", "framework_of", "layer_names"]
 _BACKENDS = {"torch": "TorchBackend", "tensorflow": "TensorFlowBackend", "jax": "JaxBackend"}
 
 
-def framework_of(model: Any, images: Any = None) -> str | None:
+def framework_of(model: Any, *images: Any) -> str | None:
     """Return "torch", "tensorflow" or "jax"; None if neither model nor images tell.
 
     A module or layer says it itself. A plain function takes what its images are; NumPy images, the only
@@ -39,14 +41,14 @@ def framework_of(model: Any, images: Any = None) -> str | None:
         )
     if keras.is_keras(model):
         return str(sys.modules["keras"].config.backend())
-    found = _origins(type(model)) or _origins(type(images))
+    found = _origins(type(model)) or sorted({origin for values in images for origin in _origins(type(values))})
     if len(found) != 1 and len(imported) == 1:
         found = imported
     return found[0] if len(found) == 1 else None
 
 
 def backend_for(
-    framework: str, model: Any, *, output_layer: str | int | None, undo_head: bool, vouch: Vouch
+    framework: str, model: Any, *, output_layer: Any, output: str | int | None, undo_head: bool, vouch: Vouch
 ) -> Backend:
     """Return the backend of ``framework`` for ``model``, or for the part of it that ends with ``output_layer``.
 
@@ -54,20 +56,26 @@ def backend_for(
         OptionError: the model has no such layer.
         ModelError: the model has no layers, or how they are connected is not known.
     """
-    until = None
-    if output_layer is not None:
-        until = _layers(model).run_until(model, _name(output_layer, layer_names(model)))
     kind = getattr(import_module(f"{__name__}.{framework}"), _BACKENDS[framework])
-    if until is None or keras.is_keras(until):
-        return kind(model if until is None else until, undo_head=undo_head, vouch=vouch)  # type: ignore[no-any-return]
-    return kind(model, undo_head=undo_head, vouch=vouch, forward=until)  # type: ignore[no-any-return]
+    options = {"output": output, "undo_head": undo_head, "vouch": vouch}
+    if output_layer is None:
+        return kind(model, **options)  # type: ignore[no-any-return]
+    if framework == "jax" and not keras.is_keras(model):
+        return kind(model, tap=output_layer, **options)  # type: ignore[no-any-return]
+    layers = _layers(model)
+    until = layers.run_until(model, _name(output_layer, layers.layers_of(model)))
+    if keras.is_keras(until):
+        return kind(until, **options)  # type: ignore[no-any-return]
+    return kind(model, forward=until, **options)  # type: ignore[no-any-return]
 
 
-def layer_names(model: Any) -> list[str]:
+def layer_names(model: Any, images: Any = None) -> list[str]:
     """Return the names that ``output_layer`` may have, in the model's own order.
 
     Args:
-        model: a ``torch.nn.Module``, whose modules are named as in ``named_modules()``; or a Keras model.
+        model: a ``torch.nn.Module``, whose modules are named as in ``named_modules()``; a Keras model; or a
+            JAX function that names its values with ``guided_backprop.jax.tap``.
+        images: a batch of the images, for a JAX function: its names are known when it is traced.
 
     Raises:
         ModelError: the model has no layers: it is a plain function, a scripted module or of another kind.
@@ -78,6 +86,8 @@ def layer_names(model: Any) -> list[str]:
         >>> layer_names(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()))
         ['0', '1']
     """
+    if images is not None and not keras.is_keras(model) and framework_of(model, *inputs_of(images)) == "jax":
+        return list(import_module(f"{__name__}.jax.tap").names_of(model, images))
     return list(_layers(model).layers_of(model))
 
 
@@ -93,16 +103,22 @@ def _layers(model: Any) -> ModuleType:
     )
 
 
-def _name(layer: str | int, names: list[str]) -> str:
+def _name(layer: Any, layers: Mapping[str, Any]) -> str:
+    """Return the name of a layer that is given by itself, by its position or by its name."""
+    names = list(layers)
     if isinstance(layer, int) and -len(names) <= layer < len(names):
         return names[layer]
-    if layer in names:
-        return str(layer)
-    near = get_close_matches(str(layer), names) or names[-3:]
-    raise OptionError(
-        f"output_layer must be one of the model's {len(names)} layers, by name or position; received "
-        f"output_layer={layer!r}. Did you mean {' or '.join(map(repr, near))}?"
-    )
+    if isinstance(layer, str) and layer in names:
+        return layer
+    if not isinstance(layer, (int, str)):
+        names = [name for name, each in layers.items() if each is layer]
+        if names:
+            return names[0]
+        raise OptionError(
+            f"output_layer must be a part of the model; received output_layer={type(layer).__name__}, which is not in "
+            "it. Pass a layer of this model, or its name."
+        )
+    raise no_layer(layer, names)
 
 
 def _origins(kind: type) -> list[str]:

@@ -12,10 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from guided_backprop.arrays import inputs_of
 from guided_backprop.coverage import Coverage
+from guided_backprop.errors import ImageError
 from guided_backprop.rules import ReluRule
 
-Weigh = Callable[[NDArray[Any]], NDArray[np.float64]]
+#: From the model's outputs ``(N, ...)`` to their weights in the score, for each label that is asked for.
+Weigh = Callable[[NDArray[Any]], Sequence[NDArray[np.float64]]]
+#: From the model's output, in its own framework, to ``(N,)``: a score that no weights say.
+Score = Callable[[Any], Any]
 Vouch = Mapping[str, Literal["relu", "plain"]]
 
 
@@ -24,14 +29,15 @@ class Attributed:
     """What a backend gives back for one batch.
 
     Attributes:
-        attribution: gradient of the scores under the rule; shape, dtype, device and kind of the images.
-        scores: ``(N,)`` float64, the scalar per image that was differentiated.
+        attribution: for each label, the gradient of the scores under the rule: of the form, shape, dtype,
+            device and kind of the images; None for an input of integers.
+        scores: ``(K, N)`` float64, for each label the scalar per image that was differentiated.
         outputs: the model's own output as a NumPy array, ``(N, ...)``.
         coverage: the non-linearities on the path from score to image.
         head: the final softmax or sigmoid that was undone, or ``None``.
     """
 
-    attribution: Any
+    attribution: list[Any]
     scores: NDArray[np.float64]
     outputs: NDArray[Any]
     coverage: Coverage
@@ -39,49 +45,93 @@ class Attributed:
 
 
 class Backend(ABC):
-    """One model in one framework."""
+    """One model in one framework.
+
+    Images are an array ``(N, ...)``; for a model of several inputs a tuple or a dictionary of arrays.
+    """
 
     #: The model's name, for people.
     name: str
+    #: The framework's functions on arrays, by NumPy's names.
+    functions: Any
 
-    @abstractmethod
     def check_images(self, images: Any) -> None:
-        """Raise ImageError unless ``images`` is a batch of finite floating-point values ``(N, ...)``."""
+        """Raise ImageError unless each input is a batch, and those that are explained are finite numbers."""
+        inputs = inputs_of(images)
+        for values in inputs:
+            self.check_kind(values)
+        explained = [values for values in inputs if self.is_floating(values)]
+        if not explained:
+            received = f"images of dtype {inputs[0].dtype}" if inputs else "no input"
+            raise ImageError(
+                f"images must be real floating-point numbers; received {received}. "
+                "Preprocess them as for the model, for example to float32 in [0, 1]."
+            )
+        if any(not self.is_finite(values) for values in explained):
+            raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
+        if len({len(values) for values in inputs}) > 1:
+            raise ImageError(
+                "images of several inputs must have one row per image in each; received inputs of "
+                f"{', '.join(str(len(values)) for values in inputs)} rows. Give all the same number."
+            )
 
     @abstractmethod
-    def channel_axis(self, images: Any) -> int | None:
-        """Return where channels are in ``images``, or None if they have no channels."""
+    def check_kind(self, values: Any) -> None:
+        """Raise ImageError unless ``values`` is an array ``(N, ...)`` of a kind that the framework takes."""
 
     @abstractmethod
-    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule) -> Attributed:
+    def is_floating(self, values: Any) -> bool:
+        """Tell whether ``values`` are real floating-point numbers that a gradient can be taken by."""
+
+    @abstractmethod
+    def is_finite(self, values: Any) -> bool:
+        """Tell whether no value is NaN or infinite."""
+
+    @abstractmethod
+    def channel_axis(self, values: Any) -> int | None:
+        """Return where channels are in one input, or in an output; None if it has no channels and positions."""
+
+    @abstractmethod
+    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule, score: Score | None = None) -> Attributed:
         """Explain one batch.
 
         Args:
             images: a batch that ``check_images`` accepted.
-            weigh: from the model's outputs to their weights in the score, both ``(N, ...)``.
+            weigh: from the model's outputs to their weights in the score, ``(N, ...)`` for each label.
             rule: what a ReLU lets through.
+            score: explains this function of the model's output, instead of the output; no head is undone.
 
         Raises:
             ModelError: the model cannot be explained, or hides its ReLUs, or has none.
             ScoreError: the score does not depend on the images, or is not finite.
         """
 
-    @abstractmethod
     def reduce(self, attribution: Any, reducer: str, axis: int) -> Any:
         """Reduce ``axis`` by "mean", "sum", "max", "min" or "absmax", which is the largest magnitude."""
+        functions = self._functions_for(attribution)
+        values = functions.abs(attribution) if reducer == "absmax" else attribution
+        name = {"max": "amax", "absmax": "amax", "min": "amin"}.get(reducer, reducer)
+        return getattr(functions, name)(values, axis=axis)
 
-    @abstractmethod
     def concatenate(self, batches: Sequence[Any]) -> Any:
         """Join batches along the first axis."""
+        return batches[0] if len(batches) == 1 else self._functions_for(batches[0]).concatenate(list(batches), axis=0)
 
-    @abstractmethod
+    def stack(self, labels: Sequence[Any]) -> Any:
+        """Put what belongs to the labels of each image beside each other, along axis 1."""
+        return self._functions_for(labels[0]).stack(list(labels), axis=1)
+
     def empty_like(self, images: Any) -> Any:
-        """Return an uninitialised attribution for ``images``; used for a batch of no images."""
+        """Return an attribution for ``images``, of no meaning; used for a batch of no images."""
+        return self._functions_for(images).zeros_like(images)
+
+    def _functions_for(self, values: Any) -> Any:
+        return np if isinstance(values, np.ndarray) else self.functions
 
 
-def per_image(weights: Any, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+def per_image(weights: Any, values: Any) -> NDArray[np.float64]:
     """Return the weighted sum of each row; what has no weight does not count, not even if it is infinite."""
     weights, values = np.asarray(weights, np.float64), np.asarray(values, np.float64)
     product = np.multiply(weights, values, out=np.zeros(weights.shape), where=weights != 0)
-    summed: np.ndarray[Any, np.dtype[np.float64]] = product.reshape(len(product), -1).sum(axis=1)
+    summed: NDArray[np.float64] = product.reshape(len(product), -1).sum(axis=1)
     return summed

@@ -1,10 +1,12 @@
 """What every backend reports in the same words: the coverage, and what it refuses."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from typing import Any
 
 from guided_backprop.coverage import Coverage, Nonlinearity
-from guided_backprop.errors import NoReluError, OpaqueRegionError, ScoreError
+from guided_backprop.errors import LabelError, ModelError, NoReluError, OpaqueRegionError, OptionError, ScoreError
 from guided_backprop.rules import ReluRule
 
 
@@ -41,4 +43,30 @@ def not_finite() -> ScoreError:
     return ScoreError(
         "score and gradient must be finite; received NaN or infinity from the model. "
         "Check the images' range, or use a wider dtype."
+    )
+
+
+def no_layer(layer: Any, names: Sequence[str]) -> OptionError:
+    """Return the error for a layer that the model does not have."""
+    near = get_close_matches(str(layer), names) or names[-3:]
+    advice = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Name values with guided_backprop.jax.tap."
+    return OptionError(
+        f"output_layer must be one of the model's {len(names)} layers, by name or position; received "
+        f"output_layer={layer!r}. {advice}"
+    )
+
+
+def no_rows(count: Any, received: Any, array: str) -> ModelError:
+    """Return the error for an output that is not one array with a row per image."""
+    return ModelError(
+        f"model must return a real {array} with a row per image, ({count}, ...); "
+        f"received output={received}. Wrap the model in a function that returns it."
+    )
+
+
+def no_score(received: Any) -> LabelError:
+    """Return the error for a callable label that gives no score."""
+    return LabelError(
+        "labels that are a callable must return one real number per image, (N,); "
+        f"received {received}. Sum over what remains."
     )

@@ -4,15 +4,17 @@ The model is traced anew on each call, so it is always explained with the parame
 is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
+import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh, per_image
+from guided_backprop.arrays import call, inputs_of, like_inputs, mapped
+from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
 from guided_backprop.backends.jax.cache import Compiled, key_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.heads import Head, head_of
@@ -20,110 +22,127 @@ from guided_backprop.backends.jax.masks import Audit
 from guided_backprop.backends.jax.program import Program
 from guided_backprop.backends.jax.relus import Facts, mark_prelus
 from guided_backprop.backends.jax.run import Runner
-from guided_backprop.backends.keras import has_prelu, is_channels_last
-from guided_backprop.backends.report import coverage_of, hidden, not_finite, spelled
+from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
+from guided_backprop.backends.outputs import chosen
+from guided_backprop.backends.report import coverage_of, hidden, no_rows, no_score, not_finite, spelled
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import (
-    GuidedBackpropError,
-    ImageError,
-    ModelError,
-    ScoreError,
-)
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, ScoreError
 from guided_backprop.rules import ReluRule
 
 
 class JaxBackend(Backend):
     """A differentiable callable on JAX arrays: a function, or a module of Flax, Equinox or Haiku."""
 
-    def __init__(self, model: Callable[[jax.Array], jax.Array], *, undo_head: bool, vouch: Vouch) -> None:
+    functions = jnp
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        output: str | int | None,
+        undo_head: bool,
+        vouch: Vouch,
+        tap: str | int | None = None,
+    ) -> None:
         self.name = str(getattr(model, "__qualname__", type(model).__name__))
         self._model = model
+        self._output = output
         self._undo_head = undo_head
         self._vouch = vouch
+        self._tap = tap
         self._compiled = Compiled()
 
-    def check_images(self, images: Any) -> None:
-        if isinstance(images, jax.core.Tracer):
+    def check_kind(self, values: Any) -> None:
+        if isinstance(values, jax.core.Tracer):
             raise ImageError(
                 "images must be arrays with values; received images that are being traced. "
                 "Call explain outside of jax.jit, jax.grad and jax.vmap."
             )
-        if not isinstance(images, (jax.Array, np.ndarray)) or images.ndim == 0:
+        if not isinstance(values, (jax.Array, np.ndarray)) or values.ndim == 0:
             raise ImageError(
                 "images must be a jax.Array or a NumPy array of shape (N, ...); "
-                f"received images={type(images).__name__}. Stack the images to one batch."
+                f"received images={type(values).__name__}. Stack the images to one batch."
             )
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ImageError(
-                f"images must be real floating-point numbers; received images of dtype {images.dtype}. "
-                "Preprocess them as for the model, for example images.astype('float32') / 255."
-            )
-        if not bool(jnp.isfinite(jnp.asarray(images)).all()):
-            raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
 
-    def channel_axis(self, images: Any) -> int | None:
-        if images.ndim <= 2:
+    def is_floating(self, values: Any) -> bool:
+        return bool(jnp.issubdtype(values.dtype, jnp.floating))
+
+    def is_finite(self, values: Any) -> bool:
+        return bool(jnp.isfinite(jnp.asarray(values)).all())
+
+    def channel_axis(self, values: Any) -> int | None:
+        if values.ndim <= 2:
             return None
-        return images.ndim - 1 if is_channels_last(self._model, default=True) else 1
+        return values.ndim - 1 if is_channels_last(self._model, default=True) else 1
 
-    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule) -> Attributed:
+    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule, score: Score | None = None) -> Attributed:
         _check_mode(self._model)
-        leaf = jnp.asarray(images)
-        program = self._trace(leaf)
-        head, coverage = self._analyse(program, rule)
+        given = mapped(jnp.asarray, images)
+        leaves = inputs_of(given)
+        program = self._trace(given, score)
+        head, coverage = self._analyse(program, rule, undo_head=self._undo_head and score is None)
         key = (rule, head is not None, key_of(program))
         forward, backward = self._compiled.get(key, lambda: _functions(program, head, rule))
+        explained = [values for values in leaves if self.is_floating(values)]
+        others = [values for values in leaves if not self.is_floating(values)]
         try:
-            outputs, explained, pullback = forward(program.constants, leaf)
-            seed = weigh(_as_numpy(outputs))
-            gradient = backward(pullback, jnp.asarray(seed, explained.dtype))
-            gradient.block_until_ready()
+            outputs, scored, pullback = forward(program.constants, explained, others)
+            weights = weigh(_as_numpy(outputs))
+            gradients = [backward(pullback, jnp.asarray(each, scored.dtype)) for each in weights]
+            jax.block_until_ready(gradients)  # type: ignore[no-untyped-call]
         except GuidedBackpropError:
             raise
         except Exception as error:
-            raise _model_error(error, leaf) from error
-        scores = per_image(seed, _as_numpy(explained))
-        if not (np.isfinite(scores).all() and bool(jnp.isfinite(gradient).all())):
+            raise _model_error(error, leaves) from error
+        scores = np.stack([per_image(each, _as_numpy(scored)) for each in weights])
+        if not (np.isfinite(scores).all() and all(map(self.is_finite, itertools.chain(*gradients)))):
             raise not_finite()
         name = None if head is None else head.name
-        return Attributed(_like(gradient, images), scores, _as_numpy(outputs), coverage, name)
+        attribution = [self._in_form(each, images) for each in gradients]
+        return Attributed(attribution, scores, _as_numpy(outputs), coverage, name)
 
-    def reduce(self, attribution: Any, reducer: str, axis: int) -> Any:
-        values = jnp.asarray(attribution)
-        reduced: jax.Array = {
-            "mean": lambda: values.mean(axis),
-            "sum": lambda: values.sum(axis),
-            "max": lambda: values.max(axis),
-            "min": lambda: values.min(axis),
-            "absmax": lambda: jnp.abs(values).max(axis),
-        }[reducer]()
-        return _like(reduced, attribution)
+    def _in_form(self, gradients: list[jax.Array], images: Any) -> Any:
+        """Return the gradients in the form of the images."""
+        left = iter(gradients)
+        return mapped(lambda values: _like(next(left), values) if self.is_floating(values) else None, images)
 
-    def concatenate(self, batches: Sequence[Any]) -> Any:
-        if len(batches) == 1:
-            return batches[0]
-        return np.concatenate(batches) if isinstance(batches[0], np.ndarray) else jnp.concatenate(list(batches))
+    def _trace(self, images: Any, score: Score | None) -> Program:
+        leaves = inputs_of(images)
 
-    def empty_like(self, images: Any) -> Any:
-        return np.empty_like(images) if isinstance(images, np.ndarray) else jnp.empty_like(images)
+        # A function of its own for each trace: what JAX remembers of the model may be older than it is.
+        def traced(*values: Any) -> Any:
+            given = like_inputs(images, list(values))
+            if is_keras(self._model) and not isinstance(given, Mapping):
+                # Keras takes several inputs as one argument.
+                outputs = self._model(list(given) if isinstance(given, tuple) else given)
+            else:
+                outputs = self._model(given) if is_keras(self._model) else call(self._model, given)
+            return self._explained(outputs, score, len(leaves[0]))
 
-    def _trace(self, leaf: jax.Array) -> Program:
         try:
-            # A function of its own for each trace: what JAX remembers of the model may be older than it is.
-            traced, shape = jax.make_jaxpr(lambda images: self._model(images), return_shape=True)(leaf)  # noqa: PLW0108
+            jaxpr, shape = jax.make_jaxpr(traced, return_shape=True)(*leaves)
         except GuidedBackpropError:
             raise
         except Exception as error:
-            raise _model_error(error, leaf) from error
-        if not isinstance(shape, jax.ShapeDtypeStruct) or shape.ndim == 0 or shape.shape[0] != len(leaf):
-            found = shape.shape if isinstance(shape, jax.ShapeDtypeStruct) else type(shape).__name__
-            raise ModelError(
-                f"model must return one array with a row per image, ({len(leaf)}, ...); "
-                f"received output={found}. Wrap the model in a function that returns that array."
-            )
-        return Program(traced)
+            raise _model_error(error, leaves) from error
+        program = Program(jaxpr)
+        if self._tap is not None:
+            scored = None if score is None else lambda value: _scored(score, value, len(leaves[0]))
+            shape = program.end_at(self._tap, scored)
+        if not _is_rows(shape, len(leaves[0])):
+            raise no_rows(len(leaves[0]), _described(shape), "array")
+        return program
 
-    def _analyse(self, program: Program, rule: ReluRule) -> tuple[Head | None, Coverage]:
+    def _explained(self, outputs: Any, score: Score | None, count: int) -> Any:
+        """Return what is explained of the model's outputs; nothing if it is a value inside of the model."""
+        if self._tap is not None:
+            return ()
+        output = chosen(outputs, self._output, lambda each: isinstance(each, jax.Array))
+        if not isinstance(output, jax.Array):
+            raise no_rows(count, _described(output), "array")
+        return output if score is None else _scored(score, output, count)
+
+    def _analyse(self, program: Program, rule: ReluRule, *, undo_head: bool) -> tuple[Head | None, Coverage]:
         """Find the ReLUs and the head, and raise if there is something that must not pass unseen."""
         facts = Facts(program)
         output = program.block.outputs[0]
@@ -145,7 +164,7 @@ class JaxBackend(Backend):
         if has_prelu(self._model):
             mark_prelus(program)
         counts = count(program.block, facts, rule)
-        head = head_of(output, facts) if self._undo_head else None
+        head = head_of(output, facts) if undo_head else None
         if head is not None and counts[head.name, "plain"]:
             counts[head.name, "plain"] -= 1
             counts[head.name, "undone"] += 1
@@ -156,9 +175,13 @@ def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any
     """Compile the forward pass, which returns its own derivative, and the backward pass."""
     block = program.block
 
-    def explained(images: jax.Array, constants: list[Any]) -> tuple[jax.Array, jax.Array]:
+    def explained(
+        images: list[jax.Array], others: list[jax.Array], constants: list[Any]
+    ) -> tuple[jax.Array, jax.Array]:
         runner = Runner(rule, constants)
-        values = runner.run(block, [images])
+        floats, rest = iter(images), iter(others)
+        is_float = [jnp.issubdtype(value.aval.dtype, jnp.floating) for value in block.inputs]
+        values = runner.run(block, [next(floats) if each else next(rest) for each in is_float])
         output = runner.read(block.outputs[0], values)
         if head is None:
             return output, output
@@ -168,16 +191,37 @@ def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any
         return value.astype(output.dtype), output
 
     @jax.jit
-    def forward(constants: list[Any], images: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
-        value, pullback, output = jax.vjp(lambda images: explained(images, constants), images, has_aux=True)
+    def forward(
+        constants: list[Any], images: list[jax.Array], others: list[jax.Array]
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        value, pullback, output = jax.vjp(lambda images: explained(images, others, constants), images, has_aux=True)
         return output, value, pullback
 
     @jax.jit
-    def backward(pullback: Any, seed: jax.Array) -> jax.Array:
-        (gradient,) = pullback(seed)
-        return gradient  # type: ignore[no-any-return]
+    def backward(pullback: Any, seed: jax.Array) -> list[jax.Array]:
+        (gradients,) = pullback(seed)
+        return gradients  # type: ignore[no-any-return]
 
     return forward, backward
+
+
+def _scored(score: Score, output: jax.Array, count: int) -> jax.Array:
+    try:
+        scores = score(output)
+    except Exception as error:
+        raise no_score(f"{type(error).__name__}: {error}") from error
+    is_array = isinstance(scores, jax.Array) and jnp.issubdtype(scores.dtype, jnp.floating)
+    if not is_array or scores.shape != (count,):
+        raise no_score(_described(scores))
+    return scores  # type: ignore[no-any-return]
+
+
+def _is_rows(shape: Any, count: int) -> bool:
+    return hasattr(shape, "shape") and len(shape.shape) > 0 and shape.shape[0] == count
+
+
+def _described(output: Any) -> str:
+    return f"{output.shape} {output.dtype}" if hasattr(output, "shape") else type(output).__name__
 
 
 def _refuse(audit: Audit, vouch: Vouch) -> None:
@@ -207,11 +251,12 @@ def _check_mode(model: Any) -> None:
                 )
 
 
-def _model_error(error: Exception, images: jax.Array) -> ModelError:
+def _model_error(error: Exception, images: list[jax.Array]) -> ModelError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    received = "; ".join(f"{each.shape}, {each.dtype}" for each in images)
     return ModelError(
-        f"model must accept and differentiate the images; received images of shape {images.shape}, "
-        f"{images.dtype} and {type(error).__name__}: {reason} Check the images' shape and dtype."
+        f"model must accept and differentiate the images; received images of shape {received} "
+        f"and {type(error).__name__}: {reason} Check the images' shape and dtype."
     )
 
 

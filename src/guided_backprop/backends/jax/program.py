@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from guided_backprop.backends.report import no_layer
+
 # Activations of jax.nn that are jitted, by their name there, and what the coverage calls them.
 COMPOSITES = {name: name for name in "celu elu gelu leaky_relu log_sigmoid mish selu silu softplus".split()}
 COMPOSITES |= {name: name for name in "fmax soft_sign sparse_plus sparse_sigmoid squareplus".split()}
@@ -122,6 +124,38 @@ class Program:
     def steps(self) -> Iterator[Step]:
         """Iterate over all steps, those of inner blocks before the step that they belong to."""
         return _all_steps(self.block)
+
+    def named(self) -> "dict[str, Step]":
+        """Return the steps that name their value, the first of each name."""
+        named: dict[str, Step] = {}
+        for step in self.block.steps:
+            if step.name == "name":
+                named.setdefault(step.eqn.params["name"], step)
+        return named
+
+    def end_at(self, name: str | int, score: Callable[..., Any] | None) -> Any:
+        """End the program with the value of this name, or position among the names; return its shape.
+
+        Args:
+            name: as it was given with ``tap``.
+            score: a function of that value to end with instead.
+
+        Raises:
+            OptionError: there is no such name, or only inside of a loop, a branch or a checkpoint.
+        """
+        named = self.named()
+        names = list(named)
+        chosen = names[name] if isinstance(name, int) and -len(names) <= name < len(names) else name
+        if chosen not in named:
+            raise no_layer(name, names)
+        last = named[chosen]
+        del self.block.steps[self.block.steps.index(last) + 1 :]
+        self.block.outputs = last.outputs
+        if score is not None:
+            self.block.outputs = self._inline(
+                jax.make_jaxpr(score)(last.outputs[0].aval), last.outputs, self.block.steps
+            )
+        return self.block.outputs[0].aval
 
     def _inline(self, closed: Any, inputs: Sequence[Value], steps: list[Step]) -> list[Value]:
         jaxpr, constants = (closed.jaxpr, closed.consts) if hasattr(closed, "consts") else (closed, ())

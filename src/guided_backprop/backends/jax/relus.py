@@ -81,7 +81,8 @@ class Facts:
         self._constants = program.constants
         self._values: dict[Value, Any] = {}
         for value in program.block.inputs:
-            value.depends = value.carries = True
+            value.depends = True
+            value.carries = bool(jnp.issubdtype(value.aval.dtype, jnp.floating))
         _forward(program.block)
         for value in program.block.outputs:
             value.is_live = True

@@ -5,31 +5,40 @@ functions, layers and gradients are left as they are, and weights are read anew 
 """
 
 import itertools
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh, per_image
+from guided_backprop.arrays import inputs_of, like_inputs, mapped
+from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import is_channels_last
-from guided_backprop.backends.report import not_finite, spelled
+from guided_backprop.backends.report import no_rows, not_finite, spelled
 from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import Traced, graph_of, renamed, trace
+from guided_backprop.backends.tensorflow.model import callable_of, check_model, unremembered
 from guided_backprop.backends.tensorflow.nodes import constant_of
 from guided_backprop.backends.tensorflow.relus import classify
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, ScoreError
 from guided_backprop.rules import ReluRule
 
-_KERAS = ("keras", "tf_keras")
-# What a layer remembers of its last call, which a trace must not replace.
-_REMEMBERED = ("_losses", "_loss_ids", "_eager_losses")
+# A callable label is traced into the graph; callers may make a new one for each call.
+_MOST_SCORES = 8
+
+_Specs = tuple[tf.TensorSpec, ...]
+
+
+class _Kind(NamedTuple):
+    """What a graph is made for: the inputs' signatures, whether they come in a tuple or by name, and the score."""
+
+    specs: _Specs
+    form: Any
+    score: Score | None
 
 
 @dataclass(frozen=True)
@@ -37,16 +46,16 @@ class _Copy:
     """A marked copy of the model's graph, for images of one signature.
 
     Attributes:
-        spec: the images' signature.
+        specs: the inputs' signatures.
         graph_def: the graph.
-        arguments: the names of its arguments: the images, then what it captured.
+        arguments: the names of its arguments: the inputs, then what it captured.
         captured: what it captured.
         output: the name of its output.
         watched: of each node whose values alone tell whether it spells a ReLU, the tensors it may be one of.
         head: the final softmax or sigmoid that is undone.
     """
 
-    spec: tf.TensorSpec
+    specs: _Specs
     graph_def: Any
     arguments: list[str]
     captured: list[Any]
@@ -66,10 +75,17 @@ class _Plan:
 
 @dataclass
 class _Call:
-    """One call of a plan: how its outputs weigh, and what came of that."""
+    """One call of a plan: how its outputs weigh, and what came of that.
+
+    Attributes:
+        weigh: from outputs to weights.
+        count: how many images there are.
+        labels: how many labels of each image the plan is made for.
+    """
 
     weigh: Weigh
     count: int
+    labels: int
     outputs: Any = None
     weights: Any = None
     error: BaseException | None = field(default=None)
@@ -82,153 +98,170 @@ class TensorFlowBackend(Backend):
     variables are seen, other layers or Python attributes put into it later are not.
     """
 
-    def __init__(self, model: Any, *, undo_head: bool, vouch: Vouch) -> None:
+    # NumPy's functions for tf.Tensors, which promote no dtypes.
+    functions = tf.experimental.numpy
+
+    def __init__(self, model: Any, *, output: str | int | None, undo_head: bool, vouch: Vouch) -> None:
         self.name = str(getattr(model, "__qualname__", type(model).__name__))
         self._model = model
+        self._output = output
         self._undo_head = undo_head
         self._vouch = dict(vouch)
-        self._copies: dict[tf.TensorSpec, _Copy] = {}
-        self._plans: dict[tuple[tf.TensorSpec, ReluRule], _Plan] = {}
+        self._copies: dict[_Kind, _Copy] = {}
+        self._plans: dict[tuple[_Kind, ReluRule, int], _Plan] = {}
         self._calls: dict[int, _Call] = {}
         self._tokens = itertools.count()
         self._lock = threading.RLock()
 
-    def check_images(self, images: Any) -> None:
-        is_tensor = isinstance(images, tf.Tensor) and hasattr(images, "numpy")
-        if not (is_tensor or isinstance(images, np.ndarray)) or len(images.shape) == 0:
+    def check_kind(self, values: Any) -> None:
+        is_tensor = isinstance(values, tf.Tensor) and hasattr(values, "numpy")
+        if not (is_tensor or isinstance(values, np.ndarray)) or len(values.shape) == 0:
             raise ImageError(
                 "images must be an eager tf.Tensor or a NumPy array of shape (N, ...); "
-                f"received images={type(images).__name__}. Stack the images to one batch."
+                f"received images={type(values).__name__}. Stack the images to one batch."
             )
-        if not tf.as_dtype(images.dtype).is_floating:
-            raise ImageError(
-                f"images must be real floating-point numbers; received images of dtype {_dtype_name(images)}. "
-                "Preprocess them as for the model, for example tf.cast(images, tf.float32) / 255."
-            )
-        if not np.isfinite(np.asarray(images).astype(np.float64)).all():
-            raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
 
-    def channel_axis(self, images: Any) -> int | None:
-        if len(images.shape) <= 2:
+    def is_floating(self, values: Any) -> bool:
+        return bool(tf.as_dtype(values.dtype).is_floating)
+
+    def is_finite(self, values: Any) -> bool:
+        return bool(np.isfinite(np.asarray(values).astype(np.float64)).all())
+
+    def channel_axis(self, values: Any) -> int | None:
+        if len(values.shape) <= 2:
             return None
-        return len(images.shape) - 1 if is_channels_last(self._model, default=True) else 1
+        return len(values.shape) - 1 if is_channels_last(self._model, default=True) else 1
 
-    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule) -> Attributed:
-        _check_model(self._model)
+    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule, score: Score | None = None) -> Attributed:
+        check_model(self._model)
         # Out of the caller's graphs and off his tapes.
         with tf.init_scope():
-            tensor = tf.convert_to_tensor(images)
-            plan = self._plan(tensor, rule)
-            call, results = self._run(plan, tensor, weigh)
+            given = mapped(tf.convert_to_tensor, images)
+            try:
+                plan, call, results = self._run(given, weigh, rule, score, 1)
+            except _OtherLabels as found:
+                plan, call, results = self._run(given, weigh, rule, score, found.count)
         _judge(plan.editor, results)
-        outputs, weights, gradient = call.outputs, call.weights, results["gradient"]
+        outputs, weights = call.outputs, call.weights
         if plan.head is not None:
-            scores = per_image(results["arrived"].numpy(), results["logits"].numpy())
+            logits = results["logits"].numpy()
+            scores = [per_image(results[f"arrived {label}"].numpy(), logits) for label in range(len(weights))]
         else:
-            scores = per_image(weights, outputs)
-        values = gradient.numpy()
-        if not (np.isfinite(scores).all() and np.isfinite(values.astype(np.float64)).all()):
+            scores = [per_image(each, outputs) for each in weights]
+        gradients = [self._gradients(results, label, images) for label in range(len(weights))]
+        if not np.isfinite(scores).all():
             raise not_finite()
-        attribution = values if isinstance(images, np.ndarray) else gradient
-        return Attributed(attribution, scores, outputs, plan.editor.coverage(), plan.head)
+        return Attributed(gradients, np.stack(scores), outputs, plan.editor.coverage(), plan.head)
 
-    def reduce(self, attribution: Any, reducer: str, axis: int) -> Any:
-        values = tf.convert_to_tensor(attribution)
-        reduced = {
-            "mean": tf.reduce_mean,
-            "sum": tf.reduce_sum,
-            "max": tf.reduce_max,
-            "min": tf.reduce_min,
-            "absmax": lambda values, axis: tf.reduce_max(tf.abs(values), axis),
-        }[reducer](values, axis)
-        return reduced.numpy() if isinstance(attribution, np.ndarray) else reduced
+    def _gradients(self, results: Mapping[str, tf.Tensor], label: int, images: Any) -> Any:
+        """Return the gradients for one label in the form of the images."""
+        inputs = inputs_of(images)
+        found: list[Any] = [results.get(f"gradient {label} {position}") for position in range(len(inputs))]
+        if any(each is not None and not self.is_finite(each) for each in found):
+            raise not_finite()
+        for position, values in enumerate(inputs):
+            if isinstance(values, np.ndarray) and found[position] is not None:
+                found[position] = found[position].numpy()
+        return like_inputs(images, found)
 
-    def concatenate(self, batches: Sequence[Any]) -> Any:
-        if len(batches) == 1:
-            return batches[0]
-        return np.concatenate(batches) if isinstance(batches[0], np.ndarray) else tf.concat(list(batches), 0)
-
-    def empty_like(self, images: Any) -> Any:
-        return np.empty_like(images) if isinstance(images, np.ndarray) else tf.zeros_like(images)
-
-    def _plan(self, images: tf.Tensor, rule: ReluRule) -> _Plan:
+    def _plan(self, given: Any, rule: ReluRule, score: Score | None, labels: int) -> _Plan:
         """Return the plan for such images, for any number of them unless the model is made for one number."""
-        shape = images.shape.as_list()
-        specs = [tf.TensorSpec(size, images.dtype) for size in ([None, *shape[1:]], shape)]
+        inputs = inputs_of(given)
+        shapes = [values.shape.as_list() for values in inputs]
+        form = tuple(given) if isinstance(given, Mapping) else type(given) if isinstance(given, tuple) else None
+        kinds = []
+        for sizes in ([[None, *shape[1:]] for shape in shapes], shapes):
+            specs = (tf.TensorSpec(size, values.dtype) for size, values in zip(sizes, inputs, strict=True))
+            kinds.append(_Kind(tuple(specs), form, score))
         with self._lock:
-            copied = next((self._copies[spec] for spec in specs if spec in self._copies), None)
-            if copied is None:
-                copied = self._copy(specs)
-                self._copies[copied.spec] = copied
-            if (copied.spec, rule) not in self._plans:
-                self._plans[copied.spec, rule] = self._build(copied, rule)
-            return self._plans[copied.spec, rule]
+            kind = next((kind for kind in kinds if kind in self._copies), None)
+            if kind is None:
+                kind, copied = self._copy(kinds, given)
+                self._copies[kind] = copied
+                self._forget_scores()
+            if (kind, rule, labels) not in self._plans:
+                self._plans[kind, rule, labels] = self._build(self._copies[kind], rule, labels)
+            return self._plans[kind, rule, labels]
 
-    def _copy(self, specs: list[tf.TensorSpec]) -> "_Copy":
+    def _forget_scores(self) -> None:
+        scored = [kind for kind in self._copies if kind.score is not None]
+        for kind in scored[:-_MOST_SCORES]:
+            del self._copies[kind]
+            self._plans = {key: plan for key, plan in self._plans.items() if key[0] != kind}
+
+    def _copy(self, kinds: list[_Kind], given: Any) -> tuple[_Kind, "_Copy"]:
         """Trace the model, and mark in a copy of its graph what each node is."""
-        spec, traced = self._trace(specs)
+        kind, traced = self._trace(kinds, given)
         findings = classify(traced.definition, traced.nested, [constant_of(each) for each in traced.captured])
-        head = findings.undo_head() if self._undo_head else None
+        head = findings.undo_head() if self._undo_head and kind.score is None else None
         graph_def, flat_names = graph_of(traced)
         watched = {f"{SCOPE}/{name}": [flat_names[ref] for ref in refs] for name, refs in findings.watched.items()}
         signature = traced.definition.signature
         arguments = [arg.name for arg in signature.input_arg]
         output = flat_names[traced.definition.ret[signature.output_arg[0].name]]
-        return _Copy(spec, graph_def, arguments, traced.captured, output, watched, head)
+        return kind, _Copy(kind.specs, graph_def, arguments, traced.captured, output, watched, head)
 
-    def _trace(self, specs: list[tf.TensorSpec]) -> tuple[tf.TensorSpec, Traced]:
+    def _trace(self, kinds: list[_Kind], given: Any) -> tuple[_Kind, Traced]:
         error: Exception | None = None
-        for autograph, spec in itertools.product((False, True), specs):
+        for autograph, kind in itertools.product((False, True), kinds):
+            forward = callable_of(self._model, given, self._output, kind.score)
             try:
                 with unremembered(self._model):
-                    return spec, trace(_callable(self._model), spec, autograph=autograph)
+                    return kind, trace(forward, kind.specs, autograph=autograph)
             except GuidedBackpropError:
                 raise
             except Exception as caught:
                 error = caught
         assert error is not None
-        raise _model_error(error, specs[-1]) from error
+        raise _model_error(error, kinds[-1].specs) from error
 
-    def _build(self, copied: "_Copy", rule: ReluRule) -> _Plan:
-        """Differentiate the copy under a rule."""
+    def _build(self, copied: "_Copy", rule: ReluRule, labels: int) -> _Plan:
+        """Differentiate the copy under a rule, once for each label."""
         editor = Editor(rule, self._vouch, copied.watched)
         graph_def = renamed(copied.graph_def)
 
-        def joint(images: tf.Tensor, token: tf.Tensor) -> dict[str, tf.Tensor]:
+        def joint(token: tf.Tensor, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             graph = tf.compat.v1.get_default_graph()
-            here = [images, *map(graph.capture, copied.captured)]
-            given = {f"{name}:0": tensor for name, tensor in zip(copied.arguments, here, strict=True)}
-            (outputs,) = tf.graph_util.import_graph_def(graph_def, given, [copied.output], name=SCOPE)
+            here = [*inputs, *map(graph.capture, copied.captured)]
+            named = {f"{name}:0": tensor for name, tensor in zip(copied.arguments, here, strict=True)}
+            (outputs,) = tf.graph_util.import_graph_def(graph_def, named, [copied.output], name=SCOPE)
             weights = tf.numpy_function(self._weigh, [token, outputs], tf.float64)
-            weights.set_shape(outputs.shape)
-            return self._differentiate(editor, images, outputs, tf.cast(weights, outputs.dtype))
+            weights.set_shape([labels, *outputs.shape])
+            return self._differentiate(editor, inputs, outputs, tf.unstack(tf.cast(weights, outputs.dtype)))
 
         try:
             concrete = tf.function(
-                joint, input_signature=[copied.spec, tf.TensorSpec([], tf.int64)], autograph=False
+                joint, input_signature=[tf.TensorSpec([], tf.int64), *copied.specs], autograph=False
             ).get_concrete_function()
         except GuidedBackpropError:
             raise
         except Exception as error:
-            raise _model_error(error, copied.spec) from error
+            raise _model_error(error, copied.specs) from error
         if not editor.watch and not editor.bounds:
             # Nothing is left to be seen in the values: raise before the model is run.
             editor.coverage()
         return _Plan(concrete, editor, copied.head)
 
     def _differentiate(
-        self, editor: Editor, images: tf.Tensor, outputs: tf.Tensor, weights: tf.Tensor
+        self, editor: Editor, inputs: tuple[tf.Tensor, ...], outputs: tf.Tensor, weights: list[tf.Tensor]
     ) -> dict[str, tf.Tensor]:
+        explained = [position for position, values in enumerate(inputs) if values.dtype.is_floating]
+        results = {}
         with editor.at_work():
-            (gradient,) = tf.gradients(outputs, images, weights) if outputs.dtype.is_floating else (None,)
-        if gradient is None:
+            for label, each in enumerate(weights if outputs.dtype.is_floating else []):
+                gradients = tf.gradients(outputs, [inputs[position] for position in explained], each)
+                if all(gradient is None for gradient in gradients):
+                    break
+                for position, gradient in zip(explained, gradients, strict=True):
+                    found = tf.zeros_like(inputs[position]) if gradient is None else tf.convert_to_tensor(gradient)
+                    results[f"gradient {label} {position}"] = found
+        if not results:
             raise ScoreError(
                 "score must depend on the images; received an output that carries no gradient to them. "
                 "Look for stop_gradient(), numpy() or argmax() in the model."
             )
-        results = {"gradient": tf.convert_to_tensor(gradient)}
-        if editor.head is not None:
-            results["logits"], results["arrived"] = editor.head
+        for label, (logits, arrived) in enumerate(editor.heads):
+            results["logits"], results[f"arrived {label}"] = logits, arrived
         return results | editor.seen()
 
     def _weigh(self, token: Any, outputs: Any) -> Any:
@@ -236,84 +269,39 @@ class TensorFlowBackend(Backend):
         call = self._calls[int(token)]
         try:
             if outputs.ndim == 0 or len(outputs) != call.count:
-                raise _output_error(call.count, outputs.shape)
+                raise no_rows(call.count, outputs.shape, "tensor")
             # bfloat16 is no number to NumPy.
             call.outputs = np.array(outputs, np.float32 if outputs.dtype.kind == "V" else None)
-            call.weights = np.asarray(call.weigh(call.outputs), np.float64)
+            call.weights = np.stack(call.weigh(call.outputs)).astype(np.float64, copy=False)
+            if len(call.weights) != call.labels:
+                raise _OtherLabels(len(call.weights))
         except BaseException as error:
             call.error = error
             raise
         return call.weights
 
-    def _run(self, plan: _Plan, images: tf.Tensor, weigh: Weigh) -> tuple[_Call, Mapping[str, tf.Tensor]]:
-        token, call = next(self._tokens), _Call(weigh, len(images))
+    def _run(
+        self, given: Any, weigh: Weigh, rule: ReluRule, score: Score | None, labels: int
+    ) -> tuple[_Plan, _Call, Mapping[str, tf.Tensor]]:
+        plan, inputs = self._plan(given, rule, score, labels), inputs_of(given)
+        token, call = next(self._tokens), _Call(weigh, len(inputs[0]), labels)
         self._calls[token] = call
         try:
-            return call, plan.run(images, tf.constant(token, tf.int64))
+            return plan, call, plan.run(tf.constant(token, tf.int64), *inputs)
         except Exception as error:
             if call.error is not None:
                 raise call.error from None
-            raise _model_error(error, tf.TensorSpec(images.shape, images.dtype)) from error
+            raise _model_error(error, tuple(tf.TensorSpec(each.shape, each.dtype) for each in inputs)) from error
         finally:
             del self._calls[token]
 
 
-def is_keras(model: Any) -> bool:
-    """Tell whether ``model`` is a Keras layer or model, of Keras 3 or of tf_keras."""
-    layers = (sys.modules[name].layers.Layer for name in _KERAS if name in sys.modules)
-    return isinstance(model, tuple(layers))
+class _OtherLabels(Exception):  # noqa: N818 - no error: the plan for that number is run instead
+    """Each image has another number of labels than the plan was made for."""
 
-
-@contextmanager
-def unremembered(model: Any) -> Iterator[None]:
-    """Give back to each layer what it remembered of its last call; what a trace leaves there is no value."""
-    layers = list(model._flatten_layers()) if is_keras(model) else []
-    kept = [
-        (layer, name, value, value.copy())
-        for layer in layers
-        for name, value in vars(layer).items()
-        if name in _REMEMBERED and hasattr(value, "copy")
-    ]
-    try:
-        yield
-    finally:
-        for layer, name, value, copy in kept:
-            value.clear()
-            value.update(copy) if isinstance(copy, set) else value.extend(copy)
-            object.__setattr__(layer, name, value)
-
-
-def _check_model(model: Any) -> None:
-    if is_keras(model) and not model.built:
-        raise ModelError(
-            "model must have weights; received a Keras model that was never built. Call it once, or build() it."
-        )
-
-
-def _callable(model: Any) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return what maps images to the one output of the model, in inference mode."""
-
-    def forward(images: tf.Tensor) -> tf.Tensor:
-        if is_keras(model):
-            outputs = model(images, training=False)
-        elif hasattr(model, "structured_input_signature"):
-            outputs = _signature(model, images)
-        else:
-            outputs = model(images)
-        if not isinstance(outputs, tf.Tensor) or outputs.shape.rank == 0:
-            raise _output_error("N", outputs.shape if isinstance(outputs, tf.Tensor) else type(outputs).__name__)
-        return tf.identity(outputs)
-
-    return forward
-
-
-def _signature(function: Any, images: tf.Tensor) -> Any:
-    """Call a concrete function; a SavedModel's signature takes a name and returns a dictionary of names."""
-    names = list(function.structured_input_signature[1])
-    if len(names) != 1:
-        return function(images)
-    outputs = function(**{names[0]: images})
-    return next(iter(outputs.values())) if isinstance(outputs, dict) and len(outputs) == 1 else outputs
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
 
 
 def _judge(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:
@@ -328,21 +316,15 @@ def _judge(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:
         raise spelled(found, "tf.nn.relu")
 
 
-def _output_error(count: Any, received: Any) -> ModelError:
-    return ModelError(
-        f"model must return one tensor with a row per image, ({count}, ...); "
-        f"received output={received}. Wrap the model in a function that returns that tensor."
-    )
-
-
-def _model_error(error: Exception, spec: tf.TensorSpec) -> ModelError:
+def _model_error(error: Exception, specs: _Specs) -> ModelError:
     reason = _reason(error)
     advice = "Check the images' shape and dtype."
     if "numpy" in reason or "Symbolic" in reason or "symbolic" in reason or "eager" in reason.lower():
         advice = "Write the model so that tf.function can trace it, without numpy()."
+    received = "; ".join(f"{tuple(spec.shape)}, {spec.dtype.name}" for spec in specs)
     return ModelError(
         f"model must accept, and tf.function must trace and differentiate, the images; received images of shape "
-        f"{tuple(spec.shape)}, {spec.dtype.name} and {type(error).__name__}: {reason} {advice}"
+        f"{received} and {type(error).__name__}: {reason} {advice}"
     )
 
 
@@ -352,7 +334,3 @@ def _reason(error: Exception) -> str:
     said = [line for line in lines if line and not line.startswith(("[[", "File ", "Detected at", "Graph execution"))]
     is_traceback = len(said) < len(lines) - 1 or (bool(said) and said[0].startswith("in user code"))
     return (said[-1] if is_traceback else said[0]) if said else type(error).__name__
-
-
-def _dtype_name(images: Any) -> str:
-    return str(getattr(images.dtype, "name", images.dtype))

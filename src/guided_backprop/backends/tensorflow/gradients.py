@@ -25,7 +25,8 @@ class Editor:
     """What is done with the nodes of one graph while its gradient is being built.
 
     Attributes:
-        head: the logits in front of the final softmax or sigmoid, and the gradient that arrives there.
+        heads: for each label, the logits in front of the final softmax or sigmoid, and the gradient that
+            arrives there.
         watch: of each tensor whose values alone tell whether it is a ReLU, the operation's name, and the
             tensors that it may be a ReLU of; all by their names.
         bounds: of each bound of a maximum or minimum that must not be 0, the operation's name.
@@ -33,7 +34,7 @@ class Editor:
 
     def __init__(self, rule: ReluRule, vouch: Vouch, watched: dict[str, list[str]]) -> None:
         self.rule = rule
-        self.head: tuple[tf.Tensor, tf.Tensor] | None = None
+        self.heads: list[tuple[tf.Tensor, tf.Tensor]] = []
         self.watch: dict[str, tuple[str, list[str]]] = {}
         self.bounds: dict[str, str] = {}
         self._seen: dict[str, tf.Tensor] = {}
@@ -57,7 +58,7 @@ class Editor:
 
     def seen(self) -> dict[str, tf.Tensor]:
         """Return, by name, the tensors whose values are to be judged; the editor keeps them no longer."""
-        seen, self._seen, self._noted = self._seen, {}, set()
+        seen, self._seen, self._noted, self.heads = self._seen, {}, set(), []
         return seen
 
     def differentiate(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...]) -> list[tf.Tensor | None]:
@@ -111,8 +112,8 @@ class Editor:
 
     def _head(self, op: tf.Operation, g: tf.Tensor, role: str, name: str) -> list[tf.Tensor | None]:
         if role == "head":
-            self.head = (op.inputs[0], g)
-            self._counts[name, "undone"] += 1
+            self.heads.append((op.inputs[0], g))
+            self._counts[name, "undone"] = 1
         return [g]
 
     def _judge(self, op: tf.Operation, role: str, name: str) -> None:

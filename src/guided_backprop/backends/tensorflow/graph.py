@@ -5,7 +5,7 @@ bodies of ``cond``, ``while`` and ``case``, whose gradients TensorFlow builds fr
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,9 +189,9 @@ def _length(node: NodeDef, output: Any) -> int:
     return len(node.attr[output.type_list_attr].list.type) if output.type_list_attr else 1
 
 
-def trace(model: Any, spec: tf.TensorSpec, *, autograph: bool) -> Traced:
-    """Trace ``model`` on images like ``spec`` and return its graph; the model must return one tensor."""
-    concrete = tf.function(model, input_signature=[spec], autograph=autograph).get_concrete_function()
+def trace(model: Any, specs: Sequence[tf.TensorSpec], *, autograph: bool) -> Traced:
+    """Trace ``model`` on inputs like ``specs`` and return its graph; the model must return one tensor."""
+    concrete = tf.function(model, input_signature=list(specs), autograph=autograph).get_concrete_function()
     library = {function.signature.name: function for function in concrete.graph.as_graph_def().library.function}
     inliner = _Inliner(library)
     definition = inliner.flatten(concrete.function_def)

@@ -27,8 +27,9 @@ _HOLDERS |= {"TPUPartitionedCall", "XlaCallModule", "XlaLaunch"}
 
 def classify(definition: FunctionDef, nested: Mapping[str, FunctionDef], captured: list[float | None]) -> "Findings":
     """Write on each node of the traced function, and of what is nested in it, how its gradient is to be built."""
-    images, *others = [arg.name for arg in definition.signature.input_arg]
-    graph = Graph(definition, {images: None, **dict(zip(others, captured, strict=True))})
+    names = [arg.name for arg in definition.signature.input_arg]
+    inputs = [None] * (len(names) - len(captured))
+    graph = Graph(definition, dict(zip(names, [*inputs, *captured], strict=True)))
     findings = Findings(graph, nested)
     findings.read(graph, is_nested=False)
     return findings

@@ -4,7 +4,7 @@ The hooks live on the graph's nodes and die with it. Nothing is put on the model
 thread could see is changed, and how a ReLU was written does not matter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,21 +13,18 @@ import numpy as np
 import torch
 from torch.autograd.graph import Node
 
-from guided_backprop.arrays import as_numpy
-from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh, per_image
-from guided_backprop.backends.keras import has_prelu, is_channels_last
-from guided_backprop.backends.report import not_finite
+from guided_backprop.arrays import as_numpy, call, inputs_of, mapped
+from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
+from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
+from guided_backprop.backends.outputs import chosen
+from guided_backprop.backends.report import no_rows, no_score, not_finite
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
 from guided_backprop.backends.torch.eager import differentiable, training_module, unfused
 from guided_backprop.backends.torch.editor import Editor, logits_of, skip_head
 from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_spelled
-from guided_backprop.errors import (
-    GuidedBackpropError,
-    ImageError,
-    ModelError,
-    ScoreError,
-)
+from guided_backprop.coverage import Coverage
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, ScoreError
 from guided_backprop.rules import ReluRule
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -35,9 +32,9 @@ _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class _Run:
-    """One forward pass: the leaf it started from, its output, and the nodes between them."""
+    """One forward pass: the leaves it started from, its output, and the nodes between them."""
 
-    leaf: torch.Tensor
+    leaves: list[torch.Tensor]
     output: torch.Tensor
     path: list[Node]
 
@@ -52,85 +49,80 @@ class _Run:
 class TorchBackend(Backend):
     """A ``torch.nn.Module`` or any differentiable callable on tensors."""
 
+    functions = torch
+
     def __init__(
         self,
-        model: Callable[[torch.Tensor], torch.Tensor],
+        model: Callable[..., Any],
         *,
+        output: str | int | None,
         undo_head: bool,
         vouch: Vouch,
-        forward: Callable[[torch.Tensor], Any] | None = None,
+        forward: Callable[..., Any] | None = None,
     ) -> None:
         self.name = type(model).__name__ if isinstance(model, torch.nn.Module) else _name(model)
         self._model = model
         self._forward = unfused(model) if forward is None else forward
+        self._output = output
         self._undo_head = undo_head
         self._vouch = vouch
         # Set once a graph had something only its forward values can tell, so the next pass is watched at once.
         self._is_watched = False
 
-    def check_images(self, images: Any) -> None:
-        is_dense = isinstance(images, torch.Tensor) and images.layout is torch.strided and not images.is_meta
-        if isinstance(images, torch.Tensor) and (images.is_nested or not is_dense):
+    def check_kind(self, values: Any) -> None:
+        is_dense = isinstance(values, torch.Tensor) and values.layout is torch.strided and not values.is_meta
+        if isinstance(values, torch.Tensor) and (values.is_nested or not is_dense):
             raise ImageError(
-                f"images must be a dense tensor with values; received {images.layout}, nested={images.is_nested}, "
-                f"on {images.device}. Pass images.to_dense()."
+                f"images must be a dense tensor with values; received {values.layout}, nested={values.is_nested}, "
+                f"on {values.device}. Pass images.to_dense()."
             )
-        if not isinstance(images, (torch.Tensor, np.ndarray)) or len(images.shape) == 0:
+        if not isinstance(values, (torch.Tensor, np.ndarray)) or len(values.shape) == 0:
             raise ImageError(
                 "images must be a torch.Tensor or a NumPy array of shape (N, ...); "
-                f"received images={type(images).__name__}. Stack the images to one batch."
+                f"received images={type(values).__name__}. Stack the images to one batch."
             )
-        if str(getattr(images.dtype, "name", images.dtype)).removeprefix("torch.") not in _DTYPES:
-            raise ImageError(
-                f"images must be real floating-point numbers, {', '.join(_DTYPES)}; "
-                f"received images of dtype {images.dtype}. Preprocess them, for example images.float() / 255."
-            )
-        if not bool(torch.isfinite(_as_tensor(images)).all()):
-            raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
 
-    def channel_axis(self, images: Any) -> int | None:
-        if len(images.shape) <= 2:
+    def is_floating(self, values: Any) -> bool:
+        return str(getattr(values.dtype, "name", values.dtype)).removeprefix("torch.") in _DTYPES
+
+    def is_finite(self, values: Any) -> bool:
+        return bool(torch.isfinite(_as_tensor(values)).all())
+
+    def channel_axis(self, values: Any) -> int | None:
+        if len(values.shape) <= 2:
             return None
-        return len(images.shape) - 1 if is_channels_last(self._model, default=False) else 1
+        return len(values.shape) - 1 if is_channels_last(self._model, default=False) else 1
 
-    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule) -> Attributed:
+    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule, score: Score | None = None) -> Attributed:
         self._check_model()
         with differentiable():
-            run, watch = self._run(_as_tensor(images), rule)
-            head = run.head() if self._undo_head else None
+            run, watch = self._run(mapped(_as_tensor, images), rule, score)
+            head = run.head() if self._undo_head and score is None else None
             editor = Editor(run.path, rule, self._vouch, head, has_prelu(self._model))
             outputs = as_numpy(run.output)
             weights = weigh(outputs)
             scores: list[np.ndarray[Any, np.dtype[np.float64]]] = []
             if head is not None:
                 skip_head(head, logits_of(head, watch), scores)
-            gradient = self._backward(run, weights, editor)
-            if head is None:
-                scores.append(per_image(weights, outputs))
-            coverage = editor.coverage()
-        if not (np.isfinite(scores[0]).all() and bool(torch.isfinite(gradient).all())):
+            gradients, coverage = [], Coverage()
+            for each in weights:
+                gradients.append(self._backward(run, each, editor, is_last=each is weights[-1]))
+                # What the backward pass notes is noted again in each further one.
+                coverage = coverage or editor.coverage()
+                if head is None:
+                    scores.append(per_image(each, outputs))
+        is_finite = all(bool(torch.isfinite(each).all()) for leaves in gradients for each in leaves)
+        if not (np.isfinite(scores).all() and is_finite):
             raise not_finite()
-        attribution = _like(gradient, images)
-        return Attributed(attribution, scores[0], outputs, coverage, None if head is None else nodes.operation(head))
+        name = None if head is None else nodes.operation(head)
+        return Attributed(
+            [self._in_form(each, images) for each in gradients], np.stack(scores), outputs, coverage, name
+        )
 
-    def reduce(self, attribution: Any, reducer: str, axis: int) -> Any:
-        values = _as_tensor(attribution)
-        reduced: torch.Tensor = {
-            "mean": lambda: values.mean(axis),
-            "sum": lambda: values.sum(axis),
-            "max": lambda: values.amax(axis),
-            "min": lambda: values.amin(axis),
-            "absmax": lambda: values.abs().amax(axis),
-        }[reducer]()
-        return reduced.numpy() if isinstance(attribution, np.ndarray) else reduced
-
-    def concatenate(self, batches: Sequence[Any]) -> Any:
-        if len(batches) == 1:
-            return batches[0]
-        return np.concatenate(batches) if isinstance(batches[0], np.ndarray) else torch.cat(list(batches))
-
-    def empty_like(self, images: Any) -> Any:
-        return np.empty_like(images) if isinstance(images, np.ndarray) else torch.empty_like(images)
+    def _in_form(self, gradients: tuple[torch.Tensor, ...], images: Any) -> Any:
+        """Return the gradients in the form of the images."""
+        left = iter(gradients)
+        return mapped(lambda values: _like(next(left), values) if self.is_floating(values) else None, images)
 
     def _check_model(self) -> None:
         if torch.compiler.is_compiling():
@@ -145,72 +137,96 @@ class TorchBackend(Backend):
                 f"received training=True on {training}. Call model.eval()."
             )
 
-    def _run(self, images: torch.Tensor, rule: ReluRule) -> tuple[_Run, ForwardWatch | None]:
+    def _run(self, images: Any, rule: ReluRule, score: Score | None) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
-        leaf = _leaf(images)
+        images = mapped(lambda values: _leaf(values) if self.is_floating(values) else values, images)
         watch = ForwardWatch() if self._is_watched else None
-        run = self._forward_pass(leaf, watch)
+        run = self._forward_pass(images, watch, score)
         if rule.backward_gate:
             refuse_opaque(run.path, self._vouch)
         on_path = set(run.path)
         needs_audit = self._is_watched or any(nodes.may_spell_relu(node, on_path) for node in run.path)
-        if watch is None and (needs_audit or (self._undo_head and run.head() is not None)):
+        if watch is None and (needs_audit or (self._undo_head and score is None and run.head() is not None)):
             self._is_watched = True
             watch = ForwardWatch()
-            run = self._forward_pass(leaf, watch)
+            run = self._forward_pass(images, watch, score)
         if watch is not None:
             refuse_spelled(watch, rule, self._vouch)
         return run, watch
 
-    def _forward_pass(self, leaf: torch.Tensor, watch: ForwardWatch | None) -> _Run:
-        images = leaf.clone()
-        first = images.grad_fn
+    def _forward_pass(self, images: Any, watch: ForwardWatch | None, score: Score | None) -> _Run:
+        # Copies: a model may begin with an operation in place.
+        given = mapped(torch.clone, images)
+        leaves = [values for values in inputs_of(images) if values.requires_grad]
+        firsts = [values.grad_fn for values in inputs_of(given) if values.requires_grad]
         if watch is not None:
-            watch.follow(images)
+            for values in inputs_of(given):
+                if values.requires_grad:
+                    watch.follow(values)
         try:
             with watch or nullcontext():
-                output = self._forward(images)
+                output = chosen(self._forward_of(given), self._output, torch.is_tensor)
+                if score is not None:
+                    output = _scored(score, output, len(leaves[0]))
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise _model_error(error, leaf) from error
+            raise _model_error(error, leaves) from error
         is_real = isinstance(output, torch.Tensor) and output.is_floating_point()
-        if not is_real or output.ndim == 0 or len(output) != len(leaf):
-            shape = (
-                f"{tuple(output.shape)} {output.dtype}" if isinstance(output, torch.Tensor) else type(output).__name__
-            )
-            raise ModelError(
-                f"model must return one real tensor with a row per image, ({len(leaf)}, ...); "
-                f"received output={shape}. Wrap the model in a function that returns that tensor."
-            )
-        path = [] if output.grad_fn is None or first is None else nodes.path(output.grad_fn, first)
+        if not is_real or output.ndim == 0 or len(output) != len(leaves[0]):
+            raise no_rows(len(leaves[0]), _described(output), "tensor")
+        path = [] if output.grad_fn is None else nodes.path(output.grad_fn, [each for each in firsts if each])
         if not path:
             raise ScoreError(
                 "score must depend on the images; received an output that carries no gradient to them. "
                 "Look for detach(), no_grad(), numpy() or argmax() in the model."
             )
-        return _Run(leaf, output, path)
+        return _Run(leaves, output, path)
 
-    def _backward(self, run: _Run, weights: np.ndarray[Any, Any], editor: Editor) -> torch.Tensor:
+    def _forward_of(self, images: Any) -> Any:
+        if not (is_keras(self._model) and isinstance(images, (tuple, Mapping))):
+            return call(self._forward, images)
+        # Keras takes several inputs as one argument.
+        return self._forward(list(images) if isinstance(images, tuple) else images)
+
+    def _backward(
+        self, run: _Run, weights: np.ndarray[Any, Any], editor: Editor, *, is_last: bool
+    ) -> tuple[torch.Tensor, ...]:
         seed = torch.as_tensor(weights, dtype=run.output.dtype, device=run.output.device)
         try:
             with editor.watch or nullcontext():
-                (gradient,) = torch.autograd.grad(run.output, run.leaf, seed)
+                return torch.autograd.grad(
+                    run.output, run.leaves, seed, retain_graph=not is_last, materialize_grads=True
+                )
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise _model_error(error, run.leaf) from error
-        return gradient
+            raise _model_error(error, run.leaves) from error
 
 
-def _model_error(error: Exception, images: torch.Tensor) -> ModelError:
+def _scored(score: Score, output: Any, count: int) -> torch.Tensor:
+    try:
+        scores = score(output)
+    except Exception as error:
+        raise no_score(f"{type(error).__name__}: {error}") from error
+    if not isinstance(scores, torch.Tensor) or scores.shape != (count,) or not scores.is_floating_point():
+        raise no_score(_described(scores))
+    return scores
+
+
+def _described(output: Any) -> str:
+    return f"{tuple(output.shape)} {output.dtype}" if isinstance(output, torch.Tensor) else type(output).__name__
+
+
+def _model_error(error: Exception, images: list[torch.Tensor]) -> ModelError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     advice = "Check the images' shape, dtype and device."
     if "Inference tensors" in reason:
         advice = "Build or load the model outside torch.inference_mode()."
+    received = "; ".join(f"{tuple(each.shape)}, {each.dtype}, {each.device}" for each in images)
     return ModelError(
-        f"model must accept and differentiate the images; received images of shape {tuple(images.shape)}, "
-        f"{images.dtype}, {images.device} and {type(error).__name__}: {reason} {advice}"
+        f"model must accept and differentiate the images; received images of shape {received} "
+        f"and {type(error).__name__}: {reason} {advice}"
     )
 
 

@@ -30,7 +30,7 @@ def training_module(model: torch.nn.Module, name: str = "the model") -> str | No
     return next((child for child in found if child is not None), None)
 
 
-def unfused(model: Any) -> Callable[[torch.Tensor], Any]:
+def unfused(model: Any) -> Callable[..., Any]:
     """Return what runs ``model`` without TorchScript's fused gradients, which hide their ReLUs.
 
     A scripted module keeps the plan it was optimised to, so its graph is run as a function of its own, on
@@ -41,9 +41,16 @@ def unfused(model: Any) -> Callable[[torch.Tensor], Any]:
     function: Any = torch._C._create_function_from_graph("forward", cast("torch._C.Graph", model.inlined_graph))
     if isinstance(model, torch.jit.ScriptFunction):
         return function  # type: ignore[no-any-return]
-    _, _, *others = model._c._get_method("forward").schema.arguments
-    defaults = [other.default_value for other in others if other.has_default_value()]
-    return lambda images: function(model._c, images, *defaults)
+    arguments = model._c._get_method("forward").schema.arguments[1:]
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        names = [each.name for each in arguments]
+        given = dict(zip(names, inputs, strict=False)) | named
+        if len(inputs) > len(names) or not given.keys() <= set(names):
+            raise TypeError(f"forward() takes {', '.join(names)}; it was given {len(inputs)} and {sorted(named)}.")
+        return function(model._c, *(given.get(each.name, each.default_value) for each in arguments))
+
+    return forward
 
 
 @contextmanager

@@ -14,7 +14,7 @@ def layers_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in model.named_modules() if name}
 
 
-def run_until(model: torch.nn.Module, name: str) -> Callable[[torch.Tensor], Any]:
+def run_until(model: torch.nn.Module, name: str) -> Callable[..., Any]:
     """Return a function that runs ``model`` until the layer called ``name`` has run, and returns its output.
 
     Parameters and buffers are the model's own; the model is untouched. Of a layer that runs several times
@@ -28,9 +28,9 @@ def run_until(model: torch.nn.Module, name: str) -> Callable[[torch.Tensor], Any
         module = child  # type: ignore[assignment]
     module._modules = {**module._modules, last: _Last(module._modules[last])}
 
-    def until(images: torch.Tensor) -> Any:
+    def until(*inputs: Any, **named: Any) -> Any:
         try:
-            root(images)
+            root(*inputs, **named)
         except _Reached as reached:
             return reached.output
         raise ModelError(

@@ -7,7 +7,7 @@ are all ReLUs here.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -86,8 +86,8 @@ def parents(node: Node) -> Iterator[Node]:
     return (parent for parent, _ in node.next_functions if parent is not None)
 
 
-def path(last: Node, first: Node) -> list[Node]:
-    """Return the nodes between the node of the score and the node of the images, both included.
+def path(last: Node, firsts: Sequence[Node]) -> list[Node]:
+    """Return the nodes between the node of the score and the nodes of the images, all included.
 
     Nodes that lead to parameters only are left out: they may be the user's own, and no gradient that is
     asked for passes them. Empty if the score does not depend on the images.
@@ -101,10 +101,8 @@ def path(last: Node, first: Node) -> list[Node]:
                 children[parent] = []
                 stack.append(parent)
             children[parent].append(node)
-    if first not in children:
-        return []
-    found = {first: None}
-    stack = [first]
+    found = {first: None for first in firsts if first in children}
+    stack = list(found)
     while stack:
         for child in children[stack.pop()]:
             if child not in found:

@@ -230,6 +230,24 @@ def test_the_output_of_a_layer_by_name_and_by_index():
         GuidedBackprop(model, output_layer="dens")
 
 
+def test_several_inputs_and_outputs():
+    first, second = keras.Input((4,), name="first"), keras.Input((4,), name="second")
+    shared = layers.Dense(5, activation="relu")
+    hidden = layers.Add()([shared(first), layers.ReLU()(layers.Dense(5)(second))])
+    logits = layers.Dense(3, activation="softmax")(layers.ReLU()(layers.Dense(4)(hidden)))
+    rows = ROWS, ROWS[::-1].copy()
+    joined = keras.Input((8,))
+    both = keras.Model([first, second], [hidden, logits])
+    one = keras.Model(joined, both([joined[:, :4], joined[:, 4:]])[1])
+    expected = np.asarray(GuidedBackprop(one).explain(np.concatenate(rows, axis=1), 2))
+    found = GuidedBackprop(both, output=1).explain(rows, 2)
+    np.testing.assert_allclose(np.concatenate(found.attribution, axis=1), expected, rtol=1e-4, atol=1e-6)
+    many = GuidedBackprop(both, output=1).explain(rows, "top3")
+    assert [each.shape for each in many.attribution] == [(len(ROWS), 3, 4)] * 2
+    with pytest.raises(OptionError, match="2 outputs"):
+        GuidedBackprop(both).explain(rows)
+
+
 def test_channels_are_last():
     model = to_keras(NETWORKS["convolutional"], CHANNELS_LAST, "float32")
     explanations = GuidedBackprop(model, reducer="sum").explain(images("float32"), LABELS)

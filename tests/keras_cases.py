@@ -11,7 +11,9 @@ import contract
 import guided_backprop
 from contract import IMAGES, LABELS, NETWORKS, RULES, TOLERANCE
 from guided_backprop import (
+    GradCAM,
     GuidedBackprop,
+    GuidedGradCAM,
     LabelError,
     NoReluError,
     OpaqueRegionError,
@@ -19,6 +21,7 @@ from guided_backprop import (
     Saliency,
     layer_names,
 )
+from guided_backprop.cam import resized
 from networks_keras import to_keras
 
 CHANNELS_LAST = (8, 8, 3)
@@ -226,7 +229,7 @@ def test_the_output_of_a_layer_by_name_and_by_index():
     assert not np.allclose(by_name, whole)
     cut = keras.Model(model.inputs, model.layers[2].output)
     np.testing.assert_allclose(by_name, GuidedBackprop(cut).explain(ROWS, 1), rtol=1e-5, atol=1e-7)
-    with pytest.raises(OptionError, match="received output_layer='dens'"):
+    with pytest.raises(OptionError, match="received layer='dens'"):
         GuidedBackprop(model, output_layer="dens")
 
 
@@ -253,3 +256,23 @@ def test_channels_are_last():
     explanations = GuidedBackprop(model, reducer="sum").explain(images("float32"), LABELS)
     assert explanations.attribution.shape == (4, 8, 8)
     assert explanations.channel_axis in (-1, 3)
+
+
+def test_grad_cam():
+    inner = [layers.Conv2D(4, 3, activation="relu"), layers.Conv2D(5, 2, name="features"), layers.ReLU()]
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(3, activation="softmax")]
+    model = keras.Sequential([keras.Input(CHANNELS_LAST), *inner, *head])
+    x = images("float32")
+    features = keras.Model(model.inputs[0], model.get_layer("features").output)
+    values = keras.ops.convert_to_numpy(features(x))
+    # With the average pooled behind one ReLU, the gradient at the features is known.
+    gradient = (values > 0) * head[1].get_weights()[0][:, 1] / values[0, :, :, 0].size
+    small = np.maximum((gradient.mean((1, 2), keepdims=True) * values).sum(-1), 0)
+    expected = resized(small.astype(np.float64), [8, 8])
+    explanations = GradCAM(model, "features").explain(x, 1)
+    assert (explanations.head, explanations.attribution.shape) == ("softmax", (4, 8, 8))
+    np.testing.assert_allclose(explanations, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        np.testing.assert_allclose(explanations, resized(small[:, ::-1].astype(np.float64), [8, 8]), rtol=1e-4)
+    guided = np.asarray(GuidedBackprop(model).explain(x, 1)) * expected[..., None]
+    np.testing.assert_allclose(GuidedGradCAM(model, "features").explain(x, 1), guided, rtol=1e-4, atol=1e-6)

@@ -384,7 +384,7 @@ def test_a_tapped_value():
     seen = SEEING.forward(IMAGES)[0]
     right = reference.attribution(SEEING, IMAGES, 2 * seen, "guided")
     np.testing.assert_allclose(np.moveaxis(scored.attribution[0], -1, 1), right, **TOLERANCE)
-    with pytest.raises(OptionError, match="received output_layer='see'. Did you mean 'seen'"):
+    with pytest.raises(OptionError, match="received layer='see'. Did you mean 'seen'"):
         GuidedBackprop(in_jax, output_layer="see").explain(given)
     with pytest.raises(OptionError, match=r"Name values with guided_backprop.jax.tap"):
         GuidedBackprop(lambda x: jax.nn.relu(x), output_layer="see").explain(convert(ROWS))

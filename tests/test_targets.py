@@ -468,5 +468,5 @@ def test_a_layer_is_given_by_itself():
         GuidedBackprop(model, output_layer=layer).explain(torch.tensor(IMAGES), (1, "max")) for layer in ("2", model[2])
     )
     np.testing.assert_array_equal(by_itself, by_name)
-    with pytest.raises(OptionError, match="received output_layer=Conv2d, which is not in it"):
+    with pytest.raises(OptionError, match="received layer=Conv2d, which is not in it"):
         GuidedBackprop(model, output_layer=torch.nn.Conv2d(1, 1, 1))

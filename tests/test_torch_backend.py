@@ -387,7 +387,7 @@ def test_the_map_of_a_layer_is_the_map_of_the_network_up_to_it():
     ("model", "layer", "error", "message"),
     [
         (spellings.relu_net(), "midle", OptionError, "Did you mean 'middle'"),
-        (spellings.relu_net(), 99, OptionError, "received output_layer=99"),
+        (spellings.relu_net(), 99, OptionError, "received layer=99"),
         (lambda x: x, "middle", ModelError, "no layers by name"),
     ],
 )
@@ -399,7 +399,7 @@ def test_bad_layers(model, layer, error, message):
 def test_a_layer_that_is_not_run():
     model = spellings.relu_net()
     model.unused = nn.ReLU().eval()
-    with pytest.raises(ModelError, match="received output_layer='unused', which was not"):
+    with pytest.raises(ModelError, match="received layer='unused', which was not"):
         GuidedBackprop(model, output_layer="unused").explain(images(), 0)
 
 

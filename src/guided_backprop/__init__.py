@@ -2,6 +2,7 @@
 
 from guided_backprop.backends import layer_names
 from guided_backprop.boxes import Box
+from guided_backprop.cam import GradCAM, GuidedGradCAM
 from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import (
     GuidedBackpropError,
@@ -26,8 +27,10 @@ __all__ = [
     "DeconvNet",
     "Explanation",
     "Explanations",
+    "GradCAM",
     "GuidedBackprop",
     "GuidedBackpropError",
+    "GuidedGradCAM",
     "ImageError",
     "LabelError",
     "Method",

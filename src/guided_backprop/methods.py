@@ -9,7 +9,7 @@ import numpy as np
 
 from guided_backprop.arrays import inputs_of, mapped
 from guided_backprop.backends import backend_for, framework_of
-from guided_backprop.backends.base import Attributed, Backend, Vouch, Weigh
+from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanation import Explanations
@@ -145,7 +145,7 @@ class Method(ABC):
             rows = images
             if self._batch_size:
                 rows = mapped(lambda values, rows=slice(start, start + self._batch_size): values[rows], images)
-            batch = backend.attribute(rows, _weigh(backend, target, start), self.rule, target.score)
+            batch = self._attribute(backend, rows, _weigh(backend, target, start), target.score)
             batches.append(self._put_together(backend, batch, axes, is_many=target.is_many(batch.outputs)))
         if not batches:
             batches = [self._nothing(backend, images, axes)]
@@ -164,6 +164,10 @@ class Method(ABC):
             reducer=self._reducer,
             channel_axis=axes,
         )
+
+    def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
+        """Explain one batch."""
+        return backend.attribute(images, weigh, self.rule, score)
 
     def _put_together(self, backend: Backend, batch: Attributed, axes: Any, *, is_many: bool) -> Attributed:
         """Reduce channels, and put what belongs to the labels of each image beside each other."""
@@ -189,15 +193,18 @@ class Method(ABC):
 
     def _backend_of(self, framework: str) -> Backend:
         if framework not in self._backends:
-            self._backends[framework] = backend_for(
-                framework,
-                self._model,
-                output_layer=self._output_layer,
-                output=self._output,
-                undo_head=self._undo_head,
-                vouch=self._vouch,
-            )
+            self._backends[framework] = self._make_backend(framework)
         return self._backends[framework]
+
+    def _make_backend(self, framework: str) -> Backend:
+        return backend_for(
+            framework,
+            self._model,
+            output_layer=self._output_layer,
+            output=self._output,
+            undo_head=self._undo_head,
+            vouch=self._vouch,
+        )
 
     def _nothing(self, backend: Backend, images: Any, axes: Any) -> Attributed:
         """Explain a batch of no images: the model is not run, so nothing is known of its outputs."""

@@ -48,9 +48,25 @@ def framework_of(model: Any, *images: Any) -> str | None:
 
 
 def backend_for(
-    framework: str, model: Any, *, output_layer: Any, output: str | int | None, undo_head: bool, vouch: Vouch
+    framework: str,
+    model: Any,
+    *,
+    output_layer: Any = None,
+    begin: Any = None,
+    output: str | int | None,
+    undo_head: bool,
+    vouch: Vouch,
 ) -> Backend:
-    """Return the backend of ``framework`` for ``model``, or for the part of it that ends with ``output_layer``.
+    """Return the backend of ``framework`` for ``model``.
+
+    Args:
+        framework: "torch", "tensorflow" or "jax".
+        model: the model.
+        output_layer: the layer that the model ends with; None for the whole model.
+        begin: the layer whose output the gradient is taken at; None for the images.
+        output: which of several outputs is explained.
+        undo_head: whether a final softmax or sigmoid is undone.
+        vouch: what is known of parts that hide what they compute.
 
     Raises:
         OptionError: the model has no such layer.
@@ -58,15 +74,19 @@ def backend_for(
     """
     kind = getattr(import_module(f"{__name__}.{framework}"), _BACKENDS[framework])
     options = {"output": output, "undo_head": undo_head, "vouch": vouch}
-    if output_layer is None:
+    layer = output_layer if begin is None else begin
+    if layer is None:
         return kind(model, **options)  # type: ignore[no-any-return]
     if framework == "jax" and not keras.is_keras(model):
-        return kind(model, tap=output_layer, **options)  # type: ignore[no-any-return]
+        return kind(model, **{"tap" if begin is None else "begin": layer}, **options)  # type: ignore[no-any-return]
     layers = _layers(model)
-    until = layers.run_until(model, _name(output_layer, layers.layers_of(model)))
-    if keras.is_keras(until):
-        return kind(until, **options)  # type: ignore[no-any-return]
-    return kind(model, forward=until, **options)  # type: ignore[no-any-return]
+    name = _name(layer, layers.layers_of(model))
+    part = layers.run_until(model, name) if begin is None else layers.run_with(model, name)
+    if begin is not None:
+        options["begins_inside"] = True
+    if keras.is_keras(part):
+        return kind(part, **options)  # type: ignore[no-any-return]
+    return kind(model, forward=part, **options)  # type: ignore[no-any-return]
 
 
 def layer_names(model: Any, images: Any = None) -> list[str]:
@@ -98,7 +118,7 @@ def _layers(model: Any) -> ModuleType:
     if torch is not None and isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
         return import_module(f"{__name__}.torch.layers")
     raise ModelError(
-        f"output_layer needs a torch.nn.Module or a Keras model; received model={type(model).__name__}, which has "
+        f"a layer by name needs a torch.nn.Module or a Keras model; received model={type(model).__name__}, which has "
         "no layers by name. Pass a function that returns the output of the layer."
     )
 
@@ -115,7 +135,7 @@ def _name(layer: Any, layers: Mapping[str, Any]) -> str:
         if names:
             return names[0]
         raise OptionError(
-            f"output_layer must be a part of the model; received output_layer={type(layer).__name__}, which is not in "
+            f"layer must be a part of the model; received layer={type(layer).__name__}, which is not in "
             "it. Pass a layer of this model, or its name."
         )
     raise no_layer(layer, names)

@@ -35,6 +35,8 @@ class Attributed:
         outputs: the model's own output as a NumPy array, ``(N, ...)``.
         coverage: the non-linearities on the path from score to image.
         head: the final softmax or sigmoid that was undone, or ``None``.
+        activation: where the gradient is taken inside of the model, the value there, as a NumPy array; the
+            attribution then is NumPy arrays of its shape.
     """
 
     attribution: list[Any]
@@ -42,6 +44,7 @@ class Attributed:
     outputs: NDArray[Any]
     coverage: Coverage
     head: str | None
+    activation: NDArray[Any] | None = None
 
 
 class Backend(ABC):
@@ -105,6 +108,10 @@ class Backend(ABC):
             ModelError: the model cannot be explained, or hides its ReLUs, or has none.
             ScoreError: the score does not depend on the images, or is not finite.
         """
+
+    @abstractmethod
+    def from_numpy(self, values: NDArray[Any], like: Any) -> Any:
+        """Return ``values`` as an array of the kind and dtype, and on the device, of ``like``."""
 
     def reduce(self, attribution: Any, reducer: str, axis: int) -> Any:
         """Reduce ``axis`` by "mean", "sum", "max", "min" or "absmax", which is the largest magnitude."""

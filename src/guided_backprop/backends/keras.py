@@ -1,6 +1,7 @@
 """Keras 3 on any backend: its layers by name. Keras is looked for among what is imported, never imported."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from guided_backprop.errors import ModelError
@@ -35,10 +36,27 @@ def run_until(model: Any, name: str) -> Any:
     Raises:
         ModelError: the model was written as a class, so how its layers are connected is not known.
     """
+    return _with_output(model, name, lambda output, inside: inside)
+
+
+def run_with(model: Any, name: str) -> Any:
+    """Return a model of the same layers and weights that returns its outputs, and that of one layer.
+
+    Raises:
+        ModelError: the model was written as a class, so how its layers are connected is not known.
+    """
+    return _with_output(model, name, lambda output, inside: [output, inside])
+
+
+def _with_output(model: Any, name: str, outputs: Callable[[Any, Any], Any]) -> Any:
+    keras = sys.modules["keras"]
     try:
-        return sys.modules["keras"].Model(model.inputs, layers_of(model)[name].output)
+        # A Sequential that was never called knows of lists alone.
+        is_list = isinstance(model, keras.Sequential)
+        first, last = (model.inputs[0], model.outputs[0]) if is_list else (model.input, model.output)
+        return keras.Model(first, outputs(last, layers_of(model)[name].output))
     except (AttributeError, ValueError) as error:
         raise ModelError(
-            f"output_layer needs a Functional or Sequential model; received model={type(model).__name__} with "
-            f"output_layer={name!r}. Pass a function that returns the output of that layer."
+            f"a layer can be named in a Functional or Sequential model; received model={type(model).__name__} and "
+            f"layer {name!r}. Pass a function that returns the output of that layer."
         ) from error

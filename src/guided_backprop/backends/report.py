@@ -51,8 +51,7 @@ def no_layer(layer: Any, names: Sequence[str]) -> OptionError:
     near = get_close_matches(str(layer), names) or names[-3:]
     advice = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Name values with guided_backprop.jax.tap."
     return OptionError(
-        f"output_layer must be one of the model's {len(names)} layers, by name or position; received "
-        f"output_layer={layer!r}. {advice}"
+        f"layer must be one of the model's {len(names)} layers, by name or position; received layer={layer!r}. {advice}"
     )
 
 

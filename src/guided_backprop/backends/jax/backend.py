@@ -43,6 +43,8 @@ class JaxBackend(Backend):
         undo_head: bool,
         vouch: Vouch,
         tap: str | int | None = None,
+        begin: str | int | None = None,
+        begins_inside: bool = False,
     ) -> None:
         self.name = str(getattr(model, "__qualname__", type(model).__name__))
         self._model = model
@@ -50,6 +52,9 @@ class JaxBackend(Backend):
         self._undo_head = undo_head
         self._vouch = vouch
         self._tap = tap
+        self._begin = begin
+        # Then the model returns its outputs, and the value inside of it that the gradient is taken at.
+        self._begins_inside = begins_inside or begin is not None
         self._compiled = Compiled()
 
     def check_kind(self, values: Any) -> None:
@@ -86,7 +91,7 @@ class JaxBackend(Backend):
         explained = [values for values in leaves if self.is_floating(values)]
         others = [values for values in leaves if not self.is_floating(values)]
         try:
-            outputs, scored, pullback = forward(program.constants, explained, others)
+            outputs, scored, inside, pullback = forward(program.constants, explained, others)
             weights = weigh(_as_numpy(outputs))
             gradients = [backward(pullback, jnp.asarray(each, scored.dtype)) for each in weights]
             jax.block_until_ready(gradients)  # type: ignore[no-untyped-call]
@@ -98,8 +103,14 @@ class JaxBackend(Backend):
         if not (np.isfinite(scores).all() and all(map(self.is_finite, itertools.chain(*gradients)))):
             raise not_finite()
         name = None if head is None else head.name
+        if self._begins_inside:
+            maps = [_as_numpy(each) for (each,) in gradients]
+            return Attributed(maps, scores, _as_numpy(outputs), coverage, name, _as_numpy(inside[0]))
         attribution = [self._in_form(each, images) for each in gradients]
         return Attributed(attribution, scores, _as_numpy(outputs), coverage, name)
+
+    def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
+        return values.astype(like.dtype) if isinstance(like, np.ndarray) else jnp.asarray(values, like.dtype)
 
     def _in_form(self, gradients: list[jax.Array], images: Any) -> Any:
         """Return the gradients in the form of the images."""
@@ -129,6 +140,8 @@ class JaxBackend(Backend):
         if self._tap is not None:
             scored = None if score is None else lambda value: _scored(score, value, len(leaves[0]))
             shape = program.end_at(self._tap, scored)
+        if self._begins_inside:
+            shape = program.begin_at(self._begin)
         if not _is_rows(shape, len(leaves[0])):
             raise no_rows(len(leaves[0]), _described(shape), "array")
         return program
@@ -137,10 +150,14 @@ class JaxBackend(Backend):
         """Return what is explained of the model's outputs; nothing if it is a value inside of the model."""
         if self._tap is not None:
             return ()
+        inside = []
+        if self._begins_inside and self._begin is None:
+            outputs, *inside = outputs
         output = chosen(outputs, self._output, lambda each: isinstance(each, jax.Array))
         if not isinstance(output, jax.Array):
             raise no_rows(count, _described(output), "array")
-        return output if score is None else _scored(score, output, count)
+        scored = output if score is None else _scored(score, output, count)
+        return (scored, *inside) if inside else scored
 
     def _analyse(self, program: Program, rule: ReluRule, *, undo_head: bool) -> tuple[Head | None, Coverage]:
         """Find the ReLUs and the head, and raise if there is something that must not pass unseen."""
@@ -176,12 +193,10 @@ def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any
     block = program.block
 
     def explained(
-        images: list[jax.Array], others: list[jax.Array], constants: list[Any]
+        inside: list[jax.Array], inputs: list[jax.Array], constants: list[Any]
     ) -> tuple[jax.Array, jax.Array]:
         runner = Runner(rule, constants)
-        floats, rest = iter(images), iter(others)
-        is_float = [jnp.issubdtype(value.aval.dtype, jnp.floating) for value in block.inputs]
-        values = runner.run(block, [next(floats) if each else next(rest) for each in is_float])
+        values = runner.run(block, [*inputs, *inside])
         output = runner.read(block.outputs[0], values)
         if head is None:
             return output, output
@@ -193,9 +208,24 @@ def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any
     @jax.jit
     def forward(
         constants: list[Any], images: list[jax.Array], others: list[jax.Array]
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        value, pullback, output = jax.vjp(lambda images: explained(images, others, constants), images, has_aux=True)
-        return output, value, pullback
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array], Any]:
+        def inputs(images: list[jax.Array]) -> list[jax.Array]:
+            floats, rest = iter(images), iter(others)
+            count = len(images) + len(others)
+            is_float = [jnp.issubdtype(value.aval.dtype, jnp.floating) for value in block.inputs[:count]]
+            return [next(floats) if each else next(rest) for each in is_float]
+
+        if program.first is None:
+            value, pullback, output = jax.vjp(
+                lambda images: explained([], inputs(images), constants), images, has_aux=True
+            )
+            return output, value, [], pullback
+        runner = Runner(rule, constants)
+        inside = [runner.read(program.first.outputs[0], runner.run(program.first, inputs(images)))]
+        value, pullback, output = jax.vjp(
+            lambda inside: explained(inside, inputs(images), constants), inside, has_aux=True
+        )
+        return output, value, inside, pullback
 
     @jax.jit
     def backward(pullback: Any, seed: jax.Array) -> list[jax.Array]:

@@ -54,7 +54,8 @@ def key_of(program: Program) -> Hashable:
     """Return what two programs that run the same operations, with the same ReLUs, have in common."""
     numbers: dict[Value, int] = {}
     constants = tuple((np.shape(array), str(jnp.asarray(array).dtype)) for array in program.constants)
-    return constants, _block_key(program.block, numbers)
+    first = None if program.first is None else _block_key(program.first, numbers)
+    return constants, first, _block_key(program.block, numbers)
 
 
 def _block_key(block: Block, numbers: dict[Value, int]) -> Hashable:

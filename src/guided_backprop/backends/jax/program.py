@@ -6,7 +6,7 @@ with blocks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -120,6 +120,8 @@ class Program:
         steps: list[Step] = []
         outputs = self._inline(traced, images, steps)
         self.block = Block(images, steps, outputs)
+        # What is run before the block, if that begins inside of the model.
+        self.first: Block | None = None
 
     def steps(self) -> Iterator[Step]:
         """Iterate over all steps, those of inner blocks before the step that they belong to."""
@@ -143,12 +145,7 @@ class Program:
         Raises:
             OptionError: there is no such name, or only inside of a loop, a branch or a checkpoint.
         """
-        named = self.named()
-        names = list(named)
-        chosen = names[name] if isinstance(name, int) and -len(names) <= name < len(names) else name
-        if chosen not in named:
-            raise no_layer(name, names)
-        last = named[chosen]
+        last = self._step_named(name)
         del self.block.steps[self.block.steps.index(last) + 1 :]
         self.block.outputs = last.outputs
         if score is not None:
@@ -156,6 +153,39 @@ class Program:
                 jax.make_jaxpr(score)(last.outputs[0].aval), last.outputs, self.block.steps
             )
         return self.block.outputs[0].aval
+
+    def begin_at(self, name: str | int | None) -> Any:
+        """Let gradients end at the value of this name; None for the program's second output.
+
+        Returns:
+            The shape of the program's output.
+
+        Raises:
+            OptionError: there is no such name.
+        """
+        if name is None:
+            output, value = self.block.outputs
+        else:
+            (output,), (value,) = self.block.outputs, self._step_named(name).outputs
+        step, steps = value.step, self.block.steps
+        if step is None:
+            raise no_layer(name, list(self.named()))
+        position = steps.index(step)
+        self.first = Block(self.block.inputs, steps[: position + 1], [value])
+        # The value is an input now: the step that makes it makes another in its place.
+        outputs = [Value(each.aval) if each is value else each for each in step.outputs]
+        steps = [*steps[:position], replace(step, outputs=outputs), *steps[position + 1 :]]
+        value.step = None
+        self.block = Block([*self.block.inputs, value], steps, [output])
+        return output.aval
+
+    def _step_named(self, name: str | int) -> "Step":
+        named = self.named()
+        names = list(named)
+        chosen = names[name] if isinstance(name, int) and -len(names) <= name < len(names) else name
+        if chosen not in named:
+            raise no_layer(name, names)
+        return named[str(chosen)]
 
     def _inline(self, closed: Any, inputs: Sequence[Value], steps: list[Step]) -> list[Value]:
         jaxpr, constants = (closed.jaxpr, closed.consts) if hasattr(closed, "consts") else (closed, ())

@@ -83,6 +83,8 @@ class Facts:
         for value in program.block.inputs:
             value.depends = True
             value.carries = bool(jnp.issubdtype(value.aval.dtype, jnp.floating))
+            if program.first is not None:
+                value.carries = value is program.first.outputs[0]
         _forward(program.block)
         for value in program.block.outputs:
             value.is_live = True

@@ -6,7 +6,7 @@ functions, layers and gradients are left as they are, and weights are read anew 
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from guided_backprop.backends.report import no_rows, not_finite, spelled
 from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
-from guided_backprop.backends.tensorflow.graph import Traced, graph_of, renamed, trace
+from guided_backprop.backends.tensorflow.graph import Traced, graph_of, made_by, renamed, trace
 from guided_backprop.backends.tensorflow.model import callable_of, check_model, unremembered
 from guided_backprop.backends.tensorflow.nodes import constant_of
 from guided_backprop.backends.tensorflow.relus import classify
@@ -51,6 +51,7 @@ class _Copy:
         arguments: the names of its arguments: the inputs, then what it captured.
         captured: what it captured.
         output: the name of its output.
+        inside: the name of the value that the gradient is taken at; None for the inputs.
         watched: of each node whose values alone tell whether it spells a ReLU, the tensors it may be one of.
         head: the final softmax or sigmoid that is undone.
     """
@@ -60,6 +61,7 @@ class _Copy:
     arguments: list[str]
     captured: list[Any]
     output: str
+    inside: str | None
     watched: dict[str, list[str]]
     head: str | None
 
@@ -101,10 +103,20 @@ class TensorFlowBackend(Backend):
     # NumPy's functions for tf.Tensors, which promote no dtypes.
     functions = tf.experimental.numpy
 
-    def __init__(self, model: Any, *, output: str | int | None, undo_head: bool, vouch: Vouch) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        output: str | int | None,
+        undo_head: bool,
+        vouch: Vouch,
+        begins_inside: bool = False,
+    ) -> None:
         self.name = str(getattr(model, "__qualname__", type(model).__name__))
         self._model = model
         self._output = output
+        # Then the model returns its outputs, and the value inside of it that the gradient is taken at.
+        self._begins_inside = begins_inside
         self._undo_head = undo_head
         self._vouch = dict(vouch)
         self._copies: dict[_Kind, _Copy] = {}
@@ -148,10 +160,15 @@ class TensorFlowBackend(Backend):
             scores = [per_image(results[f"arrived {label}"].numpy(), logits) for label in range(len(weights))]
         else:
             scores = [per_image(each, outputs) for each in weights]
-        gradients = [self._gradients(results, label, images) for label in range(len(weights))]
+        activation = results["activation"].numpy() if self._begins_inside else None
+        explained = images if activation is None else activation
+        gradients = [self._gradients(results, label, explained) for label in range(len(weights))]
         if not np.isfinite(scores).all():
             raise not_finite()
-        return Attributed(gradients, np.stack(scores), outputs, plan.editor.coverage(), plan.head)
+        return Attributed(gradients, np.stack(scores), outputs, plan.editor.coverage(), plan.head, activation)
+
+    def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
+        return values.astype(like.dtype) if isinstance(like, np.ndarray) else tf.cast(values, like.dtype)
 
     def _gradients(self, results: Mapping[str, tf.Tensor], label: int, images: Any) -> Any:
         """Return the gradients for one label in the form of the images."""
@@ -198,13 +215,14 @@ class TensorFlowBackend(Backend):
         watched = {f"{SCOPE}/{name}": [flat_names[ref] for ref in refs] for name, refs in findings.watched.items()}
         signature = traced.definition.signature
         arguments = [arg.name for arg in signature.input_arg]
-        output = flat_names[traced.definition.ret[signature.output_arg[0].name]]
-        return kind, _Copy(kind.specs, graph_def, arguments, traced.captured, output, watched, head)
+        output, *inside = (flat_names[made_by(traced.definition, arg.name)] for arg in signature.output_arg)
+        first = inside[0] if inside else None
+        return kind, _Copy(kind.specs, graph_def, arguments, traced.captured, output, first, watched, head)
 
     def _trace(self, kinds: list[_Kind], given: Any) -> tuple[_Kind, Traced]:
         error: Exception | None = None
         for autograph, kind in itertools.product((False, True), kinds):
-            forward = callable_of(self._model, given, self._output, kind.score)
+            forward = callable_of(self._model, given, self._output, kind.score, begins_inside=self._begins_inside)
             try:
                 with unremembered(self._model):
                     return kind, trace(forward, kind.specs, autograph=autograph)
@@ -224,10 +242,13 @@ class TensorFlowBackend(Backend):
             graph = tf.compat.v1.get_default_graph()
             here = [*inputs, *map(graph.capture, copied.captured)]
             named = {f"{name}:0": tensor for name, tensor in zip(copied.arguments, here, strict=True)}
-            (outputs,) = tf.graph_util.import_graph_def(graph_def, named, [copied.output], name=SCOPE)
+            names = [copied.output, *([copied.inside] if copied.inside else [])]
+            outputs, *inside = tf.graph_util.import_graph_def(graph_def, named, names, name=SCOPE)
             weights = tf.numpy_function(self._weigh, [token, outputs], tf.float64)
             weights.set_shape([labels, *outputs.shape])
-            return self._differentiate(editor, inputs, outputs, tf.unstack(tf.cast(weights, outputs.dtype)))
+            seeds = tf.unstack(tf.cast(weights, outputs.dtype))
+            results = self._differentiate(editor, inside or inputs, outputs, seeds)
+            return results | ({"activation": tf.identity(inside[0])} if inside else {})
 
         try:
             concrete = tf.function(
@@ -243,7 +264,7 @@ class TensorFlowBackend(Backend):
         return _Plan(concrete, editor, copied.head)
 
     def _differentiate(
-        self, editor: Editor, inputs: tuple[tf.Tensor, ...], outputs: tf.Tensor, weights: list[tf.Tensor]
+        self, editor: Editor, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, weights: list[tf.Tensor]
     ) -> dict[str, tf.Tensor]:
         explained = [position for position, values in enumerate(inputs) if values.dtype.is_floating]
         results = {}

@@ -50,10 +50,15 @@ def check_model(model: Any) -> None:
         )
 
 
-def callable_of(model: Any, given: Any, output: str | int | None, score: Score | None) -> Callable[..., tf.Tensor]:
-    """Return what maps inputs, in the form that ``given`` has, to what is explained, in inference mode."""
+def callable_of(
+    model: Any, given: Any, output: str | int | None, score: Score | None, *, begins_inside: bool
+) -> Callable[..., Any]:
+    """Return what maps inputs, in the form that ``given`` has, to what is explained, in inference mode.
 
-    def forward(*inputs: tf.Tensor) -> tf.Tensor:
+    With ``begins_inside`` the model returns its outputs and one more value, and so does this.
+    """
+
+    def forward(*inputs: tf.Tensor) -> Any:
         images = like_inputs(given, list(inputs))
         if is_keras(model):
             # Keras takes several inputs as one argument.
@@ -62,12 +67,15 @@ def callable_of(model: Any, given: Any, output: str | int | None, score: Score |
             outputs = _signature(model, images)
         else:
             outputs = call(model, images)
+        inside = []
+        if begins_inside:
+            outputs, *inside = outputs
         explained = chosen(outputs, output, tf.is_tensor)
         if score is not None:
             explained = _scored(score, explained)
         if not isinstance(explained, tf.Tensor) or explained.shape.rank == 0:
             raise no_rows("N", _described(explained), "tensor")
-        return tf.identity(explained)
+        return (tf.identity(explained), *inside) if inside else tf.identity(explained)
 
     return forward
 

@@ -59,11 +59,14 @@ class TorchBackend(Backend):
         undo_head: bool,
         vouch: Vouch,
         forward: Callable[..., Any] | None = None,
+        begins_inside: bool = False,
     ) -> None:
         self.name = type(model).__name__ if isinstance(model, torch.nn.Module) else _name(model)
         self._model = model
         self._forward = unfused(model) if forward is None else forward
         self._output = output
+        # Then forward returns the outputs, and the value inside of the model that the gradient is taken at.
+        self._begins_inside = begins_inside
         self._undo_head = undo_head
         self._vouch = vouch
         # Set once a graph had something only its forward values can tell, so the next pass is watched at once.
@@ -115,9 +118,16 @@ class TorchBackend(Backend):
         if not (np.isfinite(scores).all() and is_finite):
             raise not_finite()
         name = None if head is None else nodes.operation(head)
-        return Attributed(
-            [self._in_form(each, images) for each in gradients], np.stack(scores), outputs, coverage, name
-        )
+        if self._begins_inside:
+            maps = [as_numpy(each) for (each,) in gradients]
+            return Attributed(maps, np.stack(scores), outputs, coverage, name, as_numpy(run.leaves[0]))
+        attribution = [self._in_form(each, images) for each in gradients]
+        return Attributed(attribution, np.stack(scores), outputs, coverage, name)
+
+    def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
+        if isinstance(like, np.ndarray):
+            return values.astype(like.dtype)
+        return torch.as_tensor(values, dtype=like.dtype, device=like.device)
 
     def _in_form(self, gradients: tuple[torch.Tensor, ...], images: Any) -> Any:
         """Return the gradients in the form of the images."""
@@ -165,7 +175,11 @@ class TorchBackend(Backend):
                     watch.follow(values)
         try:
             with watch or nullcontext():
-                output = chosen(self._forward_of(given), self._output, torch.is_tensor)
+                outputs = self._forward_of(given)
+                if self._begins_inside:
+                    outputs, value = outputs
+                    leaves, firsts = [value], [torch.autograd.graph.get_gradient_edge(value).node]
+                output = chosen(outputs, self._output, torch.is_tensor)
                 if score is not None:
                     output = _scored(score, output, len(leaves[0]))
         except (torch.OutOfMemoryError, GuidedBackpropError):
@@ -176,6 +190,9 @@ class TorchBackend(Backend):
         if not is_real or output.ndim == 0 or len(output) != len(leaves[0]):
             raise no_rows(len(leaves[0]), _described(output), "tensor")
         path = [] if output.grad_fn is None else nodes.path(output.grad_fn, [each for each in firsts if each])
+        if self._begins_inside:
+            # What made the value is in front of where the gradient ends.
+            path = [node for node in path if node not in firsts]
         if not path:
             raise ScoreError(
                 "score must depend on the images; received an output that carries no gradient to them. "

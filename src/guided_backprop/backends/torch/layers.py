@@ -20,13 +20,7 @@ def run_until(model: torch.nn.Module, name: str) -> Callable[..., Any]:
     Parameters and buffers are the model's own; the model is untouched. Of a layer that runs several times
     the first output is returned.
     """
-    *path, last = name.split(".")
-    root = module = copy.copy(model)
-    for part in path:
-        child = copy.copy(module._modules[part])
-        module._modules = {**module._modules, part: child}
-        module = child  # type: ignore[assignment]
-    module._modules = {**module._modules, last: _Last(module._modules[last])}
+    root = _replaced(model, name, _Last)
 
     def until(*inputs: Any, **named: Any) -> Any:
         try:
@@ -34,11 +28,42 @@ def run_until(model: torch.nn.Module, name: str) -> Callable[..., Any]:
         except _Reached as reached:
             return reached.output
         raise ModelError(
-            f"output_layer must be run by the model; received output_layer={name!r}, which was not. "
+            f"layer must be run by the model; received layer={name!r}, which was not. "
             "Name a layer that is on the way to the model's output."
         )
 
     return until
+
+
+def run_with(model: torch.nn.Module, name: str) -> Callable[..., tuple[Any, torch.Tensor]]:
+    """Return a function that runs ``model`` and returns its output and that of the layer called ``name``.
+
+    What the layer returned is where the graph begins: a leaf, and the model goes on with a copy of it.
+    """
+
+    def forward(*inputs: Any, **named: Any) -> tuple[Any, torch.Tensor]:
+        values: list[torch.Tensor] = []
+        output = _replaced(model, name, lambda layer: _Start(layer, values))(*inputs, **named)
+        if len(values) != 1:
+            raise ModelError(
+                f"the layer must be run once by the model; received layer={name!r}, which was run {len(values)} times. "
+                "Name a layer that is on the way to the model's output, once."
+            )
+        return output, values[0]
+
+    return forward
+
+
+def _replaced(model: torch.nn.Module, name: str, stand_in: Callable[[Any], torch.nn.Module]) -> torch.nn.Module:
+    """Return a copy of ``model``, shallow along the way to one layer, with another module in that layer's place."""
+    *path, last = name.split(".")
+    root = module = copy.copy(model)
+    for part in path:
+        child = copy.copy(module._modules[part])
+        module._modules = {**module._modules, part: child}
+        module = child  # type: ignore[assignment]
+    module._modules = {**module._modules, last: stand_in(module._modules[last])}
+    return root
 
 
 class _Reached(BaseException):
@@ -49,8 +74,8 @@ class _Reached(BaseException):
         self.output = output
 
 
-class _Last(torch.nn.Module):
-    """Stands in for the layer: runs it, and nothing after it."""
+class _InPlaceOf(torch.nn.Module):
+    """Stands in for a layer, with all that others may read of it."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -60,6 +85,29 @@ class _Last(torch.nn.Module):
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(name) if name in ("layer", "_modules") else getattr(self.layer, name)
 
+
+class _Last(_InPlaceOf):
+    """Runs the layer, and nothing after it."""
+
     def forward(self, *inputs: Any, **options: Any) -> None:
         """Run the layer."""
         raise _Reached(self.layer(*inputs, **options))
+
+
+class _Start(_InPlaceOf):
+    """Runs the layer, and lets the graph begin with what it returns."""
+
+    def __init__(self, layer: Any, values: list[torch.Tensor]) -> None:
+        super().__init__(layer)
+        self.values = values
+
+    def forward(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        """Run the layer."""
+        output = self.layer(*inputs, **options)
+        if not isinstance(output, torch.Tensor):
+            raise ModelError(
+                f"the layer must return one tensor; received {type(output).__name__} from {type(self.layer).__name__}. "
+                "Name a layer that does."
+            )
+        self.values.append(output.detach().requires_grad_())
+        return self.values[-1].clone()

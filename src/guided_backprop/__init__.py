@@ -18,6 +18,7 @@ from guided_backprop.errors import (
 )
 from guided_backprop.explanation import Explanation, Explanations
 from guided_backprop.methods import DeconvNet, GuidedBackprop, Method, Saliency
+from guided_backprop.smooth_grad import SmoothGrad
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "OutputExistsError",
     "Saliency",
     "ScoreError",
+    "SmoothGrad",
     "__version__",
     "layer_names",
 ]

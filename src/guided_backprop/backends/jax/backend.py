@@ -190,7 +190,9 @@ class JaxBackend(Backend):
 
 def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any, Any]:
     """Compile the forward pass, which returns its own derivative, and the backward pass."""
-    block = program.block
+    # Not the program itself: it would keep its constants alive, and JAX goes on with the values that it knows of a
+    # NumPy array for as long as anybody holds on to them.
+    block, first = program.block, program.first
 
     def explained(
         inside: list[jax.Array], inputs: list[jax.Array], constants: list[Any]
@@ -215,13 +217,13 @@ def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any
             is_float = [jnp.issubdtype(value.aval.dtype, jnp.floating) for value in block.inputs[:count]]
             return [next(floats) if each else next(rest) for each in is_float]
 
-        if program.first is None:
+        if first is None:
             value, pullback, output = jax.vjp(
                 lambda images: explained([], inputs(images), constants), images, has_aux=True
             )
             return output, value, [], pullback
         runner = Runner(rule, constants)
-        inside = [runner.read(program.first.outputs[0], runner.run(program.first, inputs(images)))]
+        inside = [runner.read(first.outputs[0], runner.run(first, inputs(images)))]
         value, pullback, output = jax.vjp(
             lambda inside: explained(inside, inputs(images), constants), inside, has_aux=True
         )

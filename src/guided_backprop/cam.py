@@ -7,31 +7,35 @@ With A the output of a convolutional layer, ``(C, ...)``, and g the gradient of 
 """
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import inputs_of
+from guided_backprop.arrays import inputs_of, mapped
 from guided_backprop.backends import backend_for
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
-from guided_backprop.errors import ImageError, OptionError
+from guided_backprop.errors import OptionError
 from guided_backprop.methods import Method, Reducer
 from guided_backprop.rules import GUIDED, PLAIN
+
+Interpolation = Literal["linear", "nearest"]
 
 
 class GradCAM(Method):
     """Grad-CAM (Selvaraju et al. 2016, arXiv:1610.02391): where the layer's channels that raise the score are active.
 
-    The attribution is ``(N, H, W)``, not negative, resized from the layer's positions to the image's by linear
-    interpolation (bilinear for images; centres of pixels are matched, the border's values go on outside). It is in
-    units of score, and works on any differentiable model.
+    The attribution is ``(N, H, W)``, not negative, resized from the layer's positions to the image's. It is in units
+    of score, and works on any differentiable model.
 
     Args:
         model: as for :class:`Method`; a PyTorch module, a Keras model, or a JAX function that names the value with
             ``guided_backprop.jax.tap``.
         layer: a convolutional layer, or what follows one: the layer itself, its name, or its position in
             :func:`layer_names`; usually the last before positions are pooled.
+        interpolation: how maps are resized: "linear", as in the paper (bilinear for images; centres of pixels are
+            matched, the border's values go on outside), or "nearest".
         output: as for :class:`Method`.
         batch_size: as for :class:`Method`.
         undo_head: as for :class:`Method`.
@@ -57,12 +61,18 @@ class GradCAM(Method):
         model: Any,
         layer: Any,
         *,
+        interpolation: Interpolation = "linear",
         output: str | int | None = None,
         batch_size: int | None = None,
         undo_head: bool = True,
         vouch: Vouch | None = None,
     ) -> None:
-        self._layer = layer
+        if interpolation not in get_args(Interpolation):
+            raise OptionError(
+                f"interpolation must be one of {', '.join(get_args(Interpolation))}; received "
+                f"interpolation={interpolation!r}. Pass one of these names."
+            )
+        self._layer, self._interpolation = layer, interpolation
         super().__init__(model, output=output, batch_size=batch_size, reducer="sum", undo_head=undo_head, vouch=vouch)
 
     def _make_backend(self, framework: str) -> Backend:
@@ -76,7 +86,7 @@ class GradCAM(Method):
         )
 
     def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
-        return _cams(backend, images, backend.attribute(images, weigh, self.rule, score))
+        return _cams(backend, images, backend.attribute(images, weigh, self.rule, score), self._interpolation)
 
 
 class GuidedGradCAM(Method):
@@ -88,6 +98,7 @@ class GuidedGradCAM(Method):
     Args:
         model: as for :class:`GradCAM`.
         layer: as for :class:`GradCAM`.
+        interpolation: as for :class:`GradCAM`.
         output: as for :class:`Method`.
         batch_size: as for :class:`Method`.
         reducer: as for :class:`Method`.
@@ -114,61 +125,75 @@ class GuidedGradCAM(Method):
         model: Any,
         layer: Any,
         *,
+        interpolation: Interpolation = "linear",
         output: str | int | None = None,
         batch_size: int | None = None,
         reducer: Reducer | None = None,
         undo_head: bool = True,
         vouch: Vouch | None = None,
     ) -> None:
-        self._cam = GradCAM(model, layer, output=output, undo_head=undo_head, vouch=vouch)
+        self._cam = GradCAM(model, layer, interpolation=interpolation, output=output, undo_head=undo_head, vouch=vouch)
         super().__init__(model, output=output, batch_size=batch_size, reducer=reducer, undo_head=undo_head, vouch=vouch)
 
     def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
         cams = self._cam._attribute(self._cam._backend(images), images, weigh, score)
         guided = super()._attribute(backend, images, weigh, score)
-        maps = [each * cam for each, cam in zip(guided.attribution, cams.attribution, strict=True)]
+        pairs = zip(guided.attribution, cams.attribution, strict=True)
+        maps = [mapped(lambda values, cam: values * cam, *pair) for pair in pairs]
         return replace(guided, attribution=maps)
 
 
-def _cams(backend: Backend, images: Any, inside: Attributed) -> Attributed:
+def _cams(backend: Backend, images: Any, inside: Attributed, interpolation: Interpolation) -> Attributed:
     """Return the maps for each label, of the images' kind and layout, with one channel."""
-    if len(inputs_of(images)) > 1 or inputs_of(images)[0] is not images:
-        raise ImageError(
-            "Grad-CAM needs one input with positions; received several inputs. "
-            "Pass a function of the image alone, with the others closed over."
-        )
     assert inside.activation is not None
-    axis = backend.channel_axis(images)
-    layer_axis = backend.channel_axis(inside.activation)
-    if axis is None or layer_axis is None or inside.activation.ndim != len(images.shape):
-        raise OptionError(
-            f"layer must have positions, as the images of shape {tuple(images.shape)} have; received an output "
-            f"of shape {inside.activation.shape}. Name a convolutional layer."
-        )
-    activation = np.moveaxis(inside.activation, layer_axis, 1).astype(np.float64)
-    sizes = [size for each, size in enumerate(images.shape) if each not in (0, axis)]
+    activation, axis = inside.activation, backend.channel_axis(inside.activation)
     maps = []
     for gradient in inside.attribution:
-        g = np.moveaxis(gradient, layer_axis, 1).astype(np.float64)
+        if axis is None:
+            raise _no_positions(activation.shape, images)
+        g = np.moveaxis(gradient, axis, 1).astype(np.float64)
         weights = g.mean(axis=tuple(range(2, g.ndim)), keepdims=True)
-        cam = np.maximum((weights * activation).sum(axis=1), 0)
-        maps.append(backend.from_numpy(np.expand_dims(resized(cam, sizes), axis), images))
+        cam = np.maximum((weights * np.moveaxis(activation, axis, 1)).sum(axis=1), 0)
+        maps.append(mapped(partial(_fitted, backend, cam, interpolation), images))
     return Attributed(maps, inside.scores, inside.outputs, inside.coverage, inside.head)
 
 
-def resized(maps: NDArray[np.float64], sizes: list[int]) -> NDArray[np.float64]:
-    """Return maps ``(N, ...)`` with positions of other sizes, by linear interpolation along each axis."""
+def _fitted(backend: Backend, cam: NDArray[np.float64], interpolation: Interpolation, values: Any) -> Any:
+    """Return the map at the size of one of the model's inputs; None if that is of integers."""
+    if not backend.is_floating(values):
+        return None
+    axis = backend.channel_axis(values)
+    if axis is None or len(values.shape) != cam.ndim + 1:
+        raise _no_positions(cam.shape, values)
+    sizes = [size for each, size in enumerate(values.shape) if each not in (0, axis)]
+    return backend.from_numpy(np.expand_dims(resized(cam, sizes, interpolation), axis), values)
+
+
+def _no_positions(shape: tuple[int, ...], images: Any) -> OptionError:
+    images = ", ".join(str(tuple(values.shape)) for values in inputs_of(images))
+    return OptionError(
+        f"layer and images must both have positions, along as many axes; received a layer of shape {shape} (without "
+        f"channels, if it has some) and images of shape {images}. Name a convolutional layer."
+    )
+
+
+def resized(maps: NDArray[np.float64], sizes: list[int], interpolation: Interpolation = "linear") -> NDArray[Any]:
+    """Return maps ``(N, ...)`` with positions of other sizes, interpolated along each axis."""
     for axis, size in enumerate(sizes, start=1):
-        maps = np.moveaxis(np.tensordot(maps, _interpolation(maps.shape[axis], size), (axis, 1)), -1, axis)
+        matrix = _interpolation(maps.shape[axis], size, interpolation)
+        maps = np.moveaxis(np.tensordot(maps, matrix, (axis, 1)), -1, axis)
     return maps
 
 
-def _interpolation(before: int, after: int) -> NDArray[np.float64]:
+def _interpolation(before: int, after: int, interpolation: Interpolation) -> NDArray[np.float64]:
     """Return the matrix ``(after, before)`` that interpolates; the centres of first and last pixel are half inside."""
+    matrix = np.zeros((after, before))
+    if interpolation == "nearest":
+        matrix[np.arange(after), np.arange(after) * before // after] = 1
+        return matrix
     place = ((np.arange(after) + 0.5) * before / after - 0.5).clip(0, before - 1)
     low = np.minimum(place.astype(int), max(before - 2, 0))
     share = place - low
-    matrix = np.zeros((after, before))
     matrix[np.arange(after), low] += 1 - share
     matrix[np.arange(after), np.minimum(low + 1, before - 1)] += share
     return matrix

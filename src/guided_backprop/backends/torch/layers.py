@@ -54,6 +54,25 @@ def run_with(model: torch.nn.Module, name: str) -> Callable[..., tuple[Any, torc
     return forward
 
 
+def with_arguments(model: Callable[..., Any], arguments: tuple[Any, ...]) -> torch.nn.Module:
+    """Return a module that runs ``model`` with these arguments after its inputs, and is in the model's mode."""
+    return _WithArguments(model, arguments)
+
+
+class _WithArguments(torch.nn.Module):
+    """Runs a model with further arguments. It holds a module as a child, so that its mode and layers are seen."""
+
+    def __init__(self, model: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.model, self.arguments = model, arguments
+        # Its own mode says nothing: not eval(), which would be handed on to the model.
+        self.training = False
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the model."""
+        return self.model(*inputs, *self.arguments)
+
+
 def _replaced(model: torch.nn.Module, name: str, stand_in: Callable[[Any], torch.nn.Module]) -> torch.nn.Module:
     """Return a copy of ``model``, shallow along the way to one layer, with another module in that layer's place."""
     *path, last = name.split(".")

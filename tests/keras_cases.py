@@ -276,3 +276,30 @@ def test_grad_cam():
         np.testing.assert_allclose(explanations, resized(small[:, ::-1].astype(np.float64), [8, 8]), rtol=1e-4)
     guided = np.asarray(GuidedBackprop(model).explain(x, 1)) * expected[..., None]
     np.testing.assert_allclose(GuidedGradCAM(model, "features").explain(x, 1), guided, rtol=1e-4, atol=1e-6)
+
+
+SMOOTH = {
+    "leaky_relu": lambda: layers.LeakyReLU(0.2),
+    "prelu": lambda: layers.PReLU(keras.initializers.Constant(0.2)),
+    "elu": lambda: layers.ELU(),
+    "celu": lambda: layers.Activation("celu"),
+    "gelu": lambda: layers.Activation("gelu"),
+    "silu": lambda: layers.Activation("silu"),
+    "mish": lambda: layers.Activation("mish"),
+    "hardswish": lambda: layers.Activation("hard_silu"),
+    "softplus": lambda: layers.Activation("softplus"),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_activations(name):
+    keras.utils.set_random_seed(0)
+    last = layers.Dense(3)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(6), SMOOTH[name](), last])
+    explanations = GuidedBackprop(model, smooth="guide").explain(ROWS, 1)
+    assert tuple(explanations.coverage) == ((name, 1, "guided"),)
+    plain = np.asarray(Saliency(model).explain(ROWS, 1))
+    assert not np.allclose(explanations, plain)
+    # The gradient that arrives is the last layer's weights: without the negative ones it is the guided one.
+    last.set_weights([np.maximum(last.get_weights()[0], 0), last.get_weights()[1]])
+    np.testing.assert_allclose(explanations, Saliency(model).explain(ROWS, 1), rtol=1e-5, atol=1e-6)

@@ -102,6 +102,7 @@ class GuidedGradCAM(Method):
         output: as for :class:`Method`.
         batch_size: as for :class:`Method`.
         reducer: as for :class:`Method`.
+        smooth: as for :class:`Method`.
         undo_head: as for :class:`Method`.
         vouch: as for :class:`Method`.
 
@@ -129,11 +130,20 @@ class GuidedGradCAM(Method):
         output: str | int | None = None,
         batch_size: int | None = None,
         reducer: Reducer | None = None,
+        smooth: Literal["guide"] | None = None,
         undo_head: bool = True,
         vouch: Vouch | None = None,
     ) -> None:
         self._cam = GradCAM(model, layer, interpolation=interpolation, output=output, undo_head=undo_head, vouch=vouch)
-        super().__init__(model, output=output, batch_size=batch_size, reducer=reducer, undo_head=undo_head, vouch=vouch)
+        super().__init__(
+            model,
+            output=output,
+            batch_size=batch_size,
+            reducer=reducer,
+            smooth=smooth,
+            undo_head=undo_head,
+            vouch=vouch,
+        )
 
     def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
         cams = self._cam._attribute(self._cam._backend(images), images, weigh, score)

@@ -3,7 +3,7 @@
 from abc import ABC
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class Method(ABC):
             memory is bounded.
         reducer: how the channel axis is reduced: "mean", "sum", "max", "min", "absmax" (the largest
             magnitude, unsigned), or None to keep all channels.
+        smooth: with "guide", guided backpropagation lets only positive gradients through smooth activations as
+            well, those listed in ``guided_backprop.rules.SMOOTH`` (GELU, SiLU, LeakyReLU...), and their own
+            derivative does the rest. That extends the method beyond what was published; the result's ``method``
+            says so.
         undo_head: where the model ends in a softmax, log-softmax or sigmoid, explain the logit in front
             of it. A probability's own map is scaled down by up to millions and mixes all classes.
         vouch: what is known of parts that hide what they compute, by the name an OpaqueRegionError gave
@@ -49,7 +53,7 @@ class Method(ABC):
         MissingExtraError: the model's framework is not installed.
     """
 
-    rule: ClassVar[ReluRule]
+    rule: ReluRule
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class Method(ABC):
         output: str | int | None = None,
         batch_size: int | None = None,
         reducer: Reducer | None = None,
+        smooth: Literal["guide"] | None = None,
         undo_head: bool = True,
         vouch: Vouch | None = None,
     ) -> None:
@@ -75,6 +80,17 @@ class Method(ABC):
                 f"reducer must be one of {', '.join(REDUCERS)} or None; received reducer={reducer!r}. "
                 "Pass one of these names."
             )
+        if smooth not in (None, "guide"):
+            raise OptionError(
+                f'smooth must be "guide" or None; received smooth={smooth!r}. Pass None for the method as published.'
+            )
+        if smooth is not None:
+            if self.rule != GUIDED:
+                raise OptionError(
+                    f'smooth="guide" extends guided backpropagation; received it for {type(self).__name__}. '
+                    "Use GuidedBackprop."
+                )
+            self.rule = replace(GUIDED, guides_smooth=True)
         for name, treatment in (vouch or {}).items():
             if treatment not in ("relu", "plain"):
                 raise OptionError(
@@ -89,6 +105,11 @@ class Method(ABC):
             self._backend_of(framework)
         self._batch_size = batch_size
         self._reducer = reducer
+
+    @property
+    def name(self) -> str:
+        """The method's name, with what it was extended by."""
+        return f"{type(self).__name__}(smooth='guide')" if self.rule.guides_smooth else type(self).__name__
 
     def explain(self, images: Any, labels: Any = None, *, mask: Any = None) -> Explanations:
         """Explain the score of each image.
@@ -158,7 +179,7 @@ class Method(ABC):
             scores=np.concatenate([batch.scores for batch in batches]) if scores is None else scores,
             outputs=outputs,
             coverage=Coverage.merge(batch.coverage for batch in batches),
-            method=type(self).__name__,
+            method=self.name,
             model=backend.name,
             head=batches[0].head,
             reducer=self._reducer,

@@ -139,7 +139,7 @@ class SmoothGrad:
 
     def _name(self) -> str:
         how = f"samples={self._samples}, noise={self._noise:g}, seed={self._seed}, form={self._form!r}"
-        return f"SmoothGrad({type(self._method).__name__}, {how})"
+        return f"SmoothGrad({self._method.name}, {how})"
 
 
 def _zeros(maps: list[Any], count: int) -> _Sums:

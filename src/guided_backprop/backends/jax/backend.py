@@ -20,8 +20,9 @@ from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.heads import Head, head_of
 from guided_backprop.backends.jax.masks import Audit
 from guided_backprop.backends.jax.program import Program
-from guided_backprop.backends.jax.relus import Facts, mark_prelus
+from guided_backprop.backends.jax.relus import Facts
 from guided_backprop.backends.jax.run import Runner
+from guided_backprop.backends.jax.smooth import mark_prelus, mark_smooth
 from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.report import coverage_of, hidden, no_rows, no_score, not_finite, spelled
@@ -178,6 +179,7 @@ class JaxBackend(Backend):
             )
         if rule.backward_gate:
             _refuse(audit, self._vouch)
+        mark_smooth(program)
         if has_prelu(self._model):
             mark_prelus(program)
         counts = count(program.block, facts, rule)

@@ -21,13 +21,14 @@ def count(block: Block, facts: Facts, rule: ReluRule) -> Counts:
     counts: Counts = Counter()
     parts: set[Step] = set()
     for step in reversed(block.steps):
-        if not step.is_on_path or step.is_inside or step in parts:
+        if not step.is_on_path or step.is_inside or step.is_part or step in parts:
             continue
         if step.relu is not None:
-            if step.relu.prelu is None:
+            if not step.relu.is_half:
                 counts[step.relu.name, rule.name] += 1
-            elif step.relu.prelu == "first":
-                counts["prelu", "plain"] += 1
+            continue
+        if step.activation is not None:
+            counts[step.activation, rule.treatment(step.activation)] += 1
             continue
         if step.blocks and step.name not in CUSTOM:
             counts.update(_inside(step, facts, rule))
@@ -40,9 +41,6 @@ def count(block: Block, facts: Facts, rule: ReluRule) -> Counts:
             counts[step.composite, "plain"] += 1
         elif step.name in CUSTOM:
             counts[custom_name(step), "plain"] += 1
-        elif (x := _input_of_gelu(step)) is not None:
-            counts["gelu", "plain"] += 1
-            parts |= _between(step, x)
         elif step.name in _NAMES:
             counts[_NAMES[step.name], "plain"] += 1
     return counts
@@ -72,19 +70,3 @@ def _between(last: Step, first: Value) -> set[Step]:
                 found.add(value.step)
                 stack.append(value.step)
     return found
-
-
-def _input_of_gelu(step: Step) -> Value | None:
-    """Return x if a tanh or erf is that of a GELU of x: one is added, and x multiplied, behind it."""
-    if step.name not in ("erf", "erfc", "tanh"):
-        return None
-    has_one = step.name == "erfc"
-    value = step.outputs[0]
-    while len(value.uses) == 1 and value.uses[0].name in ("add", "mul"):
-        user = value.uses[0]
-        if user.name == "mul" and all(each.depends for each in user.inputs):
-            other = user.inputs[1] if user.inputs[0] is value else user.inputs[0]
-            return other if has_one else None
-        has_one |= user.name == "add"
-        value = user.outputs[0]
-    return None

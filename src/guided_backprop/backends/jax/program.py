@@ -75,7 +75,9 @@ class Step:
         blocks: the jaxprs in its parameters, for loops, branches, checkpoints and custom functions.
         composite: the name of the activation that it is as a whole, or None.
         relu: how it is a ReLU, or None; see relus.
+        activation: the name of the smooth activation that ends here, or None; see smooth.
         is_inside: whether it is a part of the ReLU that the next step stands for.
+        is_part: whether it is a part of a smooth activation that is written out.
     """
 
     eqn: Any
@@ -84,7 +86,9 @@ class Step:
     blocks: list[Block] = field(default_factory=list)
     composite: str | None = None
     relu: Any = None
+    activation: str | None = None
     is_inside: bool = False
+    is_part: bool = False
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ written: ``jax.nn.relu``, ``jnp.maximum(x, 0)`` and ``lax.clamp(0, x, inf)`` are
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class Relu:
         cap: the upper bound; None if there is none.
         inside: the step in front, of the pair of maximum and minimum that the ReLU is made of.
         is_custom: whether it brings a derivative of its own, which is then its forward gate.
-        prelu: which half it is of a PReLU that is written with two, "first" or "second"; None for a ReLU.
+        is_half: whether it is one half of a PReLU that is written with two.
     """
 
     name: str
@@ -46,27 +46,7 @@ class Relu:
     cap: Value | None = None
     inside: Step | None = None
     is_custom: bool = False
-    prelu: str | None = None
-
-
-def mark_prelus(program: Program) -> None:
-    """Find each PReLU as Keras writes it, ``relu(x) + (-slope) * relu(-x)``: that is one activation."""
-    for step in program.steps():
-        if step.name != "add":
-            continue
-        first, scaled = (value.step for value in step.inputs)
-        if first is None or scaled is None or scaled.name != "mul":
-            continue
-        halves = [value.step for value in scaled.inputs if value.depends]
-        second = halves[0] if len(halves) == 1 else None
-        if second is None or first.relu is None or second.relu is None:
-            continue
-        negation = second.inputs[second.relu.operand].step
-        is_mirror = negation is not None and negation.name == "neg"
-        if not is_mirror or negation.inputs[0] is not first.inputs[first.relu.operand]:
-            continue
-        if len(first.outputs[0].uses) == len(second.outputs[0].uses) == 1:
-            first.relu, second.relu = replace(first.relu, prelu="first"), replace(second.relu, prelu="second")
+    is_half: bool = False
 
 
 class Facts:

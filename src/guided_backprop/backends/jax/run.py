@@ -34,6 +34,8 @@ class Runner:
             else:
                 operands = [self.read(value, values) for value in step.inputs]
                 results = self._step(step, operands)
+                if step.is_on_path and self._rule.guides(step.activation or ""):
+                    results = [_clamped(each) for each in results]
             values.update(zip(step.outputs, results, strict=True))
         return values
 
@@ -45,7 +47,7 @@ class Runner:
 
     def _step(self, step: Step, operands: list[Any]) -> list[Any]:
         is_whole = step.name not in REBUILT or not step.is_on_path
-        if is_whole or not any(_has_relu(block) for block in step.blocks):
+        if is_whole or not any(_has_activation(block) for block in step.blocks):
             return step.run(operands)
         functions = [self._function(block) for block in step.blocks]
         params = step.eqn.params
@@ -72,7 +74,7 @@ class Runner:
         operands = [self.read(value, values) for value in first.inputs]
         x = operands.pop(relu.operand)
         cap = None if relu.cap is None else self.read(relu.cap, values)
-        rule, shape = PLAIN if relu.prelu else self._rule, jnp.shape(x)
+        rule, shape = PLAIN if relu.is_half else self._rule, jnp.shape(x)
 
         def forward(x: Any, others: list[Any], cap: Any) -> Any:
             (y,) = first.run([*others[: relu.operand], x, *others[relu.operand :]])
@@ -121,8 +123,12 @@ def _summed_to(g: Any, shape: tuple[int, ...]) -> Any:
     return g.sum(axes, keepdims=True).reshape(shape)
 
 
-def _has_relu(block: Block) -> bool:
-    return any(step.relu is not None or any(map(_has_relu, step.blocks)) for step in block.steps)
+def _has_activation(block: Block) -> bool:
+    """Tell whether there is something in a block that a rule may act on."""
+    return any(
+        step.relu is not None or step.activation is not None or any(map(_has_activation, step.blocks))
+        for step in block.steps
+    )
 
 
 def _scan(body: Callable[..., tuple[Any, ...]], operands: list[Any], params: dict[str, Any]) -> list[Any]:

@@ -72,22 +72,24 @@ class Editor:
             case "head" | "pass":
                 return self._head(op, gradients[0], role, name)
         if role == "plain":
-            self._note(op, name, False)
+            self._note(op, name, self.rule.treatment(name))
+            if self.rule.guides(name):
+                gradients = tuple(tf.nn.relu(g) for g in gradients)
         elif self.rule.backward_gate and name not in self._vouch:
             self._judge(op, role, name)
         if role == "bound":
-            self._note(op, name, False)
+            self._note(op, name, "plain")
         return original_gradient(op, gradients)
 
-    def _note(self, op: tf.Operation, name: str, is_ruled: bool) -> None:
+    def _note(self, op: tf.Operation, name: str, treatment: str) -> None:
         if op not in self._noted and name:
             self._noted.add(op)
-            self._counts[name, self.rule.name if is_ruled else "plain"] += 1
+            self._counts[name, treatment] += 1
 
     def _relu(self, op: tf.Operation, g: tf.Tensor, role: str, name: str) -> list[tf.Tensor | None]:
         operand = op.get_attr(nodes.OPERAND)
         if role == "relu":
-            self._note(op, name, True)
+            self._note(op, name, self.rule.name)
             g = tf.nn.relu(g) if self.rule.backward_gate else g
         leaving: list[tf.Tensor | None] = [None] * len(op.inputs)
         leaving[operand] = _gated(op, g, operand) if self.rule.forward_gate else _fitted(g, op.inputs[operand])
@@ -96,11 +98,11 @@ class Editor:
     def _opaque(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
         vouched = self._vouch.get(name)
         if not self.rule.backward_gate:
-            self._note(op, name, vouched == "relu")
+            self._note(op, name, self.rule.name if vouched == "relu" else "plain")
             return original_gradient(op, gradients)
         if vouched is None:
             raise hidden(name)
-        self._note(op, name, vouched == "relu")
+        self._note(op, name, self.rule.name if vouched == "relu" else "plain")
         if vouched == "plain":
             return original_gradient(op, gradients)
         clamped = [tf.nn.relu(g) for g in gradients]

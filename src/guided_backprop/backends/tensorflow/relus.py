@@ -11,6 +11,7 @@ from math import isnan
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
+from guided_backprop.backends.smooth import activation_of
 from guided_backprop.backends.tensorflow import nodes
 from guided_backprop.backends.tensorflow.custom import custom_name, is_recomputation
 from guided_backprop.backends.tensorflow.nodes import Graph, attribute, operand_refs
@@ -74,7 +75,7 @@ class Findings:
     def read(self, graph: Graph, *, is_nested: bool) -> None:
         """Mark the nodes of one function, then those of the functions inside it."""
         order = graph.ordered()
-        for find in (_custom, _silu, _hard_sigmoid, _celu, _leaky, _relu, _gate, _bound, _cap):
+        for find in (_custom, _hard_sigmoid, _smooth, _celu, _leaky, _relu, _gate, _bound, _cap):
             for node in order:
                 find(graph, node)
         for name, candidates in watched(graph, order).items():
@@ -173,15 +174,32 @@ def _sigmoid_factor(graph: Graph, product: NodeDef) -> NodeDef | None:
     return None
 
 
-def _silu(graph: Graph, node: NodeDef) -> None:
-    sigmoid = _sigmoid_factor(graph, node) if node.op == "Mul" else None
-    if sigmoid is None:
+def _smooth(graph: Graph, node: NodeDef) -> None:
+    """Mark an activation that is written out: ``x * f(x)``, as SiLU, GELU and Mish are."""
+    if node.op not in ("Maximum", "Mul") or not all(map(graph.depends, operand_refs(node))):
+        return
+
+    def look(ref: str) -> tuple[str, list[str]] | None:
+        made = graph.node(ref)
+        if made is None:
+            return None
+        is_named = graph.role(made) == "plain"
+        name = attribute(made, nodes.NAME).s.decode() if is_named else snake(made.op)
+        return name, [graph.source(each) for each in operand_refs(made) if graph.depends(each)]
+
+    found = activation_of(snake(node.op), [graph.source(each) for each in operand_refs(node)], look)
+    if found is None:
         return
     for outer in graph.consumers[node.name]:
         if outer.op == "IdentityN" and _is_silu(graph, outer):
             # TensorFlow's own gradient of it only saves memory; a SavedModel has lost it.
             outer.attr.pop("_gradient_op_type", None)
-    graph.mark(sigmoid, "plain", "silu")
+    for ref in found[1]:
+        part = graph.nodes[nodes.producer(ref)]
+        graph.mark(part, "part")
+        # It may be an activation of its own that is counted with this one.
+        graph.relabel(part, "")
+    graph.mark(node, "plain", found[0])
 
 
 def _hard_sigmoid(graph: Graph, node: NodeDef) -> None:
@@ -193,7 +211,7 @@ def _hard_sigmoid(graph: Graph, node: NodeDef) -> None:
     if relu6 is None or shifted is None or shifted.op not in ("Add", "AddV2"):
         return
     if 3.0 in {graph.constant(ref) for ref in operand_refs(shifted)}:
-        graph.mark(relu6, "plain", "hard_sigmoid")
+        graph.mark(relu6, "plain", "hardsigmoid")
 
 
 def _celu(graph: Graph, node: NodeDef) -> None:
@@ -210,9 +228,9 @@ def _celu(graph: Graph, node: NodeDef) -> None:
             continue
         x, y = _with_zero(graph, upper), _with_zero(graph, lower)
         if x is not None and y is not None and graph.source(x[0]) == graph.source(y[0]):
-            graph.mark(upper, "part")
-            graph.mark(lower, "part")
-            graph.mark(expm1, "plain", "celu")
+            for part in (upper, lower, expm1):
+                graph.mark(part, "part")
+            graph.mark(node, "plain", "celu")
 
 
 def _leaky(graph: Graph, node: NodeDef) -> None:
@@ -243,8 +261,8 @@ def _leaky(graph: Graph, node: NodeDef) -> None:
         upper = graph.node(next(ref for ref in operand_refs(upper) if graph.depends(ref)))
     gated = None if upper is None else _gated(graph, upper)
     if upper is not None and gated is not None and graph.source(gated) == graph.source(x):
-        graph.mark(node, "plain", name)
-        for part in (upper, *parts):
+        graph.mark(last, "plain", name)
+        for part in (node, upper, *parts):
             graph.mark(part, "part")
 
 

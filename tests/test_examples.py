@@ -1,9 +1,15 @@
 """The examples do what they say: one map in three frameworks, and the README's picture."""
 
+import io
+import os
+import pickle
+
 import numpy as np
+import pytest
 from PIL import Image
 
 import compare_methods
+import neurons
 import one_map
 
 
@@ -26,3 +32,18 @@ def test_the_methods_are_drawn_side_by_side(tmp_path):
     with Image.open(tmp_path / "methods.png") as picture:
         assert picture.size == (800, 432)
         assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_only_arrays_are_unpickled():
+    arrays = {"kernel": np.arange(6.0).reshape(2, 3)}
+    stored = pickle.dumps(arrays, protocol=3).replace(b"numpy._core.", b"numpy.core.")
+    np.testing.assert_array_equal(neurons.ArraysOnly(io.BytesIO(stored)).load()["kernel"], arrays["kernel"])
+    with pytest.raises(pickle.UnpicklingError, match=r"needs no \w+.system"):
+        neurons.ArraysOnly(io.BytesIO(pickle.dumps(os.system))).load()
+
+
+def test_patches_of_photos():
+    batches = list(neurons.patches())
+    assert len(batches) == 3 * len(neurons.PHOTOS)
+    assert all(batch.shape[1:] == (3, neurons.SIZE, neurons.SIZE) and len(batch) for batch in batches)
+    assert -3 < min(batch.min() for batch in batches) < max(batch.max() for batch in batches) < 3

@@ -17,6 +17,7 @@ from guided_backprop.errors import (
     ScoreError,
 )
 from guided_backprop.explanation import Explanation, Explanations
+from guided_backprop.gallery import NeuronGallery, neuron_gallery
 from guided_backprop.methods import DeconvNet, GuidedBackprop, Method, Saliency
 from guided_backprop.smooth_grad import SmoothGrad
 
@@ -37,6 +38,7 @@ __all__ = [
     "Method",
     "MissingExtraError",
     "ModelError",
+    "NeuronGallery",
     "NoReluError",
     "Nonlinearity",
     "OpaqueRegionError",
@@ -47,4 +49,5 @@ __all__ = [
     "SmoothGrad",
     "__version__",
     "layer_names",
+    "neuron_gallery",
 ]

@@ -110,6 +110,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def outputs(self, images: Any) -> NDArray[Any]:
+        """Return the model's output ``(N, ...)`` for images that ``check_images`` accepted; runs forward only."""
+
+    @abstractmethod
     def from_numpy(self, values: NDArray[Any], like: Any) -> Any:
         """Return ``values`` as an array of the kind and dtype, and on the device, of ``like``."""
 

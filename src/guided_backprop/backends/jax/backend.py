@@ -28,7 +28,7 @@ from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.report import coverage_of, hidden, no_rows, no_score, not_finite, spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, ScoreError
-from guided_backprop.rules import ReluRule
+from guided_backprop.rules import PLAIN, ReluRule
 
 
 class JaxBackend(Backend):
@@ -109,6 +109,13 @@ class JaxBackend(Backend):
             return Attributed(maps, scores, _as_numpy(outputs), coverage, name, _as_numpy(inside[0]))
         attribution = [self._in_form(each, images) for each in gradients]
         return Attributed(attribution, scores, _as_numpy(outputs), coverage, name)
+
+    def outputs(self, images: Any) -> np.ndarray[Any, Any]:
+        _check_mode(self._model)
+        given = mapped(jnp.asarray, images)
+        program = self._trace(given, None)
+        forward = self._compiled.get((None, key_of(program)), lambda: _forward(program))
+        return _as_numpy(forward(program.constants, inputs_of(given)))
 
     def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
         return values.astype(like.dtype) if isinstance(like, np.ndarray) else jnp.asarray(values, like.dtype)
@@ -237,6 +244,18 @@ def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any
         return gradients  # type: ignore[no-any-return]
 
     return forward, backward
+
+
+def _forward(program: Program) -> Any:
+    """Compile the forward pass alone."""
+    block = program.block
+
+    @jax.jit
+    def forward(constants: list[Any], inputs: list[jax.Array]) -> jax.Array:
+        runner = Runner(PLAIN, constants)
+        return runner.read(block.outputs[0], runner.run(block, inputs))  # type: ignore[no-any-return]
+
+    return forward
 
 
 def _scored(score: Score, output: jax.Array, count: int) -> jax.Array:

@@ -124,6 +124,12 @@ class TorchBackend(Backend):
         attribution = [self._in_form(each, images) for each in gradients]
         return Attributed(attribution, np.stack(scores), outputs, coverage, name)
 
+    def outputs(self, images: Any) -> np.ndarray[Any, Any]:
+        self._check_model()
+        given = mapped(lambda values: _as_tensor(values).clone(), images)
+        with differentiable(), torch.no_grad():
+            return as_numpy(self._output_of(given, None, None)[0])
+
     def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
         if isinstance(like, np.ndarray):
             return values.astype(like.dtype)
@@ -173,22 +179,9 @@ class TorchBackend(Backend):
             for values in inputs_of(given):
                 if values.requires_grad:
                     watch.follow(values)
-        try:
-            with watch or nullcontext():
-                outputs = self._forward_of(given)
-                if self._begins_inside:
-                    outputs, value = outputs
-                    leaves, firsts = [value], [torch.autograd.graph.get_gradient_edge(value).node]
-                output = chosen(outputs, self._output, torch.is_tensor)
-                if score is not None:
-                    output = _scored(score, output, len(leaves[0]))
-        except (torch.OutOfMemoryError, GuidedBackpropError):
-            raise
-        except Exception as error:
-            raise _model_error(error, leaves) from error
-        is_real = isinstance(output, torch.Tensor) and output.is_floating_point()
-        if not is_real or output.ndim == 0 or len(output) != len(leaves[0]):
-            raise no_rows(len(leaves[0]), _described(output), "tensor")
+        output, inside = self._output_of(given, watch, score)
+        if inside is not None:
+            leaves, firsts = [inside], [torch.autograd.graph.get_gradient_edge(inside).node]
         path = [] if output.grad_fn is None else nodes.path(output.grad_fn, [each for each in firsts if each])
         if self._begins_inside:
             # What made the value is in front of where the gradient ends.
@@ -199,6 +192,28 @@ class TorchBackend(Backend):
                 "Look for detach(), no_grad(), numpy() or argmax() in the model."
             )
         return _Run(leaves, output, path)
+
+    def _output_of(
+        self, given: Any, watch: ForwardWatch | None, score: Score | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what is explained, and the value inside of the model that the gradient is taken at, if any."""
+        inputs, inside = inputs_of(given), None
+        try:
+            with watch or nullcontext():
+                outputs = self._forward_of(given)
+                if self._begins_inside:
+                    outputs, inside = outputs
+                output = chosen(outputs, self._output, torch.is_tensor)
+                if score is not None:
+                    output = _scored(score, output, len(inputs[0]))
+        except (torch.OutOfMemoryError, GuidedBackpropError):
+            raise
+        except Exception as error:
+            raise _model_error(error, inputs) from error
+        is_real = isinstance(output, torch.Tensor) and output.is_floating_point()
+        if not is_real or output.ndim == 0 or len(output) != len(inputs[0]):
+            raise no_rows(len(inputs[0]), _described(output), "tensor")
+        return output, inside
 
     def _forward_of(self, images: Any) -> Any:
         if not (is_keras(self._model) and isinstance(images, (tuple, Mapping))):

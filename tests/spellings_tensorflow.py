@@ -70,7 +70,7 @@ def explain_with(
 ) -> Attributed:
     """Explain one batch as a method does."""
     one.check_images(images)
-    found = one.attribute(images, Target(labels, len(images)).weigh, RULES[rule])
+    (found,) = one.attribute(images, Target(labels, len(images)).weigh, [RULES[rule]])
     return replace(found, attribution=found.attribution[0], scores=found.scores[0])
 
 

@@ -40,7 +40,7 @@ def attribute(model, images, labels=None, rule=GUIDED, *, undo_head=True, vouch=
 
 def attribute_by(backend, images, labels=None, rule=GUIDED):
     backend.check_images(images)
-    found = backend.attribute(images, Target(labels, len(images)).weigh, rule)
+    (found,) = backend.attribute(images, Target(labels, len(images)).weigh, [rule])
     return replace(found, attribution=found.attribution[0], scores=found.scores[0])
 
 

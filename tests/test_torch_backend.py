@@ -23,6 +23,7 @@ from guided_backprop import (
     layer_names,
 )
 from spellings import CLASSES, IMAGES, oracle
+from variants import _each_variant  # noqa: F401 - runs all tests here in each way
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 LABELS = [0, 3, 4, 1]
@@ -138,8 +139,9 @@ def test_bad_labels_are_found_in_the_first_batch():
         return model(x)
 
     with pytest.raises(LabelError):
-        GuidedBackprop(counted, batch_size=1).explain(images(), [0, 1, 2, 9])
-    assert calls == [1]
+        GuidedBackprop(counted, batch_size=2).explain(images(), [0, 1, 2, 9])
+    # Before it, single images may have been run to optimise.
+    assert [each for each in calls if each > 1] == [2]
 
 
 # Images.
@@ -444,6 +446,7 @@ def test_batch_size_does_not_change_the_result(batch_size, kind):
 
     batch = images() if kind == "torch" else IMAGES
     explanations = GuidedBackprop(model, batch_size=batch_size).explain(batch, LABELS)
+    # Before them, single images may have been run to optimise.
     assert max(seen) == min(batch_size, 4)
     np.testing.assert_allclose(explanations, oracle(LABELS), **TOLERANCE)
     np.testing.assert_array_equal(explanations.labels, LABELS)

@@ -20,6 +20,7 @@ from guided_backprop import (
     ScoreError,
 )
 from spellings import ACTIVATIONS, CAPPED, CLASSES, FORMS, IMAGES, SPELLED, Net, oracle
+from variants import _each_variant  # noqa: F401 - runs all tests here in each way
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 LABELS = [0, 3, 4, 1]

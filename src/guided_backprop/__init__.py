@@ -13,12 +13,13 @@ from guided_backprop.errors import (
     NoReluError,
     OpaqueRegionError,
     OptionError,
+    OutOfMemoryError,
     OutputExistsError,
     ScoreError,
 )
 from guided_backprop.explanation import Explanation, Explanations
 from guided_backprop.gallery import NeuronGallery, neuron_gallery
-from guided_backprop.methods import DeconvNet, GuidedBackprop, Method, Saliency
+from guided_backprop.methods import DeconvNet, GuidedBackprop, Method, Saliency, compare
 from guided_backprop.smooth_grad import SmoothGrad
 
 __version__ = "0.1.0"
@@ -43,11 +44,13 @@ __all__ = [
     "Nonlinearity",
     "OpaqueRegionError",
     "OptionError",
+    "OutOfMemoryError",
     "OutputExistsError",
     "Saliency",
     "ScoreError",
     "SmoothGrad",
     "__version__",
+    "compare",
     "layer_names",
     "neuron_gallery",
 ]

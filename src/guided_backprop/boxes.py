@@ -11,6 +11,8 @@ from guided_backprop.errors import LabelError
 
 Part = Literal["class", "objectness", "left", "top", "right", "bottom", "position", "detection"]
 _SIDES = ("left", "top", "right", "bottom")
+# Sides that differ by less, as a share of the box, are at one place: float32 and other libraries round so.
+_ROUNDING = 1e-5
 _PARTS = (*_SIDES, "class", "objectness", "position", "detection")
 
 
@@ -20,8 +22,8 @@ class Box:
 
     The detector's output is ``(N, B, 4 + C)``, or ``(N, B, 5 + C)`` with an objectness: for each of B candidates
     left, top, right, bottom, [objectness,] and one score per class. The candidate that is explained is the one
-    with the highest intersection over union (IoU) with ``boxes``, times the score of ``classes``, so that it is
-    found again when the box moves a little.
+    with the highest intersection over union (IoU) with ``boxes``, times the score of ``classes``, times the
+    objectness if there is one, so that it is found again when the box moves a little.
 
     Args:
         boxes: the reference, ``(4,)`` for all images or ``(N, 4)``: left, top, right, bottom, in the output's units.
@@ -32,7 +34,7 @@ class Box:
             * "objectness": the score that there is something;
             * "left", "top", "right", "bottom": where that side is;
             * "position": its IoU with the reference, which should not be the candidate itself: there the IoU is
-              1, and no side moves it up;
+              1, and no side moves it up; a side that is where the reference has it, but for rounding, weighs 0;
             * "detection": IoU times objectness times class score.
         has_objectness: whether the output has that column.
 
@@ -123,7 +125,10 @@ class Box:
         first = 5 if self.has_objectness else 4
         overlap = _iou(output[:, :4], self.boxes[row])
         of_class = output[:, first:] if self.classes is None else output[:, [first + self.classes[row]]]
-        match = int((overlap * _as_probability(of_class).max(axis=1)).argmax())
+        found = overlap * _as_probability(of_class).max(axis=1)
+        if self.has_objectness:
+            found = found * _as_probability(output[:, 4])
+        match = int(found.argmax())
         if overlap[match] == 0:
             raise LabelError(
                 f"boxes must overlap a candidate; received boxes[{row}]={self.boxes[row].tolist()}, which "
@@ -162,7 +167,10 @@ def _iou(boxes: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[
 
 
 def _iou_derivative(box: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the derivative of the IoU by each side; 0 for a side that is where the reference has it."""
+    """Return the derivative of the IoU by each side; 0 for a side that is where the reference has it, but for rounding.
+
+    There the IoU has a kink, and the slope to either side is arbitrary.
+    """
     width, height = np.minimum(box[2:], reference[2:]) - np.maximum(box[:2], reference[:2])
     own_width, own_height = box[2:] - box[:2]
     intersection = width * height
@@ -173,7 +181,8 @@ def _iou_derivative(box: NDArray[np.float64], reference: NDArray[np.float64]) ->
     by_intersection = np.array([height, width, height, width]) * is_inside * outward
     by_area = np.array([own_height, own_width, own_height, own_width]) * outward
     derivative = (by_intersection * (union + intersection) - intersection * by_area) / union**2
-    return np.asarray(np.where(box == reference, 0.0, derivative))
+    is_kink = np.abs(box - reference) <= _ROUNDING * max(own_width, own_height)
+    return np.asarray(np.where(is_kink, 0.0, derivative))
 
 
 def _as_probability(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -86,7 +86,7 @@ class GradCAM(Method):
         )
 
     def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
-        return _cams(backend, images, backend.attribute(images, weigh, self.rule, score), self._interpolation)
+        return _cams(backend, images, backend.attribute(images, weigh, [self.rule], score)[0], self._interpolation)
 
 
 class GuidedGradCAM(Method):

@@ -28,9 +28,10 @@ class Coverage(tuple[Nonlinearity, ...]):
     def merge(cls, coverages: "Iterable[Coverage]") -> Self:
         """Join the coverage of batches: they run one model, so counts are per forward pass, not summed."""
         counts: dict[tuple[str, str], int] = {}
-        for name, count, treatment in (row for coverage in coverages for row in coverage):
-            counts[name, treatment] = max(count, counts.get((name, treatment), 0))
-        return cls(Nonlinearity(name, count, treatment) for (name, treatment), count in counts.items())
+        for coverage in coverages:
+            for name, count, treatment in coverage:
+                counts[name, treatment] = max(count, counts.get((name, treatment), 0))
+        return cls([Nonlinearity(name, count, treatment) for (name, treatment), count in counts.items()])
 
     def __str__(self) -> str:
         return ", ".join(f"{name} x{count} {treatment}" for name, count, treatment in self) or "none"

@@ -8,6 +8,7 @@
     │   ├── NoReluError                    there is no ReLU for the rule to act on
     │   └── OpaqueRegionError              a part of the model hides what it computes
     ├── ScoreError (ValueError)            the score does not depend on the image, or is not finite
+    ├── OutOfMemoryError (MemoryError)     one image alone does not fit
     ├── MissingExtraError (ImportError)    an optional part is not installed
     └── OutputExistsError (FileExistsError)
 
@@ -45,6 +46,18 @@ class OpaqueRegionError(ModelError):
 
 class ScoreError(GuidedBackpropError, ValueError):
     """The score does not depend on the image, or the score or its gradient is not finite."""
+
+
+class OutOfMemoryError(GuidedBackpropError, MemoryError):
+    """The memory does not suffice for a single image.
+
+    Attributes:
+        finished: what was explained before: for each method the explanations of the first images; empty if none.
+    """
+
+    def __init__(self, message: str, finished: tuple[object, ...] = ()) -> None:
+        super().__init__(message)
+        self.finished = finished
 
 
 class MissingExtraError(GuidedBackpropError, ImportError):

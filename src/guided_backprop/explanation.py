@@ -56,8 +56,7 @@ class Explanations(Sequence[Explanation]):
             with the channel first; floating-point numbers are weights of the model's output's shape; a
             callable is there by its name.
         scores: ``(N,)`` or ``(N, K)`` float64, the scalar that was differentiated.
-        outputs: the model's own output, one row per image, as a NumPy array; with a callable label, what it
-            returned.
+        outputs: the model's own output, one row per image, as a NumPy array.
         coverage: every non-linearity on the path from score to image, and what was done with it.
         method: the method's name.
         model: the model's name.
@@ -66,6 +65,7 @@ class Explanations(Sequence[Explanation]):
         reducer: how channels were reduced, or ``None``.
         channel_axis: where channels are in ``images``; ``None`` if the images have no channels. One for each
             of several inputs.
+        batch_size: how many images were explained at once at most; where memory ran out, how many fitted.
     """
 
     attribution: Any
@@ -79,6 +79,7 @@ class Explanations(Sequence[Explanation]):
     head: str | None = None
     reducer: str | None = None
     channel_axis: Any = None
+    batch_size: int = 0
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -93,7 +94,7 @@ class Explanations(Sequence[Explanation]):
         if not isinstance(index, slice):
             value = score if np.ndim(score) else float(score)
             return Explanation(attribution, image, label, value, output, self.coverage)
-        about = (self.coverage, self.method, self.model, self.head, self.reducer, self.channel_axis)
+        about = (self.coverage, self.method, self.model, self.head, self.reducer, self.channel_axis, self.batch_size)
         return Explanations(attribution, image, label, score, output, *about)
 
     def __iter__(self) -> Iterator[Explanation]:

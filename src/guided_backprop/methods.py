@@ -1,20 +1,22 @@
 """The methods: one model, one rule."""
 
+import copy
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from guided_backprop.arrays import inputs_of, mapped
 from guided_backprop.backends import backend_for, framework_of
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
+from guided_backprop.batches import explain_together
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanation import Explanations
 from guided_backprop.rules import DECONV, GUIDED, PLAIN, ReluRule
-from guided_backprop.targets import Target
 
 Reducer = Literal["mean", "sum", "max", "min", "absmax"]
 REDUCERS: tuple[Reducer, ...] = ("mean", "sum", "max", "min", "absmax")
@@ -42,6 +44,8 @@ class Method(ABC):
             well, those listed in ``guided_backprop.rules.SMOOTH`` (GELU, SiLU, LeakyReLU...), and their own
             derivative does the rest. That extends the method beyond what was published; the result's ``method``
             says so.
+        memory: with "lean", a PyTorch model keeps for the backward pass only what that needs: no inputs of
+            convolutions and pooling, and one bit for each value of a ReLU. The maps are the same.
         undo_head: where the model ends in a softmax, log-softmax or sigmoid, explain the logit in front
             of it. A probability's own map is scaled down by up to millions and mixes all classes.
         vouch: what is known of parts that hide what they compute, by the name an OpaqueRegionError gave
@@ -64,6 +68,7 @@ class Method(ABC):
         batch_size: int | None = None,
         reducer: Reducer | None = None,
         smooth: Literal["guide"] | None = None,
+        memory: Literal["lean"] | None = None,
         undo_head: bool = True,
         vouch: Vouch | None = None,
     ) -> None:
@@ -91,6 +96,8 @@ class Method(ABC):
                     "Use GuidedBackprop."
                 )
             self.rule = replace(GUIDED, guides_smooth=True)
+        if memory not in (None, "lean"):
+            raise OptionError(f'memory must be "lean" or None; received memory={memory!r}. Pass one of these.')
         for name, treatment in (vouch or {}).items():
             if treatment not in ("relu", "plain"):
                 raise OptionError(
@@ -98,7 +105,8 @@ class Method(ABC):
                     'Pass "plain" if it contains no ReLU.'
                 )
         self._model, self._output_layer, self._output = model, output_layer, output
-        self._undo_head, self._vouch = undo_head, vouch or {}
+        self._undo_head, self._vouch, self._memory = undo_head, vouch or {}, memory
+        self._is_optimized = False
         self._backends: dict[str, Backend] = {}
         framework = framework_of(model)
         if framework is not None:
@@ -129,7 +137,8 @@ class Method(ABC):
                 * ``(channel, "max")``: a channel where it is strongest, as for a neuron; ``"max"``: all of them;
                 * weights of the output's shape: a one-hot row, a contrast of -1, 0 and 1;
                 * a :class:`Box`: a box found by a detector;
-                * a callable from the output, a tensor of the framework, to ``(N,)`` scores.
+                * a callable from the output, a tensor of the framework, to ``(N,)`` scores; its own derivative is
+                  taken as it is, for the rule is the model's alone.
             mask: the positions of a class that count, as in a segmented region: ``(...)`` or ``(N, ...)``,
                 booleans or weights, of the shape of the output's positions.
 
@@ -153,42 +162,41 @@ class Method(ABC):
             >>> explanations.attribution.shape, str(explanations.coverage)
             (torch.Size([5, 4]), 'relu x1 guided')
         """
+        return explain_together([self], images, labels, mask)[0]
+
+    def optimize(self, images: Any) -> Self:
+        """Return this method for the same model, faster; tried on these images.
+
+        In PyTorch, batch-norm is folded into the convolution in front of it, and pictures lie in memory channels
+        last. The model itself is untouched, and its weights are read in each call: changed ones count at once. A model
+        that takes another way on other images is run as it is. Scores and maps differ by rounding: a ReLU or a
+        maximum nearly at a tie may turn. In TensorFlow and JAX this returns an equal method: both compile already.
+
+        Args:
+            images: a batch such as will be explained; a small one is enough.
+
+        Raises:
+            ImageError: as :meth:`explain`.
+            ModelError: as :meth:`explain`.
+
+        Example:
+            >>> import torch
+            >>> from guided_backprop import GuidedBackprop
+            >>> conv = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+            >>> model = torch.nn.Sequential(conv, torch.nn.Flatten(), torch.nn.Linear(144, 2)).eval()
+            >>> method = GuidedBackprop(model).optimize(torch.rand(1, 3, 8, 8))
+            >>> method.explain(torch.rand(5, 3, 8, 8), 1).attribution.shape
+            torch.Size([5, 3, 8, 8])
+        """
         backend = self._backend(images)
-        backend.check_images(images)
-        axes = mapped(backend.channel_axis, images)
-        if self._reducer is not None and not any(axis is not None for axis in inputs_of(axes)):
-            shapes = ", ".join(str(tuple(values.shape)) for values in inputs_of(images))
-            raise OptionError(f"reducer needs images with channels; received images of shape {shapes}. Pass None.")
-        count = len(inputs_of(images)[0])
-        target = Target(labels, count, mask)
-        batches = []
-        for start in range(0, count, self._batch_size or max(count, 1)):
-            rows = images
-            if self._batch_size:
-                rows = mapped(lambda values, rows=slice(start, start + self._batch_size): values[rows], images)
-            batch = self._attribute(backend, rows, _weigh(backend, target, start), target.score)
-            batches.append(self._put_together(backend, batch, axes, is_many=target.is_many(batch.outputs)))
-        if not batches:
-            batches = [self._nothing(backend, images, axes)]
-        outputs = np.concatenate([batch.outputs for batch in batches])
-        scores = target.scores(outputs)
-        return Explanations(
-            attribution=mapped(lambda *parts: backend.concatenate(parts), *(batch.attribution for batch in batches)),
-            images=images,
-            labels=target.labels(outputs, _axis(backend, outputs)) if count else np.zeros(0, np.int64),
-            scores=np.concatenate([batch.scores for batch in batches]) if scores is None else scores,
-            outputs=outputs,
-            coverage=Coverage.merge(batch.coverage for batch in batches),
-            method=self.name,
-            model=backend.name,
-            head=batches[0].head,
-            reducer=self._reducer,
-            channel_axis=axes,
-        )
+        other = copy.copy(self)
+        other._is_optimized = True
+        other._backends = self._backends | {backend.framework: backend.optimized(images)}
+        return other
 
     def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch."""
-        return backend.attribute(images, weigh, self.rule, score)
+        return backend.attribute(images, weigh, [self.rule], score)[0]
 
     def _put_together(self, backend: Backend, batch: Attributed, axes: Any, *, is_many: bool) -> Attributed:
         """Reduce channels, and put what belongs to the labels of each image beside each other."""
@@ -225,6 +233,7 @@ class Method(ABC):
             output=self._output,
             undo_head=self._undo_head,
             vouch=self._vouch,
+            memory=self._memory,
         )
 
     def _nothing(self, backend: Backend, images: Any, axes: Any) -> Attributed:
@@ -233,14 +242,27 @@ class Method(ABC):
         nothing = Attributed([explained], np.zeros((1, 0)), np.zeros(0), Coverage(), None)
         return self._put_together(backend, nothing, axes, is_many=False)
 
+    def _like(self, other: "Method") -> bool:
+        """Tell whether another method differs from this one in nothing but the rule and the reducer."""
+        kinds = {type(self)._attribute, type(other)._attribute, Method._attribute}
+        names = (
+            "_model",
+            "_output_layer",
+            "_output",
+            "_undo_head",
+            "_vouch",
+            "_memory",
+            "_batch_size",
+            "_is_optimized",
+        )
+        return len(kinds) == 1 and all(
+            getattr(self, name) is getattr(other, name) or getattr(self, name) == getattr(other, name) for name in names
+        )
 
-def _weigh(backend: Backend, target: Target, start: int) -> Weigh:
-    return lambda outputs: target.weigh(outputs, start, _axis(backend, outputs))
-
-
-def _axis(backend: Backend, outputs: Any) -> int:
-    """Return the axis of an output's channels."""
-    return backend.channel_axis(outputs) or 1
+    def _check_reducer(self, images: Any, axes: Any) -> None:
+        if self._reducer is not None and not any(axis is not None for axis in inputs_of(axes)):
+            shapes = ", ".join(str(tuple(values.shape)) for values in inputs_of(images))
+            raise OptionError(f"reducer needs images with channels; received images of shape {shapes}. Pass None.")
 
 
 class Saliency(Method):
@@ -266,3 +288,35 @@ class GuidedBackprop(Method):
     """
 
     rule = GUIDED
+
+
+def compare(images: Any, labels: Any, methods: Sequence[Method], *, mask: Any = None) -> list[Explanations]:
+    """Explain the same images by several methods; those that differ only in their rule share one forward pass.
+
+    Args:
+        images: as for :meth:`Method.explain`.
+        labels: as for :meth:`Method.explain`.
+        methods: the methods, of any models.
+        mask: as for :meth:`Method.explain`.
+
+    Returns:
+        The explanations by each method, in their order; the same as from :meth:`Method.explain`.
+
+    Raises:
+        GuidedBackpropError: all that :meth:`Method.explain` raises.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import DeconvNet, GuidedBackprop, Saliency, compare
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+        >>> methods = [Saliency(model), DeconvNet(model), GuidedBackprop(model)]
+        >>> [found.method for found in compare(torch.rand(5, 4), 1, methods)]
+        ['Saliency', 'DeconvNet', 'GuidedBackprop']
+    """
+    found: dict[int, Explanations] = {}
+    for position, method in enumerate(methods):
+        if position in found:
+            continue
+        alike = [later for later in range(position, len(methods)) if later == position or method._like(methods[later])]
+        found |= zip(alike, explain_together([methods[each] for each in alike], images, labels, mask), strict=True)
+    return [found[position] for position in range(len(methods))]

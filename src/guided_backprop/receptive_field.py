@@ -90,7 +90,7 @@ def receptive_field(backend: Backend, images: Any, outputs: NDArray[Any], seed: 
     support = np.zeros((2, *lengths), bool)
     for _ in range(_PROBES):
         noise = backend.from_numpy(rng.normal(mean, spread, (2, *values.shape[1:])), images)
-        found = as_numpy(backend.attribute(noise, weigh, _OPEN).attribution[0])
+        found = as_numpy(backend.attribute(noise, weigh, [_OPEN])[0].attribution[0])
         support |= (np.moveaxis(found, channel, 1) != 0).any(axis=1)
     edges = map(_edges, support)
     return [

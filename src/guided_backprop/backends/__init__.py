@@ -56,6 +56,7 @@ def backend_for(
     output: str | int | None,
     undo_head: bool,
     vouch: Vouch,
+    memory: str | None = None,
 ) -> Backend:
     """Return the backend of ``framework`` for ``model``.
 
@@ -67,13 +68,21 @@ def backend_for(
         output: which of several outputs is explained.
         undo_head: whether a final softmax or sigmoid is undone.
         vouch: what is known of parts that hide what they compute.
+        memory: "lean" to keep less for the backward pass.
 
     Raises:
         OptionError: the model has no such layer.
         ModelError: the model has no layers, or how they are connected is not known.
     """
     kind = getattr(import_module(f"{__name__}.{framework}"), _BACKENDS[framework])
-    options = {"output": output, "undo_head": undo_head, "vouch": vouch}
+    options: dict[str, Any] = {"output": output, "undo_head": undo_head, "vouch": vouch}
+    if memory is not None:
+        if framework != "torch":
+            raise OptionError(
+                f'memory="lean" is for PyTorch; received memory={memory!r} for {framework}, which plans its memory '
+                "itself. Pass None, and batch_size."
+            )
+        options["is_lean"] = True
     layer = output_layer if begin is None else begin
     if layer is None:
         return kind(model, **options)  # type: ignore[no-any-return]

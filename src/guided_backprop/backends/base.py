@@ -23,6 +23,10 @@ Weigh = Callable[[NDArray[Any]], Sequence[NDArray[np.float64]]]
 Score = Callable[[Any], Any]
 Vouch = Mapping[str, Literal["relu", "plain"]]
 
+# How frameworks say that memory ran out: by the error's kind, or in words.
+_NO_MEMORY = ("OutOfMemoryError", "ResourceExhaustedError")
+_NO_MEMORY_WORDS = ("allocate memory", "enough memory", "out of memory", "resource_exhausted")
+
 
 @dataclass(frozen=True)
 class Attributed:
@@ -53,6 +57,8 @@ class Backend(ABC):
     Images are an array ``(N, ...)``; for a model of several inputs a tuple or a dictionary of arrays.
     """
 
+    #: "torch", "tensorflow" or "jax".
+    framework: str
     #: The model's name, for people.
     name: str
     #: The framework's functions on arrays, by NumPy's names.
@@ -95,14 +101,17 @@ class Backend(ABC):
         """Return where channels are in one input, or in an output; None if it has no channels and positions."""
 
     @abstractmethod
-    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule, score: Score | None = None) -> Attributed:
-        """Explain one batch.
+    def attribute(
+        self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+    ) -> list[Attributed]:
+        """Explain one batch under each of several rules, from one forward pass.
 
         Args:
             images: a batch that ``check_images`` accepted.
             weigh: from the model's outputs to their weights in the score, ``(N, ...)`` for each label.
-            rule: what a ReLU lets through.
-            score: explains this function of the model's output, instead of the output; no head is undone.
+            rules: what a ReLU lets through.
+            score: explains this function of the model's output instead of what ``weigh`` says. The output's weights are
+                its plain derivative, for the rules are the model's alone; no head is undone.
 
         Raises:
             ModelError: the model cannot be explained, or hides its ReLUs, or has none.
@@ -116,6 +125,21 @@ class Backend(ABC):
     @abstractmethod
     def from_numpy(self, values: NDArray[Any], like: Any) -> Any:
         """Return ``values`` as an array of the kind and dtype, and on the device, of ``like``."""
+
+    def optimized(self, images: Any) -> "Backend":
+        """Return a backend of the same model that is faster, having run it on these images; or this one."""
+        self.check_images(images)
+        return self
+
+    def is_out_of_memory(self, error: BaseException | None) -> bool:
+        """Tell whether an error, or what caused it, says that memory ran out."""
+        while error is not None:
+            if isinstance(error, MemoryError) or type(error).__name__ in _NO_MEMORY:
+                return True
+            if any(words in str(error).lower() for words in _NO_MEMORY_WORDS):
+                return True
+            error = error.__cause__ or error.__context__
+        return False
 
     def reduce(self, attribution: Any, reducer: str, axis: int) -> Any:
         """Reduce ``axis`` by "mean", "sum", "max", "min" or "absmax", which is the largest magnitude."""

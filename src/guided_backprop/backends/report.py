@@ -49,6 +49,14 @@ def not_finite() -> ScoreError:
     )
 
 
+def detached(culprits: str) -> ScoreError:
+    """Return the error for a score that no gradient leads from; ``culprits`` are what cuts it off."""
+    return ScoreError(
+        "score must depend on the images; received an output that carries no gradient to them. "
+        f"Look for {culprits} in the model."
+    )
+
+
 def no_layer(layer: Any, names: Sequence[str]) -> OptionError:
     """Return the error for a layer that the model does not have."""
     near = get_close_matches(str(layer), names) or names[-3:]

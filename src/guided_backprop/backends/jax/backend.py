@@ -4,9 +4,8 @@ The model is traced anew on each call, so it is always explained with the parame
 is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
-import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,14 +24,16 @@ from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.jax.smooth import mark_prelus, mark_smooth
 from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.report import coverage_of, hidden, no_rows, no_score, not_finite, spelled
+from guided_backprop.backends.report import coverage_of, detached, hidden, no_rows, no_score, not_finite, spelled
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, ScoreError
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import PLAIN, ReluRule
 
 
 class JaxBackend(Backend):
     """A differentiable callable on JAX arrays: a function, or a module of Flax, Equinox or Haiku."""
+
+    framework = "jax"
 
     functions = jnp
 
@@ -81,39 +82,47 @@ class JaxBackend(Backend):
             return None
         return values.ndim - 1 if is_channels_last(self._model, default=True) else 1
 
-    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule, score: Score | None = None) -> Attributed:
+    def attribute(
+        self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+    ) -> list[Attributed]:
         _check_mode(self._model)
         given = mapped(jnp.asarray, images)
         leaves = inputs_of(given)
-        program = self._trace(given, score)
-        head, coverage = self._analyse(program, rule, undo_head=self._undo_head and score is None)
-        key = (rule, head is not None, key_of(program))
-        forward, backward = self._compiled.get(key, lambda: _functions(program, head, rule))
+        program = self._trace(given)
+        head, coverages = self._analyse(program, rules, undo_head=self._undo_head and score is None)
+        key = (tuple(rules), head is not None, key_of(program))
+        forward, backward = self._compiled.get(key, lambda: _functions(program, head, rules))
         explained = [values for values in leaves if self.is_floating(values)]
         others = [values for values in leaves if not self.is_floating(values)]
         try:
-            outputs, scored, inside, pullback = forward(program.constants, explained, others)
-            weights = weigh(_as_numpy(outputs))
-            gradients = [backward(pullback, jnp.asarray(each, scored.dtype)) for each in weights]
+            outputs, scored, inside, pullbacks = forward(program.constants, explained, others)
+            weights, told = (weigh(_as_numpy(outputs)), None) if score is None else _slopes(score, outputs)
+            seeds = [jnp.asarray(each, scored.dtype) for each in weights]
+            gradients = [[backward(pullback, seed) for seed in seeds] for pullback in pullbacks]
             jax.block_until_ready(gradients)  # type: ignore[no-untyped-call]
         except GuidedBackpropError:
             raise
         except Exception as error:
             raise _model_error(error, leaves) from error
-        scores = np.stack([per_image(each, _as_numpy(scored)) for each in weights])
-        if not (np.isfinite(scores).all() and all(map(self.is_finite, itertools.chain(*gradients)))):
+        scores = np.stack([per_image(each, _as_numpy(scored)) for each in weights]) if told is None else told
+        if not (np.isfinite(scores).all() and all(map(self.is_finite, jax.tree_util.tree_leaves(gradients)))):
             raise not_finite()
+        common = (scores, _as_numpy(outputs))
         name = None if head is None else head.name
-        if self._begins_inside:
-            maps = [_as_numpy(each) for (each,) in gradients]
-            return Attributed(maps, scores, _as_numpy(outputs), coverage, name, _as_numpy(inside[0]))
-        attribution = [self._in_form(each, images) for each in gradients]
-        return Attributed(attribution, scores, _as_numpy(outputs), coverage, name)
+        activation = _as_numpy(inside[0]) if self._begins_inside else None
+        found = []
+        for under, coverage in zip(gradients, coverages, strict=True):
+            if self._begins_inside:
+                maps = [_as_numpy(each) for (each,) in under]
+            else:
+                maps = [self._in_form(each, images) for each in under]
+            found.append(Attributed(maps, *common, coverage, name, activation))
+        return found
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
         _check_mode(self._model)
         given = mapped(jnp.asarray, images)
-        program = self._trace(given, None)
+        program = self._trace(given)
         forward = self._compiled.get((None, key_of(program)), lambda: _forward(program))
         return _as_numpy(forward(program.constants, inputs_of(given)))
 
@@ -125,7 +134,7 @@ class JaxBackend(Backend):
         left = iter(gradients)
         return mapped(lambda values: _like(next(left), values) if self.is_floating(values) else None, images)
 
-    def _trace(self, images: Any, score: Score | None) -> Program:
+    def _trace(self, images: Any) -> Program:
         leaves = inputs_of(images)
 
         # A function of its own for each trace: what JAX remembers of the model may be older than it is.
@@ -136,7 +145,7 @@ class JaxBackend(Backend):
                 outputs = self._model(list(given) if isinstance(given, tuple) else given)
             else:
                 outputs = self._model(given) if is_keras(self._model) else call(self._model, given)
-            return self._explained(outputs, score, len(leaves[0]))
+            return self._explained(outputs, len(leaves[0]))
 
         try:
             jaxpr, shape = jax.make_jaxpr(traced, return_shape=True)(*leaves)
@@ -146,15 +155,14 @@ class JaxBackend(Backend):
             raise _model_error(error, leaves) from error
         program = Program(jaxpr)
         if self._tap is not None:
-            scored = None if score is None else lambda value: _scored(score, value, len(leaves[0]))
-            shape = program.end_at(self._tap, scored)
+            shape = program.end_at(self._tap)
         if self._begins_inside:
             shape = program.begin_at(self._begin)
         if not _is_rows(shape, len(leaves[0])):
             raise no_rows(len(leaves[0]), _described(shape), "array")
         return program
 
-    def _explained(self, outputs: Any, score: Score | None, count: int) -> Any:
+    def _explained(self, outputs: Any, count: int) -> Any:
         """Return what is explained of the model's outputs; nothing if it is a value inside of the model."""
         if self._tap is not None:
             return ()
@@ -164,18 +172,16 @@ class JaxBackend(Backend):
         output = chosen(outputs, self._output, lambda each: isinstance(each, jax.Array))
         if not isinstance(output, jax.Array):
             raise no_rows(count, _described(output), "array")
-        scored = output if score is None else _scored(score, output, count)
-        return (scored, *inside) if inside else scored
+        return (output, *inside) if inside else output
 
-    def _analyse(self, program: Program, rule: ReluRule, *, undo_head: bool) -> tuple[Head | None, Coverage]:
+    def _analyse(
+        self, program: Program, rules: Sequence[ReluRule], *, undo_head: bool
+    ) -> tuple[Head | None, list[Coverage]]:
         """Find the ReLUs and the head, and raise if there is something that must not pass unseen."""
         facts = Facts(program)
         output = program.block.outputs[0]
         if not output.carries:
-            raise ScoreError(
-                "score must depend on the images; received an output that carries no gradient to them. "
-                "Look for stop_gradient(), argmax() or round() in the model."
-            )
+            raise detached("stop_gradient(), argmax() or round()")
         facts.find_relus(program, self._vouch)
         audit = Audit(facts, self._vouch)
         audit.visit(program.block)
@@ -184,27 +190,33 @@ class JaxBackend(Backend):
                 "model must be in eval mode, or its map is random; received values that are dropped at random. "
                 "Call model.eval(), or pass deterministic=True."
             )
-        if rule.backward_gate:
+        if any(rule.backward_gate for rule in rules):
             _refuse(audit, self._vouch)
         mark_smooth(program)
         if has_prelu(self._model):
             mark_prelus(program)
-        counts = count(program.block, facts, rule)
         head = head_of(output, facts) if undo_head else None
-        if head is not None and counts[head.name, "plain"]:
-            counts[head.name, "plain"] -= 1
-            counts[head.name, "undone"] += 1
-        return head, coverage_of(+counts, rule)
+        coverages = []
+        for rule in rules:
+            counts = count(program.block, facts, rule)
+            if head is not None and counts[head.name, "plain"]:
+                counts[head.name, "plain"] -= 1
+                counts[head.name, "undone"] += 1
+            coverages.append(coverage_of(+counts, rule))
+        return head, coverages
 
 
-def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any, Any]:
-    """Compile the forward pass, which returns its own derivative, and the backward pass."""
+def _functions(program: Program, head: Head | None, rules: Sequence[ReluRule]) -> tuple[Any, Any]:
+    """Compile the forward pass, which returns its derivative under each rule, and the backward pass.
+
+    For several rules the forward pass stands there several times; the compiler leaves one.
+    """
     # Not the program itself: it would keep its constants alive, and JAX goes on with the values that it knows of a
     # NumPy array for as long as anybody holds on to them.
     block, first = program.block, program.first
 
     def explained(
-        inside: list[jax.Array], inputs: list[jax.Array], constants: list[Any]
+        rule: ReluRule, inside: list[jax.Array], inputs: list[jax.Array], constants: list[Any]
     ) -> tuple[jax.Array, jax.Array]:
         runner = Runner(rule, constants)
         values = runner.run(block, [*inputs, *inside])
@@ -219,24 +231,29 @@ def _functions(program: Program, head: Head | None, rule: ReluRule) -> tuple[Any
     @jax.jit
     def forward(
         constants: list[Any], images: list[jax.Array], others: list[jax.Array]
-    ) -> tuple[jax.Array, jax.Array, list[jax.Array], Any]:
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array], list[Any]]:
         def inputs(images: list[jax.Array]) -> list[jax.Array]:
             floats, rest = iter(images), iter(others)
             count = len(images) + len(others)
             is_float = [jnp.issubdtype(value.aval.dtype, jnp.floating) for value in block.inputs[:count]]
             return [next(floats) if each else next(rest) for each in is_float]
 
-        if first is None:
+        inside, pullbacks = [], []
+        if first is not None:
+            runner = Runner(PLAIN, constants)
+            inside = [runner.read(first.outputs[0], runner.run(first, inputs(images)))]
+        for rule in rules:
             value, pullback, output = jax.vjp(
-                lambda images: explained([], inputs(images), constants), images, has_aux=True
+                lambda values, rule=rule: (
+                    explained(rule, [], inputs(values), constants)
+                    if first is None
+                    else explained(rule, values, inputs(images), constants)
+                ),
+                inside or images,
+                has_aux=True,
             )
-            return output, value, [], pullback
-        runner = Runner(rule, constants)
-        inside = [runner.read(first.outputs[0], runner.run(first, inputs(images)))]
-        value, pullback, output = jax.vjp(
-            lambda inside: explained(inside, inputs(images), constants), inside, has_aux=True
-        )
-        return output, value, inside, pullback
+            pullbacks.append(pullback)
+        return output, value, inside, pullbacks
 
     @jax.jit
     def backward(pullback: Any, seed: jax.Array) -> list[jax.Array]:
@@ -258,15 +275,17 @@ def _forward(program: Program) -> Any:
     return forward
 
 
-def _scored(score: Score, output: jax.Array, count: int) -> jax.Array:
+def _slopes(score: Score, output: jax.Array) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Return a score's plain derivative at the model's output, and its values ``(1, N)``."""
     try:
-        scores = score(output)
+        scores, pullback = jax.vjp(score, output)
     except Exception as error:
         raise no_score(f"{type(error).__name__}: {error}") from error
     is_array = isinstance(scores, jax.Array) and jnp.issubdtype(scores.dtype, jnp.floating)
-    if not is_array or scores.shape != (count,):
+    if not is_array or scores.shape != output.shape[:1]:
         raise no_score(_described(scores))
-    return scores  # type: ignore[no-any-return]
+    (slopes,) = pullback(jnp.ones_like(scores))
+    return [_as_numpy(slopes).astype(np.float64)], _as_numpy(scores).astype(np.float64)[None]
 
 
 def _is_rows(shape: Any, count: int) -> bool:

@@ -139,12 +139,11 @@ class Program:
                 named.setdefault(step.eqn.params["name"], step)
         return named
 
-    def end_at(self, name: str | int, score: Callable[..., Any] | None) -> Any:
+    def end_at(self, name: str | int) -> Any:
         """End the program with the value of this name, or position among the names; return its shape.
 
         Args:
             name: as it was given with ``tap``.
-            score: a function of that value to end with instead.
 
         Raises:
             OptionError: there is no such name, or only inside of a loop, a branch or a checkpoint.
@@ -152,10 +151,6 @@ class Program:
         last = self._step_named(name)
         del self.block.steps[self.block.steps.index(last) + 1 :]
         self.block.outputs = last.outputs
-        if score is not None:
-            self.block.outputs = self._inline(
-                jax.make_jaxpr(score)(last.outputs[0].aval), last.outputs, self.block.steps
-            )
         return self.block.outputs[0].aval
 
     def begin_at(self, name: str | int | None) -> Any:

@@ -16,29 +16,27 @@ import tensorflow as tf
 from guided_backprop.arrays import inputs_of, like_inputs, mapped
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import is_channels_last
-from guided_backprop.backends.report import no_rows, not_finite, spelled
+from guided_backprop.backends.report import detached, no_rows, not_finite, spelled
 from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import Traced, graph_of, made_by, renamed, trace
-from guided_backprop.backends.tensorflow.model import callable_of, check_model, unremembered
+from guided_backprop.backends.tensorflow.model import CULPRITS, callable_of, check_model, slopes, unremembered
 from guided_backprop.backends.tensorflow.nodes import constant_of
 from guided_backprop.backends.tensorflow.relus import classify
-from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, ScoreError
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
 
-# A callable label is traced into the graph; callers may make a new one for each call.
-_MOST_SCORES = 8
-
 _Specs = tuple[tf.TensorSpec, ...]
+_Rules = tuple[ReluRule, ...]
 
 
 class _Kind(NamedTuple):
-    """What a graph is made for: the inputs' signatures, whether they come in a tuple or by name, and the score."""
+    """What a graph is made for: the inputs' signatures, if they come in a tuple or by name, if a head is undone."""
 
     specs: _Specs
     form: Any
-    score: Score | None
+    undoes_head: bool
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,10 @@ class _Copy:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The gradient of one model under one rule, for images of one signature."""
+    """The gradients of one model under some rules, for images of one signature."""
 
     run: Callable[..., Mapping[str, tf.Tensor]]
-    editor: Editor
+    editors: list[Editor]
     head: str | None
 
 
@@ -81,15 +79,18 @@ class _Call:
 
     Attributes:
         weigh: from outputs to weights.
+        score: what weighs the outputs by its slope instead, if anything.
         count: how many images there are.
         labels: how many labels of each image the plan is made for.
     """
 
     weigh: Weigh
+    score: Score | None
     count: int
     labels: int
     outputs: Any = None
     weights: Any = None
+    scores: Any = None
     error: BaseException | None = field(default=None)
 
 
@@ -99,6 +100,8 @@ class TensorFlowBackend(Backend):
     The model is traced once per shape and dtype of the images, as by ``tf.function``: new values of its
     variables are seen, other layers or Python attributes put into it later are not.
     """
+
+    framework = "tensorflow"
 
     # NumPy's functions for tf.Tensors, which promote no dtypes.
     functions = tf.experimental.numpy
@@ -120,7 +123,7 @@ class TensorFlowBackend(Backend):
         self._undo_head = undo_head
         self._vouch = dict(vouch)
         self._copies: dict[_Kind, _Copy] = {}
-        self._plans: dict[tuple[_Kind, ReluRule, int], _Plan] = {}
+        self._plans: dict[tuple[_Kind, _Rules, int], _Plan] = {}
         self._calls: dict[int, _Call] = {}
         self._tokens = itertools.count()
         self._lock = threading.RLock()
@@ -144,34 +147,44 @@ class TensorFlowBackend(Backend):
             return None
         return len(values.shape) - 1 if is_channels_last(self._model, default=True) else 1
 
-    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule, score: Score | None = None) -> Attributed:
+    def attribute(
+        self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+    ) -> list[Attributed]:
         check_model(self._model)
         # Out of the caller's graphs and off his tapes.
         with tf.init_scope():
             given = mapped(tf.convert_to_tensor, images)
             try:
-                plan, call, results = self._run(given, weigh, rule, score, 1)
+                plan, call, results = self._run(given, weigh, tuple(rules), score, labels=1)
             except _OtherLabels as found:
-                plan, call, results = self._run(given, weigh, rule, score, found.count)
-        _judge(plan.editor, results)
-        outputs, weights = call.outputs, call.weights
-        if plan.head is not None:
+                plan, call, results = self._run(given, weigh, tuple(rules), score, labels=found.count)
+        for editor in plan.editors:
+            _judge(editor, results)
+        if call.scores is not None:
+            scores = [call.scores]
+        elif plan.head is not None:
             logits = results["logits"].numpy()
-            scores = [per_image(results[f"arrived {label}"].numpy(), logits) for label in range(len(weights))]
+            scores = [per_image(results[f"arrived {label}"].numpy(), logits) for label in range(len(call.weights))]
         else:
-            scores = [per_image(each, outputs) for each in weights]
+            scores = [per_image(each, call.outputs) for each in call.weights]
         activation = results["activation"].numpy() if self._begins_inside else None
         explained = images if activation is None else activation
-        gradients = [self._gradients(results, label, explained) for label in range(len(weights))]
         if not np.isfinite(scores).all():
             raise not_finite()
-        return Attributed(gradients, np.stack(scores), outputs, plan.editor.coverage(), plan.head, activation)
+        attributed = []
+        for number, editor in enumerate(plan.editors):
+            names = [f"gradient {number} {label}" for label in range(len(call.weights))]
+            gradients = [self._gradients(results, name, explained) for name in names]
+            attributed.append(
+                Attributed(gradients, np.stack(scores), call.outputs, editor.coverage(), plan.head, activation)
+            )
+        return attributed
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
         check_model(self._model)
         with tf.init_scope():
             given = mapped(tf.convert_to_tensor, images)
-            forward = callable_of(self._model, given, self._output, None, begins_inside=False)
+            forward = callable_of(self._model, given, self._output, begins_inside=False)
             with unremembered(self._model):
                 output = forward(*inputs_of(given)).numpy()
         return output.astype(np.float32) if output.dtype.kind == "V" else output  # type: ignore[no-any-return]
@@ -179,10 +192,10 @@ class TensorFlowBackend(Backend):
     def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
         return values.astype(like.dtype) if isinstance(like, np.ndarray) else tf.cast(values, like.dtype)
 
-    def _gradients(self, results: Mapping[str, tf.Tensor], label: int, images: Any) -> Any:
-        """Return the gradients for one label in the form of the images."""
+    def _gradients(self, results: Mapping[str, tf.Tensor], name: str, images: Any) -> Any:
+        """Return the gradients of one name in the form of the images."""
         inputs = inputs_of(images)
-        found: list[Any] = [results.get(f"gradient {label} {position}") for position in range(len(inputs))]
+        found: list[Any] = [results.get(f"{name} {position}") for position in range(len(inputs))]
         if any(each is not None and not self.is_finite(each) for each in found):
             raise not_finite()
         for position, values in enumerate(inputs):
@@ -190,7 +203,7 @@ class TensorFlowBackend(Backend):
                 found[position] = found[position].numpy()
         return like_inputs(images, found)
 
-    def _plan(self, given: Any, rule: ReluRule, score: Score | None, labels: int) -> _Plan:
+    def _plan(self, given: Any, rules: _Rules, labels: int, *, undoes_head: bool) -> _Plan:
         """Return the plan for such images, for any number of them unless the model is made for one number."""
         inputs = inputs_of(given)
         shapes = [values.shape.as_list() for values in inputs]
@@ -198,28 +211,21 @@ class TensorFlowBackend(Backend):
         kinds = []
         for sizes in ([[None, *shape[1:]] for shape in shapes], shapes):
             specs = (tf.TensorSpec(size, values.dtype) for size, values in zip(sizes, inputs, strict=True))
-            kinds.append(_Kind(tuple(specs), form, score))
+            kinds.append(_Kind(tuple(specs), form, undoes_head))
         with self._lock:
             kind = next((kind for kind in kinds if kind in self._copies), None)
             if kind is None:
                 kind, copied = self._copy(kinds, given)
                 self._copies[kind] = copied
-                self._forget_scores()
-            if (kind, rule, labels) not in self._plans:
-                self._plans[kind, rule, labels] = self._build(self._copies[kind], rule, labels)
-            return self._plans[kind, rule, labels]
-
-    def _forget_scores(self) -> None:
-        scored = [kind for kind in self._copies if kind.score is not None]
-        for kind in scored[:-_MOST_SCORES]:
-            del self._copies[kind]
-            self._plans = {key: plan for key, plan in self._plans.items() if key[0] != kind}
+            if (kind, rules, labels) not in self._plans:
+                self._plans[kind, rules, labels] = self._build(self._copies[kind], rules, labels)
+            return self._plans[kind, rules, labels]
 
     def _copy(self, kinds: list[_Kind], given: Any) -> tuple[_Kind, "_Copy"]:
         """Trace the model, and mark in a copy of its graph what each node is."""
         kind, traced = self._trace(kinds, given)
         findings = classify(traced.definition, traced.nested, [constant_of(each) for each in traced.captured])
-        head = findings.undo_head() if self._undo_head and kind.score is None else None
+        head = findings.undo_head() if kind.undoes_head else None
         graph_def, flat_names = graph_of(traced)
         watched = {f"{SCOPE}/{name}": [flat_names[ref] for ref in refs] for name, refs in findings.watched.items()}
         signature = traced.definition.signature
@@ -231,7 +237,7 @@ class TensorFlowBackend(Backend):
     def _trace(self, kinds: list[_Kind], given: Any) -> tuple[_Kind, Traced]:
         error: Exception | None = None
         for autograph, kind in itertools.product((False, True), kinds):
-            forward = callable_of(self._model, given, self._output, kind.score, begins_inside=self._begins_inside)
+            forward = callable_of(self._model, given, self._output, begins_inside=self._begins_inside)
             try:
                 with unremembered(self._model):
                     return kind, trace(forward, kind.specs, autograph=autograph)
@@ -242,9 +248,9 @@ class TensorFlowBackend(Backend):
         assert error is not None
         raise _model_error(error, kinds[-1].specs) from error
 
-    def _build(self, copied: "_Copy", rule: ReluRule, labels: int) -> _Plan:
-        """Differentiate the copy under a rule, once for each label."""
-        editor = Editor(rule, self._vouch, copied.watched)
+    def _build(self, copied: "_Copy", rules: _Rules, labels: int) -> _Plan:
+        """Differentiate the copy under each rule, once for each label."""
+        editors = [Editor(rule, self._vouch, copied.watched) for rule in rules]
         graph_def = renamed(copied.graph_def)
 
         def joint(token: tf.Tensor, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -256,8 +262,10 @@ class TensorFlowBackend(Backend):
             weights = tf.numpy_function(self._weigh, [token, outputs], tf.float64)
             weights.set_shape([labels, *outputs.shape])
             seeds = tf.unstack(tf.cast(weights, outputs.dtype))
-            results = self._differentiate(editor, inside or inputs, outputs, seeds)
-            return results | ({"activation": tf.identity(inside[0])} if inside else {})
+            results = {"activation": tf.identity(inside[0])} if inside else {}
+            for number, editor in enumerate(editors):
+                results |= self._differentiate(editor, f"gradient {number}", inside or inputs, outputs, seeds)
+            return results
 
         try:
             concrete = tf.function(
@@ -267,13 +275,14 @@ class TensorFlowBackend(Backend):
             raise
         except Exception as error:
             raise _model_error(error, copied.specs) from error
-        if not editor.watch and not editor.bounds:
-            # Nothing is left to be seen in the values: raise before the model is run.
-            editor.coverage()
-        return _Plan(concrete, editor, copied.head)
+        for editor in editors:
+            if not editor.watch and not editor.bounds:
+                # Nothing is left to be seen in the values: raise before the model is run.
+                editor.coverage()
+        return _Plan(concrete, editors, copied.head)
 
     def _differentiate(
-        self, editor: Editor, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, weights: list[tf.Tensor]
+        self, editor: Editor, name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, weights: list[tf.Tensor]
     ) -> dict[str, tf.Tensor]:
         explained = [position for position, values in enumerate(inputs) if values.dtype.is_floating]
         results = {}
@@ -284,12 +293,9 @@ class TensorFlowBackend(Backend):
                     break
                 for position, gradient in zip(explained, gradients, strict=True):
                     found = tf.zeros_like(inputs[position]) if gradient is None else tf.convert_to_tensor(gradient)
-                    results[f"gradient {label} {position}"] = found
+                    results[f"{name} {label} {position}"] = found
         if not results:
-            raise ScoreError(
-                "score must depend on the images; received an output that carries no gradient to them. "
-                "Look for stop_gradient(), numpy() or argmax() in the model."
-            )
+            raise detached(CULPRITS)
         for label, (logits, arrived) in enumerate(editor.heads):
             results["logits"], results[f"arrived {label}"] = logits, arrived
         return results | editor.seen()
@@ -302,7 +308,11 @@ class TensorFlowBackend(Backend):
                 raise no_rows(call.count, outputs.shape, "tensor")
             # bfloat16 is no number to NumPy.
             call.outputs = np.array(outputs, np.float32 if outputs.dtype.kind == "V" else None)
-            call.weights = np.stack(call.weigh(call.outputs)).astype(np.float64, copy=False)
+            if call.score is None:
+                call.weights = np.stack(call.weigh(call.outputs)).astype(np.float64, copy=False)
+            else:
+                weights, call.scores = slopes(call.score, tf.constant(outputs))
+                call.weights = weights[None]
             if len(call.weights) != call.labels:
                 raise _OtherLabels(len(call.weights))
         except BaseException as error:
@@ -311,10 +321,11 @@ class TensorFlowBackend(Backend):
         return call.weights
 
     def _run(
-        self, given: Any, weigh: Weigh, rule: ReluRule, score: Score | None, labels: int
+        self, given: Any, weigh: Weigh, rules: _Rules, score: Score | None, *, labels: int
     ) -> tuple[_Plan, _Call, Mapping[str, tf.Tensor]]:
-        plan, inputs = self._plan(given, rule, score, labels), inputs_of(given)
-        token, call = next(self._tokens), _Call(weigh, len(inputs[0]), labels)
+        plan = self._plan(given, rules, labels, undoes_head=self._undo_head and score is None)
+        inputs = inputs_of(given)
+        token, call = next(self._tokens), _Call(weigh, score, len(inputs[0]), labels)
         self._calls[token] = call
         try:
             return plan, call, plan.run(tf.constant(token, tf.int64), *inputs)

@@ -5,14 +5,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from guided_backprop.arrays import call, like_inputs
 from guided_backprop.backends.base import Score
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.report import no_rows, no_score
+from guided_backprop.backends.report import detached, no_rows, no_score
 from guided_backprop.errors import ModelError
 
+# What cuts a gradient off.
+CULPRITS = "stop_gradient(), numpy() or argmax()"
 _KERAS = ("keras", "tf_keras")
 # What a layer remembers of its last call, which a trace must not replace.
 _REMEMBERED = ("_losses", "_loss_ids", "_eager_losses")
@@ -50,9 +54,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def callable_of(
-    model: Any, given: Any, output: str | int | None, score: Score | None, *, begins_inside: bool
-) -> Callable[..., Any]:
+def callable_of(model: Any, given: Any, output: str | int | None, *, begins_inside: bool) -> Callable[..., Any]:
     """Return what maps inputs, in the form that ``given`` has, to what is explained, in inference mode.
 
     With ``begins_inside`` the model returns its outputs and one more value, and so does this.
@@ -71,8 +73,6 @@ def callable_of(
         if begins_inside:
             outputs, *inside = outputs
         explained = chosen(outputs, output, tf.is_tensor)
-        if score is not None:
-            explained = _scored(score, explained)
         if not isinstance(explained, tf.Tensor) or explained.shape.rank == 0:
             raise no_rows("N", _described(explained), "tensor")
         return (tf.identity(explained), *inside) if inside else tf.identity(explained)
@@ -80,14 +80,22 @@ def callable_of(
     return forward
 
 
-def _scored(score: Score, output: tf.Tensor) -> tf.Tensor:
-    try:
-        scores = score(output)
-    except Exception as error:
-        raise no_score(f"{type(error).__name__}: {error}") from error
-    if not isinstance(scores, tf.Tensor) or scores.shape.rank != 1 or not scores.dtype.is_floating:
+def slopes(score: Score, output: tf.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a score's plain derivative at the model's output, and its values ``(N,)``."""
+    with tf.GradientTape() as tape:
+        tape.watch(output)
+        try:
+            scores = score(output)
+        except Exception as error:
+            raise no_score(f"{type(error).__name__}: {error}") from error
+    is_rows = isinstance(scores, tf.Tensor) and scores.shape == output.shape[:1]
+    if not is_rows or not scores.dtype.is_floating:
         raise no_score(_described(scores))
-    return scores
+    slope = tape.gradient(scores, output)
+    if slope is None:
+        raise detached(CULPRITS)
+    slope = tf.convert_to_tensor(slope)
+    return tf.cast(slope, tf.float64).numpy(), tf.cast(scores, tf.float64).numpy()
 
 
 def _described(output: Any) -> str:

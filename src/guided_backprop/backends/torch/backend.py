@@ -4,9 +4,10 @@ The hooks live on the graph's nodes and die with it. Nothing is put on the model
 thread could see is changed, and how a ReLU was written does not matter.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,16 @@ from guided_backprop.arrays import as_numpy, call, inputs_of, mapped
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.report import no_rows, no_score, not_finite
+from guided_backprop.backends.report import detached, no_rows, no_score, not_finite
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
 from guided_backprop.backends.torch.eager import differentiable, training_module, unfused
-from guided_backprop.backends.torch.editor import Editor, logits_of, skip_head
+from guided_backprop.backends.torch.editor import Editor, Head
+from guided_backprop.backends.torch.lean import Gate, Lean
+from guided_backprop.backends.torch.plan import Plan
 from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_spelled
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, ScoreError
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -37,6 +40,7 @@ class _Run:
     leaves: list[torch.Tensor]
     output: torch.Tensor
     path: list[Node]
+    gates: Mapping[Node, Gate]
 
     def head(self) -> Node | None:
         """Return the node of the final softmax or sigmoid, looked for behind operations that only move values."""
@@ -49,6 +53,8 @@ class _Run:
 class TorchBackend(Backend):
     """A ``torch.nn.Module`` or any differentiable callable on tensors."""
 
+    framework = "torch"
+
     functions = torch
 
     def __init__(
@@ -60,6 +66,7 @@ class TorchBackend(Backend):
         vouch: Vouch,
         forward: Callable[..., Any] | None = None,
         begins_inside: bool = False,
+        is_lean: bool = False,
     ) -> None:
         self.name = type(model).__name__ if isinstance(model, torch.nn.Module) else _name(model)
         self._model = model
@@ -69,6 +76,8 @@ class TorchBackend(Backend):
         self._begins_inside = begins_inside
         self._undo_head = undo_head
         self._vouch = vouch
+        self._is_lean = is_lean
+        self._plan: Plan | None = None
         # Set once a graph had something only its forward values can tell, so the next pass is watched at once.
         self._is_watched = False
 
@@ -96,39 +105,56 @@ class TorchBackend(Backend):
             return None
         return len(values.shape) - 1 if is_channels_last(self._model, default=False) else 1
 
-    def attribute(self, images: Any, weigh: Weigh, rule: ReluRule, score: Score | None = None) -> Attributed:
+    def attribute(
+        self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+    ) -> list[Attributed]:
         self._check_model()
         with differentiable():
-            run, watch = self._run(mapped(_as_tensor, images), rule, score)
-            head = run.head() if self._undo_head and score is None else None
-            editor = Editor(run.path, rule, self._vouch, head, has_prelu(self._model))
+            undoes = self._undo_head and score is None
+            run, watch = self._run(mapped(_as_tensor, images), rules, undoes_head=undoes)
+            last = run.head() if undoes else None
+            head = None if last is None else Head.of(last, watch)
             outputs = as_numpy(run.output)
-            weights = weigh(outputs)
-            scores: list[np.ndarray[Any, np.dtype[np.float64]]] = []
-            if head is not None:
-                skip_head(head, logits_of(head, watch), scores)
-            gradients, coverage = [], Coverage()
-            for each in weights:
-                gradients.append(self._backward(run, each, editor, is_last=each is weights[-1]))
-                # What the backward pass notes is noted again in each further one.
-                coverage = coverage or editor.coverage()
-                if head is None:
-                    scores.append(per_image(each, outputs))
+            weights, scores = (weigh(outputs), None) if score is None else _slopes(score, run.output)
+            found = []
+            for rule in rules:
+                editor = Editor(run.path, rule, self._vouch, head, run.gates, has_prelu=has_prelu(self._model))
+                with editor:
+                    found.append(self._under(editor, run, weights, outputs, images, is_last=rule is rules[-1]))
+        return found if scores is None else [replace(each, scores=scores) for each in found]
+
+    def _under(
+        self,
+        editor: Editor,
+        run: _Run,
+        weights: Sequence[np.ndarray[Any, Any]],
+        outputs: np.ndarray[Any, Any],
+        images: Any,
+        *,
+        is_last: bool,
+    ) -> Attributed:
+        """Explain under one rule."""
+        gradients, coverage = [], Coverage()
+        for each in weights:
+            gradients.append(self._backward(run, each, editor, is_last=is_last and each is weights[-1]))
+            # What the backward pass notes is noted again in each further one.
+            coverage = coverage or editor.coverage()
+        scores = np.stack(editor.scores or [per_image(each, outputs) for each in weights])
         is_finite = all(bool(torch.isfinite(each).all()) for leaves in gradients for each in leaves)
         if not (np.isfinite(scores).all() and is_finite):
             raise not_finite()
-        name = None if head is None else nodes.operation(head)
+        name = None if editor.head is None else nodes.operation(editor.head.node)
         if self._begins_inside:
             maps = [as_numpy(each) for (each,) in gradients]
-            return Attributed(maps, np.stack(scores), outputs, coverage, name, as_numpy(run.leaves[0]))
+            return Attributed(maps, scores, outputs, coverage, name, as_numpy(run.leaves[0]))
         attribution = [self._in_form(each, images) for each in gradients]
-        return Attributed(attribution, np.stack(scores), outputs, coverage, name)
+        return Attributed(attribution, scores, outputs, coverage, name)
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
         self._check_model()
         given = mapped(lambda values: _as_tensor(values).clone(), images)
         with differentiable(), torch.no_grad():
-            return as_numpy(self._output_of(given, None, None)[0])
+            return as_numpy(self._output_of(given)[0])
 
     def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
         if isinstance(like, np.ndarray):
@@ -153,24 +179,25 @@ class TorchBackend(Backend):
                 f"received training=True on {training}. Call model.eval()."
             )
 
-    def _run(self, images: Any, rule: ReluRule, score: Score | None) -> tuple[_Run, ForwardWatch | None]:
+    def _run(self, images: Any, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
         images = mapped(lambda values: _leaf(values) if self.is_floating(values) else values, images)
         watch = ForwardWatch() if self._is_watched else None
-        run = self._forward_pass(images, watch, score)
-        if rule.backward_gate:
+        run = self._forward_pass(images, watch)
+        is_gating = any(rule.backward_gate for rule in rules)
+        if is_gating:
             refuse_opaque(run.path, self._vouch)
         on_path = set(run.path)
         needs_audit = self._is_watched or any(nodes.may_spell_relu(node, on_path) for node in run.path)
-        if watch is None and (needs_audit or (self._undo_head and score is None and run.head() is not None)):
+        if watch is None and (needs_audit or (undoes_head and run.head() is not None)):
             self._is_watched = True
             watch = ForwardWatch()
-            run = self._forward_pass(images, watch, score)
+            run = self._forward_pass(images, watch)
         if watch is not None:
-            refuse_spelled(watch, rule, self._vouch)
+            refuse_spelled(watch, self._vouch, is_gating=is_gating)
         return run, watch
 
-    def _forward_pass(self, images: Any, watch: ForwardWatch | None, score: Score | None) -> _Run:
+    def _forward_pass(self, images: Any, watch: ForwardWatch | None) -> _Run:
         # Copies: a model may begin with an operation in place.
         given = mapped(torch.clone, images)
         leaves = [values for values in inputs_of(images) if values.requires_grad]
@@ -179,7 +206,9 @@ class TorchBackend(Backend):
             for values in inputs_of(given):
                 if values.requires_grad:
                     watch.follow(values)
-        output, inside = self._output_of(given, watch, score)
+        lean = Lean(firsts, has_prelu=has_prelu(self._model)) if self._is_lean else None
+        with watch or nullcontext(), lean or nullcontext():
+            output, inside = self._output_of(given)
         if inside is not None:
             leaves, firsts = [inside], [torch.autograd.graph.get_gradient_edge(inside).node]
         path = [] if output.grad_fn is None else nodes.path(output.grad_fn, [each for each in firsts if each])
@@ -187,25 +216,33 @@ class TorchBackend(Backend):
             # What made the value is in front of where the gradient ends.
             path = [node for node in path if node not in firsts]
         if not path:
-            raise ScoreError(
-                "score must depend on the images; received an output that carries no gradient to them. "
-                "Look for detach(), no_grad(), numpy() or argmax() in the model."
-            )
-        return _Run(leaves, output, path)
+            raise detached("detach(), no_grad(), numpy() or argmax()")
+        return _Run(leaves, output, path, {} if lean is None else lean.gates)
 
-    def _output_of(
-        self, given: Any, watch: ForwardWatch | None, score: Score | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def optimized(self, images: Any) -> "TorchBackend":
+        self.check_images(images)
+        if not len(inputs_of(images)[0]):
+            raise ImageError("images to try must not be empty; received no image. Pass at least one.")
+        self._check_model()
+        other = copy.copy(self)
+        given = mapped(_as_tensor, images)
+        try:
+            with differentiable(), torch.no_grad():
+                other._plan = Plan.of(self._forward_of, given)
+        except (torch.OutOfMemoryError, GuidedBackpropError):
+            raise
+        except Exception as error:
+            raise _model_error(error, inputs_of(given)) from error
+        return other
+
+    def _output_of(self, given: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what is explained, and the value inside of the model that the gradient is taken at, if any."""
         inputs, inside = inputs_of(given), None
         try:
-            with watch or nullcontext():
-                outputs = self._forward_of(given)
-                if self._begins_inside:
-                    outputs, inside = outputs
-                output = chosen(outputs, self._output, torch.is_tensor)
-                if score is not None:
-                    output = _scored(score, output, len(inputs[0]))
+            outputs = self._forward_of(given) if self._plan is None else self._plan.run(self._forward_of, given)
+            if self._begins_inside:
+                outputs, inside = outputs
+            output = chosen(outputs, self._output, torch.is_tensor)
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
@@ -236,14 +273,19 @@ class TorchBackend(Backend):
             raise _model_error(error, run.leaves) from error
 
 
-def _scored(score: Score, output: Any, count: int) -> torch.Tensor:
+def _slopes(score: Score, output: torch.Tensor) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Return a score's plain derivative at the model's output, and its values ``(1, N)``."""
+    given = output.detach().requires_grad_()
     try:
-        scores = score(output)
+        scores = score(given.clone())
     except Exception as error:
         raise no_score(f"{type(error).__name__}: {error}") from error
-    if not isinstance(scores, torch.Tensor) or scores.shape != (count,) or not scores.is_floating_point():
+    if not isinstance(scores, torch.Tensor) or scores.shape != given.shape[:1] or not scores.is_floating_point():
         raise no_score(_described(scores))
-    return scores
+    if not scores.requires_grad:
+        raise detached("detach(), no_grad(), numpy() or argmax()")
+    (slopes,) = torch.autograd.grad(scores.sum(), given, materialize_grads=True)
+    return [as_numpy(slopes).astype(np.float64)], as_numpy(scores).astype(np.float64)[None]
 
 
 def _described(output: Any) -> str:

@@ -1,60 +1,134 @@
 """Puts a rule on the nodes of one autograd graph, and keeps the record of what was done."""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.autograd.graph import Node
+from torch.utils.hooks import RemovableHandle
 
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Vouch, per_image
 from guided_backprop.backends.report import coverage_of
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import BackwardWatch, ForwardWatch
+from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.refusals import training_error
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import ReluRule
 
 
-class Editor:
-    """Puts a rule on the nodes of one graph, and keeps the record of what was done."""
+class Head(NamedTuple):
+    """The final softmax or sigmoid, and what goes into it."""
 
-    def __init__(self, path: list[Node], rule: ReluRule, vouch: Vouch, head: Node | None, has_prelu: bool) -> None:
-        self._rule = rule
-        self._counts: Counter[tuple[str, str]] = Counter()
+    node: Node
+    logits: torch.Tensor
+
+    @classmethod
+    def of(cls, node: Node, watch: ForwardWatch | None) -> "Head":
+        """Return the head that a node is, with the logits that the watched forward pass showed."""
+        if nodes.operation(node) == "log_sigmoid":
+            return cls(node, node._saved_self.detach())  # type: ignore[attr-defined]
+        logits = None if watch is None else watch.logits_of(node._saved_result)  # type: ignore[attr-defined]
+        if logits is None:
+            raise OpaqueRegionError(
+                f"the logits in front of the final {nodes.operation(node)} must be visible; "
+                "received a model that hides them. Pass undo_head=False, or the model without its last layer."
+            )
+        return cls(node, logits)
+
+
+class Editor:
+    """Puts a rule on the nodes of one graph, keeps the record of what was done, and takes the rule off again.
+
+    Args:
+        path: the nodes between score and images.
+        rule: what a ReLU lets through.
+        vouch: what is known of parts that hide what they compute.
+        head: the final softmax or sigmoid that is undone, if any.
+        gates: of the ReLUs that keep one bit a value, what lets the gradient through.
+        has_prelu: some ReLUs may be parts of a PReLU.
+
+    Attributes:
+        head: as given.
+        scores: with a head, the score of its logits, for each backward pass so far.
+        watch: to be entered during backward passes; None if the graph shows everything.
+    """
+
+    def __init__(
+        self,
+        path: list[Node],
+        rule: ReluRule,
+        vouch: Vouch,
+        head: "Head | None",
+        gates: Mapping[Node, Gate],
+        *,
+        has_prelu: bool,
+    ) -> None:
+        self.scores: list[NDArray[np.float64]] = []
         self.watch: BackwardWatch | None = None
+        self.head = head
+        self._rule, self._vouch, self._gates = rule, vouch, gates
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._handles: list[RemovableHandle] = []
         on_path = set(path)
         written = nodes.written_out(path, on_path) | (nodes.prelus(path) if has_prelu else {})
         parts = {part for _, inside in written.values() for part in inside}
         for node in path:
             if node in written:
                 self._activation(node, written[node][0])
-            if node in written or node in parts:
-                continue
-            if nodes.is_random(node):
-                raise training_error(nodes.operation(node))
-            if nodes.mixes_images(node):
-                raise ModelError(
-                    "model must treat every image alone; received batch-norm without running statistics, which mixes "
-                    "the images of a batch. Pass batch_size=1."
-                )
-            relu = nodes.relu_of(node, on_path)
-            if relu is None and vouch.get(nodes.opaque_name(node) or "") == "relu":
-                relu = nodes.Relu(node, nodes.opaque_name(node) or "")
-            if relu is not None:
-                self._counts[relu.name, rule.name] += 1
-                _hook(relu, rule)
-            elif node is head:
-                self._counts[nodes.operation(node), "undone"] += 1
-            elif nodes.operation(node) in nodes.NONLINEARITIES:
-                self._activation(node, nodes.operation(node))
-            elif nodes.is_in_place_on_view(node):
-                self.watch = self.watch or BackwardWatch(rule, self._note)
-                node.register_prehook(self.watch.enter)
-                node.register_hook(self.watch.leave)
+            elif node not in parts:
+                self._treat(node, on_path)
         if self.watch is None:
             self.coverage()
+
+    def __enter__(self) -> None:
+        """Nothing is left to do."""
+
+    def __exit__(self, *error: object) -> None:
+        """Take the rule off the graph."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _treat(self, node: Node, on_path: set[Node]) -> None:
+        """Put the rule on one node, or note that it keeps its derivative."""
+        name, opaque = nodes.operation(node), nodes.opaque_name(node)
+        if nodes.is_random(node):
+            raise training_error(name)
+        if nodes.mixes_images(node):
+            raise ModelError(
+                "model must treat every image alone; received batch-norm without running statistics, which mixes "
+                "the images of a batch. Pass batch_size=1."
+            )
+        relu = nodes.relu_of(node, on_path)
+        if relu is None and opaque is not None and self._vouch.get(opaque) == "relu":
+            relu = nodes.Relu(node, opaque)
+        if relu is not None:
+            self._counts[relu.name, self._rule.name] += 1
+            if node in self._gates:
+                self._before(node, partial(self._gates[node].passed, self._rule))
+            else:
+                self._edit(relu, is_own=opaque is None)
+        elif self.head is not None and node is self.head.node:
+            self._counts[name, "undone"] += 1
+            self._after(node, partial(self._skip_head, self.head.logits))
+        elif name in nodes.NONLINEARITIES:
+            self._activation(node, name)
+        elif nodes.is_in_place_on_view(node):
+            self.watch = self.watch or BackwardWatch(self._rule, self._note)
+            self._before(node, self.watch.enter)
+            self._after(node, self.watch.leave)
+
+    def _before(self, node: Node, hook: Callable[..., Any]) -> None:
+        self._handles.append(node.register_prehook(hook))
+
+    def _after(self, node: Node, hook: Callable[..., Any]) -> None:
+        self._handles.append(node.register_hook(hook))
 
     def _note(self, name: str, treatment: str) -> None:
         self._counts[name, treatment] += 1
@@ -63,7 +137,47 @@ class Editor:
         """Note an activation that is no ReLU, and clamp what arrives at it if the rule says so."""
         self._note(name, self._rule.treatment(name))
         if self._rule.guides(name):
-            node.register_prehook(_clamp)
+            self._before(node, _clamp)
+
+    def _edit(self, relu: nodes.Relu, *, is_own: bool) -> None:
+        """Edit the backward pass at one ReLU: clamp what arrives, and let its own derivative do the rest.
+
+        That derivative is 0 or 1. So what leaves can be clamped as well, and where it is the node's own tensor
+        (``is_own``, not that of a custom function) in place, which costs no memory.
+        """
+        operand, x, cap, rule = relu.operand, relu.x, relu.cap, self._rule
+
+        def bypass(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+            if inputs[operand] is None or gradients[0] is None:
+                return inputs
+            passed = gradients[0].sum_to_size(inputs[operand].shape).to(inputs[operand].dtype)
+            return (*inputs[:operand], passed, *inputs[operand + 1 :])
+
+        def close_ties(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+            g = inputs[operand]
+            if g is None or x is None:
+                return inputs
+            is_open = x > 0 if cap is None else (x > 0) & (x < cap)
+            return (*inputs[:operand], torch.where(is_open, g, 0), *inputs[operand + 1 :])
+
+        def clamp_own(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> None:
+            if inputs[operand] is not None:
+                inputs[operand].clamp_(min=0)
+
+        is_in_place = is_own and rule.forward_gate and x is None
+        if rule.backward_gate and not is_in_place:
+            self._before(relu.node, _clamp)
+        if not rule.forward_gate:
+            self._after(relu.node, bypass)
+        elif x is not None:
+            self._after(relu.node, close_ties)
+        elif rule.backward_gate and is_in_place:
+            self._after(relu.node, clamp_own)
+
+    def _skip_head(self, logits: torch.Tensor, inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Let the gradient pass the final softmax or sigmoid unchanged, and note the score of its logits."""
+        self.scores.append(per_image(as_numpy(gradients[0]), as_numpy(logits)))
+        return (gradients[0].to(inputs[0].dtype), *inputs[1:])
 
     def coverage(self) -> Coverage:
         """Return what was done; raise if the rule found nothing to act on."""
@@ -73,50 +187,3 @@ class Editor:
 def _clamp(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     # Out of place: branches of the network share this gradient.
     return tuple(None if g is None else g.clamp(min=0) for g in gradients)
-
-
-def _hook(relu: nodes.Relu, rule: ReluRule) -> None:
-    """Edit the backward pass at one ReLU: clamp what arrives, then let its own derivative do the rest."""
-    operand, x, cap = relu.operand, relu.x, relu.cap
-
-    def bypass(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        if inputs[operand] is None or gradients[0] is None:
-            return inputs
-        passed = gradients[0].sum_to_size(inputs[operand].shape).to(inputs[operand].dtype)
-        return (*inputs[:operand], passed, *inputs[operand + 1 :])
-
-    def close_ties(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        g = inputs[operand]
-        if g is None or x is None:
-            return inputs
-        is_open = x > 0 if cap is None else (x > 0) & (x < cap)
-        return (*inputs[:operand], torch.where(is_open, g, 0), *inputs[operand + 1 :])
-
-    if rule.backward_gate:
-        relu.node.register_prehook(_clamp)
-    if not rule.forward_gate:
-        relu.node.register_hook(bypass)
-    elif x is not None:
-        relu.node.register_hook(close_ties)
-
-
-def skip_head(head: Node, logits: torch.Tensor, scores: list[Any]) -> None:
-    """Let the gradient pass the final softmax or sigmoid unchanged, and note the score of its logits."""
-
-    def skip(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        scores.append(per_image(as_numpy(gradients[0]), as_numpy(logits)))
-        return (gradients[0].to(inputs[0].dtype), *inputs[1:])
-
-    head.register_hook(skip)
-
-
-def logits_of(head: Node, watch: ForwardWatch | None) -> torch.Tensor:
-    if nodes.operation(head) == "log_sigmoid":
-        return head._saved_self.detach()  # type: ignore[attr-defined, no-any-return]
-    logits = None if watch is None else watch.logits_of(head._saved_result)  # type: ignore[attr-defined]
-    if logits is None:
-        raise OpaqueRegionError(
-            f"the logits in front of the final {nodes.operation(head)} must be visible; "
-            "received a model that hides them. Pass undo_head=False, or the model without its last layer."
-        )
-    return logits

@@ -226,17 +226,20 @@ def is_random(node: Node) -> bool:
     name, saved = operation(node), _saved(node)
     if name == "rrelu":
         return bool(saved("training"))
-    learns = name in _BATCH_NORMS and saved("training") and saved("running_mean") is not None
-    return name == "native_dropout" or bool(learns)
+    return name == "native_dropout" or (uses_batch(node) and saved("running_mean") is not None)
+
+
+def uses_batch(node: Node) -> bool:
+    """Tell whether ``node`` is batch-norm with the statistics of this batch."""
+    return operation(node) in _BATCH_NORMS and bool(_saved(node)("training"))
 
 
 def mixes_images(node: Node) -> bool:
-    """Tell whether ``node`` is batch-norm with the statistics of this batch.
+    """Tell whether ``node`` mixes the images of a batch.
 
     Instance norm is batch-norm of one long image with the statistics of that image: nothing is mixed.
     """
-    saved = _saved(node)
-    return operation(node) in _BATCH_NORMS and bool(saved("training")) and saved("input").shape[0] > 1
+    return uses_batch(node) and _saved(node)("input").shape[0] > 1
 
 
 def opaque_name(node: Node) -> str | None:

@@ -7,7 +7,6 @@ from guided_backprop.backends.report import hidden, spelled
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
 from guided_backprop.errors import ModelError, OpaqueRegionError
-from guided_backprop.rules import ReluRule
 
 
 def refuse_opaque(path: list[Node], vouch: Vouch) -> None:
@@ -23,12 +22,12 @@ def refuse_opaque(path: list[Node], vouch: Vouch) -> None:
             raise spelled({name}, "torch.relu")
 
 
-def refuse_spelled(watch: ForwardWatch, rule: ReluRule, vouch: Vouch) -> None:
+def refuse_spelled(watch: ForwardWatch, vouch: Vouch, *, is_gating: bool) -> None:
     """Raise if the watched forward pass dropped values, or spelled a ReLU as arithmetic that a rule would miss."""
     if watch.has_dropout:
         raise training_error("dropout")
     names = {name for name in watch.spelled if name not in vouch}
-    if names and rule.backward_gate:
+    if names and is_gating:
         raise spelled(names, "torch.relu")
 
 

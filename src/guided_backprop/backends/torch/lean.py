@@ -1,0 +1,197 @@
+"""Keeps less for the backward pass: what only gradients of weights need is dropped, of a ReLU one bit a value stays.
+
+PyTorch's convolution, batch-norm and pooling keep their whole input although the gradient towards that input needs
+only its shape; freezing the parameters does not change that. Here each node of the autograd graph is looked at as
+soon as the forward pass has made it. The nodes stay what they are.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
+
+from guided_backprop.backends.torch import nodes
+from guided_backprop.rules import ReluRule
+
+
+class _Layout(NamedTuple):
+    """All that is kept of a tensor whose values nobody reads."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class _Part(NamedTuple):
+    """What a node saved, how to keep it, and the operand whose gradient alone reads its values."""
+
+    name: str
+    keep: Callable[[torch.Tensor], Any]
+    give: Callable[[Any], torch.Tensor]
+    operand: int | None = None
+
+
+def _layout(values: torch.Tensor) -> _Layout:
+    return _Layout(values.shape, values.stride(), values.dtype, values.device)
+
+
+def _of_layout(layout: _Layout) -> torch.Tensor:
+    return torch.empty_strided(*layout[:2], dtype=layout.dtype, device=layout.device)
+
+
+_INPUT = _Part("self", _layout, _of_layout)
+# Of the place of a maximum 32 bits are enough.
+_PLACE = _Part("result1", lambda values: values.to(torch.int32), lambda values: values.long())
+_PARTS = {
+    "adaptive_avg_pool2d": [_INPUT],
+    "adaptive_avg_pool3d": [_INPUT],
+    "addmm": [_Part("mat1", _layout, _of_layout, 2)],
+    "avg_pool2d": [_INPUT],
+    "avg_pool3d": [_INPUT],
+    "convolution": [_Part("input", _layout, _of_layout, 1)],
+    "max_pool": [_INPUT, _PLACE],
+    "mm": [_Part("self", _layout, _of_layout, 1)],
+    "native_batch_norm": [_Part("input", _layout, _of_layout, 1)],
+}
+# Of these the framework keeps the input, or the result if they worked in place.
+_RELUS = {"hardtanh", "relu", "threshold"}
+
+
+class Lean(TorchFunctionMode):
+    """Watches one forward pass.
+
+    Args:
+        firsts: the nodes that the images come from.
+        has_prelu: leave ReLUs alone: some of them are parts of something else.
+
+    Attributes:
+        gates: of each ReLU that was taken over, what lets the gradient through.
+    """
+
+    def __init__(self, firsts: list[Node], *, has_prelu: bool) -> None:
+        super().__init__()
+        self.gates: dict[Node, Gate] = {}
+        self._has_prelu = has_prelu
+        self._depends = dict.fromkeys(firsts, True)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function, then look at the nodes that it made."""
+        result = func(*args, **(kwargs or {}))
+        for values in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(values, torch.Tensor) and values.grad_fn is not None:
+                self._visit(values.grad_fn)
+        return result
+
+    def _visit(self, last: Node) -> None:
+        stack = [last]
+        while stack:
+            node = stack[-1]
+            unknown = [parent for parent in nodes.parents(node) if parent not in self._depends]
+            if node in self._depends or not unknown:
+                stack.pop()
+            stack.extend(unknown)
+            if not unknown and node not in self._depends:
+                self._depends[node] = any(self._depends[parent] for parent in nodes.parents(node))
+                if self._depends[node]:
+                    self._take(node)
+
+    def _take(self, node: Node) -> None:
+        name = nodes.operation(node)
+        if name in _RELUS and not self._has_prelu and nodes.relu_of(node, set()) is not None:
+            gate = Gate(node)
+            if gate.is_kept:
+                self.gates[node] = gate
+        elif name != "native_batch_norm" or not nodes.uses_batch(node):
+            for part in _PARTS.get(name, ()):
+                edge = None if part.operand is None else node.next_functions[part.operand][0]
+                if edge is None or not self._depends[edge]:
+                    _keep(node, part.name, part.keep, part.give)
+
+
+class Gate:
+    """What a ReLU lets through, one bit for each value.
+
+    The node itself is left with a saved value that lets everything pass.
+    """
+
+    def __init__(self, node: Node) -> None:
+        low, high = _bounds(node)
+        self._bits: Any = None
+
+        def keep(values: torch.Tensor) -> Any:
+            self._bits = _packed(values <= low if high is None else (values <= low) | (values >= high))
+            inside = low + 1 if high in (None, float("inf")) else (low + high) / 2
+            return torch.full((), inside, dtype=values.dtype, device=values.device).expand(values.shape)
+
+        found = [_keep(node, name, keep, lambda values: values) for name in ("self", "result")]
+        self.is_kept = any(found)
+
+    def passed(self, rule: ReluRule, gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+        """Return what of the gradient passes: a tensor of its own, for branches of the network share what arrived."""
+        (g,) = gradients
+        if g is None:
+            return gradients
+        passed = g.clamp(min=0) if rule.backward_gate else g.clone()
+        if rule.forward_gate:
+            passed.masked_fill_(_unpacked(self._bits), 0)
+        return (passed,)
+
+
+def _bounds(node: Node) -> tuple[float, float | None]:
+    """Return between which values a ReLU is open."""
+    match nodes.operation(node):
+        case "hardtanh":
+            return float(node._saved_min_val), float(node._saved_max_val)  # type: ignore[attr-defined]
+        case "threshold":
+            return float(node._saved_threshold), None  # type: ignore[attr-defined]
+    return 0.0, None
+
+
+def _keep(node: Node, name: str, keep: Callable[[torch.Tensor], Any], give: Callable[[Any], torch.Tensor]) -> bool:
+    """Keep something else of what a node saved; tell whether it did."""
+    saved = getattr(node, f"_raw_saved_{name}", None)
+    if saved is None:
+        return False
+    try:
+        saved.register_hooks(keep, give)
+    except RuntimeError:
+        # Nothing is saved there, or a checkpoint takes care of it already.
+        return False
+    return True
+
+
+def _packed(mask: torch.Tensor) -> tuple[Any, torch.Size, list[int]]:
+    """Return a mask as bits, in the order that its values have in memory."""
+    strides = mask.stride()
+    order = sorted(range(mask.ndim), key=lambda axis: -strides[axis])
+    ordered = mask.permute(order).contiguous()
+    bits = np.packbits(ordered.numpy()) if mask.device.type == "cpu" else _bits_of(ordered)
+    return bits, ordered.shape, order
+
+
+def _unpacked(packed: tuple[Any, torch.Size, list[int]]) -> torch.Tensor:
+    bits, shape, order = packed
+    if isinstance(bits, np.ndarray):
+        flat = torch.from_numpy(np.unpackbits(bits, count=shape.numel()).view(bool))
+    else:
+        flat = _mask_of(bits, shape.numel())
+    back = [order.index(axis) for axis in range(len(order))]
+    return flat.view(shape).permute(back)
+
+
+def _bits_of(mask: torch.Tensor) -> torch.Tensor:
+    """Do as ``np.packbits``, on any device."""
+    flat = torch.nn.functional.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8).to(torch.uint8)
+    return (flat << torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def _mask_of(bits: torch.Tensor, count: int) -> torch.Tensor:
+    """Do as ``np.unpackbits``, on any device."""
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    return ((bits[:, None] >> places) & 1).bool().flatten()[:count]

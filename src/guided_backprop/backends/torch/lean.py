@@ -114,6 +114,17 @@ class Lean(TorchFunctionMode):
                     _keep(node, part.name, part.keep, part.give)
 
 
+def forget_images(path: list[Node], firsts: list[Node]) -> None:
+    """Let the copy of the images go that the first convolution saved: only its weight's gradient would read it."""
+    on_path = set(path)
+    for node in path:
+        if nodes.operation(node) != "convolution":
+            continue
+        (images, _), (weight, _) = node.next_functions[:2]
+        if images in firsts and weight not in on_path:
+            _keep(node, "input", _layout, _of_layout)
+
+
 class Gate:
     """What a ReLU lets through, one bit for each value.
 

@@ -16,12 +16,13 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.smooth import activation_of
+from guided_backprop.backends.torch import stem
 from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"
 
-# Parts of torch that are Python or C++ functions of their own, and that contain no ReLU.
-_PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions"}
+# Parts of torch, and one of ours, that are Python or C++ functions of their own, and that contain no ReLU.
+_PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions", stem.__name__}
 _PLAIN_CPP = {ENTRY, "torch::autograd::CopyBackwards", "torch::autograd::CopySlices"}
 
 # Non-linearities that keep their own derivative and are listed in the coverage.

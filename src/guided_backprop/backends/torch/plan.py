@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from guided_backprop.arrays import mapped
-from guided_backprop.backends.torch.fold import Folded, Pair, Recorder, Unlike, tensors_of
+from guided_backprop.backends.torch.fold import Folded, Folds, Recorder, Unlike, tensors_of
 
 # How far the outputs of a plan may be from the model's own, as a share of the largest; more is no rounding.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -18,11 +18,11 @@ class Plan:
     """How one model is run faster.
 
     Attributes:
-        pairs: the convolutions that their batch-norm is folded into.
+        folds: what is folded.
         is_channels_last: whether pictures lie in memory channels last, whatever their axes are.
     """
 
-    pairs: dict[int, Pair]
+    folds: Folds
     is_channels_last: bool
 
     @classmethod
@@ -31,21 +31,22 @@ class Plan:
         recorder = Recorder()
         with recorder:
             outputs = forward(mapped(torch.clone, images))
-        pairs = recorder.pairs(outputs)
-        for plan in (cls(pairs, True), cls(pairs, False)):
+        folds = recorder.folds(outputs)
+        for plan in (cls(folds, True), cls(folds, False)):
             if plan._agrees(forward, images, outputs):
                 return plan
-        return cls({}, False)
+        return cls(Folds({}, False), False)
 
     def run(self, forward: Callable[[Any], Any], images: Any) -> Any:
         """Return the model's outputs; as it is, if it runs otherwise than on the example."""
-        folded = Folded(self.pairs)
+        folded = Folded(self.folds)
         try:
             # Copies: should the run have to be done again, it begins with the same images.
             with folded:
                 outputs = forward(mapped(self._copy, images))
             folded.finish()
-        except Unlike:
+        except (Unlike, RuntimeError):
+            # Some operations, such as view, depend on how values lie in memory.
             return forward(images)
         return outputs
 
@@ -54,10 +55,12 @@ class Plan:
         return values.clone(memory_format=torch.channels_last if is_turned else torch.preserve_format)
 
     def _agrees(self, forward: Callable[[Any], Any], images: Any, outputs: Any) -> bool:
+        folded = Folded(self.folds)
         try:
-            found = list(tensors_of(self.run(forward, mapped(torch.clone, images))))
-        except RuntimeError:
-            # Some operations, such as view, depend on how values lie in memory.
+            with folded:
+                found = list(tensors_of(forward(mapped(self._copy, images))))
+            folded.finish()
+        except (Unlike, RuntimeError):
             return False
         expected = list(tensors_of(outputs))
         return len(found) == len(expected) and all(map(_is_close, found, expected))

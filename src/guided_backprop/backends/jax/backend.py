@@ -1,11 +1,12 @@
 """JAX: trace the model, put the rule on the ReLUs of the trace, and let JAX differentiate and compile that.
 
-The model is traced anew on each call, so it is always explained with the parameters that it has now; what
-is compiled is kept, with the parameters as arguments. Nothing global is changed.
+The model is traced anew unless it is a module that says that it did not change, so it is always explained with the
+parameters that it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,12 +23,32 @@ from guided_backprop.backends.jax.program import Program
 from guided_backprop.backends.jax.relus import Facts
 from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.jax.smooth import mark_prelus, mark_smooth
+from guided_backprop.backends.jax.state import state_of
 from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.report import coverage_of, detached, hidden, no_rows, no_score, not_finite, spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import PLAIN, ReluRule
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a model is run on images of one signature, with the arrays that it has.
+
+    Attributes:
+        constants: these arrays.
+        forward: from these and the images to the outputs, and what the backward pass needs.
+        backward: from that to the gradient.
+        coverages: what was done with each non-linearity, for each rule.
+        head: the final softmax or sigmoid that is undone, if any.
+    """
+
+    constants: list[Any]
+    forward: Any
+    backward: Any
+    coverages: list[Coverage]
+    head: str | None
 
 
 class JaxBackend(Backend):
@@ -58,6 +79,7 @@ class JaxBackend(Backend):
         # Then the model returns its outputs, and the value inside of it that the gradient is taken at.
         self._begins_inside = begins_inside or begin is not None
         self._compiled = Compiled()
+        self._plans = Compiled()
 
     def check_kind(self, values: Any) -> None:
         if isinstance(values, jax.core.Tracer):
@@ -88,17 +110,14 @@ class JaxBackend(Backend):
         _check_mode(self._model)
         given = mapped(jnp.asarray, images)
         leaves = inputs_of(given)
-        program = self._trace(given)
-        head, coverages = self._analyse(program, rules, undo_head=self._undo_head and score is None)
-        key = (tuple(rules), head is not None, key_of(program))
-        forward, backward = self._compiled.get(key, lambda: _functions(program, head, rules))
+        plan = self._plan(given, tuple(rules), undo_head=self._undo_head and score is None)
         explained = [values for values in leaves if self.is_floating(values)]
         others = [values for values in leaves if not self.is_floating(values)]
         try:
-            outputs, scored, inside, pullbacks = forward(program.constants, explained, others)
+            outputs, scored, inside, pullbacks = plan.forward(plan.constants, explained, others)
             weights, told = (weigh(_as_numpy(outputs)), None) if score is None else _slopes(score, outputs)
             seeds = [jnp.asarray(each, scored.dtype) for each in weights]
-            gradients = [[backward(pullback, seed) for seed in seeds] for pullback in pullbacks]
+            gradients = [[plan.backward(pullback, seed) for seed in seeds] for pullback in pullbacks]
             jax.block_until_ready(gradients)  # type: ignore[no-untyped-call]
         except GuidedBackpropError:
             raise
@@ -108,15 +127,14 @@ class JaxBackend(Backend):
         if not (np.isfinite(scores).all() and all(map(self.is_finite, jax.tree_util.tree_leaves(gradients)))):
             raise not_finite()
         common = (scores, _as_numpy(outputs))
-        name = None if head is None else head.name
         activation = _as_numpy(inside[0]) if self._begins_inside else None
         found = []
-        for under, coverage in zip(gradients, coverages, strict=True):
+        for under, coverage in zip(gradients, plan.coverages, strict=True):
             if self._begins_inside:
                 maps = [_as_numpy(each) for (each,) in under]
             else:
                 maps = [self._in_form(each, images) for each in under]
-            found.append(Attributed(maps, *common, coverage, name, activation))
+            found.append(Attributed(maps, *common, coverage, plan.head, activation))
         return found
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
@@ -133,6 +151,23 @@ class JaxBackend(Backend):
         """Return the gradients in the form of the images."""
         left = iter(gradients)
         return mapped(lambda values: _like(next(left), values) if self.is_floating(values) else None, images)
+
+    def _plan(self, images: Any, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
+        """Return what runs the model on such images: that of the last call, as long as the model is what it was."""
+        form = tuple(images) if isinstance(images, Mapping) else type(images) if isinstance(images, tuple) else None
+        kind = form, tuple((values.shape, values.dtype) for values in inputs_of(images)), rules, undo_head
+        state = state_of(self._model)
+        before, plan = self._plans.peek(kind) or (None, None)
+        if isinstance(plan, _Plan) and state is not None and before == state:
+            return plan
+        program = self._trace(images)
+        head, coverages = self._analyse(program, rules, undo_head=undo_head)
+        key = (rules, head is not None, key_of(program))
+        forward, backward = self._compiled.get(key, lambda: _functions(program, head, rules))
+        plan = _Plan(program.constants, forward, backward, coverages, None if head is None else head.name)
+        if state is not None:
+            self._plans.keep(kind, (state, plan))
+        return plan
 
     def _trace(self, images: Any) -> Program:
         leaves = inputs_of(images)

@@ -33,7 +33,7 @@ class Identity:
 
 
 class Compiled:
-    """The functions compiled last; several threads may use it at once."""
+    """What was made last, such as compiled functions; several threads may use it at once."""
 
     def __init__(self) -> None:
         self._functions: OrderedDict[Hashable, Any] = OrderedDict()
@@ -48,6 +48,17 @@ class Compiled:
                     self._functions.popitem(last=False)
             self._functions.move_to_end(key)
             return self._functions[key]
+
+    def peek(self, key: Hashable) -> Any:
+        """Return what is kept under ``key``, or None."""
+        with self._lock:
+            return self._functions.get(key)
+
+    def keep(self, key: Hashable, value: Any) -> None:
+        """Keep ``value`` in place of what was kept under ``key``."""
+        with self._lock:
+            self._functions.pop(key, None)
+        self.get(key, lambda: value)
 
 
 def key_of(program: Program) -> Hashable:

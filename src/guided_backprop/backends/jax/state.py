@@ -1,0 +1,76 @@
+"""What a model is made of, so that a trace can be used again: as long as that is the same, the model traces alike.
+
+Modules say it themselves: their arrays, which JAX never changes in place, and their structure. What a plain function
+reads can't be told, so it is traced anew in each call.
+"""
+
+import sys
+from collections.abc import Hashable
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import jax
+import numpy as np
+
+from guided_backprop.backends.jax.cache import Identity
+from guided_backprop.backends.keras import is_keras
+
+
+def state_of(model: Any) -> Hashable | None:
+    """Return what is equal as long as a model traces alike; None if that can't be told.
+
+    Two of them may be compared only for one model: it is what holds them together.
+    """
+    try:
+        state = _state(model)
+        hash(state)
+    except Exception:
+        # A module may hold what can be neither hashed nor compared.
+        return None
+    return state
+
+
+def _state(model: Any) -> Hashable | None:
+    if is_keras(model):
+        layers = model._flatten_layers()
+        variables = tuple(Identity(variable.value) for variable in model.variables)
+        return variables, tuple((Identity(layer), *map(_attribute, vars(layer).values())) for layer in layers)
+    if isinstance(model, partial):
+        # A linen module is a frozen dataclass; its parameters come as an argument.
+        function: Any = model.func
+        if not isinstance(function, MethodType) or not _is_of(function.__self__, "flax.linen"):
+            return None
+        return function.__self__, function.__func__, _leaves((model.args, dict(model.keywords)))
+    if _is_of(model, "flax.nnx"):
+        structure, state = sys.modules["flax.nnx"].split(model)
+        return structure, _leaves(state)
+    return _leaves(model) if _is_of(model, "equinox") else None
+
+
+def _is_of(model: Any, library: str) -> bool:
+    return library in sys.modules and isinstance(model, sys.modules[library].Module)
+
+
+def _attribute(value: Any) -> Hashable:
+    """Return what is known of a layer's attribute; of a container nothing is, for Keras keeps books in them."""
+    if isinstance(value, np.ndarray):
+        raise _Changeable
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    return Identity(value) if callable(value) else None
+
+
+def _leaves(tree: Any) -> Hashable:
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    return structure, tuple(map(_leaf, leaves))
+
+
+def _leaf(leaf: Any) -> Hashable:
+    if isinstance(leaf, np.ndarray):
+        raise _Changeable
+    return Identity(leaf) if isinstance(leaf, jax.Array) or callable(leaf) else leaf
+
+
+class _Changeable(Exception):  # noqa: N818 - no error: the model is traced anew
+    """An array of NumPy's can change and stay the same object."""

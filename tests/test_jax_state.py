@@ -1,0 +1,129 @@
+"""When a trace is used again: a module that is what it was, and never one that changed in any way."""
+
+from functools import partial
+
+import equinox
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from guided_backprop import GuidedBackprop, Saliency
+from guided_backprop.backends.jax.backend import JaxBackend
+from guided_backprop.backends.jax.state import state_of
+
+ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+WEIGHT = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+
+
+class Nnx(nnx.Module):
+    def __init__(self):
+        self.first, self.last = nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 3, rngs=nnx.Rngs(1))
+        self.factor = 2.0
+
+    def __call__(self, rows):
+        return self.last(nnx.relu(self.first(rows) * self.factor))
+
+
+class Linen(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, rows):
+        return flax.linen.Dense(3)(flax.linen.relu(flax.linen.Dense(6)(rows)))
+
+
+class Equinox(equinox.Module):
+    first: jax.Array
+    activation: object
+    factor: float = equinox.field(static=True)
+
+    def __call__(self, rows):
+        return self.activation(rows @ self.first) * self.factor @ jnp.ones((5, 3))
+
+
+def linen():
+    module = Linen()
+    return partial(module.apply, module.init(jax.random.key(0), ROWS))
+
+
+def perceptron():
+    return Equinox(jnp.asarray(WEIGHT), jax.nn.relu, 2.0)
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """Count how often a model is traced."""
+    found = []
+    trace = JaxBackend._trace
+    monkeypatch.setattr(JaxBackend, "_trace", lambda self, images: found.append(1) or trace(self, images))
+    return found
+
+
+@pytest.mark.parametrize("build", [Nnx, linen, perceptron])
+def test_a_module_is_traced_once(build, traces):
+    model = build()
+    method = GuidedBackprop(model)
+    first = np.asarray(method.explain(ROWS, 1))
+    assert len(traces) == 1
+    np.testing.assert_array_equal(method.explain(ROWS, 1), first)
+    np.testing.assert_allclose(method.explain(ROWS + 1, 2), GuidedBackprop(model).explain(ROWS + 1, 2), rtol=1e-6)
+    assert len(traces) == 2  # that of the second method
+    method.explain(ROWS[:2], 1)
+    assert len(traces) == 3
+    method.explain(ROWS, lambda output: output[:, 0])
+    assert len(traces) == 4
+
+
+def test_a_function_is_traced_in_each_call(traces):
+    held = {"weight": jnp.asarray(WEIGHT)}
+    method = Saliency(lambda rows: jax.nn.relu(rows @ held["weight"]))
+    for factor in (1.0, 2.0):
+        held["weight"] = jnp.asarray(WEIGHT) * factor
+        expected = (np.asarray(ROWS @ WEIGHT)[:, [1]] > 0) * WEIGHT[:, 1] * factor
+        np.testing.assert_allclose(method.explain(ROWS, 1), expected, rtol=1e-6)
+    assert len(traces) == 2
+
+
+def _new_weights(model):
+    model.first.kernel[...] = model.first.kernel[...] * -1.5
+
+
+def _new_attribute(model):
+    model.factor = -3.0
+
+
+def _new_part(model):
+    model.first = nnx.Linear(4, 6, rngs=nnx.Rngs(7))
+
+
+@pytest.mark.parametrize("change", [_new_weights, _new_attribute, _new_part])
+def test_a_module_that_changed_is_traced_again(change):
+    model = Nnx()
+    method = GuidedBackprop(model)
+    before = np.asarray(method.explain(ROWS, 1))
+    change(model)
+    after = np.asarray(method.explain(ROWS, 1))
+    np.testing.assert_allclose(after, GuidedBackprop(model).explain(ROWS, 1), rtol=1e-6)
+    assert not np.allclose(after, before)
+
+
+def test_parameters_put_into_a_dictionary_in_place():
+    model = linen()
+    method = GuidedBackprop(model)
+    before = np.asarray(method.explain(ROWS, 1))
+    dense = model.args[0]["params"]["Dense_1"]
+    dense["kernel"] = dense["kernel"] * -2
+    after = np.asarray(method.explain(ROWS, 1))
+    np.testing.assert_allclose(after, GuidedBackprop(model).explain(ROWS, 1), rtol=1e-6)
+    assert not np.allclose(after, before)
+
+
+def test_what_can_change_unseen_has_no_state():
+    assert state_of(lambda rows: rows) is None
+    assert state_of(partial(lambda weight, rows: rows @ weight, WEIGHT)) is None
+    assert state_of(Equinox(WEIGHT, jax.nn.relu, 2.0)) is None
+    assert state_of(perceptron()) is not None
+    assert state_of(perceptron()) != state_of(Equinox(jnp.asarray(WEIGHT), jax.nn.relu, 3.0))
+    same = perceptron()
+    assert state_of(same) == state_of(same)

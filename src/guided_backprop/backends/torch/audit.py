@@ -6,7 +6,7 @@ nothing of the user's is changed.
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -31,16 +31,24 @@ _DROPOUTS = {"_fused_dropout", "bernoulli", "bernoulli_", "native_dropout"}
 _HEADS = {"_softmax", "_log_softmax", "sigmoid", "sigmoid_"}
 
 
+#: What of a forward pass is watched.
+Watched = Literal["heads", "everything"] | None
+
+
 class ForwardWatch(TorchDispatchMode):
     """Finds ReLUs spelled as arithmetic, dropout, and the logits in front of the final softmax.
 
     A tensor that says where x is positive (``x > 0``, ``|x|``, a stack of x and zeros) is followed through
     the operations that keep its size. Where it meets a tensor, the result is compared with that tensor and
     with x: a result that is a ReLU of either, or that no value tells from one, is reported.
+
+    Args:
+        watched: "everything", or "heads" where the graph leaves nothing open but the logits, which is much faster.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watched: Watched = "everything") -> None:
         super().__init__()
+        self._watched = watched
         self.spelled: set[str] = set()
         self.has_dropout = False
         self._dependent = _Storages()
@@ -62,6 +70,9 @@ class ForwardWatch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if self._watched == "heads" and name not in _HEADS:
+            self.has_dropout |= name in _DROPOUTS
+            return func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         sources = [self._signs.get(tensor) for tensor in tensors]
         # The operand of an operation in place is gone afterwards.

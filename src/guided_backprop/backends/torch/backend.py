@@ -21,7 +21,7 @@ from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.report import detached, no_rows, no_score, not_finite
 from guided_backprop.backends.torch import nodes
-from guided_backprop.backends.torch.audit import ForwardWatch
+from guided_backprop.backends.torch.audit import ForwardWatch, Watched
 from guided_backprop.backends.torch.eager import differentiable, training_module, unfused
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
@@ -40,7 +40,7 @@ class _Run:
 
     leaves: list[torch.Tensor]
     output: torch.Tensor
-    path: list[Node]
+    path: nodes.Path
     gates: Mapping[Node, Gate]
 
     def head(self) -> Node | None:
@@ -80,7 +80,7 @@ class TorchBackend(Backend):
         self._is_lean = is_lean
         self._plan: Plan | None = None
         # Set once a graph had something only its forward values can tell, so the next pass is watched at once.
-        self._is_watched = False
+        self._watched: Watched = None
 
     def check_kind(self, values: Any) -> None:
         is_dense = isinstance(values, torch.Tensor) and values.layout is torch.strided and not values.is_meta
@@ -183,16 +183,19 @@ class TorchBackend(Backend):
     def _run(self, images: Any, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
         images = mapped(lambda values: _leaf(values) if self.is_floating(values) else values, images)
-        watch = ForwardWatch() if self._is_watched else None
+        watch = ForwardWatch(self._watched) if self._watched else None
         run = self._forward_pass(images, watch)
         is_gating = any(rule.backward_gate for rule in rules)
         if is_gating:
             refuse_opaque(run.path, self._vouch)
-        on_path = set(run.path)
-        needs_audit = self._is_watched or any(nodes.may_spell_relu(node, on_path) for node in run.path)
-        if watch is None and (needs_audit or (undoes_head and run.head() is not None)):
-            self._is_watched = True
-            watch = ForwardWatch()
+        needed: Watched = None
+        if any(nodes.may_spell_relu(node, run.path.members) for node in run.path.concerns):
+            needed = "everything"
+        elif undoes_head and run.head() is not None:
+            needed = "heads"
+        if needed and self._watched not in (needed, "everything"):
+            self._watched = needed
+            watch = ForwardWatch(needed)
             run = self._forward_pass(images, watch)
         if watch is not None:
             refuse_spelled(watch, self._vouch, is_gating=is_gating)
@@ -219,7 +222,7 @@ class TorchBackend(Backend):
         forget_images(path, firsts)
         if not path:
             raise detached("detach(), no_grad(), numpy() or argmax()")
-        return _Run(leaves, output, path, {} if lean is None else lean.gates)
+        return _Run(leaves, output, nodes.Path.of(path), {} if lean is None else lean.gates)
 
     def optimized(self, images: Any) -> "TorchBackend":
         self.check_images(images)

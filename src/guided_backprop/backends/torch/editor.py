@@ -62,7 +62,7 @@ class Editor:
 
     def __init__(
         self,
-        path: list[Node],
+        path: nodes.Path,
         rule: ReluRule,
         vouch: Vouch,
         head: "Head | None",
@@ -76,14 +76,13 @@ class Editor:
         self._rule, self._vouch, self._gates = rule, vouch, gates
         self._counts: Counter[tuple[str, str]] = Counter()
         self._handles: list[RemovableHandle] = []
-        on_path = set(path)
-        written = nodes.written_out(path, on_path) | (nodes.prelus(path) if has_prelu else {})
+        written = nodes.written_out(path) | (nodes.prelus(path) if has_prelu else {})
         parts = {part for _, inside in written.values() for part in inside}
-        for node in path:
+        for node in path.concerns:
             if node in written:
                 self._activation(node, written[node][0])
             elif node not in parts:
-                self._treat(node, on_path)
+                self._treat(node, path.members)
         if self.watch is None:
             self.coverage()
 

@@ -47,7 +47,30 @@ _SPELLING |= {"linalg_vector_norm", "pow", "sqrt", "where"}
 _MAXIMA = {"adaptive_max_pool", "amax", "aminmax", "cummax", "kthvalue", "max", "max_pool"}
 _MAXIMA |= {"median", "sort", "topk"}
 _BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
+# All that is ever asked for below: nodes of other operations are no concern, and most are of such.
+_CONCERNS = NONLINEARITIES | _SPELLING | _MAXIMA | _BATCH_NORMS | set(HEADS)
+_CONCERNS |= {"add", "cudnn_rnn", "div", "miopen_rnn", "mul", "native_dropout", "relu", "threshold"}
 _SAMPLE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The nodes between score and images.
+
+    Attributes:
+        nodes: all of them, those of the images first.
+        members: the same as a set.
+        concerns: those that may be anything but plain arithmetic: most need no second look.
+    """
+
+    nodes: list[Node]
+    members: set[Node]
+    concerns: list[Node]
+
+    @classmethod
+    def of(cls, nodes: list[Node]) -> "Path":
+        """Return the path of these nodes."""
+        return cls(nodes, set(nodes), [node for node in nodes if _is_concern(node.name())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +104,12 @@ def _operation(name: str) -> str:
     name = re.sub(r"(?<=scaled_dot_product_)\w*attention\w*", "attention", name)
     name = re.sub(r"max_pool\dd", "max_pool", name)
     return re.sub(r"_?with_?indices$|_kernel$|_with_noise$|_$", "", name)
+
+
+@cache
+def _is_concern(name: str) -> bool:
+    # Operations of torch have a number at the end; custom functions and regions have none.
+    return not re.search(r"Backward\d+$", name) or _operation(name) in _CONCERNS or name.startswith("Foreach")
 
 
 def parents(node: Node) -> Iterator[Node]:
@@ -141,14 +170,14 @@ def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
     return None
 
 
-def written_out(path: list[Node], on_path: set[Node]) -> dict[Node, tuple[str, list[Node]]]:
+def written_out(path: Path) -> dict[Node, tuple[str, list[Node]]]:
     """Return the last node of each activation that is written out, such as ``x * sigmoid(x)``: its name and parts."""
 
     def look(edge: tuple[Node, int]) -> tuple[str, list[tuple[Node, int]]]:
-        return operation(edge[0]), [each for each in edge[0].next_functions if each[0] in on_path]  # type: ignore[misc]
+        return operation(edge[0]), [each for each in edge[0].next_functions if each[0] in path.members]  # type: ignore[misc]
 
     found = {}
-    for node in path:
+    for node in path.concerns:
         name = operation(node)
         operands = look((node, 0))[1] if name in ("mul", "maximum") else []
         activation = activation_of(name, operands, look) if len(operands) == 2 else None
@@ -157,15 +186,15 @@ def written_out(path: list[Node], on_path: set[Node]) -> dict[Node, tuple[str, l
     return found
 
 
-def prelus(path: list[Node]) -> dict[Node, tuple[str, list[Node]]]:
+def prelus(path: Path) -> dict[Node, tuple[str, list[Node]]]:
     """Return the sums that are a PReLU as Keras writes it, ``relu(x) + (-slope) * relu(-x)``: name and ReLUs.
 
     A composite activation is one activation, whether a framework has one operation for it or not. A ReLU
     that is used anywhere else is one of its own.
     """
-    uses = Counter(parent for node in path for parent in parents(node))
+    uses = Counter(parent for node in path.nodes for parent in parents(node))
     found = {}
-    for node in path:
+    for node in path.concerns:
         if operation(node) != "add" or len(node.next_functions) != 2:
             continue
         relu, scaled = (parent for parent, _ in node.next_functions)

@@ -1,7 +1,5 @@
 """What is refused, and how the error says it: parts that hide what they compute, ReLUs spelled as arithmetic."""
 
-from torch.autograd.graph import Node
-
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.report import hidden, spelled
 from guided_backprop.backends.torch import nodes
@@ -9,15 +7,14 @@ from guided_backprop.backends.torch.audit import ForwardWatch
 from guided_backprop.errors import ModelError, OpaqueRegionError
 
 
-def refuse_opaque(path: list[Node], vouch: Vouch) -> None:
+def refuse_opaque(path: nodes.Path, vouch: Vouch) -> None:
     """Raise if a part of the graph hides what it computes, or spells a ReLU that no single node stands for."""
-    on_path = set(path)
-    for node in path:
+    for node in path.concerns:
         name = nodes.opaque_name(node)
         if name is not None and name not in vouch:
             advice = _advice(name)
             raise hidden(name) if advice is None else OpaqueRegionError(advice)
-        name = nodes.spelled_relu(node, on_path)
+        name = nodes.spelled_relu(node, path.members)
         if name is not None and name not in vouch:
             raise spelled({name}, "torch.relu")
 

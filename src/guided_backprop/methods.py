@@ -4,16 +4,12 @@ import copy
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, Self
 
-import numpy as np
-
-from guided_backprop.arrays import inputs_of, mapped
+from guided_backprop.arrays import inputs_of
 from guided_backprop.backends import backend_for, framework_of
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
-from guided_backprop.batches import explain_together
-from guided_backprop.coverage import Coverage
+from guided_backprop.batches import Job, explain_together
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanation import Explanations
 from guided_backprop.rules import DECONV, GUIDED, PLAIN, ReluRule
@@ -162,7 +158,9 @@ class Method(ABC):
             >>> explanations.attribution.shape, str(explanations.coverage)
             (torch.Size([5, 4]), 'relu x1 guided')
         """
-        return explain_together([self], images, labels, mask)[0]
+        return explain_together(
+            self._backend(images), [self._job], images, labels, mask=mask, batch_size=self._batch_size
+        )[0]
 
     def optimize(self, images: Any) -> Self:
         """Return this method for the same model, faster; tried on these images.
@@ -194,22 +192,14 @@ class Method(ABC):
         other._backends = self._backends | {backend.framework: backend.optimized(images)}
         return other
 
+    @property
+    def _job(self) -> Job:
+        is_own = type(self)._attribute is not Method._attribute
+        return Job(self.name, self.rule, self._reducer, self._attribute if is_own else None)
+
     def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch."""
         return backend.attribute(images, weigh, [self.rule], score)[0]
-
-    def _put_together(self, backend: Backend, batch: Attributed, axes: Any, *, is_many: bool) -> Attributed:
-        """Reduce channels, and put what belongs to the labels of each image beside each other."""
-        found = [mapped(partial(self._reduce, backend), each, axes) for each in batch.attribution]
-        if is_many:
-            attribution = mapped(lambda *labels: backend.stack(labels), *found)
-            return replace(batch, attribution=attribution, scores=batch.scores.T)
-        return replace(batch, attribution=found[0], scores=batch.scores[0])
-
-    def _reduce(self, backend: Backend, attribution: Any, axis: int | None) -> Any:
-        if self._reducer is None or axis is None:
-            return attribution
-        return backend.reduce(attribution, self._reducer, axis)
 
     def _backend(self, images: Any) -> Backend:
         framework = framework_of(self._model, *inputs_of(images))
@@ -236,33 +226,12 @@ class Method(ABC):
             memory=self._memory,
         )
 
-    def _nothing(self, backend: Backend, images: Any, axes: Any) -> Attributed:
-        """Explain a batch of no images: the model is not run, so nothing is known of its outputs."""
-        explained = mapped(lambda values: backend.empty_like(values) if backend.is_floating(values) else None, images)
-        nothing = Attributed([explained], np.zeros((1, 0)), np.zeros(0), Coverage(), None)
-        return self._put_together(backend, nothing, axes, is_many=False)
-
     def _like(self, other: "Method") -> bool:
         """Tell whether another method differs from this one in nothing but the rule and the reducer."""
-        kinds = {type(self)._attribute, type(other)._attribute, Method._attribute}
-        names = (
-            "_model",
-            "_output_layer",
-            "_output",
-            "_undo_head",
-            "_vouch",
-            "_memory",
-            "_batch_size",
-            "_is_optimized",
-        )
-        return len(kinds) == 1 and all(
-            getattr(self, name) is getattr(other, name) or getattr(self, name) == getattr(other, name) for name in names
-        )
-
-    def _check_reducer(self, images: Any, axes: Any) -> None:
-        if self._reducer is not None and not any(axis is not None for axis in inputs_of(axes)):
-            shapes = ", ".join(str(tuple(values.shape)) for values in inputs_of(images))
-            raise OptionError(f"reducer needs images with channels; received images of shape {shapes}. Pass None.")
+        names = "_model _output_layer _output _undo_head _vouch _memory _batch_size _is_optimized".split()
+        pairs = [(getattr(self, name), getattr(other, name)) for name in names]
+        is_same = all(ours is theirs or ours == theirs for ours, theirs in pairs)
+        return is_same and self._job.attribute is None and other._job.attribute is None
 
 
 class Saliency(Method):
@@ -318,5 +287,9 @@ def compare(images: Any, labels: Any, methods: Sequence[Method], *, mask: Any = 
         if position in found:
             continue
         alike = [later for later in range(position, len(methods)) if later == position or method._like(methods[later])]
-        found |= zip(alike, explain_together([methods[each] for each in alike], images, labels, mask), strict=True)
+        jobs = [methods[each]._job for each in alike]
+        together = explain_together(
+            method._backend(images), jobs, images, labels, mask=mask, batch_size=method._batch_size
+        )
+        found |= zip(alike, together, strict=True)
     return [found[position] for position in range(len(methods))]

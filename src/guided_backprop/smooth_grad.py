@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from guided_backprop.arrays import as_numpy, inputs_of, like_inputs, mapped
 from guided_backprop.backends.base import Attributed, Backend
+from guided_backprop.batches import put_together
 from guided_backprop.errors import OptionError
 from guided_backprop.explanation import Explanations
 from guided_backprop.methods import Method
@@ -134,8 +135,8 @@ class SmoothGrad:
             maps.append(like_inputs(images, converted))
         scores = clean.scores.T if is_many else clean.scores[None]
         whole = Attributed(maps, scores, clean.outputs, clean.coverage, clean.head)
-        attribution = self._method._put_together(backend, whole, clean.channel_axis, is_many=is_many).attribution
-        return replace(clean, attribution=attribution, method=self._name())
+        together = put_together(backend, whole, clean.reducer, clean.channel_axis, is_many=is_many)
+        return replace(clean, attribution=together.attribution, method=self._name())
 
     def _name(self) -> str:
         how = f"samples={self._samples}, noise={self._noise:g}, seed={self._seed}, form={self._form!r}"

@@ -140,7 +140,9 @@ class TensorFlowBackend(Backend):
         return bool(tf.as_dtype(values.dtype).is_floating)
 
     def is_finite(self, values: Any) -> bool:
-        return bool(np.isfinite(np.asarray(values).astype(np.float64)).all())
+        array = np.asarray(values)
+        # bfloat16 is no number to NumPy.
+        return bool(np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all())
 
     def channel_axis(self, values: Any) -> int | None:
         if len(values.shape) <= 2:

@@ -110,7 +110,7 @@ class Editor:
         if relu is not None:
             self._counts[relu.name, self._rule.name] += 1
             if node in self._gates:
-                self._before(node, partial(self._gates[node].passed, self._rule))
+                self._after(node, partial(self._gates[node].close, self._rule))
             else:
                 self._edit(relu, is_own=opaque is None)
         elif self.head is not None and node is self.head.node:

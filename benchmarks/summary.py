@@ -56,7 +56,7 @@ class Measured:
 
 
 def times(path: Path) -> dict[Key, Measured]:
-    """Return what a file of times holds, in the file's order."""
+    """Return what a file of times holds; jobs and models in the file's order, batches by size."""
     found: dict[Key, Measured] = {}
     for each in read(path):
         measured = found.setdefault(Key(each["job"], each["model"], int(each["batch"])), Measured())
@@ -65,7 +65,11 @@ def times(path: Path) -> dict[Key, Measured]:
         else:
             rounds = measured.seconds.setdefault(each["contestant"], {})
             rounds[int(each["round"])] = float(each["seconds"])
-    return found
+    # A part that was measured anew stands at the end of the file.
+    jobs, models = (list(dict.fromkeys(getattr(key, name) for key in found)) for name in ("job", "model"))
+    return dict(
+        sorted(found.items(), key=lambda item: (jobs.index(item[0].job), models.index(item[0].model), item[0].batch))
+    )
 
 
 def peaks(path: Path) -> dict[tuple[str, int], dict[str, float]]:
@@ -74,7 +78,9 @@ def peaks(path: Path) -> dict[tuple[str, int], dict[str, float]]:
     for each in read(path):
         by_name = values.setdefault((each["model"], int(each["batch"])), {})
         by_name.setdefault(each["contestant"], []).append(float(each["megabytes"] or "nan"))
-    return {key: {name: float(np.median(them)) for name, them in part.items()} for key, part in values.items()}
+    models = list(dict.fromkeys(model for model, _ in values))
+    keys = sorted(values, key=lambda key: (models.index(key[0]), key[1]))
+    return {key: {name: float(np.median(them)) for name, them in values[key].items()} for key in keys}
 
 
 def not_right(path: Path) -> set[tuple[str, str]]:

@@ -53,12 +53,12 @@ def _is_of(model: Any, library: str) -> bool:
 
 
 def _attribute(value: Any) -> Hashable:
-    """Return what is known of a layer's attribute; of a container nothing is, for Keras keeps books in them."""
+    """Return what tells a layer's attribute from another; what is put into a container in place is not seen."""
     if isinstance(value, np.ndarray):
         raise _Changeable
     if isinstance(value, (bool, int, float, str)):
         return value
-    return Identity(value) if callable(value) else None
+    return Identity(value)
 
 
 def _leaves(tree: Any) -> Hashable:

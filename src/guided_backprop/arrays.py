@@ -31,6 +31,13 @@ def like_inputs(images: Any, values: list[Any]) -> Any:
     return dict(zip(images, values, strict=True)) if isinstance(images, Mapping) else values[0]
 
 
+def form_of(images: Any) -> Any:
+    """Return what tells one form of inputs from another: names, a tuple, or one input; equal for equal forms."""
+    if isinstance(images, Mapping):
+        return tuple(images)
+    return tuple if isinstance(images, tuple) else None
+
+
 def mapped(function: Callable[..., Any], images: Any, *others: Any) -> Any:
     """Apply ``function`` to each input, and the values beside it; None where there is no value."""
     rows = zip(inputs_of(images), *map(inputs_of, others), strict=True)

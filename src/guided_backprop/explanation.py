@@ -146,19 +146,14 @@ class Explanations(Sequence[Explanation]):
             >>> len(figure.axes)
             8
         """
-        try:
-            from matplotlib.figure import Figure  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingExtraError(
-                "plot() needs matplotlib; received an environment without it. Run: pip install 'guided-backprop[plot]'."
-            ) from error
+        kind = figure_kind()
         rows = self._of_one_input("plot()")._one_label_a_row()
         if not 1 <= len(rows) <= _MOST_ROWS:
             raise OptionError(
                 f"plot() draws 1 to {_MOST_ROWS} images; received {len(rows)} images. "
                 f"Plot a slice, such as explanations[:{_MOST_ROWS}]."
             )
-        return rows._figure(Figure, percentile)
+        return rows._figure(kind, percentile)
 
     def _figure(self, kind: "type[Figure]", percentile: float) -> "Figure":
         pixels = channels_last(self.images, self.attribution, self.channel_axis, is_reduced=self.reducer is not None)
@@ -252,6 +247,17 @@ class Explanations(Sequence[Explanation]):
         shapes = [None if each is None else tuple(each.shape) for each in inputs_of(self.attribution)]
         shape = like_inputs(self.attribution, shapes)
         return f"Explanations(method={self.method!r}, model={self.model!r}, shape={shape}, coverage='{self.coverage}')"
+
+
+def figure_kind() -> "type[Figure]":
+    """Return matplotlib's figure, which pyplot does not know of; raise MissingExtraError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError(
+            "plot() needs matplotlib; received an environment without it. Run: pip install 'guided-backprop[plot]'."
+        ) from error
+    return Figure
 
 
 def _as_array(values: Any, dtype: DTypeLike | None, copy: bool | None) -> NDArray[Any]:

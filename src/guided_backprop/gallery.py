@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from guided_backprop.arrays import as_numpy, channels_last, inputs_of
 from guided_backprop.backends.base import Backend
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import ImageError, LabelError, MissingExtraError, ModelError, OptionError
+from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
+from guided_backprop.explanation import figure_kind
 from guided_backprop.methods import GuidedBackprop, Method
 from guided_backprop.receptive_field import Axis, receptive_field
 from guided_backprop.render import Picture, colour_picture, picture
@@ -82,15 +83,10 @@ class NeuronGallery:
             ImageError: as :meth:`picture`.
             MissingExtraError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingExtraError(
-                "plot() needs matplotlib; received an environment without it. Run: pip install 'guided-backprop[plot]'."
-            ) from error
+        kind = figure_kind()
         rows = [self._row(row, percentile) for row in range(len(self.channels))]
         height = 12 * rows[0].shape[0] / rows[0].shape[1]
-        figure = Figure(figsize=(12, (height + 0.25) * len(rows) + 0.4), layout="constrained")
+        figure = kind(figsize=(12, (height + 0.25) * len(rows) + 0.4), layout="constrained")
         panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
         for axes, row, channel, strongest in zip(panels, rows, self.channels, self.activations, strict=True):
             axes.imshow(row)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_backprop.arrays import call, inputs_of, like_inputs, mapped
+from guided_backprop.arrays import call, form_of, inputs_of, like_inputs, mapped
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
 from guided_backprop.backends.jax.cache import Compiled, key_of
 from guided_backprop.backends.jax.coverage import count
@@ -154,8 +154,7 @@ class JaxBackend(Backend):
 
     def _plan(self, images: Any, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
         """Return what runs the model on such images: that of the last call, as long as the model is what it was."""
-        form = tuple(images) if isinstance(images, Mapping) else type(images) if isinstance(images, tuple) else None
-        kind = form, tuple((values.shape, values.dtype) for values in inputs_of(images)), rules, undo_head
+        kind = form_of(images), tuple((values.shape, values.dtype) for values in inputs_of(images)), rules, undo_head
         state = state_of(self._model)
         before, plan = self._plans.peek(kind) or (None, None)
         if isinstance(plan, _Plan) and state is not None and before == state:

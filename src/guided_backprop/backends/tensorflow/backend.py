@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from guided_backprop.arrays import inputs_of, like_inputs, mapped
+from guided_backprop.arrays import form_of, inputs_of, like_inputs, mapped
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import is_channels_last
 from guided_backprop.backends.report import detached, no_rows, not_finite, spelled
@@ -209,11 +209,10 @@ class TensorFlowBackend(Backend):
         """Return the plan for such images, for any number of them unless the model is made for one number."""
         inputs = inputs_of(given)
         shapes = [values.shape.as_list() for values in inputs]
-        form = tuple(given) if isinstance(given, Mapping) else type(given) if isinstance(given, tuple) else None
         kinds = []
         for sizes in ([[None, *shape[1:]] for shape in shapes], shapes):
             specs = (tf.TensorSpec(size, values.dtype) for size, values in zip(sizes, inputs, strict=True))
-            kinds.append(_Kind(tuple(specs), form, undoes_head))
+            kinds.append(_Kind(tuple(specs), form_of(given), undoes_head))
         with self._lock:
             kind = next((kind for kind in kinds if kind in self._copies), None)
             if kind is None:

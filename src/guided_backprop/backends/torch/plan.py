@@ -39,15 +39,18 @@ class Plan:
 
     def run(self, forward: Callable[[Any], Any], images: Any) -> Any:
         """Return the model's outputs; as it is, if it runs otherwise than on the example."""
-        folded = Folded(self.folds)
         try:
-            # Copies: should the run have to be done again, it begins with the same images.
-            with folded:
-                outputs = forward(mapped(self._copy, images))
-            folded.finish()
+            return self._folded(forward, images)
         except (Unlike, RuntimeError):
             # Some operations, such as view, depend on how values lie in memory.
             return forward(images)
+
+    def _folded(self, forward: Callable[[Any], Any], images: Any) -> Any:
+        folded = Folded(self.folds)
+        # Copies: should the run have to be done again, it begins with the same images.
+        with folded:
+            outputs = forward(mapped(self._copy, images))
+        folded.finish()
         return outputs
 
     def _copy(self, values: torch.Tensor) -> torch.Tensor:
@@ -55,11 +58,8 @@ class Plan:
         return values.clone(memory_format=torch.channels_last if is_turned else torch.preserve_format)
 
     def _agrees(self, forward: Callable[[Any], Any], images: Any, outputs: Any) -> bool:
-        folded = Folded(self.folds)
         try:
-            with folded:
-                found = list(tensors_of(forward(mapped(self._copy, images))))
-            folded.finish()
+            found = list(tensors_of(self._folded(forward, images)))
         except (Unlike, RuntimeError):
             return False
         expected = list(tensors_of(outputs))

@@ -7,17 +7,15 @@ written.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import add
 from typing import Any, NamedTuple
 from weakref import ref
 
-import numpy as np
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from guided_backprop.backends.torch import stem
+from guided_backprop.backends.torch.kernels import Kernel, Kernels, Norm, convolved
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -25,77 +23,6 @@ _OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups"
 _FORMAL = set(
     "__get__ dim element_size get_device is_contiguous is_floating_point ndimension numel size stride".split()
 )
-
-
-@dataclass(frozen=True)
-class _Norm:
-    """The arguments of one call of batch-norm, but for its input."""
-
-    running_mean: Any
-    running_var: Any
-    weight: Any = None
-    bias: Any = None
-    training: bool = False
-    momentum: float = 0.1
-    eps: float = 1e-5
-
-    @property
-    def is_scaling(self) -> bool:
-        """Whether it is one factor and one summand for each channel, whatever the batch is."""
-        return not self.training and self.running_mean is not None and self.running_var is not None
-
-    def is_same(self, other: "_Norm") -> bool:
-        """Tell whether another call has the same arguments, the same tensors being the same objects."""
-        names = ("running_mean", "running_var", "weight", "bias")
-        return self.eps == other.eps and all(getattr(self, name) is getattr(other, name) for name in names)
-
-
-class Pair:
-    """A convolution's weight, and the batch-norm that is all that its result goes to.
-
-    What was folded is kept, and used as long as a fingerprint of all that went into it is the same: a change of
-    any weight, however it was made, counts at once. To look is five times cheaper than to fold.
-    """
-
-    def __init__(self, weight: torch.Tensor, norm: _Norm) -> None:
-        self.weight, self.norm = weight, norm
-        numbers = np.random.default_rng(0).uniform(0.5, 1.5, weight[0].numel())
-        self._numbers = torch.as_tensor(numbers, dtype=weight.dtype, device=weight.device)
-        self._kept: tuple[torch.memory_format, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-
-    @torch.no_grad()
-    def folded(self, bias: torch.Tensor | None, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weight and bias of both in one, in the memory layout of what they are applied to."""
-        layout = torch.contiguous_format
-        if images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
-        fingerprint = self._fingerprint(bias)
-        kept = self._kept
-        if kept is None or fingerprint is None or kept[0] != layout or not torch.equal(kept[1], fingerprint):
-            weight, shift = self._fold(bias)
-            weight = weight.contiguous(memory_format=layout)
-            if fingerprint is None:
-                return weight, shift
-            self._kept = kept = (layout, fingerprint, weight, shift)
-        return kept[2:]
-
-    def _fingerprint(self, bias: torch.Tensor | None) -> torch.Tensor | None:
-        """Return numbers that are others if any weight is; None if the dtype is too coarse for that."""
-        if self.weight.dtype not in (torch.float32, torch.float64):
-            return None
-        norm = self.norm
-        vectors = [torch.mv(self.weight.reshape(len(self.weight), -1), self._numbers)]
-        vectors += [norm.running_mean, norm.running_var]
-        return torch.cat([*vectors, *(each for each in (norm.weight, norm.bias, bias) if each is not None)])
-
-    def _fold(self, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        norm, wide = self.norm, torch.promote_types(self.weight.dtype, torch.float32)
-        scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -norm.running_mean * scale if bias is None else (bias - norm.running_mean) * scale
-        shift = shift if norm.bias is None else shift + norm.bias
-        weight = self.weight * scale.view(-1, *[1] * (self.weight.ndim - 1))
-        return weight.to(self.weight.dtype), shift.to(self.weight.dtype)
 
 
 class Unlike(BaseException):
@@ -108,10 +35,11 @@ class Recorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._results: dict[int, tuple[ref[torch.Tensor], torch.Tensor]] = {}
-        self._found: dict[int, Pair] = {}
-        # By the weight: it is used twice, or its result is.
+        # By the weight's id: weight and bias, the batch-norm that follows; used twice, its result is used otherwise.
+        self._weights: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._norms: dict[int, Norm] = {}
         self._barred: set[int] = set()
-        self._used: dict[int, torch.Tensor] = {}
+        self._unfoldable: set[int] = set()
         self._pads: dict[int, ref[torch.Tensor]] = {}
         self._folds_pads = True
 
@@ -130,15 +58,15 @@ class Recorder(TorchFunctionMode):
             weight = self._made_by(values)
             if weight is None:
                 continue
-            if values is read and norm is not None and norm.is_scaling and id(weight) not in self._found:
-                self._found[id(weight)] = Pair(weight, norm)
+            if values is read and norm is not None and norm.is_scaling and id(weight) not in self._norms:
+                self._norms[id(weight)] = norm
             else:
-                self._barred.add(id(weight))
+                self._unfoldable.add(id(weight))
         if options is not None:
             weight = options["weight"]
-            if id(weight) in self._used or is_checkpointed():
+            if id(weight) in self._weights or is_checkpointed():
                 self._barred.add(id(weight))
-            self._used[id(weight)] = weight
+            self._weights[id(weight)] = weight, options["bias"]
             self._results[id(result)] = (ref(result), weight)
         if _pad_of(func, args, kwargs) is not None:
             self._folds_pads &= not is_checkpointed()
@@ -148,10 +76,11 @@ class Recorder(TorchFunctionMode):
     def folds(self, outputs: Any) -> "Folds":
         """Return what can be folded: not what the model returned itself."""
         for values in tensors_of(outputs):
-            self._barred.add(id(self._made_by(values)))
+            self._unfoldable.add(id(self._made_by(values)))
             self._folds_pads &= not self._is_padded(values)
-        pairs = {key: pair for key, pair in self._found.items() if key not in self._barred}
-        return Folds(pairs, self._folds_pads)
+        norms = {key: norm for key, norm in self._norms.items() if key not in self._unfoldable}
+        kept = {key: pair for key, pair in self._weights.items() if key not in self._barred}
+        return Folds(Kernels(Kernel(*pair, norms.get(key)) for key, pair in kept.items()), self._folds_pads)
 
     def _note_pads(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] | None) -> None:
         """Padding can be left to a convolution if nothing else looks at what is padded."""
@@ -173,12 +102,14 @@ class Folds(NamedTuple):
     """What can be folded in one model.
 
     Attributes:
-        pairs: the convolutions that their batch-norm is folded into, by the weight's id.
+        kernels: the convolutions, with the batch-norm that is folded into them.
         pads: whether convolutions pad their images themselves.
+        packs: whether weights are packed.
     """
 
-    pairs: dict[int, Pair]
+    kernels: Kernels
     pads: bool
+    packs: bool = True
 
 
 class Folded(TorchFunctionMode):
@@ -187,8 +118,9 @@ class Folded(TorchFunctionMode):
     def __init__(self, folds: Folds) -> None:
         super().__init__()
         self._folds = folds
+        self._state = folds.kernels.state()
         # Results that already are what their batch-norm would return, and images that are still to be padded.
-        self._waiting: dict[int, tuple[torch.Tensor, Pair]] = {}
+        self._waiting: dict[int, tuple[torch.Tensor, Norm]] = {}
         self._unpadded: dict[int, tuple[torch.Tensor, torch.Tensor, tuple[int, int]]] = {}
 
     def __torch_function__(
@@ -202,9 +134,9 @@ class Folded(TorchFunctionMode):
                 return result
         if self._waiting:
             read, norm = _norm_of(func, args, kwargs)
-            result, pair = self._waiting.pop(id(read), (None, None))
-            if pair is not None:
-                if norm is None or norm.training or not norm.is_same(pair.norm):
+            result, folded = self._waiting.pop(id(read), (None, None))
+            if folded is not None:
+                if norm is None or norm.training or not norm.is_same(folded):
                     raise Unlike
                 return result
             if any(id(values) in self._waiting for values in tensors_of((args, kwargs))):
@@ -229,21 +161,19 @@ class Folded(TorchFunctionMode):
 
     def _convolve(self, func: Any, options: dict[str, Any]) -> Any:
         _, images, sides = self._unpadded.pop(id(options["input"]), (None, None, None))
-        pair = self._folds.pairs.get(id(options["weight"]))
-        if (images is not None or pair is not None) and is_checkpointed():
+        kernel, is_kept_elsewhere = self._folds.kernels.by_weight.get(id(options["weight"])), is_checkpointed()
+        if is_kept_elsewhere and (images is not None or kernel is not None):
             raise Unlike
         if images is not None and sides is not None:
             padding = tuple(map(add, options["padding"], sides))
             options |= {"input": images, "padding": padding}
-        if pair is not None:
-            options["weight"], options["bias"] = pair.folded(options["bias"], options["input"])
-        if func is torch.conv2d and stem.pays(options):
-            geometry = options["stride"], options["padding"]
-            result = stem.StridedConvolution.apply(options["input"], options["weight"], options["bias"], geometry)
-        else:
-            result = func(**options)
-        if pair is not None:
-            self._waiting[id(result)] = (result, pair)
+        if kernel is not None and kernel.bias is not options["bias"]:
+            raise Unlike
+        if kernel is None:
+            return func(**options) if is_kept_elsewhere else convolved(func, options)
+        result = kernel.convolve(func, options, self._state, packs=self._folds.packs)
+        if kernel.norm is not None:
+            self._waiting[id(result)] = (result, kernel.norm)
         return result
 
     def _asks_unpadded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -292,12 +222,12 @@ def _pad_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[t
     return images, (pad[2], pad[0])
 
 
-def _norm_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, _Norm | None]:
+def _norm_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Norm | None]:
     """Return what batch-norm is called with: its input, and the rest."""
     if func is not functional.batch_norm:
         return None, None
     rest = {name: value for name, value in kwargs.items() if name != "input"}
-    return args[0] if args else kwargs.get("input"), _Norm(*args[1:], **rest)
+    return args[0] if args else kwargs.get("input"), Norm(*args[1:], **rest)
 
 
 def tensors_of(values: Any) -> Iterator[torch.Tensor]:

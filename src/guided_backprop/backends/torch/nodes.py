@@ -16,13 +16,14 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.smooth import activation_of
-from guided_backprop.backends.torch import stem
+from guided_backprop.backends.torch import kernels, stem
 from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"
 
-# Parts of torch, and one of ours, that are Python or C++ functions of their own, and that contain no ReLU.
-_PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions", stem.__name__}
+# Parts of torch, and two of ours, that are Python or C++ functions of their own, and that contain no ReLU.
+_PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions", kernels.__name__}
+_PLAIN_MODULES |= {stem.__name__}
 _PLAIN_CPP = {ENTRY, "torch::autograd::CopyBackwards", "torch::autograd::CopySlices"}
 
 # Non-linearities that keep their own derivative and are listed in the coverage.

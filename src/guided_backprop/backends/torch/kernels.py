@@ -1,0 +1,218 @@
+"""The weights of one convolution in the form that is fastest: batch-norm folded in, and packed as oneDNN wants them.
+
+On a processor oneDNN does the work of a convolution, and brings the weights into an order of its own first: in each
+call, forward and once more on the way back. For a few images that takes longer than anything else but the
+multiplications. Here it is done once.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.autograd.function import once_differentiable
+
+from guided_backprop.backends.torch import stem
+
+_LAST = torch.channels_last
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The arguments of one call of batch-norm, but for its input."""
+
+    running_mean: Any
+    running_var: Any
+    weight: Any = None
+    bias: Any = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    @property
+    def is_scaling(self) -> bool:
+        """Whether it is one factor and one summand for each channel, whatever the batch is."""
+        return not self.training and self.running_mean is not None and self.running_var is not None
+
+    def is_same(self, other: "Norm") -> bool:
+        """Tell whether another call has the same arguments, the same tensors being the same objects."""
+        names = ("running_mean", "running_var", "weight", "bias")
+        return self.eps == other.eps and all(getattr(self, name) is getattr(other, name) for name in names)
+
+    def folded(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weight and bias of a convolution that does the same as one followed by this."""
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        scale = torch.rsqrt(self.running_var.to(wide) + self.eps)
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -self.running_mean * scale if bias is None else (bias - self.running_mean) * scale
+        shift = shift if self.bias is None else shift + self.bias
+        scaled = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+        return scaled.to(weight.dtype), shift.to(weight.dtype)
+
+
+class _Geometry(NamedTuple):
+    """How a convolution goes over images of one shape."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+class _Made(NamedTuple):
+    """What a kernel keeps: of which state of the weights it was made, for which form, and what it is."""
+
+    state: object
+    form: Any
+    weight: Any
+    bias: torch.Tensor | None
+
+
+class Kernel:
+    """A convolution's weight and bias, and the batch-norm that is all that its result goes to, if there is one."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm | None) -> None:
+        self.weight, self.bias, self.norm = weight, bias, norm
+        numbers = np.random.default_rng(0).uniform(0.5, 1.5, weight[0].numel())
+        self._numbers = torch.as_tensor(numbers, dtype=weight.dtype, device=weight.device)
+        self._kept: _Made | None = None
+
+    def convolve(self, func: Any, options: dict[str, Any], state: object, *, packs: bool) -> torch.Tensor:
+        """Return what the convolution and its batch-norm return; packed if that is offered.
+
+        What the weights are made into is kept as long as ``state`` is the same.
+        """
+        images, geometry = options["input"], None
+        if packs and func is torch.conv2d and _can_be_packed(images, self.weight) and not stem.pays(options):
+            geometry = _Geometry(images.shape, *(options[name] for name in _Geometry._fields[1:]))
+        if geometry is None and self.norm is None:
+            return convolved(func, options)
+        made = self._made(state, geometry or _layout(images))
+        if geometry is None:
+            return convolved(func, options | {"weight": made.weight, "bias": made.bias})
+        result: torch.Tensor = PackedConvolution.apply(
+            images, made.weight, options["bias"] if self.norm is None else made.bias
+        )
+        return result
+
+    @torch.no_grad()
+    def _made(self, state: object, form: Any) -> _Made:
+        kept = self._kept
+        if kept is None or kept.state is not state or kept.form != form:
+            weight, shift = (self.weight, None) if self.norm is None else self.norm.folded(self.weight, self.bias)
+            made = Packed(weight, form) if isinstance(form, _Geometry) else weight.contiguous(memory_format=form)
+            self._kept = kept = _Made(state, form, made, shift)
+        return kept
+
+    def numbers(self) -> Iterator[torch.Tensor]:
+        """Iterate over vectors that are others if any value is another that the result is made of."""
+        yield torch.mv(self.weight.reshape(len(self.weight), -1), self._numbers)
+        if self.norm is not None:
+            rest = self.bias, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias
+            yield from (each for each in rest if each is not None)
+
+
+class Kernels:
+    """The kernels of a model, and what tells that their values are others than before."""
+
+    def __init__(self, kernels: Iterable[Kernel]) -> None:
+        self.by_weight = {id(kernel.weight): kernel for kernel in kernels}
+        self._kept: tuple[list[torch.Tensor], object] = ([], None)
+
+    @torch.no_grad()
+    def state(self) -> object:
+        """Return an object that is another one whenever any weight is, however it was changed.
+
+        All weights are read for that, which is several times cheaper than to fold or pack them.
+        """
+        vectors: dict[torch.device, list[torch.Tensor]] = {}
+        for kernel in self.by_weight.values():
+            if kernel.weight.dtype not in (torch.float32, torch.float64):
+                # Too coarse for a sum to tell.
+                return object()
+            for vector in kernel.numbers():
+                vectors.setdefault(vector.device, []).append(vector)
+        found, (kept, state) = [torch.cat(each) for each in vectors.values()], self._kept
+        if len(found) == len(kept) and all(map(torch.equal, found, kept)):
+            return state
+        state = object()
+        self._kept = found, state
+        return state
+
+
+class Packed:
+    """Weights as oneDNN wants them, for both ways through a convolution of one geometry."""
+
+    def __init__(self, weight: torch.Tensor, geometry: _Geometry) -> None:
+        self.geometry = geometry
+        shape, stride, padding, dilation, groups = geometry
+        sizes = zip(shape[2:], stride, padding, dilation, weight.shape[2:], strict=True)
+        spans = [(size + 2 * pad - far * (taps - 1) - 1, step) for size, step, pad, far, taps in sizes]
+        #: What the windows never reach at the far edge.
+        self.missing = [span % step for span, step in spans]
+        result = [shape[0], len(weight), *(span // step + 1 for span, step in spans)]
+        weight = weight.detach().contiguous(memory_format=_LAST)
+        how: Any = stride, dilation, groups
+        forth, back = _reorders()
+        self.forth = forth(weight.to_mkldnn(), padding, *how, shape)
+        self.back = back(weight, padding, self.missing, *how, result)
+
+
+class PackedConvolution(torch.autograd.Function):
+    """A convolution of packed weights, that is differentiated by its images alone."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+        """Convolve, and keep nothing but the weights."""
+        ctx.packed = packed
+        _, stride, padding, dilation, groups = packed.geometry
+        run = torch.ops.mkldnn._convolution_pointwise
+        result: torch.Tensor = run(images, packed.forth, bias, padding, stride, dilation, groups, "none", [], "")
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradient towards the images."""
+        packed = ctx.packed
+        _, stride, padding, dilation, groups = packed.geometry
+        g = g.contiguous(memory_format=_LAST)
+        run = torch.ops.mkldnn._convolution_transpose_pointwise
+        return run(g, packed.back, None, padding, packed.missing, stride, dilation, groups, "none", [], ""), None, None
+
+
+def convolved(func: Any, options: dict[str, Any]) -> torch.Tensor:
+    """Return what a convolution returns, if it is a large first one in its own way."""
+    if func is torch.conv2d and stem.pays(options):
+        geometry = options["stride"], options["padding"]
+        result = stem.StridedConvolution.apply(options["input"], options["weight"], options["bias"], geometry)
+    else:
+        result = func(**options)
+    return result  # type: ignore[no-any-return]
+
+
+def _reorders() -> tuple[Any, Any]:
+    return torch._C._nn.mkldnn_reorder_conv2d_weight, torch.ops.mkldnn._reorder_convolution_transpose_weight
+
+
+def _layout(images: torch.Tensor) -> torch.memory_format:
+    is_last = images.ndim == 4 and images.is_contiguous(memory_format=_LAST)
+    return _LAST if is_last else torch.contiguous_format
+
+
+def _can_be_packed(images: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Tell whether oneDNN does the work of this convolution."""
+    return (
+        weight.grad_fn is None
+        and all(type(each) in (torch.Tensor, torch.nn.Parameter) for each in (images, weight))
+        and images.device.type == weight.device.type == "cpu"
+        and images.dtype == weight.dtype == torch.float32
+        and images.numel() > 0
+        and images.is_contiguous(memory_format=_LAST)
+        and torch.backends.mkldnn.is_available()
+        and torch._C._get_mkldnn_enabled()
+        and hasattr(torch.ops.mkldnn, "_reorder_convolution_transpose_weight")
+        and not torch.is_autocast_enabled("cpu")
+    )

@@ -189,7 +189,7 @@ class TorchBackend(Backend):
         if is_gating:
             refuse_opaque(run.path, self._vouch)
         needed: Watched = None
-        if any(nodes.may_spell_relu(node, run.path.members) for node in run.path.concerns):
+        if any(nodes.may_spell_relu(node, run.path.members) for node in run.path.doubts):
             needed = "everything"
         elif undoes_head and run.head() is not None:
             needed = "heads"

@@ -20,6 +20,7 @@ from guided_backprop.backends.torch import kernels, stem
 from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"
+_RELU = "ReluBackward0"
 
 # Parts of torch, and two of ours, that are Python or C++ functions of their own, and that contain no ReLU.
 _PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions", kernels.__name__}
@@ -62,16 +63,19 @@ class Path:
         nodes: all of them, those of the images first.
         members: the same as a set.
         concerns: those that may be anything but plain arithmetic: most need no second look.
+        doubts: those of them whose name alone does not say that they are ReLUs.
     """
 
     nodes: list[Node]
     members: set[Node]
     concerns: list[Node]
+    doubts: list[Node]
 
     @classmethod
     def of(cls, nodes: list[Node]) -> "Path":
         """Return the path of these nodes."""
-        return cls(nodes, set(nodes), [node for node in nodes if _is_concern(node.name())])
+        concerns = [node for node in nodes if _is_concern(node.name())]
+        return cls(nodes, set(nodes), concerns, [node for node in concerns if node.name() != _RELU])
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,7 @@ def written_out(path: Path) -> dict[Node, tuple[str, list[Node]]]:
         return operation(edge[0]), [each for each in edge[0].next_functions if each[0] in path.members]  # type: ignore[misc]
 
     found = {}
-    for node in path.concerns:
+    for node in path.doubts:
         name = operation(node)
         operands = look((node, 0))[1] if name in ("mul", "maximum") else []
         activation = activation_of(name, operands, look) if len(operands) == 2 else None
@@ -195,7 +199,7 @@ def prelus(path: Path) -> dict[Node, tuple[str, list[Node]]]:
     """
     uses = Counter(parent for node in path.nodes for parent in parents(node))
     found = {}
-    for node in path.concerns:
+    for node in path.doubts:
         if operation(node) != "add" or len(node.next_functions) != 2:
             continue
         relu, scaled = (parent for parent, _ in node.next_functions)

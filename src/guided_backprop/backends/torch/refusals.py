@@ -9,7 +9,7 @@ from guided_backprop.errors import ModelError, OpaqueRegionError
 
 def refuse_opaque(path: nodes.Path, vouch: Vouch) -> None:
     """Raise if a part of the graph hides what it computes, or spells a ReLU that no single node stands for."""
-    for node in path.concerns:
+    for node in path.doubts:
         name = nodes.opaque_name(node)
         if name is not None and name not in vouch:
             advice = _advice(name)

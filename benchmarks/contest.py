@@ -21,6 +21,7 @@ Explain = Callable[[Any, Any], Any]
 Prepare = Callable[[Any, Any], Explain]
 
 FORWARD, GRADIENT, OURS = "forward", "gradient", "ours"
+FAST_FORWARD = "forward folded"
 OURS_LIBRARY = "guided-backprop"
 # Relative to the reference map's norm. In float32 a ReLU nearly at a tie may open or close, and a pixel with it.
 TOLERANCES = {"float64": 1e-6, "float32": 2e-2}
@@ -61,12 +62,14 @@ class Contestant:
         library: its distribution.
         takes_label_sets: whether it explains several labels of an image in one call.
         batches_itself: whether it takes any number of images, and splits them.
+        explains: whether it makes a map, or only predicts.
     """
 
     prepare: Prepare
     library: str
     takes_label_sets: bool = False
     batches_itself: bool = False
+    explains: bool = True
 
 
 @dataclass(frozen=True)

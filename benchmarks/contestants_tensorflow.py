@@ -209,7 +209,7 @@ def keras_vis(model: keras.Model, images: tf.Tensor) -> Explain:
 
 
 CONTESTANTS = {
-    FORWARD: Contestant(forward, "tensorflow-cpu", takes_label_sets=True),
+    FORWARD: Contestant(forward, "tensorflow-cpu", takes_label_sets=True, explains=False),
     GRADIENT: Contestant(gradient, "tensorflow-cpu"),
     OURS: Contestant(ours(), OURS_LIBRARY, takes_label_sets=True),
     "Xplique": Contestant(xplique, "xplique"),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import memory
 import rounds
-from contest import FORWARD, Contestant, Framework, Referee, load
+from contest import FAST_FORWARD, Contestant, Framework, Referee, load
 from rows import replace, row
 
 RESULTS, QUICK_RESULTS = Path("benchmarks/results"), Path("out/benchmarks")
@@ -72,7 +72,7 @@ def check(framework: Framework, models: Iterable[str], contestants: Mapping[str,
     for model in models:
         referee = Referee(framework, model)
         for name, contestant in contestants.items():
-            if name != FORWARD:
+            if contestant.explains:
                 verdict = referee.judge(contestant)
                 rows.append(row(framework, contestant, model=model, contestant=name, **asdict(verdict)))
                 print(f"{framework.name} check, {model}, {name}: {verdict.word}", file=sys.stderr)
@@ -111,7 +111,8 @@ def run(options: argparse.Namespace) -> None:
         if task in options.tasks:
             time_all(framework, make(), limits, speed)
     if "memory" in options.tasks:
-        cases = [(model, batch, name) for model in models for batch in batches for name in framework.contestants]
+        names = [name for name in framework.contestants if name != FAST_FORWARD]
+        cases = [(model, batch, name) for model in models for batch in batches for name in names]
         weigh_all(framework, cases, options.memory_repeats, peaks)
 
 

@@ -1,0 +1,176 @@
+"""Convolutions with packed weights: the same as PyTorch's own both ways, used where offered, never of old weights."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import spellings
+from guided_backprop import GuidedBackprop
+from guided_backprop.backends.torch.kernels import Kernel, Norm
+from test_optimize import CHANGES, Own, conv, images
+
+# Two float32 implementations that add up in different orders.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+OFFERED = hasattr(torch.ops.mkldnn, "_reorder_convolution_transpose_weight")
+
+
+def singles(*shape: int, seed: int = 0) -> torch.Tensor:
+    return images(*shape, seed=seed).float()
+
+
+def model_of(*layers: nn.Module) -> nn.Module:
+    """Return a model in float32 whose batch-norms do something."""
+    model = nn.Sequential(*layers).eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(-2, 2)
+                module.bias.normal_()
+    return model
+
+
+def packed_of(method: GuidedBackprop, batch: torch.Tensor) -> int:
+    """Return how many nodes of the graph are convolutions with packed weights."""
+    (backend,) = method._backends.values()
+    run, _ = backend._run(batch, [method.rule], undoes_head=False)
+    return sum(node.name() == "PackedConvolutionBackward" for node in run.path.nodes)
+
+
+PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([(5, 6, 1), (4, 6, 2), (6, 6, 6), (5, 3, 1), (20, 7, 1)]),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.fixed_dictionaries(
+        {"stride": PAIR, "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)), "dilation": PAIR}
+    ),
+    st.tuples(st.integers(13, 18), st.integers(13, 18)),
+    st.booleans(),
+)
+def test_a_packed_convolution(channels, taps, windows, size, has_norm):
+    inputs, outputs, groups = channels
+    weight, bias = images(outputs, inputs // groups, *taps), images(outputs, seed=1)
+    x = images(2, inputs, *size, seed=2).requires_grad_()
+    norm = nn.BatchNorm2d(outputs).double().eval()
+    with torch.no_grad():
+        norm.running_mean.copy_(images(outputs, seed=3))
+        norm.weight.copy_(images(outputs, seed=4))
+    options = windows | {"groups": groups}
+    expected = F.conv2d(x, weight, bias, **options)
+    expected = norm(expected) if has_norm else expected
+    g = images(*expected.shape, seed=5)
+    (right,) = torch.autograd.grad(expected, x, g)
+
+    single = norm.float()
+    folded = Norm(single.running_mean, single.running_var, single.weight, single.bias) if has_norm else None
+    kernel = Kernel(weight.float(), bias.float(), folded)
+    leaf = x.detach().float().contiguous(memory_format=torch.channels_last).requires_grad_()
+    given_ = options | {"input": leaf, "weight": kernel.weight, "bias": kernel.bias}
+    found = kernel.convolve(torch.conv2d, given_, object(), packs=True)
+    assert (found.grad_fn.name() == "PackedConvolutionBackward") == OFFERED
+    np.testing.assert_allclose(found.detach(), expected.detach(), **TOLERANCE)
+    # What arrives has a layout of its own.
+    (back,) = torch.autograd.grad(found, leaf, g.float())
+    np.testing.assert_allclose(back, right, **TOLERANCE)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(right.roll(1, 3), right, **TOLERANCE)
+
+
+@pytest.mark.parametrize("memory", [None, "lean"])
+def test_packed_for_images_of_any_size_and_number(memory):
+    model = model_of(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(groups=4), nn.ReLU6(), conv(bias=False))
+    fast = GuidedBackprop(model, memory=memory).optimize(singles(1, 4, 9, 8))
+    for shape in ((1, 4, 9, 8), (3, 4, 9, 8), (2, 4, 14, 5), (1, 4, 9, 8)):
+        batch = singles(*shape, seed=len(shape))
+        assert packed_of(fast, batch) == 3 * OFFERED
+        weights = singles(*model(batch).shape, seed=9)
+        np.testing.assert_allclose(
+            fast.explain(batch, weights), GuidedBackprop(model).explain(batch, weights), **TOLERANCE
+        )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("spelling", spellings.ACTIVATIONS)
+def test_every_spelling_of_a_relu_in_float32(spelling):
+    model, labels = spellings.Net(spellings.ACTIVATIONS[spelling]).float(), [0, 3, 4, 1]
+    batch = torch.tensor(spellings.IMAGES, dtype=torch.float32)
+    fast = GuidedBackprop(model).optimize(batch[:1])
+    np.testing.assert_allclose(fast.explain(batch, labels), spellings.oracle(labels), **TOLERANCE)
+
+
+def _replaced_bias(model: nn.Module) -> None:
+    model[0].bias = nn.Parameter(model[0].bias + 1)
+
+
+def _bias_through_data(model: nn.Module) -> None:
+    model[0].bias.data[1] += 1
+
+
+def _through_numpy(model: nn.Module) -> None:
+    model[3].weight.detach().numpy()[1, 1] = 0
+
+
+def _other_storage(model: nn.Module) -> None:
+    model[3].weight.data = model[3].weight.data * -0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [*CHANGES, _replaced_bias, _bias_through_data, _through_numpy, _other_storage],
+    ids=lambda each: each.__name__,
+)
+def test_changed_weights_count_at_once(change):
+    model = model_of(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv())
+    batch = singles(2, 4, 9, 8)
+    fast = GuidedBackprop(model).optimize(batch)
+    before = np.asarray(fast.explain(batch, 1))
+    with torch.no_grad():
+        change(model)
+    after = fast.explain(batch, 1)
+    np.testing.assert_allclose(after, GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
+    assert not np.allclose(after, before, **TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
+def test_where_weights_are_not_packed():
+    model = model_of(conv(), nn.ReLU(), conv(), nn.ReLU())
+    batch = singles(2, 4, 9, 8)
+    fast = GuidedBackprop(model).optimize(batch)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert packed_of(fast, batch) == 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packed_of(fast, batch) == 0
+    block = Own(lambda self, x: checkpoint(self.inner, x, use_reentrant=False), inner=model).eval()
+    fast = GuidedBackprop(block).optimize(batch)
+    assert packed_of(fast, batch) == 0
+    np.testing.assert_allclose(fast.explain(batch, 1), GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
+    twice = Own(lambda self, x: self.conv(torch.relu(self.conv(x))), conv=model[0]).eval()
+    assert packed_of(GuidedBackprop(twice).optimize(batch), batch) == 0
+
+
+def test_eight_threads_of_different_sizes():
+    model = model_of(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(), nn.ReLU())
+    batches = [singles(1 + seed % 3, 4, 9 + seed % 2, 8, seed=seed) for seed in range(8)]
+    expected = [np.asarray(GuidedBackprop(model).explain(batch, 1)) for batch in batches]
+    fast = GuidedBackprop(model).optimize(batches[0])
+
+    def work(number: int) -> None:
+        for _ in range(25):
+            np.testing.assert_allclose(fast.explain(batches[number], 1), expected[number], **TOLERANCE)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))

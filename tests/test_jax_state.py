@@ -131,6 +131,21 @@ def test_what_can_change_unseen_has_no_state():
     assert state_of(same) == state_of(same)
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0, 1, 2, 0], [[0, 1]] * 7, lambda outputs: outputs[:, 1]])
+def test_batches_are_of_one_size_and_traced_once(traces, labels):
+    rows = jnp.asarray(np.random.default_rng(2).normal(size=(7, 4)), jnp.float32)
+    model = Nnx()
+    found = GuidedBackprop(model, batch_size=3).explain(rows, labels)
+    assert len(traces) == 1
+    expected = GuidedBackprop(model).explain(rows, labels)
+    for name in ("attribution", "scores", "outputs"):
+        values = np.asarray(getattr(expected, name))
+        np.testing.assert_allclose(np.asarray(getattr(found, name)), values, rtol=1e-5, atol=1e-6)
+        # The images are not alike, so that a batch put in the wrong place is seen.
+        assert not np.allclose(values[-1], values[-2])
+    assert found.batch_size == 3
+
+
 KERAS = """
 import os
 os.environ["KERAS_BACKEND"] = "jax"

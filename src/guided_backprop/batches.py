@@ -48,10 +48,12 @@ def explain_together(
     results = [_Result(job, backend, target, axes) for job in jobs]
     start, size = 0, batch_size or max(count, 1)
     while start < count:
-        rows = images if size >= count else _rows(images, slice(start, start + size))
-        problem = _attempt(results, backend, rows, start)
+        # The last batch takes images of the one before along, where one of another size would be compiled anew.
+        first = max(0, min(start, count - size)) if backend.compiles_each_size else start
+        rows = images if size >= count else _rows(images, slice(first, first + size))
+        problem = _attempt(results, backend, rows, first, start - first)
         if problem is None:
-            start += size
+            start = first + size
             continue
         size = min(size, count - start) // 2
         if not size:
@@ -65,8 +67,11 @@ def explain_together(
     return [result.explanations(images, min(size, count)) for result in results]
 
 
-def _attempt(results: list["_Result"], backend: Backend, images: Any, start: int) -> str | None:
-    """Explain one batch and add it to the results; if memory ran out, return the error's words instead."""
+def _attempt(results: list["_Result"], backend: Backend, images: Any, start: int, known: int) -> str | None:
+    """Explain one batch and add it to the results, but for the first ``known`` images.
+
+    If memory ran out, return the error's words instead.
+    """
     target, jobs = results[0].target, [result.job for result in results]
     own = jobs[0].attribute
 
@@ -85,7 +90,7 @@ def _attempt(results: list["_Result"], backend: Backend, images: Any, start: int
             return str(error)
         raise
     for result, batch in zip(results, found, strict=True):
-        result.batches.append(batch)
+        result.batches.append(_after(batch, known) if known else batch)
     return None
 
 
@@ -150,6 +155,12 @@ def _nothing(backend: Backend, images: Any) -> Attributed:
     """Explain a batch of no images: the model is not run, so nothing is known of its outputs."""
     explained = mapped(lambda values: backend.empty_like(values) if backend.is_floating(values) else None, images)
     return Attributed([explained], np.zeros((1, 0)), np.zeros(0), Coverage(), None)
+
+
+def _after(batch: Attributed, known: int) -> Attributed:
+    """Return what was found for the images after the first ``known`` ones, of a batch that was put together."""
+    attribution: Any = mapped(lambda values: values[known:], batch.attribution)
+    return replace(batch, attribution=attribution, scores=batch.scores[known:], outputs=batch.outputs[known:])
 
 
 def _rows(images: Any, rows: slice) -> Any:

@@ -63,6 +63,8 @@ class Backend(ABC):
     name: str
     #: The framework's functions on arrays, by NumPy's names.
     functions: Any
+    #: Whether a batch of a size that has not been before takes long, since it is compiled.
+    compiles_each_size: bool = False
 
     def check_images(self, images: Any) -> None:
         """Raise ImageError unless each input is a batch, and those that are explained are finite numbers."""

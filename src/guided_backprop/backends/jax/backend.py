@@ -58,6 +58,8 @@ class JaxBackend(Backend):
 
     functions = jnp
 
+    compiles_each_size = True
+
     def __init__(
         self,
         model: Callable[..., Any],

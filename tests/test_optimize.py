@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from guided_backprop import GuidedBackprop, ImageError, ModelError, OptionError, Saliency
+from guided_backprop import GuidedBackprop, ImageError, ModelError, OpaqueRegionError, OptionError, Saliency
 from guided_backprop.backends.torch.stem import StridedConvolution
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
@@ -205,6 +205,71 @@ def test_a_large_first_convolution_is_run_so():
     assert not any("BatchNorm" in name for name in names)
     given_ = images(2, 3, 20, 21)
     np.testing.assert_allclose(fast.explain(given_, 1), GuidedBackprop(model).explain(given_, 1), **TOLERANCE)
+
+
+def _changed_afterwards(self, x):
+    hidden = self.relu(self.conv(x))
+    hidden += x
+    return self.conv2(hidden)
+
+
+def _changed_through_a_view(self, x):
+    hidden = self.relu(self.conv(x))
+    hidden.flatten(1).mul_(2)
+    return self.conv2(hidden)
+
+
+def _with(forward, relu):
+    return lambda: Own(forward, conv=conv(), relu=relu, conv2=conv())
+
+
+# Build, the name in the coverage, and whether the result is kept instead of the input.
+CAPPED = {
+    "ReLU6": (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU6(), conv()), "relu6", True),
+    "in place": (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU6(inplace=True), conv()), "relu6", True),
+    "another cap": (lambda: nn.Sequential(conv(), nn.Hardtanh(0, 0.5, inplace=True), conv()), "relu0.5", True),
+    "functional": (_with(lambda self, x: self.conv2(F.relu6(input=self.conv(x))), nn.Identity()), "relu6", True),
+    "first of all": (lambda: nn.Sequential(nn.ReLU6(inplace=True), conv()), "relu6", True),
+    "no ReLU": (lambda: nn.Sequential(conv(), nn.Hardtanh(-1, 1), nn.ReLU(), conv()), "relu", False),
+    "changed afterwards": (_with(_changed_afterwards, nn.ReLU6()), "relu6", False),
+    "changed through a view": (_with(_changed_through_a_view, nn.ReLU6(inplace=True)), "relu6", False),
+}
+
+
+@pytest.mark.parametrize("kind", [Saliency, GuidedBackprop])
+@pytest.mark.parametrize("memory", [None, "lean"])
+@pytest.mark.parametrize("name", CAPPED)
+def test_a_relu_with_a_cap_keeps_its_result(name, memory, kind):
+    build, relu, is_kept = CAPPED[name]
+    model = made(build)
+    fast = kind(model, memory=memory).optimize(images(1, 4, 9, 8, seed=7))
+    (backend,) = fast._backends.values()
+    given_ = 3 * images(2, 4, 9, 8)
+    run, _ = backend._run(given_, [fast.rule], undoes_head=True)
+    assert any(node.name() == "CappedReluBackward" for node in run.path.nodes) == (is_kept and memory is None)
+    weights = images(*model(given_).shape, seed=9)
+    expected, found = kind(model).explain(given_, weights), fast.explain(given_, weights)
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+    assert found.coverage == expected.coverage
+    assert relu in {row.name for row in found.coverage}
+    # A planted fault: the other rule.
+    other = Saliency if kind is GuidedBackprop else GuidedBackprop
+    assert not np.allclose(found, other(model).explain(given_, weights), **TOLERANCE)
+
+
+def test_a_custom_function_of_the_same_name_is_no_relu_of_ours():
+    class CappedRelu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2
+
+    model = Own(lambda self, x: torch.relu(CappedRelu.apply(x))).eval()
+    with pytest.raises(OpaqueRegionError, match="CappedRelu"):
+        GuidedBackprop(model).explain(images(1, 4, 9, 8), 1)
 
 
 # What changes later.

@@ -233,7 +233,7 @@ class TorchBackend(Backend):
         given = mapped(_as_tensor, images)
         try:
             with differentiable(), torch.no_grad():
-                other._plan = Plan.of(self._forward_of, given)
+                other._plan = Plan.of(self._forward_of, given, is_lean=self._is_lean)
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:

@@ -14,20 +14,23 @@ import torch
 from guided_backprop.backends.keras import is_keras
 
 
-def training_module(model: torch.nn.Module, name: str = "the model") -> str | None:
+def training_module(model: torch.nn.Module) -> str | None:
     """Return the name of a module in training mode, or None.
 
     An exported module says training=True for ever and refuses eval(), a frozen one says nothing: what was
     exported is in the graph, and dropout or batch-norm in training mode are found there. A Keras layer is
     told by an argument, and infers unless it is told to train.
     """
-    if "eval" in vars(model) or is_keras(model):
-        return None
-    # A module without a forward of its own only holds others; torch.fx makes such, in training mode.
-    if getattr(model, "training", False) and type(model).forward is not torch.nn.Module.forward:
-        return name
-    found = (training_module(child, child_name) for child_name, child in model.named_children())
-    return next((child for child in found if child is not None), None)
+    stack: list[tuple[str, torch.nn.Module | None]] = [("the model", model)]
+    while stack:
+        name, module = stack.pop()
+        if module is None or "eval" in vars(module) or is_keras(module):
+            continue
+        # A module without a forward of its own only holds others; torch.fx makes such, in training mode.
+        if getattr(module, "training", False) and type(module).forward is not torch.nn.Module.forward:
+            return name
+        stack.extend(reversed(module._modules.items()))
+    return None
 
 
 def unfused(model: Any) -> Callable[..., Any]:

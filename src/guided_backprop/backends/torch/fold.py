@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from guided_backprop.backends.torch.capped import Call, Unchanged
 from guided_backprop.backends.torch.kernels import Kernel, Kernels, Norm, convolved
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -42,6 +43,7 @@ class Recorder(TorchFunctionMode):
         self._unfoldable: set[int] = set()
         self._pads: dict[int, ref[torch.Tensor]] = {}
         self._folds_pads = True
+        self._capped = Unchanged()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -49,6 +51,8 @@ class Recorder(TorchFunctionMode):
         """Run the function, and note who used what."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func in (functional.relu6, functional.hardtanh):
+            self._capped.add(result)
         options = _convolution_of(func, args, kwargs)
         self._note_pads(args, kwargs, options)
         if _is_formal(func, result):
@@ -80,7 +84,8 @@ class Recorder(TorchFunctionMode):
             self._folds_pads &= not self._is_padded(values)
         norms = {key: norm for key, norm in self._norms.items() if key not in self._unfoldable}
         kept = {key: pair for key, pair in self._weights.items() if key not in self._barred}
-        return Folds(Kernels(Kernel(*pair, norms.get(key)) for key, pair in kept.items()), self._folds_pads)
+        kernels = Kernels(Kernel(*pair, norms.get(key)) for key, pair in kept.items())
+        return Folds(kernels, self._folds_pads, bool(self._capped))
 
     def _note_pads(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] | None) -> None:
         """Padding can be left to a convolution if nothing else looks at what is padded."""
@@ -104,11 +109,13 @@ class Folds(NamedTuple):
     Attributes:
         kernels: the convolutions, with the batch-norm that is folded into them.
         pads: whether convolutions pad their images themselves.
+        caps: whether ReLUs with a cap keep their result: nothing changes it later.
         packs: whether weights are packed.
     """
 
     kernels: Kernels
     pads: bool
+    caps: bool
     packs: bool = True
 
 
@@ -122,6 +129,7 @@ class Folded(TorchFunctionMode):
         # Results that already are what their batch-norm would return, and images that are still to be padded.
         self._waiting: dict[int, tuple[torch.Tensor, Norm]] = {}
         self._unpadded: dict[int, tuple[torch.Tensor, torch.Tensor, tuple[int, int]]] = {}
+        self._capped = Unchanged()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -146,6 +154,11 @@ class Folded(TorchFunctionMode):
             return self._convolve(func, options)
         if self._asks_unpadded(args, kwargs):
             raise Unlike
+        capped = Call.of(func, args, kwargs) if self._folds.caps else None
+        if capped is not None and not is_checkpointed():
+            result = capped.run()
+            self._capped.add(result)
+            return result
         pad = _pad_of(func, args, kwargs) if self._folds.pads else None
         if pad is None:
             return func(*args, **kwargs)
@@ -155,8 +168,8 @@ class Folded(TorchFunctionMode):
         return alias
 
     def finish(self) -> None:
-        """Raise unless everything that was left out was asked for."""
-        if self._waiting or self._unpadded:
+        """Raise unless everything that was left out was asked for, and what is kept was left as it is."""
+        if self._waiting or self._unpadded or not self._capped:
             raise Unlike
 
     def _convolve(self, func: Any, options: dict[str, Any]) -> Any:

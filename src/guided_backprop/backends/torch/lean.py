@@ -118,7 +118,7 @@ def forget_images(path: list[Node], firsts: list[Node]) -> None:
     """Let the copy of the images go that the first convolution saved: only its weight's gradient would read it."""
     on_path = set(path)
     for node in path:
-        if nodes.operation(node) != "convolution":
+        if node.name() != "ConvolutionBackward0":
             continue
         (images, _), (weight, _) = node.next_functions[:2]
         if images in firsts and weight not in on_path:

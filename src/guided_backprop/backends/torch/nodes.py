@@ -16,15 +16,15 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.smooth import activation_of
-from guided_backprop.backends.torch import kernels, stem
+from guided_backprop.backends.torch import capped, kernels, stem
 from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"
 _RELU = "ReluBackward0"
 
-# Parts of torch, and two of ours, that are Python or C++ functions of their own, and that contain no ReLU.
+# Parts of torch, and three of ours, that are Python or C++ functions of their own, and that are known.
 _PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions", kernels.__name__}
-_PLAIN_MODULES |= {stem.__name__}
+_PLAIN_MODULES |= {capped.__name__, stem.__name__}
 _PLAIN_CPP = {ENTRY, "torch::autograd::CopyBackwards", "torch::autograd::CopySlices"}
 
 # Non-linearities that keep their own derivative and are listed in the coverage.
@@ -132,11 +132,13 @@ def path(last: Node, firsts: Sequence[Node]) -> list[Node]:
     stack = [last]
     while stack:
         node = stack.pop()
-        for parent in parents(node):
-            if parent not in children:
-                children[parent] = []
+        # Written out, for this is met by every node of every graph.
+        for parent, _ in node.next_functions:
+            if parent in children:
+                children[parent].append(node)
+            elif parent is not None:
+                children[parent] = [node]
                 stack.append(parent)
-            children[parent].append(node)
     found = {first: None for first in firsts if first in children}
     stack = list(found)
     while stack:
@@ -151,6 +153,8 @@ def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
     """Return how ``node`` is the derivative of a ReLU, or None if it is not."""
     name, saved = operation(node), _saved(node)
     match name:
+        case "capped_relu" if getattr(type(node), "_forward_cls", None) is capped.CappedRelu:
+            return Relu(node, _capped(node.cap))  # type: ignore[attr-defined]
         case "relu":
             return Relu(node, "relu")
         case "threshold":

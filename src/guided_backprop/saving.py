@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from guided_backprop import __version__
-from guided_backprop.arrays import as_numpy, channels_last
+from guided_backprop.arrays import as_numpy, as_pictures
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.render import colour_picture, heatmap, overlay
@@ -152,7 +152,7 @@ class ExplanationFolder:
         return list(names)
 
     def _write_pictures(self, explanations: "Explanations", names: Sequence[str]) -> list[dict[str, str]]:
-        pixels = channels_last(
+        pixels = as_pictures(
             explanations.images,
             explanations.attribution,
             explanations.channel_axis,

@@ -177,11 +177,6 @@ class ExplanationFolder:
         return files
 
     def _manifest(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        frameworks = {
-            name: str(sys.modules[name].__version__)
-            for name in ("torch", "tensorflow", "jax")
-            if hasattr(sys.modules.get(name), "__version__")
-        }
         labels = arrays["labels"]
         return {
             "schema_version": SCHEMA_VERSION,
@@ -194,7 +189,7 @@ class ExplanationFolder:
             "percentile": self._percentile,
             "arrays": ARRAYS,
             "images": self._images,
-            "versions": {"python": platform.python_version(), "numpy": np.__version__, **frameworks},
+            "versions": versions(),
         }
 
     def _place(self) -> Path:
@@ -223,6 +218,16 @@ class ExplanationFolder:
                 path.replace(target / path.name)
             partial.rmdir()
         self._partial = None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, NumPy and the frameworks in use."""
+    frameworks = {
+        name: str(sys.modules[name].__version__)
+        for name in ("torch", "tensorflow", "jax")
+        if hasattr(sys.modules.get(name), "__version__")
+    }
+    return {"python": platform.python_version(), "numpy": np.__version__, **frameworks}
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

@@ -146,7 +146,7 @@ class Report:
                 f"{tuple(first.images.shape)}. Use plot() for what is none."
             )
         maps = {each.method: pair[1] for each, pair in zip(found, pixels, strict=True) if pair is not None}
-        rivals, best = self._rivals(images, first), self._best(first)
+        rivals, best = self._rivals(found), self._best(first)
         for row, (name, image) in enumerate(zip(names, pixels[0][0], strict=True)):
             of_image = {method: values[row] for method, values in maps.items()}
             guided, plain = (edge_correlation(image, of_image[method]) for method in ("GuidedBackprop", "Saliency"))
@@ -240,24 +240,24 @@ class Report:
         ]
         return signed + over
 
-    def _rivals(self, images: Any, explained: Explanations) -> list[list[Rival]]:
+    def _rivals(self, found: Sequence[Explanations]) -> list[list[Rival]]:
         """Return for each image how alike its maps are to those of other classes; nothing without classes."""
-        outputs, labels = explained.outputs, explained.labels
+        images, outputs, labels = found[0].images, found[0].outputs, found[0].labels
         if outputs.ndim != 2 or outputs.shape[1] < 2 or labels.ndim != 1 or labels.dtype.kind != "i":
-            return [[] for _ in range(len(explained))]
+            return [[] for _ in labels]
         order = np.argsort(-outputs, axis=1, kind="stable")
         others = np.array([ranked[ranked != label] for ranked, label in zip(order, labels, strict=True)])
         # The two next best, and the last; of few classes there are not so many.
         last = others.shape[1] - 1
         chosen = others[:, sorted({0, min(1, last), last})]
-        ids = np.concatenate([labels[:, None], chosen], axis=1)
-        plain, guided = map(np.asarray, compare(images, ids, [self._methods[0], self._methods[2]]))
+        pairs = zip(found, compare(images, chosen, self._methods[:3]), strict=False)
+        plain, _, guided = [(np.asarray(own), np.asarray(others)) for own, others in pairs]
         return [
             [
-                Rival(self._label(each), *(cosine(maps[0], maps[column]) for maps in (guided[row], plain[row])))
-                for column, each in enumerate(chosen[row].tolist(), 1)
+                Rival(self._label(each), *(cosine(own[row], other[row, place]) for own, other in (guided, plain)))
+                for place, each in enumerate(ids)
             ]
-            for row in range(len(ids))
+            for row, ids in enumerate(chosen.tolist())
         ]
 
 

@@ -333,6 +333,8 @@ def test_too_many_rows_and_none_are_refused(count):
     [
         ({"panels": ["photo"]}, "panels must be among image, colour, .* received 'photo'"),
         ({"percentile": 0}, "percentile must be in"),
+        ({"methods": of(np.ones((1, 1, 2, 2)))}, "methods must be a list of explanations; received Explanations"),
+        ({"methods": ["Saliency"]}, "methods must be a list of explanations; received .'Saliency'"),
         ({"class_names": "cat"}, "names must be a list of strings; received one string"),
         ({"methods": [of(np.ones((1, 1, 2, 3)), method="Other")]}, "same images and labels; received others by Other"),
         ({"methods": [of(np.eye(2)[None, None], labels=np.ones(1, int))]}, "same images and labels"),
@@ -341,6 +343,8 @@ def test_too_many_rows_and_none_are_refused(count):
 def test_options_that_are_not_offered_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
         of(np.eye(2)[None, None]).plot(**options)
+    with pytest.raises(OptionError):
+        of(np.eye(2)).plot(**options)
 
 
 def test_mathematics_in_names_is_text():

@@ -162,6 +162,10 @@ class Explanations(Sequence[Explanation]):
         """
         from guided_backprop.plot import Look, draw  # noqa: PLC0415
 
+        if isinstance(methods, Explanations) or not all(isinstance(each, Explanations) for each in methods):
+            raise OptionError(
+                f"methods must be a list of explanations; received {methods!r:.200}. Pass what compare() returns."
+            )
         among = any(each is self for each in methods)
         shown = [*methods] if among else [self, *methods]
         look = Look(percentile, panels, class_names, feature_names)

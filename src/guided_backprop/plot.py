@@ -89,7 +89,10 @@ def draw(shown: Sequence["Explanations"], look: Look) -> "Figure":
     titles = _titles(shown[0], look, 28 if drawer is _draw_pictures else 90)
     figure, scales = drawer(kind, images, dict(zip(_names(shown), maps, strict=True)), replace(look, titles=titles))
     for axes, title in zip(figure.axes[:: len(figure.axes) // len(titles)], titles, strict=True):
-        axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
+        # Where there is no image, the first panel's own title stands below.
+        own = axes.get_title()
+        axes.set_title("")
+        axes.set_title(f"{title}\n{own}".strip(), loc="left", fontsize="medium", parse_math=False)
     _add_bars(figure, scales)
     figure.supxlabel(_footnote(figure, shown, look, scales), fontsize="small", parse_math=False)
     return figure
@@ -115,6 +118,8 @@ def _check(shown: Sequence["Explanations"], look: Look) -> None:
             f"plot() draws 1 to {_MOST_ROWS} images; received {len(first)} images. "
             f"Plot a slice, such as explanations[:{_MOST_ROWS}]."
         )
+    # Raises where the percentile is none, also for what is drawn without one.
+    scale(np.zeros((1, 1)), look.percentile)
     for other in shown[1:]:
         pairs = [(first.labels, other.labels), (as_numpy(first.images), as_numpy(other.images))]
         if not all(np.array_equal(*pair) for pair in pairs):
@@ -176,7 +181,8 @@ def _draw_pictures(kind: "type[Figure]", images: Array, maps: dict[str, Array], 
     ratio = float(np.clip(images.shape[1] / images.shape[2], 0.2, 3))
     lines = sum(max(title.count("\n") + 1, 2 if row == 0 else 1) for row, title in enumerate(look.titles))
     height = len(images) * (side * ratio + 0.15) + 0.18 * lines + 0.5
-    figure = kind(figsize=(width, height), layout="compressed")
+    # Narrow pictures keep the room that their titles need.
+    figure = kind(figsize=(width, height), layout="compressed" if ratio < 1.5 else "constrained")
     grid = figure.subplots(len(images), count, squeeze=False)
     for row, axes_of_row in enumerate(grid):
         panels = [("", picture(images[row]))] if has_image else []

@@ -246,12 +246,13 @@ class Report:
         if outputs.ndim != 2 or outputs.shape[1] < 2 or labels.ndim != 1 or labels.dtype.kind != "i":
             return [[] for _ in labels]
         order = np.argsort(-outputs, axis=1, kind="stable")
-        others = np.array([ranked[ranked != label] for ranked, label in zip(order, labels, strict=True)])
+        ranks = np.array([ranked[ranked != label] for ranked, label in zip(order, labels, strict=True)])
         # The two next best, and the last; of few classes there are not so many.
-        last = others.shape[1] - 1
-        chosen = others[:, sorted({0, min(1, last), last})]
-        pairs = zip(found, compare(images, chosen, self._methods[:3]), strict=False)
-        plain, _, guided = [(np.asarray(own), np.asarray(others)) for own, others in pairs]
+        last = ranks.shape[1] - 1
+        chosen = ranks[:, sorted({0, min(1, last), last})]
+        others = compare(images, chosen, [self._methods[0], self._methods[2]])
+        pairs = zip((found[0], found[2]), others, strict=True)
+        plain, guided = [(np.asarray(own), np.asarray(other)) for own, other in pairs]
         return [
             [
                 Rival(self._label(each), *(cosine(own[row], other[row, place]) for own, other in (guided, plain)))

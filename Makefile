@@ -7,10 +7,11 @@ READY := .venv/.ready
 .PHONY: demo test check lint types format browser spellings bench neurons clean
 .DEFAULT_GOAL := demo
 
-# Explain two real photos with a real network; the pictures are in out/demo.
+# Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
+PHOTOS = $$($(BIN)/python -c "import skimage; print(skimage.data_dir + '/chelsea.png', skimage.data_dir + '/coffee.png')")
 demo: $(READY)
-	$(BIN)/guided-backprop explain --overwrite --output out/demo \
-	    $$($(BIN)/python -c "import skimage; print(skimage.data_dir + '/chelsea.png', skimage.data_dir + '/coffee.png')")
+	$(BIN)/guided-backprop explain --overwrite --output out/demo $(PHOTOS)
+	$(BIN)/guided-backprop report --overwrite --output out/demo.html $(PHOTOS)
 
 test: $(READY) browser
 	$(BIN)/python -m pytest

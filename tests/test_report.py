@@ -16,20 +16,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import skimage
 import torch
+from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import contract
 import guided_backprop
 from guided_backprop import GuidedBackprop, ImageError, OptionError, OutputExistsError, Saliency
+from guided_backprop.cli import command
 from guided_backprop.likeness import Likeness, Rival, Trust, cosine, edge_correlation, summaries
 from guided_backprop.report import Report
 from test_cli import MODEL, photos, process  # noqa: F401 (a fixture)
 from test_cli import run as run_explain
+from test_targets import FRAMEWORKS
 
 ROOT = Path(__file__).parents[1]
 SCREENS = ROOT / "out" / "report"
@@ -176,6 +181,36 @@ def test_pictures_of_other_channels_and_grad_cam(tmp_path, channels):
     assert "GuidedGradCAM of a for 0 zero: signed, grey is 0" in page
 
 
+def test_every_framework_has_one_page(tmp_path):
+    pages, figures = {}, {}
+    with jax.enable_x64(True):
+        for name, (convert, given, _) in FRAMEWORKS.items():
+            model, batch = convert(contract.NETWORKS["convolutional"]), given(contract.IMAGES)
+            report = Report(tmp_path / f"{name}.html", model, name="Net")
+            found = report.add(batch, list("abcd"), contract.LABELS)
+            pages[name] = report.finish().read_text("utf-8").split("How to make this page again")[0]
+            figures[name] = [np.asarray(axes.get_images()[0].get_array()) for axes in found[2].plot().axes[:16]]
+            assert found[2]._repr_html_().count("<img") == 12
+    assert pages["torch"] == pages["tensorflow"] == pages["jax"]
+    assert pages["torch"].count("data:image/png") == 4 * 5
+    for name in ("tensorflow", "jax"):
+        for one, other in zip(figures["torch"], figures[name], strict=True):
+            assert_allclose(one, other, atol=1e-6)
+    with pytest.raises(AssertionError):
+        assert_allclose(figures["torch"][1], figures["jax"][5], atol=1e-6)
+
+
+def test_only_the_lowest_score_is_called_so(tmp_path):
+    model = network()
+    order = model(images(1)).detach().numpy()[0].argsort()
+    for label, is_there in ((order[3], True), (order[0], False)):
+        report = Report(tmp_path / "report.html", model, overwrite=True)
+        report.add(images(1), ["a"], int(label))
+        page = report.finish().read_text("utf-8")
+        assert (f'class {order[0]} <span class="muted">(the lowest score of all)' in page) == is_there
+        assert page.count("the lowest score of all") == is_there
+
+
 def test_a_segmentation_has_no_other_classes(tmp_path):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3)).eval()
     report = Report(tmp_path / "report.html", model)
@@ -270,6 +305,12 @@ def test_if_something_is_wrong_nothing_is_written(photos, arguments, status, mes
     assert result.exit_code == status
     assert message in result.stderr
     assert {path.name for path in photos.iterdir()} - {"__pycache__"} == before
+
+
+def test_the_command_says_what_it_takes():
+    text = CliRunner().invoke(command(), ["report", "--help"]).output
+    for option in ("--output", "--model", "--labels", "--layer", "--batch-size", "--overwrite"):
+        assert option in text
 
 
 def test_the_wheel_holds_the_page(tmp_path):

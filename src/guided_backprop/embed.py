@@ -8,7 +8,7 @@ from PIL import Image
 from guided_backprop.render import Picture
 
 # Small pictures are enlarged by the page and keep each pixel; of large ones nobody sees what a JPEG loses.
-_EXACT = 128 * 128
+EXACT = 128 * 128
 
 
 def data_uri(pixels: Picture, largest: int = 512) -> str:
@@ -28,7 +28,7 @@ def data_uri(pixels: Picture, largest: int = 512) -> str:
     # Only what is too large is made smaller.
     image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    if image.width * image.height <= _EXACT:
+    if image.width * image.height <= EXACT:
         kind = "png"
         image.save(file, "PNG", optimize=True)
     else:

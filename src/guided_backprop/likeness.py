@@ -34,11 +34,15 @@ class Trust:
 
 @dataclass(frozen=True)
 class Rival:
-    """Another class, and the cosine similarity of its maps with those of the class that is explained."""
+    """Another class, and the cosine similarity of its maps with those of the class that is explained.
+
+    ``is_lowest`` says that its score is the lowest of all.
+    """
 
     name: str
     guided: float | None
     plain: float | None
+    is_lowest: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from guided_backprop import __version__
 from guided_backprop.arrays import as_pictures
 from guided_backprop.cam import GradCAM, GuidedGradCAM
 from guided_backprop.coverage import Coverage
-from guided_backprop.embed import data_uri
+from guided_backprop.embed import EXACT, data_uri
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.explanation import Explanations
 from guided_backprop.likeness import Likeness, Rival, Trust, cosine, edge_correlation, number, summaries
@@ -31,6 +31,8 @@ from guided_backprop.models import probabilities
 from guided_backprop.render import colour_picture, overlay, picture
 from guided_backprop.saving import versions
 from guided_backprop.targets import ClassNames, label_text
+
+__all__ = ["Report", "Trust", "check_ready"]
 
 _TOP = 5
 
@@ -56,6 +58,11 @@ class _Entry:
     photo: str
     maps: Sequence[_Map]
     likeness: Likeness
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the page holds each pixel."""
+        return self.size[0] * self.size[1] <= EXACT
 
     @property
     def title(self) -> str:
@@ -255,7 +262,12 @@ class Report:
         plain, guided = [(np.asarray(own), np.asarray(other)) for own, other in pairs]
         return [
             [
-                Rival(self._label(each), *(cosine(own[row], other[row, place]) for own, other in (guided, plain)))
+                Rival(
+                    self._label(each),
+                    guided=cosine(guided[0][row], guided[1][row, place]),
+                    plain=cosine(plain[0][row], plain[1][row, place]),
+                    is_lowest=last > 1 and outputs[row, each] == outputs[row].min(),
+                )
                 for place, each in enumerate(ids)
             ]
             for row, ids in enumerate(chosen.tolist())

@@ -36,6 +36,7 @@ KINDS = ("colour", "heatmap", "overlay")
 def explain(count: int = 2, *, shape: tuple[int, ...] = (3, 8, 6), reducer: str | None = None) -> Explanations:
     """Explain a small random convolutional network with real code."""
     generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(1)
     network = torch.nn.Sequential(
         torch.nn.LazyConv2d(4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )

@@ -55,6 +55,10 @@ def of(values: np.ndarray, **about: Any) -> Explanations:
     return replace(by_hand(values, channel_axis=1 if values.ndim > 2 else None), **about)
 
 
+def rand(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
 def network(images: torch.Tensor) -> torch.nn.Module:
     """Return a network for pictures of any number of channels; its layer "0" is a convolution."""
     torch.manual_seed(0)
@@ -103,7 +107,7 @@ def test_pyplot_is_left_alone():
 
 
 def test_methods_stand_side_by_side():
-    images = torch.rand(2, 3, 8, 6)
+    images = rand(2, 3, 8, 6)
     model = network(images)
     found = compare(images, [0, 2], [Saliency(model), GuidedBackprop(model), GradCAM(model, layer="0")])
     figure = found[1].plot(methods=found)
@@ -135,7 +139,7 @@ def test_panels_are_chosen():
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 13])
 def test_any_number_of_channels(channels):
-    images = torch.rand(2, channels, 6, 8)
+    images = rand(2, channels, 6, 8)
     explanations = GuidedBackprop(network(images)).explain(images, 1)
     figure = explanations.plot()
     signed = explanations.attribution[1].numpy().transpose(1, 2, 0)
@@ -162,7 +166,7 @@ def test_a_reducer_and_the_sign_are_stated(reducer):
 
 
 def test_a_map_without_negative_values_has_a_sequential_scale():
-    images = torch.rand(1, 1, 6, 6)
+    images = rand(1, 1, 6, 6)
     method = GuidedBackprop(network(images))
     squared = SmoothGrad(method, samples=3, form="squared").explain(images, 0)
     assert titles(squared.plot())[1].startswith("heatmap")
@@ -449,7 +453,7 @@ def test_several_inputs_and_many_labels():
     page = Page(found._repr_html_())
     assert page.tags.count("img") == 6
     assert "input 'ids' not explained" in page.text
-    several = GuidedBackprop(network(torch.rand(1, 3, 4, 4))).explain(torch.rand(2, 3, 4, 4), "top3")
+    several = GuidedBackprop(network(rand(1, 3, 4, 4))).explain(rand(2, 3, 4, 4), "top3")
     assert Page(several._repr_html_()).tags.count("img") == 18
 
 

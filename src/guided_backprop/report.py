@@ -141,24 +141,14 @@ class Report:
         """
         found = compare(images, labels, self._methods)
         first = found[0]
-        if first.scores.ndim > 1 or isinstance(names, str) or len(names) != len(first):
-            raise OptionError(
-                f"a report needs one name and one label per image; received {len(names)} names and labels of shape "
-                f"{first.scores.shape} for {len(first)} images. Pass one of each, or no labels."
-            )
-        pixels = [as_pictures(each.images, each.attribution, each.channel_axis, is_reduced=False) for each in found]
-        if pixels[0] is None:
-            raise ImageError(
-                "a report needs pictures (N, C, H, W) or (N, H, W, C); received images of shape "
-                f"{tuple(first.images.shape)}. Use plot() for what is none."
-            )
-        maps = {each.method: pair[1] for each, pair in zip(found, pixels, strict=True) if pair is not None}
+        pictures, maps = _pictures(found, names)
         rivals, best = self._rivals(found), self._best(first)
-        for row, (name, image) in enumerate(zip(names, pixels[0][0], strict=True)):
+        entries = []
+        for row, (name, image) in enumerate(zip(names, pictures, strict=True)):
             of_image = {method: values[row] for method, values in maps.items()}
             guided, plain = (edge_correlation(image, of_image[method]) for method in ("GuidedBackprop", "Saliency"))
             label = self._label(first.labels[row])
-            self._entries.append(
+            entries.append(
                 _Entry(
                     name=str(name),
                     label=label,
@@ -170,6 +160,7 @@ class Report:
                     likeness=Likeness(label, rivals[row], guided, plain),
                 )
             )
+        self._entries += entries
         self._coverages.append(found[2].coverage)
         self._head, self._name = first.head, self._name or first.model
         return found
@@ -298,6 +289,23 @@ def check_ready(path: str | os.PathLike[str], *, overwrite: bool = False) -> Non
             f"path must not exist yet; received path={str(path)!r}, which does. "
             "Choose another name, or pass overwrite=True (--overwrite)."
         )
+
+
+def _pictures(found: Sequence[Explanations], names: Sequence[str]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+    """Return the images and the maps of each method, channels last."""
+    first = found[0]
+    if first.scores.ndim > 1 or isinstance(names, str) or len(names) != len(first):
+        raise OptionError(
+            f"a report needs one name and one label per image; received {len(names)} names and labels of shape "
+            f"{first.scores.shape} for {len(first)} images. Pass one of each, or no labels."
+        )
+    pairs = [as_pictures(each.images, each.attribution, each.channel_axis, is_reduced=False) for each in found]
+    if pairs[0] is None:
+        raise ImageError(
+            "a report needs pictures (N, C, H, W) or (N, H, W, C); received images of shape "
+            f"{tuple(first.images.shape)}. Use plot() for what is none."
+        )
+    return pairs[0][0], {each.method: pair[1] for each, pair in zip(found, pairs, strict=True) if pair is not None}
 
 
 def _file(name: str) -> str:

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy, mapped
+from guided_backprop.arrays import as_numpy
 from guided_backprop.backends import backend_for, layer_names
 from guided_backprop.backends.base import Backend
-from guided_backprop.errors import ModelError, NoReluError, OptionError
+from guided_backprop.errors import ModelError, NoReluError, OptionError, ScoreError
 from guided_backprop.methods import Method
 from guided_backprop.rules import PLAIN
 from guided_backprop.similarity import cosines
 
-#: What the last depth is called.
-IMAGES = "images"
+#: What the first depth and the last one are called.
+OUTPUT, IMAGES = "output", "images"
 
 
 class Depth(NamedTuple):
@@ -36,60 +36,57 @@ class Depth(NamedTuple):
 
 
 def depths(method: Method, images: Any, layers: list[str]) -> list[str]:
-    """Return the names of the layers that can be looked into, from output to input, and "images".
+    """Return where can be looked, from "output" to "images".
 
     Args:
         method: the method.
         images: the images.
         layers: layers from output to input. Of a JAX function, that are the values it names itself.
     """
-    if method._output_layer is not None:
-        return [IMAGES]
-    try:
-        names = layer_names(method._model, images)
-    except ModelError:
-        return [IMAGES]
-    inside = [layer for layer in layers if layer in names]
-    is_tapped = not inside and method._backend(images).framework == "jax"
-    return [*(reversed(names) if is_tapped else inside), IMAGES]
+    inside: list[str] = []
+    if method._output_layer is None:
+        try:
+            names = layer_names(method._model, images)
+        except ModelError:
+            names = []
+        inside = [layer for layer in layers if layer in names]
+        if not inside and method._backend(images).framework == "jax":
+            inside = names[::-1]
+    return [OUTPUT, *inside, IMAGES]
 
 
-def converge(method: Method, images: Any, layer: str, seed: int) -> Depth:
-    """Return how alike two random vectors are when they arrive at a layer."""
+def vectors(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
+    """Return two random vectors for each image, ``(2, N, ...)``, of the shape of the model's output."""
+    return np.random.default_rng([seed, 3]).standard_normal((2, *shape))
+
+
+def converge(method: Method, images: Any, layer: str, drawn: NDArray[np.float64]) -> Depth:
+    """Return how alike two vectors at the output are when they arrive at a layer."""
+    if layer == OUTPUT:
+        return Depth(layer, cosines(*drawn))
     backend = method._backend(images)
-    if layer != IMAGES:
-        try:
-            options: dict[str, Any] = {"output": method._output, "undo_head": method._undo_head, "vouch": method._vouch}
-            backend = backend_for(backend.framework, method._model, begin=layer, **options)
-        except (ModelError, OptionError) as error:
-            return Depth(layer, None, str(error))
-    generator = np.random.default_rng(seed)
-    size = method._batch_size or max(len(images), 1)
+    options: dict[str, Any] = {"output": method._output, "undo_head": method._undo_head, "vouch": method._vouch}
+    size = method._batch_size or len(images)
     found = []
-    for start in range(0, len(images), size):
-        rows = mapped(lambda values, start=start: values[start : start + size], images)
-        try:
-            found.append(_cosines(backend, method, rows, generator))
-        except (ModelError, OptionError) as error:
-            if layer == IMAGES:
-                raise
-            return Depth(layer, None, str(error))
+    try:
+        if layer != IMAGES:
+            backend = backend_for(backend.framework, method._model, begin=layer, **options)
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
+            found.append(_arrived(backend, method, images[rows], drawn[:, rows]))
+    except (ModelError, OptionError, ScoreError) as error:
+        # What runs twice, or returns several values, is no place to look at; the images always are.
+        if layer == IMAGES:
+            raise
+        return Depth(layer, None, str(error))
     return Depth(layer, np.concatenate(found))
 
 
-def _cosines(backend: Backend, method: Method, images: Any, generator: np.random.Generator) -> NDArray[np.float64]:
-    drawn: list[NDArray[np.float64]] = []
-
-    def weigh(outputs: NDArray[Any]) -> list[NDArray[np.float64]]:
-        # A watched model is run twice; its vectors are the same.
-        if not drawn:
-            drawn.extend(generator.standard_normal((2, *outputs.shape)))
-        return drawn
-
+def _arrived(backend: Backend, method: Method, images: Any, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     try:
-        (attributed,) = backend.attribute(images, weigh, [method.rule])
+        (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [method.rule])
     except NoReluError:
         # Above the last ReLU there is nothing for a rule to act on.
-        (attributed,) = backend.attribute(images, weigh, [PLAIN])
+        (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [PLAIN])
     one, other = map(as_numpy, attributed.attribution)
     return cosines(one, other)

@@ -12,7 +12,7 @@ from guided_backprop.arrays import as_numpy
 from guided_backprop.backends import backend_for, copy_of, keras, layer_name
 from guided_backprop.backends.base import Backend
 from guided_backprop.backends.randomize import PrivateCopy
-from guided_backprop.convergence import converge, depths
+from guided_backprop.convergence import converge, depths, vectors
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
 from guided_backprop.explanation import Explanations
 from guided_backprop.methods import Method
@@ -125,7 +125,8 @@ class _Check:
         if "labels" in modes and self._has_classes():
             steps.append(self._compare_labels)
         if "convergence" in modes and self._is_propagated():
-            steps += self._convergence([bundle[-1][0] for bundle in bundles])
+            # What the output layer returns is the output, or next to it.
+            steps += self._convergence([bundle[-1][0] for bundle in bundles if bundle[-1] != copied.layers[0]])
         progress(0, len(steps))
         for done, step in enumerate(steps, 1):
             step()
@@ -267,14 +268,15 @@ class _Check:
 
     def _convergence(self, layers: list[str]) -> list[Callable[[], None]]:
         def step(layer: str) -> None:
-            depth = converge(self._inner, self._images, layer, self._seed)
+            depth = converge(self._inner, self._images, layer, drawn)
             if depth.cosines is None:
                 self._notes.append(f"convergence at {layer} is not measured: {depth.reason}")
             else:
                 self._add("convergence", layer, {"cosine": depth.cosines})
 
+        drawn = vectors(self._clean.outputs.shape, self._seed)
         found = depths(self._inner, self._images, layers)
-        if len(found) == 1:
+        if len(found) == 2:
             self._notes.append("convergence is measured at the images alone: no layer inside can be named")
         return [partial(step, layer) for layer in found]
 

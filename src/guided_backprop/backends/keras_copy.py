@@ -1,6 +1,6 @@
 """A private copy of a Keras model, on any backend, whose layers can be re-initialised."""
 
-import random
+import copy
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,12 +12,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import as_numpy
+from guided_backprop.backends.keras import is_keras
 from guided_backprop.backends.randomize import PrivateCopy, Weight
 from guided_backprop.errors import ModelError
 
 
 class KerasCopy(PrivateCopy):
-    """A model of the same configuration and weights. Its layers are those that have weights of their own.
+    """A model of the same layers and weights. Its layers are those that have weights of their own.
 
     Args:
         model: the user's model.
@@ -25,7 +26,7 @@ class KerasCopy(PrivateCopy):
         seed: chooses what layers are re-initialised to.
 
     Raises:
-        ModelError: the model can't be built anew from its configuration.
+        ModelError: the model can't be copied.
     """
 
     def __init__(self, model: Any, run: Callable[[Any], Any], seed: int) -> None:
@@ -54,35 +55,35 @@ class KerasCopy(PrivateCopy):
 
 
 def _copied(model: Any) -> Any:
-    """Return a model of the same configuration and weights."""
-    keras = sys.modules["keras"]
-    # Of whatever layer draws for itself what its configuration does not say.
-    drawn = random.getstate()
+    """Return a deep copy; not as copy.deepcopy makes it, which builds layers anew from what they say of themselves."""
+    tracking = sys.modules["keras.src.utils.tracking"]
+    layers = _inside(model)
+    memo: dict[int, Any] = {id(layer): object.__new__(type(layer)) for layer in layers}
     try:
-        with keras.saving.custom_object_scope({type(layer).__name__: type(layer) for layer in _layers(model)}):
-            copied = type(model).from_config(_seeded(model.get_config()))
-        if not copied.built:
-            copied.build_from_config(model.get_build_config())
-        for variable, own in zip(copied.weights, model.weights, strict=True):
-            variable.assign(own.value)
+        # Lists and dictionaries of layers are filled again: nothing new that a layer would have to know of.
+        with tracking.DotNotTrackScope():
+            for layer in layers:
+                vars(memo[id(layer)]).update({name: copy.deepcopy(value, memo) for name, value in vars(layer).items()})
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ModelError(
-            "a Keras model can be copied if from_config(get_config()) builds it anew; received "
-            f"{type(model).__name__} and {type(error).__name__}: {reason[0] if reason else ''} "
-            "Write get_config() for its classes, or make it a Functional or Sequential model."
+            f"model must be one that can be copied; received {type(model).__name__} and {type(error).__name__}: "
+            f"{reason[0] if reason else ''} Give its layers only what copy.deepcopy can copy."
         ) from error
-    finally:
-        if random.getstate() != drawn:
-            random.setstate(drawn)
-    return copied
+    return memo[id(model)]
 
 
-def _seeded(config: Any) -> Any:
-    """Return a configuration with a seed wherever there is none: else one is drawn from Python's global generator."""
-    if isinstance(config, dict):
-        return {key: 0 if key == "seed" and value is None else _seeded(value) for key, value in config.items()}
-    return type(config)(map(_seeded, config)) if type(config) in (list, tuple) else config
+def _inside(model: Any) -> list[Any]:
+    """Return the model and all layers in it, also those that a layer holds for itself, as a Sequential its graph."""
+    found, left = {}, [model]
+    while left:
+        layer = left.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            # On torch, a layer is a module too, and holds them as such.
+            held = [*vars(layer).values(), *vars(layer).get("_modules", {}).values()]
+            left += [*_layers(layer), *filter(is_keras, held)]
+    return list(found.values())
 
 
 @contextmanager

@@ -114,6 +114,7 @@ class _Check:
         self._found: dict[tuple[str, ...], dict[str, NDArray[np.float64]]] = {}
         self._notes: list[str] = []
         self._constant = 0
+        self._repeats = -(-_DRAWS // len(clean))
 
     def result(self, modes: Sequence[str], blocks: int | Sequence[str], progress: Progress) -> SanityCheck:
         """Measure, step by step."""
@@ -138,7 +139,7 @@ class _Check:
             blocks=tuple(tuple(layer for layers in bundle for layer in layers) for bundle in bundles),
             names=tuple(names),
             rows=tuple(self._rows),
-            draws=max(_DRAWS, len(self._clean)),
+            draws=self._repeats * len(self._clean),
             constant=self._constant,
             notes=tuple(self._notes),
         )
@@ -182,8 +183,7 @@ class _Check:
         generator = np.random.default_rng([self._seed, 1])
         shape = self._clean.attribution.shape
         found = [
-            self._maps.similarity(Maps(generator.standard_normal(shape), self._axis))
-            for _ in range(-(-_DRAWS // len(self._clean)))
+            self._maps.similarity(Maps(generator.standard_normal(shape), self._axis)) for _ in range(self._repeats)
         ]
         self._add("random", "", {metric: np.concatenate([each[metric] for each in found]) for metric in found[0]})
         if not self._maps.is_picture:

@@ -59,6 +59,7 @@ def _copied(model: Any) -> Any:
     tracking = sys.modules["keras.src.utils.tracking"]
     layers = _inside(model)
     memo: dict[int, Any] = {id(layer): object.__new__(type(layer)) for layer in layers}
+    memo |= {id(each): each for layer in layers for each in _of_training(layer)}
     try:
         # Lists and dictionaries of layers are filled again: nothing new that a layer would have to know of.
         with tracking.DotNotTrackScope():
@@ -71,6 +72,15 @@ def _copied(model: Any) -> Any:
             f"{reason[0] if reason else ''} Give its layers only what copy.deepcopy can copy."
         ) from error
     return memo[id(model)]
+
+
+def _of_training(layer: Any) -> Iterator[Any]:
+    """Yield what a layer holds that only training uses."""
+    keras = sys.modules["keras"]
+    for value in vars(layer).values():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, (keras.Loss, keras.Metric, keras.Optimizer)):
+                yield each
 
 
 def _inside(model: Any) -> list[Any]:

@@ -120,9 +120,11 @@ class _Check:
         """Measure, step by step."""
         copied = self._copy()
         bundles = _bundles(copied.layers, blocks)
-        names = [_name(bundle) for bundle in bundles]
+        names = list(blocks) if isinstance(blocks, Sequence) else list(map(_name, bundles))
         steps: list[Callable[[], None]] = [self._baselines]
-        steps += [step for mode in MODES[:2] if mode in modes for step in self._randomised(mode, copied, bundles)]
+        steps += [
+            step for mode in MODES[:2] if mode in modes for step in self._randomised(mode, copied, bundles, names)
+        ]
         if "labels" in modes and self._has_classes():
             steps.append(self._compare_labels)
         if "convergence" in modes and self._is_propagated():
@@ -194,7 +196,9 @@ class _Check:
             pictures = pictures.mean(axis=self._clean.channel_axis)
         self._add("edges", "", self._maps.similarity(Maps(edges(pictures))))
 
-    def _randomised(self, mode: str, copied: PrivateCopy, bundles: list["_Bundle"]) -> list[Callable[[], None]]:
+    def _randomised(
+        self, mode: str, copied: PrivateCopy, bundles: list["_Bundle"], names: list[str]
+    ) -> list[Callable[[], None]]:
         method, images = self._method._of(copied.model), copied.given(self._images)
         known = self._found
 
@@ -208,11 +212,11 @@ class _Check:
 
         steps: list[Callable[[], None]] = []
         above: tuple[str, ...] = ()
-        for bundle in bundles:
+        for bundle, name in zip(bundles, names, strict=True):
             here = tuple(layer for layers in bundle for layer in layers)
             above += here
             chosen = above if mode == "cascading" else here
-            steps.append(partial(step, chosen, _name(bundle)))
+            steps.append(partial(step, chosen, name))
         return steps
 
     def _has_classes(self) -> bool:
@@ -299,14 +303,19 @@ def _bundles(layers: list[tuple[str, ...]], blocks: int | Sequence[str]) -> list
             "blocks must be a positive integer, or the names of blocks from output to input; received "
             f"blocks={blocks!r}. Pass 12."
         )
-    return [_named(layers, name) for name in blocks]
+    found = [_named(layers, name) for name in blocks]
+    taken = [layer for bundle in found for each in bundle for layer in each]
+    if len({*taken}) < len(taken):
+        raise OptionError(f"blocks must have no layer in common; received blocks={blocks!r}. Name each layer once.")
+    return found
 
 
 def _named(layers: list[tuple[str, ...]], name: str) -> _Bundle:
     found = []
     for each in layers:
         inside = tuple(layer for layer in each if layer == name or layer.startswith((f"{name}.", f"{name}/")))
-        found += [inside] if inside else []
+        # What has no kernel comes with the layer that it belongs to.
+        found += [each if each[0] in inside else inside] if inside else []
     if not found:
         known = ", ".join(repr(each[0]) for each in layers[:12])
         raise OptionError(f"blocks must name layers with weights; received {name!r} of {known}. Pass one of these.")

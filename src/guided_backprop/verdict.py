@@ -21,6 +21,14 @@ _TITLES = {
     "convergence": "Convergence: two random vectors, on their way back",
 }
 _HEADLINE = "spearman_abs"
+_RANKS = ("spearman_abs", "spearman")
+# What is said if the ranks of magnitudes, and of signed values, keep half of their correlation.
+_UPPER = {
+    (True, True): "say little of what the upper layers learned",
+    (True, False): "show in their signs, and little in their strength, what the upper layers learned",
+    (False, True): "show in their strength, and little in their signs, what the upper layers learned",
+    (False, False): "change with what the upper layers learned",
+}
 
 
 def _number(value: float) -> str:
@@ -95,9 +103,10 @@ class SanityCheck:
     def sentence(self) -> str:
         """What was found, in one sentence: numbers first, then what they say.
 
-        "The top" is a quarter of the blocks. Maps "say little of what the upper layers learned" if randomising these
-        leaves half of what lies between random and equal maps, or more; they "hardly tell classes apart" from a cosine
-        of 0.9 on, and do so "poorly" from 0.5 on.
+        "The top" is a quarter of the blocks. Maps "say little of what the upper layers learned" if they keep a rank
+        correlation of 0.5 with fresh ones there, of magnitudes and of signed values; they "hardly tell classes apart"
+        from a cosine of 0.9 on, and do so "poorly" from 0.5 on; that they are closer to those of an untrained network
+        than to edges is said from a difference of 0.05 on.
         """
         numbers, words = [], []
         for part in (self._of_randomised, self._of_labels, self._of_convergence):
@@ -116,25 +125,25 @@ class SanityCheck:
         assert random is not None
         beside = f"random maps are at {_number(random.mean)}"
         beside += f" and the edges in the images at {_number(edges.mean)}" if edges else ""
-        rows = [self.row("cascading", name) for name in self.names]
-        found = [row.mean for row in rows if row]
-        if not found:
-            alone = [row.mean for name in self.names if (row := self.row("independent", name))]
-            if not alone:
-                return []
-            many = f"between {_number(min(alone))} and {_number(max(alone))}"
+        mode = "cascading" if self.row("cascading", self.names[-1]) else "independent"
+        found = [[row.mean for name in self.names if (row := self.row(mode, name, each))] for each in _RANKS]
+        if not found[0]:
+            return []
+        strength, signed = map(np.array, found)
+        if mode == "independent":
+            many = f"between {_number(strength.min())} and {_number(strength.max())}"
             return [f"randomising one block leaves {self.method} maps at rank correlation {many}, where {beside}"]
-        top = ceil(len(found) / 4)
+        top = ceil(len(strength) / 4)
         numbers = (
-            f"randomising the top {top} of {len(found)} blocks leaves {self.method} maps at rank correlation "
-            f"{_number(found[top - 1])}, and all of them at {_number(found[-1])}, where {beside}"
+            f"randomising the top {top} of {len(strength)} blocks leaves {self.method} maps at rank correlation "
+            f"{_number(strength[top - 1])} ({_number(signed[top - 1])} with signs), and all of them at "
+            f"{_number(strength[-1])} ({_number(signed[-1])}), where {beside}"
         )
-        if min(found) > 0.99:
+        if min(strength.min(), signed.min()) > 0.99:
             return [numbers, "do not depend on the model"]
-        left = (found[top - 1] - random.mean) / (1 - random.mean)
-        little = "say little of what the upper layers learned"
-        words = [little if left >= 0.5 else "change with what the upper layers learned"]
-        if self.beats_edges is False:
+        words = [_UPPER[bool(strength[top - 1] >= 0.5), bool(signed[top - 1] >= 0.5)]]
+        edges = self.row("edges")
+        if mode == "cascading" and edges and strength[-1] >= edges.mean + 0.05:
             words.append("are closer to those of an untrained network than to the image's edges")
         return [numbers, *words]
 

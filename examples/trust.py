@@ -36,6 +36,7 @@ from guided_backprop import (
 from guided_backprop.backends.torch.randomize import TorchCopy
 from guided_backprop.models import VisionModel, load_default, read_image
 from guided_backprop.render import colour_picture, heatmap, picture
+from guided_backprop.similarity import cosines
 
 DIGITS, PHOTOS = 50, ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 # As the paper's blocks of Inception: the output, what is in front of it, block by block, the first convolution.
@@ -234,9 +235,19 @@ def on_photos(folder: Path) -> None:
               for title, count in numbers.items()}  # fmt: skip
     draw_maps(vision.network, images[PHOTOS.index("coffee.png")], stages, made, folder / "trust_photos_maps.png")
     print(checks["GuidedBackprop"].table(), "\n")
-    names = ("espresso", "cup", "tabby, tabby cat")
-    ids = [vision.class_names.index(name) for name in names if name in vision.class_names]
-    print(faithfulness(vision.network, images, made), ids, "\n")
+    print(faithfulness(vision.network, images, made), "\n")
+    print(of_other_classes(vision, images[PHOTOS.index("coffee.png")]))
+
+
+def of_other_classes(vision: VisionModel, image: torch.Tensor) -> str:
+    """Return the least cosine similarity between maps of one photo for three classes, by each method."""
+    ids = [vision.class_names.index(name) for name in ("espresso", "cup", "tabby, tabby cat")]
+    lines = []
+    for name in ("Saliency", "GuidedBackprop", "GuidedGradCAM"):
+        maps = np.asarray(methods("_bn1")[name](vision.network).explain(image[None], [ids]))[0]
+        alike = [cosines(maps[[one]], maps[[other]])[0] for one, other in ((0, 1), (0, 2), (1, 2))]
+        lines.append(f"{name}, espresso, cup and tabby cat: cosine similarity {min(alike):.4f} or more")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import copy
 import random
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+from click.testing import CliRunner
 from flax import nnx
+from PIL import Image
 from skimage.filters import sobel
 from torch import nn
 
@@ -24,6 +28,7 @@ from guided_backprop import (
     GuidedGradCAM,
     ImageError,
     LabelError,
+    MissingExtraError,
     ModelError,
     OptionError,
     Saliency,
@@ -33,6 +38,7 @@ from guided_backprop import (
 from guided_backprop.backends.jax.randomize import JaxCopy
 from guided_backprop.backends.randomize import Weight
 from guided_backprop.backends.torch.randomize import TorchCopy
+from guided_backprop.cli import command
 from guided_backprop.convergence import vectors
 from guided_backprop.jax import tap
 from guided_backprop.similarity import Maps, cosines
@@ -665,6 +671,12 @@ def test_bad_options():
         sanity_check(GuidedBackprop(small().train()), images)
 
 
+def test_missing_libraries(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(MissingExtraError, match=r"without skimage. Run: pip install 'guided-backprop\[trust\]'"):
+        sanity_check(GuidedBackprop(small()), torch.tensor(PHOTOS))
+
+
 def test_labels_that_are_no_class_ids():
     model, images = small(), torch.tensor(PHOTOS)
     check = sanity_check(Saliency(model), images, np.eye(5)[[0, 1, 2]])
@@ -681,3 +693,55 @@ def test_keras_in_this_process():
     check = sanity_check(GuidedBackprop(model), PHOTOS.transpose(0, 2, 3, 1).astype(np.float32))
     assert [len(block) for block in check.blocks] == [1, 1]
     assert check.row("cascading", check.names[1]).mean < 0.9
+
+
+# The command.
+
+NETS = """
+import numpy as np
+import torch
+from torch import nn
+
+
+def make():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)]
+    return nn.Sequential(*layers), lambda image: np.asarray(image, np.float32).transpose(2, 0, 1) / 255
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(NETS)
+    for name in ("a", "b"):
+        Image.fromarray(GENERATOR.integers(0, 256, (20, 20, 3), np.uint8)).save(f"{name}.png")
+    Path("broken.png").write_bytes(b"no image")
+    yield tmp_path
+    sys.modules.pop("nets", None)
+
+
+def check(*arguments: str):
+    return CliRunner().invoke(command(), ["check", "--model", "nets:make", *arguments])
+
+
+def test_the_command_prints_and_draws(folder):
+    done = check("a.png", "b.png", "--plot", "curves.png", "--method", "saliency", "--labels", "1,2")
+    assert done.exit_code == 0, done.output
+    assert "Saliency of Sequential: 2 images" in done.output
+    assert done.output.rstrip().endswith(".")
+    with Image.open("curves.png") as picture:
+        assert picture.width > 1000
+    again = check("a.png", "--plot", "curves.png")
+    assert (again.exit_code, "curves.png, which exists" in again.output) == (1, True)
+    nowhere = check("a.png", "--plot", "no/curves.png")
+    assert "whose folder does not exist" in nowhere.output
+
+
+def test_the_command_reports_what_it_cannot_read(folder):
+    done = check(".", "--blocks", "1")
+    assert done.exit_code == 1
+    assert "broken.png" in done.output
+    assert "2 images of Sequential" in done.output
+    assert check("broken.png").exit_code == 1
+    assert check("a.png", "--labels", "7").exit_code == 2

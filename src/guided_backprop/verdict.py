@@ -106,7 +106,7 @@ class SanityCheck:
         "The top" is a quarter of the blocks. Maps "say little of what the upper layers learned" if they keep a rank
         correlation of 0.5 with fresh ones there, of magnitudes and of signed values; they "hardly tell classes apart"
         from a cosine of 0.9 on, and do so "poorly" from 0.5 on; that they are closer to those of an untrained network
-        than to edges is said from a difference of 0.05 on.
+        than to edges is said from a difference of 0.05 on, and of 0.1 to random maps.
         """
         numbers, words = [], []
         for part in (self._of_randomised, self._of_labels, self._of_convergence):
@@ -142,8 +142,7 @@ class SanityCheck:
         if min(strength.min(), signed.min()) > 0.99:
             return [numbers, "do not depend on the model"]
         words = [_UPPER[bool(strength[top - 1] >= 0.5), bool(signed[top - 1] >= 0.5)]]
-        edges = self.row("edges")
-        if mode == "cascading" and edges and strength[-1] >= edges.mean + 0.05:
+        if edges and strength[-1] >= max(edges.mean + 0.05, random.mean + 0.1):
             words.append("are closer to those of an untrained network than to the image's edges")
         return [numbers, *words]
 

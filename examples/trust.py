@@ -41,8 +41,6 @@ from guided_backprop.similarity import cosines
 DIGITS, PHOTOS = 50, ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 # As the paper's blocks of Inception: the output, what is in front of it, block by block, the first convolution.
 BLOCKS = ("_fc", "_conv_head", *(f"_blocks.{number}" for number in reversed(range(16))), "_conv_stem")
-# In how many steps all pixels are replaced.
-STEPS = 28
 Methods = Mapping[str, Callable[[nn.Module], Any]]
 
 
@@ -126,8 +124,10 @@ def draw_curves(checks: Mapping[str, SanityCheck], target: Path) -> None:
         axes.set_xticks(range(len(ticks)), [re.sub("^_", "", each) for each in ticks], rotation=90, fontsize="x-small")
         axes.set_ylim(-0.25, 1.05)
         axes.set_title(f"cascading: {title}", fontsize="medium")
-    panels[0].legend(fontsize="small", loc="lower left")
     draw_convergence(panels[-1], checks)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(checks), fontsize="small"
+    )
     check = next(iter(checks.values()))
     figure.suptitle(f"{check.images} images; randomised from the output (left) down to this block", fontsize="medium")
     figure.savefig(target, dpi=80)
@@ -135,11 +135,11 @@ def draw_curves(checks: Mapping[str, SanityCheck], target: Path) -> None:
 
 def draw_convergence(axes: Any, checks: Mapping[str, SanityCheck]) -> None:
     """Draw the cosine of two random vectors on their way back."""
-    for number, (name, check) in enumerate(checks.items()):
+    for number, check in enumerate(checks.values()):
         rows = [row for row in check.rows if row.mode == "convergence"]
-        axes.plot(
-            [row.block for row in rows], [row.mean for row in rows], "o-", markersize=3, color=f"C{number}", label=name
-        )
+        # One layer of each block was looked at.
+        places = [re.sub(r"^_|(?<=\d)\._\w+$", "", row.block) for row in rows]
+        axes.plot(places, [row.mean for row in rows], "o-", markersize=3, color=f"C{number}")
     axes.axhline(0, color="0.4", linewidth=0.8)
     axes.tick_params(axis="x", rotation=90, labelsize="x-small")
     axes.set_ylim(-0.25, 1.05)
@@ -161,10 +161,10 @@ def draw_maps(
         for column, (title, prefixes) in enumerate(blocks.items(), 1):
             names = [layer for unit in copied.layers for layer in unit if unit[0].startswith(tuple(prefixes))]
             copied.randomise(names)
-            signed = np.moveaxis(np.asarray(make(copied.model).explain(image[None], label))[0], 0, -1)
-            is_cam = signed.ndim == 2 or name == "GradCAM"
-            panel = heatmap(np.asarray(make(copied.model).explain(image[None], label))[0]) if is_cam else None
-            grid[row, column].imshow(colour_picture(signed) if panel is None else panel, cmap="gray", vmin=0, vmax=1)
+            found = np.asarray(make(copied.model).explain(image[None], label))[0]
+            # Grad-CAM has no channels and no sign.
+            panel = heatmap(found) if found.ndim == 2 else colour_picture(np.moveaxis(found, 0, -1))
+            grid[row, column].imshow(panel, cmap="gray", vmin=0, vmax=1)
             if row == 0:
                 grid[row, column].set_title(title, fontsize="small")
     for axes in grid.flat:
@@ -173,8 +173,11 @@ def draw_maps(
     figure.savefig(target, dpi=80)
 
 
-def faithfulness(model: nn.Module, images: torch.Tensor, made: Methods) -> str:
-    """Return Quantus' scores of the methods, of random maps, and of edges, as a table in Markdown."""
+def faithfulness(model: nn.Module, images: torch.Tensor, made: Methods, steps: int) -> str:
+    """Return Quantus' scores of the methods, of random maps, and of edges, as a table in Markdown.
+
+    All values are replaced in so many steps for each channel.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import quantus
@@ -185,7 +188,7 @@ def faithfulness(model: nn.Module, images: torch.Tensor, made: Methods) -> str:
         signed = {name: a if a.ndim == 4 else a[:, None] for name, a in explained.items()}
         signed["edges"] = np.array([sobel(each.mean(axis=0)) for each in x])[:, None]
         signed["random"] = np.random.default_rng(0).normal(size=x.shape)
-        options = {"features_in_step": x[0].size // STEPS, "disable_warnings": True, "normalise": False}
+        options = {"features_in_step": x[0, 0].size // steps, "disable_warnings": True, "normalise": False}
         start = model(images).softmax(1).detach().numpy()[range(len(x)), labels]
         lines = ["| map | deletion, lower is better | insertion, higher is better | pixel-flipping, lower is better |"]
         lines.append("|---|---|---|---|")
@@ -220,7 +223,7 @@ def on_digits(folder: Path) -> None:
     stages = {"none": ["-"], "fc2": ["fc2"], "to fc1": ["fc"], "to conv2": ["fc", "conv2"], "to conv1": ["fc", "conv"]}
     draw_maps(model, shown[0], stages, made, folder / "trust_digits_maps.png")
     print(checks["GuidedBackprop"].table(), "\n")
-    print(faithfulness(model, shown, made), "\n", flush=True)
+    print(faithfulness(model, shown, made, 28), "\n", flush=True)
 
 
 def on_photos(folder: Path) -> None:
@@ -235,7 +238,7 @@ def on_photos(folder: Path) -> None:
               for title, count in numbers.items()}  # fmt: skip
     draw_maps(vision.network, images[PHOTOS.index("coffee.png")], stages, made, folder / "trust_photos_maps.png")
     print(checks["GuidedBackprop"].table(), "\n")
-    print(faithfulness(vision.network, images, made), "\n")
+    print(faithfulness(vision.network, images[:12], made, 8), "\n")
     print(of_other_classes(vision, images[PHOTOS.index("coffee.png")]))
 
 

@@ -150,7 +150,7 @@ class SanityCheck:
         row = self.row("labels", "runners-up", "cosine")
         if row is None:
             return []
-        numbers = f"the maps of the classes behind have cosine similarity {_number(row.mean)} with them"
+        numbers = f"the maps of the next classes have cosine similarity {_number(row.mean)} with them"
         apart = {0.9: "hardly tell classes apart", 0.5: "tell classes apart poorly"}
         words = next((text for least, text in apart.items() if row.mean >= least), "tell classes apart")
         return [numbers, words]

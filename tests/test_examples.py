@@ -12,6 +12,7 @@ import compare_methods
 import neurons
 import one_map
 import report_picture
+import trust
 
 
 def test_one_network_in_three_frameworks_has_one_map():
@@ -57,3 +58,20 @@ def test_patches_of_photos():
     assert len(batches) == 3 * len(neurons.PHOTOS)
     assert all(batch.shape[1:] == (3, neurons.SIZE, neurons.SIZE) and len(batch) for batch in batches)
     assert -3 < min(batch.min() for batch in batches) < max(batch.max() for batch in batches) < 3
+
+
+def test_trust_of_digits(tmp_path):
+    images, labels = trust.digits()
+    model = trust.train(images[:1500], labels[:1500], epochs=1)
+    assert (model(images[4000:]).argmax(1) == labels[4000:]).float().mean() > 0.7
+    made = {name: make for name, make in trust.methods("conv2").items() if name in ("Saliency", "GuidedBackprop")}
+    checks = trust.check_all(model, images[4000:4003], made, 12)
+    assert checks["GuidedBackprop"].blocks == (("fc2",), ("fc1",), ("conv2", "norm2"), ("conv1", "norm1"))
+    trust.draw_curves(checks, tmp_path / "curves.png")
+    trust.draw_maps(model, images[4000], {"none": ["-"], "fc2": ["fc2"]}, made, tmp_path / "maps.png")
+    for name in ("curves.png", "maps.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 10
+    table = trust.faithfulness(model, images[4000:4003], made, 14).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == ["Saliency", "GuidedBackprop", "edges", "random"]
+    assert all(0 <= float(score) <= 1 for line in table[2:] for score in line.strip("| ").split(" | ")[1:])

@@ -99,7 +99,11 @@ def test_docstrings_have_examples():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/frameworks.md", "docs/pictures.md", "docs/speed.md", "docs/targets.md"]
+    "page",
+    [
+        "README.md",
+        *("docs/frameworks.md", "docs/pictures.md", "docs/speed.md", "docs/targets.md", "docs/trust.md"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_examples_in_the_documentation(page):

@@ -66,6 +66,9 @@ def command() -> "click.Group":
             f"the command line needs click and rich; received an environment without {error.name}. "
             "Run: pip install 'guided-backprop[cli]'."
         ) from error
+    # That module takes from this one.
+    from guided_backprop.cli_check import check_command  # noqa: PLC0415
+
     option, path = click.Option, click.Path(path_type=Path)
     size = click.IntRange(min=1)
     explain = click.Command(
@@ -98,7 +101,8 @@ def command() -> "click.Group":
         ],
     )
     version = click.version_option(__version__, prog_name="guided-backprop")
-    group = click.Group("guided-backprop", help="Which pixels move a network's score?", commands=[explain, report])
+    commands = [explain, report, check_command()]
+    group = click.Group("guided-backprop", help="Which pixels move a network's score?", commands=commands)
     return version(group)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guided_backprop.similarity import Maps, cosines, edges
+
 Array = NDArray[Any]
 
 # From here on two maps are called nearly one picture: the angle between them is below 26 degrees.
@@ -137,18 +139,14 @@ def cosine(one: Array, other: Array) -> float | None:
         >>> cosine(np.array([3.0, 4.0]), np.array([4.0, 3.0]))
         0.96
     """
-    first, second = (np.ravel(each).astype(np.float64) for each in (one, other))
-    if not (first.any() and second.any()):
-        return None
-    # Brought to a largest magnitude of 1, so that no square is out of range.
-    first, second = first / np.abs(first).max(), second / np.abs(second).max()
-    return float(first @ second / np.sqrt((first @ first) * (second @ second)))
+    first, second = np.asarray(one)[np.newaxis], np.asarray(other)[np.newaxis]
+    return float(cosines(first, second)[0]) if first.any() and second.any() else None
 
 
 def edge_correlation(image: Array, attribution: Array) -> float | None:
     """Return Spearman's rank correlation of a map's magnitudes with the edges of its image (Sobel), in [-1, 1].
 
-    The edges are those of the mean of the channels; the magnitude is the largest over the channels. An edge detector
+    The edges are those of the mean of the channels; the magnitude is summed over the channels. An edge detector
     knows nothing of the network: what it finds as well, the map need not have from the network. None if the image has
     no edges, or all magnitudes of the map are alike.
 
@@ -164,14 +162,9 @@ def edge_correlation(image: Array, attribution: Array) -> float | None:
         >>> edge_correlation(image, np.ones((8, 8, 1))) is None
         True
     """
-    from scipy.stats import spearmanr  # noqa: PLC0415
-    from skimage.filters import sobel  # noqa: PLC0415
-
-    edges = sobel(image.astype(np.float64).mean(axis=-1))
-    magnitude = np.abs(attribution.astype(np.float64)).max(axis=-1)
-    if np.ptp(edges) == 0 or np.ptp(magnitude) == 0:
-        return None
-    return float(spearmanr(edges.ravel(), magnitude.ravel()).statistic)
+    edges_of = Maps(edges(image.mean(axis=-1)[np.newaxis]))
+    maps = Maps(attribution[np.newaxis], channel_axis=3)
+    return None if edges_of.is_constant[0] or not np.ptp(maps.magnitude) else float(maps.rank_correlation(edges_of)[0])
 
 
 def number(value: float, digits: int) -> str:

@@ -569,6 +569,10 @@ def test_table_sentence_and_plot():
     assert check.sentence.endswith(".")
     figure = check.plot()
     assert len(figure.axes) == 4 + 4 + 2
+    for modes, panels in ((["labels"], 1), (["convergence", "cascading"], 5), (["independent"], 4)):
+        part = sanity_check(GuidedBackprop(small()), torch.tensor(PHOTOS), modes=modes)
+        assert len(part.plot().axes) == panels
+        assert part.sentence.startswith(("Randomising", "The maps of the next classes"))
     # One seed, one result; another one, another.
     assert sanity_check(GuidedBackprop(small()), torch.tensor(PHOTOS)) == check
     assert sanity_check(GuidedBackprop(small()), torch.tensor(PHOTOS), seed=1) != check

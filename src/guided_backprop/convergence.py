@@ -60,13 +60,12 @@ def vectors(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
     return np.random.default_rng([seed, 3]).standard_normal((2, *shape))
 
 
-def converge(method: Method, images: Any, layer: str, drawn: NDArray[np.float64]) -> Depth:
-    """Return how alike two vectors at the output are when they arrive at a layer."""
+def converge(method: Method, images: Any, layer: str, drawn: NDArray[np.float64], size: int) -> Depth:
+    """Return how alike two vectors at the output are when they arrive at a layer; ``size`` images at once."""
     if layer == OUTPUT:
         return Depth(layer, cosines(*drawn))
     backend = method._backend(images)
     options: dict[str, Any] = {"output": method._output, "undo_head": method._undo_head, "vouch": method._vouch}
-    size = method._batch_size or len(images)
     found = []
     try:
         if layer != IMAGES:

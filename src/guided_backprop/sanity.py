@@ -159,7 +159,7 @@ class _Check:
                 "sanity_check() of a JAX function explains its output; received output_layer="
                 f"{inner._output_layer!r}. Pass a function that returns that value."
             )
-        rows = self._images[: inner._batch_size or len(self._clean)]
+        rows = self._images[: self._clean.batch_size]
         layer = layer_name(inner._model, inner._output_layer)
 
         def run(model: Any) -> NDArray[Any]:
@@ -275,7 +275,7 @@ class _Check:
 
     def _convergence(self, layers: list[str]) -> list[Callable[[], None]]:
         def step(layer: str) -> None:
-            depth = converge(self._inner, self._images, layer, drawn)
+            depth = converge(self._inner, self._images, layer, drawn, self._clean.batch_size)
             if depth.cosines is None:
                 self._notes.append(f"convergence at {layer} is not measured: {depth.reason}")
             else:

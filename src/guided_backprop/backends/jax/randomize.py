@@ -1,5 +1,6 @@
 """A private copy of a JAX model whose arrays can be re-initialised: of modules, and of functions with parameters."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -73,8 +74,7 @@ class _Held:
 def _opened(model: Any) -> tuple[Any, Callable[[Any], Any]]:
     """Return what the model is made of, and what makes a model of it."""
     if is_of(model, "flax.nnx"):
-        from flax import nnx  # noqa: PLC0415
-
+        nnx = sys.modules["flax.nnx"]
         structure, state = nnx.split(model)
         return state, lambda tree: nnx.merge(structure, tree)
     if isinstance(model, partial):

@@ -4,6 +4,7 @@ The figures are compared with others computed here from the definitions. The bro
 mouse drags the slider, and what is then shown is compared pixel by pixel. Screenshots are left in out/report.
 """
 
+import html
 import io
 import shlex
 import shutil
@@ -28,10 +29,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import contract
 import guided_backprop
-from guided_backprop import GuidedBackprop, ImageError, OptionError, OutputExistsError, Saliency
+from guided_backprop import GuidedBackprop, ImageError, OptionError, OutputExistsError, Saliency, sanity_check
 from guided_backprop.cli import command
 from guided_backprop.likeness import Likeness, Rival, Trust, cosine, edge_correlation, summaries
-from guided_backprop.report import Report
+from guided_backprop.models import load
+from guided_backprop.report import Report, randomised
 from test_cli import MODEL, photos, process  # noqa: F401 (a fixture)
 from test_cli import run as run_explain
 from test_targets import FRAMEWORKS
@@ -277,6 +279,31 @@ def test_the_command_writes_a_page_that_says_how_to_make_it_again():
     Path("report.html").unlink()
     assert run("--batch-size", "2", *shlex.split(text)[2:]).exit_code == 0
     assert Path("report.html").read_text("utf-8") == page
+
+
+@pytest.mark.usefixtures("photos")
+def test_the_checks_are_on_the_page():
+    result = run("photos", "broken.png", "--output", "report.html", *MODEL, "--labels", "1", "--check")
+    assert result.exit_code == 1
+    assert "broken.png" in result.stderr
+    page = Path("report.html").read_text("utf-8")
+    assert "--check -- photos broken.png</code>" in page
+    vision = load("nets:make")
+    (batch,) = vision.batches(sorted(Path("photos").iterdir()), 50)
+    check = sanity_check(GuidedBackprop(vision.network), batch.images, 1)
+    found = randomised(check)
+    assert found.sentence == check.sentence
+    assert found.sentence in html.unescape(page)
+    columns = "GuidedBackprop, layers randomised", "rank correlation of magnitudes"
+    table = {row[columns[0]]: row[columns[1]] for row in found.rows}
+    assert list(table) == [*(f"{name}, and all above" for name in check.names), "edges in the image", "random maps"]
+    last = check.row("cascading", check.names[-1])
+    assert table[f"{check.names[-1]}, and all above"] == f"{last.mean:.2f}".replace("-", "\N{MINUS SIGN}")
+    # A planted fault: another class has another sentence.
+    assert sanity_check(GuidedBackprop(vision.network), batch.images, 0).sentence not in html.unescape(page)
+    with Image.open(io.BytesIO(found.picture)) as figure:
+        assert figure.format == "PNG"
+        assert len(figure.getcolors(1 << 24)) > 50
 
 
 @pytest.mark.usefixtures("photos")

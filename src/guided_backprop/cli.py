@@ -24,7 +24,8 @@ from guided_backprop.errors import (
 from guided_backprop.explanation import Explanations
 from guided_backprop.methods import REDUCERS, DeconvNet, GuidedBackprop, Method, Reducer, Saliency
 from guided_backprop.models import VisionModel, image_paths, load, load_default, probabilities
-from guided_backprop.report import Report, check_ready
+from guided_backprop.plot import figure_kind
+from guided_backprop.report import Report, check_ready, randomised
 from guided_backprop.saving import ARRAYS, MANIFEST, ExplanationFolder
 from guided_backprop.targets import Target
 
@@ -38,6 +39,8 @@ METHODS: Mapping[str, type[Method]] = {
     "saliency": Saliency,
 }
 _TOP = 5
+# As many images as the paper took for its checks.
+_MOST_CHECKED = 50
 
 # A batch's explanations, and for each image the names of its files by kind.
 _Written = tuple[Explanations, Sequence[Mapping[str, str]]]
@@ -96,6 +99,7 @@ def command() -> "click.Group":
             option(["--model"], metavar="MODULE:FUNCTION", help=_MODEL_HELP),
             option(["--labels"], metavar="ID[,ID...]", callback=_parse_labels, help=_LABELS_HELP),
             option(["--layer"], help="A convolutional layer, for Grad-CAM and Guided Grad-CAM beside the others."),
+            option(["--check"], is_flag=True, help="Randomise the layers too, for up to 50 images: takes minutes."),
             option(["--batch-size"], type=size, default=16, show_default=True, help=_BATCH_HELP),
             option(["--overwrite"], is_flag=True, help="Replace an existing file."),
         ],
@@ -152,6 +156,7 @@ def _report(  # noqa: PLR0917 (click passes them by name)
     model: str | None,
     labels: Sequence[int] | None,
     layer: str | None,
+    check: bool,
     batch_size: int,
     overwrite: bool,
 ) -> None:
@@ -163,11 +168,15 @@ def _report(  # noqa: PLR0917 (click passes them by name)
     ids = None if labels is None else ",".join(map(str, labels))
     given = {"--output": str(output), "--model": model, "--labels": ids, "--layer": layer}
     options = [part for name, value in given.items() if value is not None for part in (name, value)]
-    command = ["guided-backprop", "report", *options, *(["--overwrite"] if overwrite else []), "--", *map(str, images)]
+    options += [flag for flag, is_set in (("--check", check), ("--overwrite", overwrite)) if is_set]
+    command = ["guided-backprop", "report", *options, "--", *map(str, images)]
     with _one_line_errors():
         paths = image_paths(images)
         _check_counts(paths, labels)
         check_ready(output, overwrite=overwrite)
+        if check:
+            # Without matplotlib the check cannot be drawn, which is better known now.
+            figure_kind()
         vision = load_default() if model is None else load(model)
         page = Report(
             output, vision.network, name=vision.name, class_names=vision.class_names, layer=layer, overwrite=overwrite
@@ -179,7 +188,13 @@ def _report(  # noqa: PLR0917 (click passes them by name)
 
         run = _Run(vision, output, write)
         run.explain(paths, labels, batch_size)
-        page.finish(command=shlex.join(command))
+        trust = []
+        if check:
+            from guided_backprop.cli_check import checked  # noqa: PLC0415
+
+            batch = next(batch for batch in vision.batches(paths, _MOST_CHECKED) if batch.rows)
+            trust = [randomised(checked(GuidedBackprop(vision.network, batch_size=batch_size), batch, labels))]
+        page.finish(trust=trust, command=shlex.join(command))
         run.finish(f"reported in {_printable(output)} ({output.stat().st_size / 1e6:.1f} MB)")
     if run.failed:
         sys.exit(1)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from guided_backprop.cli import _MODEL_HELP, METHODS, _check_counts, _labels_of, _one_line_errors, _parse_labels
 from guided_backprop.errors import ImageError, OutputExistsError
-from guided_backprop.models import image_paths, load, load_default
+from guided_backprop.methods import Method
+from guided_backprop.models import Batch, image_paths, load, load_default
 from guided_backprop.plot import figure_kind
 from guided_backprop.sanity import sanity_check
+from guided_backprop.verdict import SanityCheck
 
 if TYPE_CHECKING:
     import click
@@ -75,15 +77,22 @@ def _check(  # noqa: PLR0917 (click passes them by name)
                 f"at least one image must be readable; received {len(batch.failures)} that are not. Pass other files."
             )
         made = METHODS[method](vision.network, batch_size=batch_size)
-        with _Bar() as bar:
-            chosen = _labels_of(batch.rows, labels)
-            check = sanity_check(made, batch.images, chosen, blocks=blocks, seed=seed, progress=bar)
+        check = checked(made, batch, labels, blocks=blocks, seed=seed)
         click.echo(check.table())
         click.echo(f"\n{check.sentence}")
         if plot is not None:
             check.plot().savefig(plot)
     if batch.failures:
         sys.exit(1)
+
+
+def checked(
+    method: Method, batch: Batch, labels: Sequence[int] | None, *, blocks: int = 12, seed: int = 0
+) -> SanityCheck:
+    """Run the check on the images that could be read, with a bar."""
+    with _Bar() as bar:
+        chosen = _labels_of(batch.rows, labels)
+        return sanity_check(method, batch.images, chosen, blocks=blocks, seed=seed, progress=bar)
 
 
 class _Bar:

@@ -6,6 +6,7 @@ security policy forbids all else. What it says of file, class and model names is
 
 import base64
 import hashlib
+import io
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,11 @@ from guided_backprop.methods import DeconvNet, GuidedBackprop, Method, Saliency,
 from guided_backprop.models import probabilities
 from guided_backprop.render import colour_picture, overlay, picture
 from guided_backprop.saving import versions
+from guided_backprop.similarity import METRICS
 from guided_backprop.targets import ClassNames, label_text
+from guided_backprop.verdict import SanityCheck
 
-__all__ = ["Report", "Trust", "check_ready"]
+__all__ = ["Report", "Trust", "check_ready", "randomised"]
 
 _TOP = 5
 
@@ -263,6 +266,21 @@ class Report:
             ]
             for row, ids in enumerate(chosen.tolist())
         ]
+
+
+def randomised(check: SanityCheck) -> Trust:
+    """Return what :func:`sanity_check` found as a part of a report: its sentence, its cascading curve, its figure."""
+    places = {f"{name}, and all above": ("cascading", name) for name in check.names}
+    places |= {"edges in the image": ("edges", ""), "random maps": ("random", "")}
+    rows = []
+    for title, place in places.items():
+        found = {metric: row for metric in METRICS if (row := check.row(*place, metric))}
+        if found:
+            numbers = {METRICS[metric]: number(row.mean, 2) for metric, row in found.items()}
+            rows.append({f"{check.method}, layers randomised": title, **numbers})
+    figure = io.BytesIO()
+    check.plot().savefig(figure, format="png", dpi=110)
+    return Trust("Do the maps depend on what was learned?", check.sentence, rows, figure.getvalue())
 
 
 def check_ready(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -23,6 +23,7 @@ from guided_backprop import (
     layer_names,
     sanity_check,
 )
+from guided_backprop.backends.keras_copy import KerasCopy
 from guided_backprop.cam import resized
 from networks_keras import to_keras
 
@@ -355,15 +356,28 @@ class Written(keras.Model):
         return self.head(self.flat(self.twice(self.inner(self.convs["only"](x)))))
 
 
+def is_changed(before, model):
+    return [bool((each != own).any()) for own, each in zip(before, model.get_weights(), strict=True)]
+
+
 def test_models_of_every_kind_are_copied():
     model = Written(5)
     model(images("float32"))
     model.compile("adam", "mse")
     conv, (depthwise, norm, _) = model.convs["only"], model.inner.layers
+    norm.set_weights(np.random.default_rng(0).uniform(0.5, 2, (4, 5)))
     check = sanity_check(Saliency(model), images("float32"), modes=["cascading"])
     assert check.blocks == ((model.head.name,), (depthwise.name, norm.name), (conv.name,))
-    means = [check.row("cascading", name).mean for name in check.names]
-    assert means[0] > means[-1]
-    assert means[-1] < 0.9
+    assert check.row("cascading", conv.name).mean < 0.99
+    # Exactly the layers that are asked for are fresh, and only in the copy.
+    own, copied = model.get_weights(), KerasCopy(model, lambda each: each(images("float32")), seed=0)
+    assert is_changed(own, copied.model) == [False] * len(own)
+    copied.randomise({depthwise.name, norm.name})
+    assert [
+        variable.path for variable, each in zip(model.weights, is_changed(own, copied.model), strict=True) if each
+    ] == [variable.path for layer in (depthwise, norm) for variable in layer.weights]
+    copied.randomise({model.head.name})
+    assert sum(is_changed(own, copied.model)) == 2
+    assert not any(is_changed(own, model))
     neuron = GuidedBackprop(to_keras(NETWORKS["residual"], CHANNELS_LAST, "float32"), output_layer=3)
     assert len(sanity_check(neuron, images("float32"), (1, "max"), modes=["cascading"]).blocks) < 4

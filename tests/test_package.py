@@ -43,7 +43,19 @@ def test_the_tree_of_errors_is_drawn_in_full():
 
 
 def test_importing_imports_no_framework():
-    heavy = ("torch", "tensorflow", "jax", "keras", "matplotlib", "click", "rich", "safetensors")
+    heavy = (
+        "torch",
+        "tensorflow",
+        "jax",
+        "keras",
+        "matplotlib",
+        "click",
+        "rich",
+        "safetensors",
+        "jinja2",
+        "skimage",
+        "scipy",
+    )
     assert run(f"import sys, guided_backprop; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
@@ -86,7 +98,9 @@ def test_docstrings_have_examples():
     assert sum(bool(test.examples) for name in MODULES for test in finder.find(importlib.import_module(name))) >= 5
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/frameworks.md", "docs/speed.md", "docs/targets.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/frameworks.md", "docs/pictures.md", "docs/speed.md", "docs/targets.md"]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_examples_in_the_documentation(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)

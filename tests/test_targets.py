@@ -212,7 +212,7 @@ def test_rows_of_many_labels(tmp_path):
     assert explanations[1].score.shape == (3,)
     assert explanations[1:3].labels.shape == (2, 3)
     assert len(explanations) == 4
-    assert len(explanations.plot().axes) == 4 * 3 * 4
+    assert len(explanations.plot().axes) == 4 * 3 * 4 + 1
     folder = explanations.save(tmp_path / "maps", names=list("abcd"))
     assert len(list(folder.glob("*_heatmap.png"))) == 12
     assert (folder / "a_colour.png").exists()

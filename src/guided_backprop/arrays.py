@@ -54,12 +54,17 @@ def call(model: Callable[..., Any], images: Any) -> Any:
 def channels_last(
     images: Any, attribution: Any, channel_axis: int | None, *, is_reduced: bool
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Return images and attribution ``(N, H, W)`` or ``(N, H, W, C)``, or None if they are not pictures."""
+    """Return images and attribution ``(N, ..., C)``, or None without channels; a reduced one has one channel."""
     images, attribution = as_numpy(images), as_numpy(attribution)
-    if channel_axis is None or images.ndim != 4:
+    if channel_axis is None or images.ndim < 3:
         return None
     images = np.moveaxis(images, channel_axis, -1)
-    if is_reduced:
-        return images, attribution
-    attribution = np.moveaxis(attribution, channel_axis, -1)
-    return (images, attribution) if attribution.shape[-1] in (1, 3) else None
+    return images, attribution[..., np.newaxis] if is_reduced else np.moveaxis(attribution, channel_axis, -1)
+
+
+def as_pictures(
+    images: Any, attribution: Any, channel_axis: int | None, *, is_reduced: bool
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Return images and attribution ``(N, H, W, C)``, or None if they are not pictures."""
+    found = channels_last(images, attribution, channel_axis, is_reduced=is_reduced)
+    return found if found is not None and found[0].ndim == 4 else None

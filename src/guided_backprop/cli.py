@@ -3,8 +3,9 @@
 click and rich are imported when it runs, so that without them it can still say how to install them.
 """
 
+import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from guided_backprop.errors import (
 from guided_backprop.explanation import Explanations
 from guided_backprop.methods import REDUCERS, DeconvNet, GuidedBackprop, Method, Reducer, Saliency
 from guided_backprop.models import VisionModel, image_paths, load, load_default, probabilities
+from guided_backprop.report import Report, check_ready
 from guided_backprop.saving import ARRAYS, MANIFEST, ExplanationFolder
 from guided_backprop.targets import Target
 
@@ -36,6 +38,9 @@ METHODS: Mapping[str, type[Method]] = {
     "saliency": Saliency,
 }
 _TOP = 5
+
+# A batch's explanations, and for each image the names of its files by kind.
+_Written = tuple[Explanations, Sequence[Mapping[str, str]]]
 
 
 def main() -> None:
@@ -78,8 +83,22 @@ def command() -> "click.Group":
             option(["--overwrite"], is_flag=True, help="Write into an existing folder."),
         ],
     )
+    report = click.Command(
+        "report",
+        callback=_report,
+        help=_report.__doc__,
+        params=[
+            click.Argument(["images"], nargs=-1, required=True, type=path),
+            option(["--output"], required=True, type=path, help="The page, such as report.html."),
+            option(["--model"], metavar="MODULE:FUNCTION", help=_MODEL_HELP),
+            option(["--labels"], metavar="ID[,ID...]", callback=_parse_labels, help=_LABELS_HELP),
+            option(["--layer"], help="A convolutional layer, for Grad-CAM and Guided Grad-CAM beside the others."),
+            option(["--batch-size"], type=size, default=16, show_default=True, help=_BATCH_HELP),
+            option(["--overwrite"], is_flag=True, help="Replace an existing file."),
+        ],
+    )
     version = click.version_option(__version__, prog_name="guided-backprop")
-    group = click.Group("guided-backprop", help="Which pixels move a network's score?", commands=[explain])
+    group = click.Group("guided-backprop", help="Which pixels move a network's score?", commands=[explain, report])
     return version(group)
 
 
@@ -109,23 +128,69 @@ def _explain(  # noqa: PLR0917 (click passes them by name)
         _check_counts(paths, labels)
         with ExplanationFolder(output, overwrite=overwrite) as folder:
             vision = load_default() if model is None else load(model)
-            run = _Run(vision, METHODS[method](vision.network, reducer=reducer), folder, output)
+            explainer = METHODS[method](vision.network, reducer=reducer)
+
+            def write(pixels: Any, names: Sequence[str], chosen: Any) -> _Written:
+                explanations = explainer.explain(pixels, chosen)
+                return explanations, folder.add(explanations, names)
+
+            run = _Run(vision, output, write)
             run.explain(paths, labels, batch_size)
-            run.finish()
+            folder.finish()
+            run.finish(f"explained by {type(explainer).__name__} in {_printable(output)} ({MANIFEST}, {ARRAYS})")
+    if run.failed:
+        sys.exit(1)
+
+
+def _report(  # noqa: PLR0917 (click passes them by name)
+    images: Sequence[Path],
+    output: Path,
+    model: str | None,
+    labels: Sequence[int] | None,
+    layer: str | None,
+    batch_size: int,
+    overwrite: bool,
+) -> None:
+    """Write one page about IMAGES: their maps by several methods, and how far to believe them.
+
+    Images are files, or folders of them. Those that cannot be read are reported and left out; the exit status is then
+    1. The page is a single file, and needs no network.
+    """
+    ids = None if labels is None else ",".join(map(str, labels))
+    given = {"--output": str(output), "--model": model, "--labels": ids, "--layer": layer}
+    options = [part for name, value in given.items() if value is not None for part in (name, value)]
+    command = ["guided-backprop", "report", *options, *(["--overwrite"] if overwrite else []), "--", *map(str, images)]
+    with _one_line_errors():
+        paths = image_paths(images)
+        _check_counts(paths, labels)
+        check_ready(output, overwrite=overwrite)
+        vision = load_default() if model is None else load(model)
+        page = Report(
+            output, vision.network, name=vision.name, class_names=vision.class_names, layer=layer, overwrite=overwrite
+        )
+
+        def write(pixels: Any, names: Sequence[str], chosen: Any) -> _Written:
+            # The last of the three methods: its coverage says what was guided.
+            return page.add(pixels, names, chosen)[2], [{} for _ in names]
+
+        run = _Run(vision, output, write)
+        run.explain(paths, labels, batch_size)
+        page.finish(command=shlex.join(command))
+        run.finish(f"reported in {_printable(output)} ({output.stat().st_size / 1e6:.1f} MB)")
     if run.failed:
         sys.exit(1)
 
 
 class _Run:
-    """One run of the command: batch after batch is read, explained, written, printed and dropped."""
+    """One run of a command: batch after batch is read, explained, written, printed and dropped."""
 
-    def __init__(self, vision: VisionModel, method: Method, folder: ExplanationFolder, output: Path) -> None:
+    def __init__(self, vision: VisionModel, output: Path, write: Callable[[Any, Sequence[str], Any], _Written]) -> None:
         from rich.console import Console  # noqa: PLC0415
 
         # A pipe has no width: nothing is folded there.
         width = None if sys.stdout.isatty() else 10_000
         self._console = Console(width=width, markup=False, highlight=False, emoji=False)
-        self._vision, self._method, self._folder, self._output = vision, method, folder, output
+        self._vision, self._output, self._write = vision, output, write
         self._coverages: list[Coverage] = []
         self._head: str | None = None
         self._explained = 0
@@ -143,30 +208,26 @@ class _Run:
                 self.failed += len(batch.failures)
                 if batch.rows:
                     chosen = _labels_of(batch.rows, labels)
-                    explanations = self._method.explain(batch.images, chosen)
+                    here = [paths[row] for row in batch.rows]
+                    explanations, files = self._write(batch.images, [str(path) for path in here], chosen)
                     if labels is not None and not self._explained:
                         # A wrong label of the last image is found now, and not when all the others are done.
                         Target(labels, len(labels)).labels(explanations.outputs)
-                    self._add(explanations, [paths[row] for row in batch.rows])
+                    self._add(explanations, here, files)
                 progress.advance(task, len(batch.rows) + len(batch.failures))
-
-    def finish(self) -> None:
         if not self._explained:
             raise ImageError(
                 f"at least one image must be readable; received {self.failed} that are not. "
                 "Nothing was written: pass other files."
             )
-        self._folder.finish()
+
+    def finish(self, what: str) -> None:
         if self._head:
             self._console.print(f"scores: the logits in front of the model's {self._head}")
         self._console.print(f"coverage: {Coverage.merge(self._coverages)}")
-        self._console.print(
-            f"{self._explained} of {self._explained + self.failed} images explained by "
-            f"{type(self._method).__name__} in {_printable(self._output)} ({MANIFEST}, {ARRAYS})"
-        )
+        self._console.print(f"{self._explained} of {self._explained + self.failed} images {what}")
 
-    def _add(self, explanations: Explanations, paths: Sequence[Path]) -> None:
-        files = self._folder.add(explanations, [str(path) for path in paths])
+    def _add(self, explanations: Explanations, paths: Sequence[Path], files: Sequence[Mapping[str, str]]) -> None:
         self._coverages.append(explanations.coverage)
         self._head = explanations.head
         self._explained += len(paths)

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from guided_backprop.arrays import as_numpy, channels_last, inputs_of, like_inputs, mapped
+from guided_backprop.arrays import as_numpy, inputs_of, like_inputs, mapped
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import ImageError, MissingExtraError, OptionError
-from guided_backprop.render import colour_picture, heatmap, overlay, picture
+from guided_backprop.errors import OptionError
+from guided_backprop.targets import ClassNames
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A figure of more rows is taller than a screen and slower than saving the pictures.
-_MOST_ROWS = 16
+    from guided_backprop.plot import Panel
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -121,56 +119,63 @@ class Explanations(Sequence[Explanation]):
         attribution, images, axis = one
         return replace(self, attribution=attribution, images=images, channel_axis=axis)
 
-    def plot(self, percentile: float = 99.0) -> "Figure":
-        """Draw one row per image: the image, the colour picture, the heatmap and the overlay.
+    def plot(
+        self,
+        percentile: float = 99.0,
+        *,
+        methods: "Sequence[Explanations]" = (),
+        panels: "Sequence[Panel] | None" = None,
+        class_names: ClassNames = (),
+        feature_names: Sequence[str] | None = None,
+    ) -> "Figure":
+        """Draw one row per image: the image, the signed map, the heatmap and the overlay; or several methods.
 
-        What is not picture-like is drawn as one panel per image: a row of a table as bars, a series as one
-        line per channel.
+        Series are drawn with their attribution below them, tables as bars, volumes as the slices where the
+        attribution is strongest. Below the figure stands what its colours mean; each map has its own scale.
 
         Args:
-            percentile: the scale of the pictures, as in :mod:`guided_backprop.render`; the figure states it.
+            percentile: the scale of the maps, as in :mod:`guided_backprop.render`; the figure states it.
+            methods: explanations of the same images and labels, as from :func:`compare`: the map of each beside
+                the others, in their order; these come first unless they are among them.
+            panels: what is drawn of pictures: among "image", "colour" (three channels, grey is 0), "diverging" (blue,
+                white, red; white is 0), "heatmap" and "overlay" (magnitudes). None for what suits the maps.
+            class_names: names of the classes, a list or a dictionary by class id.
+            feature_names: names of the columns of a table, or of the channels of a series.
 
         Returns:
             A figure that belongs to nobody: pyplot does not know of it, so nothing has to be closed.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
-            OptionError: there are no images or more than 16, or percentile is outside (0, 100].
-            ImageError: the attribution is neither pictures, nor series, nor rows of a table.
+            OptionError: there are no images or more than 16, percentile is outside (0, 100], methods explain
+                something else, or an option has a value that is not offered.
+            ImageError: the images are neither pictures, series, tables nor volumes, or values are not finite.
 
         Example:
             >>> import torch
-            >>> from guided_backprop import GuidedBackprop
-            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
-            >>> figure = GuidedBackprop(model.eval()).explain(torch.rand(2, 3, 8, 8)).plot()
-            >>> len(figure.axes)
-            8
+            >>> from guided_backprop import GuidedBackprop, Saliency, compare
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+            >>> found = compare(torch.rand(2, 3, 8, 8), 0, [Saliency(model), GuidedBackprop(model)])
+            >>> figure = found[0].plot(methods=found, class_names=["cat", "dog"])
+            >>> len(figure.axes)  # for each image the image and two maps
+            6
         """
-        kind = figure_kind()
-        rows = self._of_one_input("plot()")._one_label_a_row()
-        if not 1 <= len(rows) <= _MOST_ROWS:
-            raise OptionError(
-                f"plot() draws 1 to {_MOST_ROWS} images; received {len(rows)} images. "
-                f"Plot a slice, such as explanations[:{_MOST_ROWS}]."
-            )
-        return rows._figure(kind, percentile)
+        from guided_backprop.plot import Look, draw  # noqa: PLC0415
 
-    def _figure(self, kind: "type[Figure]", percentile: float) -> "Figure":
-        pixels = channels_last(self.images, self.attribution, self.channel_axis, is_reduced=self.reducer is not None)
-        if pixels is not None:
-            figure = kind(figsize=(10, 2.7 * len(self) + 0.6), layout="constrained")
-            _draw_pictures(figure, *pixels, percentile)
-            scale = f"; pictures scaled to percentile {percentile:g} of their magnitudes"
-        else:
-            figure = kind(figsize=(10, 2.2 * len(self) + 0.6), layout="constrained")
-            _draw_values(figure, as_numpy(self.attribution))
-            scale = ""
-        for axes, label, score in zip(
-            figure.axes[:: len(figure.axes) // len(self)], self.labels, self.scores, strict=True
-        ):
-            axes.set_title(f"{_label_text(label)}, score {score:.4g}", loc="left", fontsize="medium")
-        figure.supxlabel(f"{self.method} of {self.model}{scale}", fontsize="small")
-        return figure
+        if isinstance(methods, Explanations) or not all(isinstance(each, Explanations) for each in methods):
+            raise OptionError(
+                f"methods must be a list of explanations; received {methods!r:.200}. Pass what compare() returns."
+            )
+        among = any(each is self for each in methods)
+        shown = [*methods] if among else [self, *methods]
+        look = Look(percentile, panels, class_names, feature_names)
+        return draw([each._of_one_input("plot()")._one_label_a_row() for each in shown], look)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a few images with their maps, and what they are."""
+        from guided_backprop.notebook import html  # noqa: PLC0415
+
+        return html(self)
 
     def save(
         self,
@@ -181,8 +186,8 @@ class Explanations(Sequence[Explanation]):
     ) -> Path:
         """Write pictures, arrays and a manifest into a new folder, which appears whole or not at all.
 
-        For each image ``<name>_colour.png``, ``<name>_heatmap.png`` and ``<name>_overlay.png``, if the
-        attribution is picture-like: one or three channels, or reduced. ``attribution.safetensors`` holds
+        For each image ``<name>_colour.png``, ``<name>_heatmap.png`` and ``<name>_overlay.png``, if it is a picture,
+        of any number of channels. ``attribution.safetensors`` holds
         the tensors ``attribution``, ``scores`` and ``labels`` (bfloat16 as float32); ``manifest.json`` says
         what was explained, by what, and what the files are called.
 
@@ -249,61 +254,9 @@ class Explanations(Sequence[Explanation]):
         return f"Explanations(method={self.method!r}, model={self.model!r}, shape={shape}, coverage='{self.coverage}')"
 
 
-def figure_kind() -> "type[Figure]":
-    """Return matplotlib's figure, which pyplot does not know of; raise MissingExtraError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            "plot() needs matplotlib; received an environment without it. Run: pip install 'guided-backprop[plot]'."
-        ) from error
-    return Figure
-
-
 def _as_array(values: Any, dtype: DTypeLike | None, copy: bool | None) -> NDArray[Any]:
     array = as_numpy(values)
     converted = array if dtype is None else array.astype(dtype, copy=False)
     if copy is False and (converted is not array or "bfloat16" in str(values.dtype)):
         raise ValueError(f"an array of dtype {dtype} needs a copy; received copy=False. Pass copy=None.")
     return converted.copy() if copy and converted is array else converted
-
-
-def _draw_pictures(figure: "Figure", images: NDArray[Any], attribution: NDArray[Any], percentile: float) -> None:
-    titles = ("", "attribution, grey is 0", "heatmap", "overlay")
-    grid = figure.subplots(len(images), 4, squeeze=False)
-    for row, image, signed in zip(grid, images, attribution, strict=True):
-        panels = (
-            picture(image),
-            colour_picture(signed, percentile),
-            heatmap(signed, percentile),
-            overlay(image, signed, percentile),
-        )
-        for axes, panel, title in zip(row, panels, titles, strict=True):
-            axes.imshow(panel, cmap="gray", vmin=0, vmax=1)
-            axes.set_title(title, fontsize="medium")
-            axes.set_axis_off()
-
-
-def _draw_values(figure: "Figure", attribution: NDArray[Any]) -> None:
-    """Draw rows ``(N, F)`` as bars and series ``(N, C, L)`` as one line per channel."""
-    if attribution.ndim not in (2, 3):
-        raise ImageError(
-            "plot() draws pictures of 1 or 3 channels, series (N, C, L) and tables (N, F); "
-            f"received attribution of shape {attribution.shape}. Pass reducer='absmax' to the method."
-        )
-    panels: NDArray[Any] = figure.subplots(len(attribution), 1, squeeze=False)[:, 0]
-    axes: Axes
-    for axes, values in zip(panels, attribution, strict=True):
-        if values.ndim == 1:
-            axes.bar(np.arange(len(values)), values)
-        else:
-            axes.plot(values.T)
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_ylabel("attribution")
-
-
-def _label_text(label: Any) -> str:
-    kind = np.asarray(label).dtype.kind
-    if np.ndim(label) == 0:
-        return str(label) if kind == "U" else f"class {label}"
-    return f"output {tuple(map(int, label))}" if kind == "i" else "weighted outputs"

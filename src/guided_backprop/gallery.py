@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy, channels_last, inputs_of
+from guided_backprop.arrays import as_numpy, as_pictures, inputs_of
 from guided_backprop.backends.base import Backend
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
-from guided_backprop.explanation import figure_kind
 from guided_backprop.methods import GuidedBackprop, Method
+from guided_backprop.plot import figure_kind
 from guided_backprop.receptive_field import Axis, receptive_field
 from guided_backprop.render import Picture, colour_picture, picture
 
@@ -69,7 +69,7 @@ class NeuronGallery:
             percentile: the scale of each map, as in :mod:`guided_backprop.render`.
 
         Raises:
-            ImageError: the crops are no pictures of one or three channels.
+            ImageError: the crops are no pictures.
         """
         return np.concatenate([self._row(row, percentile) for row in range(len(self.channels))])
 
@@ -100,10 +100,10 @@ class NeuronGallery:
         return figure
 
     def _row(self, row: int, percentile: float) -> Picture:
-        pixels = channels_last(self.crops[row], self.attribution[row], self.channel_axis, is_reduced=False)
+        pixels = as_pictures(self.crops[row], self.attribution[row], self.channel_axis, is_reduced=False)
         if pixels is None:
             raise ImageError(
-                "a picture needs images (N, C, H, W) or (N, H, W, C) of one or three channels; "
+                "a picture needs images (N, C, H, W) or (N, H, W, C); "
                 f"received crops of shape {self.crops.shape[2:]}. Use crops and attribution as arrays."
             )
         tiles = [*map(picture, pixels[0]), *(colour_picture(each, percentile) for each in pixels[1])]

@@ -1,4 +1,4 @@
-"""From attribution to pictures for people's eyes: heatmap, overlay, the classic grey-centred colour picture.
+"""From attribution to pictures for people's eyes: heatmap, overlay, the grey-centred and the blue-white-red picture.
 
 Everything here is for looking, never for computing: values are stretched and clipped. Arrays are
 channels-last, ``(H, W)`` or ``(H, W, C)``, of any real dtype. The scale of a map is a percentile of its
@@ -6,7 +6,7 @@ magnitudes and not their maximum, because a single extreme pixel would turn ever
 which percentile wherever a picture is shown.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ Picture = NDArray[np.uint8]
 
 # Black, purple, red, orange, pale yellow: lightness rises evenly along the ramp, so the order of values
 # is seen without a legend, in print, and by colour-blind readers. Nine points of "inferno" (CC0).
-_RAMP = np.array(
+RAMP = np.array(
     [
         (0, 0, 4),
         (31, 12, 72),
@@ -28,6 +28,22 @@ _RAMP = np.array(
         (249, 140, 10),
         (249, 201, 50),
         (252, 255, 164),
+    ]
+)
+
+# Blue, white, red: as dark at one end as at the other, and nobody takes the two for each other, whatever colours they
+# see.
+DIVERGING = np.array(
+    [
+        (5, 48, 97),
+        (33, 102, 172),
+        (67, 147, 195),
+        (146, 197, 222),
+        (255, 255, 255),
+        (244, 165, 130),
+        (214, 96, 77),
+        (178, 24, 43),
+        (103, 0, 31),
     ]
 )
 
@@ -62,7 +78,7 @@ def heatmap(attribution: NDArray[Any], percentile: float = 99.0) -> NDArray[np.f
         array([[0.  , 0.25],
                [0.5 , 1.  ]])
     """
-    magnitude = np.abs(_pixels(attribution, "attribution")).max(axis=2)
+    magnitude = _shown(attribution, "heatmap")
     if magnitude.min() == magnitude.max():
         return np.zeros_like(magnitude)
     return _scaled(magnitude, percentile)
@@ -92,7 +108,56 @@ def colour_picture(attribution: NDArray[Any], percentile: float = 99.0) -> Pictu
         >>> colour_picture(np.array([[-3.0, 0.0, 3.0]]))[0, :, 0]
         array([  0, 128, 255], dtype=uint8)
     """
-    return _bytes(0.5 + 0.5 * _scaled(_colours(_pixels(attribution, "attribution")), percentile))
+    return _bytes(0.5 + 0.5 * _scaled(_shown(attribution, "colour"), percentile))
+
+
+def diverging(attribution: NDArray[Any], percentile: float = 99.0) -> Picture:
+    """Return the signed map from blue over white to red: white is zero, red raises the score, blue lowers it.
+
+    Of several channels the mean is shown: what moves the score when all channels of a pixel rise together. Channels
+    of opposite signs cancel; :func:`heatmap` shows these too.
+
+    Args:
+        attribution: ``(H, W)`` or ``(H, W, C)``, signed.
+        percentile: which percentile of the magnitudes is shown in full strength, in (0, 100].
+
+    Returns:
+        ``(H, W, 3)`` uint8; where the attribution is zero, 255.
+
+    Raises:
+        ImageError: attribution has another number of axes, no pixels, or values that are not finite.
+        OptionError: percentile is outside (0, 100].
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.render import diverging
+        >>> diverging(np.array([[-3.0, 0.0, 3.0]]))[0].tolist()
+        [[5, 48, 97], [255, 255, 255], [103, 0, 31]]
+    """
+    return _bytes(_ramped(0.5 + 0.5 * _scaled(_shown(attribution, "diverging"), percentile), DIVERGING))
+
+
+def scale(
+    attribution: NDArray[Any], percentile: float = 99.0, *, of: Literal["colour", "diverging", "heatmap"] = "heatmap"
+) -> float:
+    """Return the magnitude that a picture shows in full strength; 0 if the attribution is all zero.
+
+    Args:
+        attribution: ``(H, W)`` or ``(H, W, C)``, signed.
+        percentile: as in the picture.
+        of: which picture: of :func:`colour_picture`, :func:`diverging` or :func:`heatmap` (and :func:`overlay`).
+
+    Raises:
+        ImageError: attribution has another number of axes, no pixels, or values that are not finite.
+        OptionError: percentile is outside (0, 100].
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.render import scale
+        >>> scale(np.array([[0.0, 1.0], [-2.0, 4.0]]), percentile=100)
+        4.0
+    """
+    return _scale(_shown(attribution, of), percentile)
 
 
 def overlay(image: NDArray[Any], attribution: NDArray[Any], percentile: float = 99.0, opacity: float = 0.9) -> Picture:
@@ -134,10 +199,8 @@ def overlay(image: NDArray[Any], attribution: NDArray[Any], percentile: float = 
             "Pass both channels-last, and the image as the model saw it."
         )
     grey = _DIMMED * (background / 255.0) @ _LUMA
-    points = np.linspace(0, 1, len(_RAMP))
-    colours = np.stack([np.interp(heat, points, channel / 255.0) for channel in _RAMP.T], axis=2)
     cover = opacity * heat[..., np.newaxis]
-    return _bytes((1 - cover) * grey[..., np.newaxis] + cover * colours)
+    return _bytes((1 - cover) * grey[..., np.newaxis] + cover * _ramped(heat, RAMP))
 
 
 def picture(image: NDArray[Any]) -> Picture:
@@ -198,16 +261,36 @@ def _colours(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.repeat(grey, 3, axis=2)
 
 
-def _scaled(values: NDArray[np.float64], percentile: float) -> NDArray[np.float64]:
-    """Return ``values`` divided by the percentile of their magnitudes, or else their maximum, in [-1, 1]."""
+def _shown(attribution: NDArray[Any], what: str) -> NDArray[np.float64]:
+    """Return the values that a picture shows: of each channel, their mean, or the largest magnitude among them."""
+    pixels = _pixels(attribution, "attribution")
+    if what == "heatmap":
+        return np.asarray(np.abs(pixels).max(axis=2))
+    # Divided before they are added, so that the sum stays a float.
+    return _colours(pixels) if what == "colour" else np.asarray((pixels / pixels.shape[2]).sum(axis=2))
+
+
+def _scale(values: NDArray[np.float64], percentile: float) -> float:
+    """Return the percentile of the magnitudes, or else their maximum."""
     if not 0 < percentile <= 100:
         raise OptionError(
             f"percentile must be in (0, 100]; received percentile={percentile!r}. Pass 99 for the usual look."
         )
     magnitude = np.abs(values)
-    scale = float(np.percentile(magnitude, percentile)) or float(magnitude.max())
+    return float(np.percentile(magnitude, percentile)) or float(magnitude.max())
+
+
+def _scaled(values: NDArray[np.float64], percentile: float) -> NDArray[np.float64]:
+    """Return ``values`` divided by their scale, in [-1, 1]."""
+    full = _scale(values, percentile)
     # Clipped before the division: a quotient by a tiny scale can overflow.
-    return np.clip(values, -scale, scale) / scale if scale > 0 else np.zeros_like(values)
+    return np.clip(values, -full, full) / full if full > 0 else np.zeros_like(values)
+
+
+def _ramped(shares: NDArray[np.float64], ramp: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the ramp's colours ``(H, W, 3)``, in [0, 1], at values in [0, 1]."""
+    points = np.linspace(0, 1, len(ramp))
+    return np.stack([np.interp(shares, points, channel / 255.0) for channel in ramp.T], axis=2)
 
 
 def _bytes(shares: NDArray[np.float64]) -> Picture:

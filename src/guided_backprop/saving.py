@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from guided_backprop import __version__
-from guided_backprop.arrays import as_numpy, channels_last
+from guided_backprop.arrays import as_numpy, as_pictures
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.render import colour_picture, heatmap, overlay
@@ -152,7 +152,7 @@ class ExplanationFolder:
         return list(names)
 
     def _write_pictures(self, explanations: "Explanations", names: Sequence[str]) -> list[dict[str, str]]:
-        pixels = channels_last(
+        pixels = as_pictures(
             explanations.images,
             explanations.attribution,
             explanations.channel_axis,
@@ -177,11 +177,6 @@ class ExplanationFolder:
         return files
 
     def _manifest(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        frameworks = {
-            name: str(sys.modules[name].__version__)
-            for name in ("torch", "tensorflow", "jax")
-            if hasattr(sys.modules.get(name), "__version__")
-        }
         labels = arrays["labels"]
         return {
             "schema_version": SCHEMA_VERSION,
@@ -194,7 +189,7 @@ class ExplanationFolder:
             "percentile": self._percentile,
             "arrays": ARRAYS,
             "images": self._images,
-            "versions": {"python": platform.python_version(), "numpy": np.__version__, **frameworks},
+            "versions": versions(),
         }
 
     def _place(self) -> Path:
@@ -223,6 +218,16 @@ class ExplanationFolder:
                 path.replace(target / path.name)
             partial.rmdir()
         self._partial = None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, NumPy and the frameworks in use."""
+    frameworks = {
+        name: str(sys.modules[name].__version__)
+        for name in ("torch", "tensorflow", "jax")
+        if hasattr(sys.modules.get(name), "__version__")
+    }
+    return {"python": platform.python_version(), "numpy": np.__version__, **frameworks}
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

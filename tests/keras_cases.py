@@ -1,6 +1,7 @@
 """What holds for Keras 3 on each of its backends; run by test_keras.py, once per backend, in a process of its own."""
 
 import os
+import random
 
 import keras
 import numpy as np
@@ -20,6 +21,7 @@ from guided_backprop import (
     OptionError,
     Saliency,
     layer_names,
+    sanity_check,
 )
 from guided_backprop.cam import resized
 from networks_keras import to_keras
@@ -303,3 +305,65 @@ def test_smooth_activations(name):
     # The gradient that arrives is the last layer's weights: without the negative ones it is the guided one.
     last.set_weights([np.maximum(last.get_weights()[0], 0), last.get_weights()[1]])
     np.testing.assert_allclose(explanations, Saliency(model).explain(ROWS, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_are_re_initialised_from_output_to_input():
+    model, given = to_keras(NETWORKS["convolutional"], CHANNELS_LAST, "float32"), images("float32")
+
+    def state():
+        called = [len(layer._inbound_nodes) for layer in model.layers]
+        return (
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            [each.tolist() for each in model.get_weights()],
+            called,
+        )
+
+    next_name = keras.layers.Dense(1).name
+    before = state()
+    check = sanity_check(GuidedBackprop(model), given)
+    assert state() == before
+    # No number for a name was taken.
+    assert int(keras.layers.Dense(1).name.rpartition("_")[2]) == int(next_name.rpartition("_")[2] or 0) + 1
+    head, norm = model.layers[-1].name, next(each.name for each in model.layers if "norm" in each.name)
+    second, first = (each.name for each in model.layers[::-1] if "conv" in each.name)
+    assert check.blocks == ((head,), (second, norm), (first,))
+    # What depends on no fresh layer is the same in every framework; these are torch's numbers, of float64.
+    for mode, block, metric, mean in SHARED:
+        assert check.row(mode, block, metric).mean == pytest.approx(mean, rel=1e-4)
+    assert check.row("cascading", head).mean > check.row("cascading", first).mean
+
+
+SHARED = [
+    ("labels", "runners-up", "cosine", 0.7833458),
+    ("convergence", "images", "cosine", 0.6950731),
+    ("edges", "", "ssim", 0.0293087),
+]
+
+
+class Written(keras.Model):
+    """Is written as a class, with an argument, and creates its layers in another order than it calls them in."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.head, self.flat = layers.Dense(3), layers.Flatten()
+        self.convs = {"only": layers.Conv2D(width, 3, activation="relu")}
+        self.inner = keras.Sequential([layers.DepthwiseConv2D(3), layers.BatchNormalization(), layers.ReLU()])
+        self.twice = layers.Lambda(lambda x: x * 2)
+
+    def call(self, x):
+        return self.head(self.flat(self.twice(self.inner(self.convs["only"](x)))))
+
+
+def test_models_of_every_kind_are_copied():
+    model = Written(5)
+    model(images("float32"))
+    model.compile("adam", "mse")
+    conv, (depthwise, norm, _) = model.convs["only"], model.inner.layers
+    check = sanity_check(Saliency(model), images("float32"), modes=["cascading"])
+    assert check.blocks == ((model.head.name,), (depthwise.name, norm.name), (conv.name,))
+    means = [check.row("cascading", name).mean for name in check.names]
+    assert means[0] > means[-1]
+    assert means[-1] < 0.9
+    neuron = GuidedBackprop(to_keras(NETWORKS["residual"], CHANNELS_LAST, "float32"), output_layer=3)
+    assert len(sanity_check(neuron, images("float32"), (1, "max"), modes=["cascading"]).blocks) < 4

@@ -20,7 +20,9 @@ from guided_backprop.errors import (
 from guided_backprop.explanation import Explanation, Explanations
 from guided_backprop.gallery import NeuronGallery, neuron_gallery
 from guided_backprop.methods import DeconvNet, GuidedBackprop, Method, Saliency, compare
+from guided_backprop.sanity import sanity_check
 from guided_backprop.smooth_grad import SmoothGrad
+from guided_backprop.verdict import SanityCheck
 
 __version__ = "0.1.0"
 
@@ -47,10 +49,12 @@ __all__ = [
     "OutOfMemoryError",
     "OutputExistsError",
     "Saliency",
+    "SanityCheck",
     "ScoreError",
     "SmoothGrad",
     "__version__",
     "compare",
     "layer_names",
     "neuron_gallery",
+    "sanity_check",
 ]

@@ -8,13 +8,13 @@ With A the output of a convolutional layer, ``(C, ...)``, and g the gradient of 
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import inputs_of, mapped
-from guided_backprop.backends import backend_for
+from guided_backprop.backends import backend_for, layer_name
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.methods import Method, Reducer
@@ -85,6 +85,11 @@ class GradCAM(Method):
             vouch=self._vouch,
         )
 
+    def _of(self, model: Any) -> Self:
+        other = super()._of(model)
+        other._layer = layer_name(self._model, self._layer)
+        return other
+
     def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
         return _cams(backend, images, backend.attribute(images, weigh, [self.rule], score)[0], self._interpolation)
 
@@ -144,6 +149,11 @@ class GuidedGradCAM(Method):
             undo_head=undo_head,
             vouch=vouch,
         )
+
+    def _of(self, model: Any) -> Self:
+        other = super()._of(model)
+        other._cam = self._cam._of(model)
+        return other
 
     def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
         cams = self._cam._attribute(self._cam._backend(images), images, weigh, score)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, Self
 
 from guided_backprop.arrays import inputs_of
-from guided_backprop.backends import backend_for, framework_of
+from guided_backprop.backends import backend_for, framework_of, layer_name
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.batches import Job, explain_together
 from guided_backprop.errors import ImageError, OptionError
@@ -225,6 +225,13 @@ class Method(ABC):
             vouch=self._vouch,
             memory=self._memory,
         )
+
+    def _of(self, model: Any) -> Self:
+        """Return this method for a copy of its model, run as it is."""
+        other = copy.copy(self)
+        other._output_layer = layer_name(self._model, self._output_layer)
+        other._model, other._backends, other._is_optimized = model, {}, False
+        return other
 
     def _like(self, other: "Method") -> bool:
         """Tell whether another method differs from this one in nothing but the rule and the reducer."""

@@ -1,7 +1,8 @@
 """SmoothGrad (Smilkov et al. 2017, arXiv:1706.03825): the maps of noisy copies of an image, put together."""
 
+import copy
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,12 @@ class SmoothGrad:
                     self._add(means[label][position], squares[label][position], values, batch, count)
         return self._result(backend, clean, squares if self._form == "variance" else means, target)
 
+    def _of(self, model: Any) -> Self:
+        """Return this for a copy of its model."""
+        other = copy.copy(self)
+        other._method = self._method._of(model)
+        return other
+
     def _noisy(self, backend: Backend, images: Any, rows: NDArray[Any], samples: NDArray[Any]) -> Any:
         """Return copies of the images at ``rows``, each with its own noise."""
 
@@ -117,8 +124,8 @@ class SmoothGrad:
         """Bring the mean of maps, and the mean square of what they differ from it by, up to date."""
         if values is None:
             return
-        for copy, value in zip(batch, as_numpy(values).astype(np.float64), strict=True):
-            row, number = copy % count, copy // count + 1
+        for noisy, value in zip(batch, as_numpy(values).astype(np.float64), strict=True):
+            row, number = noisy % count, noisy // count + 1
             new = value**2 if self._form == "squared" else value
             before = new - mean[row]
             mean[row] += before / number

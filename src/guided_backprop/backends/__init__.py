@@ -1,7 +1,7 @@
 """Which framework a model is written in. Looks only at what is already imported; imports no framework."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -9,10 +9,12 @@ from typing import Any
 from guided_backprop.arrays import inputs_of
 from guided_backprop.backends import keras
 from guided_backprop.backends.base import Backend, Vouch
+from guided_backprop.backends.keras_copy import KerasCopy
+from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.report import no_layer
 from guided_backprop.errors import MissingExtraError, ModelError, OptionError
 
-__all__ = ["backend_for", "framework_of", "layer_names"]
+__all__ = ["backend_for", "copy_of", "framework_of", "layer_name", "layer_names"]
 
 _BACKENDS = {"torch": "TorchBackend", "tensorflow": "TensorFlowBackend", "jax": "JaxBackend"}
 
@@ -98,6 +100,32 @@ def backend_for(
     return kind(model, forward=part, **options)  # type: ignore[no-any-return]
 
 
+def copy_of(framework: str, model: Any, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    """Return a private copy of a model, whose layers can be re-initialised.
+
+    Args:
+        framework: "torch", "tensorflow" or "jax".
+        model: the user's model.
+        images: some images.
+        run: runs a model on them as a method does, forward only, so that the order of the layers is known.
+        seed: chooses what layers are re-initialised to.
+
+    Raises:
+        ModelError: the model hides its weights, or can't be copied.
+    """
+    if keras.is_keras(model):
+        return KerasCopy(model, run, seed)
+    if framework == "tensorflow":
+        raise ModelError(
+            "the weights of a TensorFlow model can be re-initialised if it is a Keras model; received "
+            f"model={getattr(model, '__qualname__', type(model).__name__)}, which hides them. Pass the Keras model."
+        )
+    module = import_module(f"{__name__}.{framework}.randomize")
+    if framework == "jax":
+        return module.JaxCopy(model, images, seed)  # type: ignore[no-any-return]
+    return module.TorchCopy(model, run, seed)  # type: ignore[no-any-return]
+
+
 def layer_names(model: Any, images: Any = None) -> list[str]:
     """Return the names that ``output_layer`` may have, in the model's own order.
 
@@ -130,6 +158,17 @@ def _layers(model: Any) -> ModuleType:
         f"a layer by name needs a torch.nn.Module or a Keras model; received model={type(model).__name__}, which has "
         "no layers by name. Pass a function that returns the output of the layer."
     )
+
+
+def layer_name(model: Any, layer: Any) -> Any:
+    """Return the name of a layer that may be given by itself; a name or position as it is.
+
+    Raises:
+        OptionError: the layer is not in the model.
+    """
+    if layer is None or isinstance(layer, (int, str)):
+        return layer
+    return _name(layer, _layers(model).layers_of(model))
 
 
 def _name(layer: Any, layers: Mapping[str, Any]) -> str:

@@ -39,16 +39,17 @@ def _state(model: Any) -> Hashable | None:
     if isinstance(model, partial):
         # A linen module is a frozen dataclass; its parameters come as an argument.
         function: Any = model.func
-        if not isinstance(function, MethodType) or not _is_of(function.__self__, "flax.linen"):
+        if not isinstance(function, MethodType) or not is_of(function.__self__, "flax.linen"):
             return None
         return function.__self__, function.__func__, _leaves((model.args, dict(model.keywords)))
-    if _is_of(model, "flax.nnx"):
+    if is_of(model, "flax.nnx"):
         structure, state = sys.modules["flax.nnx"].split(model)
         return structure, _leaves(state)
-    return _leaves(model) if _is_of(model, "equinox") else None
+    return _leaves(model) if is_of(model, "equinox") else None
 
 
-def _is_of(model: Any, library: str) -> bool:
+def is_of(model: Any, library: str) -> bool:
+    """Tell whether the model is a module of this library, which is not imported to find out."""
     return library in sys.modules and isinstance(model, sys.modules[library].Module)
 
 

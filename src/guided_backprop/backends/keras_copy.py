@@ -1,0 +1,137 @@
+"""A private copy of a Keras model, on any backend, whose layers can be re-initialised."""
+
+import copy
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from itertools import count
+from typing import Any
+
+from numpy.typing import NDArray
+
+from guided_backprop.arrays import as_numpy
+from guided_backprop.backends.keras import is_keras
+from guided_backprop.backends.randomize import PrivateCopy, Weight
+from guided_backprop.errors import ModelError
+
+
+class KerasCopy(PrivateCopy):
+    """A model of the same layers and weights. Its layers are those that have weights of their own.
+
+    Args:
+        model: the user's model.
+        run: runs a model forward on some of the images.
+        seed: chooses what layers are re-initialised to.
+
+    Raises:
+        ModelError: the model can't be copied.
+    """
+
+    def __init__(self, model: Any, run: Callable[[Any], Any], seed: int) -> None:
+        self.model = _copied(model)
+        values = [as_numpy(variable.value) for variable in model.weights]
+        given = {id(copied): value for copied, value in zip(self.model.weights, values, strict=True)}
+        last: dict[int, int] = {}
+        with _watched(self.model, last):
+            run(self.model)
+        layers = sorted(_layers(self.model), key=lambda layer: last.get(id(layer), -1))
+        names = Counter(layer.name for layer in layers)
+        weights: list[Weight] = []
+        self._variables: list[Any] = []
+        for layer in layers:
+            for variable in _own(layer) if id(layer) in last else ():
+                value = given[id(variable)]
+                if value.dtype.kind == "f" and value.size:
+                    name = layer.name if names[layer.name] == 1 else variable.path.rpartition("/")[0]
+                    weights.append(Weight(name, _purpose(layer, variable), value))
+                    self._variables.append(variable)
+        super().__init__(weights, seed)
+
+    def _assign(self, values: dict[int, NDArray[Any]]) -> None:
+        for index, value in values.items():
+            self._variables[index].assign(value)
+
+
+def _copied(model: Any) -> Any:
+    """Return a deep copy; not as copy.deepcopy makes it, which builds layers anew from what they say of themselves."""
+    tracking = sys.modules["keras.src.utils.tracking"]
+    layers = _inside(model)
+    memo: dict[int, Any] = {id(layer): object.__new__(type(layer)) for layer in layers}
+    memo |= {id(each): each for layer in layers for each in _of_training(layer)}
+    try:
+        # Lists and dictionaries of layers are filled again: nothing new that a layer would have to know of.
+        with tracking.DotNotTrackScope():
+            for layer in layers:
+                vars(memo[id(layer)]).update({name: copy.deepcopy(value, memo) for name, value in vars(layer).items()})
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"model must be one that can be copied; received {type(model).__name__} and {type(error).__name__}: "
+            f"{reason[0] if reason else ''} Give its layers only what copy.deepcopy can copy."
+        ) from error
+    return memo[id(model)]
+
+
+def _of_training(layer: Any) -> Iterator[Any]:
+    """Yield what a layer holds that only training uses."""
+    keras = sys.modules["keras"]
+    for value in vars(layer).values():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, (keras.Loss, keras.Metric, keras.Optimizer)):
+                yield each
+
+
+def _inside(model: Any) -> list[Any]:
+    """Return the model and all layers in it, also those that a layer holds for itself, as a Sequential its graph."""
+    found, left = {}, [model]
+    while left:
+        layer = left.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            # On torch, a layer is a module too, and holds them as such.
+            held = [*vars(layer).values(), *vars(layer).get("_modules", {}).values()]
+            left += [*_layers(layer), *filter(is_keras, held)]
+    return list(found.values())
+
+
+@contextmanager
+def _watched(model: Any, last: dict[int, int]) -> Iterator[None]:
+    """Note of each layer of a copy when it was called last."""
+    clock = count()
+
+    def noting(layer: Any) -> Callable[..., Any]:
+        inner = layer.call
+
+        @wraps(inner)
+        def call(*inputs: Any, **options: Any) -> Any:
+            last[id(layer)] = next(clock)
+            return inner(*inputs, **options)
+
+        return call
+
+    layers = _layers(model)
+    for layer in layers:
+        object.__setattr__(layer, "call", noting(layer))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            object.__delattr__(layer, "call")
+
+
+def _layers(model: Any) -> list[Any]:
+    return list(dict.fromkeys(model._flatten_layers()))
+
+
+def _own(layer: Any) -> list[Any]:
+    """Return the weights that belong to no layer inside of this one."""
+    inside = {id(weight) for each in layer._flatten_layers(include_self=False) for weight in each.weights}
+    return [weight for weight in layer.weights if id(weight) not in inside]
+
+
+def _purpose(layer: Any, variable: Any) -> str:
+    """Return the name of a weight; a depthwise convolution calls its kernel as a convolution does."""
+    is_depthwise = type(layer).__name__.startswith("DepthwiseConv") and variable.name == "kernel"
+    return "depthwise_kernel" if is_depthwise else str(variable.name)

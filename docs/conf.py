@@ -1,0 +1,72 @@
+"""How the documentation is built; ``make docs`` does it.
+
+Nothing is fetched, neither here nor by the pages: formulas become MathML, which browsers draw themselves.
+"""
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+from guided_backprop import __version__
+
+project = "guided-backprop"
+release = version = __version__
+copyright = "the authors of guided-backprop"
+html_title = f"guided-backprop {__version__}"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+# Docstrings say in words what types cannot: shapes, ranges, signs.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 80
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
+html_show_sphinx = False
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+# Pages that stand elsewhere in the repository, by how pages here link to them.
+ELSEWHERE = {
+    "../benchmarks/README.md": "benchmarks.md",
+    "../CHANGELOG.md": "changelog.md",
+    "../CONTRIBUTING.md": "contributing.md",
+}
+
+
+def link_to_own_pages(app: Sphinx, page: str, source: list[str]) -> None:
+    """Let links that are right in the repository be right on the site too."""
+    for there, here in ELSEWHERE.items():
+        source[0] = source[0].replace(f"]({there}", f"]({here}")
+
+
+def inline_math(translator: HTML5Translator, node: nodes.math) -> None:
+    """Write a formula within a line."""
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(translator: HTML5Translator, node: nodes.math_block) -> None:
+    """Write a formula of its own line."""
+    translator.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Register what is above."""
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    app.connect("source-read", link_to_own_pages)

@@ -25,6 +25,8 @@ extensions = [
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+# Names of other projects are not looked up: that would need their inventories, from the network.
+nitpick_ignore_regex = [("py:class", r"(collections\.abc|numpy|PIL)\..*")]
 
 # Docstrings say in words what types cannot: shapes, ranges, signs.
 autodoc_typehints = "none"

@@ -131,7 +131,7 @@ class Explanations(Sequence[Explanation]):
             percentile: the scale of the pictures, as in :mod:`guided_backprop.render`; the figure states it.
 
         Returns:
-            A figure that belongs to nobody: pyplot does not know of it, so nothing has to be closed.
+            A figure that belongs to nobody; pyplot does not know of it, so nothing has to be closed.
 
         Raises:
             MissingExtraError: matplotlib is not installed.

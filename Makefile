@@ -27,7 +27,7 @@ types: $(READY)
 
 # The documentation, in out/docs/index.html. A broken link, a name that is not there or a forgotten page is an error.
 docs: $(DOCS_READY)
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs out/docs
+	$(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going --nitpicky docs out/docs
 	@echo "out/docs/index.html"
 
 format: $(READY)

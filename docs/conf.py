@@ -3,6 +3,9 @@
 Nothing is fetched, neither here nor by the pages: formulas become MathML, which browsers draw themselves.
 """
 
+import re
+from pathlib import Path
+
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
@@ -35,6 +38,7 @@ napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_math_renderer = "mathml"
@@ -42,18 +46,24 @@ html_show_sphinx = False
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
 
-# Pages that stand elsewhere in the repository, by how pages here link to them.
-ELSEWHERE = {
-    "../benchmarks/README.md": "benchmarks.md",
-    "../CHANGELOG.md": "changelog.md",
-    "../CONTRIBUTING.md": "contributing.md",
-}
+# Files that stand elsewhere in the repository, and which page here includes each.
+ELSEWHERE = {"benchmarks/README": "benchmarks", "CHANGELOG": "changelog", "CONTRIBUTING": "contributing"}
 
 
-def link_to_own_pages(app: Sphinx, page: str, source: list[str]) -> None:
-    """Let links that are right in the repository be right on the site too."""
-    for there, here in ELSEWHERE.items():
-        source[0] = source[0].replace(f"]({there}", f"]({here}")
+def link_to_pages(text: str) -> str:
+    """Return a page whose links, right in the repository, are right on the site."""
+    text = re.sub(rf"\]\((?:\.\./)?({'|'.join(ELSEWHERE)})\.md", lambda link: f"]({ELSEWHERE[link[1]]}.md", text)
+    return text.replace("](docs/", "](")
+
+
+def read_page(app: Sphinx, page: str, text: list[str]) -> None:
+    """Correct the links of a page."""
+    text[0] = link_to_pages(text[0])
+
+
+def read_included(app: Sphinx, path: Path, page: str, text: list[str]) -> None:
+    """Correct the links of a file that a page includes."""
+    text[0] = link_to_pages(text[0])
 
 
 def inline_math(translator: HTML5Translator, node: nodes.math) -> None:
@@ -71,4 +81,5 @@ def block_math(translator: HTML5Translator, node: nodes.math_block) -> None:
 def setup(app: Sphinx) -> None:
     """Register what is above."""
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
-    app.connect("source-read", link_to_own_pages)
+    app.connect("source-read", read_page)
+    app.connect("include-read", read_included)

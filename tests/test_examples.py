@@ -11,6 +11,7 @@ from PIL import Image
 import compare_methods
 import neurons
 import one_map
+import one_relu
 
 
 def test_one_network_in_three_frameworks_has_one_map():
@@ -32,6 +33,17 @@ def test_the_methods_are_drawn_side_by_side(tmp_path):
     with Image.open(tmp_path / "methods.png") as picture:
         assert picture.size == (800, 432)
         assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_one_relu_is_drawn_the_same_each_time(tmp_path):
+    drawn = [one_relu.backward(method) for method in one_relu.METHODS]
+    assert drawn == [[1, 0, 0, -4], [1, 0, 3, 0], [1, 0, 0, 0]]
+    for name in ("first.svg", "second.svg"):
+        one_relu.draw(tmp_path / name)
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    drawn = (tmp_path / "first.svg").read_text()
+    assert drawn.count(one_relu.CLOSED) == 2 + 2 + 4  # bars where a gate is closed
+    assert sum(map(drawn.count, (one_relu.POSITIVE, one_relu.NEGATIVE, one_relu.ZERO))) == 8 * 4
 
 
 def test_only_arrays_are_unpickled():

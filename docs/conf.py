@@ -31,9 +31,13 @@ myst_heading_anchors = 3
 # Names of other projects are not looked up: that would need their inventories, from the network.
 nitpick_ignore_regex = [("py:class", r"(collections\.abc|numpy|PIL)\..*")]
 
+# Quotation marks are those of the code.
+smartquotes = False
+
 # Docstrings say in words what types cannot: shapes, ranges, signs.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
 

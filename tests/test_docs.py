@@ -1,4 +1,4 @@
-"""The documentation is complete: public names, options and source files have their place, and every page's code runs."""
+"""The documentation is complete: public names, options and source files have their place, and the code runs."""
 
 import inspect
 import re

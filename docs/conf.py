@@ -19,26 +19,29 @@ copyright = "the authors of guided-backprop"
 html_title = f"guided-backprop {__version__}"
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
+# Notebooks are shown with the output that they are stored with.
+nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 # Names of other projects are not looked up: that would need their inventories, from the network.
 nitpick_ignore_regex = [("py:class", r"(collections\.abc|numpy|PIL)\..*")]
 
-# Quotation marks are those of the code.
-smartquotes = False
+# Dashes alone: quotation marks are those of the code.
+smartquotes_action = "D"
 
 # Docstrings say in words what types cannot: shapes, ranges, signs.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 python_maximum_signature_line_length = 80
 
 html_theme = "furo"

@@ -59,6 +59,7 @@ ELSEWHERE = {"benchmarks/README": "benchmarks", "CHANGELOG": "changelog", "CONTR
 
 def link_to_pages(text: str) -> str:
     """Return a page whose links, right in the repository, are right on the site."""
+    text = re.sub(r"\]\(\.\./README\.md[^)]*\)", "](index.md)", text)
     text = re.sub(rf"\]\((?:\.\./)?({'|'.join(ELSEWHERE)})\.md", lambda link: f"]({ELSEWHERE[link[1]]}.md", text)
     return text.replace("](docs/", "](")
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.writers.html5 import HTML5Translator
 
 from guided_backprop import __version__
@@ -74,6 +76,15 @@ def read_included(app: Sphinx, path: Path, page: str, text: list[str]) -> None:
     text[0] = link_to_pages(text[0])
 
 
+def public_name(app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, text: nodes.Node) -> nodes.Node | None:
+    """Find what the docstring of another module calls by its public name alone, such as Method."""
+    if node["refdomain"] != "py" or node["reftarget"].startswith("guided_backprop."):
+        return None
+    name = f"guided_backprop.{node['reftarget']}"
+    domain = env.get_domain("py")
+    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, text)
+
+
 def inline_math(translator: HTML5Translator, node: nodes.math) -> None:
     """Write a formula within a line."""
     translator.body.append(convert(node.astext()))
@@ -91,3 +102,4 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("source-read", read_page)
     app.connect("include-read", read_included)
+    app.connect("missing-reference", public_name)

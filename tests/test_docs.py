@@ -74,6 +74,7 @@ def test_every_option_is_on_the_page_of_options(group):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_of_a_command_is_on_the_page_of_options(name):
     page = (DOCS / "options.md").read_text()
+    assert page.count(f"\n`{name}`\n") == 1
     _, section = page.split(f"\n`{name}`\n")
     section = section.split("\n`")[0]
     options = {each for option in COMMANDS[name].params if isinstance(option, click.Option) for each in option.opts}
@@ -85,7 +86,10 @@ def test_every_source_file_is_in_the_design():
     design = (DOCS / "design.md").read_text()
     listed = re.findall(r"^\| `([\w/]+\.py)` \| .", design, re.MULTILINE)
     package = ROOT / "src/guided_backprop"
-    assert sorted(listed) == sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert files - set(listed) == set()
+    assert set(listed) - files == set()
+    assert len(listed) == len(files)
 
 
 def test_files_that_contributors_are_sent_to_exist():

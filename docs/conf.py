@@ -32,8 +32,6 @@ exclude_patterns = ["_build"]
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-# Names of other projects are not looked up: that would need their inventories, from the network.
-nitpick_ignore_regex = [("py:class", r"(collections\.abc|numpy|PIL)\..*")]
 
 # Dashes alone: quotation marks are those of the code.
 smartquotes_action = "D"

@@ -27,7 +27,6 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build"]
 # Notebooks are shown with the output that they are stored with.
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath"]

@@ -3,8 +3,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.docs-ready
 
-.PHONY: demo test check lint types format browser tutorials spellings bench neurons trust clean
+.PHONY: demo test check lint types docs format browser tutorials spellings bench neurons trust clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -16,7 +17,7 @@ demo: $(READY)
 test: $(READY) browser
 	$(BIN)/python -m pytest
 
-check: lint types test
+check: lint types docs test
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -24,6 +25,11 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# The documentation, in out/docs/index.html. A broken link, a name that is not there or a forgotten page is an error.
+docs: $(DOCS_READY)
+	$(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going --nitpicky docs out/docs
+	@echo "out/docs/index.html"
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -49,6 +55,10 @@ browser:
 # Run the tutorials and store their outputs and pictures in docs/tutorials.
 tutorials: $(READY)
 	$(BIN)/python docs/tutorials/run_tutorials.py
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(DOCS_READY)
 
 # The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.
 spellings: .venv-bench-torch/.ready

@@ -17,6 +17,7 @@ import batch_job
 import compare_methods
 import neurons
 import one_map
+import one_relu
 import report_picture
 import trust
 
@@ -89,6 +90,17 @@ def test_a_batch_job_is_resumed(tmp_path, capsys):
     assert "part-00001: 2 photos" in said
     assert (maps / "part-00000/attribution.safetensors").stat() == first
     assert (maps / "part-00001/coffee_overlay.png").exists()
+
+
+def test_one_relu_is_drawn_the_same_each_time(tmp_path):
+    drawn = [one_relu.backward(method) for method in one_relu.METHODS]
+    assert drawn == [[1, 0, 0, -4], [1, 0, 3, 0], [1, 0, 0, 0]]
+    for name in ("first.svg", "second.svg"):
+        one_relu.draw(tmp_path / name)
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    drawn = (tmp_path / "first.svg").read_text()
+    assert drawn.count(one_relu.CLOSED) == 2 + 2 + 4  # bars where a gate is closed
+    assert sum(map(drawn.count, (one_relu.POSITIVE, one_relu.NEGATIVE, one_relu.ZERO))) == 8 * 4
 
 
 def test_only_arrays_are_unpickled():

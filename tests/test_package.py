@@ -98,21 +98,6 @@ def test_docstrings_have_examples():
     assert sum(bool(test.examples) for name in MODULES for test in finder.find(importlib.import_module(name))) >= 5
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        *("docs/frameworks.md", "docs/pictures.md", "docs/speed.md", "docs/targets.md", "docs/trust.md"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_examples_in_the_documentation(page):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, page, "exec"), {})
-
-
 def test_files_stay_short():
     for path in (ROOT / "src").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path

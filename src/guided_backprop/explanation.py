@@ -143,7 +143,7 @@ class Explanations(Sequence[Explanation]):
             feature_names: names of the columns of a table, or of the channels of a series.
 
         Returns:
-            A figure that belongs to nobody: pyplot does not know of it, so nothing has to be closed.
+            A figure that belongs to nobody; pyplot does not know of it, so nothing has to be closed.
 
         Raises:
             MissingExtraError: matplotlib is not installed.

@@ -101,7 +101,7 @@ class SanityCheck:
 
     @property
     def sentence(self) -> str:
-        """What was found, in one sentence: numbers first, then what they say.
+        """What was found, in one sentence; numbers first, then what they say.
 
         "The top" is a quarter of the blocks. Maps "say little of what the upper layers learned" if they keep a rank
         correlation of 0.5 with fresh ones there, of magnitudes and of signed values; they "hardly tell classes apart"
@@ -203,7 +203,7 @@ class SanityCheck:
         """Draw the curves: for each metric the similarity after each block, with the edges' and the random maps' level.
 
         Returns:
-            A figure that belongs to nobody: pyplot does not know of it, so nothing has to be closed.
+            A figure that belongs to nobody; pyplot does not know of it, so nothing has to be closed.
 
         Raises:
             MissingExtraError: matplotlib is not installed.

@@ -48,6 +48,15 @@ GENERATOR = np.random.default_rng(5)
 PHOTOS = GENERATOR.uniform(size=(3, 3, 24, 24))
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Networks are the same in each run."""
+    keras.utils.set_random_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 def small(seed: int = 0) -> nn.Module:
     """Return a network whose layers are registered in another order than they run in."""
 
@@ -385,8 +394,9 @@ def test_a_method_that_ignores_the_model_is_told_so():
 def test_a_method_that_depends_on_the_model_is_not():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 24, 4)).double().eval()
     check = sanity_check(Saliency(model), torch.tensor(PHOTOS), labels=1)
-    assert check.beats_edges is None or abs(check.row("cascading", "1").mean) < 0.1
-    assert abs(check.row("labels", "runners-up", "cosine").mean) < 0.1
+    # One map of 24 x 24: a correlation by chance is 0.04.
+    assert abs(check.row("cascading", "1").mean) < 0.2
+    assert abs(check.row("labels", "runners-up", "cosine").mean) < 0.2
     assert "these maps change with what the upper layers learned" in check.sentence
     # The plain gradient of a linear model carries two random vectors to two directions.
     assert abs(check.row("convergence", "images", "cosine").mean) < 0.9

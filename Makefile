@@ -60,9 +60,9 @@ $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $(DOCS_READY)
 
-# The table of the README: every way to write a ReLU, against the other libraries, in an environment of its own.
+# The table in benchmarks/README.md: every way to write a ReLU, against the other libraries, in an environment of its own.
 spellings: .venv-bench-torch/.ready
-	PYTHONPATH=src:tests .venv-bench-torch/bin/python benchmarks/spellings.py --write README.md
+	PYTHONPATH=src:tests .venv-bench-torch/bin/python benchmarks/spellings.py --write benchmarks/README.md
 
 # Speed and memory, against the other libraries; the raw rows are in benchmarks/results. Nothing else should be running.
 bench: .venv-bench-torch/.ready .venv-bench-tensorflow/.ready

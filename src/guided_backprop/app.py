@@ -7,7 +7,6 @@ import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -128,7 +127,8 @@ def answer(vision: VisionModel, path: Path, question: Question) -> Answer:
     images = _read(vision, path)
     labels = question.label if question.channel is None else (question.channel, "max")
     found = compare(images, labels, [_method(vision, name, question) for name in question.methods])
-    pictures, lines = [], [_subject(vision, found[0], question)]
+    pictures: list[tuple[Picture, str]] = []
+    lines = [_subject(vision, found[0], question)]
     for each in found:
         pair = as_pictures(each.images, each.attribution, each.channel_axis, is_reduced=False)
         if pair is None:
@@ -278,12 +278,12 @@ def page(vision: VisionModel) -> "gr.Blocks":
             buttons=["download", "fullscreen"],
         )
         text = gr.Textbox(label="What was done, and how far to believe it", lines=5, interactive=False)
-        private = partial(dict, api_visibility="private", concurrency_id="model", concurrency_limit=1)
-        photo.change(_looking(vision), [photo], [best, label, maps, text], **private())
+        private: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
+        photo.change(_looking(vision), [photo], [best, label, maps, text], **private)
         kind.change(_toggling, [kind], [label, channel], api_visibility="private", queue=False)
         asked = [photo, kind, label, layer, channel, methods, view]
-        button.click(_answering(vision), asked, [maps, text], **private())
-    return blocks
+        button.click(_answering(vision), asked, [maps, text], **private)
+    return blocks  # type: ignore[no-any-return]  # what it returns as a context is untyped
 
 
 _VIEW_HELP = (

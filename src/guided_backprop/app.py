@@ -198,7 +198,7 @@ def _next_class(vision: VisionModel, images: Any, guided: Explanations) -> list[
     )
     return [
         f"The guided maps of {vision.class_name(label)} and of {vision.class_name(rival)}, the next class, have a "
-        f"cosine similarity of {number(value, 3)}: {verdict}"
+        f"cosine similarity of {number(value, 4)}: {verdict}"
     ]
 
 
@@ -270,12 +270,14 @@ def page(vision: VisionModel) -> "gr.Blocks":
                 view = gr.Radio(list(VIEWS), value="colour", label="View", info=_VIEW_HELP)
                 button = gr.Button("Explain", variant="primary")
         maps = gr.Gallery(
-            label="Maps",
+            show_label=False,
             format="png",
             columns=4,
+            height="auto",
             object_fit="contain",
             interactive=False,
             buttons=["download", "fullscreen"],
+            elem_classes="maps",
         )
         text = gr.Textbox(label="What was done, and how far to believe it", lines=5, interactive=False)
         private: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
@@ -286,6 +288,8 @@ def page(vision: VisionModel) -> "gr.Blocks":
     return blocks  # type: ignore[no-any-return]  # what it returns as a context is untyped
 
 
+# On a phone four pictures beside each other would not be seen.
+_CSS = "@media (max-width: 600px) { .maps .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }"
 _VIEW_HELP = (
     "colour: signed, grey is 0. diverging: red raises the score, blue lowers it. heatmap and overlay: magnitudes. "
     "Each map has its own scale."
@@ -318,7 +322,10 @@ def serve(vision: VisionModel, port: int, ready: Callable[[str], None]) -> None:
         ssr_mode=False,
         footer_links=[],
         # The usual themes bring fonts.
-        theme=gr.themes.Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
+        theme=gr.themes.Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")).set(
+            block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+        ),
+        css=_CSS,
     )
     ready(address)
     blocks.block_thread()

@@ -22,7 +22,7 @@ def draw(address: str, target: Path) -> None:
     """Save what a browser shows of the page once a photo is explained."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1000, "height": 1070})
+        tab = browser.new_page(viewport={"width": 1000, "height": 900})
         tab.goto(address)
         tab.locator("input[type=file]").first.set_input_files(Path(skimage.data_dir) / "chelsea.png")
         tab.get_by_text("281 tabby").first.wait_for()
@@ -30,7 +30,7 @@ def draw(address: str, target: Path) -> None:
         tab.locator(".maps img").nth(3).wait_for()
         tab.wait_for_function("[...document.querySelectorAll('.maps img')].every(image => image.complete)")
         tab.wait_for_timeout(500)
-        screen = tab.screenshot()
+        screen = tab.screenshot(full_page=True)
         browser.close()
     # 256 colours do for it, at a third of the size.
     with Image.open(io.BytesIO(screen)) as image:

@@ -91,7 +91,7 @@ def test_what_the_network_says(vision, folder):
 def test_a_class_is_drawn_by_each_method(vision, folder, view):
     path = folder / "photo.png"
     found = answer(vision, path, Question(3, layer="3", methods=METHODS, view=view))
-    assert [caption for _, caption in found.pictures] == ["as the network saw it", *METHODS]
+    assert [caption for _, caption in found.pictures] == ["network's input", *METHODS]
     images = batch(vision, path)
     assert_array_equal(found.pictures[0][0], picture(last(images)))
     for name, shown in zip(METHODS, found.pictures[1:], strict=True):
@@ -236,11 +236,21 @@ def test_a_photo_is_uploaded_and_explained(tab, address, folder, vision):
 
 def test_a_damaged_photo_is_refused_in_a_sentence(tab, address, folder):
     tab.goto(address)
-    tab.locator("input[type=file]").first.set_input_files(folder / "broken.png")
-    message = tab.get_by_text("image must be a readable image file; received path='broken.png'")
-    expect(message).to_be_visible()
+    said, upload = tab.get_by_label("What was done"), tab.locator("input[type=file]").first
+    upload.set_input_files(folder / "photo.png")
+    expect(tab.get_by_text("beast").first).to_be_visible()
+    tab.get_by_role("button", name="Explain", exact=True).click()
+    expect(tab.locator(".maps img")).to_have_count(4)
+    tab.get_by_label("Clear").first.click()
+    # Nothing of a photo that is gone stays.
+    expect(tab.locator(".maps img")).to_have_count(0)
+    upload.set_input_files(folder / "broken.png")
+    refused = re.compile(r"^image must be a readable image file; received path='broken.png'")
+    expect(said).to_have_value(refused)
+    tab.get_by_role("button", name="Explain", exact=True).click()
+    expect(said).to_have_value(refused)
     tab.screenshot(path=SCREENS / "damaged.png")
-    assert tab.get_by_text("Traceback").count() == 0
+    assert tab.get_by_text("Traceback").count() == tab.get_by_text("beast").count() == 0
 
 
 def test_the_examples_are_photos():

@@ -3,9 +3,7 @@
 What the page computes stands first, in functions that know nothing of it; Gradio is imported when the page is built.
 """
 
-import html
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,7 +60,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Pictures with captions, the first of them the photo as the network saw it; and what there is to say."""
+    """Pictures with captions, the first of them the photo network's input; and what there is to say."""
 
     pictures: Sequence[tuple[Picture, str]]
     text: str
@@ -118,7 +116,7 @@ def answer(vision: VisionModel, path: Path, question: Question) -> Answer:
         >>> photo = Path(skimage.data_dir) / "chelsea.png"
         >>> found = answer(VisionModel("small", network, preprocess), photo, Question(label=1))
         >>> [caption.splitlines()[0] for _, caption in found.pictures]
-        ['as the network saw it', 'Saliency', 'GuidedBackprop']
+        ["network's input", 'Saliency', 'GuidedBackprop']
     """
     if not question.methods:
         raise OptionError("at least one method must be chosen; received none. Tick one.")
@@ -137,7 +135,7 @@ def answer(vision: VisionModel, path: Path, question: Question) -> Answer:
                 "Use explain() for what is none."
             )
         if not pictures:
-            pictures.append((picture(pair[0][0]), "as the network saw it"))
+            pictures.append((picture(pair[0][0]), "network's input"))
         pictures.append((_drawn(question.view, pair[0][0], pair[1][0]), each.method))
         lines.append(f"{each.method}: {each.coverage}")
     if question.channel is None and "GuidedBackprop" in question.methods:
@@ -288,8 +286,11 @@ def page(vision: VisionModel) -> "gr.Blocks":
     return blocks  # type: ignore[no-any-return]  # what it returns as a context is untyped
 
 
-# On a phone four pictures beside each other would not be seen.
-_CSS = "@media (max-width: 600px) { .maps .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }"
+# The gallery is as high as its pictures; on a phone four beside each other would not be seen.
+_CSS = """
+.maps, .maps .grid-wrap { min-height: 0 !important; height: auto !important; }
+@media (max-width: 600px) { .maps .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
+"""
 _VIEW_HELP = (
     "colour: signed, grey is 0. diverging: red raises the score, blue lowers it. heatmap and overlay: magnitudes. "
     "Each map has its own scale."
@@ -343,13 +344,15 @@ def _looking(vision: VisionModel) -> Callable[..., Any]:
     def run(path: str | None) -> Any:
         import gradio as gr  # noqa: PLC0415
 
-        empty: tuple[Any, ...] = (None, gr.update(choices=[], value=None), None, "")
-        if path is None:
-            return empty
-        with _plain_errors(path):
-            seen = look(vision, Path(path))
+        # What is there of another photo goes, whatever becomes of this one.
+        seen, message = Seen({}, []), ""
+        if path is not None:
+            try:
+                seen = look(vision, Path(path))
+            except GuidedBackpropError as error:
+                message = _sentence(error, path)
         first = seen.classes[0][1] if seen.classes else None
-        return seen.best or None, gr.update(choices=[*seen.classes], value=first), None, ""
+        return seen.best or None, gr.update(choices=[*seen.classes], value=first), None, message
 
     return run
 
@@ -366,7 +369,7 @@ def _answering(vision: VisionModel) -> Callable[..., Any]:
         methods: list[str],
         view: Panel,
     ) -> Any:
-        with _plain_errors(path):
+        try:
             if path is None:
                 raise ImageError("a photo must be there; received none. Upload one, or take an example.")
             if kind == "neuron" and channel is None:
@@ -374,19 +377,13 @@ def _answering(vision: VisionModel) -> Callable[..., Any]:
             number_of = int(channel or 0) if kind == "neuron" else None
             ordered = [name for name in METHODS if name in methods]
             found = answer(vision, Path(path), Question(label, layer, number_of, ordered, view))
+        except GuidedBackpropError as error:
+            return None, _sentence(error, path)
         return [*found.pictures], found.text
 
     return run
 
 
-@contextmanager
-def _plain_errors(path: str | None) -> Iterator[None]:
-    """Show what the library refuses as its own sentence, with the photo's name and not where the upload lies."""
-    import gradio as gr  # noqa: PLC0415
-
-    try:
-        yield
-    except GuidedBackpropError as error:
-        message = str(error).replace(path, Path(path).name) if path else str(error)
-        # The page takes the message for HTML.
-        raise gr.Error(html.escape(message), duration=None, print_exception=False) from error
+def _sentence(error: GuidedBackpropError, path: str | None) -> str:
+    """Return what the library refuses, with the photo's name and not where the upload lies."""
+    return str(error).replace(path, Path(path).name) if path else str(error)

@@ -307,27 +307,33 @@ def serve(vision: VisionModel, port: int, ready: Callable[[str], None]) -> None:
 
     Raises:
         MissingExtraError: Gradio is not installed.
-        OSError: the port is not free.
+        OptionError: the port is not free.
     """
     blocks = page(vision)
     import gradio as gr  # noqa: PLC0415
 
-    _, address, _ = blocks.queue(default_concurrency_limit=1, max_size=16, api_open=False).launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        quiet=True,
-        show_error=True,
-        prevent_thread_lock=True,
-        max_file_size="20mb",
-        ssr_mode=False,
-        footer_links=[],
-        # The usual themes bring fonts.
-        theme=gr.themes.Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")).set(
-            block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
-        ),
-        css=_CSS,
-    )
+    blocks.queue(default_concurrency_limit=1, max_size=16, api_open=False)
+    try:
+        _, address, _ = blocks.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            quiet=True,
+            show_error=True,
+            prevent_thread_lock=True,
+            max_file_size="20mb",
+            ssr_mode=False,
+            footer_links=[],
+            # The usual themes bring fonts.
+            theme=gr.themes.Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")).set(
+                block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+            ),
+            css=_CSS,
+        )
+    except OSError as error:
+        raise OptionError(
+            f"port must be free; received port={port}, which is not. Pass another one with --port."
+        ) from error
     ready(address)
     blocks.block_thread()
 

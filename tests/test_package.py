@@ -55,6 +55,7 @@ def test_importing_imports_no_framework():
         "jinja2",
         "skimage",
         "scipy",
+        "gradio",
     )
     assert run(f"import sys, guided_backprop; print([name for name in {heavy} if name in sys.modules])") == "[]"
 

@@ -69,7 +69,8 @@ def command() -> "click.Group":
             f"the command line needs click and rich; received an environment without {error.name}. "
             "Run: pip install 'guided-backprop[cli]'."
         ) from error
-    # That module takes from this one.
+    # These modules take from this one.
+    from guided_backprop.cli_app import app_command  # noqa: PLC0415
     from guided_backprop.cli_check import check_command  # noqa: PLC0415
 
     option, path = click.Option, click.Path(path_type=Path)
@@ -105,7 +106,7 @@ def command() -> "click.Group":
         ],
     )
     version = click.version_option(__version__, prog_name="guided-backprop")
-    commands = [explain, report, check_command()]
+    commands = [explain, report, check_command(), app_command()]
     group = click.Group("guided-backprop", help="Which pixels move a network's score?", commands=commands)
     return version(group)
 

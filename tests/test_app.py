@@ -3,6 +3,7 @@
 What it computes is compared with the library's own maps. Screenshots are left in out/app.
 """
 
+import http.client
 import io
 import re
 import shutil
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -261,6 +263,14 @@ def test_an_upload_that_is_too_large_is_refused(tab, address, folder):
     tab.locator("input[type=file]").first.set_input_files(folder / "large.png")
     expect(tab.get_by_text("exceed the maximum allowed size of 20").first).to_be_visible()
     assert tab.get_by_label("What was done").input_value() == ""
+
+
+def test_other_names_of_this_computer_are_refused(address):
+    for host, status in (("evil.example", 400), ("127.0.0.1", 200)):
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc, timeout=10)
+        connection.request("GET", "/", headers={"Host": host})
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 def test_without_gradio_the_error_says_what_to_install():

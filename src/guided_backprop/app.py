@@ -311,6 +311,8 @@ def serve(vision: VisionModel, port: int, ready: Callable[[str], None]) -> None:
     """
     blocks = page(vision)
     import gradio as gr  # noqa: PLC0415
+    from starlette.middleware import Middleware  # noqa: PLC0415
+    from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: PLC0415
 
     blocks.queue(default_concurrency_limit=1, max_size=16, api_open=False)
     try:

@@ -5,24 +5,32 @@ click and rich are imported when it runs, so that without them it can still say 
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from guided_backprop import __version__
+from guided_backprop.cli_app import app_command
+from guided_backprop.cli_check import check_command, checked
+from guided_backprop.cli_shared import (
+    BATCH_HELP,
+    LABELS_HELP,
+    METHODS,
+    MODEL_HELP,
+    check_counts,
+    labels_of,
+    one_line_errors,
+    parse_labels,
+)
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import (
-    GuidedBackpropError,
     ImageError,
-    LabelError,
     MissingExtraError,
-    OptionError,
 )
 from guided_backprop.explanation import Explanations
-from guided_backprop.methods import REDUCERS, DeconvNet, GuidedBackprop, Method, Reducer, Saliency
+from guided_backprop.methods import REDUCERS, GuidedBackprop, Reducer
 from guided_backprop.models import VisionModel, image_paths, load, load_default, probabilities
 from guided_backprop.plot import figure_kind
 from guided_backprop.report import Report, check_ready, randomised
@@ -33,11 +41,6 @@ if TYPE_CHECKING:
     import click
     from rich.console import Console
 
-METHODS: Mapping[str, type[Method]] = {
-    "guided-backprop": GuidedBackprop,
-    "deconvnet": DeconvNet,
-    "saliency": Saliency,
-}
 _TOP = 5
 # As many images as the paper took for its checks.
 _MOST_CHECKED = 50
@@ -69,10 +72,6 @@ def command() -> "click.Group":
             f"the command line needs click and rich; received an environment without {error.name}. "
             "Run: pip install 'guided-backprop[cli]'."
         ) from error
-    # These modules take from this one.
-    from guided_backprop.cli_app import app_command  # noqa: PLC0415
-    from guided_backprop.cli_check import check_command  # noqa: PLC0415
-
     option, path = click.Option, click.Path(path_type=Path)
     size = click.IntRange(min=1)
     explain = click.Command(
@@ -82,10 +81,10 @@ def command() -> "click.Group":
         params=[
             click.Argument(["images"], nargs=-1, required=True, type=path),
             option(["--output"], required=True, type=path, help="New folder for pictures, arrays, manifest."),
-            option(["--model"], metavar="MODULE:FUNCTION", help=_MODEL_HELP),
-            option(["--labels"], metavar="ID[,ID...]", callback=_parse_labels, help=_LABELS_HELP),
+            option(["--model"], metavar="MODULE:FUNCTION", help=MODEL_HELP),
+            option(["--labels"], metavar="ID[,ID...]", callback=parse_labels, help=LABELS_HELP),
             option(["--method"], type=click.Choice(list(METHODS)), default="guided-backprop", show_default=True),
-            option(["--batch-size"], type=size, default=16, show_default=True, help=_BATCH_HELP),
+            option(["--batch-size"], type=size, default=16, show_default=True, help=BATCH_HELP),
             option(["--reducer"], type=click.Choice(REDUCERS), help="Reduce the channels to one."),
             option(["--overwrite"], is_flag=True, help="Write into an existing folder."),
         ],
@@ -97,11 +96,11 @@ def command() -> "click.Group":
         params=[
             click.Argument(["images"], nargs=-1, required=True, type=path),
             option(["--output"], required=True, type=path, help="The page, such as report.html."),
-            option(["--model"], metavar="MODULE:FUNCTION", help=_MODEL_HELP),
-            option(["--labels"], metavar="ID[,ID...]", callback=_parse_labels, help=_LABELS_HELP),
+            option(["--model"], metavar="MODULE:FUNCTION", help=MODEL_HELP),
+            option(["--labels"], metavar="ID[,ID...]", callback=parse_labels, help=LABELS_HELP),
             option(["--layer"], help="A convolutional layer, for Grad-CAM and Guided Grad-CAM beside the others."),
             option(["--check"], is_flag=True, help="Randomise the layers too, for up to 50 images: takes minutes."),
-            option(["--batch-size"], type=size, default=16, show_default=True, help=_BATCH_HELP),
+            option(["--batch-size"], type=size, default=16, show_default=True, help=BATCH_HELP),
             option(["--overwrite"], is_flag=True, help="Replace an existing file."),
         ],
     )
@@ -109,13 +108,6 @@ def command() -> "click.Group":
     commands = [explain, report, check_command(), app_command()]
     group = click.Group("guided-backprop", help="Which pixels move a network's score?", commands=commands)
     return version(group)
-
-
-_MODEL_HELP = (
-    "A function without arguments that returns a torch.nn.Module or (module, preprocess). [default: EfficientNet-Lite0]"
-)
-_LABELS_HELP = "Class ids: one for all images, or one per image. [default: the class with the highest score]"
-_BATCH_HELP = "Images read and explained at once. Of the others only attributions are held in memory."
 
 
 def _explain(  # noqa: PLR0917 (click passes them by name)
@@ -132,9 +124,9 @@ def _explain(  # noqa: PLR0917 (click passes them by name)
 
     Images that cannot be read are reported and left out; the exit status is then 1.
     """
-    with _one_line_errors():
+    with one_line_errors():
         paths = image_paths(images)
-        _check_counts(paths, labels)
+        check_counts(paths, labels)
         with ExplanationFolder(output, overwrite=overwrite) as folder:
             vision = load_default() if model is None else load(model)
             explainer = METHODS[method](vision.network, reducer=reducer)
@@ -171,9 +163,9 @@ def _report(  # noqa: PLR0917 (click passes them by name)
     options = [part for name, value in given.items() if value is not None for part in (name, value)]
     options += [flag for flag, is_set in (("--check", check), ("--overwrite", overwrite)) if is_set]
     command = ["guided-backprop", "report", *options, "--", *map(str, images)]
-    with _one_line_errors():
+    with one_line_errors():
         paths = image_paths(images)
-        _check_counts(paths, labels)
+        check_counts(paths, labels)
         check_ready(output, overwrite=overwrite)
         if check:
             # Without matplotlib the check cannot be drawn, which is better known now.
@@ -191,8 +183,6 @@ def _report(  # noqa: PLR0917 (click passes them by name)
         run.explain(paths, labels, batch_size)
         trust = []
         if check:
-            from guided_backprop.cli_check import checked  # noqa: PLC0415
-
             batch = next(batch for batch in vision.batches(paths, _MOST_CHECKED) if batch.rows)
             trust = [randomised(checked(GuidedBackprop(vision.network, batch_size=batch_size), batch, labels))]
         page.finish(trust=trust, command=shlex.join(command))
@@ -227,7 +217,7 @@ class _Run:
                     click.echo(f"Error: {failure}", err=True)
                 self.failed += len(batch.failures)
                 if batch.rows:
-                    chosen = _labels_of(batch.rows, labels)
+                    chosen = labels_of(batch.rows, labels)
                     here = [paths[row] for row in batch.rows]
                     explanations, files = self._write(batch.images, [str(path) for path in here], chosen)
                     if labels is not None and not self._explained:
@@ -274,50 +264,6 @@ def _print_facts(console: "Console", path: Path, facts: Sequence[tuple[str, str]
     console.print(table)
 
 
-def _parse_labels(_context: Any, _option: Any, text: str | None) -> list[int] | None:
-    import click  # noqa: PLC0415
-
-    if text is None:
-        return None
-    try:
-        return [int(label) for label in text.split(",")]
-    except ValueError as error:
-        raise click.BadParameter(
-            f"labels must be integers separated by commas; received {text!r}. Pass for example 281,282."
-        ) from error
-
-
-def _check_counts(paths: Sequence[Path], labels: Sequence[int] | None) -> None:
-    if not paths:
-        raise OptionError("IMAGES must contain an image; received folders without any. Pass a folder of image files.")
-    if labels is not None and len(labels) not in (1, len(paths)):
-        raise LabelError(
-            f"labels must be one for all images, or one per image; received {len(labels)} labels for "
-            f"{len(paths)} images. Give as many labels as images, or one."
-        )
-
-
-def _labels_of(rows: Sequence[int], labels: Sequence[int] | None) -> list[int] | int | None:
-    """Return the labels of the images at ``rows``: labels count unreadable images too."""
-    if labels is None:
-        return None
-    return labels[0] if len(labels) == 1 else [labels[row] for row in rows]
-
-
 def _printable(path: Path) -> str:
     """Return the path without the bytes and control characters that a terminal would choke on or obey."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(path))
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Let click print what the library or the file system refuses: one line, no traceback."""
-    import click  # noqa: PLC0415
-
-    try:
-        yield
-    except (GuidedBackpropError, OSError) as error:
-        failure = click.ClickException(str(error))
-        if isinstance(error, OptionError | LabelError):
-            failure.exit_code = 2  # type: ignore[misc]  # click's own way, declared on the class only
-        raise failure from error

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from guided_backprop.cli import _MODEL_HELP, _one_line_errors
+from guided_backprop.cli_shared import MODEL_HELP, one_line_errors
 from guided_backprop.models import load, load_default
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def app_command() -> "click.Command":
         callback=_app,
         help=_app.__doc__,
         params=[
-            click.Option(["--model"], metavar="MODULE:FUNCTION", help=_MODEL_HELP),
+            click.Option(["--model"], metavar="MODULE:FUNCTION", help=MODEL_HELP),
             click.Option(["--port"], type=click.IntRange(1, 65535), default=7860, show_default=True),
         ],
     )
@@ -30,7 +30,7 @@ def _app(model: str | None, port: int) -> None:
 
     from guided_backprop.app import check_ready, serve  # noqa: PLC0415
 
-    with _one_line_errors():
+    with one_line_errors():
         # Known before the model is loaded.
         check_ready()
         vision = load_default() if model is None else load(model)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guided_backprop.cli import _MODEL_HELP, METHODS, _check_counts, _labels_of, _one_line_errors, _parse_labels
+from guided_backprop.cli_shared import METHODS, MODEL_HELP, check_counts, labels_of, one_line_errors, parse_labels
 from guided_backprop.errors import ImageError, OutputExistsError
 from guided_backprop.methods import Method
 from guided_backprop.models import Batch, image_paths, load, load_default
@@ -30,9 +30,9 @@ def check_command() -> "click.Command":
         params=[
             click.Argument(["images"], nargs=-1, required=True, type=path),
             option(["--plot"], type=path, help="New picture of the curves: PNG, SVG or PDF."),
-            option(["--model"], metavar="MODULE:FUNCTION", help=_MODEL_HELP),
+            option(["--model"], metavar="MODULE:FUNCTION", help=MODEL_HELP),
             option(
-                ["--labels"], metavar="ID[,ID...]", callback=_parse_labels, help="Class ids. [default: the top class]"
+                ["--labels"], metavar="ID[,ID...]", callback=parse_labels, help="Class ids. [default: the top class]"
             ),
             option(["--method"], type=click.Choice(list(METHODS)), default="guided-backprop", show_default=True),
             option(["--batch-size"], type=size, default=16, show_default=True, help="Images explained at once."),
@@ -61,9 +61,9 @@ def _check(  # noqa: PLR0917 (click passes them by name)
     """
     import click  # noqa: PLC0415
 
-    with _one_line_errors():
+    with one_line_errors():
         paths = image_paths(images)
-        _check_counts(paths, labels)
+        check_counts(paths, labels)
         if plot is not None:
             # What can't be drawn in the end is refused before the minutes that it takes.
             figure_kind()
@@ -91,7 +91,7 @@ def checked(
 ) -> SanityCheck:
     """Run the check on the images that could be read, with a bar."""
     with _Bar() as bar:
-        chosen = _labels_of(batch.rows, labels)
+        chosen = labels_of(batch.rows, labels)
         return sanity_check(method, batch.images, chosen, blocks=blocks, seed=seed, progress=bar)
 
 

@@ -43,7 +43,7 @@ def folds_of(method: GuidedBackprop):
     """Return how many convolutions are folded, and whether padding is."""
     (backend,) = method._backends.values()
     folds = backend._plan.folds
-    return sum(kernel.norm is not None for kernel in folds.kernels.by_weight.values()), folds.pads
+    return sum(kernel.norm is not None for kernel in folds.kernels.values()), folds.pads
 
 
 class Own(nn.Module):

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch.capped import Call, Unchanged
-from guided_backprop.backends.torch.kernels import Kernel, Kernels, Norm, convolved
+from guided_backprop.backends.torch.kernels import Kernel, Norm, convolved
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -84,7 +84,7 @@ class Recorder(TorchFunctionMode):
             self._folds_pads &= not self._is_padded(values)
         norms = {key: norm for key, norm in self._norms.items() if key not in self._unfoldable}
         kept = {key: pair for key, pair in self._weights.items() if key not in self._barred}
-        kernels = Kernels(Kernel(*pair, norms.get(key)) for key, pair in kept.items())
+        kernels = {key: Kernel(*pair, norms.get(key)) for key, pair in kept.items()}
         return Folds(kernels, self._folds_pads, bool(self._capped))
 
     def _note_pads(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] | None) -> None:
@@ -107,13 +107,13 @@ class Folds(NamedTuple):
     """What can be folded in one model.
 
     Attributes:
-        kernels: the convolutions, with the batch-norm that is folded into them.
+        kernels: the convolutions, with the batch-norm that is folded into them, by the weight's id.
         pads: whether convolutions pad their images themselves.
         caps: whether ReLUs with a cap keep their result: nothing changes it later.
         packs: whether weights are packed.
     """
 
-    kernels: Kernels
+    kernels: dict[int, Kernel]
     pads: bool
     caps: bool
     packs: bool = True
@@ -125,7 +125,6 @@ class Folded(TorchFunctionMode):
     def __init__(self, folds: Folds) -> None:
         super().__init__()
         self._folds = folds
-        self._state = folds.kernels.state()
         # Results that already are what their batch-norm would return, and images that are still to be padded.
         self._waiting: dict[int, tuple[torch.Tensor, Norm]] = {}
         self._unpadded: dict[int, tuple[torch.Tensor, torch.Tensor, tuple[int, int]]] = {}
@@ -174,7 +173,7 @@ class Folded(TorchFunctionMode):
 
     def _convolve(self, func: Any, options: dict[str, Any]) -> Any:
         _, images, sides = self._unpadded.pop(id(options["input"]), (None, None, None))
-        kernel, is_kept_elsewhere = self._folds.kernels.by_weight.get(id(options["weight"])), is_checkpointed()
+        kernel, is_kept_elsewhere = self._folds.kernels.get(id(options["weight"])), is_checkpointed()
         if is_kept_elsewhere and (images is not None or kernel is not None):
             raise Unlike
         if images is not None and sides is not None:
@@ -184,7 +183,7 @@ class Folded(TorchFunctionMode):
             raise Unlike
         if kernel is None:
             return func(**options) if is_kept_elsewhere else convolved(func, options)
-        result = kernel.convolve(func, options, self._state, packs=self._folds.packs)
+        result = kernel.convolve(func, options, packs=self._folds.packs)
         if kernel.norm is not None:
             self._waiting[id(result)] = (result, kernel.norm)
         return result

@@ -5,7 +5,6 @@ call, forward and once more on the way back. For a few images that takes longer 
 multiplications. Here it is done once.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,16 +61,20 @@ class _Geometry(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """What a kernel keeps: of which state of the weights it was made, for which form, and what it is."""
+    """What a kernel keeps: of which weights it was made, for which form, and what it is."""
 
-    state: object
+    fingerprint: Any
     form: Any
     weight: Any
     bias: torch.Tensor | None
 
 
 class Kernel:
-    """A convolution's weight and bias, and the batch-norm that is all that its result goes to, if there is one."""
+    """A convolution's weight and bias, and the batch-norm that is all that its result goes to, if there is one.
+
+    What is made of them is kept, and used as long as a fingerprint of all that went into it is the same: a change of
+    any weight, however it was made, counts at once. To look is several times cheaper than to fold or pack again.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm | None) -> None:
         self.weight, self.bias, self.norm = weight, bias, norm
@@ -79,17 +82,14 @@ class Kernel:
         self._numbers = torch.as_tensor(numbers, dtype=weight.dtype, device=weight.device)
         self._kept: _Made | None = None
 
-    def convolve(self, func: Any, options: dict[str, Any], state: object, *, packs: bool) -> torch.Tensor:
-        """Return what the convolution and its batch-norm return; packed if that is offered.
-
-        What the weights are made into is kept as long as ``state`` is the same.
-        """
+    def convolve(self, func: Any, options: dict[str, Any], *, packs: bool) -> torch.Tensor:
+        """Return what the convolution and its batch-norm return; packed if that is offered."""
         images, geometry = options["input"], None
         if packs and func is torch.conv2d and _can_be_packed(images, self.weight) and not stem.pays(options):
             geometry = _Geometry(images.shape, *(options[name] for name in _Geometry._fields[1:]))
         if geometry is None and self.norm is None:
             return convolved(func, options)
-        made = self._made(state, geometry or _layout(images))
+        made = self._made(geometry or _layout(images))
         if geometry is None:
             return convolved(func, options | {"weight": made.weight, "bias": made.bias})
         result: torch.Tensor = PackedConvolution.apply(
@@ -98,48 +98,27 @@ class Kernel:
         return result
 
     @torch.no_grad()
-    def _made(self, state: object, form: Any) -> _Made:
-        kept = self._kept
-        if kept is None or kept.state is not state or kept.form != form:
+    def _made(self, form: Any) -> _Made:
+        fingerprint, kept = self._fingerprint(), self._kept
+        is_known = kept is not None and fingerprint is not None and torch.equal(kept.fingerprint, fingerprint)
+        if kept is None or not is_known or kept.form != form:
             weight, shift = (self.weight, None) if self.norm is None else self.norm.folded(self.weight, self.bias)
             made = Packed(weight, form) if isinstance(form, _Geometry) else weight.contiguous(memory_format=form)
-            self._kept = kept = _Made(state, form, made, shift)
+            self._kept = kept = _Made(fingerprint, form, made, shift)
         return kept
 
-    def numbers(self) -> Iterator[torch.Tensor]:
-        """Iterate over vectors that are others if any value is another that the result is made of."""
-        yield torch.mv(self.weight.reshape(len(self.weight), -1), self._numbers)
-        if self.norm is not None:
-            rest = self.bias, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias
-            yield from (each for each in rest if each is not None)
+    def _fingerprint(self) -> torch.Tensor | None:
+        """Return numbers that are others if any weight is; None if the dtype is too coarse for that.
 
-
-class Kernels:
-    """The kernels of a model, and what tells that their values are others than before."""
-
-    def __init__(self, kernels: Iterable[Kernel]) -> None:
-        self.by_weight = {id(kernel.weight): kernel for kernel in kernels}
-        self._kept: tuple[list[torch.Tensor], object] = ([], None)
-
-    @torch.no_grad()
-    def state(self) -> object:
-        """Return an object that is another one whenever any weight is, however it was changed.
-
-        All weights are read for that, which is several times cheaper than to fold or pack them.
+        Taken where the weights are used: a model may change them on the way there.
         """
-        vectors: dict[torch.device, list[torch.Tensor]] = {}
-        for kernel in self.by_weight.values():
-            if kernel.weight.dtype not in (torch.float32, torch.float64):
-                # Too coarse for a sum to tell.
-                return object()
-            for vector in kernel.numbers():
-                vectors.setdefault(vector.device, []).append(vector)
-        found, (kept, state) = [torch.cat(each) for each in vectors.values()], self._kept
-        if len(found) == len(kept) and all(map(torch.equal, found, kept)):
-            return state
-        state = object()
-        self._kept = found, state
-        return state
+        if self.weight.dtype not in (torch.float32, torch.float64):
+            return None
+        sums = torch.mv(self.weight.reshape(len(self.weight), -1), self._numbers)
+        if self.norm is None:
+            return sums
+        rest = self.bias, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias
+        return torch.cat([sums, *(each for each in rest if each is not None)])
 
 
 class Packed:

@@ -8,7 +8,6 @@ import torch
 
 from guided_backprop.arrays import mapped
 from guided_backprop.backends.torch.fold import Folded, Folds, Recorder, Unlike, tensors_of
-from guided_backprop.backends.torch.kernels import Kernels
 
 # How far the outputs of a plan may be from the model's own, as a share of the largest; more is no rounding.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -37,7 +36,7 @@ class Plan:
         for plan in (cls(folds, True), cls(folds._replace(packs=False), True), cls(folds._replace(packs=False), False)):
             if plan._agrees(forward, images, outputs):
                 return plan
-        return cls(Folds(Kernels([]), pads=False, caps=False, packs=False), False)
+        return cls(Folds({}, pads=False, caps=False, packs=False), False)
 
     def run(self, forward: Callable[[Any], Any], images: Any) -> Any:
         """Return the model's outputs; as it is, if it runs otherwise than on the example."""

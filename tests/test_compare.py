@@ -113,3 +113,15 @@ def test_no_methods_and_bad_input():
     plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).double().eval()
     with pytest.raises(NoReluError, match="deconv rule needs"):
         compare(torch.tensor(IMAGES), LABELS, [Saliency(plain), DeconvNet(plain)])
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_one_rule_several_times(framework):
+    build, convert, _ = FRAMEWORKS[framework]
+    model = build(NETWORKS["convolutional"])
+    methods = [GuidedBackprop(model, reducer="sum"), Saliency(model), GuidedBackprop(model)]
+    summed, plain, whole = compare(convert(IMAGES), LABELS, methods)
+    whole, plain = in_oracle_layout(framework, whole), in_oracle_layout(framework, plain)
+    np.testing.assert_allclose(whole, contract.expected("convolutional", "GuidedBackprop"), **TOLERANCE)
+    np.testing.assert_allclose(np.asarray(summed), whole.sum(axis=1), **TOLERANCE)
+    assert not np.allclose(np.asarray(summed), plain.sum(axis=1), **TOLERANCE)

@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from guided_backprop import GuidedBackprop, ImageError, ModelError, OpaqueRegionError, OptionError, Saliency
+from guided_backprop import (
+    DeconvNet,
+    GuidedBackprop,
+    ImageError,
+    ModelError,
+    OpaqueRegionError,
+    OptionError,
+    Saliency,
+    compare,
+)
 from guided_backprop.backends.torch.stem import StridedConvolution
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
@@ -223,42 +232,91 @@ def _with(forward, relu):
     return lambda: Own(forward, conv=conv(), relu=relu, conv2=conv())
 
 
-# Build, the name in the coverage, and whether the result is kept instead of the input.
-CAPPED = {
+def _hooked(self, x):
+    hidden = self.relu(self.conv(x))
+    if hidden.requires_grad:
+        self.seen = []
+        hidden.register_hook(self.seen.append)
+    return self.conv2(hidden)
+
+
+# Build, the name in the coverage, and whether the ReLU is one of ours.
+GATED = {
+    "ReLU": (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv()), "relu", True),
+    "ReLU in place": (lambda: nn.Sequential(conv(), nn.ReLU(inplace=True), conv()), "relu", True),
+    "before a pool": (lambda: nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2), conv()), "relu", True),
+    "before a sum": (_with(lambda self, x: self.conv2(x) + self.relu(self.conv(x)), nn.ReLU()), "relu", True),
+    "before two": (_with(lambda self, x: self.conv2(y := self.relu(self.conv(x))) + y, nn.ReLU()), "relu", True),
+    "method": (_with(lambda self, x: self.conv2(self.conv(x).relu()), nn.Identity()), "relu", True),
+    "method in place": (_with(lambda self, x: self.conv2(self.conv(x).relu_()), nn.Identity()), "relu", True),
+    "of a view": (_with(lambda self, x: self.conv2(self.conv(x).view_as(x).relu_()), nn.Identity()), "relu", False),
     "ReLU6": (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU6(), conv()), "relu6", True),
-    "in place": (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU6(inplace=True), conv()), "relu6", True),
+    "ReLU6 in place": (lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU6(inplace=True), conv()), "relu6", True),
     "another cap": (lambda: nn.Sequential(conv(), nn.Hardtanh(0, 0.5, inplace=True), conv()), "relu0.5", True),
     "functional": (_with(lambda self, x: self.conv2(F.relu6(input=self.conv(x))), nn.Identity()), "relu6", True),
     "first of all": (lambda: nn.Sequential(nn.ReLU6(inplace=True), conv()), "relu6", True),
-    "no ReLU": (lambda: nn.Sequential(conv(), nn.Hardtanh(-1, 1), nn.ReLU(), conv()), "relu", False),
+    "no ReLU": (lambda: nn.Sequential(conv(), nn.Hardtanh(-1, 1), nn.Threshold(0, 0), conv()), "relu", False),
     "changed afterwards": (_with(_changed_afterwards, nn.ReLU6()), "relu6", False),
     "changed through a view": (_with(_changed_through_a_view, nn.ReLU6(inplace=True)), "relu6", False),
+    "the gradient is looked at": (_with(_hooked, nn.ReLU()), "relu", False),
 }
 
 
-@pytest.mark.parametrize("kind", [Saliency, GuidedBackprop])
+@pytest.mark.parametrize("kind", [Saliency, DeconvNet, GuidedBackprop])
 @pytest.mark.parametrize("memory", [None, "lean"])
-@pytest.mark.parametrize("name", CAPPED)
-def test_a_relu_with_a_cap_keeps_its_result(name, memory, kind):
-    build, relu, is_kept = CAPPED[name]
+@pytest.mark.parametrize("name", GATED)
+def test_what_is_gated(name, memory, kind):
+    build, relu, is_gated = GATED[name]
     model = made(build)
     fast = kind(model, memory=memory).optimize(images(1, 4, 9, 8, seed=7))
     (backend,) = fast._backends.values()
     given_ = 3 * images(2, 4, 9, 8)
     run, _ = backend._run(given_, [fast.rule], undoes_head=True)
-    assert any(node.name() == "CappedReluBackward" for node in run.path.nodes) == (is_kept and memory is None)
+    assert any(node.name() == "GatedReluBackward" for node in run.path.nodes) == (is_gated and memory is None)
     weights = images(*model(given_).shape, seed=9)
     expected, found = kind(model).explain(given_, weights), fast.explain(given_, weights)
     np.testing.assert_allclose(found, expected, **TOLERANCE)
     assert found.coverage == expected.coverage
     assert relu in {row.name for row in found.coverage}
-    # A planted fault: the other rule.
-    other = Saliency if kind is GuidedBackprop else GuidedBackprop
-    assert not np.allclose(found, other(model).explain(given_, weights), **TOLERANCE)
+    # A planted fault: the other rules.
+    for other in {Saliency, DeconvNet, GuidedBackprop} - {kind}:
+        assert not np.allclose(found, other(model).explain(given_, weights), **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_several_rules_and_labels_on_one_gated_graph(dtype):
+    # What uses a ReLU alone and clamps for it (strided and not), a pool, and more than one: each rule must undo what
+    # the one before set.
+    def skip(turn):
+        return Own(lambda self, x: sum([x, self.conv(x)][::turn]), conv=conv())
+
+    model = made(
+        lambda: nn.Sequential(
+            *(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(stride=2), nn.ReLU6(), nn.MaxPool2d(2), conv(groups=4)),
+            *(nn.ReLU(), skip(1), nn.ReLU(), skip(-1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=4), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(4 * 81, 5)),
+        )
+    ).to(dtype)
+    given_ = images(3, 4, 13, 13).to(dtype)
+    methods = [kind(model) for kind in (GuidedBackprop, Saliency, DeconvNet, GuidedBackprop)]
+    expected = compare(given_, "top3", methods)
+    found = compare(given_, "top3", [method.optimize(given_) for method in methods])
+    for ours, right in zip(found, expected, strict=True):
+        rounding = {"rtol": 1e-3, "atol": 1e-5 * float(np.abs(right).max())}
+        np.testing.assert_allclose(ours, right, **(TOLERANCE if dtype == torch.float64 else rounding))
+    # A planted fault: the rule before.
+    assert not np.allclose(expected[0], expected[1], rtol=1e-3)
+
+
+def test_a_gradient_that_the_model_keeps_stays_as_it_was():
+    model = made(_with(_hooked, nn.ReLU()))
+    GuidedBackprop(model).optimize(images(1, 4, 9, 8)).explain(images(2, 4, 9, 8), 1)
+    (seen,) = model.seen
+    assert (seen < 0).any()
 
 
 def test_a_custom_function_of_the_same_name_is_no_relu_of_ours():
-    class CappedRelu(torch.autograd.Function):
+    class GatedRelu(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
             return x * 2
@@ -267,8 +325,8 @@ def test_a_custom_function_of_the_same_name_is_no_relu_of_ours():
         def backward(ctx, g):
             return g * 2
 
-    model = Own(lambda self, x: torch.relu(CappedRelu.apply(x))).eval()
-    with pytest.raises(OpaqueRegionError, match="CappedRelu"):
+    model = Own(lambda self, x: torch.relu(GatedRelu.apply(x))).eval()
+    with pytest.raises(OpaqueRegionError, match="GatedRelu"):
         GuidedBackprop(model).explain(images(1, 4, 9, 8), 1)
 
 

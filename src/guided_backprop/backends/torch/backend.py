@@ -118,10 +118,10 @@ class TorchBackend(Backend):
             outputs = as_numpy(run.output)
             weights, scores = (weigh(outputs), None) if score is None else _slopes(score, run.output)
             found = []
-            for rule in rules:
+            for position, rule in enumerate(rules):
                 editor = Editor(run.path, rule, self._vouch, head, run.gates, has_prelu=has_prelu(self._model))
                 with editor:
-                    found.append(self._under(editor, run, weights, outputs, images, is_last=rule is rules[-1]))
+                    found.append(self._under(editor, run, weights, outputs, images, is_last=position == len(rules) - 1))
         return found if scores is None else [replace(each, scores=scores) for each in found]
 
     def _under(
@@ -136,8 +136,8 @@ class TorchBackend(Backend):
     ) -> Attributed:
         """Explain under one rule."""
         gradients, coverage = [], Coverage()
-        for each in weights:
-            gradients.append(self._backward(run, each, editor, is_last=is_last and each is weights[-1]))
+        for position, each in enumerate(weights):
+            gradients.append(self._backward(run, each, editor, is_last=is_last and position == len(weights) - 1))
             # What the backward pass notes is noted again in each further one.
             coverage = coverage or editor.coverage()
         scores = np.stack(editor.scores or [per_image(each, outputs) for each in weights])
@@ -215,14 +215,17 @@ class TorchBackend(Backend):
             output, inside = self._output_of(given)
         if inside is not None:
             leaves, firsts = [inside], [torch.autograd.graph.get_gradient_edge(inside).node]
-        path = [] if output.grad_fn is None else nodes.path(output.grad_fn, [each for each in firsts if each])
+        path: list[Node] = []
+        children: dict[Node, list[Node]] = {}
+        if output.grad_fn is not None:
+            path, children = nodes.path(output.grad_fn, [each for each in firsts if each])
         if self._begins_inside:
             # What made the value is in front of where the gradient ends.
             path = [node for node in path if node not in firsts]
         forget_images(path, firsts)
         if not path:
             raise detached("detach(), no_grad(), numpy() or argmax()")
-        return _Run(leaves, output, nodes.Path.of(path), {} if lean is None else lean.gates)
+        return _Run(leaves, output, nodes.Path.of(path, children), {} if lean is None else lean.gates)
 
     def optimized(self, images: Any) -> "TorchBackend":
         self.check_images(images)
@@ -233,7 +236,7 @@ class TorchBackend(Backend):
         given = mapped(_as_tensor, images)
         try:
             with differentiable(), torch.no_grad():
-                other._plan = Plan.of(self._forward_of, given, is_lean=self._is_lean)
+                other._plan = Plan.of(self._forward_of, given, gates=not self._is_lean and not has_prelu(self._model))
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Vouch, per_image
 from guided_backprop.backends.report import coverage_of
-from guided_backprop.backends.torch import nodes
+from guided_backprop.backends.torch import gated, nodes
 from guided_backprop.backends.torch.audit import BackwardWatch, ForwardWatch
 from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.refusals import training_error
@@ -82,7 +82,7 @@ class Editor:
             if node in written:
                 self._activation(node, written[node][0])
             elif node not in parts:
-                self._treat(node, path.members)
+                self._treat(node, path)
         if self.watch is None:
             self.coverage()
 
@@ -94,7 +94,7 @@ class Editor:
         for handle in self._handles:
             handle.remove()
 
-    def _treat(self, node: Node, on_path: set[Node]) -> None:
+    def _treat(self, node: Node, path: nodes.Path) -> None:
         """Put the rule on one node, or note that it keeps its derivative."""
         name, opaque = nodes.operation(node), nodes.opaque_name(node)
         if nodes.is_random(node):
@@ -104,13 +104,15 @@ class Editor:
                 "model must treat every image alone; received batch-norm without running statistics, which mixes "
                 "the images of a batch. Pass batch_size=1."
             )
-        relu = nodes.relu_of(node, on_path)
+        relu = nodes.relu_of(node, path.members)
         if relu is None and opaque is not None and self._vouch.get(opaque) == "relu":
             relu = nodes.Relu(node, opaque)
         if relu is not None:
             self._counts[relu.name, self._rule.name] += 1
             if node in self._gates:
                 self._after(node, partial(self._gates[node].close, self._rule))
+            elif gated.is_of(node, gated.GatedRelu):
+                gated.put_under(self._rule, node, path.children[node])
             else:
                 self._edit(relu, is_own=opaque is None)
         elif self.head is not None and node is self.head.node:

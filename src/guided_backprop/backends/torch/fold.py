@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from guided_backprop.backends.torch.capped import Call, Unchanged
+from guided_backprop.backends.torch.gated import Call, Unchanged
 from guided_backprop.backends.torch.kernels import Kernel, Norm, convolved
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -43,7 +43,7 @@ class Recorder(TorchFunctionMode):
         self._unfoldable: set[int] = set()
         self._pads: dict[int, ref[torch.Tensor]] = {}
         self._folds_pads = True
-        self._capped = Unchanged()
+        self._gated = Unchanged()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -51,8 +51,8 @@ class Recorder(TorchFunctionMode):
         """Run the function, and note who used what."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func in (functional.relu6, functional.hardtanh):
-            self._capped.add(result)
+        if Call.of(func, args, kwargs) is not None:
+            self._gated.add(result)
         options = _convolution_of(func, args, kwargs)
         self._note_pads(args, kwargs, options)
         if _is_formal(func, result):
@@ -85,7 +85,7 @@ class Recorder(TorchFunctionMode):
         norms = {key: norm for key, norm in self._norms.items() if key not in self._unfoldable}
         kept = {key: pair for key, pair in self._weights.items() if key not in self._barred}
         kernels = {key: Kernel(*pair, norms.get(key)) for key, pair in kept.items()}
-        return Folds(kernels, self._folds_pads, bool(self._capped))
+        return Folds(kernels, self._folds_pads, bool(self._gated))
 
     def _note_pads(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] | None) -> None:
         """Padding can be left to a convolution if nothing else looks at what is padded."""
@@ -109,13 +109,13 @@ class Folds(NamedTuple):
     Attributes:
         kernels: the convolutions, with the batch-norm that is folded into them, by the weight's id.
         pads: whether convolutions pad their images themselves.
-        caps: whether ReLUs with a cap keep their result: nothing changes it later.
+        gates: whether ReLUs are gated: nothing changes their results later.
         packs: whether weights are packed.
     """
 
     kernels: dict[int, Kernel]
     pads: bool
-    caps: bool
+    gates: bool
     packs: bool = True
 
 
@@ -128,7 +128,7 @@ class Folded(TorchFunctionMode):
         # Results that already are what their batch-norm would return, and images that are still to be padded.
         self._waiting: dict[int, tuple[torch.Tensor, Norm]] = {}
         self._unpadded: dict[int, tuple[torch.Tensor, torch.Tensor, tuple[int, int]]] = {}
-        self._capped = Unchanged()
+        self._gated = Unchanged()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -153,10 +153,10 @@ class Folded(TorchFunctionMode):
             return self._convolve(func, options)
         if self._asks_unpadded(args, kwargs):
             raise Unlike
-        capped = Call.of(func, args, kwargs) if self._folds.caps else None
-        if capped is not None and not is_checkpointed():
-            result = capped.run()
-            self._capped.add(result)
+        relu = Call.of(func, args, kwargs) if self._folds.gates else None
+        if relu is not None and not is_checkpointed():
+            result = relu.run()
+            self._gated.add(result)
             return result
         pad = _pad_of(func, args, kwargs) if self._folds.pads else None
         if pad is None:
@@ -168,7 +168,7 @@ class Folded(TorchFunctionMode):
 
     def finish(self) -> None:
         """Raise unless everything that was left out was asked for, and what is kept was left as it is."""
-        if self._waiting or self._unpadded or not self._capped:
+        if self._waiting or self._unpadded or not self._gated:
             raise Unlike
 
     def _convolve(self, func: Any, options: dict[str, Any]) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.smooth import activation_of
-from guided_backprop.backends.torch import capped, kernels, stem
+from guided_backprop.backends.torch import gated, kernels, stem
 from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"
@@ -24,7 +24,7 @@ _RELU = "ReluBackward0"
 
 # Parts of torch, and three of ours, that are Python or C++ functions of their own, and that are known.
 _PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions", kernels.__name__}
-_PLAIN_MODULES |= {capped.__name__, stem.__name__}
+_PLAIN_MODULES |= {gated.__name__, stem.__name__}
 _PLAIN_CPP = {ENTRY, "torch::autograd::CopyBackwards", "torch::autograd::CopySlices"}
 
 # Non-linearities that keep their own derivative and are listed in the coverage.
@@ -64,18 +64,20 @@ class Path:
         members: the same as a set.
         concerns: those that may be anything but plain arithmetic: most need no second look.
         doubts: those of them whose name alone does not say that they are ReLUs.
+        children: for each node, those that gradients come to it from.
     """
 
     nodes: list[Node]
     members: set[Node]
     concerns: list[Node]
     doubts: list[Node]
+    children: dict[Node, list[Node]]
 
     @classmethod
-    def of(cls, nodes: list[Node]) -> "Path":
+    def of(cls, nodes: list[Node], children: dict[Node, list[Node]]) -> "Path":
         """Return the path of these nodes."""
         concerns = [node for node in nodes if _is_concern(node.name())]
-        return cls(nodes, set(nodes), concerns, [node for node in concerns if node.name() != _RELU])
+        return cls(nodes, set(nodes), concerns, [node for node in concerns if node.name() != _RELU], children)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,12 @@ def parents(node: Node) -> Iterator[Node]:
     return (parent for parent, _ in node.next_functions if parent is not None)
 
 
-def path(last: Node, firsts: Sequence[Node]) -> list[Node]:
-    """Return the nodes between the node of the score and the nodes of the images, all included.
+def path(last: Node, firsts: Sequence[Node]) -> tuple[list[Node], dict[Node, list[Node]]]:
+    """Return the nodes between the node of the score and the nodes of the images, all included, and all children.
 
     Nodes that lead to parameters only are left out: they may be the user's own, and no gradient that is
-    asked for passes them. Empty if the score does not depend on the images.
+    asked for passes them. Empty if the score does not depend on the images. A node's children are those that
+    gradients come to it from, once for each time that they use what it returned.
     """
     children: dict[Node, list[Node]] = {last: []}
     stack = [last]
@@ -146,14 +149,14 @@ def path(last: Node, firsts: Sequence[Node]) -> list[Node]:
             if child not in found:
                 found[child] = None
                 stack.append(child)
-    return list(found)
+    return list(found), children
 
 
 def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
     """Return how ``node`` is the derivative of a ReLU, or None if it is not."""
     name, saved = operation(node), _saved(node)
     match name:
-        case "capped_relu" if getattr(type(node), "_forward_cls", None) is capped.CappedRelu:
+        case "gated_relu" if gated.is_of(node, gated.GatedRelu):
             return Relu(node, _capped(node.cap))  # type: ignore[attr-defined]
         case "relu":
             return Relu(node, "relu")

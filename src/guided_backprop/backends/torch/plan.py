@@ -26,17 +26,17 @@ class Plan:
     is_channels_last: bool
 
     @classmethod
-    def of(cls, forward: Callable[[Any], Any], images: Any, *, is_lean: bool) -> "Plan":
-        """Return what pays and changes nothing but rounding, tried on these images; lean ReLUs keep still less."""
+    def of(cls, forward: Callable[[Any], Any], images: Any, *, gates: bool) -> "Plan":
+        """Return what pays and changes nothing but rounding, tried on these images; and whether ReLUs can be gated."""
         recorder = Recorder()
         with recorder:
             outputs = forward(mapped(torch.clone, images))
         folds = recorder.folds(outputs)
-        folds = folds._replace(caps=folds.caps and not is_lean)
+        folds = folds._replace(gates=folds.gates and gates)
         for plan in (cls(folds, True), cls(folds._replace(packs=False), True), cls(folds._replace(packs=False), False)):
             if plan._agrees(forward, images, outputs):
                 return plan
-        return cls(Folds({}, pads=False, caps=False, packs=False), False)
+        return cls(Folds({}, pads=False, gates=False, packs=False), False)
 
     def run(self, forward: Callable[[Any], Any], images: Any) -> Any:
         """Return the model's outputs; as it is, if it runs otherwise than on the example."""

@@ -1,0 +1,128 @@
+"""A ReLU of an optimised model, which does the rule's work itself, in place where what arrives is its own.
+
+PyTorch's own ReLU writes what it lets through to new memory, and new memory costs more than the arithmetic. With a cap
+it keeps its input besides, copied first where it works in place; the result tells as well where the gate is open, and
+has to be there anyway for what comes next.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import Node
+from torch.nn import functional
+
+from guided_backprop.backends.torch.kernels import PackedConvolution
+from guided_backprop.rules import PLAIN, ReluRule
+
+_RELUS = {functional.relu, torch.relu, torch.Tensor.relu}
+_RELUS_IN_PLACE = {torch.relu_, torch.Tensor.relu_}
+# What gives back a gradient that nothing else holds.
+_MAKERS = {"ConvolutionBackward0", "MaxPool2DWithIndicesBackward0", "NativeBatchNormBackward0"}
+
+
+class GatedRelu(torch.autograd.Function):
+    """Whatever is between 0 and the cap, if there is one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cap: float | None, is_in_place: bool) -> torch.Tensor:
+        """Clip, and keep the result."""
+        if cap is None:
+            y = torch.relu_(x) if is_in_place else torch.relu(x)
+        else:
+            y = functional.hardtanh_(x, 0.0, cap) if is_in_place else functional.hardtanh(x, 0.0, cap)
+        if is_in_place:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(y)
+        ctx.cap, ctx.rule, ctx.is_own, ctx.is_clamped = cap, PLAIN, False, False
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return what the rule lets through."""
+        is_own, rule = ctx.is_own, ctx.rule
+        if rule.forward_gate:
+            (y,) = ctx.saved_tensors
+            g, is_own = _closed(g, y, ctx.cap, is_in_place=is_own), True
+        if rule.backward_gate and not ctx.is_clamped:
+            g = g.clamp_(min=0) if is_own else g.clamp(min=0)
+        return g, None, None
+
+
+def _closed(g: torch.Tensor, y: torch.Tensor, cap: float | None, *, is_in_place: bool) -> torch.Tensor:
+    """Return the gradient where neither end was reached."""
+    aten: Any = torch.ops.aten
+    into = {"grad_input": g} if is_in_place else {}
+    if cap is None:
+        closed = aten.threshold_backward.grad_input if is_in_place else aten.threshold_backward.default
+        return closed(g, y, 0, **into)  # type: ignore[no-any-return]
+    closed = aten.hardtanh_backward.grad_input if is_in_place else aten.hardtanh_backward.default
+    return closed(g, y, 0.0, cap, **into)  # type: ignore[no-any-return]
+
+
+def put_under(rule: ReluRule, node: Any, children: list[Node]) -> None:
+    """Put a rule on a node of :class:`GatedRelu`, given all nodes that gradients come to it from."""
+    node.rule, node.is_own, node.is_clamped = rule, False, False
+    if len(children) != 1:
+        return
+    child: Any = children[0]
+    node.is_own = child.name() in _MAKERS or is_of(child, PackedConvolution)
+    if is_of(child, PackedConvolution):
+        node.is_clamped = child.clamps = rule.backward_gate
+
+
+def is_of(node: Any, function: type[torch.autograd.Function]) -> bool:
+    """Tell whether a node is of this function: by the class, for a name may be another's."""
+    return getattr(type(node), "_forward_cls", None) is function
+
+
+class Call(NamedTuple):
+    """A call of a ReLU."""
+
+    x: torch.Tensor
+    cap: float | None
+    is_in_place: bool
+
+    @classmethod
+    def of(cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call | None":
+        """Return the call, if it is one that can be gated."""
+        given: dict[str, Any] = {"min_val": 0.0, "max_val": None, "inplace": func in _RELUS_IN_PLACE}
+        if func in _RELUS or func in _RELUS_IN_PLACE:
+            names: tuple[str, ...] = ("input", "inplace")
+        elif func is functional.relu6:
+            names, given["max_val"] = ("input", "inplace"), 6.0
+        elif func is functional.hardtanh:
+            names = ("input", "min_val", "max_val", "inplace")
+            given |= {"min_val": -1.0, "max_val": 1.0}
+        else:
+            return None
+        given |= dict(zip(names, args, strict=False)) | kwargs
+        x, cap = given["input"], given["max_val"]
+        is_fit = type(x) is torch.Tensor and x.is_floating_point() and not x.is_leaf and not x._is_view()
+        if given["min_val"] != 0 or (cap is not None and cap <= 0) or not is_fit:
+            return None
+        return cls(x, None if cap is None else float(cap), bool(given["inplace"]))
+
+    def run(self) -> torch.Tensor:
+        """Return the result."""
+        result: torch.Tensor = GatedRelu.apply(*self)
+        return result
+
+
+class Unchanged:
+    """Results that must stay as they are until the backward pass, and whose gradient nobody else looks at."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[torch.Tensor, int]] = []
+
+    def add(self, result: torch.Tensor) -> None:
+        """Remember a result as it is."""
+        self._seen.append((result, result._version))
+
+    def __bool__(self) -> bool:
+        return all(
+            result._version == version and not result._backward_hooks and not result.retains_grad
+            for result, version in self._seen
+        )

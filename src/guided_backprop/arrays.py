@@ -14,7 +14,9 @@ def as_numpy(values: Any) -> NDArray[Any]:
         if "bfloat16" in str(values.dtype):
             values = values.float()
     array = np.asarray(values)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    # To ask for the name takes longer than all else here.
+    is_foreign = array.dtype.kind == "V"
+    return array.astype(np.float32) if is_foreign and array.dtype.name == "bfloat16" else array
 
 
 def inputs_of(images: Any) -> list[Any]:
@@ -40,6 +42,8 @@ def form_of(images: Any) -> Any:
 
 def mapped(function: Callable[..., Any], images: Any, *others: Any) -> Any:
     """Apply ``function`` to each input, and the values beside it; None where there is no value."""
+    if not isinstance(images, (tuple, Mapping)):
+        return None if images is None else function(images, *others)
     rows = zip(inputs_of(images), *map(inputs_of, others), strict=True)
     return like_inputs(images, [None if row[0] is None else function(*row) for row in rows])
 

@@ -79,7 +79,7 @@ class Target:
             self._ids(outputs, start)
             self._refuse_mask("an output without positions")
             return [np.ones(outputs.shape)]
-        channels = np.moveaxis(outputs, channel_axis, 1)
+        channels = _moved(outputs, channel_axis, 1)
         found = self._explained(channels, start)
         if found.ndim == outputs.ndim and isinstance(self._labels, str):
             weights = [found]
@@ -88,7 +88,7 @@ class Target:
         else:
             columns = found.reshape(len(found), -1).T
             weights = [self._within_mask(_at(channels.shape, [np.arange(len(ids)), ids]), start) for ids in columns]
-        return [np.moveaxis(each, 1, channel_axis) for each in weights]
+        return [_moved(each, 1, channel_axis) for each in weights]
 
     def labels(self, outputs: NDArray[Any], channel_axis: int = 1) -> NDArray[Any]:
         """Return what was explained, given the outputs for all images.
@@ -104,9 +104,9 @@ class Target:
             return self._labels.astype(np.float64)
         if outputs.ndim == 1:
             return self._ids(outputs, 0)
-        explained = self._explained(np.moveaxis(outputs, channel_axis, 1), 0)
+        explained = self._explained(_moved(outputs, channel_axis, 1), 0)
         is_weights = isinstance(self._labels, str)
-        return np.moveaxis(explained, 1, channel_axis) if is_weights else explained
+        return _moved(explained, 1, channel_axis) if is_weights else explained
 
     def scores(self, outputs: NDArray[Any]) -> NDArray[np.float64] | None:
         """Return the score of each image where it is not the weighted sum of outputs, else None."""
@@ -301,7 +301,14 @@ def _is_weights(labels: NDArray[Any], outputs: NDArray[Any]) -> bool:
     return True
 
 
+def _moved(array: NDArray[Any], source: int, target: int) -> NDArray[Any]:
+    return array if source == target else np.moveaxis(array, source, target)
+
+
 def _check_ids(labels: NDArray[Any], classes: int) -> None:
+    is_integer = labels.dtype.kind != "f"
+    if is_integer and labels.size and labels.min() >= 0 and labels.max() < classes:
+        return
     is_wrong = (labels < 0) | (labels >= classes) | (labels.dtype.kind == "f")
     if is_wrong.any():
         fractional = labels.dtype.kind == "f"

@@ -169,6 +169,8 @@ class Backend(ABC):
 def per_image(weights: Any, values: Any) -> NDArray[np.float64]:
     """Return the weighted sum of each row; what has no weight does not count, not even if it is infinite."""
     weights, values = np.asarray(weights, np.float64), np.asarray(values, np.float64)
+    if np.isfinite(values).all():
+        return np.asarray((weights * values).reshape(len(weights), -1).sum(axis=1))
     product = np.multiply(weights, values, out=np.zeros(weights.shape), where=weights != 0)
     summed: NDArray[np.float64] = product.reshape(len(product), -1).sum(axis=1)
     return summed

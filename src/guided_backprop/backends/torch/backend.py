@@ -31,7 +31,8 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
 
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
+_DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+_DTYPES_OF_ARRAYS = {"float64", "float32", "float16"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class TorchBackend(Backend):
             )
 
     def is_floating(self, values: Any) -> bool:
-        return str(getattr(values.dtype, "name", values.dtype)).removeprefix("torch.") in _DTYPES
+        return values.dtype in _DTYPES if isinstance(values, torch.Tensor) else values.dtype.name in _DTYPES_OF_ARRAYS
 
     def is_finite(self, values: Any) -> bool:
         return _is_finite(_as_tensor(values))
@@ -215,17 +216,12 @@ class TorchBackend(Backend):
             output, inside = self._output_of(given)
         if inside is not None:
             leaves, firsts = [inside], [torch.autograd.graph.get_gradient_edge(inside).node]
-        path: list[Node] = []
-        children: dict[Node, list[Node]] = {}
-        if output.grad_fn is not None:
-            path, children = nodes.path(output.grad_fn, [each for each in firsts if each])
-        if self._begins_inside:
-            # What made the value is in front of where the gradient ends.
-            path = [node for node in path if node not in firsts]
-        forget_images(path, firsts)
-        if not path:
+        # What made a value inside of the model is in front of where the gradient ends.
+        path = nodes.Path.between(output.grad_fn, firsts, with_firsts=not self._begins_inside)
+        if not path.nodes:
             raise detached("detach(), no_grad(), numpy() or argmax()")
-        return _Run(leaves, output, nodes.Path.of(path, children), {} if lean is None else lean.gates)
+        forget_images(path, firsts)
+        return _Run(leaves, output, path, {} if lean is None else lean.gates)
 
     def optimized(self, images: Any) -> "TorchBackend":
         self.check_images(images)

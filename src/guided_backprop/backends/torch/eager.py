@@ -5,7 +5,7 @@ Everything here is for this thread alone; nothing that another thread could see 
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +21,8 @@ def training_module(model: torch.nn.Module) -> str | None:
     exported is in the graph, and dropout or batch-norm in training mode are found there. A Keras layer is
     told by an argument, and infers unless it is told to train.
     """
+    if not _may_train(model):
+        return None
     stack: list[tuple[str, torch.nn.Module | None]] = [("the model", model)]
     while stack:
         name, module = stack.pop()
@@ -31,6 +33,17 @@ def training_module(model: torch.nn.Module) -> str | None:
             return name
         stack.extend(reversed(module._modules.items()))
     return None
+
+
+def _may_train(model: torch.nn.Module) -> bool:
+    """Tell whether any module says training=True; most models are told from those that need a closer look by this."""
+    stack = [model]
+    while stack:
+        attributes = stack.pop().__dict__
+        if attributes.get("training", True):
+            return True
+        stack.extend(child for child in attributes["_modules"].values() if child is not None)
+    return False
 
 
 def unfused(model: Any) -> Callable[..., Any]:
@@ -59,12 +72,9 @@ def unfused(model: Any) -> Callable[..., Any]:
 @contextmanager
 def differentiable() -> Iterator[None]:
     """Enable gradients and eager execution, for this thread alone, whatever the caller disabled."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(_eager())
+    optimized_execution: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
+    uncompiled = _eager() if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), optimized_execution(False), uncompiled:
         yield
 
 

@@ -78,10 +78,10 @@ class Editor:
         self._handles: list[RemovableHandle] = []
         written = nodes.written_out(path) | (nodes.prelus(path) if has_prelu else {})
         parts = {part for _, inside in written.values() for part in inside}
+        for node, (name, _) in written.items():
+            self._activation(node, name)
         for node in path.concerns:
-            if node in written:
-                self._activation(node, written[node][0])
-            elif node not in parts:
+            if node not in written and node not in parts:
                 self._treat(node, path)
         if self.watch is None:
             self.coverage()
@@ -97,13 +97,10 @@ class Editor:
     def _treat(self, node: Node, path: nodes.Path) -> None:
         """Put the rule on one node, or note that it keeps its derivative."""
         name, opaque = nodes.operation(node), nodes.opaque_name(node)
-        if nodes.is_random(node):
-            raise training_error(name)
-        if nodes.mixes_images(node):
-            raise ModelError(
-                "model must treat every image alone; received batch-norm without running statistics, which mixes "
-                "the images of a batch. Pass batch_size=1."
-            )
+        if name in nodes.RANDOM:
+            _refuse_training(node)
+        if name in nodes.BATCH_NORMS:
+            return
         relu = nodes.relu_of(node, path.members)
         if relu is None and opaque is not None and self._vouch.get(opaque) == "relu":
             relu = nodes.Relu(node, opaque)
@@ -146,34 +143,17 @@ class Editor:
         That derivative is 0 or 1. So what leaves can be clamped as well, and where it is the node's own tensor
         (``is_own``, not that of a custom function) in place, which costs no memory.
         """
-        operand, x, cap, rule = relu.operand, relu.x, relu.cap, self._rule
-
-        def bypass(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-            if inputs[operand] is None or gradients[0] is None:
-                return inputs
-            passed = gradients[0].sum_to_size(inputs[operand].shape).to(inputs[operand].dtype)
-            return (*inputs[:operand], passed, *inputs[operand + 1 :])
-
-        def close_ties(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-            g = inputs[operand]
-            if g is None or x is None:
-                return inputs
-            is_open = x > 0 if cap is None else (x > 0) & (x < cap)
-            return (*inputs[:operand], torch.where(is_open, g, 0), *inputs[operand + 1 :])
-
-        def clamp_own(inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> None:
-            if inputs[operand] is not None:
-                inputs[operand].clamp_(min=0)
-
-        is_in_place = is_own and rule.forward_gate and x is None
-        if rule.backward_gate and not is_in_place:
-            self._before(relu.node, _clamp)
+        node, rule = relu.node, self._rule
+        if is_own and rule.forward_gate and relu.x is None:
+            if rule.backward_gate:
+                self._after(node, _clamp_own)
+            return
+        if rule.backward_gate:
+            self._before(node, _clamp)
         if not rule.forward_gate:
-            self._after(relu.node, bypass)
-        elif x is not None:
-            self._after(relu.node, close_ties)
-        elif rule.backward_gate and is_in_place:
-            self._after(relu.node, clamp_own)
+            self._after(node, partial(_bypass, relu))
+        elif relu.x is not None:
+            self._after(node, partial(_close_ties, relu))
 
     def _skip_head(self, logits: torch.Tensor, inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
         """Let the gradient pass the final softmax or sigmoid unchanged, and note the score of its logits."""
@@ -183,6 +163,40 @@ class Editor:
     def coverage(self) -> Coverage:
         """Return what was done; raise if the rule found nothing to act on."""
         return coverage_of(self._counts, self._rule)
+
+
+def _refuse_training(node: Node) -> None:
+    if nodes.is_random(node):
+        raise training_error(nodes.operation(node))
+    if nodes.mixes_images(node):
+        raise ModelError(
+            "model must treat every image alone; received batch-norm without running statistics, which mixes "
+            "the images of a batch. Pass batch_size=1."
+        )
+
+
+def _bypass(relu: nodes.Relu, inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Let all pass that arrives."""
+    operand = relu.operand
+    if inputs[operand] is None or gradients[0] is None:
+        return inputs
+    passed = gradients[0].sum_to_size(inputs[operand].shape).to(inputs[operand].dtype)
+    return (*inputs[:operand], passed, *inputs[operand + 1 :])
+
+
+def _close_ties(relu: nodes.Relu, inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Let nothing pass at a tie, where the framework does."""
+    operand, x = relu.operand, relu.x
+    g = inputs[operand]
+    if g is None or x is None:
+        return inputs
+    is_open = x > 0 if relu.cap is None else (x > 0) & (x < relu.cap)
+    return (*inputs[:operand], torch.where(is_open, g, 0), *inputs[operand + 1 :])
+
+
+def _clamp_own(inputs: tuple[torch.Tensor | None, ...], gradients: tuple[Any, ...]) -> None:
+    if inputs[0] is not None:
+        inputs[0].clamp_(min=0)
 
 
 def _clamp(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:

@@ -114,15 +114,14 @@ class Lean(TorchFunctionMode):
                     _keep(node, part.name, part.keep, part.give)
 
 
-def forget_images(path: list[Node], firsts: list[Node]) -> None:
+def forget_images(path: nodes.Path, firsts: list[Node]) -> None:
     """Let the copy of the images go that the first convolution saved: only its weight's gradient would read it."""
-    on_path = set(path)
-    for node in path:
-        if node.name() != "ConvolutionBackward0":
-            continue
-        (images, _), (weight, _) = node.next_functions[:2]
-        if images in firsts and weight not in on_path:
-            _keep(node, "input", _layout, _of_layout)
+    for first in firsts:
+        for node in path.children.get(first, ()):
+            if node.name() == "ConvolutionBackward0":
+                (images, _), (weight, _) = node.next_functions[:2]
+                if images is first and weight not in path.members:
+                    _keep(node, "input", _layout, _of_layout)
 
 
 class Gate:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.graph import Node
@@ -20,7 +20,7 @@ from guided_backprop.backends.torch import gated, kernels, stem
 from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"
-_RELU = "ReluBackward0"
+RELU = "ReluBackward0"
 
 # Parts of torch, and three of ours, that are Python or C++ functions of their own, and that are known.
 _PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions", kernels.__name__}
@@ -48,10 +48,14 @@ _SPELLING = {"abs", "addcmul", "hypot", "index_put", "lerp", "masked_fill", "mas
 _SPELLING |= {"linalg_vector_norm", "pow", "sqrt", "where"}
 _MAXIMA = {"adaptive_max_pool", "amax", "aminmax", "cummax", "kthvalue", "max", "max_pool"}
 _MAXIMA |= {"median", "sort", "topk"}
-_BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
+BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
+# What may belong to training.
+RANDOM = BATCH_NORMS | {"native_dropout", "rrelu"}
+# Operations with one or two bounds.
+_CLIPS = {"clamp", "clamp_max", "clamp_min", "fmax", "fmin", "hardtanh", "maximum", "minimum"}
 # All that is ever asked for below: nodes of other operations are no concern, and most are of such.
-_CONCERNS = NONLINEARITIES | _SPELLING | _MAXIMA | _BATCH_NORMS | set(HEADS)
-_CONCERNS |= {"add", "cudnn_rnn", "div", "miopen_rnn", "mul", "native_dropout", "relu", "threshold"}
+_CONCERNS = NONLINEARITIES | _SPELLING | _MAXIMA | RANDOM | set(HEADS)
+_CONCERNS |= {"cudnn_rnn", "div", "miopen_rnn", "mul", "relu", "threshold"}
 _SAMPLE = 1024
 
 
@@ -63,8 +67,8 @@ class Path:
         nodes: all of them, those of the images first.
         members: the same as a set.
         concerns: those that may be anything but plain arithmetic: most need no second look.
-        doubts: those of them whose name alone does not say that they are ReLUs.
-        children: for each node, those that gradients come to it from.
+        doubts: those of them whose name alone does not say that they are ReLUs, or batch-norm.
+        children: for each node, those that gradients come to it from, once for each time that they use its result.
     """
 
     nodes: list[Node]
@@ -74,14 +78,37 @@ class Path:
     children: dict[Node, list[Node]]
 
     @classmethod
-    def of(cls, nodes: list[Node], children: dict[Node, list[Node]]) -> "Path":
-        """Return the path of these nodes."""
+    def between(cls, last: Node | None, firsts: Sequence[Node | None], *, with_firsts: bool = True) -> "Path":
+        """Return the nodes between the node of the score and the nodes of the images.
+
+        Nodes that lead to parameters only are left out: they may be the user's own, and no gradient that is
+        asked for passes them. Empty if the score does not depend on the images.
+        """
+        children: dict[Node, list[Node]] = {} if last is None else {last: []}
+        stack = list(children)
+        while stack:
+            node = stack.pop()
+            # Written out, for this is met by every node of every graph.
+            for parent, _ in node.next_functions:
+                if parent in children:
+                    children[parent].append(node)
+                elif parent is not None:
+                    children[parent] = [node]
+                    stack.append(parent)
+        found = {first: None for first in firsts if first is not None and first in children}
+        stack = list(found)
+        while stack:
+            for child in children[stack.pop()]:
+                if child not in found:
+                    found[child] = None
+                    stack.append(child)
+        members = set(found) if with_firsts else set(found) - set(firsts)
+        nodes = [node for node in found if node in members]
         concerns = [node for node in nodes if _is_concern(node.name())]
-        return cls(nodes, set(nodes), concerns, [node for node in concerns if node.name() != _RELU], children)
+        return cls(nodes, members, concerns, [node for node in concerns if _is_doubtful(node.name())], children)
 
 
-@dataclass(frozen=True, slots=True)
-class Relu:
+class Relu(NamedTuple):
     """A node that is the derivative of a ReLU, or of a ReLU with a cap.
 
     Attributes:
@@ -115,41 +142,23 @@ def _operation(name: str) -> str:
 
 @cache
 def _is_concern(name: str) -> bool:
-    # Operations of torch have a number at the end; custom functions and regions have none.
-    return not re.search(r"Backward\d+$", name) or _operation(name) in _CONCERNS or name.startswith("Foreach")
+    return not _is_of_torch(name) or _operation(name) in _CONCERNS
+
+
+@cache
+def _is_doubtful(name: str) -> bool:
+    return name != RELU and _operation(name) not in BATCH_NORMS
+
+
+@cache
+def _is_of_torch(name: str) -> bool:
+    """Tell a single operation of torch: it has a number at the end; custom functions and regions have none."""
+    return bool(re.search(r"Backward\d+$", name)) and not name.startswith("Foreach") and "::" not in name
 
 
 def parents(node: Node) -> Iterator[Node]:
     """Iterate over the nodes that a node passes gradients on to."""
     return (parent for parent, _ in node.next_functions if parent is not None)
-
-
-def path(last: Node, firsts: Sequence[Node]) -> tuple[list[Node], dict[Node, list[Node]]]:
-    """Return the nodes between the node of the score and the nodes of the images, all included, and all children.
-
-    Nodes that lead to parameters only are left out: they may be the user's own, and no gradient that is
-    asked for passes them. Empty if the score does not depend on the images. A node's children are those that
-    gradients come to it from, once for each time that they use what it returned.
-    """
-    children: dict[Node, list[Node]] = {last: []}
-    stack = [last]
-    while stack:
-        node = stack.pop()
-        # Written out, for this is met by every node of every graph.
-        for parent, _ in node.next_functions:
-            if parent in children:
-                children[parent].append(node)
-            elif parent is not None:
-                children[parent] = [node]
-                stack.append(parent)
-    found = {first: None for first in firsts if first in children}
-    stack = list(found)
-    while stack:
-        for child in children[stack.pop()]:
-            if child not in found:
-                found[child] = None
-                stack.append(child)
-    return list(found), children
 
 
 def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
@@ -206,7 +215,7 @@ def prelus(path: Path) -> dict[Node, tuple[str, list[Node]]]:
     """
     uses = Counter(parent for node in path.nodes for parent in parents(node))
     found = {}
-    for node in path.doubts:
+    for node in path.nodes:
         if operation(node) != "add" or len(node.next_functions) != 2:
             continue
         relu, scaled = (parent for parent, _ in node.next_functions)
@@ -230,6 +239,8 @@ def spelled_relu(node: Node, on_path: set[Node]) -> str | None:
     with a bound that is 0 in places.
     """
     name, saved = operation(node), _saved(node)
+    if name not in _CLIPS:
+        return None
     if (name in ("clamp", "clamp_max") and _is_zero(saved("max"))) or (name == "hardtanh" and saved("max_val") == 0):
         return f"{name}(max=0)"
     if name in ("clamp", "clamp_min") and _is_partly_zero(saved("min")):
@@ -273,7 +284,7 @@ def is_random(node: Node) -> bool:
 
 def uses_batch(node: Node) -> bool:
     """Tell whether ``node`` is batch-norm with the statistics of this batch."""
-    return operation(node) in _BATCH_NORMS and bool(_saved(node)("training"))
+    return operation(node) in BATCH_NORMS and bool(_saved(node)("training"))
 
 
 def mixes_images(node: Node) -> bool:
@@ -286,12 +297,14 @@ def mixes_images(node: Node) -> bool:
 
 def opaque_name(node: Node) -> str | None:
     """Return the name of a custom function or region that hides what it computes, or None."""
+    name = node.name()
+    if _is_of_torch(name) and _operation(name) not in ("cudnn_rnn", "miopen_rnn"):
+        return None
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         function = getattr(type(node), "_forward_cls", None)
         if function is not None and function.__module__ in _PLAIN_MODULES:
             return None
-        return node.name().removesuffix("Backward")
-    name = node.name()
+        return name.removesuffix("Backward")
     if "::" in name and name not in _PLAIN_CPP:
         return name
     if operation(node).startswith("foreach_"):

@@ -283,6 +283,66 @@ def test_what_is_gated(name, memory, kind):
         assert not np.allclose(found, other(model).explain(given_, weights), **TOLERANCE)
 
 
+def _scaled_by_images(self, x):
+    weight = x.mean((0, 2, 3)) + 1
+    hidden = F.batch_norm(torch.relu(self.conv(x)), self.norm.running_mean, self.norm.running_var, weight)
+    return self.conv2(torch.relu(hidden))
+
+
+def _norm_is_looked_at(self, x):
+    hidden = self.norm(torch.relu(self.conv(x)))
+    if hidden.requires_grad:
+        hidden.register_hook(lambda g: None)
+    return self.conv2(torch.relu(hidden))
+
+
+# Build, and whether the batch-norm is one of ours.
+SCALED = {
+    "before a ReLU": (lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(), conv()), True),
+    "ReLU in place": (lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(True), conv()), True),
+    "no affine": (lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(4, affine=False), conv()), True),
+    "used twice": (
+        _with(
+            lambda self, x: self.conv2(y := self.relu(self.conv(x))) - y, nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4))
+        ),
+        True,
+    ),
+    "of rows": (
+        lambda: nn.Sequential(conv(), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5), nn.ReLU(), nn.BatchNorm1d(5)),
+        True,
+    ),
+    "scaled by the images": (lambda: Own(_scaled_by_images, conv=conv(), norm=nn.BatchNorm2d(4), conv2=conv()), False),
+    "looked at": (lambda: Own(_norm_is_looked_at, conv=conv(), norm=nn.BatchNorm2d(4), conv2=conv()), False),
+}
+
+
+@pytest.mark.parametrize("kind", [Saliency, DeconvNet, GuidedBackprop])
+@pytest.mark.parametrize("memory", [None, "lean"])
+@pytest.mark.parametrize("name", SCALED)
+def test_a_batch_norm_that_cannot_be_folded_only_scales(name, memory, kind):
+    build, is_ours = SCALED[name]
+    model = made(build)
+    fast = kind(model, memory=memory).optimize(images(1, 4, 9, 8, seed=7))
+    (backend,) = fast._backends.values()
+    given_ = images(2, 4, 9, 8)
+    run, _ = backend._run(given_, [fast.rule], undoes_head=True)
+    assert any(node.name() == "ScalingNormBackward" for node in run.path.nodes) == (is_ours and memory is None)
+    weights = images(*model(given_).shape, seed=9)
+    expected, found = kind(model).explain(given_, weights), fast.explain(given_, weights)
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+    assert found.coverage == expected.coverage
+    # Planted faults: the other rules, and another factor.
+    for other in {Saliency, DeconvNet, GuidedBackprop} - {kind}:
+        assert not np.allclose(found, other(model).explain(given_, weights), **TOLERANCE)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.running_var.mul_(1.5)
+    changed = fast.explain(given_, weights)
+    np.testing.assert_allclose(changed, kind(model).explain(given_, weights), **TOLERANCE)
+    assert not np.allclose(changed, expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_several_rules_and_labels_on_one_gated_graph(dtype):
     # What uses a ReLU alone and clamps for it (strided and not), a pool, and more than one: each rule must undo what
@@ -293,7 +353,16 @@ def test_several_rules_and_labels_on_one_gated_graph(dtype):
     model = made(
         lambda: nn.Sequential(
             *(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(stride=2), nn.ReLU6(), nn.MaxPool2d(2), conv(groups=4)),
-            *(nn.ReLU(), skip(1), nn.ReLU(), skip(-1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=4), nn.ReLU()),
+            *(
+                nn.ReLU(),
+                skip(1),
+                nn.ReLU(),
+                skip(-1),
+                nn.BatchNorm2d(4),
+                nn.ReLU(),
+                nn.Conv2d(4, 4, 3, padding=4),
+                nn.ReLU(),
+            ),
             *(nn.Flatten(), nn.Linear(4 * 81, 5)),
         )
     ).to(dtype)

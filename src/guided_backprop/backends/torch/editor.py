@@ -101,6 +101,8 @@ class Editor:
             _refuse_training(node)
         if name in nodes.BATCH_NORMS:
             return
+        if gated.is_of(node, gated.ScalingNorm):
+            node.is_own = gated.is_made_for_one(path.children[node])  # type: ignore[attr-defined]
         relu = nodes.relu_of(node, path.members)
         if relu is None and opaque is not None and self._vouch.get(opaque) == "relu":
             relu = nodes.Relu(node, opaque)

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from guided_backprop.backends.torch.gated import Call, Unchanged
+from guided_backprop.backends.torch.gated import Call, ScalingNorm, Unchanged, is_plain
 from guided_backprop.backends.torch.kernels import Kernel, Norm, convolved
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -153,11 +153,16 @@ class Folded(TorchFunctionMode):
             return self._convolve(func, options)
         if self._asks_unpadded(args, kwargs):
             raise Unlike
-        relu = Call.of(func, args, kwargs) if self._folds.gates else None
-        if relu is not None and not is_checkpointed():
-            result = relu.run()
-            self._gated.add(result)
-            return result
+        if self._folds.gates and not is_checkpointed():
+            relu, (read, norm) = Call.of(func, args, kwargs), _norm_of(func, args, kwargs)
+            if relu is not None:
+                result = relu.run()
+                self._gated.add(result)
+                return result
+            if norm is not None and norm.is_constant and is_plain(read):
+                result = ScalingNorm.apply(read, norm)
+                self._gated.add(result, may_change=True)
+                return result
         pad = _pad_of(func, args, kwargs) if self._folds.pads else None
         if pad is None:
             return func(*args, **kwargs)

@@ -1,8 +1,9 @@
-"""A ReLU of an optimised model, which does the rule's work itself, in place where what arrives is its own.
+"""ReLUs and batch-norms of an optimised model, which work in place where what arrives is their own.
 
 PyTorch's own ReLU writes what it lets through to new memory, and new memory costs more than the arithmetic. With a cap
 it keeps its input besides, copied first where it works in place; the result tells as well where the gate is open, and
-has to be there anyway for what comes next.
+has to be there anyway for what comes next. PyTorch's batch-norm keeps its input for the gradient of its weights;
+towards the images it only scales.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 from torch.nn import functional
 
-from guided_backprop.backends.torch.kernels import PackedConvolution
+from guided_backprop.backends.torch.kernels import Norm, PackedConvolution
 from guided_backprop.rules import PLAIN, ReluRule
 
 _RELUS = {functional.relu, torch.relu, torch.Tensor.relu}
@@ -62,20 +63,47 @@ def _closed(g: torch.Tensor, y: torch.Tensor, cap: float | None, *, is_in_place:
     return closed(g, y, 0.0, cap, **into)  # type: ignore[no-any-return]
 
 
+class ScalingNorm(torch.autograd.Function):
+    """Batch-norm that is one factor and one summand for each channel, differentiated by its images alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Normalise, and keep the factors."""
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        ctx.scale, ctx.is_own = norm.scale(x.dtype).to(x.dtype).view(shape), False
+        return norm.run(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return what arrives, scaled."""
+        return g.mul_(ctx.scale) if ctx.is_own else g * ctx.scale, None
+
+
 def put_under(rule: ReluRule, node: Any, children: list[Node]) -> None:
     """Put a rule on a node of :class:`GatedRelu`, given all nodes that gradients come to it from."""
-    node.rule, node.is_own, node.is_clamped = rule, False, False
-    if len(children) != 1:
-        return
-    child: Any = children[0]
-    node.is_own = child.name() in _MAKERS or is_of(child, PackedConvolution)
-    if is_of(child, PackedConvolution):
+    node.rule, node.is_own, node.is_clamped = rule, is_made_for_one(children), False
+    if node.is_own and is_of(children[0], PackedConvolution):
+        child: Any = children[0]
         node.is_clamped = child.clamps = rule.backward_gate
+
+
+def is_made_for_one(children: list[Node]) -> bool:
+    """Tell whether what these nodes give is one gradient that nothing else holds."""
+    if len(children) != 1:
+        return False
+    (child,) = children
+    return child.name() in _MAKERS or any(is_of(child, each) for each in (GatedRelu, PackedConvolution, ScalingNorm))
 
 
 def is_of(node: Any, function: type[torch.autograd.Function]) -> bool:
     """Tell whether a node is of this function: by the class, for a name may be another's."""
     return getattr(type(node), "_forward_cls", None) is function
+
+
+def is_plain(x: Any) -> bool:
+    """Tell whether a tensor is one that a function of ours can take."""
+    return type(x) is torch.Tensor and x.is_floating_point() and not x.is_leaf and not x._is_view()
 
 
 class Call(NamedTuple):
@@ -100,8 +128,7 @@ class Call(NamedTuple):
             return None
         given |= dict(zip(names, args, strict=False)) | kwargs
         x, cap = given["input"], given["max_val"]
-        is_fit = type(x) is torch.Tensor and x.is_floating_point() and not x.is_leaf and not x._is_view()
-        if given["min_val"] != 0 or (cap is not None and cap <= 0) or not is_fit:
+        if given["min_val"] != 0 or (cap is not None and cap <= 0) or not is_plain(x):
             return None
         return cls(x, None if cap is None else float(cap), bool(given["inplace"]))
 
@@ -115,14 +142,14 @@ class Unchanged:
     """Results that must stay as they are until the backward pass, and whose gradient nobody else looks at."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[torch.Tensor, int]] = []
+        self._seen: list[tuple[torch.Tensor, int | None]] = []
 
-    def add(self, result: torch.Tensor) -> None:
-        """Remember a result as it is."""
-        self._seen.append((result, result._version))
+    def add(self, result: torch.Tensor, *, may_change: bool = False) -> None:
+        """Remember a result as it is; or only that nobody looks at its gradient."""
+        self._seen.append((result, None if may_change else result._version))
 
     def __bool__(self) -> bool:
         return all(
-            result._version == version and not result._backward_hooks and not result.retains_grad
+            version in (None, result._version) and not result._backward_hooks and not result.retains_grad
             for result, version in self._seen
         )

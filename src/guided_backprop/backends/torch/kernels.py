@@ -34,16 +34,30 @@ class Norm:
         """Whether it is one factor and one summand for each channel, whatever the batch is."""
         return not self.training and self.running_mean is not None and self.running_var is not None
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether these factors do not depend on the images."""
+        given = self.running_mean, self.running_var, self.weight, self.bias
+        return self.is_scaling and all(each is None or each.grad_fn is None for each in given)
+
     def is_same(self, other: "Norm") -> bool:
         """Tell whether another call has the same arguments, the same tensors being the same objects."""
         names = ("running_mean", "running_var", "weight", "bias")
         return self.eps == other.eps and all(getattr(self, name) is getattr(other, name) for name in names)
 
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what batch-norm returns."""
+        given = self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        return torch.nn.functional.batch_norm(x, *given)
+
+    def scale(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the factor of each channel, in this dtype or a wider one."""
+        scale = torch.rsqrt(self.running_var.to(torch.promote_types(dtype, torch.float32)) + self.eps)
+        return scale if self.weight is None else scale * self.weight
+
     def folded(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight and bias of a convolution that does the same as one followed by this."""
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        scale = torch.rsqrt(self.running_var.to(wide) + self.eps)
-        scale = scale if self.weight is None else scale * self.weight
+        scale = self.scale(weight.dtype)
         shift = -self.running_mean * scale if bias is None else (bias - self.running_mean) * scale
         shift = shift if self.bias is None else shift + self.bias
         scaled = weight * scale.view(-1, *[1] * (weight.ndim - 1))

@@ -13,12 +13,21 @@ from torch.utils.checkpoint import checkpoint
 
 import spellings
 from guided_backprop import GuidedBackprop
+from guided_backprop.backends.torch import kernels
 from guided_backprop.backends.torch.kernels import Kernel, Norm
 from test_optimize import CHANGES, Own, conv, images
 
 # Two float32 implementations that add up in different orders.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 OFFERED = hasattr(torch.ops.mkldnn, "_reorder_convolution_transpose_weight")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_ones_are_packed():
+    """Pack the small convolutions of these tests as well, where that does not pay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_LEAST_WORK", 0)
+        yield
 
 
 def singles(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -177,6 +186,16 @@ def test_where_weights_are_not_packed():
     np.testing.assert_allclose(fast.explain(batch, 1), GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
     twice = Own(lambda self, x: self.conv(torch.relu(self.conv(x))), conv=model[0]).eval()
     assert packed_of(GuidedBackprop(twice).optimize(batch), batch) == 0
+
+
+def test_only_what_is_large_enough_is_packed(monkeypatch):
+    # 4 x 4 channels, 3 x 3 taps: the larger image takes 144 * 90 * 80 multiplications.
+    model, small, large = model_of(conv(), nn.ReLU()), singles(1, 4, 9, 8), singles(1, 4, 90, 80)
+    monkeypatch.setattr(kernels, "_LEAST_WORK", 1_000_000)
+    fast = GuidedBackprop(model).optimize(small)
+    assert [packed_of(fast, batch) for batch in (small, large)] == [0, int(OFFERED)]
+    for batch in (small, large):
+        np.testing.assert_allclose(fast.explain(batch, 1), GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
 
 
 def test_eight_threads_of_different_sizes():

@@ -24,6 +24,7 @@ from guided_backprop import (
     Saliency,
     compare,
 )
+from guided_backprop.backends.torch import kernels
 from guided_backprop.backends.torch.stem import StridedConvolution
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
@@ -344,7 +345,9 @@ def test_a_batch_norm_that_cannot_be_folded_only_scales(name, memory, kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_several_rules_and_labels_on_one_gated_graph(dtype):
+def test_several_rules_and_labels_on_one_gated_graph(dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "_LEAST_WORK", 0)
+
     # What uses a ReLU alone and clamps for it (strided and not), a pool, and more than one: each rule must undo what
     # the one before set.
     def skip(turn):

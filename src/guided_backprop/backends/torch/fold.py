@@ -15,10 +15,12 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from guided_backprop.backends.torch.gated import Call, ScalingNorm, Unchanged, is_plain
+from guided_backprop.backends.torch.gated import RELUS, Call, ScalingNorm, Unchanged, is_plain
 from guided_backprop.backends.torch.kernels import Kernel, Norm, convolved
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+# All functions that have another form here.
+_CONCERNS = {*_CONVOLUTIONS, *RELUS, functional.batch_norm, functional.pad}
 _OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 # What asks for a tensor's form, and not for its values: properties that are no tensors, and these.
 _FORMAL = set(
@@ -135,6 +137,8 @@ class Folded(TorchFunctionMode):
     ) -> Any:
         """Run the function, or its folded form."""
         kwargs = kwargs or {}
+        if func not in _CONCERNS and not self._waiting and not self._unpadded:
+            return func(*args, **kwargs)
         if self._waiting and func.__name__ in _FORMAL and not self._asks_unpadded(args, kwargs):
             result = func(*args, **kwargs)
             if _is_formal(func, result):
@@ -153,16 +157,9 @@ class Folded(TorchFunctionMode):
             return self._convolve(func, options)
         if self._asks_unpadded(args, kwargs):
             raise Unlike
-        if self._folds.gates and not is_checkpointed():
-            relu, (read, norm) = Call.of(func, args, kwargs), _norm_of(func, args, kwargs)
-            if relu is not None:
-                result = relu.run()
-                self._gated.add(result)
-                return result
-            if norm is not None and norm.is_constant and is_plain(read):
-                result = ScalingNorm.apply(read, norm)
-                self._gated.add(result, may_change=True)
-                return result
+        result = self._gate(func, args, kwargs) if self._folds.gates and not is_checkpointed() else None
+        if result is not None:
+            return result
         pad = _pad_of(func, args, kwargs) if self._folds.pads else None
         if pad is None:
             return func(*args, **kwargs)
@@ -191,6 +188,18 @@ class Folded(TorchFunctionMode):
         result = kernel.convolve(func, options, packs=self._folds.packs)
         if kernel.norm is not None:
             self._waiting[id(result)] = (result, kernel.norm)
+        return result
+
+    def _gate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a ReLU or a batch-norm as one of ours; None if it is neither, or cannot be."""
+        relu, (read, norm) = Call.of(func, args, kwargs), _norm_of(func, args, kwargs)
+        result = None
+        if relu is not None:
+            result = relu.run()
+            self._gated.add(result)
+        elif norm is not None and norm.is_constant and is_plain(read):
+            result = ScalingNorm.apply(read, norm)
+            self._gated.add(result, may_change=True)
         return result
 
     def _asks_unpadded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

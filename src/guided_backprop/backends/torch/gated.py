@@ -17,8 +17,10 @@ from torch.nn import functional
 from guided_backprop.backends.torch.kernels import Norm, PackedConvolution
 from guided_backprop.rules import PLAIN, ReluRule
 
-_RELUS = {functional.relu, torch.relu, torch.Tensor.relu}
-_RELUS_IN_PLACE = {torch.relu_, torch.Tensor.relu_}
+_UNCAPPED = {functional.relu, torch.relu, torch.Tensor.relu}
+_IN_PLACE = {torch.relu_, torch.Tensor.relu_}
+#: Every function that :meth:`Call.of` may take.
+RELUS = _UNCAPPED | _IN_PLACE | {functional.relu6, functional.hardtanh}
 # What gives back a gradient that nothing else holds.
 _MAKERS = {"ConvolutionBackward0", "MaxPool2DWithIndicesBackward0", "NativeBatchNormBackward0"}
 
@@ -116,8 +118,8 @@ class Call(NamedTuple):
     @classmethod
     def of(cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call | None":
         """Return the call, if it is one that can be gated."""
-        given: dict[str, Any] = {"min_val": 0.0, "max_val": None, "inplace": func in _RELUS_IN_PLACE}
-        if func in _RELUS or func in _RELUS_IN_PLACE:
+        given: dict[str, Any] = {"min_val": 0.0, "max_val": None, "inplace": func in _IN_PLACE}
+        if func in _UNCAPPED or func in _IN_PLACE:
             names: tuple[str, ...] = ("input", "inplace")
         elif func is functional.relu6:
             names, given["max_val"] = ("input", "inplace"), 6.0

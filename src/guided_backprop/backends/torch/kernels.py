@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from guided_backprop.backends.torch import stem
 
 _LAST = torch.channels_last
+# Multiplications in a convolution; one of fewer takes no less time with packed weights, and up to twice as much.
+_LEAST_WORK = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Kernel:
     def convolve(self, func: Any, options: dict[str, Any], *, packs: bool) -> torch.Tensor:
         """Return what the convolution and its batch-norm return; packed if that is offered."""
         images, geometry = options["input"], None
-        if packs and func is torch.conv2d and _can_be_packed(images, self.weight) and not stem.pays(options):
+        is_fit = packs and func is torch.conv2d and _can_be_packed(images, self.weight) and not stem.pays(options)
+        if is_fit and _work(options) >= _LEAST_WORK:
             geometry = _Geometry(images.shape, *(options[name] for name in _Geometry._fields[1:]))
         if geometry is None and self.norm is None:
             return convolved(func, options)
@@ -213,6 +216,12 @@ def _reorders() -> tuple[Any, Any]:
 def _layout(images: torch.Tensor) -> torch.memory_format:
     is_last = images.ndim == 4 and images.is_contiguous(memory_format=_LAST)
     return _LAST if is_last else torch.contiguous_format
+
+
+def _work(options: dict[str, Any]) -> int:
+    images, (down, across) = options["input"], options["stride"]
+    positions = images.numel() // max(1, images.shape[1]) // (down * across)
+    return int(positions * options["weight"].numel())
 
 
 def _can_be_packed(images: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -18,6 +18,7 @@ from contest import (
     GRADIENT,
     OURS,
     OURS_LIBRARY,
+    PRODUCTS,
     Array,
     Contestant,
     Explain,
@@ -31,6 +32,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from guided_backprop import GuidedBackprop
+from guided_backprop.backends.torch import stem
+from guided_backprop.backends.torch.kernels import Geometry, Packed, PackedConvolution, convolved
+
+CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 # The networks. Weights are random but for those of EfficientNet-Lite0, which come from a package.
 
@@ -192,6 +197,58 @@ def fast_forward(model: nn.Module, images: Tensor) -> Explain:
     return predict
 
 
+def products(model: nn.Module, images: Tensor) -> Explain:
+    """Convolutions and matrix products alone, forth and back towards their input, on values that lie ready."""
+    with torch.no_grad(), RecordedProducts() as recorded:
+        model(images)
+    pairs = [both_ways(func, options) for func, options in recorded.calls]
+
+    def compute(images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            for forth, _ in pairs:
+                forth()
+            for _, back in reversed(pairs[1:]):
+                back()
+            return pairs[0][1]()
+
+    return compute
+
+
+class RecordedProducts(TorchFunctionMode):
+    """Inside it, the arguments of convolutions and linear layers are noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        names = {torch.conv2d: CONVOLUTION, functional.linear: CONVOLUTION[:3]}.get(func)
+        if names is not None:
+            self.calls.append((func, dict(zip(names, args, strict=False)) | dict(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def both_ways(func: Any, options: dict[str, Any]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Return a product and its way back, each as ``optimize`` has it, without a look at the weights."""
+    weight = options["weight"].detach()
+    if func is functional.linear:
+        x, g = torch.randn_like(options["input"]), torch.randn(len(options["input"]), len(weight))
+        return lambda: functional.linear(x, weight), lambda: g @ weight
+    x = torch.randn_like(options["input"], memory_format=torch.channels_last).requires_grad_()
+    given = options | {"input": x, "weight": weight, "bias": None}
+    packed = Packed(weight, Geometry(x.shape, *(options[name] for name in CONVOLUTION[3:])))
+
+    def forth() -> Tensor:
+        return convolved(func, given) if stem.pays(given) else PackedConvolution.apply(x, packed, None)
+
+    with torch.enable_grad():
+        y = forth()
+    node, g = y.grad_fn, torch.randn_like(y)
+    return forth, lambda: node.apply(g)[0]
+
+
 def gradient(model: nn.Module, images: Tensor) -> Explain:
     """The plain gradient, as PyTorch gives it: the least that any explanation by a backward pass costs."""
 
@@ -259,6 +316,7 @@ def contestant_of_ours(**options: Any) -> Contestant:
 CONTESTANTS = {
     FORWARD: Contestant(forward, "torch", takes_label_sets=True, explains=False),
     FAST_FORWARD: Contestant(fast_forward, "torch", takes_label_sets=True, explains=False),
+    PRODUCTS: Contestant(products, OURS_LIBRARY, explains=False),
     GRADIENT: Contestant(gradient, "torch"),
     OURS: contestant_of_ours(),
     "ours optimized": contestant_of_ours(is_optimized=True),

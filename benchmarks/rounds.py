@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from contest import FORWARD, GRADIENT, OURS, Contestant, Explain, Framework, message
+from contest import FORWARD, GRADIENT, OURS, PRODUCTS, Contestant, Explain, Framework, message
 from rows import Row, row
 
 Calls = dict[str, Callable[[], Any]]
@@ -142,23 +142,26 @@ def main_jobs(framework: Framework, models: Iterable[str], batches: Iterable[int
     return [Job("images", model, batch, framework.contestants, once) for model in models for batch in batches]
 
 
+def whole(framework: Framework) -> dict[str, Contestant]:
+    """Return the contestants that run the whole model."""
+    return {name: each for name, each in framework.contestants.items() if name != PRODUCTS}
+
+
 def labels_job(framework: Framework) -> Job:
     name = f"{LABEL_SETS} labels"
-    return Job(name, framework.job_model, 8, framework.contestants, each_label, label_sets=LABEL_SETS)
+    return Job(name, framework.job_model, 8, whole(framework), each_label, label_sets=LABEL_SETS)
 
 
 def folder_job(framework: Framework, count: int) -> Job:
     """Return the job of a folder: without those that take one image at a time, which the main table has."""
-    loops = {
-        name: each for name, each in framework.contestants.items() if name not in ("ours lean", "pytorch-grad-cam")
-    }
+    loops = {name: each for name, each in whole(framework).items() if name not in ("ours lean", "pytorch-grad-cam")}
     ways = {OURS: "default", "ours optimized": "optimized"}
     own = {name: framework.variants[f"{ways[name]}, batch_size={FOLDER_BATCH}"] for name in ways if name in loops}
     return Job(f"folder of {count}", framework.job_model, count, loops | own, in_batches)
 
 
 def tiny_job(framework: Framework, count: int) -> Job:
-    return Job(f"{count} calls", TINY, 1, framework.contestants, again_and_again(count))
+    return Job(f"{count} calls", TINY, 1, whole(framework), again_and_again(count))
 
 
 def growth_jobs(framework: Framework, batches: Iterable[int], models: Iterable[str]) -> list[Job]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import memory
 import rounds
-from contest import FAST_FORWARD, Contestant, Framework, Referee, load
+from contest import FAST_FORWARD, PRODUCTS, Contestant, Framework, Referee, load
 from rows import replace, row
 
 RESULTS, QUICK_RESULTS = Path("benchmarks/results"), Path("out/benchmarks")
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
         if task in options.tasks:
             time_all(framework, make(), limits, speed)
     if "memory" in options.tasks:
-        names = [name for name in framework.contestants if name != FAST_FORWARD]
+        names = [name for name in framework.contestants if name not in (FAST_FORWARD, PRODUCTS)]
         cases = [(model, batch, name) for model in models for batch in batches for name in names]
         weigh_all(framework, cases, options.memory_repeats, peaks)
 

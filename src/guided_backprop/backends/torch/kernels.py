@@ -66,7 +66,7 @@ class Norm:
         return scaled.to(weight.dtype), shift.to(weight.dtype)
 
 
-class _Geometry(NamedTuple):
+class Geometry(NamedTuple):
     """How a convolution goes over images of one shape."""
 
     shape: tuple[int, ...]
@@ -103,7 +103,7 @@ class Kernel:
         images, geometry = options["input"], None
         is_fit = packs and func is torch.conv2d and _can_be_packed(images, self.weight) and not stem.pays(options)
         if is_fit and _work(options) >= _LEAST_WORK:
-            geometry = _Geometry(images.shape, *(options[name] for name in _Geometry._fields[1:]))
+            geometry = Geometry(images.shape, *(options[name] for name in Geometry._fields[1:]))
         if geometry is None and self.norm is None:
             return convolved(func, options)
         made = self._made(geometry or _layout(images))
@@ -120,7 +120,7 @@ class Kernel:
         is_known = kept is not None and fingerprint is not None and torch.equal(kept.fingerprint, fingerprint)
         if kept is None or not is_known or kept.form != form:
             weight, shift = (self.weight, None) if self.norm is None else self.norm.folded(self.weight, self.bias)
-            made = Packed(weight, form) if isinstance(form, _Geometry) else weight.contiguous(memory_format=form)
+            made = Packed(weight, form) if isinstance(form, Geometry) else weight.contiguous(memory_format=form)
             self._kept = kept = _Made(fingerprint, form, made, shift)
         return kept
 
@@ -141,7 +141,7 @@ class Kernel:
 class Packed:
     """Weights as oneDNN wants them, for both ways through a convolution of one geometry."""
 
-    def __init__(self, weight: torch.Tensor, geometry: _Geometry) -> None:
+    def __init__(self, weight: torch.Tensor, geometry: Geometry) -> None:
         self.geometry = geometry
         shape, stride, padding, dilation, groups = geometry
         sizes = zip(shape[2:], stride, padding, dilation, weight.shape[2:], strict=True)

@@ -22,6 +22,7 @@ from guided_backprop import (
     OpaqueRegionError,
     OptionError,
     Saliency,
+    ScoreError,
     compare,
 )
 from guided_backprop.backends.torch import kernels
@@ -380,11 +381,108 @@ def test_several_rules_and_labels_on_one_gated_graph(dtype, monkeypatch):
     assert not np.allclose(expected[0], expected[1], rtol=1e-3)
 
 
-def test_a_gradient_that_the_model_keeps_stays_as_it_was():
-    model = made(_with(_hooked, nn.ReLU()))
+def _hooked_node(self, x):
+    hidden = self.conv2(self.relu(self.conv(x)))
+    if hidden.grad_fn is not None:
+        self.seen = []
+        hidden.grad_fn.register_hook(lambda given, _: self.seen.append(given[0]))
+    return hidden
+
+
+@pytest.mark.parametrize("forward", [_hooked, _hooked_node])
+def test_a_gradient_that_the_model_keeps_stays_as_it_was(forward):
+    model = made(_with(forward, nn.ReLU()))
     GuidedBackprop(model).optimize(images(1, 4, 9, 8)).explain(images(2, 4, 9, 8), 1)
     (seen,) = model.seen
+    # The rule would have clamped it.
     assert (seen < 0).any()
+
+
+def test_what_changes_later_is_learned_from_the_example():
+    runs = []
+
+    def forward(self, x):
+        runs.append(x)
+        return _changed_afterwards(self, x)
+
+    model = made(_with(forward, nn.ReLU6()))
+    fast = GuidedBackprop(model).optimize(images(1, 4, 9, 8))
+    runs.clear()
+    fast.explain(images(2, 4, 9, 8), 1)
+    assert len(runs) == 1
+
+
+def _second_derivative(relu):
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad((relu(self.conv(x)) ** 2).sum(), x, create_graph=True)
+        return self.conv2(torch.relu(x)).mean((2, 3)) + slope.mean((2, 3))
+
+    return _with(forward, nn.Identity())
+
+
+@pytest.mark.parametrize("relu", [torch.relu, F.relu6, F.silu])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_that_differentiates_itself_twice(relu, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "_LEAST_WORK", 0)
+    model, given_ = made(_second_derivative(relu)).to(dtype), images(2, 4, 9, 8).to(dtype)
+    expected = Saliency(model).explain(given_, 1)
+    tolerance = TOLERANCE if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(Saliency(model).optimize(given_).explain(given_, 1), expected, **tolerance)
+    # A planted fault: the second derivative is 0.
+    first = Own(lambda self, x: self.conv2(torch.relu(x)).mean((2, 3)), conv2=model.conv2).eval()
+    assert not np.allclose(Saliency(first).explain(given_, 1), expected, **tolerance)
+    if relu is not F.silu:
+        for method in (GuidedBackprop(model), GuidedBackprop(model).optimize(given_)):
+            with pytest.raises(OpaqueRegionError, match="backward"):
+                method.explain(given_, 1)
+
+
+@pytest.mark.parametrize(("dtype", "cap"), [(torch.float16, 0.1), (torch.bfloat16, 0.7)])
+def test_a_cap_in_a_narrow_dtype(dtype, cap):
+    model = made(lambda: nn.Sequential(nn.Linear(6, 50), nn.Hardtanh(0, cap), nn.Linear(50, 3))).to(dtype)
+    given_ = (3 * images(4, 6)).to(dtype)
+    expected = np.asarray(GuidedBackprop(model).explain(given_, 0))
+    scale = float(np.abs(expected).max())
+    found = np.asarray(GuidedBackprop(model).optimize(given_).explain(given_, 0))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-2 * scale)
+    # A planted fault: no unit reaches the cap.
+    model[1].max_val = 1e4
+    assert np.abs(np.asarray(GuidedBackprop(model).explain(given_, 0)) - expected).max() > 2e-2 * scale
+
+
+def test_a_relu_in_place_that_is_cut_off_where_nothing_is_differentiated():
+    def forward(self, x):
+        hidden = self.conv(x)
+        with torch.no_grad():
+            hidden = F.relu(hidden, inplace=True)
+        return torch.relu(self.conv2(hidden)) + torch.relu(x)
+
+    model, given_ = made(_with(forward, nn.Identity())), images(2, 4, 9, 8)
+    expected = Saliency(model).explain(given_, 1)
+    np.testing.assert_allclose(Saliency(model).optimize(given_).explain(given_, 1), expected, **TOLERANCE)
+    detached = Own(lambda self, x: torch.relu(x)).eval()
+    assert not np.allclose(Saliency(detached).explain(given_, 1), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", [Saliency, DeconvNet, GuidedBackprop])
+def test_nan_on_the_way_back_is_an_error(kind, monkeypatch):
+    monkeypatch.setattr(kernels, "_LEAST_WORK", 0)
+
+    def forward(self, x):
+        hidden = torch.relu(self.conv2(torch.relu(self.conv(x))))
+        # The root's derivative is infinite at 0, and times 0 it is not a number.
+        return torch.stack([torch.sqrt((self.zero(hidden) ** 2).sum(1)).mean((1, 2)), hidden.mean((1, 2, 3))], 1)
+
+    model = made(lambda: Own(forward, conv=conv(), conv2=conv(), zero=conv(bias=False))).float()
+    nn.init.zeros_(model.zero.weight)
+    given_ = images(1, 4, 9, 8).float()
+    for method in (kind(model), kind(model).optimize(given_)):
+        with pytest.raises(ScoreError):
+            method.explain(given_, 0)
+    nn.init.ones_(model.zero.weight)
+    kind(model).optimize(given_).explain(given_, 0)
 
 
 def test_a_custom_function_of_the_same_name_is_no_relu_of_ours():

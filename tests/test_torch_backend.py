@@ -240,6 +240,17 @@ def test_training_mode_is_refused_where_no_module_says_so(build, hide):
     GuidedBackprop(hide(build(False))).explain(images(), 0)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_part_in_training_mode_is_refused():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Dropout()))
+    for model in (scripted, nn.Sequential(scripted, nn.Linear(3, 2))):
+        with pytest.raises(ModelError, match="eval mode"):
+            GuidedBackprop(model).explain(torch.rand(2, 4), 0)
+        model.eval()
+        GuidedBackprop(model).explain(torch.rand(2, 4), 0)
+        model.train()
+
+
 def test_one_part_in_training_mode_is_refused_by_name():
     model = spellings.relu_net()
     model.middle.train()

@@ -144,6 +144,23 @@ def test_a_custom_function_can_be_vouched_for():
     assert ("OwnRelu", 1, "deconv") in DeconvNet(model, vouch={"OwnRelu": "relu"}).explain(images()).coverage
 
 
+@pytest.mark.parametrize("name", ["Relu", "NativeBatchNorm", "NativeDropout", "Gelu", "Softmax", "ClampMin", "Clone"])
+def test_a_custom_function_is_not_known_by_its_name(name):
+    function = type(name, (torch.autograd.Function,), dict(vars(spellings.OwnRelu)))
+    model = Net(function.apply, nn.ReLU(), nn.ReLU())
+    for rule, method in METHODS.items():
+        if rule != "saliency":
+            with pytest.raises(OpaqueRegionError, match=name):
+                method(model).explain(images(), LABELS)
+        explanations = method(model, vouch={name: "relu"}).explain(images(), LABELS)
+        np.testing.assert_allclose(explanations, oracle(LABELS, rule), **TOLERANCE)
+    # As the last of all it would be taken for a head.
+    last = nn.Sequential(nn.Flatten(), nn.Linear(IMAGES[0].size, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    explanations = GuidedBackprop(lambda x: function.apply(last(x)), vouch={name: "plain"}).explain(images())
+    assert explanations.head is None
+    assert [row[:2] for row in explanations.coverage] == [("relu", 1)]
+
+
 @pytest.mark.parametrize("missed", [0, 1, 2])
 def test_planted_fault_a_missed_relu_is_caught(missed):
     activations = [nn.ReLU(), nn.ReLU(), nn.ReLU()]

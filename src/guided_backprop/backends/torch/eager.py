@@ -29,7 +29,9 @@ def training_module(model: torch.nn.Module) -> str | None:
         if module is None or "eval" in vars(module) or is_keras(module):
             continue
         # A module without a forward of its own only holds others; torch.fx makes such, in training mode.
-        if getattr(module, "training", False) and type(module).forward is not torch.nn.Module.forward:
+        # A scripted one has no forward of its class.
+        forward = getattr(type(module), "forward", None)
+        if getattr(module, "training", False) and forward is not torch.nn.Module.forward:
             return name
         stack.extend(reversed(module._modules.items()))
     return None

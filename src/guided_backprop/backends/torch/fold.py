@@ -17,19 +17,18 @@ from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch.gated import RELUS, Call, ScalingNorm, Unchanged, is_plain
 from guided_backprop.backends.torch.kernels import Kernel, Norm, convolved
+from guided_backprop.backends.torch.once import Unlike
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+# How a model gets at the nodes of its graph, where it may put hooks.
+_NODE: Any = vars(torch._C.TensorBase)["grad_fn"].__get__
 # All functions that have another form here.
-_CONCERNS = {*_CONVOLUTIONS, *RELUS, functional.batch_norm, functional.pad}
+_CONCERNS = {*_CONVOLUTIONS, *RELUS, functional.batch_norm, functional.pad, _NODE}
 _OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 # What asks for a tensor's form, and not for its values: properties that are no tensors, and these.
 _FORMAL = set(
     "__get__ dim element_size get_device is_contiguous is_floating_point ndimension numel size stride".split()
 )
-
-
-class Unlike(BaseException):
-    """The run differs from the one that was watched. Not an Exception, so that no handler of the model's takes it."""
 
 
 class Recorder(TorchFunctionMode):
@@ -46,6 +45,7 @@ class Recorder(TorchFunctionMode):
         self._pads: dict[int, ref[torch.Tensor]] = {}
         self._folds_pads = True
         self._gated = Unchanged()
+        self._sees_nodes = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -53,8 +53,9 @@ class Recorder(TorchFunctionMode):
         """Run the function, and note who used what."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if Call.of(func, args, kwargs) is not None:
+        if func in RELUS:
             self._gated.add(result)
+        self._sees_nodes |= func == _NODE
         options = _convolution_of(func, args, kwargs)
         self._note_pads(args, kwargs, options)
         if _is_formal(func, result):
@@ -87,7 +88,7 @@ class Recorder(TorchFunctionMode):
         norms = {key: norm for key, norm in self._norms.items() if key not in self._unfoldable}
         kept = {key: pair for key, pair in self._weights.items() if key not in self._barred}
         kernels = {key: Kernel(*pair, norms.get(key)) for key, pair in kept.items()}
-        return Folds(kernels, self._folds_pads, bool(self._gated))
+        return Folds(kernels, self._folds_pads, bool(self._gated) and not self._sees_nodes)
 
     def _note_pads(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] | None) -> None:
         """Padding can be left to a convolution if nothing else looks at what is padded."""
@@ -111,7 +112,7 @@ class Folds(NamedTuple):
     Attributes:
         kernels: the convolutions, with the batch-norm that is folded into them, by the weight's id.
         pads: whether convolutions pad their images themselves.
-        gates: whether ReLUs are gated: nothing changes their results later.
+        gates: whether ReLUs and batch-norms are gated: nothing changes results later, or looks at nodes.
         packs: whether weights are packed.
     """
 
@@ -157,7 +158,8 @@ class Folded(TorchFunctionMode):
             return self._convolve(func, options)
         if self._asks_unpadded(args, kwargs):
             raise Unlike
-        result = self._gate(func, args, kwargs) if self._folds.gates and not is_checkpointed() else None
+        gates = self._folds.gates and torch.is_grad_enabled() and not is_checkpointed()
+        result = self._gate(func, args, kwargs) if gates else None
         if result is not None:
             return result
         pad = _pad_of(func, args, kwargs) if self._folds.pads else None
@@ -192,6 +194,8 @@ class Folded(TorchFunctionMode):
 
     def _gate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a ReLU or a batch-norm as one of ours; None if it is neither, or cannot be."""
+        if func == _NODE:
+            raise Unlike
         relu, (read, norm) = Call.of(func, args, kwargs), _norm_of(func, args, kwargs)
         result = None
         if relu is not None:

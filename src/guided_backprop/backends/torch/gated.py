@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 from torch.nn import functional
 
 from guided_backprop.backends.torch.kernels import Norm, PackedConvolution
+from guided_backprop.backends.torch.once import once
 from guided_backprop.rules import PLAIN, ReluRule
 
 _UNCAPPED = {functional.relu, torch.relu, torch.Tensor.relu}
@@ -38,18 +38,18 @@ class GatedRelu(torch.autograd.Function):
         if is_in_place:
             ctx.mark_dirty(x)
         ctx.save_for_backward(y)
-        ctx.cap, ctx.rule, ctx.is_own, ctx.is_clamped = cap, PLAIN, False, False
+        ctx.cap, ctx.rule, ctx.is_own = cap, PLAIN, False
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return what the rule lets through."""
         is_own, rule = ctx.is_own, ctx.rule
         if rule.forward_gate:
             (y,) = ctx.saved_tensors
             g, is_own = _closed(g, y, ctx.cap, is_in_place=is_own), True
-        if rule.backward_gate and not ctx.is_clamped:
+        if rule.backward_gate:
             g = g.clamp_(min=0) if is_own else g.clamp(min=0)
         return g, None, None
 
@@ -76,7 +76,7 @@ class ScalingNorm(torch.autograd.Function):
         return norm.run(x)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return what arrives, scaled."""
         return g.mul_(ctx.scale) if ctx.is_own else g * ctx.scale, None
@@ -84,10 +84,7 @@ class ScalingNorm(torch.autograd.Function):
 
 def put_under(rule: ReluRule, node: Any, children: list[Node]) -> None:
     """Put a rule on a node of :class:`GatedRelu`, given all nodes that gradients come to it from."""
-    node.rule, node.is_own, node.is_clamped = rule, is_made_for_one(children), False
-    if node.is_own and is_of(children[0], PackedConvolution):
-        child: Any = children[0]
-        node.is_clamped = child.clamps = rule.backward_gate
+    node.rule, node.is_own = rule, is_made_for_one(children)
 
 
 def is_made_for_one(children: list[Node]) -> bool:
@@ -130,7 +127,9 @@ class Call(NamedTuple):
             return None
         given |= dict(zip(names, args, strict=False)) | kwargs
         x, cap = given["input"], given["max_val"]
-        if given["min_val"] != 0 or (cap is not None and cap <= 0) or not is_plain(x):
+        # In a narrow dtype the result of a cap may be less than the cap, and look open.
+        is_sharp = cap is None or (cap > 0 and x.dtype in (torch.float32, torch.float64))
+        if given["min_val"] != 0 or not is_sharp or not is_plain(x):
             return None
         return cls(x, None if cap is None else float(cap), bool(given["inplace"]))
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
 from guided_backprop.backends.torch import stem
+from guided_backprop.backends.torch.once import once
 
 _LAST = torch.channels_last
 # Multiplications in a convolution; one of fewer takes no less time with packed weights, and up to twice as much.
@@ -169,27 +169,25 @@ class PackedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
         """Convolve, and keep nothing but the weights."""
-        ctx.packed, ctx.clamps = packed, False
+        ctx.packed = packed
         _, stride, padding, dilation, groups = packed.geometry
         run = torch.ops.mkldnn._convolution_pointwise
         result: torch.Tensor = run(images, packed.forth, bias, padding, stride, dilation, groups, "none", [], "")
         return result
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradient towards the images; what is positive of it, where ``clamps`` was set."""
-        packed, clamps = ctx.packed, ctx.clamps
+        """Return the gradient towards the images."""
+        packed = ctx.packed
         _, stride, padding, dilation, groups = packed.geometry
         how: Any = stride, dilation, groups
         g = g.contiguous(memory_format=_LAST)
         if packed.turns:
             run = torch.ops.mkldnn._convolution_pointwise
-            return run(g, packed.back, None, packed.around, *how, "relu" if clamps else "none", [], ""), None, None
+            return run(g, packed.back, None, packed.around, *how, "none", [], ""), None, None
         run = torch.ops.mkldnn._convolution_transpose_pointwise
-        gradient = run(g, packed.back, None, padding, packed.missing, *how, "none", [], "")
-        # By itself: within this operation it takes up to a hundred times as long.
-        return gradient.clamp_(min=0) if clamps else gradient, None, None
+        return run(g, packed.back, None, padding, packed.missing, *how, "none", [], ""), None, None
 
 
 def convolved(func: Any, options: dict[str, Any]) -> torch.Tensor:

@@ -127,12 +127,17 @@ class Relu(NamedTuple):
 
 
 def operation(node: Node) -> str:
-    """Return the operation a node is the derivative of, in snake case: ``LogSoftmaxBackward0`` log_softmax."""
+    """Return the operation a node is the derivative of, in snake case: ``LogSoftmaxBackward0`` log_softmax.
+
+    A custom function keeps its own name, for it may be called as an operation of torch is.
+    """
     return _operation(node.name())
 
 
 @cache
 def _operation(name: str) -> str:
+    if not re.search(r"Backward\d+$", name) and not name.startswith("Foreach"):
+        return name
     name = re.sub(r"Backward\d*$", "", name)
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     name = re.sub(r"(?<=scaled_dot_product_)\w*attention\w*", "attention", name)
@@ -165,7 +170,7 @@ def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
     """Return how ``node`` is the derivative of a ReLU, or None if it is not."""
     name, saved = operation(node), _saved(node)
     match name:
-        case "gated_relu" if gated.is_of(node, gated.GatedRelu):
+        case "GatedReluBackward" if gated.is_of(node, gated.GatedRelu):
             return Relu(node, _capped(node.cap))  # type: ignore[attr-defined]
         case "relu":
             return Relu(node, "relu")

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from guided_backprop.arrays import mapped
-from guided_backprop.backends.torch.fold import Folded, Folds, Recorder, Unlike, tensors_of
+from guided_backprop.backends.torch.fold import Folded, Folds, Recorder, tensors_of
+from guided_backprop.backends.torch.once import Unlike
 
 # How far the outputs of a plan may be from the model's own, as a share of the largest; more is no rounding.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}

@@ -8,8 +8,9 @@ convolution of what arrives, so all of them together are one, followed by a shuf
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from guided_backprop.backends.torch.once import once
 
 # With more channels, or a smaller kernel, the transposed convolution is as fast.
 _MOST_CHANNELS = 4
@@ -48,7 +49,7 @@ class StridedConvolution(torch.autograd.Function):
         return functional.conv2d(images, weight, bias, stride, padding)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient towards the images."""
         (weight,) = ctx.saved_tensors

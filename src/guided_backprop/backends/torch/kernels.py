@@ -149,7 +149,7 @@ class Packed:
         #: What the windows never reach at the far edge.
         self.missing = [span % step for span, step in spans]
         result = [shape[0], len(weight), *(span // step + 1 for span, step in spans)]
-        weight = weight.detach().contiguous(memory_format=_LAST)
+        weight = weight.detach()
         how: Any = stride, dilation, groups
         forth, back = _reorders()
         self.forth = forth(weight.to_mkldnn(), padding, *how, shape)
@@ -160,7 +160,8 @@ class Packed:
         if self.turns:
             self.back = forth(_turned(weight, groups).to_mkldnn(), self.around, *how, result)
         else:
-            self.back = back(weight, padding, self.missing, *how, result)
+            last = weight.contiguous(memory_format=_LAST)
+            self.back = back(last, padding, self.missing, *how, result)
 
 
 class PackedConvolution(torch.autograd.Function):
@@ -203,8 +204,8 @@ def convolved(func: Any, options: dict[str, Any]) -> torch.Tensor:
 def _turned(weight: torch.Tensor, groups: int) -> torch.Tensor:
     """Return the weights of the convolution that is the way back through one of stride 1."""
     outputs, inputs, *taps = weight.shape
-    split = weight.flip(2, 3).reshape(groups, outputs // groups, inputs, *taps).transpose(1, 2)
-    return split.reshape(groups * inputs, outputs // groups, *taps).contiguous(memory_format=_LAST)
+    split = weight.reshape(groups, outputs // groups, inputs, *taps).transpose(1, 2)
+    return split.flip(3, 4).reshape(groups * inputs, outputs // groups, *taps)
 
 
 def _reorders() -> tuple[Any, Any]:

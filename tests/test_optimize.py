@@ -563,6 +563,42 @@ def test_another_way_on_other_images():
         np.testing.assert_allclose(fast.explain(given_, 1), GuidedBackprop(model).explain(given_, 1), **TOLERANCE)
 
 
+def _in_front_of_the_norm(self, x):
+    hidden = self.conv(x)
+    normed = torch.relu(self.norm(hidden))
+    return normed if x.mean() > 0 else normed + hidden
+
+
+def _returned_as_well(self, x):
+    hidden = self.conv(x)
+    normed = torch.relu(self.norm(hidden))
+    return normed, (normed if x.mean() > 0 else hidden)
+
+
+def _padded_images(self, x):
+    padded = F.pad(x, (1, 1, 1, 1))
+    hidden = torch.relu(self.norm(self.conv(padded)))
+    return hidden if x.mean() > 0 else hidden + padded
+
+
+def _padded_for_two(self, x):
+    padded = F.pad(x, (1, 1, 1, 1))
+    hidden = torch.relu(self.norm(self.conv(padded)))
+    return hidden if x.mean() > 0 else hidden + self.conv2(padded)
+
+
+@pytest.mark.parametrize("forward", [_in_front_of_the_norm, _returned_as_well, _padded_images, _padded_for_two])
+def test_what_was_left_out_is_used_on_other_images(forward):
+    model = made(lambda: Own(forward, conv=conv(), norm=nn.BatchNorm2d(4), conv2=conv()))
+    positive, negative = images(2, 4, 9, 8).abs(), -images(2, 4, 9, 8).abs()
+    options = {"output": 1} if forward is _returned_as_well else {}
+    plain = GuidedBackprop(model, **options) if not options else Saliency(model, **options)
+    fast = plain.optimize(positive)
+    assert folds_of(fast)[0] == 1
+    for given_ in (positive, negative, positive):
+        np.testing.assert_allclose(fast.explain(given_, 1), plain.explain(given_, 1), **TOLERANCE)
+
+
 def test_nothing_of_the_users_changes():
     model = made(lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv()))
     seen = []

@@ -9,7 +9,7 @@ written.
 from collections.abc import Iterator
 from operator import add
 from typing import Any, NamedTuple
-from weakref import ref
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch.nn import functional
@@ -128,9 +128,11 @@ class Folded(TorchFunctionMode):
     def __init__(self, folds: Folds) -> None:
         super().__init__()
         self._folds = folds
-        # Results that already are what their batch-norm would return, and images that are still to be padded.
-        self._waiting: dict[int, tuple[torch.Tensor, Norm]] = {}
+        # What stands in for the result of a convolution until its batch-norm is called, with what that returns; what
+        # stands in for padded images until they are convolved; and those of both that somebody still holds after that.
+        self._waiting: dict[int, tuple[torch.Tensor, torch.Tensor, Norm]] = {}
         self._unpadded: dict[int, tuple[torch.Tensor, torch.Tensor, tuple[int, int]]] = {}
+        self._spent: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
         self._gated = Unchanged()
 
     def __torch_function__(
@@ -138,21 +140,21 @@ class Folded(TorchFunctionMode):
     ) -> Any:
         """Run the function, or its folded form."""
         kwargs = kwargs or {}
-        if func not in _CONCERNS and not self._waiting and not self._unpadded:
+        if func not in _CONCERNS and not self._waiting and not self._unpadded and not self._spent:
             return func(*args, **kwargs)
-        if self._waiting and func.__name__ in _FORMAL and not self._asks_unpadded(args, kwargs):
+        if (self._waiting or self._spent) and func.__name__ in _FORMAL and not self._asks_unpadded(args, kwargs):
             result = func(*args, **kwargs)
             if _is_formal(func, result):
                 return result
-        if self._waiting:
+        if self._waiting or self._spent:
             read, norm = _norm_of(func, args, kwargs)
-            result, folded = self._waiting.pop(id(read), (None, None))
-            if folded is not None:
+            stand_in, result, folded = self._waiting.pop(id(read), (None, None, None))
+            if folded is not None and stand_in is not None:
                 if norm is None or norm.training or not norm.is_same(folded):
                     raise Unlike
+                self._spent[id(stand_in)] = stand_in
                 return result
-            if any(id(values) in self._waiting for values in tensors_of((args, kwargs))):
-                raise Unlike
+            self._check_folded((args, kwargs))
         options = _convolution_of(func, args, kwargs)
         if options is not None:
             return self._convolve(func, options)
@@ -170,17 +172,19 @@ class Folded(TorchFunctionMode):
         self._unpadded[id(alias)] = (alias, images, sides)
         return alias
 
-    def finish(self) -> None:
+    def finish(self, outputs: Any) -> None:
         """Raise unless everything that was left out was asked for, and what is kept was left as it is."""
+        self._check_folded(outputs)
         if self._waiting or self._unpadded or not self._gated:
             raise Unlike
 
     def _convolve(self, func: Any, options: dict[str, Any]) -> Any:
-        _, images, sides = self._unpadded.pop(id(options["input"]), (None, None, None))
+        stand_in, images, sides = self._unpadded.pop(id(options["input"]), (None, None, None))
         kernel, is_kept_elsewhere = self._folds.kernels.get(id(options["weight"])), is_checkpointed()
         if is_kept_elsewhere and (images is not None or kernel is not None):
             raise Unlike
-        if images is not None and sides is not None:
+        if stand_in is not None and images is not None and sides is not None:
+            self._spent[id(stand_in)] = stand_in
             padding = tuple(map(add, options["padding"], sides))
             options |= {"input": images, "padding": padding}
         if kernel is not None and kernel.bias is not options["bias"]:
@@ -188,9 +192,11 @@ class Folded(TorchFunctionMode):
         if kernel is None:
             return func(**options) if is_kept_elsewhere else convolved(func, options)
         result = kernel.convolve(func, options, packs=self._folds.packs)
-        if kernel.norm is not None:
-            self._waiting[id(result)] = (result, kernel.norm)
-        return result
+        if kernel.norm is None:
+            return result
+        stand_in = result.view_as(result)
+        self._waiting[id(stand_in)] = (stand_in, result, kernel.norm)
+        return stand_in
 
     def _gate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a ReLU or a batch-norm as one of ours; None if it is neither, or cannot be."""
@@ -205,6 +211,11 @@ class Folded(TorchFunctionMode):
             result = ScalingNorm.apply(read, norm)
             self._gated.add(result, may_change=True)
         return result
+
+    def _check_folded(self, values: Any) -> None:
+        """Raise if any of these stands in for a value that is nowhere."""
+        if any(id(each) in self._waiting or id(each) in self._spent for each in tensors_of(values)):
+            raise Unlike
 
     def _asks_unpadded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if not self._unpadded:

@@ -52,7 +52,7 @@ class Plan:
         # Copies: should the run have to be done again, it begins with the same images.
         with folded:
             outputs = forward(mapped(self._copy, images))
-        folded.finish()
+        folded.finish(outputs)
         return outputs
 
     def _copy(self, values: torch.Tensor) -> torch.Tensor:

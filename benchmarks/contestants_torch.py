@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends.torch import stem
-from guided_backprop.backends.torch.kernels import Geometry, Packed, PackedConvolution, convolved
+from guided_backprop.backends.torch.kernels import NO_TAPS, Geometry, Packed, PackedConvolution, convolved
 
 CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -241,7 +241,7 @@ def both_ways(func: Any, options: dict[str, Any]) -> tuple[Callable[[], Tensor],
     packed = Packed(weight, Geometry(x.shape, *(options[name] for name in CONVOLUTION[3:])))
 
     def forth() -> Tensor:
-        return convolved(func, given) if stem.pays(given) else PackedConvolution.apply(x, packed, None)
+        return convolved(func, given, NO_TAPS) if stem.pays(given) else PackedConvolution.apply(x, packed, None)
 
     with torch.enable_grad():
         y = forth()

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import spellings
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends.torch import kernels
-from guided_backprop.backends.torch.kernels import Kernel, Norm
+from guided_backprop.backends.torch.kernels import NO_TAPS, Kernel, Norm
 from test_optimize import CHANGES, Own, conv, images
 
 # Two float32 implementations that add up in different orders.
@@ -90,7 +90,7 @@ def test_a_packed_convolution(channels, taps, windows, size, has_norm):
     kernel = Kernel(weight.float(), bias.float(), folded)
     leaf = x.detach().float().contiguous(memory_format=torch.channels_last).requires_grad_()
     given_ = options | {"input": leaf, "weight": kernel.weight, "bias": kernel.bias}
-    found = kernel.convolve(torch.conv2d, given_, packs=True)
+    found = kernel.convolve(torch.conv2d, given_, NO_TAPS, packs=True)
     assert (found.grad_fn.name() == "PackedConvolutionBackward") == OFFERED
     np.testing.assert_allclose(found.detach(), expected.detach(), **TOLERANCE)
     # What arrives has a layout of its own.

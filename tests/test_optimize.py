@@ -186,6 +186,44 @@ def test_padding_that_a_convolution_does_itself(name):
     np.testing.assert_allclose(fast.explain(given_, 1), GuidedBackprop(model).explain(given_, 1), **TOLERANCE)
 
 
+SIDES = st.tuples(*[st.integers(0, 3)] * 4)
+WINDOWS = st.fixed_dictionaries(
+    {
+        "kernel_size": st.integers(2, 5),
+        "stride": st.integers(1, 3),
+        "dilation": st.integers(1, 2),
+        "padding": st.integers(0, 2),
+        "groups": st.sampled_from([1, 4]),
+    }
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(SIDES, WINDOWS, st.booleans())
+def test_padding_of_any_widths(dtype, sides, windows, has_norm):
+    layers = nn.ZeroPad2d(sides), nn.Conv2d(4, 4, **windows), nn.BatchNorm2d(4) if has_norm else nn.Identity()
+    model = made(lambda: nn.Sequential(conv(), nn.ReLU(), *layers, nn.ReLU(), nn.Conv2d(4, 4, 1))).to(dtype)
+    given_ = images(2, 4, 11, 12).to(dtype)
+    weights = images(*model(given_).shape, seed=9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_LEAST_WORK", 0)
+        fast = GuidedBackprop(model).optimize(given_[:1])
+        (backend,) = fast._backends.values()
+        run, _ = backend._run(given_, [fast.rule], undoes_head=True)
+        found = fast.explain(given_, weights)
+    is_alike = sides[0] == sides[1] and sides[2] == sides[3]
+    is_padded = any(node.name() == "ConstantPadNdBackward0" for node in run.path.nodes)
+    assert is_padded == (not is_alike and windows["dilation"] > 1)
+    expected = np.asarray(GuidedBackprop(model).explain(given_, weights))
+    tolerance = TOLERANCE if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-5 * np.abs(expected).max()}
+    np.testing.assert_allclose(found, expected, **tolerance)
+    # A planted fault: padded on the other side.
+    if not is_alike:
+        model[2] = nn.ZeroPad2d((sides[1], sides[0], sides[3], sides[2])).eval()
+        assert not np.allclose(found, GuidedBackprop(model).explain(given_, weights), **tolerance)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.tuples(st.integers(4, 11), st.integers(4, 11)),

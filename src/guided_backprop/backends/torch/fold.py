@@ -7,7 +7,6 @@ written.
 """
 
 from collections.abc import Iterator
-from operator import add
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary, ref
 
@@ -16,8 +15,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch.gated import RELUS, Call, ScalingNorm, Unchanged, is_plain
-from guided_backprop.backends.torch.kernels import Kernel, Norm, convolved
+from guided_backprop.backends.torch.kernels import NO_TAPS, Kernel, Norm, convolved
 from guided_backprop.backends.torch.once import Unlike
+
+# The widths of padding at both sides of both axes.
+Sides = tuple[tuple[int, int], tuple[int, int]]
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 # How a model gets at the nodes of its graph, where it may put hooks.
@@ -131,7 +133,7 @@ class Folded(TorchFunctionMode):
         # What stands in for the result of a convolution until its batch-norm is called, with what that returns; what
         # stands in for padded images until they are convolved; and those of both that somebody still holds after that.
         self._waiting: dict[int, tuple[torch.Tensor, torch.Tensor, Norm]] = {}
-        self._unpadded: dict[int, tuple[torch.Tensor, torch.Tensor, tuple[int, int]]] = {}
+        self._unpadded: dict[int, tuple[torch.Tensor, torch.Tensor, Sides]] = {}
         self._spent: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
         self._gated = Unchanged()
 
@@ -183,15 +185,15 @@ class Folded(TorchFunctionMode):
         kernel, is_kept_elsewhere = self._folds.kernels.get(id(options["weight"])), is_checkpointed()
         if is_kept_elsewhere and (images is not None or kernel is not None):
             raise Unlike
+        taps = NO_TAPS
         if stand_in is not None and images is not None and sides is not None:
             self._spent[id(stand_in)] = stand_in
-            padding = tuple(map(add, options["padding"], sides))
-            options |= {"input": images, "padding": padding}
+            options, taps = _with_padding(options, images, sides)
         if kernel is not None and kernel.bias is not options["bias"]:
             raise Unlike
         if kernel is None:
-            return func(**options) if is_kept_elsewhere else convolved(func, options)
-        result = kernel.convolve(func, options, packs=self._folds.packs)
+            return func(**options) if is_kept_elsewhere else convolved(func, options, taps)
+        result = kernel.convolve(func, options, taps, packs=self._folds.packs)
         if kernel.norm is None:
             return result
         stand_in = result.view_as(result)
@@ -250,17 +252,34 @@ def _convolution_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return options
 
 
-def _pad_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[int, int]] | None:
-    """Return the pictures that are padded with zeros, alike on opposite sides, and the width along both axes."""
+def _with_padding(
+    options: dict[str, Any], images: torch.Tensor, sides: Sides
+) -> tuple[dict[str, Any], tuple[int, int, int, int]]:
+    """Return a convolution's arguments with padding that it does itself, and the zeros around its kernel.
+
+    A convolution pads opposite sides alike. Where one is to be wider, both are, and a kernel that is wider by as many
+    zeros leaves out what is too much.
+    """
+    widths = [(pad + low, pad + high) for pad, (low, high) in zip(options["padding"], sides, strict=True)]
+    (top, bottom), (left, right) = widths
+    taps = max(0, right - left), max(0, left - right), max(0, bottom - top), max(0, top - bottom)
+    if any(taps) and options["dilation"] != (1, 1):
+        (top, bottom), (left, right) = sides
+        return options | {"input": functional.pad(images, (left, right, top, bottom))}, NO_TAPS
+    return options | {"input": images, "padding": tuple(map(max, widths))}, taps
+
+
+def _pad_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, Sides] | None:
+    """Return the pictures that are padded with zeros, and the widths at both sides of both axes."""
     if func is not functional.pad:
         return None
     options = {"mode": "constant", "value": None} | dict(zip(("input", "pad", "mode", "value"), args, strict=False))
     options |= kwargs
     images, pad = options["input"], tuple(options["pad"])
     is_zero = options["mode"] == "constant" and not options["value"]
-    if not is_zero or images.ndim != 4 or len(pad) != 4 or min(pad) < 0 or pad[::2] != pad[1::2]:
+    if not is_zero or images.ndim != 4 or len(pad) != 4 or min(pad) < 0:
         return None
-    return images, (pad[2], pad[0])
+    return images, ((pad[2], pad[3]), (pad[0], pad[1]))
 
 
 def _norm_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Norm | None]:

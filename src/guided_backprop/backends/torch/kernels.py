@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from guided_backprop.backends.torch import stem
 from guided_backprop.backends.torch.once import once
 
 _LAST = torch.channels_last
+# No zeros around a kernel: left, right, above and below.
+NO_TAPS = (0, 0, 0, 0)
 # Multiplications in a convolution; one of fewer takes no less time with packed weights, and up to twice as much.
 _LEAST_WORK = 1_000_000
 
@@ -50,7 +53,7 @@ class Norm:
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """Return what batch-norm returns."""
         given = self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
-        return torch.nn.functional.batch_norm(x, *given)
+        return functional.batch_norm(x, *given)
 
     def scale(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the factor of each channel, in this dtype or a wider one."""
@@ -98,17 +101,17 @@ class Kernel:
         self._numbers = torch.as_tensor(numbers, dtype=weight.dtype, device=weight.device)
         self._kept: _Made | None = None
 
-    def convolve(self, func: Any, options: dict[str, Any], *, packs: bool) -> torch.Tensor:
-        """Return what the convolution and its batch-norm return; packed if that is offered."""
+    def convolve(self, func: Any, options: dict[str, Any], taps: tuple[int, ...], *, packs: bool) -> torch.Tensor:
+        """Return what the convolution, with zeros around its kernel, and its batch-norm return; packed if offered."""
         images, geometry = options["input"], None
         is_fit = packs and func is torch.conv2d and _can_be_packed(images, self.weight) and not stem.pays(options)
         if is_fit and _work(options) >= _LEAST_WORK:
             geometry = Geometry(images.shape, *(options[name] for name in Geometry._fields[1:]))
         if geometry is None and self.norm is None:
-            return convolved(func, options)
-        made = self._made(geometry or _layout(images))
+            return convolved(func, options, taps)
+        made = self._made((geometry or _layout(images), taps))
         if geometry is None:
-            return convolved(func, options | {"weight": made.weight, "bias": made.bias})
+            return convolved(func, options | {"weight": made.weight, "bias": made.bias}, NO_TAPS)
         result: torch.Tensor = PackedConvolution.apply(
             images, made.weight, options["bias"] if self.norm is None else made.bias
         )
@@ -120,7 +123,9 @@ class Kernel:
         is_known = kept is not None and fingerprint is not None and torch.equal(kept.fingerprint, fingerprint)
         if kept is None or not is_known or kept.form != form:
             weight, shift = (self.weight, None) if self.norm is None else self.norm.folded(self.weight, self.bias)
-            made = Packed(weight, form) if isinstance(form, Geometry) else weight.contiguous(memory_format=form)
+            how, taps = form
+            weight = functional.pad(weight, taps) if any(taps) else weight
+            made = Packed(weight, how) if isinstance(how, Geometry) else weight.contiguous(memory_format=how)
             self._kept = kept = _Made(fingerprint, form, made, shift)
         return kept
 
@@ -191,8 +196,10 @@ class PackedConvolution(torch.autograd.Function):
         return run(g, packed.back, None, padding, packed.missing, *how, "none", [], ""), None, None
 
 
-def convolved(func: Any, options: dict[str, Any]) -> torch.Tensor:
-    """Return what a convolution returns, if it is a large first one in its own way."""
+def convolved(func: Any, options: dict[str, Any], taps: tuple[int, ...]) -> torch.Tensor:
+    """Return what a convolution with zeros around its kernel returns, if it is a large first one in its own way."""
+    if any(taps):
+        options = options | {"weight": functional.pad(options["weight"], taps)}
     if func is torch.conv2d and stem.pays(options):
         geometry = options["stride"], options["padding"]
         result = stem.StridedConvolution.apply(options["input"], options["weight"], options["bias"], geometry)

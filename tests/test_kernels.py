@@ -15,7 +15,7 @@ import spellings
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends.torch import kernels
 from guided_backprop.backends.torch.kernels import NO_TAPS, Kernel, Norm
-from test_optimize import CHANGES, Own, conv, images
+from test_optimize import CHANGES, Own, conv, images, names_of
 
 # Two float32 implementations that add up in different orders.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -52,9 +52,7 @@ def model_of(*layers: nn.Module) -> nn.Module:
 
 def packed_of(method: GuidedBackprop, batch: torch.Tensor) -> int:
     """Return how many nodes of the graph are convolutions with packed weights."""
-    (backend,) = method._backends.values()
-    run, _ = backend._run(batch, [method.rule], undoes_head=False)
-    return sum(node.name() == "PackedConvolutionBackward" for node in run.path.nodes)
+    return names_of(method, batch).count("PackedConvolutionBackward")
 
 
 PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))

@@ -57,6 +57,13 @@ def folds_of(method: GuidedBackprop):
     return sum(kernel.norm is not None for kernel in folds.kernels.values()), folds.pads
 
 
+def names_of(method: GuidedBackprop, batch: torch.Tensor) -> list[str]:
+    """Return the names of the nodes between score and images."""
+    (backend,) = method._backends.values()
+    run, _ = backend._run(batch, [method.rule], undoes_head=True)
+    return [node.name() for node in run.path.nodes]
+
+
 class Own(nn.Module):
     """A model of some modules and a function of them and images."""
 
@@ -209,11 +216,9 @@ def test_padding_of_any_widths(dtype, sides, windows, has_norm):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_LEAST_WORK", 0)
         fast = GuidedBackprop(model).optimize(given_[:1])
-        (backend,) = fast._backends.values()
-        run, _ = backend._run(given_, [fast.rule], undoes_head=True)
+        is_padded = "ConstantPadNdBackward0" in names_of(fast, given_)
         found = fast.explain(given_, weights)
     is_alike = sides[0] == sides[1] and sides[2] == sides[3]
-    is_padded = any(node.name() == "ConstantPadNdBackward0" for node in run.path.nodes)
     assert is_padded == (not is_alike and windows["dilation"] > 1)
     expected = np.asarray(GuidedBackprop(model).explain(given_, weights))
     tolerance = TOLERANCE if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-5 * np.abs(expected).max()}
@@ -246,10 +251,7 @@ def test_the_first_convolution(kernel, stride, padding, size):
 def test_a_large_first_convolution_is_run_so():
     model = made(lambda: nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 3)))
     fast = GuidedBackprop(model).optimize(images(1, 3, 20, 21))
-    names = []
-    (backend,) = fast._backends.values()
-    run, _ = backend._run(images(2, 3, 20, 21), [fast.rule], undoes_head=True)
-    names = [node.name() for node in run.path.nodes]
+    names = names_of(fast, images(2, 3, 20, 21))
     assert "StridedConvolutionBackward" in names
     assert not any("BatchNorm" in name for name in names)
     given_ = images(2, 3, 20, 21)
@@ -309,10 +311,8 @@ def test_what_is_gated(name, memory, kind):
     build, relu, is_gated = GATED[name]
     model = made(build)
     fast = kind(model, memory=memory).optimize(images(1, 4, 9, 8, seed=7))
-    (backend,) = fast._backends.values()
     given_ = 3 * images(2, 4, 9, 8)
-    run, _ = backend._run(given_, [fast.rule], undoes_head=True)
-    assert any(node.name() == "GatedReluBackward" for node in run.path.nodes) == (is_gated and memory is None)
+    assert ("GatedReluBackward" in names_of(fast, given_)) == (is_gated and memory is None)
     weights = images(*model(given_).shape, seed=9)
     expected, found = kind(model).explain(given_, weights), fast.explain(given_, weights)
     np.testing.assert_allclose(found, expected, **TOLERANCE)
@@ -363,10 +363,8 @@ def test_a_batch_norm_that_cannot_be_folded_only_scales(name, memory, kind):
     build, is_ours = SCALED[name]
     model = made(build)
     fast = kind(model, memory=memory).optimize(images(1, 4, 9, 8, seed=7))
-    (backend,) = fast._backends.values()
     given_ = images(2, 4, 9, 8)
-    run, _ = backend._run(given_, [fast.rule], undoes_head=True)
-    assert any(node.name() == "ScalingNormBackward" for node in run.path.nodes) == (is_ours and memory is None)
+    assert ("ScalingNormBackward" in names_of(fast, given_)) == (is_ours and memory is None)
     weights = images(*model(given_).shape, seed=9)
     expected, found = kind(model).explain(given_, weights), fast.explain(given_, weights)
     np.testing.assert_allclose(found, expected, **TOLERANCE)
@@ -387,8 +385,8 @@ def test_a_batch_norm_that_cannot_be_folded_only_scales(name, memory, kind):
 def test_several_rules_and_labels_on_one_gated_graph(dtype, monkeypatch):
     monkeypatch.setattr(kernels, "_LEAST_WORK", 0)
 
-    # What uses a ReLU alone and clamps for it (strided and not), a pool, and more than one: each rule must undo what
-    # the one before set.
+    # A ReLU's result goes to one convolution (strided and not), to a pool, and to more than one: each rule must undo
+    # what the one before set.
     def skip(turn):
         return Own(lambda self, x: sum([x, self.conv(x)][::turn]), conv=conv())
 

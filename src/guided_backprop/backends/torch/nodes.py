@@ -136,7 +136,7 @@ def operation(node: Node) -> str:
 
 @cache
 def _operation(name: str) -> str:
-    if not re.search(r"Backward\d+$", name) and not name.startswith("Foreach"):
+    if not _is_of_torch(name) and not name.startswith("Foreach"):
         return name
     name = re.sub(r"Backward\d*$", "", name)
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

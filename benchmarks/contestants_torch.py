@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends.torch import stem
-from guided_backprop.backends.torch.kernels import NO_TAPS, Geometry, Packed, PackedConvolution, convolved
+from guided_backprop.backends.torch.kernels import NO_TAPS, Geometry, Packed, PackedConvolution, convolved, multiplied
 
 CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -234,8 +234,8 @@ def both_ways(func: Any, options: dict[str, Any]) -> tuple[Callable[[], Tensor],
     """Return a product and its way back, each as ``optimize`` has it, without a look at the weights."""
     weight = options["weight"].detach()
     if func is functional.linear:
-        x, g = torch.randn_like(options["input"]), torch.randn(len(options["input"]), len(weight))
-        return lambda: functional.linear(x, weight), lambda: g @ weight
+        x = torch.randn_like(options["input"]).requires_grad_()
+        return _both_ways(lambda: multiplied(func, (x, weight), {}))
     x = torch.randn_like(options["input"], memory_format=torch.channels_last).requires_grad_()
     given = options | {"input": x, "weight": weight, "bias": None}
     packed = Packed(weight, Geometry(x.shape, *(options[name] for name in CONVOLUTION[3:])))
@@ -243,10 +243,16 @@ def both_ways(func: Any, options: dict[str, Any]) -> tuple[Callable[[], Tensor],
     def forth() -> Tensor:
         return convolved(func, given, NO_TAPS) if stem.pays(given) else PackedConvolution.apply(x, packed, None)
 
+    return _both_ways(forth)
+
+
+def _both_ways(forth: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     with torch.enable_grad():
         y = forth()
     node, g = y.grad_fn, torch.randn_like(y)
-    return forth, lambda: node.apply(g)[0]
+    # A node of torch is called itself; one of a Python function has a method for it.
+    back = getattr(node, "apply", node)
+    return forth, lambda: back(g)[0]
 
 
 def gradient(model: nn.Module, images: Tensor) -> Explain:

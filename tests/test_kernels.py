@@ -1,4 +1,4 @@
-"""Convolutions with packed weights: the same as PyTorch's own both ways, used where offered, never of old weights."""
+"""Convolutions and linear layers by oneDNN: as PyTorch's own both ways, used where offered, never of old weights."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import spellings
-from guided_backprop import GuidedBackprop
+from guided_backprop import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.backends.torch import kernels
 from guided_backprop.backends.torch.kernels import NO_TAPS, Kernel, Norm
 from test_optimize import CHANGES, Own, conv, images, names_of
@@ -24,9 +24,10 @@ OFFERED = hasattr(torch.ops.mkldnn, "_reorder_convolution_transpose_weight")
 
 @pytest.fixture(autouse=True, scope="module")
 def small_ones_are_packed():
-    """Pack the small convolutions of these tests as well, where that does not pay."""
+    """Pack the small convolutions of these tests as well, where that does not pay; linear layers alike."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_LEAST_WORK", 0)
+        patch.setattr(kernels, "_LEAST_PRODUCT", 0)
         yield
 
 
@@ -40,9 +41,9 @@ def model_of(*layers: nn.Module) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for module in model.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.reset_parameters()
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
                 module.weight.uniform_(-2, 2)
@@ -53,6 +54,11 @@ def model_of(*layers: nn.Module) -> nn.Module:
 def packed_of(method: GuidedBackprop, batch: torch.Tensor) -> int:
     """Return how many nodes of the graph are convolutions with packed weights."""
     return names_of(method, batch).count("PackedConvolutionBackward")
+
+
+def products_of(method: GuidedBackprop, batch: torch.Tensor) -> int:
+    """Return how many nodes of the graph are linear layers by oneDNN."""
+    return names_of(method, batch).count("MatrixProductBackward")
 
 
 PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -136,9 +142,20 @@ def _other_storage(model: nn.Module) -> None:
     model[3].weight.data = model[3].weight.data * -0.5
 
 
+def _other_channels(model: nn.Module) -> None:
+    model[0].weight.data.copy_(model[0].weight.flip(0))
+
+
+def _other_taps(model: nn.Module) -> None:
+    model[0].weight.data.copy_(model[0].weight.flip(3))
+
+
 @pytest.mark.parametrize(
     "change",
-    [*CHANGES, _replaced_bias, _bias_through_data, _through_numpy, _other_storage],
+    [
+        *CHANGES,
+        *(_replaced_bias, _bias_through_data, _through_numpy, _other_storage, _other_channels, _other_taps),
+    ],
     ids=lambda each: each.__name__,
 )
 def test_changed_weights_count_at_once(change):
@@ -169,18 +186,120 @@ def test_weights_that_the_model_itself_changes_on_the_way_count_at_once():
         np.testing.assert_allclose(found, GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
 
 
+# Linear layers.
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+def test_a_linear_layer(shape, inputs, outputs, how):
+    has_bias, is_turned, is_expanded = how
+    weight, bias = images(outputs, inputs), images(outputs, seed=1) if has_bias else None
+    x = images(*shape, inputs, seed=2).requires_grad_()
+    expected = F.linear(x, weight, bias)
+    g = images(outputs, seed=3).expand(expected.shape) if is_expanded else images(*expected.shape, seed=3)
+    (right,) = torch.autograd.grad(expected, x, g)
+
+    leaf, single = x.detach().float().requires_grad_(), weight.float()
+    # Neither what comes in nor the weights need lie in order.
+    given_ = leaf.mT.contiguous().mT if is_turned and leaf.ndim > 1 else leaf * 1
+    single = single.t().contiguous().t() if is_turned else single
+    found = kernels.multiplied(F.linear, (given_, single), {"bias": None if bias is None else bias.float()})
+    assert (found.grad_fn.name() == "MatrixProductBackward") == OFFERED
+    np.testing.assert_allclose(found.detach(), expected.detach(), **TOLERANCE)
+    (back,) = torch.autograd.grad(found, leaf, g.float())
+    np.testing.assert_allclose(back, right, **TOLERANCE)
+    # A planted fault: another weight.
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(F.linear(x, weight + 1, bias).detach(), expected.detach(), **TOLERANCE)
+
+
+def head() -> nn.Module:
+    layers = nn.Linear(288, 9), nn.ReLU(), nn.Linear(9, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU6(), nn.Linear(8, 5)
+    return model_of(conv(), nn.ReLU(), nn.Flatten(), *layers)
+
+
+@pytest.mark.parametrize("kind", [Saliency, DeconvNet, GuidedBackprop])
+@pytest.mark.parametrize("memory", [None, "lean"])
+def test_linear_layers_of_a_model(memory, kind):
+    model, batch = head(), 3 * singles(3, 4, 9, 8)
+    fast = kind(model, memory=memory).optimize(batch[:1])
+    assert products_of(fast, batch) == 3 * OFFERED
+    expected, found = kind(model).explain(batch, "top3"), fast.explain(batch, "top3")
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+    assert found.coverage == expected.coverage
+    for other in {Saliency, DeconvNet, GuidedBackprop} - {kind}:
+        assert not np.allclose(found, other(model).explain(batch, "top3"), **TOLERANCE)
+    # The weights are the model's own.
+    with torch.no_grad():
+        model[3].weight.data.mul_(-1)
+    changed = fast.explain(batch, 1)
+    np.testing.assert_allclose(changed, kind(model).explain(batch, 1), **TOLERANCE)
+    assert not np.allclose(changed, expected.attribution[:, 0], **TOLERANCE)
+
+
+def _weight_of_the_images(self, x):
+    return F.linear(torch.relu(x.mean((2, 3))), x.mean(0).flatten(1)[:, :4])
+
+
+def _bias_of_the_images(self, x):
+    return F.linear(torch.relu(x.mean((2, 3))), torch.eye(4), x.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("forward", [_weight_of_the_images, _bias_of_the_images])
+def test_a_linear_layer_that_the_images_make(forward):
+    model, batch = Own(forward).eval(), singles(2, 4, 9, 8)
+    fast = GuidedBackprop(model).optimize(batch)
+    assert products_of(fast, batch) == 0
+    np.testing.assert_allclose(fast.explain(batch, 1), GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
+
+
+# Gradients that several operations add up.
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 3)), min_size=2, max_size=9))
+def test_any_graph_of_convolutions_and_sums(steps):
+    """What works in place must not touch a gradient that another branch still needs."""
+
+    def forward(self, x):
+        values = [x]
+        for position, (one, other, what) in enumerate(steps):
+            first, second = values[one % len(values)], values[other % len(values)]
+            made = self[position](first) if what else first
+            values.append([first + second, made, made + second, torch.relu(made) - second][what])
+            values.append(torch.relu(values[-1]))
+        return sum(values).mean((2, 3))
+
+    layers = model_of(*[conv() for _ in steps])
+    model, batch = Own(lambda self, x: forward(self.layers, x), layers=layers).eval(), singles(2, 4, 5, 4)
+    for kind in (Saliency, DeconvNet, GuidedBackprop):
+        expected = np.asarray(kind(model).explain(batch, "top2"))
+        found = kind(model).optimize(batch[:1]).explain(batch, "top2")
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
 def test_where_weights_are_not_packed():
-    model = model_of(conv(), nn.ReLU(), conv(), nn.ReLU())
+    model = model_of(conv(), nn.ReLU(), conv(), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
     batch = singles(2, 4, 9, 8)
+
+    def ours(method: GuidedBackprop) -> tuple[int, int]:
+        return packed_of(method, batch), products_of(method, batch)
+
     fast = GuidedBackprop(model).optimize(batch)
+    assert ours(fast) == (2 * OFFERED, OFFERED)
     with torch.backends.mkldnn.flags(enabled=False):
-        assert packed_of(fast, batch) == 0
+        assert ours(fast) == (0, 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert packed_of(fast, batch) == 0
+        assert ours(fast) == (0, 0)
     block = Own(lambda self, x: checkpoint(self.inner, x, use_reentrant=False), inner=model).eval()
     fast = GuidedBackprop(block).optimize(batch)
-    assert packed_of(fast, batch) == 0
+    assert ours(fast) == (0, 0)
     np.testing.assert_allclose(fast.explain(batch, 1), GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
     twice = Own(lambda self, x: self.conv(torch.relu(self.conv(x))), conv=model[0]).eval()
     assert packed_of(GuidedBackprop(twice).optimize(batch), batch) == 0
@@ -194,6 +313,9 @@ def test_only_what_is_large_enough_is_packed(monkeypatch):
     assert [packed_of(fast, batch) for batch in (small, large)] == [0, int(OFFERED)]
     for batch in (small, large):
         np.testing.assert_allclose(fast.explain(batch, 1), GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
+    monkeypatch.setattr(kernels, "_LEAST_PRODUCT", 2 * 288 * 9)
+    fast = GuidedBackprop(head()).optimize(small)
+    assert [products_of(fast, singles(count, 4, 9, 8)) for count in (1, 2)] == [0, int(OFFERED)]
 
 
 def test_eight_threads_of_different_sizes():

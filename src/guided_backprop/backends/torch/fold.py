@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch.gated import RELUS, Call, ScalingNorm, Unchanged, is_plain
-from guided_backprop.backends.torch.kernels import NO_TAPS, Kernel, Norm, convolved
+from guided_backprop.backends.torch.kernels import NO_TAPS, Kernel, Norm, convolved, multiplied
 from guided_backprop.backends.torch.once import Unlike
 
 # The widths of padding at both sides of both axes.
@@ -25,7 +25,7 @@ _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 # How a model gets at the nodes of its graph, where it may put hooks.
 _NODE: Any = vars(torch._C.TensorBase)["grad_fn"].__get__
 # All functions that have another form here.
-_CONCERNS = {*_CONVOLUTIONS, *RELUS, functional.batch_norm, functional.pad, _NODE}
+_CONCERNS = {*_CONVOLUTIONS, *RELUS, functional.batch_norm, functional.linear, functional.pad, _NODE}
 _OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 # What asks for a tensor's form, and not for its values: properties that are no tensors, and these.
 _FORMAL = set(
@@ -162,6 +162,8 @@ class Folded(TorchFunctionMode):
             return self._convolve(func, options)
         if self._asks_unpadded(args, kwargs):
             raise Unlike
+        if func is functional.linear and self._folds.packs and not is_checkpointed():
+            return multiplied(func, args, kwargs)
         gates = self._folds.gates and torch.is_grad_enabled() and not is_checkpointed()
         result = self._gate(func, args, kwargs) if gates else None
         if result is not None:

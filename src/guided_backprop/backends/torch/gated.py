@@ -13,7 +13,7 @@ import torch
 from torch.autograd.graph import Node
 from torch.nn import functional
 
-from guided_backprop.backends.torch.kernels import Norm, PackedConvolution
+from guided_backprop.backends.torch.kernels import MatrixProduct, Norm, PackedConvolution
 from guided_backprop.backends.torch.once import once
 from guided_backprop.rules import PLAIN, ReluRule
 
@@ -82,17 +82,24 @@ class ScalingNorm(torch.autograd.Function):
         return g.mul_(ctx.scale) if ctx.is_own else g * ctx.scale, None
 
 
+# A maker gives back new memory, or what it was given and what was its own.
+_OUR_MAKERS = GatedRelu, MatrixProduct, PackedConvolution, ScalingNorm
+
+
 def put_under(rule: ReluRule, node: Any, children: list[Node]) -> None:
     """Put a rule on a node of :class:`GatedRelu`, given all nodes that gradients come to it from."""
     node.rule, node.is_own = rule, is_made_for_one(children)
 
 
 def is_made_for_one(children: list[Node]) -> bool:
-    """Tell whether what these nodes give is one gradient that nothing else holds."""
-    if len(children) != 1:
-        return False
-    (child,) = children
-    return child.name() in _MAKERS or any(is_of(child, each) for each in (GatedRelu, PackedConvolution, ScalingNorm))
+    """Tell whether what these nodes give is one gradient that nothing else holds.
+
+    What comes from several is added up in memory that nothing else holds; it is added up if more than one of them gives
+    anything, and those of ours always do.
+    """
+    if len(children) == 1 and children[0].name() in _MAKERS:
+        return True
+    return any(is_of(child, each) for child in children for each in _OUR_MAKERS)
 
 
 def is_of(node: Any, function: type[torch.autograd.Function]) -> bool:

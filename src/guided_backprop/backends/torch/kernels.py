@@ -2,7 +2,7 @@
 
 On a processor oneDNN does the work of a convolution, and brings the weights into an order of its own first: in each
 call, forward and once more on the way back. For a few images that takes longer than anything else but the
-multiplications. Here it is done once.
+multiplications. Here it is done once. Large matrix products are left to oneDNN as well, with their weights as they lie.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,13 @@ from guided_backprop.backends.torch.once import once
 _LAST = torch.channels_last
 # No zeros around a kernel: left, right, above and below.
 NO_TAPS = (0, 0, 0, 0)
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_convolution_transpose_weight")
+)
 # Multiplications in a convolution; one of fewer takes no less time with packed weights, and up to twice as much.
 _LEAST_WORK = 1_000_000
+# Of a matrix product; one of fewer takes as long by PyTorch's usual library.
+_LEAST_PRODUCT = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -97,14 +102,16 @@ class Kernel:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm | None) -> None:
         self.weight, self.bias, self.norm = weight, bias, norm
-        numbers = np.random.default_rng(0).uniform(0.5, 1.5, weight[0].numel())
+        numbers = np.random.default_rng(0).uniform(0.5, 1.5, len(weight))
         self._numbers = torch.as_tensor(numbers, dtype=weight.dtype, device=weight.device)
+        self._rows = torch.arange(len(weight), device=weight.device)
         self._kept: _Made | None = None
 
     def convolve(self, func: Any, options: dict[str, Any], taps: tuple[int, ...], *, packs: bool) -> torch.Tensor:
         """Return what the convolution, with zeros around its kernel, and its batch-norm return; packed if offered."""
         images, geometry = options["input"], None
-        is_fit = packs and func is torch.conv2d and _can_be_packed(images, self.weight) and not stem.pays(options)
+        is_fit = packs and func is torch.conv2d and _is_for_onednn(images, self.weight)
+        is_fit = is_fit and images.is_contiguous(memory_format=_LAST) and not stem.pays(options)
         if is_fit and _work(options) >= _LEAST_WORK:
             geometry = Geometry(images.shape, *(options[name] for name in Geometry._fields[1:]))
         if geometry is None and self.norm is None:
@@ -136,11 +143,13 @@ class Kernel:
         """
         if self.weight.dtype not in (torch.float32, torch.float64):
             return None
-        sums = torch.mv(self.weight.reshape(len(self.weight), -1), self._numbers)
+        matrix, halves = self.weight.reshape(len(self.weight), -1), self._rows[:: max(1, -(-len(self.weight) // 2))]
+        # Weighted sums of rows. As a product with a vector they would take a single thread, and three times as long.
+        (sums, *_) = torch.embedding_bag(matrix, self._rows, halves, per_sample_weights=self._numbers)
         if self.norm is None:
             return sums
         rest = self.bias, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias
-        return torch.cat([sums, *(each for each in rest if each is not None)])
+        return torch.cat([sums.flatten(), *(each for each in rest if each is not None)])
 
 
 class Packed:
@@ -196,6 +205,33 @@ class PackedConvolution(torch.autograd.Function):
         return run(g, packed.back, None, padding, packed.missing, *how, "none", [], ""), None, None
 
 
+class MatrixProduct(torch.autograd.Function):
+    """A linear layer that oneDNN computes, differentiated by its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Multiply, and keep nothing but the weights, which are the model's own."""
+        ctx.save_for_backward(weight)
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return result
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradient towards the input."""
+        (weight,) = ctx.saved_tensors
+        return torch.ops.mkldnn._linear_pointwise(g, weight.t(), None, "none", [], ""), None, None
+
+
+def multiplied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Return what a linear layer returns."""
+    options = {"bias": None} | dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+    x, weight, bias = options["input"], options["weight"], options["bias"]
+    is_large = x.ndim > 1 and weight.ndim == 2 and x.numel() * len(weight) >= _LEAST_PRODUCT
+    is_fit = is_large and _is_for_onednn(x, weight) and (bias is None or bias.grad_fn is None)
+    return MatrixProduct.apply(x, weight, bias) if is_fit else func(*args, **kwargs)  # type: ignore[no-any-return]
+
+
 def convolved(func: Any, options: dict[str, Any], taps: tuple[int, ...]) -> torch.Tensor:
     """Return what a convolution with zeros around its kernel returns, if it is a large first one in its own way."""
     if any(taps):
@@ -230,17 +266,16 @@ def _work(options: dict[str, Any]) -> int:
     return int(positions * options["weight"].numel())
 
 
-def _can_be_packed(images: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Tell whether oneDNN does the work of this convolution."""
+def _is_for_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Tell whether oneDNN can multiply these, with weights that do not depend on the images."""
     return (
-        weight.grad_fn is None
-        and all(type(each) in (torch.Tensor, torch.nn.Parameter) for each in (images, weight))
-        and images.device.type == weight.device.type == "cpu"
-        and images.dtype == weight.dtype == torch.float32
-        and images.numel() > 0
-        and images.is_contiguous(memory_format=_LAST)
-        and torch.backends.mkldnn.is_available()
+        _HAS_ONEDNN
+        and weight.grad_fn is None
+        and all(type(each) in (torch.Tensor, torch.nn.Parameter) for each in (x, weight))
+        and x.is_cpu
+        and weight.is_cpu
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
         and torch._C._get_mkldnn_enabled()
-        and hasattr(torch.ops.mkldnn, "_reorder_convolution_transpose_weight")
         and not torch.is_autocast_enabled("cpu")
     )

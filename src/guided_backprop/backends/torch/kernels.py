@@ -105,6 +105,7 @@ class Kernel:
         numbers = np.random.default_rng(0).uniform(0.5, 1.5, len(weight))
         self._numbers = torch.as_tensor(numbers, dtype=weight.dtype, device=weight.device)
         self._rows = torch.arange(len(weight), device=weight.device)
+        self._halves = self._rows[:: max(1, -(-len(weight) // 2))].clone()
         self._kept: _Made | None = None
 
     def convolve(self, func: Any, options: dict[str, Any], taps: tuple[int, ...], *, packs: bool) -> torch.Tensor:
@@ -143,9 +144,9 @@ class Kernel:
         """
         if self.weight.dtype not in (torch.float32, torch.float64):
             return None
-        matrix, halves = self.weight.reshape(len(self.weight), -1), self._rows[:: max(1, -(-len(self.weight) // 2))]
+        matrix = self.weight.detach().reshape(len(self.weight), -1)
         # Weighted sums of rows. As a product with a vector they would take a single thread, and three times as long.
-        (sums, *_) = torch.embedding_bag(matrix, self._rows, halves, per_sample_weights=self._numbers)
+        (sums, *_) = torch.embedding_bag(matrix, self._rows, self._halves, per_sample_weights=self._numbers)
         if self.norm is None:
             return sums
         rest = self.bias, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias

@@ -258,6 +258,81 @@ def test_a_linear_layer_that_the_images_make(forward):
     np.testing.assert_allclose(fast.explain(batch, 1), GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
 
 
+BIASES = [
+    lambda values: values[:, 0],
+    lambda values: values[0, :1].expand(len(values)),
+    lambda values: values.flatten()[:: values.shape[1]],
+]
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("kind", [Saliency, GuidedBackprop])
+def test_a_bias_that_does_not_lie_in_order(bias, kind):
+    """Put there after the example, so that no run on it tells."""
+    batch = 2 * singles(3, 4, 9, 8)
+    for position, model in ((0, model_of(conv(), nn.ReLU(), conv())), (3, head())):
+        fast = kind(model).optimize(batch)
+        model[position].bias.data = bias(3 * singles(len(model[position].bias), 4, seed=5))
+        np.testing.assert_allclose(fast.explain(batch, 1), kind(model).explain(batch, 1), **TOLERANCE)
+
+
+def _bias_kept_from_the_images(self, x):
+    self.kept = self.kept.detach().zero_().copy_(5 * x.mean((0, 2, 3)))
+    return F.conv2d(torch.relu(x), self.conv.weight, self.kept)
+
+
+def test_a_bias_of_the_images_in_a_buffer():
+    model, batch = Own(_bias_kept_from_the_images, conv=conv()).eval(), singles(2, 4, 9, 8)
+    model.register_buffer("kept", torch.zeros(4))
+    fast = GuidedBackprop(model).optimize(batch)
+    np.testing.assert_allclose(fast.explain(batch, 1), GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
+
+
+def test_a_linear_layer_that_learns_on_the_way():
+    def forward(self, x):
+        first = x.flatten(1)
+        self.a.load_state_dict(start)
+        with torch.enable_grad():
+            (torch.relu(self.a(first.detach())) ** 2).mean().backward()
+        with torch.no_grad():
+            for each in self.a.parameters():
+                if each.grad is not None:
+                    each.sub_(each.grad * 3)
+                    each.grad = None
+        return torch.relu(self.a(first))
+
+    model, batch = Own(forward, a=model_of(nn.Linear(288, 9))[0]).eval(), singles(3, 4, 9, 8)
+    start = {name: values.clone() for name, values in model.a.state_dict().items()}
+    fast = GuidedBackprop(model).optimize(batch)
+    expected = np.asarray(GuidedBackprop(model).explain(batch, 1))
+    np.testing.assert_allclose(fast.explain(batch, 1), expected, **TOLERANCE)
+
+
+def test_a_sparse_gradient_at_a_linear_layer():
+    picked = torch.tensor([[1], [0], [3]])
+    model = Own(lambda self, x: torch.gather(self.inner(x), 1, picked, sparse_grad=True), inner=head()).eval()
+    batch = singles(3, 4, 9, 8)
+    fast = GuidedBackprop(model).optimize(batch)
+    np.testing.assert_allclose(fast.explain(batch, 0), GuidedBackprop(model).explain(batch, 0), **TOLERANCE)
+
+
+def test_a_change_of_a_small_channel_beside_large_ones():
+    model, batch = (
+        model_of(nn.Conv2d(4, 8, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False)),
+        singles(2, 4, 9, 8),
+    )
+    with torch.no_grad():
+        model[0].weight[1].mul_(1e-7)
+        model[2].weight[:, 1].div_(1e-7)
+    fast = GuidedBackprop(model).optimize(batch)
+    before = np.asarray(fast.explain(batch, 1))
+    model[0].weight.data[1].mul_(-1.5)
+    after = fast.explain(batch, 1)
+    scale = 1e-4 * float(np.abs(before).max())
+    np.testing.assert_allclose(after, GuidedBackprop(model).explain(batch, 1), rtol=1e-3, atol=scale)
+    assert not np.allclose(after, before, rtol=1e-3, atol=scale)
+
+
 # Gradients that several operations add up.
 
 

@@ -152,7 +152,7 @@ class Folded(TorchFunctionMode):
             read, norm = _norm_of(func, args, kwargs)
             stand_in, result, folded = self._waiting.pop(id(read), (None, None, None))
             if folded is not None and stand_in is not None:
-                if norm is None or norm.training or not norm.is_same(folded):
+                if norm is None or not norm.is_constant or not norm.is_same(folded):
                     raise Unlike
                 self._spent[id(stand_in)] = stand_in
                 return result
@@ -191,7 +191,9 @@ class Folded(TorchFunctionMode):
         if stand_in is not None and images is not None and sides is not None:
             self._spent[id(stand_in)] = stand_in
             options, taps = _with_padding(options, images, sides)
-        if kernel is not None and kernel.bias is not options["bias"]:
+        given = [each for each in (options["weight"], options["bias"]) if each is not None]
+        is_made = any(each.grad_fn is not None for each in given)
+        if kernel is not None and (is_made or kernel.bias is not options["bias"]):
             raise Unlike
         if kernel is None:
             return func(**options) if is_kept_elsewhere else convolved(func, options, taps)

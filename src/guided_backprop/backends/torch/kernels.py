@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from guided_backprop.backends.torch import stem
-from guided_backprop.backends.torch.once import once
+from guided_backprop.backends.torch.once import Unlike, once
 
 _LAST = torch.channels_last
 # No zeros around a kernel: left, right, above and below.
@@ -102,16 +102,14 @@ class Kernel:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm | None) -> None:
         self.weight, self.bias, self.norm = weight, bias, norm
-        numbers = np.random.default_rng(0).uniform(0.5, 1.5, len(weight))
+        numbers = np.random.default_rng(0).uniform(0.5, 1.5, weight[0].numel())
         self._numbers = torch.as_tensor(numbers, dtype=weight.dtype, device=weight.device)
-        self._rows = torch.arange(len(weight), device=weight.device)
-        self._halves = self._rows[:: max(1, -(-len(weight) // 2))].clone()
         self._kept: _Made | None = None
 
     def convolve(self, func: Any, options: dict[str, Any], taps: tuple[int, ...], *, packs: bool) -> torch.Tensor:
         """Return what the convolution, with zeros around its kernel, and its batch-norm return; packed if offered."""
         images, geometry = options["input"], None
-        is_fit = packs and func is torch.conv2d and _is_for_onednn(images, self.weight)
+        is_fit = packs and func is torch.conv2d and _is_for_onednn(images, self.weight, self.bias)
         is_fit = is_fit and images.is_contiguous(memory_format=_LAST) and not stem.pays(options)
         if is_fit and _work(options) >= _LEAST_WORK:
             geometry = Geometry(images.shape, *(options[name] for name in Geometry._fields[1:]))
@@ -144,13 +142,12 @@ class Kernel:
         """
         if self.weight.dtype not in (torch.float32, torch.float64):
             return None
-        matrix = self.weight.detach().reshape(len(self.weight), -1)
-        # Weighted sums of rows. As a product with a vector they would take a single thread, and three times as long.
-        (sums, *_) = torch.embedding_bag(matrix, self._rows, self._halves, per_sample_weights=self._numbers)
+        # One for each channel of the result, for a large one would hide what changes in a small one.
+        sums = torch.mv(self.weight.detach().reshape(len(self.weight), -1), self._numbers)
         if self.norm is None:
             return sums
         rest = self.bias, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias
-        return torch.cat([sums.flatten(), *(each for each in rest if each is not None)])
+        return torch.cat([sums, *(each for each in rest if each is not None)])
 
 
 class Packed:
@@ -221,6 +218,11 @@ class MatrixProduct(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient towards the input."""
         (weight,) = ctx.saved_tensors
+        # A model may learn within itself, and ask for what is not given here.
+        others = [node for node, _ in ctx.next_functions[1:] if node is not None]
+        if any(map(torch._C._will_engine_execute_node, others)):
+            raise Unlike
+        g = g if g.layout is torch.strided else g.to_dense()
         return torch.ops.mkldnn._linear_pointwise(g, weight.t(), None, "none", [], ""), None, None
 
 
@@ -229,7 +231,7 @@ def multiplied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torc
     options = {"bias": None} | dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
     x, weight, bias = options["input"], options["weight"], options["bias"]
     is_large = x.ndim > 1 and weight.ndim == 2 and x.numel() * len(weight) >= _LEAST_PRODUCT
-    is_fit = is_large and _is_for_onednn(x, weight) and (bias is None or bias.grad_fn is None)
+    is_fit = is_large and _is_for_onednn(x, weight, bias)
     return MatrixProduct.apply(x, weight, bias) if is_fit else func(*args, **kwargs)  # type: ignore[no-any-return]
 
 
@@ -267,15 +269,18 @@ def _work(options: dict[str, Any]) -> int:
     return int(positions * options["weight"].numel())
 
 
-def _is_for_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Tell whether oneDNN can multiply these, with weights that do not depend on the images."""
+def _is_for_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Tell whether oneDNN can multiply these, with weights that do not depend on the images.
+
+    It reads a bias as it lies in memory, whatever its shape and strides are.
+    """
+    given = (weight,) if bias is None else (weight, bias)
     return (
         _HAS_ONEDNN
-        and weight.grad_fn is None
-        and all(type(each) in (torch.Tensor, torch.nn.Parameter) for each in (x, weight))
-        and x.is_cpu
-        and weight.is_cpu
-        and x.dtype == weight.dtype == torch.float32
+        and all(type(each) in (torch.Tensor, torch.nn.Parameter) for each in (x, *given))
+        and all(each.grad_fn is None for each in given)
+        and all(each.is_cpu and each.dtype == torch.float32 for each in (x, *given))
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
         and x.numel() > 0
         and torch._C._get_mkldnn_enabled()
         and not torch.is_autocast_enabled("cpu")

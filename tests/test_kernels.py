@@ -277,18 +277,31 @@ def test_a_bias_that_does_not_lie_in_order(bias, kind):
 
 
 def _bias_kept_from_the_images(self, x):
-    self.kept = self.kept.detach().zero_().copy_(5 * x.mean((0, 2, 3)))
+    self.kept.detach_().copy_(5 * x.mean((0, 2, 3)))
     return F.conv2d(torch.relu(x), self.conv.weight, self.kept)
 
 
-def test_a_bias_of_the_images_in_a_buffer():
-    model, batch = Own(_bias_kept_from_the_images, conv=conv()).eval(), singles(2, 4, 9, 8)
+def _norm_kept_from_the_images(self, x):
+    self.kept.detach_().copy_(5 * x.mean((0, 2, 3)))
+    ones = self.norm.running_mean, self.norm.running_var
+    return torch.relu(F.batch_norm(self.conv(torch.relu(x)), *ones, self.norm.weight, self.kept))
+
+
+def _bias_of_the_first(self, x):
+    return torch.relu(F.conv2d(x, self.stem.weight, 5 * x.mean((0, 2, 3)), 2))
+
+
+@pytest.mark.parametrize("forward", [_bias_kept_from_the_images, _norm_kept_from_the_images, _bias_of_the_first])
+def test_a_bias_that_the_images_make(forward):
+    layers = {"conv": conv(), "norm": nn.BatchNorm2d(4), "stem": nn.Conv2d(4, 4, 5)}
+    model, batch = Own(forward, **layers).eval(), singles(2, 4, 9, 8)
     model.register_buffer("kept", torch.zeros(4))
     fast = GuidedBackprop(model).optimize(batch)
     np.testing.assert_allclose(fast.explain(batch, 1), GuidedBackprop(model).explain(batch, 1), **TOLERANCE)
 
 
-def test_a_linear_layer_that_learns_on_the_way():
+@pytest.mark.parametrize("is_first_seen_late", [False, True])
+def test_a_linear_layer_that_learns_on_the_way(is_first_seen_late, monkeypatch):
     def forward(self, x):
         first = x.flatten(1)
         self.a.load_state_dict(start)
@@ -303,7 +316,9 @@ def test_a_linear_layer_that_learns_on_the_way():
 
     model, batch = Own(forward, a=model_of(nn.Linear(288, 9))[0]).eval(), singles(3, 4, 9, 8)
     start = {name: values.clone() for name, values in model.a.state_dict().items()}
-    fast = GuidedBackprop(model).optimize(batch)
+    # On the example it is small, so that no run on it tells.
+    monkeypatch.setattr(kernels, "_LEAST_PRODUCT", 3 * 288 * 9 if is_first_seen_late else 0)
+    fast = GuidedBackprop(model).optimize(batch[:1])
     expected = np.asarray(GuidedBackprop(model).explain(batch, 1))
     np.testing.assert_allclose(fast.explain(batch, 1), expected, **TOLERANCE)
 
@@ -317,10 +332,8 @@ def test_a_sparse_gradient_at_a_linear_layer():
 
 
 def test_a_change_of_a_small_channel_beside_large_ones():
-    model, batch = (
-        model_of(nn.Conv2d(4, 8, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False)),
-        singles(2, 4, 9, 8),
-    )
+    model = model_of(nn.Conv2d(4, 8, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False))
+    batch = singles(2, 4, 9, 8)
     with torch.no_grad():
         model[0].weight[1].mul_(1e-7)
         model[2].weight[:, 1].div_(1e-7)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch.gated import RELUS, Call, ScalingNorm, Unchanged, is_plain
 from guided_backprop.backends.torch.kernels import NO_TAPS, Kernel, Norm, convolved, multiplied
-from guided_backprop.backends.torch.once import Unlike
+from guided_backprop.backends.torch.once import Unlike, are_constant
 
 # The widths of padding at both sides of both axes.
 Sides = tuple[tuple[int, int], tuple[int, int]]
@@ -191,9 +191,7 @@ class Folded(TorchFunctionMode):
         if stand_in is not None and images is not None and sides is not None:
             self._spent[id(stand_in)] = stand_in
             options, taps = _with_padding(options, images, sides)
-        given = [each for each in (options["weight"], options["bias"]) if each is not None]
-        is_made = any(each.grad_fn is not None for each in given)
-        if kernel is not None and (is_made or kernel.bias is not options["bias"]):
+        if kernel is not None and not (kernel.bias is options["bias"] and are_constant(kernel.weight, kernel.bias)):
             raise Unlike
         if kernel is None:
             return func(**options) if is_kept_elsewhere else convolved(func, options, taps)

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from guided_backprop.backends.torch import stem
-from guided_backprop.backends.torch.once import Unlike, once
+from guided_backprop.backends.torch.once import are_constant, once
 
 _LAST = torch.channels_last
 # No zeros around a kernel: left, right, above and below.
@@ -47,8 +47,7 @@ class Norm:
     @property
     def is_constant(self) -> bool:
         """Whether these factors do not depend on the images."""
-        given = self.running_mean, self.running_var, self.weight, self.bias
-        return self.is_scaling and all(each is None or each.grad_fn is None for each in given)
+        return self.is_scaling and are_constant(self.running_mean, self.running_var, self.weight, self.bias)
 
     def is_same(self, other: "Norm") -> bool:
         """Tell whether another call has the same arguments, the same tensors being the same objects."""
@@ -218,10 +217,6 @@ class MatrixProduct(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient towards the input."""
         (weight,) = ctx.saved_tensors
-        # A model may learn within itself, and ask for what is not given here.
-        others = [node for node, _ in ctx.next_functions[1:] if node is not None]
-        if any(map(torch._C._will_engine_execute_node, others)):
-            raise Unlike
         g = g if g.layout is torch.strided else g.to_dense()
         return torch.ops.mkldnn._linear_pointwise(g, weight.t(), None, "none", [], ""), None, None
 
@@ -278,7 +273,7 @@ def _is_for_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     return (
         _HAS_ONEDNN
         and all(type(each) in (torch.Tensor, torch.nn.Parameter) for each in (x, *given))
-        and all(each.grad_fn is None for each in given)
+        and are_constant(*given)
         and all(each.is_cpu and each.dtype == torch.float32 for each in (x, *given))
         and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
         and x.numel() > 0

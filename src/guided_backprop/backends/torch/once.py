@@ -11,15 +11,22 @@ class Unlike(BaseException):
     """The run differs from the one that was watched. Not an Exception, so that no handler of the model's takes it."""
 
 
-def once(backward: Callable[[Any, torch.Tensor], Any]) -> Callable[[Any, torch.Tensor], Any]:
-    """Let the run be done again, as it is, if the way back is to be differentiated: a model may do so within itself.
+def are_constant(*values: torch.Tensor | None) -> bool:
+    """Tell whether these weights do not depend on the images: what is given here is the gradient to those alone."""
+    return all(each is None or each.grad_fn is None for each in values)
 
-    PyTorch's ``once_differentiable`` would let the second derivative be 0 where nothing else asks for it.
+
+def once(backward: Callable[[Any, torch.Tensor], Any]) -> Callable[[Any, torch.Tensor], Any]:
+    """Let the run be done again, as it is, if more is asked for: a model may differentiate itself, or learn, within.
+
+    That is a second derivative, which PyTorch's ``once_differentiable`` would let be 0 where nothing else asks for it,
+    or a gradient to anything but the function's first argument.
     """
 
     @wraps(backward)
     def guarded(ctx: Any, g: torch.Tensor) -> Any:
-        if torch.is_grad_enabled():
+        others = [node for node, _ in ctx.next_functions[1:] if node is not None]
+        if torch.is_grad_enabled() or any(map(torch._C._will_engine_execute_node, others)):
             raise Unlike
         return backward(ctx, g)
 

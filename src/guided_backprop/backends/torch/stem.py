@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from guided_backprop.backends.torch.once import once
+from guided_backprop.backends.torch.once import are_constant, once
 
 # With more channels, or a smaller kernel, the transposed convolution is as fast.
 _MOST_CHANNELS = 4
@@ -22,7 +22,7 @@ def pays(options: dict[str, Any]) -> bool:
     weight, stride = options["weight"], options["stride"]
     return (
         weight.ndim == 4
-        and weight.grad_fn is None
+        and are_constant(weight, options["bias"])
         and weight.shape[1] <= _MOST_CHANNELS
         and min(weight.shape[2:]) >= _LEAST_KERNEL
         and stride[0] == stride[1] > 1

@@ -32,8 +32,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends.torch import stem
-from guided_backprop.backends.torch.kernels import NO_TAPS, Geometry, Packed, PackedConvolution, convolved, multiplied
+from guided_backprop.backends.torch.fast import stem
+from guided_backprop.backends.torch.fast.kernels import (
+    NO_TAPS,
+    Geometry,
+    Packed,
+    PackedConvolution,
+    convolved,
+    multiplied,
+)
 
 CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 

@@ -36,7 +36,7 @@ from guided_backprop import (
 from guided_backprop.backends.torch.randomize import TorchCopy
 from guided_backprop.models import VisionModel, load_default, read_image
 from guided_backprop.render import colour_picture, heatmap, picture
-from guided_backprop.similarity import cosines
+from guided_backprop.trust.similarity import cosines
 
 DIGITS, PHOTOS = 50, ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 # As the paper's blocks of Inception: the output, what is in front of it, block by block, the first convolution.

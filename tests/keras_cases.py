@@ -24,7 +24,7 @@ from guided_backprop import (
     sanity_check,
 )
 from guided_backprop.backends.keras_copy import KerasCopy
-from guided_backprop.cam import resized
+from guided_backprop.methods.cam import resized
 from networks_keras import to_keras
 
 CHANNELS_LAST = (8, 8, 3)

@@ -17,8 +17,8 @@ from keras import layers
 import reference
 from guided_backprop.backends.base import Attributed
 from guided_backprop.backends.tensorflow import TensorFlowBackend
+from guided_backprop.labels.target import Target
 from guided_backprop.rules import DECONV, GUIDED, PLAIN
-from guided_backprop.targets import Target
 
 CLASSES = 5
 LABELS = [0, 3, 4, 1]

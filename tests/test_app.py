@@ -25,10 +25,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 import guided_backprop
 from guided_backprop import GuidedBackprop, GuidedGradCAM, ImageError, LabelError, OptionError, Saliency
-from guided_backprop.app import METHODS, Question, answer, examples, look
-from guided_backprop.likeness import cosine
+from guided_backprop.commands.local_page import METHODS, Question, answer, examples, look
 from guided_backprop.models import VisionModel, read_image
 from guided_backprop.render import colour_picture, diverging, heatmap, overlay, picture
+from guided_backprop.trust.likeness import cosine
 from test_cli import process
 from test_report import FLAGS
 
@@ -274,7 +274,7 @@ def test_other_names_of_this_computer_are_refused(address):
 
 
 def test_without_gradio_the_error_says_what_to_install():
-    code = "import sys; sys.modules['gradio'] = None; from guided_backprop.cli import main; main()"
+    code = "import sys; sys.modules['gradio'] = None; from guided_backprop.commands.main import main; main()"
     result = process("app", code=code)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.strip().endswith("without gradio. Run: pip install 'guided-backprop[app]'.")

@@ -14,8 +14,8 @@ from captum import attr
 
 import reference
 from guided_backprop import GradCAM, GuidedBackprop, GuidedGradCAM, ModelError, OptionError
-from guided_backprop.cam import resized
 from guided_backprop.jax import tap
+from guided_backprop.methods.cam import resized
 from networks_keras import to_keras
 from networks_plain import to_jax
 from networks_torch import to_torch

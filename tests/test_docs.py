@@ -19,7 +19,7 @@ from guided_backprop import (
     neuron_gallery,
     render,
 )
-from guided_backprop.cli import command
+from guided_backprop.commands.main import command
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

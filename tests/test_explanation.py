@@ -28,7 +28,7 @@ from guided_backprop import (
     OutputExistsError,
 )
 from guided_backprop.render import colour_picture, heatmap, overlay
-from guided_backprop.saving import ExplanationFolder
+from guided_backprop.show.folder import ExplanationFolder
 
 KINDS = ("colour", "heatmap", "overlay")
 

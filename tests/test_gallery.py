@@ -14,7 +14,7 @@ import reference
 from guided_backprop import GuidedBackprop, ImageError, NoReluError, OptionError, Saliency, neuron_gallery
 from guided_backprop.backends import backend_for
 from guided_backprop.jax import tap
-from guided_backprop.receptive_field import receptive_field
+from guided_backprop.neurons.receptive_field import receptive_field
 from networks_keras import to_keras
 from networks_plain import to_jax
 from networks_torch import to_torch

@@ -18,8 +18,8 @@ import spellings_jax
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends.jax import JaxBackend
 from guided_backprop.errors import ImageError, ModelError, NoReluError, OpaqueRegionError, ScoreError
+from guided_backprop.labels.target import Target
 from guided_backprop.rules import DECONV, GUIDED, PLAIN
-from guided_backprop.targets import Target
 from spellings_jax import ACTIVATIONS, CAPPED, CLASSES, FORMS, IMAGES, SPELLED, net, oracle
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import spellings
 from guided_backprop import DeconvNet, GuidedBackprop, Saliency
-from guided_backprop.backends.torch import kernels
-from guided_backprop.backends.torch.kernels import NO_TAPS, Kernel, Norm
+from guided_backprop.backends.torch.fast import kernels
+from guided_backprop.backends.torch.fast.kernels import NO_TAPS, Kernel, Norm
 from test_optimize import CHANGES, Own, conv, images, names_of
 
 # Two float32 implementations that add up in different orders.

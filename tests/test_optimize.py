@@ -25,8 +25,8 @@ from guided_backprop import (
     ScoreError,
     compare,
 )
-from guided_backprop.backends.torch import kernels
-from guided_backprop.backends.torch.stem import StridedConvolution
+from guided_backprop.backends.torch.fast import kernels
+from guided_backprop.backends.torch.fast.stem import StridedConvolution
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 

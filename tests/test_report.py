@@ -30,10 +30,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 import contract
 import guided_backprop
 from guided_backprop import GuidedBackprop, ImageError, OptionError, OutputExistsError, Saliency, sanity_check
-from guided_backprop.cli import command
-from guided_backprop.likeness import Likeness, Rival, Trust, cosine, edge_correlation, summaries
+from guided_backprop.commands.main import command
 from guided_backprop.models import load
 from guided_backprop.report import Report, randomised
+from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, summaries
 from test_cli import MODEL, photos, process  # noqa: F401 (a fixture)
 from test_cli import run as run_explain
 from test_targets import FRAMEWORKS
@@ -256,7 +256,7 @@ def test_what_exists_is_kept(tmp_path):
 
 @pytest.mark.parametrize(("package", "name"), [("jinja2", "Jinja2"), ("skimage.filters", "scikit-image")])
 def test_without_an_extra_the_install_line_is_printed(tmp_path, package, name):
-    code = f"import sys; sys.modules[{package!r}] = None\nfrom guided_backprop.cli import main; main()"
+    code = f"import sys; sys.modules[{package!r}] = None\nfrom guided_backprop.commands.main import main; main()"
     result = process("report", "any.png", "--output", str(tmp_path / "report.html"), code=code)
     assert result.returncode == 1
     assert result.stderr == (
@@ -345,7 +345,7 @@ def test_the_wheel_holds_the_page(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"guided_backprop/templates/report.{ending}" for ending in ("html.j2", "css", "js")} <= names
+    assert {f"guided_backprop/report/templates/report.{ending}" for ending in ("html.j2", "css", "js")} <= names
 
 
 # The page in a browser

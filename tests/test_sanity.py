@@ -38,10 +38,10 @@ from guided_backprop import (
 from guided_backprop.backends.jax.randomize import JaxCopy
 from guided_backprop.backends.randomize import Weight
 from guided_backprop.backends.torch.randomize import TorchCopy
-from guided_backprop.cli import command
-from guided_backprop.convergence import vectors
+from guided_backprop.commands.main import command
 from guided_backprop.jax import tap
-from guided_backprop.similarity import Maps, cosines
+from guided_backprop.trust.convergence import vectors
+from guided_backprop.trust.similarity import Maps, cosines
 from networks_torch import to_torch
 
 GENERATOR = np.random.default_rng(5)

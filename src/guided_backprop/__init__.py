@@ -1,8 +1,6 @@
 """Guided Backpropagation (Springenberg et al. 2014): every ReLU, or an error; never a silently wrong map."""
 
 from guided_backprop.backends import layer_names
-from guided_backprop.boxes import Box
-from guided_backprop.cam import GradCAM, GuidedGradCAM
 from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import (
     GuidedBackpropError,
@@ -17,14 +15,15 @@ from guided_backprop.errors import (
     OutputExistsError,
     ScoreError,
 )
-from guided_backprop.explanation import Explanation, Explanations
-from guided_backprop.gallery import NeuronGallery, neuron_gallery
-from guided_backprop.methods import DeconvNet, GuidedBackprop, Method, Saliency, compare
-from guided_backprop.sanity import sanity_check
-from guided_backprop.smooth_grad import SmoothGrad
-from guided_backprop.verdict import SanityCheck
-
-__version__ = "0.1.0"
+from guided_backprop.explanations import Explanation, Explanations
+from guided_backprop.labels.box import Box
+from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
+from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Method, Saliency, compare
+from guided_backprop.methods.smooth_grad import SmoothGrad
+from guided_backprop.neurons.gallery import NeuronGallery, neuron_gallery
+from guided_backprop.trust.sanity import sanity_check
+from guided_backprop.trust.verdict import SanityCheck
+from guided_backprop.version import __version__
 
 __all__ = [
     "Box",

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from guided_backprop import cam, methods
 from guided_backprop.arrays import as_numpy, inputs_of, mapped
 from guided_backprop.errors import LabelError, OptionError
+from guided_backprop.methods import cam, gradients
 
 
 class Saliency:
@@ -33,7 +33,7 @@ class Saliency:
         additional_forward_args: Any = None,
     ) -> Any:
         """Explain as :meth:`GuidedBackprop.attribute` does; ``abs`` returns magnitudes."""
-        make = partial(methods.Saliency, undo_head=False)
+        make = partial(gradients.Saliency, undo_head=False)
         signed = _attribution(make, self._model, inputs, target, additional_forward_args)
         return mapped(lambda values: values.abs(), signed) if abs else signed
 
@@ -49,7 +49,7 @@ class GuidedBackprop:
         torch.Size([5, 4])
     """
 
-    _kind: type[methods.Method] = methods.GuidedBackprop
+    _kind: type[gradients.Method] = gradients.GuidedBackprop
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -77,7 +77,7 @@ class GuidedBackprop:
 class Deconvolution(GuidedBackprop):
     """``captum.attr.Deconvolution``."""
 
-    _kind = methods.DeconvNet
+    _kind = gradients.DeconvNet
 
 
 class GuidedGradCam:
@@ -117,7 +117,7 @@ class GuidedGradCam:
         return _attribution(make, self._model, inputs, target, additional_forward_args)
 
 
-def _attribution(make: Callable[[Any], methods.Method], model: Any, inputs: Any, target: Any, further: Any) -> Any:
+def _attribution(make: Callable[[Any], gradients.Method], model: Any, inputs: Any, target: Any, further: Any) -> Any:
     if further is not None:
         layers = import_module("guided_backprop.backends.torch.layers")
         model = layers.with_arguments(model, further if isinstance(further, tuple) else (further,))

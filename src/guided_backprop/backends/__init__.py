@@ -11,7 +11,7 @@ from guided_backprop.backends import keras
 from guided_backprop.backends.base import Backend, Vouch
 from guided_backprop.backends.keras_copy import KerasCopy
 from guided_backprop.backends.randomize import PrivateCopy
-from guided_backprop.backends.report import no_layer
+from guided_backprop.backends.refusals import no_layer
 from guided_backprop.errors import MissingExtraError, ModelError, OptionError
 
 __all__ = ["backend_for", "copy_of", "framework_of", "layer_name", "layer_names"]

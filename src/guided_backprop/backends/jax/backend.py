@@ -26,7 +26,7 @@ from guided_backprop.backends.jax.smooth import mark_prelus, mark_smooth
 from guided_backprop.backends.jax.state import state_of
 from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.report import coverage_of, detached, hidden, no_rows, no_score, not_finite, spelled
+from guided_backprop.backends.refusals import coverage_of, detached, hidden, no_rows, no_score, not_finite, spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import PLAIN, ReluRule

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from guided_backprop.backends.report import no_layer
+from guided_backprop.backends.refusals import no_layer
 
 # Activations of jax.nn that are jitted, by their name there, and what the coverage calls them.
 COMPOSITES = {name: name for name in "celu elu gelu leaky_relu log_sigmoid mish selu silu softplus".split()}

@@ -16,7 +16,7 @@ import tensorflow as tf
 from guided_backprop.arrays import form_of, inputs_of, like_inputs, mapped
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import is_channels_last
-from guided_backprop.backends.report import detached, no_rows, not_finite, spelled
+from guided_backprop.backends.refusals import detached, no_rows, not_finite, spelled
 from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 import tensorflow as tf
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.report import coverage_of, hidden, spelled
+from guided_backprop.backends.refusals import coverage_of, hidden, spelled
 from guided_backprop.backends.tensorflow import nodes
 from guided_backprop.backends.tensorflow.custom import SCOPE, original_gradient
 from guided_backprop.coverage import Coverage

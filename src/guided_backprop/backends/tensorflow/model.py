@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from guided_backprop.arrays import call, like_inputs
 from guided_backprop.backends.base import Score
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.report import detached, no_rows, no_score
+from guided_backprop.backends.refusals import detached, no_rows, no_score
 from guided_backprop.errors import ModelError
 
 # What cuts a gradient off.

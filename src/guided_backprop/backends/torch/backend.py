@@ -19,13 +19,13 @@ from guided_backprop.arrays import as_numpy, call, inputs_of, mapped
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
 from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.report import detached, no_rows, no_score, not_finite
+from guided_backprop.backends.refusals import detached, no_rows, no_score, not_finite
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch, Watched
 from guided_backprop.backends.torch.eager import differentiable, training_module, unfused
 from guided_backprop.backends.torch.editor import Editor, Head
+from guided_backprop.backends.torch.fast.plan import Plan
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
-from guided_backprop.backends.torch.plan import Plan
 from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError

@@ -13,9 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Vouch, per_image
-from guided_backprop.backends.report import coverage_of
-from guided_backprop.backends.torch import gated, nodes
+from guided_backprop.backends.refusals import coverage_of
+from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import BackwardWatch, ForwardWatch
+from guided_backprop.backends.torch.fast import gated
 from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.refusals import training_error
 from guided_backprop.coverage import Coverage

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.smooth import activation_of
-from guided_backprop.backends.torch import gated, kernels, stem
+from guided_backprop.backends.torch.fast import gated, kernels, stem
 from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"

@@ -1,7 +1,7 @@
 """What is refused, and how the error says it: parts that hide what they compute, ReLUs spelled as arithmetic."""
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.report import hidden, spelled
+from guided_backprop.backends.refusals import hidden, spelled
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
 from guided_backprop.errors import ModelError, OpaqueRegionError

@@ -1,0 +1,1 @@
+"""Everything that makes a PyTorch model faster, beside the idea: what optimize() learns, folds and packs."""

@@ -1,0 +1,75 @@
+"""How one model is run faster: what is folded, and how images lie in memory. Learned from one run on an example."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from guided_backprop.arrays import mapped
+from guided_backprop.backends.torch.fast.fold import Folded, Folds, Recorder, tensors_of
+from guided_backprop.backends.torch.fast.once import Unlike
+
+# How far the outputs of a plan may be from the model's own, as a share of the largest; more is no rounding.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one model is run faster.
+
+    Attributes:
+        folds: what is folded.
+        is_channels_last: whether pictures lie in memory channels last, whatever their axes are.
+    """
+
+    folds: Folds
+    is_channels_last: bool
+
+    @classmethod
+    def of(cls, forward: Callable[[Any], Any], images: Any, *, gates: bool) -> "Plan":
+        """Return what pays and changes nothing but rounding, tried on these images; and whether ReLUs can be gated."""
+        recorder = Recorder()
+        with recorder:
+            outputs = forward(mapped(torch.clone, images))
+        folds = recorder.folds(outputs)
+        folds = folds._replace(gates=folds.gates and gates)
+        for plan in (cls(folds, True), cls(folds._replace(packs=False), True), cls(folds._replace(packs=False), False)):
+            if plan._agrees(forward, images, outputs):
+                return plan
+        return cls(Folds({}, pads=False, gates=False, packs=False), False)
+
+    def run(self, forward: Callable[[Any], Any], images: Any) -> Any:
+        """Return the model's outputs; as it is, if it runs otherwise than on the example."""
+        try:
+            return self._folded(forward, images)
+        except (Unlike, RuntimeError):
+            # Some operations, such as view, depend on how values lie in memory.
+            return forward(images)
+
+    def _folded(self, forward: Callable[[Any], Any], images: Any) -> Any:
+        folded = Folded(self.folds)
+        # Copies: should the run have to be done again, it begins with the same images.
+        with folded:
+            outputs = forward(mapped(self._copy, images))
+        folded.finish(outputs)
+        return outputs
+
+    def _copy(self, values: torch.Tensor) -> torch.Tensor:
+        is_turned = self.is_channels_last and values.ndim == 4
+        return values.clone(memory_format=torch.channels_last if is_turned else torch.preserve_format)
+
+    def _agrees(self, forward: Callable[[Any], Any], images: Any, outputs: Any) -> bool:
+        try:
+            found = list(tensors_of(self._folded(forward, images)))
+        except (Unlike, RuntimeError):
+            return False
+        expected = list(tensors_of(outputs))
+        return len(found) == len(expected) and all(map(_is_close, found, expected))
+
+
+def _is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    if not expected.is_floating_point():
+        return True
+    tolerance = _ROUNDING.get(expected.dtype, 0.05)
+    return torch.allclose(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))

@@ -1,0 +1,1 @@
+"""From what a user asks for to the weight of each of the model's outputs in the score."""

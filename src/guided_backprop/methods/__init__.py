@@ -1,0 +1,1 @@
+"""The methods: one subject, one rule, batch by batch."""

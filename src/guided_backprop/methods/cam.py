@@ -1,0 +1,219 @@
+"""Grad-CAM and Guided Grad-CAM (Selvaraju et al. 2016, arXiv:1610.02391).
+
+With A the output of a convolutional layer, ``(C, ...)``, and g the gradient of the score there:
+
+    cam = max(0, sum over channels of mean(g) * A), resized to the image
+    Guided Grad-CAM = cam * guided backpropagation
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guided_backprop.arrays import inputs_of, mapped
+from guided_backprop.backends import backend_for, layer_name
+from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
+from guided_backprop.errors import OptionError
+from guided_backprop.methods.gradients import Method, Reducer
+from guided_backprop.rules import GUIDED, PLAIN
+
+Interpolation = Literal["linear", "nearest"]
+
+
+class GradCAM(Method):
+    """Grad-CAM (Selvaraju et al. 2016, arXiv:1610.02391): where the layer's channels that raise the score are active.
+
+    The attribution is ``(N, H, W)``, not negative, resized from the layer's positions to the image's. It is in units
+    of score, and works on any differentiable model.
+
+    Args:
+        model: as for :class:`Method`; a PyTorch module, a Keras model, or a JAX function that names the value with
+            ``guided_backprop.jax.tap``.
+        layer: a convolutional layer, or what follows one: the layer itself, its name, or its position in
+            :func:`layer_names`; usually the last before positions are pooled.
+        interpolation: how maps are resized: "linear", as in the paper (bilinear for images; centres of pixels are
+            matched, the border's values go on outside), or "nearest".
+        output: as for :class:`Method`.
+        batch_size: as for :class:`Method`.
+        undo_head: as for :class:`Method`.
+        vouch: as for :class:`Method`.
+
+    Raises:
+        OptionError: the model has no such layer, or (by ``explain``) its output has no positions.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import GradCAM
+        >>> conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+        >>> head = [torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)]
+        >>> model = torch.nn.Sequential(conv, *head).eval()
+        >>> GradCAM(model, "1").explain(torch.ones(2, 3, 8, 8), 1).attribution.shape
+        torch.Size([2, 8, 8])
+    """
+
+    rule = PLAIN
+
+    def __init__(
+        self,
+        model: Any,
+        layer: Any,
+        *,
+        interpolation: Interpolation = "linear",
+        output: str | int | None = None,
+        batch_size: int | None = None,
+        undo_head: bool = True,
+        vouch: Vouch | None = None,
+    ) -> None:
+        if interpolation not in get_args(Interpolation):
+            raise OptionError(
+                f"interpolation must be one of {', '.join(get_args(Interpolation))}; received "
+                f"interpolation={interpolation!r}. Pass one of these names."
+            )
+        self._layer, self._interpolation = layer, interpolation
+        super().__init__(model, output=output, batch_size=batch_size, reducer="sum", undo_head=undo_head, vouch=vouch)
+
+    def _make_backend(self, framework: str) -> Backend:
+        return backend_for(
+            framework,
+            self._model,
+            begin=self._layer,
+            output=self._output,
+            undo_head=self._undo_head,
+            vouch=self._vouch,
+        )
+
+    def _of(self, model: Any) -> Self:
+        other = super()._of(model)
+        other._layer = layer_name(self._model, self._layer)
+        return other
+
+    def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
+        return _cams(backend, images, backend.attribute(images, weigh, [self.rule], score)[0], self._interpolation)
+
+
+class GuidedGradCAM(Method):
+    """Guided Grad-CAM (Selvaraju et al. 2016, arXiv:1610.02391): guided backpropagation times Grad-CAM.
+
+    What the class needs where it is: the map's sharpness, and the CAM's choice of class. The attribution is of
+    the images' shape, signed.
+
+    Args:
+        model: as for :class:`GradCAM`.
+        layer: as for :class:`GradCAM`.
+        interpolation: as for :class:`GradCAM`.
+        output: as for :class:`Method`.
+        batch_size: as for :class:`Method`.
+        reducer: as for :class:`Method`.
+        smooth: as for :class:`Method`.
+        undo_head: as for :class:`Method`.
+        vouch: as for :class:`Method`.
+
+    Raises:
+        OptionError: as :class:`GradCAM`.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import GuidedGradCAM
+        >>> conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+        >>> head = [torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)]
+        >>> model = torch.nn.Sequential(conv, *head).eval()
+        >>> GuidedGradCAM(model, "1").explain(torch.ones(2, 3, 8, 8), 1).attribution.shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    rule = GUIDED
+
+    def __init__(
+        self,
+        model: Any,
+        layer: Any,
+        *,
+        interpolation: Interpolation = "linear",
+        output: str | int | None = None,
+        batch_size: int | None = None,
+        reducer: Reducer | None = None,
+        smooth: Literal["guide"] | None = None,
+        undo_head: bool = True,
+        vouch: Vouch | None = None,
+    ) -> None:
+        self._cam = GradCAM(model, layer, interpolation=interpolation, output=output, undo_head=undo_head, vouch=vouch)
+        super().__init__(
+            model,
+            output=output,
+            batch_size=batch_size,
+            reducer=reducer,
+            smooth=smooth,
+            undo_head=undo_head,
+            vouch=vouch,
+        )
+
+    def _of(self, model: Any) -> Self:
+        other = super()._of(model)
+        other._cam = self._cam._of(model)
+        return other
+
+    def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
+        cams = self._cam._attribute(self._cam._backend(images), images, weigh, score)
+        guided = super()._attribute(backend, images, weigh, score)
+        pairs = zip(guided.attribution, cams.attribution, strict=True)
+        maps = [mapped(lambda values, cam: values * cam, *pair) for pair in pairs]
+        return replace(guided, attribution=maps)
+
+
+def _cams(backend: Backend, images: Any, inside: Attributed, interpolation: Interpolation) -> Attributed:
+    """Return the maps for each label, of the images' kind and layout, with one channel."""
+    assert inside.activation is not None
+    activation, axis = inside.activation, backend.channel_axis(inside.activation)
+    maps = []
+    for gradient in inside.attribution:
+        if axis is None:
+            raise _no_positions(activation.shape, images)
+        g = np.moveaxis(gradient, axis, 1).astype(np.float64)
+        weights = g.mean(axis=tuple(range(2, g.ndim)), keepdims=True)
+        cam = np.maximum((weights * np.moveaxis(activation, axis, 1)).sum(axis=1), 0)
+        maps.append(mapped(partial(_fitted, backend, cam, interpolation), images))
+    return Attributed(maps, inside.scores, inside.outputs, inside.coverage, inside.head)
+
+
+def _fitted(backend: Backend, cam: NDArray[np.float64], interpolation: Interpolation, values: Any) -> Any:
+    """Return the map at the size of one of the model's inputs; None if that is of integers."""
+    if not backend.is_floating(values):
+        return None
+    axis = backend.channel_axis(values)
+    if axis is None or len(values.shape) != cam.ndim + 1:
+        raise _no_positions(cam.shape, values)
+    sizes = [size for each, size in enumerate(values.shape) if each not in (0, axis)]
+    return backend.from_numpy(np.expand_dims(resized(cam, sizes, interpolation), axis), values)
+
+
+def _no_positions(shape: tuple[int, ...], images: Any) -> OptionError:
+    images = ", ".join(str(tuple(values.shape)) for values in inputs_of(images))
+    return OptionError(
+        f"layer and images must both have positions, along as many axes; received a layer of shape {shape} (without "
+        f"channels, if it has some) and images of shape {images}. Name a convolutional layer."
+    )
+
+
+def resized(maps: NDArray[np.float64], sizes: list[int], interpolation: Interpolation = "linear") -> NDArray[Any]:
+    """Return maps ``(N, ...)`` with positions of other sizes, interpolated along each axis."""
+    for axis, size in enumerate(sizes, start=1):
+        matrix = _interpolation(maps.shape[axis], size, interpolation)
+        maps = np.moveaxis(np.tensordot(maps, matrix, (axis, 1)), -1, axis)
+    return maps
+
+
+def _interpolation(before: int, after: int, interpolation: Interpolation) -> NDArray[np.float64]:
+    """Return the matrix ``(after, before)`` that interpolates; the centres of first and last pixel are half inside."""
+    matrix = np.zeros((after, before))
+    if interpolation == "nearest":
+        matrix[np.arange(after), np.arange(after) * before // after] = 1
+        return matrix
+    place = ((np.arange(after) + 0.5) * before / after - 0.5).clip(0, before - 1)
+    low = np.minimum(place.astype(int), max(before - 2, 0))
+    share = place - low
+    matrix[np.arange(after), low] += 1 - share
+    matrix[np.arange(after), np.minimum(low + 1, before - 1)] += share
+    return matrix

@@ -1,0 +1,164 @@
+"""SmoothGrad (Smilkov et al. 2017, arXiv:1706.03825): the maps of noisy copies of an image, put together."""
+
+import copy
+from dataclasses import replace
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guided_backprop.arrays import as_numpy, inputs_of, like_inputs, mapped
+from guided_backprop.backends.base import Attributed, Backend
+from guided_backprop.errors import OptionError
+from guided_backprop.explanations import Explanations
+from guided_backprop.labels.target import Target
+from guided_backprop.methods.batches import put_together
+from guided_backprop.methods.gradients import Method
+
+Form = Literal["mean", "squared", "variance"]
+#: One number per value of the images, for each label and input; None for inputs of integers.
+_Sums = list[list[NDArray[np.float64] | None]]
+
+
+class SmoothGrad:
+    """The maps of noisy copies of an image, put together: what they share stays.
+
+    With m the map of a noisy copy, and the mean over copies:
+
+    * "mean": mean(m), SmoothGrad (arXiv:1706.03825), in the method's units, signed;
+    * "squared": mean(m²), SmoothGrad-Squared (Hooker et al. 2018, arXiv:1806.10758), in squared units;
+    * "variance": mean((m - mean(m))²), VarGrad (Adebayo et al. 2018, arXiv:1810.03307), in squared units.
+
+    Copies are explained with what the labels mean for the image itself: its top class, or its strongest
+    position, stays the one that is explained. Channels are reduced at the end. The memory is that of one batch
+    of the method, and that of a few maps.
+
+    Args:
+        method: any method, made for the model; its ``batch_size`` says how many copies are explained at once,
+            as many as there are images if it is None.
+        samples: how many noisy copies there are of each image.
+        noise: the standard deviation of the Gaussian noise, as a share of each image's range (highest value
+            minus lowest).
+        seed: chooses the noise, which depends on it and on the image's position in the batch alone: not on
+            ``batch_size``, the framework or the global random state.
+        form: "mean", "squared" or "variance".
+
+    Raises:
+        OptionError: an option has a value that is not offered.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import GuidedBackprop, SmoothGrad
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+        >>> smooth = SmoothGrad(GuidedBackprop(model), samples=8, noise=0.1, seed=1)
+        >>> smooth.explain(torch.rand(5, 4), 1).method
+        "SmoothGrad(GuidedBackprop, samples=8, noise=0.1, seed=1, form='mean')"
+    """
+
+    def __init__(
+        self, method: Method, *, samples: int = 50, noise: float = 0.15, seed: int = 0, form: Form = "mean"
+    ) -> None:
+        checks = {
+            "method": (isinstance(method, Method), "a method", "Pass, for example, GuidedBackprop(model)."),
+            "samples": (_is_integer(samples) and samples > 0, "a positive integer", "Try 50."),
+            "noise": (_is_number(noise) and 0 <= noise < np.inf, "a number of 0 or more", "Try 0.15."),
+            "seed": (_is_integer(seed) and seed >= 0, "an integer of 0 or more", "Pass 0."),
+            "form": (form in get_args(Form), f"one of {', '.join(get_args(Form))}", "Pass one of these names."),
+        }
+        given = {"method": method, "samples": samples, "noise": noise, "seed": seed, "form": form}
+        for name, (is_good, needed, advice) in checks.items():
+            if not is_good:
+                raise OptionError(f"{name} must be {needed}; received {name}={given[name]!r}. {advice}")
+        self._method, self._samples, self._noise, self._seed, self._form = method, samples, noise, seed, form
+
+    def explain(self, images: Any, labels: Any = None, *, mask: Any = None) -> Explanations:
+        """Explain the score of each image, as :meth:`Method.explain` does; scores and outputs are the image's own."""
+        method = self._method
+        clean = method.explain(images, labels, mask=mask)
+        count = len(clean)
+        if not count:
+            return replace(clean, method=self._name())
+        backend = method._backend(images)
+        target = Target(labels, count, mask)
+        weights = target.weigh(clean.outputs, 0, backend.channel_axis(clean.outputs) or 1)
+        means: _Sums = []
+        squares: _Sums = []
+        copies = np.arange(count * self._samples)
+        size = method._batch_size or count
+        for batch in np.split(copies, range(size, len(copies), size)):
+            rows = batch % count
+            noisy = self._noisy(backend, images, rows, batch // count)
+            here = [each[rows] for each in weights]
+            maps = method._attribute(backend, noisy, lambda _, here=here: here, target.score).attribution  # type: ignore[misc]
+            if not means:
+                means, squares = _zeros(maps, count), _zeros(maps, count)
+            for label, found in enumerate(maps):
+                for position, values in enumerate(inputs_of(found)):
+                    self._add(means[label][position], squares[label][position], values, batch, count)
+        return self._result(backend, clean, squares if self._form == "variance" else means, target)
+
+    def _of(self, model: Any) -> Self:
+        """Return this for a copy of its model."""
+        other = copy.copy(self)
+        other._method = self._method._of(model)
+        return other
+
+    def _noisy(self, backend: Backend, images: Any, rows: NDArray[Any], samples: NDArray[Any]) -> Any:
+        """Return copies of the images at ``rows``, each with its own noise."""
+
+        def copies(values: Any) -> Any:
+            array = as_numpy(values)[rows]
+            if not backend.is_floating(values):
+                return backend.from_numpy(array, values)
+            noise = np.empty(array.shape)
+            for index, (row, sample) in enumerate(zip(rows, samples, strict=True)):
+                noise[index] = generators[row, sample].normal(size=array.shape[1:])
+            spread = np.ptp(array.reshape(len(array), -1).astype(np.float64), axis=1) * self._noise
+            return backend.from_numpy(array + noise * spread.reshape(-1, *[1] * (array.ndim - 1)), values)
+
+        keys = zip(rows.tolist(), samples.tolist(), strict=True)
+        generators = {key: np.random.default_rng([self._seed, *key]) for key in keys}
+        return mapped(copies, images)
+
+    def _add(self, mean: Any, square: Any, values: Any, batch: NDArray[Any], count: int) -> None:
+        """Bring the mean of maps, and the mean square of what they differ from it by, up to date."""
+        if values is None:
+            return
+        for noisy, value in zip(batch, as_numpy(values).astype(np.float64), strict=True):
+            row, number = noisy % count, noisy // count + 1
+            new = value**2 if self._form == "squared" else value
+            before = new - mean[row]
+            mean[row] += before / number
+            # Welford's update: both differences are small where the maps agree, so nothing cancels.
+            square[row] += (before * (new - mean[row]) - square[row]) / number
+
+    def _result(self, backend: Backend, clean: Explanations, found: _Sums, target: Target) -> Explanations:
+        """Return the explanations with these maps, in the images' kind, and reduced as the method says."""
+        images, is_many = clean.images, target.is_many(clean.outputs)
+        maps = []
+        for values in found:
+            pairs = zip(values, inputs_of(images), strict=True)
+            converted = [None if each is None else backend.from_numpy(each, like) for each, like in pairs]
+            maps.append(like_inputs(images, converted))
+        scores = clean.scores.T if is_many else clean.scores[None]
+        whole = Attributed(maps, scores, clean.outputs, clean.coverage, clean.head)
+        together = put_together(backend, whole, clean.reducer, clean.channel_axis, is_many=is_many)
+        return replace(clean, attribution=together.attribution, method=self._name())
+
+    def _name(self) -> str:
+        how = f"samples={self._samples}, noise={self._noise:g}, seed={self._seed}, form={self._form!r}"
+        return f"SmoothGrad({self._method.name}, {how})"
+
+
+def _zeros(maps: list[Any], count: int) -> _Sums:
+    return [
+        [None if each is None else np.zeros((count, *each.shape[1:])) for each in inputs_of(found)] for found in maps
+    ]
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_integer(value) or isinstance(value, (float, np.floating))

@@ -1,0 +1,335 @@
+"""One page about some images: their maps by several methods, how far to believe them, and how to make it again.
+
+The page is a single file that asks nothing of a network: pictures, style and script are inside, and its own content
+security policy forbids all else. What it says of file, class and model names is escaped.
+"""
+
+import base64
+import hashlib
+import io
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guided_backprop.arrays import as_pictures
+from guided_backprop.coverage import Coverage
+from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
+from guided_backprop.explanations import Explanations
+from guided_backprop.labels.target import ClassNames, label_text
+from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
+from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Method, Saliency, compare
+from guided_backprop.models import probabilities
+from guided_backprop.show.embed import EXACT, data_uri
+from guided_backprop.show.folder import versions
+from guided_backprop.show.render import colour_picture, overlay, picture
+from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, number, summaries
+from guided_backprop.trust.similarity import METRICS
+from guided_backprop.trust.verdict import SanityCheck
+from guided_backprop.version import __version__
+
+__all__ = ["Report", "Trust", "check_ready", "randomised"]
+
+_TOP = 5
+
+
+@dataclass(frozen=True)
+class _Map:
+    """One map of an image: by which method, what its colours mean, and the picture as a URI."""
+
+    method: str
+    kind: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the page shows of one image; of its classes the best with their probabilities."""
+
+    name: str
+    label: str
+    score: float
+    size: tuple[int, int]
+    best: Sequence[tuple[float, str]]
+    photo: str
+    maps: Sequence[_Map]
+    likeness: Likeness
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the page holds each pixel."""
+        return self.size[0] * self.size[1] <= EXACT
+
+    @property
+    def title(self) -> str:
+        """The last part of the name, if it is a path."""
+        return self.name.replace("\\", "/").rstrip("/").rpartition("/")[2] or self.name
+
+
+class Report:
+    """A page that images are added to batch by batch, and that appears whole or not at all.
+
+    Of each batch only what the page shows is kept. Each image is explained by Saliency, DeconvNet and
+    GuidedBackprop from one forward pass; from a second one come the maps of other classes, for comparison: the two next
+    best, and the one of the lowest score.
+
+    Args:
+        path: where the page will be.
+        model: as for :class:`Method`, with pictures as its input.
+        name: the model's name, for people; None for its class's.
+        class_names: names of the classes, a list or a dictionary by class id.
+        layer: a convolutional layer, its name or itself, for Grad-CAM and Guided Grad-CAM beside the others.
+        percentile: the scale of the maps, as in :mod:`guided_backprop.render`.
+        overwrite: replace a file that exists.
+
+    Raises:
+        OutputExistsError: there is something at path, and ``overwrite`` is false or it is a folder.
+        MissingExtraError: Jinja2 or scikit-image is not installed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from guided_backprop.report import Report
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = Report(f"{folder}/report.html", model)
+        ...     found = report.add(torch.rand(2, 3, 8, 8), ["a.png", "b.png"])
+        ...     print(report.finish().name, [each.method for each in found])
+        report.html ['Saliency', 'DeconvNet', 'GuidedBackprop']
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        model: Any,
+        *,
+        name: str | None = None,
+        class_names: ClassNames = (),
+        layer: Any = None,
+        percentile: float = 99.0,
+        overwrite: bool = False,
+    ) -> None:
+        check_ready(path, overwrite=overwrite)
+        self._path, self._overwrite = Path(path), overwrite
+        self._name, self._class_names, self._percentile = name, class_names, percentile
+        self._methods: list[Method] = [Saliency(model), DeconvNet(model), GuidedBackprop(model)]
+        self._layer = layer
+        if layer is not None:
+            self._methods += [GradCAM(model, layer), GuidedGradCAM(model, layer)]
+        self._entries: list[_Entry] = []
+        self._coverages: list[Coverage] = []
+        self._head: str | None = None
+
+    def add(self, images: Any, names: Sequence[str], labels: Any = None) -> list[Explanations]:
+        """Explain one batch.
+
+        Args:
+            images: as for :meth:`Method.explain`: pictures of one size, of any number of channels.
+            names: one per image, for people.
+            labels: as for :meth:`Method.explain`, one per image; None for the top class.
+
+        Returns:
+            The explanations by each method.
+
+        Raises:
+            ImageError: the images are not pictures.
+            OptionError: names or labels are not one per image.
+            GuidedBackpropError: all that :meth:`Method.explain` raises.
+        """
+        found = compare(images, labels, self._methods)
+        first = found[0]
+        pictures, maps = _pictures(found, names)
+        rivals, best = self._rivals(found), self._best(first)
+        entries = []
+        for row, (name, image) in enumerate(zip(names, pictures, strict=True)):
+            of_image = {method: values[row] for method, values in maps.items()}
+            guided, plain = (edge_correlation(image, of_image[method]) for method in ("GuidedBackprop", "Saliency"))
+            label = self._label(first.labels[row])
+            entries.append(
+                _Entry(
+                    name=str(name),
+                    label=label,
+                    score=float(first.scores[row]),
+                    size=(image.shape[1], image.shape[0]),
+                    best=best[row],
+                    photo=data_uri(picture(image)),
+                    maps=self._maps(image, of_image),
+                    likeness=Likeness(label, rivals[row], guided, plain),
+                )
+            )
+        self._entries += entries
+        self._coverages.append(found[2].coverage)
+        self._head, self._name = first.head, self._name or first.model
+        return found
+
+    def finish(self, *, trust: Sequence[Trust] = (), command: str | None = None) -> Path:
+        """Write the page and return its path.
+
+        Args:
+            trust: further checks to show, such as a randomisation of the weights.
+            command: what to run to make this page again; None leaves it out.
+
+        Raises:
+            OptionError: nothing was added.
+            OutputExistsError: there is something at the path by now.
+        """
+        if not self._entries:
+            raise OptionError("a report needs at least one image; received none. Call add() before finish().")
+        check_ready(self._path, overwrite=self._overwrite)
+        partial = self._path.with_name(f".report.partial-{uuid.uuid4().hex[:8]}")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8", errors="replace") as file:
+                file.writelines(self._page([*summaries([entry.likeness for entry in self._entries]), *trust], command))
+            partial.replace(self._path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return self._path
+
+    def _page(self, trust: Sequence[Trust], command: str | None) -> Any:
+        from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+        from markupsafe import Markup  # noqa: PLC0415
+
+        environment = Environment(
+            loader=PackageLoader("guided_backprop.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        )
+        environment.filters["png"] = lambda data: f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        # Files of this package, which are code and not text.
+        inside = {name: Markup(_file(name)) for name in ("report.css", "report.js")}
+        return environment.get_template("report.html.j2").stream(
+            command=command,
+            coverage=Coverage.merge(self._coverages),
+            entries=self._entries,
+            hashes={name: _hash(_file(name)) for name in inside},
+            head=self._head,
+            inside=inside,
+            layer=self._layer,
+            methods=[method.name for method in self._methods],
+            model=self._name,
+            number_of=lambda value: "none: a map is all 0" if value is None else number(value, 4),
+            percentile=self._percentile,
+            trust=trust,
+            versions={"guided-backprop": __version__, **versions()},
+        )
+
+    def _label(self, label: Any) -> str:
+        return label_text(label, self._class_names)
+
+    def _best(self, explained: Explanations) -> list[list[tuple[float, str]]]:
+        shares = probabilities(explained.outputs, explained.head)
+        if shares is None:
+            return [[] for _ in range(len(explained))]
+        order = np.argsort(-shares, axis=1, kind="stable")[:, :_TOP].tolist()
+        return [[(float(row[each]), self._label(each)) for each in top] for row, top in zip(shares, order, strict=True)]
+
+    def _maps(self, image: NDArray[Any], maps: Mapping[str, NDArray[Any]]) -> list[_Map]:
+        signed = [
+            _Map(method, "signed, grey is 0", data_uri(colour_picture(values, self._percentile)))
+            for method, values in maps.items()
+            if method != "GradCAM"
+        ]
+        over = [
+            _Map(method, "magnitude, over the photo", data_uri(overlay(image, maps[method], self._percentile)))
+            for method in ("GuidedBackprop", "GradCAM")
+            if method in maps
+        ]
+        return signed + over
+
+    def _rivals(self, found: Sequence[Explanations]) -> list[list[Rival]]:
+        """Return for each image how alike its maps are to those of other classes; nothing without classes."""
+        images, outputs, labels = found[0].images, found[0].outputs, found[0].labels
+        if outputs.ndim != 2 or outputs.shape[1] < 2 or labels.ndim != 1 or labels.dtype.kind != "i":
+            return [[] for _ in labels]
+        order = np.argsort(-outputs, axis=1, kind="stable")
+        ranks = np.array([ranked[ranked != label] for ranked, label in zip(order, labels, strict=True)])
+        # The two next best, and the last; of few classes there are not so many.
+        last = ranks.shape[1] - 1
+        chosen = ranks[:, sorted({0, min(1, last), last})]
+        others = compare(images, chosen, [self._methods[0], self._methods[2]])
+        pairs = zip((found[0], found[2]), others, strict=True)
+        plain, guided = [(np.asarray(own), np.asarray(other)) for own, other in pairs]
+        return [
+            [
+                Rival(
+                    self._label(each),
+                    guided=cosine(guided[0][row], guided[1][row, place]),
+                    plain=cosine(plain[0][row], plain[1][row, place]),
+                    is_lowest=last > 1 and outputs[row, each] == outputs[row].min(),
+                )
+                for place, each in enumerate(ids)
+            ]
+            for row, ids in enumerate(chosen.tolist())
+        ]
+
+
+def randomised(check: SanityCheck) -> Trust:
+    """Return what :func:`sanity_check` found as a part of a report: its sentence, its cascading curve, its figure."""
+    places = {f"{name}, and all above": ("cascading", name) for name in check.names}
+    places |= {"edges in the image": ("edges", ""), "random maps": ("random", "")}
+    rows = []
+    for title, place in places.items():
+        found = {metric: row for metric in METRICS if (row := check.row(*place, metric))}
+        if found:
+            numbers = {METRICS[metric]: number(row.mean, 2) for metric, row in found.items()}
+            rows.append({f"{check.method}, layers randomised": title, **numbers})
+    figure = io.BytesIO()
+    check.plot().savefig(figure, format="png", dpi=110)
+    return Trust("Do the maps depend on what was learned?", check.sentence, rows, figure.getvalue())
+
+
+def check_ready(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raise now what would otherwise be found after all the work.
+
+    Raises:
+        OutputExistsError: there is something at path, and ``overwrite`` is false or it is a folder.
+        MissingExtraError: Jinja2 or scikit-image is not installed.
+    """
+    for package, name in (("jinja2", "Jinja2"), ("skimage.filters", "scikit-image"), ("scipy.stats", "SciPy")):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(
+                f"a report needs {name}; received an environment without it. "
+                "Run: pip install 'guided-backprop[report]'."
+            ) from error
+    if Path(path).is_dir():
+        raise OutputExistsError(
+            f"path must be a file; received path={str(path)!r}, which is a folder. Name a file in it."
+        )
+    if os.path.lexists(path) and not overwrite:
+        raise OutputExistsError(
+            f"path must not exist yet; received path={str(path)!r}, which does. "
+            "Choose another name, or pass overwrite=True (--overwrite)."
+        )
+
+
+def _pictures(found: Sequence[Explanations], names: Sequence[str]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+    """Return the images and the maps of each method, channels last."""
+    first = found[0]
+    if first.scores.ndim > 1 or isinstance(names, str) or len(names) != len(first):
+        raise OptionError(
+            f"a report needs one name and one label per image; received {len(names)} names and labels of shape "
+            f"{first.scores.shape} for {len(first)} images. Pass one of each, or no labels."
+        )
+    pairs = [as_pictures(each.images, each.attribution, each.channel_axis, is_reduced=False) for each in found]
+    if pairs[0] is None:
+        raise ImageError(
+            "a report needs pictures (N, C, H, W) or (N, H, W, C); received images of shape "
+            f"{tuple(first.images.shape)}. Use plot() for what is none."
+        )
+    return pairs[0][0], {each.method: pair[1] for each, pair in zip(found, pairs, strict=True) if pair is not None}
+
+
+def _file(name: str) -> str:
+    return files("guided_backprop.report").joinpath("templates", name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    """Return what a content security policy calls a style or a script by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,1 @@
+"""From explanations to what people look at: pictures, figures, notebooks, folders."""

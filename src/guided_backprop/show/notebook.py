@@ -1,0 +1,146 @@
+"""What a notebook shows of explanations: a few rows of HTML without scripts, which needs NumPy and Pillow alone."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guided_backprop.arrays import as_numpy, channels_last, inputs_of
+from guided_backprop.labels.target import label_text
+from guided_backprop.show.embed import data_uri
+from guided_backprop.show.render import DIVERGING, colour_picture, diverging, overlay, picture
+
+if TYPE_CHECKING:
+    from guided_backprop.explanations import Explanations
+
+Array = NDArray[Any]
+
+_MOST_ROWS, _MOST_FEATURES, _MOST_CHANNELS, _MOST_STEPS = 6, 8, 12, 600
+_SIDE = 160
+_CELL = 'style="padding:4px 8px;text-align:left;vertical-align:middle"'
+_LINES = ("#1f77b4", "#e8710a", "#2ca02c", "#9467bd", "#c2185b", "#8c6d31")
+
+
+def html(explanations: "Explanations") -> str:
+    """Return a table of the first images; whatever goes wrong, at least what ``repr`` says, and never an error."""
+    try:
+        return _page(explanations)
+    except Exception:
+        # Whatever was wrong with the values, an output cell with a traceback of ours would not help.
+        return f"<pre>{escape(repr(explanations))}</pre>"
+
+
+def _page(explanations: "Explanations") -> str:
+    about = (
+        f"<b>{escape(explanations.method)}</b> of {escape(explanations.model)}: "
+        f"{len(explanations)} {'image' if len(explanations) == 1 else 'images'}, {escape(str(explanations.coverage))}"
+    )
+    parts = [f"<div>{about}</div>"]
+    if isinstance(explanations.images, (tuple, Mapping)):
+        names = list(explanations.images) if isinstance(explanations.images, Mapping) else None
+        for position, attribution in enumerate(inputs_of(explanations.attribution)):
+            name = position if names is None else names[position]
+            parts.append(f"<div><b>input {escape(repr(name))}</b></div>")
+            parts.append("not explained" if attribution is None else _table(explanations.of_input(name)))
+    else:
+        parts.append(_table(explanations))
+    return f'<div style="overflow-x:auto">{"".join(parts)}</div>'
+
+
+def _table(explanations: "Explanations") -> str:
+    rows = explanations[:_MOST_ROWS]._one_label_a_row()[:_MOST_ROWS]
+    count = explanations.scores.size
+    found = channels_last(rows.images, rows.attribution, rows.channel_axis, is_reduced=rows.reducer is not None)
+    images, maps = (as_numpy(rows.images), as_numpy(rows.attribution)) if found is None else found
+    cells = {2: _features, 3: _series, 4: _pictures, 5: _slices}.get(images.ndim, _shapes)
+    lines = []
+    for image, attribution, label, score in zip(images, maps, rows.labels, rows.scores, strict=True):
+        shown = "".join(f"<td {_CELL}>{cell}</td>" for cell in cells(image, attribution))
+        lines.append(f"<tr><td {_CELL}>{escape(label_text(label))}<br>score {score:.4g}</td>{shown}</tr>")
+    names = _names(maps) if images.ndim in (4, 5) else ("attribution",)
+    head = "".join(f"<th {_CELL}>{name}</th>" for name in ("explained", *names))
+    rest = f"<div>{len(rows)} of {count} are shown.</div>" if count > len(rows) else ""
+    if images.ndim > 2:
+        rest += "<div>Full strength: percentile 99 of a map's magnitudes.</div>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{rest}"
+
+
+def _names(maps: Array) -> tuple[str, ...]:
+    return "image", f"signed, {'grey' if maps.shape[-1] == 3 else 'white'} is 0", "magnitude over the image"
+
+
+def _pictures(image: Array, attribution: Array) -> list[str]:
+    signed = colour_picture(attribution) if attribution.shape[-1] == 3 else diverging(attribution)
+    panels = (picture(image), signed, overlay(image, attribution))
+    return [_image(panel, name) for panel, name in zip(panels, _names(attribution), strict=True)]
+
+
+def _slices(volume: Array, attribution: Array) -> list[str]:
+    magnitude = np.abs(attribution.astype(np.float64)).max(axis=-1)
+    strongest = int((magnitude / (magnitude.max() or 1)).sum(axis=(1, 2)).argmax())
+    image, *maps = _pictures(volume[strongest], attribution[strongest])
+    return [f"{image}<br>slice {strongest} of {len(volume)}", *maps]
+
+
+def _image(pixels: Array, name: str) -> str:
+    height, width = pixels.shape[:2]
+    side = _SIDE / max(height, width)
+    kind = "auto" if side < 1 else "pixelated"
+    size = f'width="{max(round(width * side), 1)}" height="{max(round(height * side), 1)}"'
+    return f'<img src="{data_uri(pixels, 2 * _SIDE)}" alt="{name}" {size} style="image-rendering:{kind}">'
+
+
+def _series(series: Array, attribution: Array) -> list[str]:
+    """Draw the lines of a few channels, and below them a strip of the map: a line per channel, a column per step."""
+    values = _columns(series.astype(np.float64).T[:_MOST_CHANNELS])
+    peak = np.abs(values).max() or 1
+    values = values / peak
+    low, high = min(values.min(), 0), max(values.max(), 0)
+    steps = np.arange(values.shape[1]) + 0.5
+    lines = []
+    for row, line in enumerate(values):
+        heights = 58 - 56 * (line - low) / ((high - low) or 1)
+        points = " ".join(f"{step:g},{height:.1f}" for step, height in zip(steps, heights, strict=True))
+        lines.append(
+            f'<polyline points="{points}" fill="none" stroke="{_LINES[row % len(_LINES)]}" '
+            'vector-effect="non-scaling-stroke"/>'
+        )
+    strip = data_uri(diverging(_columns(attribution.T[:_MOST_CHANNELS])), _MOST_STEPS)
+    width, height = values.shape[1], 60 + 8 * min(attribution.shape[-1], _MOST_CHANNELS)
+    return [
+        f'<svg viewBox="0 0 {width} {height}" width="480" height="{height}" preserveAspectRatio="none" role="img" '
+        f'aria-label="series, and its attribution below it">{"".join(lines)}<image href="{strip}" y="60" '
+        f'width="{width}" height="{height - 60}" preserveAspectRatio="none" style="image-rendering:pixelated"/></svg>'
+    ]
+
+
+def _columns(values: Array) -> Array:
+    """Return ``(C, L)`` values with a bounded L: of neighbouring steps the one of the largest magnitude."""
+    if values.shape[1] <= _MOST_STEPS:
+        return values
+    parts = np.array_split(values, _MOST_STEPS, axis=1)
+    strongest = [np.take_along_axis(part, np.abs(part).argmax(axis=1, keepdims=True), axis=1) for part in parts]
+    return np.concatenate(strongest, axis=1)
+
+
+def _features(row: Array, attribution: Array) -> list[str]:
+    """Write the strongest features as a table with bars."""
+    values = attribution.astype(np.float64)
+    order = np.argsort(-np.abs(values), kind="stable")[:_MOST_FEATURES]
+    peak = np.abs(values).max(initial=0) or 1
+    lines = []
+    for each in order:
+        colour = ",".join(map(str, DIVERGING[6 if values[each] > 0 else 2]))
+        bar = f"width:{120 * abs(values[each] / peak):.0f}px;height:10px;background:rgb({colour})"
+        lines.append(
+            f"<tr><td {_CELL}>feature {each} = {row[each]:.3g}</td><td {_CELL}>{values[each]:+.3g}</td>"
+            f'<td {_CELL}><div style="{bar}"></div></td></tr>'
+        )
+    rest = f"<div>the strongest of {len(values)}</div>" if len(values) > len(order) else ""
+    return [f"<table>{''.join(lines)}</table>{rest}"]
+
+
+def _shapes(_image: Array, attribution: Array) -> list[str]:
+    return [f"{attribution.dtype} of shape {attribution.shape}"]

@@ -1,0 +1,1 @@
+"""How far a map can be believed: sanity, convergence, how alike maps are."""

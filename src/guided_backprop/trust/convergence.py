@@ -1,0 +1,91 @@
+"""Cosine similarity convergence (Sixt et al. 2020, arXiv:1912.09818): do all backward passes end in one direction?
+
+Two vectors are drawn at random at the model's output and propagated back under the method's rule. Where what arrives
+at a layer points into one direction for both, cosine 1, nothing of what came from above is left there but its size.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guided_backprop.arrays import as_numpy
+from guided_backprop.backends import backend_for, layer_names
+from guided_backprop.backends.base import Backend
+from guided_backprop.errors import ModelError, NoReluError, OptionError, ScoreError
+from guided_backprop.methods.gradients import Method
+from guided_backprop.rules import PLAIN
+from guided_backprop.trust.similarity import cosines
+
+#: What the first depth and the last one are called.
+OUTPUT, IMAGES = "output", "images"
+
+
+class Depth(NamedTuple):
+    """How far the backward pass is.
+
+    Attributes:
+        layer: the layer that it arrived at: at its output; "images" for the end.
+        cosines: between the two vectors there, one per image; None if the layer can't be looked into.
+        reason: why it can't.
+    """
+
+    layer: str
+    cosines: NDArray[np.float64] | None
+    reason: str = ""
+
+
+def depths(method: Method, images: Any, layers: list[str]) -> list[str]:
+    """Return where can be looked, from "output" to "images".
+
+    Args:
+        method: the method.
+        images: the images.
+        layers: layers from output to input. Of a JAX function, that are the values it names itself.
+    """
+    inside: list[str] = []
+    if method._output_layer is None:
+        try:
+            names = layer_names(method._model, images)
+        except ModelError:
+            names = []
+        inside = [layer for layer in layers if layer in names]
+        if not inside and method._backend(images).framework == "jax":
+            inside = names[::-1]
+    return [OUTPUT, *inside, IMAGES]
+
+
+def vectors(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
+    """Return two random vectors for each image, ``(2, N, ...)``, of the shape of the model's output."""
+    return np.random.default_rng([seed, 3]).standard_normal((2, *shape))
+
+
+def converge(method: Method, images: Any, layer: str, drawn: NDArray[np.float64], size: int) -> Depth:
+    """Return how alike two vectors at the output are when they arrive at a layer; ``size`` images at once."""
+    if layer == OUTPUT:
+        return Depth(layer, cosines(*drawn))
+    backend = method._backend(images)
+    options: dict[str, Any] = {"output": method._output, "undo_head": method._undo_head, "vouch": method._vouch}
+    found = []
+    try:
+        if layer != IMAGES:
+            backend = backend_for(backend.framework, method._model, begin=layer, **options)
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
+            found.append(_arrived(backend, method, images[rows], drawn[:, rows]))
+    except (ModelError, OptionError, ScoreError) as error:
+        # What runs twice, or returns several values, is no place to look at; the images always are.
+        if layer == IMAGES:
+            raise
+        return Depth(layer, None, str(error))
+    return Depth(layer, np.concatenate(found))
+
+
+def _arrived(backend: Backend, method: Method, images: Any, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    try:
+        (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [method.rule])
+    except NoReluError:
+        # Above the last ReLU there is nothing for a rule to act on.
+        (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [PLAIN])
+    one, other = map(as_numpy, attributed.attribution)
+    return cosines(one, other)

@@ -1,0 +1,355 @@
+"""How far a map may be believed: the sanity checks of Adebayo et al. 2018 and Sixt et al. 2020, in one call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guided_backprop.arrays import as_numpy
+from guided_backprop.backends import backend_for, copy_of, keras, layer_name
+from guided_backprop.backends.base import Backend
+from guided_backprop.backends.randomize import PrivateCopy
+from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
+from guided_backprop.explanations import Explanations
+from guided_backprop.methods.gradients import Method
+from guided_backprop.methods.smooth_grad import SmoothGrad
+from guided_backprop.trust.convergence import converge, depths, vectors
+from guided_backprop.trust.similarity import Maps, cosines, edges, need_libraries
+from guided_backprop.trust.verdict import MODES, Row, SanityCheck
+
+Progress = Callable[[int, int], None]
+
+# As many random maps as the paper calibrated its metrics with.
+_DRAWS = 50
+_OTHERS = 4
+# How many images are explained for several classes at once.
+_ROWS = 8
+
+
+def sanity_check(
+    method: Method | SmoothGrad,
+    images: Any,
+    labels: Any = None,
+    *,
+    modes: Sequence[str] = MODES,
+    blocks: int | Sequence[str] = 12,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SanityCheck:
+    """Measure how far a method's maps of a model depend on what the model learned.
+
+    The layers of a private copy are re-initialised block by block, from the output towards the input, and the maps of
+    what remains compared with the maps of the model: a map that hardly changes says hardly anything of what the
+    re-initialised layers had learned (Adebayo et al. 2018, arXiv:1810.03292). What is explained stays what it is of the
+    model itself, its top class for example. The model, its state, and the global random state are untouched.
+
+    Args:
+        method: any method, made for the model. The model is a ``torch.nn.Module``, a Keras model on any backend, an
+            Equinox or nnx module, or ``functools.partial(function, parameters)`` of a JAX function.
+        images: as for :meth:`Method.explain`, of one input. The paper took 50; fewer are allowed, and the result says
+            how many they were.
+        labels: as for :meth:`Method.explain`, one per image.
+        modes: which of these are measured:
+
+            * "cascading": all blocks from the output down to this one are re-initialised;
+            * "independent": this block alone is;
+            * "labels": how alike the maps of the class, of four runner-ups, and of four random classes are;
+            * "convergence": the cosine between what two random vectors at the output become on their way back, layer by
+              layer (Sixt et al. 2020, arXiv:1912.09818).
+        blocks: into how many blocks the layers are bundled at most: the output layer, then as many layers in each as in
+            the next; or the names of the blocks from output to input, each a layer, or what its layers' names begin
+            with, such as "layer4".
+        seed: chooses what is drawn: weights, random maps, classes, vectors.
+        progress: is called with how many steps are done and how many there are.
+
+    Returns:
+        The similarities, with their baselines; see :class:`SanityCheck`.
+
+    Raises:
+        MissingExtraError: SciPy or scikit-image is not installed.
+        OptionError: an option has a value that is not offered.
+        ModelError: the weights of the model are hidden, or it can't be copied.
+        GuidedBackpropError: all that :meth:`Method.explain` raises.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import GuidedBackprop, sanity_check
+        >>> conv = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten()]
+        >>> model = torch.nn.Sequential(*conv, torch.nn.Linear(400, 3)).eval()
+        >>> check = sanity_check(GuidedBackprop(model), torch.rand(2, 3, 12, 12))
+        >>> [layers for layers in check.blocks]
+        [('3',), ('0',)]
+        >>> print(check.sentence)  # doctest: +ELLIPSIS
+        Randomising the top 1 of 2 blocks leaves GuidedBackprop maps at rank correlation ...
+    """
+    need_libraries()
+    _check_options(method, images, modes, seed)
+    clean = method.explain(images, labels)
+    if not len(clean):
+        raise ImageError("images must not be empty; received no image. Pass at least one, better 50.")
+    if clean.scores.ndim != 1:
+        raise LabelError(
+            f"labels must be one per image; received {clean.scores.shape[1]} of each. Pass one class id per image."
+        )
+    return _Check(method, clean, _fixed(labels, clean), seed).result(
+        modes, blocks, progress or (lambda done, steps: None)
+    )
+
+
+class _Check:
+    """One check."""
+
+    def __init__(self, method: Method | SmoothGrad, clean: Explanations, labels: Any, seed: int) -> None:
+        self._method, self._clean, self._labels, self._seed = method, clean, labels, seed
+        self._inner = method._method if isinstance(method, SmoothGrad) else method
+        self._images = clean.images
+        self._axis = None if clean.reducer is not None else clean.channel_axis
+        self._maps = Maps(as_numpy(clean.attribution), self._axis)
+        self._backend: Backend = self._inner._backend(clean.images)
+        self._rows: list[Row] = []
+        # By what was re-initialised: the first block alone is found once.
+        self._found: dict[tuple[str, ...], dict[str, NDArray[np.float64]]] = {}
+        self._notes: list[str] = []
+        self._constant = 0
+        self._repeats = -(-_DRAWS // len(clean))
+
+    def result(self, modes: Sequence[str], blocks: int | Sequence[str], progress: Progress) -> SanityCheck:
+        """Measure, step by step."""
+        copied = self._copy()
+        bundles = _bundles(copied.layers, blocks)
+        names = list(blocks) if isinstance(blocks, Sequence) else list(map(_name, bundles))
+        steps: list[Callable[[], None]] = [self._baselines]
+        steps += [
+            step for mode in MODES[:2] if mode in modes for step in self._randomised(mode, copied, bundles, names)
+        ]
+        if "labels" in modes and self._has_classes():
+            steps.append(self._compare_labels)
+        if "convergence" in modes and self._is_propagated():
+            # What the output layer returns is the output, or next to it.
+            steps += self._convergence([bundle[-1][0] for bundle in bundles if bundle[-1] != copied.layers[0]])
+        progress(0, len(steps))
+        for done, step in enumerate(steps, 1):
+            step()
+            progress(done, len(steps))
+        return SanityCheck(
+            method=self._clean.method,
+            model=self._clean.model,
+            images=len(self._clean),
+            blocks=tuple(tuple(layer for layers in bundle for layer in layers) for bundle in bundles),
+            names=tuple(names),
+            rows=tuple(self._rows),
+            draws=self._repeats * len(self._clean),
+            constant=self._constant,
+            notes=tuple(self._notes),
+        )
+
+    def _add(self, mode: str, block: str, metrics: Mapping[str, NDArray[np.float64]]) -> None:
+        self._rows += [
+            Row(mode, block, metric, float(values.mean()), float(values.std())) for metric, values in metrics.items()
+        ]
+
+    def _copy(self) -> PrivateCopy:
+        """Return a copy that gives what the model gives."""
+        inner, framework = self._inner, self._backend.framework
+        if framework == "jax" and inner._output_layer is not None and not keras.is_keras(inner._model):
+            raise OptionError(
+                "sanity_check() of a JAX function explains its output; received output_layer="
+                f"{inner._output_layer!r}. Pass a function that returns that value."
+            )
+        rows = self._images[: self._clean.batch_size]
+        layer = layer_name(inner._model, inner._output_layer)
+
+        def run(model: Any) -> NDArray[Any]:
+            options: dict[str, Any] = {"output": inner._output, "undo_head": inner._undo_head, "vouch": inner._vouch}
+            return backend_for(framework, model, output_layer=layer, **options).outputs(rows)
+
+        copied = copy_of(framework, inner._model, rows, run, self._seed)
+        own, expected = run(copied.model), self._clean.outputs[: len(rows)]
+        # Eager and compiled runs round differently, of half precision by so much.
+        is_alike = own.shape == expected.shape and np.allclose(
+            own, expected, rtol=0, atol=1e-2 * np.abs(expected).max()
+        )
+        if not is_alike:
+            raise ModelError(
+                "a copy of the model must give what the model gives; received another output from a copy of "
+                f"{self._clean.model}. Keep all that it computes with in parameters and buffers."
+            )
+        if not copied.layers:
+            raise ModelError(
+                f"model must have weights; received {self._clean.model}, which uses none. Pass the module itself."
+            )
+        return copied
+
+    def _baselines(self) -> None:
+        """Compare with random maps, and with the edges in the images."""
+        generator = np.random.default_rng([self._seed, 1])
+        shape = self._clean.attribution.shape
+        found = [
+            self._maps.similarity(Maps(generator.standard_normal(shape), self._axis)) for _ in range(self._repeats)
+        ]
+        self._add("random", "", {metric: np.concatenate([each[metric] for each in found]) for metric in found[0]})
+        if not self._maps.is_picture:
+            self._notes.append("SSIM, HOG and edges are for pictures of at least 5 pixels a side")
+            return
+        pictures = as_numpy(self._images)
+        if self._clean.channel_axis is not None:
+            pictures = pictures.mean(axis=self._clean.channel_axis)
+        self._add("edges", "", self._maps.similarity(Maps(edges(pictures))))
+
+    def _randomised(
+        self, mode: str, copied: PrivateCopy, bundles: list["_Bundle"], names: list[str]
+    ) -> list[Callable[[], None]]:
+        method, images = self._method._of(copied.model), copied.given(self._images)
+        known = self._found
+
+        def step(layers: tuple[str, ...], block: str) -> None:
+            if layers not in known:
+                copied.randomise(layers)
+                maps = Maps(as_numpy(method.explain(images, self._labels).attribution), self._axis)
+                self._constant += int(maps.is_constant.sum())
+                known[layers] = self._maps.similarity(maps)
+            self._add(mode, block, known[layers])
+
+        steps: list[Callable[[], None]] = []
+        above: tuple[str, ...] = ()
+        for bundle, name in zip(bundles, names, strict=True):
+            here = tuple(layer for layers in bundle for layer in layers)
+            above += here
+            chosen = above if mode == "cascading" else here
+            steps.append(partial(step, chosen, name))
+        return steps
+
+    def _has_classes(self) -> bool:
+        labels, outputs = self._clean.labels, self._clean.outputs
+        if labels.dtype.kind == "i" and labels.ndim == 1 and outputs.ndim > 1 and self._class_scores().shape[1] > 1:
+            return True
+        self._notes.append("labels are not compared: what is explained is not one of several classes")
+        return False
+
+    def _class_scores(self) -> NDArray[np.float64]:
+        outputs = self._clean.outputs.astype(np.float64)
+        channels = np.moveaxis(outputs, self._backend.channel_axis(outputs) or 1, 1)
+        return channels.reshape(*channels.shape[:2], -1).sum(axis=2)  # type: ignore[no-any-return]
+
+    def _compare_labels(self) -> None:
+        """Compare the maps of the class with those of the classes behind it, and of random ones."""
+        scores, labels = self._class_scores(), self._clean.labels
+        scores[np.arange(len(labels)), labels] = -np.inf
+        others = np.argsort(-scores, axis=1, kind="stable")[:, :-1]
+        runners = others[:, :_OTHERS]
+        generator = np.random.default_rng([self._seed, 2])
+        drawn = generator.permuted(others[:, _OTHERS:], axis=1)[:, :_OTHERS]
+        ids = np.concatenate([labels[:, None], runners, drawn], axis=1)
+        if ids.shape == self._clean.outputs.shape:
+            # Integers of the output's shape would be taken for weights.
+            ids = np.concatenate([ids, labels[:, None]], axis=1)
+        found: dict[str, list[list[NDArray[np.float64]]]] = {"cosine": [], "spearman_abs": [], "spearman": []}
+        for start in range(0, len(labels), _ROWS):
+            rows = slice(start, start + _ROWS)
+            maps = as_numpy(self._method.explain(self._images[rows], ids[rows]).attribution)
+            first = Maps(maps[:, 0], self._axis)
+            for each in found.values():
+                each.append([])
+            for other in range(1, 1 + runners.shape[1] + drawn.shape[1]):
+                alike = first.similarity(Maps(maps[:, other], self._axis))
+                found["cosine"][-1].append(cosines(maps[:, 0], maps[:, other]))
+                for metric in ("spearman_abs", "spearman"):
+                    found[metric][-1].append(alike[metric])
+        # Of each image the mean over the other classes.
+        whole = {metric: np.concatenate([np.array(batch) for batch in each], axis=1) for metric, each in found.items()}
+        split = runners.shape[1]
+        self._add("labels", "runners-up", {metric: each[:split].mean(axis=0) for metric, each in whole.items()})
+        if drawn.shape[1]:
+            self._add("labels", "random classes", {metric: each[split:].mean(axis=0) for metric, each in whole.items()})
+
+    def _is_propagated(self) -> bool:
+        is_plain = isinstance(self._method, Method) and self._method._job.attribute is None
+        if is_plain and self._clean.outputs[0].size > 1:
+            return True
+        what = "the method is more than one backward pass" if not is_plain else "the model has one output"
+        self._notes.append(f"convergence is not measured: {what}")
+        return False
+
+    def _convergence(self, layers: list[str]) -> list[Callable[[], None]]:
+        def step(layer: str) -> None:
+            depth = converge(self._inner, self._images, layer, drawn, self._clean.batch_size)
+            if depth.cosines is None:
+                self._notes.append(f"convergence at {layer} is not measured: {depth.reason}")
+            else:
+                self._add("convergence", layer, {"cosine": depth.cosines})
+
+        drawn = vectors(self._clean.outputs.shape, self._seed)
+        found = depths(self._inner, self._images, layers)
+        if len(found) == 2:
+            self._notes.append("convergence is measured at the images alone: no layer inside can be named")
+        return [partial(step, layer) for layer in found]
+
+
+#: The layers of one block, from output to input; what has no kernel beside the layer that it belongs to.
+_Bundle = list[tuple[str, ...]]
+
+
+def _bundles(layers: list[tuple[str, ...]], blocks: int | Sequence[str]) -> list[_Bundle]:
+    """Return the blocks from output to input."""
+    if isinstance(blocks, int) and not isinstance(blocks, bool) and blocks > 0:
+        if len(layers) <= blocks:
+            return [[each] for each in layers]
+        if blocks == 1:
+            return [layers]
+        edges = np.linspace(1, len(layers), blocks).round().astype(int)
+        return [layers[:1], *(layers[start:stop] for start, stop in pairwise(edges))]
+    if isinstance(blocks, (int, str)) or not blocks or not all(isinstance(name, str) for name in blocks):
+        raise OptionError(
+            "blocks must be a positive integer, or the names of blocks from output to input; received "
+            f"blocks={blocks!r}. Pass 12."
+        )
+    found = [_named(layers, name) for name in blocks]
+    taken = [layer for bundle in found for each in bundle for layer in each]
+    if len({*taken}) < len(taken):
+        raise OptionError(f"blocks must have no layer in common; received blocks={blocks!r}. Name each layer once.")
+    return found
+
+
+def _named(layers: list[tuple[str, ...]], name: str) -> _Bundle:
+    found = []
+    for each in layers:
+        inside = tuple(layer for layer in each if layer == name or layer.startswith((f"{name}.", f"{name}/")))
+        # What has no kernel comes with the layer that it belongs to.
+        found += [each if each[0] in inside else inside] if inside else []
+    if not found:
+        known = ", ".join(repr(each[0]) for each in layers[:12])
+        raise OptionError(f"blocks must name layers with weights; received {name!r} of {known}. Pass one of these.")
+    return found
+
+
+def _name(bundle: _Bundle) -> str:
+    first, last = bundle[0][0], bundle[-1][0]
+    return first if first == last else f"{first} to {last}"
+
+
+def _fixed(labels: Any, clean: Explanations) -> Any:
+    """Return what was explained of the model itself: a randomised one has another top class, and other maxima."""
+    if labels is None or isinstance(labels, str):
+        return clean.labels
+    is_entries = isinstance(labels, tuple) or (isinstance(labels, list) and isinstance(labels[0], tuple))
+    return [tuple(map(int, row)) for row in clean.labels] if is_entries else labels
+
+
+def _check_options(method: Any, images: Any, modes: Sequence[str], seed: int) -> None:
+    if not isinstance(method, (Method, SmoothGrad)):
+        raise OptionError(
+            f"method must be a method; received method={type(method).__name__}. "
+            "Pass, for example, GuidedBackprop(model)."
+        )
+    if isinstance(images, (tuple, Mapping)):
+        raise OptionError(
+            f"sanity_check() needs one input; received {len(images)} inputs. Fix the others in a module around the "
+            "model."
+        )
+    if isinstance(modes, str) or not modes or not {*modes} <= {*MODES}:
+        raise OptionError(f"modes must be some of {', '.join(MODES)}; received modes={modes!r}. Pass a list of these.")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise OptionError(f"seed must be an integer of 0 or more; received seed={seed!r}. Pass 0.")

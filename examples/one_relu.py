@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,9 +51,11 @@ def draw(target: Path) -> None:
         cells(axes, AT_X, backward(method), "")
         cells(axes, AT_Y, G, "g")
         gates = []
-        if method.rule.backward_gate:
+        # Of one unit: what leaves where g is negative and x is not, and where x is negative and g is not.
+        one = np.ones(())
+        if not method.rule.leaving(-one, -one, one, one, np):
             gates.append(gate(axes, LOWER_GATE, [g > 0 for g in G], "g > 0"))
-        if method.rule.forward_gate:
+        if not method.rule.leaving(one, 0 * one, -one, 0 * one, np):
             gates.append(gate(axes, UPPER_GATE, [x > 0 for x in X], "x > 0"))
         for column, bars in enumerate(zip(*gates, strict=True)):
             closed = [bar for bar in bars if bar is not None]

@@ -11,36 +11,73 @@ only. With x a ReLU's input and g the gradient that arrives at its output, what 
 With x = [5, 0, -5, 10] and g = [1, -2, 3, -4] that is [1, 0, 0, -4], [1, 0, 3, 0] and [1, 0, 0, 0].
 
 For any clipping non-linearity (ReLU6, a threshold) the forward gate is the activation's own local
-derivative, applied to what the backward gate let through: guided(g) = derivative(x) * max(g, 0).
-At x = 0, and at a cap, the forward gate is closed, whatever the framework's own convention is.
+derivative: guided(g) = derivative(x) * max(g, 0). A derivative is linear in g, so that is the same as to
+close what the derivative made of g where g is not positive. At x = 0, and at a cap, the forward gate is
+closed, whatever the framework's own convention is. NaN is neither positive nor not: it goes on, and is seen.
 
 A network without ReLUs has no guided map: the method is about which units are on, and a smooth activation is
 never quite off. ``smooth="guide"`` applies the same identity to it all the same, derivative(x) * max(g, 0).
 That is an extension of the method, and not the method.
+
+Backends call :meth:`ReluRule.leaving` wherever a gradient meets a ReLU. Where they have a faster form of one of
+the rules here, a test compares it with this one.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 #: The activations that ``smooth="guide"`` acts on, by the names that ``coverage`` gives them: those that stand where
 #: a ReLU could. SELU is an ELU in PyTorch. Gates and heads (sigmoid, tanh, softmax) keep their derivative.
 SMOOTH = frozenset("celu elu gelu hardswish leaky_relu mish prelu rrelu selu silu softplus".split())
 
 
-@dataclass(frozen=True, slots=True)
-class ReluRule:
+class ArrayFunctions(Protocol):
+    """What a rule is written with: ``numpy``, ``torch``, ``jax.numpy`` or ``tensorflow.experimental.numpy``."""
+
+    where: Any
+    zeros_like: Any
+
+
+class ReluRule(ABC):
     """What a ReLU lets through on the way back.
+
+    A rule with parameters is a frozen dataclass: backends keep what they built for equal rules.
 
     Attributes:
         name: how ``coverage`` calls a ReLU that was treated this way.
-        forward_gate: multiply by the ReLU's own derivative, so only positive inputs pass.
-        backward_gate: let only positive gradients pass.
-        guides_smooth: let only positive gradients pass at smooth activations as well.
+        needs_every_relu: whether a ReLU that is missed makes the map wrong. Then there must be one, and what may hide
+            one is refused.
+        reads_values: whether it looks at x or y. Then they are kept for the backward pass, which takes memory.
+        guides_smooth: whether it acts on smooth activations as well.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.rules import GUIDED
+        >>> x, g = np.array([5.0, 0.0, -5.0, 10.0]), np.array([1.0, -2.0, 3.0, -4.0])
+        >>> GUIDED.leaving(g, g * (x > 0), x, np.maximum(x, 0), np).tolist()
+        [1.0, 0.0, 0.0, 0.0]
     """
 
-    name: str
-    forward_gate: bool
-    backward_gate: bool
+    name: ClassVar[str]
+    needs_every_relu: ClassVar[bool] = True
+    reads_values: ClassVar[bool] = False
     guides_smooth: bool = False
+    # How the backends still tell the named rules apart.
+    forward_gate: ClassVar[bool]
+    backward_gate: ClassVar[bool]
+
+    @abstractmethod
+    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+        """Return what leaves towards x: an array like ``derived``.
+
+        Args:
+            g: the gradient that arrives at the output; ``(N, ...)``, of any sign, NaN and infinities included.
+            derived: what the activation's own derivative makes of g, of the shape of g: 0 where the gate is closed.
+            x: the activation's input, of that shape; None where it is not known. See ``reads_values``.
+            y: its output, likewise.
+            xp: the functions on arrays of that framework, by NumPy's names.
+        """
 
     def guides(self, activation: str) -> bool:
         """Tell whether the rule acts on an activation that is no ReLU."""
@@ -51,6 +88,64 @@ class ReluRule:
         return self.name if self.guides(activation) else PLAIN.name
 
 
-PLAIN = ReluRule("plain", forward_gate=True, backward_gate=False)
-DECONV = ReluRule("deconv", forward_gate=False, backward_gate=True)
-GUIDED = ReluRule("guided", forward_gate=True, backward_gate=True)
+def closed(is_closed: Any, gradient: Any, xp: ArrayFunctions) -> Any:
+    """Return a gradient with nothing where the gate is closed."""
+    return xp.where(is_closed, xp.zeros_like(gradient), gradient)
+
+
+@dataclass(frozen=True)
+class Plain(ReluRule):
+    """The derivative itself: a ReLU passes what its input let pass."""
+
+    name = "plain"
+    forward_gate, backward_gate = True, False
+    needs_every_relu = False
+
+    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+        """Return g * 1[x > 0]."""
+        return derived
+
+
+@dataclass(frozen=True)
+class Deconv(ReluRule):
+    """DeconvNet: a ReLU passes every positive gradient."""
+
+    name = "deconv"
+    forward_gate, backward_gate = False, True
+
+    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+        """Return g * 1[g > 0]."""
+        return closed(g <= 0, g, xp)
+
+
+@dataclass(frozen=True)
+class Guided(ReluRule):
+    """Guided Backpropagation: a ReLU passes positive gradients, and only where its input was positive."""
+
+    guides_smooth: bool = False
+
+    name = "guided"
+    forward_gate, backward_gate = True, True
+
+    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+        """Return g * 1[x > 0] * 1[g > 0]."""
+        return closed(g <= 0, derived, xp)
+
+
+@dataclass(frozen=True)
+class Open(ReluRule):
+    """Everything passes, as if there were no ReLU: for what a value depends on, and not for maps."""
+
+    name = "open"
+    forward_gate, backward_gate = False, False
+    needs_every_relu = False
+
+    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+        """Return g."""
+        return g
+
+
+PLAIN = Plain()
+DECONV = Deconv()
+GUIDED = Guided()
+OPEN = Open()

@@ -7,15 +7,15 @@ from typing import Any
 
 from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import LabelError, ModelError, NoReluError, OpaqueRegionError, OptionError, ScoreError
-from guided_backprop.rules import GUIDED, SMOOTH, ReluRule
+from guided_backprop.rules import SMOOTH, Guided, ReluRule
 
 
 def coverage_of(counts: Counter[tuple[str, str]], rule: ReluRule) -> Coverage:
     """Return how often each ``(name, treatment)`` was met; raise if a rule found no ReLU to act on."""
     rows = Coverage(Nonlinearity(name, count, how) for (name, how), count in sorted(counts.items()))
-    if rule.backward_gate and not any(row.treatment == rule.name for row in rows):
+    if rule.needs_every_relu and not any(row.treatment == rule.name for row in rows):
         found = ", ".join(f"{name} x{count}" for name, count, _ in rows) or "no non-linearity"
-        is_smooth = rule == GUIDED and any(row.name in SMOOTH for row in rows)
+        is_smooth = isinstance(rule, Guided) and any(row.name in SMOOTH for row in rows)
         instead = ', or smooth="guide", which extends the method' if is_smooth else ""
         raise NoReluError(
             f"the {rule.name} rule needs at least one ReLU between score and image; found {found}. "

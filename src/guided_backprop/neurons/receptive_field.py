@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Backend
-from guided_backprop.rules import ReluRule
+from guided_backprop.rules import OPEN
 
 # Everything passes: what is left of the gradient is which pixels lead to the position at all.
-_OPEN = ReluRule("open", forward_gate=False, backward_gate=False)
 # In one image of noise a maximum may hide the window's edge from all channels; hardly in that many.
 _PROBES = 4
 
@@ -90,7 +89,7 @@ def receptive_field(backend: Backend, images: Any, outputs: NDArray[Any], seed: 
     support = np.zeros((2, *lengths), bool)
     for _ in range(_PROBES):
         noise = backend.from_numpy(rng.normal(mean, spread, (2, *values.shape[1:])), images)
-        found = as_numpy(backend.attribute(noise, weigh, [_OPEN])[0].attribution[0])
+        found = as_numpy(backend.attribute(noise, weigh, [OPEN])[0].attribution[0])
         support |= (np.moveaxis(found, channel, 1) != 0).any(axis=1)
     edges = map(_edges, support)
     return [

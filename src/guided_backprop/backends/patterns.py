@@ -1,0 +1,351 @@
+"""Composite activations, written out as several operations: one list of patterns for the graphs of all frameworks.
+
+What one framework has an operation for, another writes out: PReLU with two ReLUs, hard-sigmoid with a ReLU6, softmax
+with exponentials. A composite activation is one activation and keeps its own derivative, however it is written; an
+explicit ``relu6(x + 3)`` is a ReLU. So the patterns are looked for before the ReLUs, in every graph alike, through a
+:class:`View`.
+
+A pattern is data: nested tuples ``(word, operand, ...)`` of the vocabulary in operations.py, variables (:data:`X`),
+constants, and the few other elements below. To know another composite activation is to write one row of
+:data:`PATTERNS`.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from math import isclose, isnan
+from typing import Generic, Protocol, TypeVar
+
+Ref = TypeVar("Ref", bound=Hashable)
+#: What stands for each variable of a pattern so far, and the values that are inside of it.
+Bound = tuple[Mapping[str, Ref | float], frozenset[Ref | float]]
+
+
+class View(Protocol[Ref]):
+    """A graph as patterns see it: values, and how each is made. Copies and casts are not seen."""
+
+    def made(self, value: Ref) -> tuple[str, Sequence[Ref | float]] | None:
+        """Return the word of the operation that makes a value, and its operands; None for an input of the graph.
+
+        A number that is an attribute of the operation is an operand like others: a square is ``("pow", (x, 2.0))``.
+        """
+
+    def constant(self, value: Ref) -> float | None:
+        """Return the number that a value is everywhere; None if it depends on the images.
+
+        NaN if it is a constant of several numbers, or one that the graph does not tell.
+        """
+
+    def users(self, value: Ref) -> Sequence[Ref]:
+        """Return the values that are made of a value directly, once for each time that they use it."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A constant that is known to be this number."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Any constant: a number, or a weight of the model's.
+
+    Args:
+        is_known: whether the graph has to tell which number it is (then not 0), or must not.
+    """
+
+    is_known: bool | None = None
+
+
+@dataclass(frozen=True)
+class Times:
+    """What ``inner`` stands for, times a constant: this number, or any if it is None, also none at all."""
+
+    inner: "Form"
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What ``inner`` stands for, with its values repeated or put into another shape."""
+
+    inner: "Form"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Any function of one variable alone, value by value, that is made with all of some operations.
+
+    Args:
+        variable: what it is a function of.
+        holding: the operations, as words; of alternatives ``"a|b"`` one is enough.
+    """
+
+    variable: "Variable"
+    holding: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Any value that depends on the images; the same one wherever it stands in a pattern."""
+
+    name: str
+
+
+Form = Variable | Number | Constant | Times | Moved | Curve | tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A composite activation.
+
+    Attributes:
+        name: how the coverage lists it.
+        form: what it looks like.
+    """
+
+    name: str
+    form: Form
+
+
+@dataclass(frozen=True)
+class Match(Generic[Ref]):
+    """A composite activation in a graph.
+
+    Attributes:
+        name: how the coverage lists it.
+        last: the value that it ends in.
+        bound: what stands for its variables.
+        parts: the values inside of it, ``last`` among them.
+    """
+
+    name: str
+    last: Ref
+    bound: Mapping[str, Ref | float]
+    parts: frozenset[Ref | float]
+
+
+X = Variable("x")
+# What goes into a softmax; a shift by its largest value is no part of the pattern, for it changes nothing.
+SHIFTED = Variable("shifted")
+POWERS = ("exp", SHIFTED)
+
+MOVES = frozenset({"broadcast", "expand", "reshape", "squeeze", "stop_gradient", "transpose"})
+_COMMUTE = frozenset({"add", "mul", "maximum", "minimum"})
+_POINTWISE = frozenset(
+    """
+    abs add div erf erfc exp expm1 hardsigmoid log log1p logaddexp mul neg pow sigmoid softplus sqrt sub tanh
+    """.split()
+)
+# What is a ReLU if it does not belong to a composite activation: used elsewhere as well, it is one of its own.
+_RELUS = frozenset({"clamp", "maximum", "minimum", "relu", "relu6"})
+# A written-out GELU has about twenty operations; a chain of many more is something else.
+_MOST_PARTS = 40
+_ROUNDING = 1e-5
+
+_RELU6_OF_SHIFTED = ("relu6", ("add", X, Number(3.0)))
+
+
+def _gated(*operations: str) -> Form:
+    """Return x times a function of x that is made with these operations."""
+    return ("mul", Times(X), Times(Curve(X, frozenset(operations))))
+
+
+#: Where two patterns fit one value, the one with more parts is meant; a pattern inside of another is a part of it. So
+#: the order of the rows says nothing.
+PATTERNS: tuple[Pattern, ...] = (
+    Pattern("silu", _gated("sigmoid")),
+    Pattern("gelu", _gated("erf|erfc")),
+    Pattern("gelu", _gated("tanh", "pow")),
+    Pattern("mish", _gated("tanh", "softplus")),
+    Pattern("mish", _gated("tanh", "exp", "log|log1p")),
+    Pattern("hardswish", _gated("hardsigmoid")),
+    Pattern("hardswish", ("mul", Times(X), Times(_RELU6_OF_SHIFTED))),
+    Pattern("hardsigmoid", Times(_RELU6_OF_SHIFTED, 1 / 6)),
+    # Not with a slope that may be 0, for then it is a ReLU.
+    Pattern("leaky_relu", ("maximum", X, ("mul", X, Constant(is_known=True)))),
+    Pattern("leaky_relu", ("maximum", X, ("div", X, Constant(is_known=True)))),
+    Pattern("leaky_relu", ("add", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("neg", X))))),
+    Pattern("leaky_relu", ("sub", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("neg", X))))),
+    Pattern("prelu", ("add", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
+    Pattern("prelu", ("sub", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
+    Pattern(
+        "celu",
+        ("add", ("maximum", X, Number(0.0)), Times(("expm1", Times(("minimum", X, Number(0.0)))))),
+    ),
+    Pattern("softsign", ("div", X, ("add", ("abs", X), Number(1.0)))),
+    Pattern("log_sigmoid", ("neg", ("softplus", ("neg", X)))),
+    Pattern("softmax", ("div", POWERS, Moved(("sum", POWERS)))),
+    Pattern("log_softmax", ("sub", SHIFTED, Moved(("log", Moved(("sum", POWERS)))))),
+    Pattern("logsumexp", ("log", Moved(("sum", POWERS)))),
+    # Bounds that are not 0, for from 0 on it is a ReLU.
+    Pattern("clamp", ("minimum", ("maximum", X, Constant(is_known=True)), Constant(is_known=True))),
+    Pattern("clamp", ("maximum", ("minimum", X, Constant(is_known=True)), Constant(is_known=True))),
+    Pattern("norm", ("sqrt", Moved(("sum", ("pow", X, Number(2.0)))))),
+    Pattern("norm", ("sqrt", Moved(("sum", ("mul", X, X))))),
+)
+
+
+def composites(view: View[Ref], values: Sequence[Ref]) -> dict[Ref, Match[Ref]]:
+    """Return the composite activations in a graph, by the value that each ends in.
+
+    Args:
+        view: the graph.
+        values: the values that one may end in.
+    """
+    matches = []
+    for value in values:
+        found = [match for pattern in PATTERNS if (match := match_of(pattern, value, view)) is not None]
+        if found:
+            matches.append(max(found, key=lambda match: len(match.parts)))
+    inside = {part for match in matches for part in match.parts if part != match.last}
+    return {match.last: match for match in matches if match.last not in inside}
+
+
+def match_of(pattern: Pattern, last: Ref, view: View[Ref]) -> Match[Ref] | None:
+    """Return how a value is what a pattern says, or None."""
+    for bound, parts in _fits(pattern.form, last, view, ({}, frozenset())):
+        if _stands_alone(last, parts, view):
+            return Match(pattern.name, last, bound, parts)
+    return None
+
+
+def _stands_alone(last: Ref, parts: frozenset[Ref | float], view: View[Ref]) -> bool:
+    """Tell whether no ReLU inside of a match is used outside of it."""
+    for part in parts:
+        made = _made(part, view)
+        is_relu = part != last and made is not None and made[0] in _RELUS
+        if is_relu and not isinstance(part, float) and not parts.issuperset(view.users(part)):
+            return False
+    return True
+
+
+def _fits(form: Form, value: Ref | float, view: View[Ref], bound: Bound[Ref]) -> Iterator[Bound[Ref]]:
+    """Yield each way in which a value is what a form says."""
+    match form:
+        case Variable(name):
+            yield from _fits_variable(name, value, view, bound)
+        case Number() | Constant():
+            if _is_constant(form, _constant(value, view)):
+                yield bound
+        case Times(inner, number):
+            yield from _fits_times(inner, number, value, view, bound)
+        case Moved(inner):
+            yield from _fits_moved(inner, value, view, bound)
+        case Curve(variable, holding):
+            yield from _fits_curve(variable, holding, value, view, bound)
+        case (str(word), *operands):
+            yield from _fits_operation(word, operands, value, view, bound)
+
+
+def _fits_variable(name: str, value: Ref | float, view: View[Ref], bound: Bound[Ref]) -> Iterator[Bound[Ref]]:
+    variables, parts = bound
+    if name in variables:
+        if variables[name] == value:
+            yield bound
+    elif _constant(value, view) is None:
+        yield {**variables, name: value}, parts
+
+
+def _fits_operation(
+    word: str, forms: Sequence[object], value: Ref | float, view: View[Ref], bound: Bound[Ref]
+) -> Iterator[Bound[Ref]]:
+    made = _made(value, view)
+    if made is None or made[0] != word or len(made[1]) != len(forms):
+        return
+    orders = permutations(made[1]) if word in _COMMUTE else [made[1]]
+    for operands in orders:
+        ways = [_with(bound, value)]
+        for form, operand in zip(forms, operands, strict=True):
+            ways = [fitted for way in ways for fitted in _fits(form, operand, view, way)]  # type: ignore[arg-type]
+        yield from ways
+
+
+def _fits_times(
+    inner: Form, number: float | None, value: Ref | float, view: View[Ref], bound: Bound[Ref]
+) -> Iterator[Bound[Ref]]:
+    """Undo products with constants one by one, until what is left is what is looked for."""
+    factor, passed = 1.0, bound
+    while True:
+        if number is None or isclose(factor, number, rel_tol=_ROUNDING):
+            yield from _fits(inner, value, view, passed)
+        scaled = _scaled(value, view)
+        if scaled is None:
+            return
+        passed = _with(passed, value)
+        value, factor = scaled[0], factor * scaled[1]
+
+
+def _fits_moved(inner: Form, value: Ref | float, view: View[Ref], bound: Bound[Ref]) -> Iterator[Bound[Ref]]:
+    while True:
+        yield from _fits(inner, value, view, bound)
+        made = _made(value, view)
+        if made is None or made[0] not in MOVES:
+            return
+        bound, value = _with(bound, value), made[1][0]
+
+
+def _fits_curve(
+    variable: Variable, holding: frozenset[str], value: Ref | float, view: View[Ref], bound: Bound[Ref]
+) -> Iterator[Bound[Ref]]:
+    """Go back from a value to the variable, by operations value by value alone."""
+    variables, parts = bound
+    if variable.name not in variables:
+        return
+    words: set[str] = set()
+    inside: set[Ref | float] = set()
+    stack: list[Ref | float] = [value]
+    is_reached = False
+    while stack:
+        ref = stack.pop()
+        if ref == variables[variable.name]:
+            is_reached = True
+        elif ref not in inside and _constant(ref, view) is None:
+            made = _made(ref, view)
+            if made is None or made[0] not in _POINTWISE or len(inside) == _MOST_PARTS:
+                return
+            inside.add(ref)
+            words.add(made[0])
+            stack.extend(made[1])
+    if is_reached and all(words.intersection(wanted.split("|")) for wanted in holding):
+        yield variables, parts | inside
+
+
+def _scaled(value: Ref | float, view: View[Ref]) -> tuple[Ref | float, float] | None:
+    """Return what a value is a constant multiple of, and that constant; NaN if it is not known."""
+    match _made(value, view):
+        case ("neg", [x]):
+            return x, -1.0
+        case ("mul", [x, y]):
+            for left, right in ((x, y), (y, x)):
+                factor = _constant(right, view)
+                if factor is not None and _constant(left, view) is None:
+                    return left, factor
+        case ("div", [x, y]):
+            divisor = _constant(y, view)
+            if divisor is not None and _constant(x, view) is None:
+                return x, 1 / divisor if divisor else float("nan")
+    return None
+
+
+def _made(value: Ref | float, view: View[Ref]) -> tuple[str, Sequence[Ref | float]] | None:
+    return None if isinstance(value, float) else view.made(value)
+
+
+def _constant(value: Ref | float, view: View[Ref]) -> float | None:
+    return value if isinstance(value, float) else view.constant(value)
+
+
+def _is_constant(form: Number | Constant, constant: float | None) -> bool:
+    if constant is None:
+        return False
+    if isinstance(form, Number):
+        return isclose(constant, form.value, rel_tol=_ROUNDING, abs_tol=1e-12)
+    is_known = not isnan(constant) and constant != 0
+    return form.is_known is None or (is_known if form.is_known else isnan(constant))
+
+
+def _with(bound: Bound[Ref], part: Ref | float) -> Bound[Ref]:
+    variables, parts = bound
+    return variables, parts | {part}

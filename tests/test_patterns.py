@@ -1,0 +1,164 @@
+"""Composite activations written out, in a graph of no framework; and that what is nearly one is none."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from guided_backprop.backends.operations import NONLINEARITIES, Kind, Operation, Table
+from guided_backprop.backends.patterns import PATTERNS, composites, match_of
+
+
+@dataclass(eq=False)
+class Expression:
+    """A value of a graph, written with operators; a number stays a number."""
+
+    word: str = ""
+    operands: "tuple[Expression | float, ...]" = ()
+    weight: float | None = None
+    users: "list[Expression]" = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for operand in self.operands:
+            if isinstance(operand, Expression):
+                operand.users.append(self)
+
+    def __add__(self, other: "Expression | float") -> "Expression":
+        return op("add", self, other)
+
+    def __sub__(self, other: "Expression | float") -> "Expression":
+        return op("sub", self, other)
+
+    def __mul__(self, other: "Expression | float") -> "Expression":
+        return op("mul", self, other)
+
+    def __rmul__(self, other: float) -> "Expression":
+        return op("mul", other, self)
+
+    def __truediv__(self, other: "Expression | float") -> "Expression":
+        return op("div", self, other)
+
+    def __neg__(self) -> "Expression":
+        return op("neg", self)
+
+
+def op(word: str, *operands: "Expression | float") -> Expression:
+    return Expression(word, tuple(float(each) if isinstance(each, int) else each for each in operands))
+
+
+class Graph:
+    """All values that lead to one."""
+
+    def __init__(self, last: Expression) -> None:
+        self.values: list[Expression] = []
+        stack = [last]
+        while stack:
+            value = stack.pop()
+            if value not in self.values:
+                self.values.append(value)
+                stack.extend(each for each in value.operands if isinstance(each, Expression))
+
+    def made(self, value: Expression) -> "tuple[str, Sequence[Expression | float]] | None":
+        return (value.word, value.operands) if value.word else None
+
+    def constant(self, value: Expression) -> float | None:
+        return value.weight
+
+    def users(self, value: Expression) -> Sequence[Expression]:
+        return value.users
+
+
+def found(build: Callable[[Expression], Expression]) -> list[str]:
+    graph = Graph(build(Expression()))
+    return sorted(match.name for match in composites(graph, graph.values).values())
+
+
+def relu6(x: Expression) -> Expression:
+    return op("relu6", x)
+
+
+def softmax(x: Expression) -> Expression:
+    powers = op("exp", x)
+    return powers / op("broadcast", op("sum", powers))
+
+
+SLOPE = Expression(weight=float("nan"))
+COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
+    "silu": ("silu", lambda x: x * op("sigmoid", x)),
+    "silu, quick GELU": ("silu", lambda x: op("sigmoid", 1.702 * x) * x),
+    "gelu": ("gelu", lambda x: 0.5 * x * (op("erf", x / 1.414) + 1.0)),
+    "gelu, in another order": ("gelu", lambda x: x * (op("erf", x * 0.707) * 0.5 + 0.5)),
+    "gelu by tanh": ("gelu", lambda x: (0.5 * x) * (op("tanh", (x + op("pow", x, 3.0) * 0.044) * 0.8) + 1.0)),
+    "mish": ("mish", lambda x: x * op("tanh", op("softplus", x))),
+    "mish by logarithm": ("mish", lambda x: x * op("tanh", op("log", op("exp", x) + 1.0))),
+    "hard-sigmoid": ("hardsigmoid", lambda x: relu6(x + 3.0) / 6.0),
+    "hard-sigmoid by a product": ("hardsigmoid", lambda x: relu6(x + 3.0) * (1 / 6)),
+    "hard-swish": ("hardswish", lambda x: x * (relu6(x + 3.0) * (1 / 6))),
+    "hard-swish, divided at last": ("hardswish", lambda x: x * relu6(x + 3.0) / 6.0),
+    "hard-swish of an operation": ("hardswish", lambda x: x * op("hardsigmoid", x)),
+    "leaky ReLU by a quotient": ("leaky_relu", lambda x: op("maximum", x / 10.0, x)),
+    "leaky ReLU of two, added": ("leaky_relu", lambda x: op("relu", x) + op("relu", -x) * -0.1),
+    "leaky ReLU": ("leaky_relu", lambda x: op("maximum", x, 0.1 * x)),
+    "leaky ReLU of two": ("leaky_relu", lambda x: op("relu", x) - op("relu", -x) * 0.1),
+    "PReLU": ("prelu", lambda x: op("relu", x) + SLOPE * op("relu", -x)),
+    "PReLU, subtracted": ("prelu", lambda x: op("relu", x) - SLOPE * op("relu", -x)),
+    "CELU": ("celu", lambda x: op("maximum", x, 0.0) + 2.0 * op("expm1", op("minimum", x, 0.0) / 2.0)),
+    "softsign": ("softsign", lambda x: x / (op("abs", x) + 1.0)),
+    "log-sigmoid": ("log_sigmoid", lambda x: -op("softplus", -x)),
+    "softmax": ("softmax", softmax),
+    "softmax with a shift": ("softmax", lambda x: softmax(x - op("broadcast", op("max", x)))),
+    "log-softmax": ("log_softmax", lambda x: x - op("log", op("sum", op("exp", x)))),
+    "logsumexp": ("logsumexp", lambda x: op("log", op("sum", op("exp", x - 1.0))) + 1.0),
+    "clamp": ("clamp", lambda x: op("minimum", op("maximum", x, -1.0), 1.0)),
+    "clamp from above first": ("clamp", lambda x: op("maximum", op("minimum", x, 1.0), -1.0)),
+    "norm of products": ("norm", lambda x: op("sqrt", op("sum", x * x))),
+    "norm": ("norm", lambda x: op("sqrt", op("sum", op("pow", x, 2.0)))),
+}
+NEARLY: dict[str, Callable[[Expression], Expression]] = {
+    "a ReLU6": lambda x: op("minimum", op("maximum", x, 0.0), 6.0),
+    "a ReLU6 of a shifted value": lambda x: relu6(x + 3.0),
+    "a ReLU6 with another shift": lambda x: relu6(x + 2.0) / 6.0,
+    "a ReLU6 with an unknown shift": lambda x: relu6(x + SLOPE) / 6.0,
+    "a ReLU6 with another scale": lambda x: relu6(x + 3.0) / 5.0,
+    "a ReLU times its input": lambda x: x * relu6(x),
+    "a ReLU by a slope of 0": lambda x: op("maximum", x, x * 0.0),
+    "the sigmoid of something else": lambda x: x * op("sigmoid", op("sin", x)),
+    "two ReLUs of other values": lambda x: op("relu", x) - op("relu", -(x + 1.0)) * 0.1,
+    "a PReLU whose ReLU is used again": lambda x: (lambda y: (y - op("relu", -x) * 0.1) * op("sin", y))(op("relu", x)),
+    "a softmax of two": lambda x: op("exp", x) / op("sum", op("exp", x + 1.0)),
+}
+
+
+@pytest.mark.parametrize("case", COMPOSITES)
+def test_composite(case):
+    name, build = COMPOSITES[case]
+    assert found(build) == [name]
+
+
+@pytest.mark.parametrize("case", NEARLY)
+def test_what_is_nearly_one_is_none(case):
+    assert found(NEARLY[case]) == []
+
+
+def test_every_row_is_tried_and_named_by_the_vocabulary():
+    graphs = [Graph(build(Expression())) for _, build in COMPOSITES.values()]
+    for pattern in PATTERNS:
+        assert pattern.name in NONLINEARITIES
+        assert any(match_of(pattern, value, graph) for graph in graphs for value in graph.values), pattern
+
+
+def test_the_order_of_the_rows_says_nothing(monkeypatch):
+    monkeypatch.setattr("guided_backprop.backends.patterns.PATTERNS", PATTERNS[::-1])
+    for name, build in COMPOSITES.values():
+        assert found(build) == [name]
+
+
+def test_a_table_knows_each_operation_once_and_the_rest_as_unknown():
+    table = Table({Kind.LINEAR: "add AddV2=add", Kind.SMOOTH: "Exp=exp"})
+    assert table["AddV2"] == Operation(Kind.LINEAR, "add")
+    assert table["Novel"] == Operation(Kind.UNKNOWN, "Novel")
+    assert (table.of(Kind.LINEAR), table.called("exp")) == ({"add", "AddV2"}, {"Exp"})
+    assert "Novel" not in table
+    assert len(table) == len(list(table)) == 3
+    with pytest.raises(ValueError, match="twice"):
+        Table({Kind.LINEAR: "add", Kind.SMOOTH: "add"})

@@ -1,14 +1,12 @@
-"""Where the command line's models and images come from: a network with its preprocessing and class names.
+"""Where the command line's models come from: a network with its preprocessing and class names.
 
 No framework is imported until a model is loaded.
 """
 
 import json
-import os
 import re
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module, invalidate_caches
@@ -18,18 +16,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from guided_backprop.errors import ImageError, MissingExtraError, ModelError
+from guided_backprop.photos import image_paths, read_image
+
+__all__ = ["Batch", "VisionModel", "image_paths", "load", "load_default", "probabilities", "read_image"]
 
 Preprocess = Callable[[Image.Image], Any]
-
-# Raster formats that Pillow decodes itself and knows by their first bytes. Not among them: EPS and
-# WMF, which start other programs, and TGA, which takes almost any file for its own.
-_FORMATS = {"AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
-
-# A thinner image would need gigabytes once its short side has been enlarged to the network's size.
-_LARGEST_ASPECT = 50
 
 
 @dataclass(frozen=True)
@@ -77,25 +71,7 @@ class VisionModel:
                     rows.append(row)
                 except ImageError as error:
                     failures.append(error)
-            yield Batch(rows, self._stack(ready) if ready else None, failures)
-
-    def _stack(self, ready: Sequence[Any]) -> Any:
-        shapes = {tuple(np.shape(image)) for image in ready}
-        if len(shapes) > 1:
-            raise ModelError(
-                f"preprocess must give all images one shape; received {', '.join(map(str, sorted(shapes)))}. "
-                "Resize or crop to one size in it, or pass --batch-size 1."
-            )
-        torch = sys.modules.get("torch")
-        is_module = torch is not None and isinstance(self.network, torch.nn.Module)
-        if torch is not None and isinstance(ready[0], torch.Tensor):
-            images = torch.stack(list(ready))
-        elif torch is not None and is_module:
-            images = torch.from_numpy(np.stack(ready))
-        else:
-            return np.stack(ready)
-        parameter = next(self.network.parameters(), None) if is_module else None
-        return images if parameter is None else images.to(parameter.device)
+            yield Batch(rows, _stacked(ready, self.network) if ready else None, failures)
 
 
 def load_default() -> VisionModel:
@@ -176,57 +152,6 @@ def load(specification: str) -> VisionModel:
         return _vision_model(loader(), specification)
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a photo as people see it.
-
-    The EXIF orientation is applied; transparency is shown on white; 16-bit grey is scaled to 8 bit; of an
-    animation the first frame is taken; colour profiles are ignored.
-
-    Args:
-        path: an image file: AVIF, BMP, GIF, ICO, JPEG, JPEG 2000, MPO, PNG, PPM, TIFF or WebP, as far as
-            Pillow was built with them.
-
-    Returns:
-        An image of mode RGB.
-
-    Raises:
-        ImageError: there is no such file, it is not an image, damaged, truncated, larger than
-            ``PIL.Image.MAX_IMAGE_PIXELS``, or over 50 times as long as wide; or its values have no fixed
-            range (floating point, 32 bit).
-    """
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns of an image above its limit, and refuses it above twice the limit.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_readable_formats()) as image:
-                return _rgb(ImageOps.exif_transpose(image), image.format)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        reason, advice = str(error), "Make it smaller first."
-        raise ImageError(_unreadable(path, reason, advice)) from error
-    # A damaged file can make a decoder raise anything: SyntaxError, struct.error, IndexError, zlib.error...
-    except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ImageError(_unreadable(path, reason, "Pass another file, or convert it to PNG.")) from error
-
-
-def image_paths(arguments: Iterable[Path]) -> list[Path]:
-    """Return files as they are and, for each folder, the images in it (not below it) sorted by name."""
-    formats = _readable_formats()
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in formats}
-    paths: list[Path] = []
-    for argument in arguments:
-        if argument.is_dir():
-            paths += sorted(
-                path
-                for path in argument.iterdir()
-                # Hidden ones are never photos: macOS leaves a ._cat.jpg next to each cat.jpg.
-                if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
-            )
-        else:
-            paths.append(argument)
-    return paths
-
-
 def probabilities(outputs: NDArray[Any], head: str | None) -> NDArray[np.float64] | None:
     """Return class probabilities ``(N, K)`` for a model's outputs, or None if they are no classification.
 
@@ -237,15 +162,18 @@ def probabilities(outputs: NDArray[Any], head: str | None) -> NDArray[np.float64
     """
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         return None
-    values = outputs.astype(np.float64)
-    if head in ("softmax", "sigmoid"):
-        return values
+    rows = outputs.astype(np.float64)
     if head in ("log_softmax", "log_sigmoid"):
-        return np.exp(values)
-    if (values >= 0).all() and np.allclose(values.sum(axis=1), 1, rtol=0, atol=1e-3):
-        return values
-    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
+        return np.exp(rows)
+    if head in ("softmax", "sigmoid") or _are_probabilities(rows):
+        return rows
+    exponentials = np.exp(rows - rows.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def _are_probabilities(rows: NDArray[np.float64]) -> bool:
+    # Logits that happen to be positive and to sum to 1 in each row would be taken for probabilities: they hardly do.
+    return bool((rows >= 0).all()) and np.allclose(rows.sum(axis=1), 1, rtol=0, atol=1e-3)
 
 
 def _lite_preprocess(image: Image.Image) -> NDArray[np.float32]:
@@ -270,32 +198,6 @@ def _centre(image: Image.Image, short: int, size: int, resampling: Image.Resampl
     return resized.crop((left, top, left + size, top + size))
 
 
-def _readable_formats() -> list[str]:
-    Image.init()
-    return sorted(_FORMATS & {*Image.OPEN})
-
-
-def _rgb(image: Image.Image, file_format: str | None) -> Image.Image:
-    if max(image.size) > _LARGEST_ASPECT * min(image.size):
-        raise ValueError(f"it is more than {_LARGEST_ASPECT} times as long as wide")
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
-        # Pillow's own conversion clips at 255 instead of scaling.
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError("its 32-bit values have no fixed range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _unreadable(path: str | os.PathLike[str], reason: str, advice: str) -> str:
-    reason = " ".join(reason.split()).rstrip(".")
-    return f"image must be a readable image file; received path={os.fspath(path)!r} ({reason}). {advice}"
-
-
 def _import(module_name: str, specification: str) -> Any:
     try:
         return import_module(module_name)
@@ -311,23 +213,47 @@ def _import(module_name: str, specification: str) -> Any:
 
 
 def _vision_model(loaded: Any, specification: str) -> VisionModel:
-    torch = sys.modules.get("torch")
     if isinstance(loaded, VisionModel):
         model = loaded
     elif isinstance(loaded, tuple) and len(loaded) == 2 and all(map(callable, loaded)):
         model = VisionModel(specification, *loaded)
-    elif torch is not None and isinstance(loaded, torch.nn.Module):
+    elif _is_torch_module(loaded):
         model = VisionModel(specification, loaded, _torchvision_preprocess)
     else:
         raise ModelError(
             "model must come as a torch.nn.Module, a tuple (model, preprocess) or a VisionModel; received "
             f"{type(loaded).__qualname__} from {specification!r}. Return one of these from the function."
         )
-    if torch is not None and isinstance(model.network, torch.nn.Module) and model.network.training:
+    if _is_torch_module(model.network) and model.network.training:
         # An exported program cannot be switched; it is refused later if it does train.
         with suppress(NotImplementedError):
             model.network.eval()
     return model
+
+
+def _is_torch_module(network: Any) -> bool:
+    # Who has a module has imported torch.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(network, torch.nn.Module)
+
+
+def _stacked(ready: Sequence[Any], network: Any) -> Any:
+    """Return preprocessed images as one batch: for a torch module a tensor where its parameters are."""
+    shapes = {tuple(np.shape(image)) for image in ready}
+    if len(shapes) > 1:
+        raise ModelError(
+            f"preprocess must give all images one shape; received {', '.join(map(str, sorted(shapes)))}. "
+            "Resize or crop to one size in it, or pass --batch-size 1."
+        )
+    torch, is_module = sys.modules.get("torch"), _is_torch_module(network)
+    if torch is not None and isinstance(ready[0], torch.Tensor):
+        images = torch.stack(list(ready))
+    elif torch is not None and is_module:
+        images = torch.from_numpy(np.stack(ready))
+    else:
+        return np.stack(ready)
+    parameter = next(network.parameters(), None) if is_module else None
+    return images if parameter is None else images.to(parameter.device)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""The local page of ``guided-backprop app``: a photo, a class or a neuron, and the methods' maps side by side.
+"""What the local page of ``guided-backprop app`` computes: a class or a neuron of a photo, by methods side by side.
 
-What the page computes stands first, in functions that know nothing of it; Gradio is imported when the page is built.
+The page's widgets call this; nothing here knows of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import as_pictures
-from guided_backprop.backends import layer_names
-from guided_backprop.errors import GuidedBackpropError, ImageError, MissingExtraError, ModelError, OptionError
+from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.methods.cam import GuidedGradCAM
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Method, Saliency, compare
@@ -24,17 +23,17 @@ from guided_backprop.show.render import Picture, colour_picture, diverging, heat
 from guided_backprop.trust.likeness import SAME, cosine, number
 
 if TYPE_CHECKING:
-    import gradio as gr
+    pass
 
-_METHODS: Mapping[str, type[Method]] = {
+CLASS_METHODS: Mapping[str, type[Method]] = {
     "Saliency": Saliency,
     "DeconvNet": DeconvNet,
     "GuidedBackprop": GuidedBackprop,
 }
-_NEEDS_LAYER = "GuidedGradCAM"
-METHODS = (*_METHODS, _NEEDS_LAYER)
+NEEDS_LAYER = "GuidedGradCAM"
+METHODS = (*CLASS_METHODS, NEEDS_LAYER)
 VIEWS: Sequence[Panel] = get_args(Panel)[1:]
-_TOP = 5
+TOP = 5
 _EXAMPLES = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")
 
 
@@ -90,7 +89,7 @@ def look(vision: VisionModel, path: Path) -> Seen:
     shares = probabilities(found.outputs, found.head)
     if shares is None:
         return Seen({}, [])
-    top = np.argsort(-shares[0], kind="stable")[:_TOP].tolist()
+    top = np.argsort(-shares[0], kind="stable")[:TOP].tolist()
     order = [*top, *(label for label in range(shares.shape[1]) if label not in top)]
     best = {vision.class_name(label): float(shares[0, label]) for label in top}
     return Seen(best, [(vision.class_name(label), label) for label in order])
@@ -161,12 +160,12 @@ def _read(vision: VisionModel, path: Path) -> Any:
 
 def _method(vision: VisionModel, name: str, question: Question) -> Method:
     is_neuron = question.channel is not None
-    if name != _NEEDS_LAYER:
-        return _METHODS[name](vision.network, output_layer=question.layer if is_neuron else None)
+    if name != NEEDS_LAYER:
+        return CLASS_METHODS[name](vision.network, output_layer=question.layer if is_neuron else None)
     if is_neuron or question.layer is None:
         what = "a neuron" if is_neuron else "a class and no layer"
         advice = "Take it away" if is_neuron else "Choose the last layer before positions are pooled"
-        raise OptionError(f"{_NEEDS_LAYER} must have a class and a layer; received {what}. {advice}.")
+        raise OptionError(f"{NEEDS_LAYER} must have a class and a layer; received {what}. {advice}.")
     return GuidedGradCAM(vision.network, question.layer)
 
 
@@ -207,193 +206,3 @@ def _drawn(view: Panel, image: NDArray[Any], attribution: NDArray[Any]) -> Pictu
         grey = np.floor(heatmap(attribution) * 255 + 0.5).astype(np.uint8)
         return np.repeat(grey[..., np.newaxis], 3, axis=2)
     return (colour_picture if view == "colour" else diverging)(attribution)
-
-
-# The page
-
-
-def check_ready() -> None:
-    """Raise before anything is loaded if the page cannot be served.
-
-    Raises:
-        MissingExtraError: Gradio is not installed.
-    """
-    try:
-        import gradio  # noqa: F401, PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the page needs gradio; received an environment without {error.name}. "
-            "Run: pip install 'guided-backprop[app]'."
-        ) from error
-
-
-def page(vision: VisionModel) -> "gr.Blocks":
-    """Return the page for a model.
-
-    Raises:
-        MissingExtraError: Gradio is not installed.
-    """
-    check_ready()
-    import gradio as gr  # noqa: PLC0415
-
-    try:
-        layers = layer_names(vision.network)
-    except ModelError:
-        layers = []
-    # Uploads and pictures are removed after an hour, and when the page ends.
-    with gr.Blocks(title="guided-backprop", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        gr.Markdown("# Which pixels move a network's score?", sanitize_html=True)
-        with gr.Row():
-            with gr.Column(min_width=260):
-                photo = gr.File(label="Photo", file_types=["image"], height=140)
-                if paths := examples():
-                    gr.Examples([[str(path)] for path in paths], [photo], api_visibility="private")
-                best = gr.Label(label=f"{vision.name} says", num_top_classes=_TOP, buttons=[])
-            with gr.Column(min_width=260):
-                kinds = ["class", "neuron"] if layers else ["class"]
-                kind = gr.Radio(kinds, value="class", label="Explain a")
-                label = gr.Dropdown([], label="Class", info="The first five are the best; type to search.")
-                layer = gr.Dropdown(
-                    layers,
-                    value=None,
-                    label="Layer",
-                    info=f"Of the neuron, and for {_NEEDS_LAYER}.",
-                    visible=bool(layers),
-                )
-                channel = gr.Number(
-                    0, label="Channel", info="Explained where it is strongest.", precision=0, minimum=0, visible=False
-                )
-                names = METHODS if layers else tuple(_METHODS)
-                methods = gr.CheckboxGroup(list(names), value=list(_METHODS), label="Methods")
-                view = gr.Radio(list(VIEWS), value="colour", label="View", info=_VIEW_HELP)
-                button = gr.Button("Explain", variant="primary")
-        maps = gr.Gallery(
-            show_label=False,
-            format="png",
-            columns=4,
-            height="auto",
-            object_fit="contain",
-            interactive=False,
-            buttons=["download", "fullscreen"],
-            elem_classes="maps",
-        )
-        text = gr.Textbox(label="What was done, and how far to believe it", lines=5, interactive=False)
-        private: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
-        photo.change(_looking(vision), [photo], [best, label, maps, text], **private)
-        kind.change(_toggling, [kind], [label, channel], api_visibility="private", queue=False)
-        asked = [photo, kind, label, layer, channel, methods, view]
-        button.click(_answering(vision), asked, [maps, text], **private)
-    return blocks  # type: ignore[no-any-return]  # what it returns as a context is untyped
-
-
-# The gallery is as high as its pictures; on a phone four beside each other would not be seen.
-_CSS = """
-.maps, .maps .grid-wrap { min-height: 0 !important; height: auto !important; }
-@media (max-width: 600px) { .maps .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
-"""
-_VIEW_HELP = (
-    "colour: signed, grey is 0. diverging: red raises the score, blue lowers it. heatmap and overlay: magnitudes. "
-    "Each map has its own scale."
-)
-
-
-def serve(vision: VisionModel, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page to this computer alone, until it is interrupted.
-
-    Args:
-        vision: the model.
-        port: a free port.
-        ready: is called with the page's address once it can be opened.
-
-    Raises:
-        MissingExtraError: Gradio is not installed.
-        OptionError: the port is not free.
-    """
-    blocks = page(vision)
-    import gradio as gr  # noqa: PLC0415
-    from starlette.middleware import Middleware  # noqa: PLC0415
-    from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: PLC0415
-
-    blocks.queue(default_concurrency_limit=1, max_size=16, api_open=False)
-    try:
-        _, address, _ = blocks.launch(
-            server_name="127.0.0.1",
-            server_port=port,
-            share=False,
-            # Another site cannot reach the page under a name of its own that leads to this computer.
-            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])]},
-            quiet=True,
-            show_error=True,
-            prevent_thread_lock=True,
-            max_file_size="20mb",
-            ssr_mode=False,
-            footer_links=[],
-            # The usual themes bring fonts.
-            theme=gr.themes.Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")).set(
-                block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
-            ),
-            css=_CSS,
-        )
-    except OSError as error:
-        raise OptionError(
-            f"port must be free; received port={port}, which is not. Pass another one with --port."
-        ) from error
-    ready(address)
-    blocks.block_thread()
-
-
-def _toggling(kind: str) -> Any:
-    import gradio as gr  # noqa: PLC0415
-
-    return gr.update(visible=kind == "class"), gr.update(visible=kind == "neuron")
-
-
-def _looking(vision: VisionModel) -> Callable[..., Any]:
-    """Return what happens when another photo is there."""
-
-    def run(path: str | None) -> Any:
-        import gradio as gr  # noqa: PLC0415
-
-        # What is there of another photo goes, whatever becomes of this one.
-        seen, message = Seen({}, []), ""
-        if path is not None:
-            try:
-                seen = look(vision, Path(path))
-            except GuidedBackpropError as error:
-                message = _sentence(error, path)
-        first = seen.classes[0][1] if seen.classes else None
-        return seen.best or None, gr.update(choices=[*seen.classes], value=first), None, message
-
-    return run
-
-
-def _answering(vision: VisionModel) -> Callable[..., Any]:
-    """Return what happens when the button is clicked."""
-
-    def run(  # noqa: PLR0917 (the order of the page's widgets)
-        path: str | None,
-        kind: str,
-        label: int | None,
-        layer: str | None,
-        channel: float | None,
-        methods: list[str],
-        view: Panel,
-    ) -> Any:
-        try:
-            if path is None:
-                raise ImageError("a photo must be there; received none. Upload one, or take an example.")
-            if kind == "neuron" and channel is None:
-                raise OptionError("a neuron must have a channel; received none. Type its number.")
-            number_of = int(channel or 0) if kind == "neuron" else None
-            ordered = [name for name in METHODS if name in methods]
-            found = answer(vision, Path(path), Question(label, layer, number_of, ordered, view))
-        except GuidedBackpropError as error:
-            return None, _sentence(error, path)
-        return [*found.pictures], found.text
-
-    return run
-
-
-def _sentence(error: GuidedBackpropError, path: str | None) -> str:
-    """Return what the library refuses, with the photo's name and not where the upload lies."""
-    return str(error).replace(path, Path(path).name) if path else str(error)

@@ -1,29 +1,32 @@
-"""What the commands share: options that are the same in each, how labels are read, and errors in one line."""
+"""What the commands share: options, the photos and labels that are asked for, and errors in one line.
 
-from collections.abc import Iterator, Mapping, Sequence
+Needs click: :func:`guided_backprop.commands.main.command` asks for it before it imports any command.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
+
+import click
+from click.decorators import FC
 
 from guided_backprop.errors import GuidedBackpropError, LabelError, OptionError
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Method, Saliency
+from guided_backprop.models import Batch, VisionModel, image_paths, load, load_default
 
 METHODS: Mapping[str, type[Method]] = {
     "guided-backprop": GuidedBackprop,
     "deconvnet": DeconvNet,
     "saliency": Saliency,
 }
-MODEL_HELP = (
-    "A function without arguments that returns a torch.nn.Module or (module, preprocess). [default: EfficientNet-Lite0]"
-)
-LABELS_HELP = "Class ids: one for all images, or one per image. [default: the class with the highest score]"
-BATCH_HELP = "Images read and explained at once. Of the others only attributions are held in memory."
+PATH = click.Path(path_type=Path)
+AT_LEAST_ONE = click.IntRange(min=1)
 
 
-def parse_labels(_context: Any, _option: Any, text: str | None) -> list[int] | None:
+def _parse_labels(_context: click.Context, _option: click.Parameter, text: str | None) -> list[int] | None:
     """Return class ids from an option's text."""
-    import click  # noqa: PLC0415
-
     if text is None:
         return None
     try:
@@ -34,29 +37,78 @@ def parse_labels(_context: Any, _option: Any, text: str | None) -> list[int] | N
         ) from error
 
 
-def check_counts(paths: Sequence[Path], labels: Sequence[int] | None) -> None:
-    """Raise unless there are images, and one label for all of them or one for each."""
-    if not paths:
-        raise OptionError("IMAGES must contain an image; received folders without any. Pass a folder of image files.")
-    if labels is not None and len(labels) not in (1, len(paths)):
-        raise LabelError(
-            f"labels must be one for all images, or one per image; received {len(labels)} labels for "
-            f"{len(paths)} images. Give as many labels as images, or one."
-        )
+images_argument = click.argument("images", nargs=-1, required=True, type=PATH)
+model_option = click.option(
+    "--model",
+    metavar="MODULE:FUNCTION",
+    help="A function without arguments that returns a torch.nn.Module or (module, preprocess). "
+    "[default: EfficientNet-Lite0]",
+)
+method_option = click.option("--method", type=click.Choice(list(METHODS)), default="guided-backprop", show_default=True)
 
 
-def labels_of(rows: Sequence[int], labels: Sequence[int] | None) -> list[int] | int | None:
-    """Return the labels of the images at ``rows``: labels count unreadable images too."""
-    if labels is None:
-        return None
-    return labels[0] if len(labels) == 1 else [labels[row] for row in rows]
+_LABELS = "Class ids: one for all images, or one per image. [default: the class with the highest score]"
+_BATCH_SIZE = "Images read and explained at once. Of the others only attributions are held in memory."
+
+
+def labels_option(meaning: str = _LABELS) -> Callable[[FC], FC]:
+    """Return the option for class ids."""
+    return click.option("--labels", metavar="ID[,ID...]", callback=_parse_labels, help=meaning)
+
+
+def batch_size_option(meaning: str = _BATCH_SIZE) -> Callable[[FC], FC]:
+    """Return the option for the number of images that are explained at once."""
+    return click.option("--batch-size", type=AT_LEAST_ONE, default=16, show_default=True, help=meaning)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The image files that a command is given, and the class ids to explain: one for all, one per file, or None."""
+
+    paths: Sequence[Path]
+    labels: Sequence[int] | None
+
+    @classmethod
+    def given(cls, arguments: Sequence[Path], labels: Sequence[int] | None) -> Self:
+        """Return the files, and those in folders.
+
+        Raises:
+            OptionError: there are none.
+            LabelError: labels are neither one nor as many as files.
+        """
+        paths = image_paths(arguments)
+        if not paths:
+            raise OptionError(
+                "IMAGES must contain an image; received folders without any. Pass a folder of image files."
+            )
+        if labels is not None and len(labels) not in (1, len(paths)):
+            raise LabelError(
+                f"labels must be one for all images, or one per image; received {len(labels)} labels for "
+                f"{len(paths)} images. Give as many labels as images, or one."
+            )
+        return cls(paths, labels)
+
+    def labels_of(self, batch: Batch) -> list[int] | int | None:
+        """Return the labels of the images of a batch that could be read: labels count the others too."""
+        if self.labels is None:
+            return None
+        return self.labels[0] if len(self.labels) == 1 else [self.labels[row] for row in batch.rows]
+
+
+def load_model(specification: str | None) -> VisionModel:
+    """Load the model that ``--model`` names, or the default one."""
+    return load_default() if specification is None else load(specification)
+
+
+def print_failures(batch: Batch) -> None:
+    """Say which images could not be read, and why."""
+    for failure in batch.failures:
+        click.echo(f"Error: {failure}", err=True)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Let click print what the library or the file system refuses: one line, no traceback."""
-    import click  # noqa: PLC0415
-
     try:
         yield
     except (GuidedBackpropError, OSError) as error:

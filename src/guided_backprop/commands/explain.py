@@ -1,0 +1,66 @@
+"""The command ``guided-backprop explain``: photos into a folder of pictures, arrays and a manifest."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from guided_backprop.commands.run import Run, Written, printable
+from guided_backprop.commands.shared import (
+    METHODS,
+    PATH,
+    Photos,
+    batch_size_option,
+    images_argument,
+    labels_option,
+    load_model,
+    method_option,
+    model_option,
+    one_line_errors,
+)
+from guided_backprop.methods.gradients import REDUCERS, Reducer
+from guided_backprop.show.folder import ARRAYS, MANIFEST, ExplanationFolder
+
+
+@click.command("explain")
+@images_argument
+@click.option("--output", required=True, type=PATH, help="New folder for pictures, arrays, manifest.")
+@model_option
+@labels_option()
+@method_option
+@batch_size_option()
+@click.option("--reducer", type=click.Choice(REDUCERS), help="Reduce the channels to one.")
+@click.option("--overwrite", is_flag=True, help="Write into an existing folder.")
+def explain(
+    *,
+    images: Sequence[Path],
+    output: Path,
+    model: str | None,
+    labels: Sequence[int] | None,
+    method: str,
+    batch_size: int,
+    reducer: Reducer | None,
+    overwrite: bool,
+) -> None:
+    """Explain what a model sees in IMAGES, which are files, or folders of them.
+
+    Images that cannot be read are reported and left out; the exit status is then 1.
+    """
+    with one_line_errors():
+        photos = Photos.given(images, labels)
+        with ExplanationFolder(output, overwrite=overwrite) as folder:
+            vision = load_model(model)
+            explainer = METHODS[method](vision.network, reducer=reducer)
+
+            def write(pixels: Any, names: Sequence[str], chosen: Any) -> Written:
+                explanations = explainer.explain(pixels, chosen)
+                return Written(explanations, folder.add(explanations, names))
+
+            run = Run(vision, photos, output, write)
+            run.explain(batch_size)
+            folder.finish()
+            run.finish(f"explained by {type(explainer).__name__} in {printable(output)} ({MANIFEST}, {ARRAYS})")
+    if run.failed:
+        sys.exit(1)

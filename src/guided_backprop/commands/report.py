@@ -1,0 +1,98 @@
+"""The command ``guided-backprop report``: one page about some photos."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from guided_backprop.commands.check import checked
+from guided_backprop.commands.run import Run, Written, printable
+from guided_backprop.commands.shared import (
+    PATH,
+    Photos,
+    batch_size_option,
+    images_argument,
+    labels_option,
+    load_model,
+    model_option,
+    one_line_errors,
+)
+from guided_backprop.methods.gradients import GuidedBackprop
+from guided_backprop.models import VisionModel
+from guided_backprop.report.page import Report, Trust, check_ready, randomised
+from guided_backprop.show.plot import figure_kind
+
+# As many images as the paper took for its checks.
+_MOST_CHECKED = 50
+
+
+@click.command("report")
+@images_argument
+@click.option("--output", required=True, type=PATH, help="The page, such as report.html.")
+@model_option
+@labels_option()
+@click.option("--layer", help="A convolutional layer, for Grad-CAM and Guided Grad-CAM beside the others.")
+@click.option("--check", is_flag=True, help="Randomise the layers too, for up to 50 images: takes minutes.")
+@batch_size_option()
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def report(
+    *,
+    images: Sequence[Path],
+    output: Path,
+    model: str | None,
+    labels: Sequence[int] | None,
+    layer: str | None,
+    check: bool,
+    batch_size: int,
+    overwrite: bool,
+) -> None:
+    """Write one page about IMAGES: their maps by several methods, and how far to believe them.
+
+    Images are files, or folders of them. Those that cannot be read are reported and left out; the exit status is then
+    1. The page is a single file, and needs no network.
+    """
+    ids = None if labels is None else ",".join(map(str, labels))
+    options = {"--output": str(output), "--model": model, "--labels": ids, "--layer": layer}
+    again = _command(images, options | {"--check": check, "--overwrite": overwrite})
+    with one_line_errors():
+        photos = Photos.given(images, labels)
+        check_ready(output, overwrite=overwrite)
+        if check:
+            # Without matplotlib the check cannot be drawn, which is better known now.
+            figure_kind()
+        vision = load_model(model)
+        page = Report(
+            output, vision.network, name=vision.name, class_names=vision.class_names, layer=layer, overwrite=overwrite
+        )
+
+        def write(pixels: Any, names: Sequence[str], chosen: Any) -> Written:
+            # The last of the three methods: its coverage says what was guided.
+            return Written(page.add(pixels, names, chosen)[2], [{} for _ in names])
+
+        run = Run(vision, photos, output, write)
+        run.explain(batch_size)
+        trust = [_trust(vision, photos, batch_size)] if check else []
+        page.finish(trust=trust, command=again)
+        run.finish(f"reported in {printable(output)} ({output.stat().st_size / 1e6:.1f} MB)")
+    if run.failed:
+        sys.exit(1)
+
+
+def _command(images: Sequence[Path], options: Mapping[str, str | bool | None]) -> str:
+    """Return the command that makes the page again, as a shell takes it."""
+    words = ["guided-backprop", "report"]
+    for name, given in options.items():
+        if given is True:
+            words.append(name)
+        elif isinstance(given, str):
+            words += [name, given]
+    return shlex.join([*words, "--", *map(str, images)])
+
+
+def _trust(vision: VisionModel, photos: Photos, batch_size: int) -> Trust:
+    """Randomise the layers, for the first images that can be read."""
+    batch = next(batch for batch in vision.batches(photos.paths, _MOST_CHECKED) if batch.rows)
+    return randomised(checked(GuidedBackprop(vision.network, batch_size=batch_size), photos, batch))

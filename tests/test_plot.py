@@ -27,7 +27,8 @@ from guided_backprop import (
     SmoothGrad,
     compare,
 )
-from guided_backprop.render import DIVERGING, RAMP, colour_picture, diverging, heatmap, overlay, picture
+from guided_backprop.render import colour_picture, diverging, heatmap, overlay, picture
+from guided_backprop.show.render import DIVERGING, RAMP
 from test_explanation import by_hand, explain, run_python
 
 MINUS = "\N{MINUS SIGN}"

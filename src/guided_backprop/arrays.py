@@ -1,13 +1,45 @@
 """The arrays of any framework: as NumPy's, and as the several inputs of one model."""
 
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+#: A NumPy array of any numbers.
+NumpyArray = NDArray[Any]
 
-def as_numpy(values: Any) -> NDArray[Any]:
+
+class Array(Protocol):
+    """An array of any framework: of NumPy, PyTorch, TensorFlow or JAX."""
+
+    @property
+    def shape(self) -> Any:
+        """The size along each axis."""
+
+    @property
+    def dtype(self) -> Any:
+        """The kind of its numbers, in the framework's words."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+#: An array of a framework, where more is done with it than ``Array`` promises: the framework's own functions.
+Tensor = Any
+#: What a model is given, and what belongs to that: one array ``(N, ...)``, or a tuple or a dictionary of them.
+Images = Any
+#: A network of any framework: a module, a Keras or saved model, or a function.
+Model = Any
+#: A layer of a model: itself, its name or its position.
+Layer = Any
+#: What is explained, as the user says it: all that :meth:`Method.explain` takes as ``labels``.
+Labels = Any
+
+
+def as_numpy(values: Any) -> NumpyArray:
     """Return ``values`` (array or tensor, on any device) as a NumPy array; bfloat16 becomes float32."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
@@ -17,6 +49,15 @@ def as_numpy(values: Any) -> NDArray[Any]:
     # To ask for the name takes longer than all else here.
     is_foreign = array.dtype.kind == "V"
     return array.astype(np.float32) if is_foreign and array.dtype.name == "bfloat16" else array
+
+
+def rows_of(array: Array, index: "int | slice | NDArray[np.intp]") -> Tensor:
+    """Return rows of an array of any framework: one, a range, or those at positions, in their order."""
+    tensorflow = sys.modules.get("tensorflow")
+    # TensorFlow's tensors are the only ones that take no positions.
+    if isinstance(index, np.ndarray) and tensorflow is not None and tensorflow.is_tensor(array):
+        return tensorflow.gather(array, index)
+    return array[index]
 
 
 def inputs_of(images: Any) -> list[Any]:
@@ -57,7 +98,7 @@ def call(model: Callable[..., Any], images: Any) -> Any:
 
 def channels_last(
     images: Any, attribution: Any, channel_axis: int | None, *, is_reduced: bool
-) -> tuple[NDArray[Any], NDArray[Any]] | None:
+) -> tuple[NumpyArray, NumpyArray] | None:
     """Return images and attribution ``(N, ..., C)``, or None without channels; a reduced one has one channel."""
     images, attribution = as_numpy(images), as_numpy(attribution)
     if channel_axis is None or images.ndim < 3:
@@ -68,7 +109,7 @@ def channels_last(
 
 def as_pictures(
     images: Any, attribution: Any, channel_axis: int | None, *, is_reduced: bool
-) -> tuple[NDArray[Any], NDArray[Any]] | None:
+) -> tuple[NumpyArray, NumpyArray] | None:
     """Return images and attribution ``(N, H, W, C)``, or None if they are not pictures."""
     found = channels_last(images, attribution, channel_axis, is_reduced=is_reduced)
     return found if found is not None and found[0].ndim == 4 else None

@@ -35,3 +35,6 @@ class Coverage(tuple[Nonlinearity, ...]):
 
     def __str__(self) -> str:
         return ", ".join(f"{name} x{count} {treatment}" for name, count, treatment in self) or "none"
+
+    def __repr__(self) -> str:
+        return f"Coverage({self})"

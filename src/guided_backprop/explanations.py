@@ -1,49 +1,31 @@
-"""The result: attribution, what was explained, and what was done with every non-linearity on the path."""
+"""The result: a record of what was found that can be drawn, saved and shown in a notebook."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
-
-from guided_backprop.arrays import as_numpy, inputs_of, like_inputs, mapped
-from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError
-from guided_backprop.labels.target import ClassNames
+from guided_backprop.labels.names import ClassNames
+from guided_backprop.record import Explanation, Record
+from guided_backprop.show.folder import ExplanationFolder
+from guided_backprop.show.notebook import html
+from guided_backprop.show.plot import Look, Panel, draw
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from guided_backprop.show.plot import Panel
+__all__ = ["Explanation", "Explanations"]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Explanation:
-    """The explanation of one image: a row of :class:`Explanations`, without the batch axis.
-
-    With K labels of each image the score is an array ``(K,)``, else a float.
-    """
-
-    attribution: Any
-    image: Any
-    label: Any
-    score: Any
-    output: NDArray[Any]
-    coverage: Coverage
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        """Return the attribution as a NumPy array."""
-        return _as_array(self.attribution, dtype, copy)
-
-
-@dataclass(frozen=True, eq=False)
-class Explanations(Sequence[Explanation]):
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanations(Record):
     """The explanations of a batch of images.
 
-    ``len``, iteration and indexing go over the images; ``np.asarray(explanations)`` is the attribution.
+    ``len``, iteration and indexing go over the images; ``np.asarray(explanations)`` is the attribution. An integer
+    gives an :class:`Explanation`; a slice, a list of integers or a mask, as in ``explanations[scores > 0]``, gives the
+    explanations of these images.
 
     Attributes:
         attribution: signed; same shape, dtype, device, layout and framework as ``images``. With a
@@ -66,65 +48,12 @@ class Explanations(Sequence[Explanation]):
         batch_size: how many images were explained at once at most; where memory ran out, how many fitted.
     """
 
-    attribution: Any
-    images: Any
-    labels: NDArray[Any]
-    scores: NDArray[np.float64]
-    outputs: NDArray[Any] = field(repr=False)
-    coverage: Coverage
-    method: str
-    model: str
-    head: str | None = None
-    reducer: str | None = None
-    channel_axis: Any = None
-    batch_size: int = 0
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    @overload
-    def __getitem__(self, index: int) -> Explanation: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Explanations": ...
-    def __getitem__(self, index: int | slice) -> "Explanation | Explanations":
-        attribution, image = (mapped(lambda rows: rows[index], rows) for rows in (self.attribution, self.images))
-        label, score, output = self.labels[index], self.scores[index], self.outputs[index]
-        if not isinstance(index, slice):
-            value = score if np.ndim(score) else float(score)
-            return Explanation(attribution, image, label, value, output, self.coverage)
-        about = (self.coverage, self.method, self.model, self.head, self.reducer, self.channel_axis, self.batch_size)
-        return Explanations(attribution, image, label, score, output, *about)
-
-    def __iter__(self) -> Iterator[Explanation]:
-        return (self[row] for row in range(len(self)))
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        """Return the attribution as a NumPy array."""
-        return _as_array(self._of_one_input("np.asarray()").attribution, dtype, copy)
-
-    def of_input(self, name: str | int) -> "Explanations":
-        """Return the explanations of one of several inputs, by its name or position.
-
-        Raises:
-            OptionError: there is no such input, or it has no attribution.
-        """
-        names = list(self.images) if isinstance(self.images, Mapping) else list(range(len(inputs_of(self.images))))
-        if name not in names or inputs_of(self.attribution)[names.index(name)] is None:
-            raise OptionError(
-                f"of_input() needs one of the inputs that are explained; received name={name!r} of "
-                f"{', '.join(map(repr, names))}. Pass one of these."
-            )
-        position = names.index(name)
-        one = (inputs_of(each)[position] for each in (self.attribution, self.images, self.channel_axis))
-        attribution, images, axis = one
-        return replace(self, attribution=attribution, images=images, channel_axis=axis)
-
     def plot(
         self,
         percentile: float = 99.0,
         *,
         methods: "Sequence[Explanations]" = (),
-        panels: "Sequence[Panel] | None" = None,
+        panels: Sequence[Panel] | None = None,
         class_names: ClassNames = (),
         feature_names: Sequence[str] | None = None,
     ) -> "Figure":
@@ -160,21 +89,17 @@ class Explanations(Sequence[Explanation]):
             >>> len(figure.axes)  # for each image the image and two maps
             6
         """
-        from guided_backprop.show.plot import Look, draw  # noqa: PLC0415
-
-        if isinstance(methods, Explanations) or not all(isinstance(each, Explanations) for each in methods):
+        if isinstance(methods, Record) or not all(isinstance(explanations, Record) for explanations in methods):
             raise OptionError(
                 f"methods must be a list of explanations; received {methods!r:.200}. Pass what compare() returns."
             )
-        among = any(each is self for each in methods)
+        among = any(explanations is self for explanations in methods)
         shown = [*methods] if among else [self, *methods]
         look = Look(percentile, panels, class_names, feature_names)
-        return draw([each._of_one_input("plot()")._one_label_a_row() for each in shown], look)
+        return draw([explanations.single_input("plot()").one_label_a_row() for explanations in shown], look)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: a few images with their maps, and what they are."""
-        from guided_backprop.show.notebook import html  # noqa: PLC0415
-
         return html(self)
 
     def save(
@@ -216,47 +141,9 @@ class Explanations(Sequence[Explanation]):
             ...     print(*sorted(path.name for path in folder.iterdir()))
             attribution.safetensors cat_colour.png cat_heatmap.png cat_overlay.png manifest.json
         """
-        from guided_backprop.show.folder import ExplanationFolder  # noqa: PLC0415
-
-        rows = self._of_one_input("save()")._one_label_a_row()
+        rows = self.single_input("save()").one_label_a_row()
         if names is not None and len(names) == len(self) and not isinstance(names, str):
             names = [name for name in names for _ in range(len(rows) // len(self))]
         with ExplanationFolder(folder, overwrite=overwrite) as output:
             output.add(rows, names)
             return output.finish()
-
-    def _of_one_input(self, what: str) -> Self:
-        if isinstance(self.images, (tuple, Mapping)):
-            raise OptionError(
-                f"{what} needs one input; received explanations of {len(self.images)} inputs. "
-                "Choose one with of_input(name)."
-            )
-        return self
-
-    def _one_label_a_row(self) -> "Explanations":
-        """Return explanations of as many images as there are labels of them, or this if there is one for each."""
-        if self.scores.ndim == 1:
-            return self
-        count = self.scores.shape[1]
-        attribution, labels = as_numpy(self.attribution), self.labels
-        return replace(
-            self,
-            attribution=attribution.reshape(-1, *attribution.shape[2:]),
-            images=np.repeat(as_numpy(self.images), count, axis=0),
-            labels=labels.reshape(-1),
-            scores=self.scores.reshape(-1),
-            outputs=np.repeat(self.outputs, count, axis=0),
-        )
-
-    def __repr__(self) -> str:
-        shapes = [None if each is None else tuple(each.shape) for each in inputs_of(self.attribution)]
-        shape = like_inputs(self.attribution, shapes)
-        return f"Explanations(method={self.method!r}, model={self.model!r}, shape={shape}, coverage='{self.coverage}')"
-
-
-def _as_array(values: Any, dtype: DTypeLike | None, copy: bool | None) -> NDArray[Any]:
-    array = as_numpy(values)
-    converted = array if dtype is None else array.astype(dtype, copy=False)
-    if copy is False and (converted is not array or "bfloat16" in str(values.dtype)):
-        raise ValueError(f"an array of dtype {dtype} needs a copy; received copy=False. Pass copy=None.")
-    return converted.copy() if copy and converted is array else converted

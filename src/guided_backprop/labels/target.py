@@ -1,6 +1,6 @@
 """What is explained: from labels to the weight of each of the model's outputs in the score."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 from guided_backprop.arrays import as_numpy
 from guided_backprop.errors import LabelError
 from guided_backprop.labels.box import Box
-
-# The names of classes, in class order or by class id.
-ClassNames = Sequence[str] | Mapping[int, str]
 
 _FORMS = 'Pass class ids, None, "top5" or another number, "max", or weights of the output\'s shape.'
 
@@ -323,14 +320,3 @@ def _check_ids(labels: NDArray[Any], classes: int) -> None:
 
 def _shape(array: NDArray[Any]) -> str:
     return ", ".join(map(str, array.shape[1:]))
-
-
-def label_text(label: Any, class_names: ClassNames = ()) -> str:
-    """Return what people read of one label: ``class 3``, or ``3 cat`` where the name is known."""
-    kind = np.asarray(label).dtype.kind
-    if np.ndim(label):
-        return f"output {tuple(map(int, label))}" if kind == "i" else "weighted outputs"
-    if kind == "U":
-        return str(label)
-    names = class_names if isinstance(class_names, Mapping) else dict(enumerate(class_names))
-    return f"{label} {names[int(label)]}" if int(label) in names else f"class {label}"

@@ -23,7 +23,7 @@ from guided_backprop.arrays import as_pictures
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.explanations import Explanations
-from guided_backprop.labels.target import ClassNames, label_text
+from guided_backprop.labels.names import ClassNames, label_text
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Method, Saliency, compare
 from guided_backprop.models import probabilities

@@ -15,7 +15,7 @@ import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,9 @@ from PIL import Image
 from guided_backprop.arrays import as_numpy, as_pictures
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
+from guided_backprop.record import Record
 from guided_backprop.show.render import colour_picture, heatmap, overlay
 from guided_backprop.version import __version__
-
-if TYPE_CHECKING:
-    from guided_backprop.explanations import Explanations
 
 SCHEMA_VERSION = 1
 ARRAYS = "attribution.safetensors"
@@ -82,7 +80,7 @@ class ExplanationFolder:
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def add(self, explanations: "Explanations", names: Sequence[str] | None = None) -> list[Mapping[str, str]]:
+    def add(self, explanations: Record, names: Sequence[str] | None = None) -> list[Mapping[str, str]]:
         """Write the pictures of one batch and keep its arrays.
 
         Args:
@@ -151,7 +149,7 @@ class ExplanationFolder:
             )
         return list(names)
 
-    def _write_pictures(self, explanations: "Explanations", names: Sequence[str]) -> list[dict[str, str]]:
+    def _write_pictures(self, explanations: Record, names: Sequence[str]) -> list[dict[str, str]]:
         pixels = as_pictures(
             explanations.images,
             explanations.attribution,

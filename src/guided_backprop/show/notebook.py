@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy, channels_last, inputs_of
-from guided_backprop.labels.target import label_text
+from guided_backprop.arrays import as_numpy, channels_last
+from guided_backprop.labels.names import label_text
+from guided_backprop.record import Record
 from guided_backprop.show.embed import data_uri
 from guided_backprop.show.render import DIVERGING, colour_picture, diverging, overlay, picture
-
-if TYPE_CHECKING:
-    from guided_backprop.explanations import Explanations
 
 Array = NDArray[Any]
 
@@ -23,7 +21,7 @@ _CELL = 'style="padding:4px 8px;text-align:left;vertical-align:middle"'
 _LINES = ("#1f77b4", "#e8710a", "#2ca02c", "#9467bd", "#c2185b", "#8c6d31")
 
 
-def html(explanations: "Explanations") -> str:
+def html(explanations: Record) -> str:
     """Return a table of the first images; whatever goes wrong, at least what ``repr`` says, and never an error."""
     try:
         return _page(explanations)
@@ -32,25 +30,23 @@ def html(explanations: "Explanations") -> str:
         return f"<pre>{escape(repr(explanations))}</pre>"
 
 
-def _page(explanations: "Explanations") -> str:
+def _page(explanations: Record) -> str:
     about = (
         f"<b>{escape(explanations.method)}</b> of {escape(explanations.model)}: "
         f"{len(explanations)} {'image' if len(explanations) == 1 else 'images'}, {escape(str(explanations.coverage))}"
     )
     parts = [f"<div>{about}</div>"]
     if isinstance(explanations.images, (tuple, Mapping)):
-        names = list(explanations.images) if isinstance(explanations.images, Mapping) else None
-        for position, attribution in enumerate(inputs_of(explanations.attribution)):
-            name = position if names is None else names[position]
+        for name, record in explanations.by_input().items():
             parts.append(f"<div><b>input {escape(repr(name))}</b></div>")
-            parts.append("not explained" if attribution is None else _table(explanations.of_input(name)))
+            parts.append("not explained" if record is None else _table(record))
     else:
         parts.append(_table(explanations))
     return f'<div style="overflow-x:auto">{"".join(parts)}</div>'
 
 
-def _table(explanations: "Explanations") -> str:
-    rows = explanations[:_MOST_ROWS]._one_label_a_row()[:_MOST_ROWS]
+def _table(explanations: Record) -> str:
+    rows = explanations[:_MOST_ROWS].one_label_a_row()[:_MOST_ROWS]
     count = explanations.scores.size
     found = channels_last(rows.images, rows.attribution, rows.channel_axis, is_reduced=rows.reducer is not None)
     images, maps = (as_numpy(rows.images), as_numpy(rows.attribution)) if found is None else found

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from guided_backprop.arrays import as_numpy, channels_last
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError
-from guided_backprop.labels.target import ClassNames, label_text
+from guided_backprop.labels.names import ClassNames, label_text
+from guided_backprop.record import Record
 from guided_backprop.show.render import DIVERGING, RAMP, colour_picture, diverging, heatmap, overlay, picture, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from guided_backprop.explanations import Explanations
 
 Panel = Literal["image", "colour", "diverging", "heatmap", "overlay"]
 Array = NDArray[Any]
@@ -59,7 +58,7 @@ def figure_kind() -> "type[Figure]":
     return Figure
 
 
-def draw(shown: Sequence["Explanations"], look: Look) -> "Figure":
+def draw(shown: Sequence[Record], look: Look) -> "Figure":
     """Draw explanations of the same images and labels by one or more methods; one label per image.
 
     Raises:
@@ -98,7 +97,7 @@ def draw(shown: Sequence["Explanations"], look: Look) -> "Figure":
     return figure
 
 
-def _titles(explanations: "Explanations", look: Look, width: int) -> list[str]:
+def _titles(explanations: Record, look: Look, width: int) -> list[str]:
     """Return for each image what was explained, and its score, wrapped at a number of letters."""
     pairs = zip(explanations.labels, explanations.scores, strict=True)
     texts = [f"{_shortened(label_text(label, look.class_names), 90)}, score {score:.4g}" for label, score in pairs]
@@ -111,7 +110,7 @@ def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:half].rstrip()}…{text[-half:].lstrip()}"
 
 
-def _check(shown: Sequence["Explanations"], look: Look) -> None:
+def _check(shown: Sequence[Record], look: Look) -> None:
     first = shown[0]
     if not 1 <= len(first) <= _MOST_ROWS:
         raise OptionError(
@@ -136,7 +135,7 @@ def _check(shown: Sequence["Explanations"], look: Look) -> None:
         raise OptionError("names must be a list of strings; received one string. Pass ['cat', 'dog'].")
 
 
-def _names(shown: Sequence["Explanations"]) -> list[str]:
+def _names(shown: Sequence[Record]) -> list[str]:
     """Return the methods' names, made unique by the model's or else by a number."""
     names = [each.method for each in shown]
     if len(set(names)) < len(names):
@@ -373,7 +372,7 @@ def _bars(scales: set[Panel]) -> list[tuple[Panel, str, list[float], list[str]]]
     return bars
 
 
-def _footnote(figure: "Figure", shown: Sequence["Explanations"], look: Look, scales: set[Panel]) -> str:
+def _footnote(figure: "Figure", shown: Sequence[Record], look: Look, scales: set[Panel]) -> str:
     """Say by what the maps were made, what their scale is, and what became of signs and channels."""
     ndim = as_numpy(shown[0].images).ndim
     names = " and ".join(dict.fromkeys(each.model for each in shown))

@@ -1,0 +1,212 @@
+"""What was found, as data: the attribution, what was explained, and what was met on the way; by row and by input."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, overload
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from guided_backprop.arrays import Array, Images, NumpyArray, as_numpy, inputs_of, like_inputs, mapped, rows_of
+from guided_backprop.coverage import Coverage
+from guided_backprop.errors import OptionError
+
+#: Which rows of a record: a slice; or integers or a mask, as a list or an array of any framework.
+Rows = slice | Sequence[int] | NDArray[np.integer[Any]] | NDArray[np.bool_] | Array
+
+# A label of more numbers than these is told by its shape.
+_MOST_NUMBERS = 8
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Explanation:
+    """The explanation of one image: a row of :class:`Explanations`, without the batch axis.
+
+    With K labels of each image the score is an array ``(K,)``, else a float.
+    """
+
+    attribution: Images
+    image: Images
+    label: Any
+    score: Any
+    output: NumpyArray
+    coverage: Coverage
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NumpyArray:
+        """Return the attribution as a NumPy array."""
+        return _as_array(self.attribution, dtype, copy)
+
+    def __repr__(self) -> str:
+        about = f"label={_brief(self.label)}, score={_brief(self.score)}, shape={_shape(self.attribution)}"
+        return f"Explanation({about}, {self.coverage})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Record(Sequence[Explanation]):
+    """What was found for a batch of images: the fields of :class:`Explanations`, which says what they are.
+
+    ``len``, iteration and indexing go over the images; ``np.asarray(record)`` is the attribution. An integer gives an
+    :class:`Explanation`; a slice, a list of integers or a mask gives a record of these images.
+    """
+
+    attribution: Images
+    images: Images
+    labels: NumpyArray
+    scores: NDArray[np.float64]
+    outputs: NumpyArray = field(repr=False)
+    coverage: Coverage
+    method: str
+    model: str
+    head: str | None = None
+    reducer: str | None = None
+    channel_axis: Any = None
+    batch_size: int = 0
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @overload
+    def __getitem__(self, index: int) -> Explanation: ...
+    @overload
+    def __getitem__(self, index: Rows) -> Self: ...
+    def __getitem__(self, index: int | Rows) -> Explanation | Self:
+        where = _where(index, len(self))
+        attribution, images = (
+            mapped(lambda batch: rows_of(batch, where), batch) for batch in (self.attribution, self.images)
+        )
+        labels, scores, outputs = self.labels[where], self.scores[where], self.outputs[where]
+        if isinstance(where, int):
+            score = scores if np.ndim(scores) else float(scores)
+            return Explanation(attribution, images, labels, score, outputs, self.coverage)
+        return replace(self, attribution=attribution, images=images, labels=labels, scores=scores, outputs=outputs)
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return (self[row] for row in range(len(self)))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NumpyArray:
+        """Return the attribution as a NumPy array."""
+        return _as_array(self.single_input("np.asarray()").attribution, dtype, copy)
+
+    def __repr__(self) -> str:
+        about = f"method={self.method!r}, model={self.model!r}, shape={_shape(self.attribution)}"
+        return f"{type(self).__name__}({about}, coverage='{self.coverage}')"
+
+    def by_input(self) -> dict[str | int, Self | None]:
+        """Return what was found for each of several inputs, by its name or position; None for one of integers."""
+        names = self.images if isinstance(self.images, Mapping) else range(len(inputs_of(self.images)))
+        columns = map(inputs_of, (self.attribution, self.images, self.channel_axis))
+        return {
+            name: None
+            if attribution is None
+            else replace(self, attribution=attribution, images=images, channel_axis=axis)
+            for name, attribution, images, axis in zip(names, *columns, strict=True)
+        }
+
+    def of_input(self, name: str | int) -> Self:
+        """Return the explanations of one of several inputs, by its name or position.
+
+        Raises:
+            OptionError: there is no such input, or it has no attribution.
+        """
+        by_input = self.by_input()
+        one = by_input[name] if name in list(by_input) else None
+        if one is None:
+            raise OptionError(
+                f"of_input() needs one of the inputs that are explained; received name={name!r} of "
+                f"{', '.join(map(repr, by_input))}. Pass one of these."
+            )
+        return one
+
+    def single_input(self, caller: str) -> Self:
+        """Return this if it is of a single input, which the caller needs.
+
+        Raises:
+            OptionError: it is of several.
+        """
+        if isinstance(self.images, (tuple, Mapping)):
+            raise OptionError(
+                f"{caller} needs one input; received explanations of {len(self.images)} inputs. "
+                "Choose one with of_input(name)."
+            )
+        return self
+
+    def one_label_a_row(self) -> Self:
+        """Return a record of as many images as there are labels of them, or this if there is one label for each."""
+        if self.scores.ndim == 1:
+            return self
+        count = self.scores.shape[1]
+        attribution = as_numpy(self.attribution)
+        return replace(
+            self,
+            attribution=attribution.reshape(-1, *attribution.shape[2:]),
+            images=np.repeat(as_numpy(self.images), count, axis=0),
+            labels=self.labels.reshape(-1),
+            scores=self.scores.reshape(-1),
+            outputs=np.repeat(self.outputs, count, axis=0),
+        )
+
+
+def _where(index: object, count: int) -> int | slice | NDArray[np.intp]:
+    """Return which of ``count`` rows an index means: one, a range of them, or their positions.
+
+    As for NumPy along one axis. JAX takes what is out of range for the last row, so that is found here.
+    """
+    if isinstance(index, slice):
+        is_backwards = index.step is not None and index.step < 0
+        # PyTorch knows steps backwards neither in a slice nor in an array that is a view.
+        return np.arange(count)[index].copy() if is_backwards else index
+    if isinstance(index, tuple) or index is None:
+        raise _no_index(index)
+    try:
+        positions = as_numpy(index)
+    except (TypeError, ValueError) as error:
+        raise _no_index(index) from error
+    if positions.ndim == 1 and not positions.size:
+        return np.zeros(0, np.intp)
+    if positions.ndim == 1 and positions.dtype.kind == "b":
+        if len(positions) != count:
+            raise IndexError(
+                f"a mask must be one boolean per image; received {len(positions)} for {count} images. "
+                "Compare labels, scores or outputs of these explanations."
+            )
+        return np.flatnonzero(positions)
+    if positions.ndim > 1 or positions.dtype.kind not in "iu":
+        raise _no_index(index)
+    is_outside = (positions < -count) | (positions >= count)
+    if is_outside.any():
+        raise IndexError(
+            f"index must be in [{-count}, {count}); received index={positions[is_outside].flat[0]}. "
+            "Count images from 0."
+        )
+    return int(positions) if positions.ndim == 0 else np.asarray(positions % count, np.intp)
+
+
+def _no_index(index: object) -> OptionError:
+    return OptionError(
+        "index must be an integer, a slice, a list of integers, or a mask of booleans; "
+        f"received index={index!r:.80}. Images are the only axis: index the attribution for others."
+    )
+
+
+def _shape(attribution: Images) -> Any:
+    shapes = [None if values is None else tuple(values.shape) for values in inputs_of(attribution)]
+    return like_inputs(attribution, shapes)
+
+
+def _brief(value: Any) -> str:
+    """Return a label or a score in a few letters."""
+    array = np.asarray(value)
+    if array.size > _MOST_NUMBERS:
+        return f"weights of shape {array.shape}"
+    if array.dtype.kind != "f":
+        return str(array.tolist())
+    numbers = [f"{number:.4g}" for number in array.flat]
+    return f"[{', '.join(numbers)}]" if array.ndim else numbers[0]
+
+
+def _as_array(values: Any, dtype: DTypeLike | None, copy: bool | None) -> NumpyArray:
+    array = as_numpy(values)
+    converted = array if dtype is None else array.astype(dtype, copy=False)
+    if copy is False and (converted is not array or "bfloat16" in str(values.dtype)):
+        raise ValueError(f"an array of dtype {dtype} needs a copy; received copy=False. Pass copy=None.")
+    return converted.copy() if copy and converted is array else converted

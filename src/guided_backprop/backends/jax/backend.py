@@ -226,7 +226,7 @@ class JaxBackend(Backend):
                 "model must be in eval mode, or its map is random; received values that are dropped at random. "
                 "Call model.eval(), or pass deterministic=True."
             )
-        if any(rule.backward_gate for rule in rules):
+        if any(rule.needs_every_relu for rule in rules):
             _refuse(audit, self._vouch)
         mark_smooth(program)
         if has_prelu(self._model):

@@ -1,14 +1,16 @@
 """Runs an expanded JAX model with another backward pass at its ReLUs; loops and branches stay what they are."""
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from guided_backprop.backends.jax.program import REBUILT, REMATS, Block, Step, Value
-from guided_backprop.backends.jax.relus import Relu
-from guided_backprop.rules import PLAIN, ReluRule
+from guided_backprop.backends.jax.relus import Relu, custom_name
+from guided_backprop.errors import OpaqueRegionError
+from guided_backprop.rules import GUIDED, PLAIN, Guided, Plain, ReluRule
 
 
 class Runner:
@@ -35,7 +37,7 @@ class Runner:
                 operands = [self.read(value, values) for value in step.inputs]
                 results = self._step(step, operands)
                 if step.is_on_path and self._rule.guides(step.activation or ""):
-                    results = [_clamped(each) for each in results]
+                    results = [_guided(each) for each in results]
             values.update(zip(step.outputs, results, strict=True))
         return values
 
@@ -70,11 +72,14 @@ class Runner:
         return function
 
     def _relu(self, step: Step, relu: Relu, values: dict[Value, Any]) -> list[Any]:
+        """Run a ReLU forward as it is; going back, the rule says what leaves it."""
+        rule = PLAIN if relu.is_half else self._rule
         first = relu.inside or step
         operands = [self.read(value, values) for value in first.inputs]
+        if relu.is_custom:
+            return [_ruled_custom(rule, step, operands)]
         x = operands.pop(relu.operand)
         cap = None if relu.cap is None else self.read(relu.cap, values)
-        rule, shape = PLAIN if relu.is_half else self._rule, jnp.shape(x)
 
         def forward(x: Any, others: list[Any], cap: Any) -> Any:
             (y,) = first.run([*others[: relu.operand], x, *others[relu.operand :]])
@@ -83,35 +88,80 @@ class Runner:
             (y,) = step.run([y if value is first.outputs[0] else cap for value in step.inputs])
             return y
 
-        if relu.is_custom and rule.forward_gate:
-            y = forward(x, operands, cap)
-            return [_clamped(y) if rule.backward_gate else y]
+        return [_ruled(rule, forward, x, operands, cap)]
 
-        def keep(x: Any, others: list[Any], cap: Any) -> tuple[Any, Any]:
-            is_open = None
-            if rule.forward_gate:
-                is_open = x > 0 if cap is None else (x > 0) & (x < cap)
-            return forward(x, others, cap), is_open
 
-        def back(is_open: Any, g: Any) -> tuple[Any, None, None]:
-            if rule.backward_gate:
-                g = jnp.where(g > 0, g, jnp.zeros_like(g))
-            if is_open is not None:
-                g = jnp.where(is_open, g, jnp.zeros_like(g))
-            return _summed_to(g, shape), None, None
+def _ruled(rule: ReluRule, forward: Callable[..., Any], x: Any, others: list[Any], cap: Any) -> Any:
+    """Return what a ReLU makes of x; going back, the rule says what leaves.
 
-        ruled = jax.custom_vjp(forward)
-        ruled.defvjp(keep, back)
-        return [ruled(x, operands, cap)]
+    Args:
+        rule: what the ReLU lets through.
+        forward: the ReLU, a function of the arguments that follow. They are no part of it, for JAX does not
+            differentiate a function with a rule of its own that holds on to values from outside.
+        x: its input.
+        others: its other operands.
+        cap: its upper bound; None if there is none.
+    """
+    shape = jnp.shape(x)
+
+    def keep(x: Any, others: list[Any], cap: Any) -> tuple[Any, Any]:
+        y = forward(x, others, cap)
+        is_open = x > 0 if cap is None else (x > 0) & (x < cap)
+        return y, (is_open, (jnp.broadcast_to(x, y.shape), y) if rule.reads_values else (None, None))
+
+    def back(kept: Any, g: Any) -> tuple[Any, None, None]:
+        is_open, (x, y) = kept
+        derived = jnp.where(is_open, g, jnp.zeros_like(g))
+        return _summed_to(rule.leaving(g, derived, x, y, jnp), shape), None, None
+
+    ruled = jax.custom_vjp(forward)
+    ruled.defvjp(keep, back)
+    return ruled(x, others, cap)
+
+
+def _ruled_custom(rule: ReluRule, step: Step, operands: list[Any]) -> Any:
+    """Return what a ReLU with a derivative of its own gives out: that is its forward gate."""
+    if type(rule) in (Plain, Guided):
+        (y,) = step.run(operands)
+        return y if type(rule) is Plain else _guided(y)
+    carries = [value.carries for value in step.inputs]
+    shape = step.outputs[0].aval.shape
+    if any(value.aval.shape != shape for value in step.inputs if value.carries):
+        raise OpaqueRegionError(
+            f"a ReLU must return values of its input's shape under the {rule.name} rule; received {custom_name(step)} "
+            f"that returns {shape}. Write it as two functions, one of them the ReLU alone."
+        )
+
+    def forward(carrying: list[Any], others: list[Any]) -> Any:
+        left, rest = iter(carrying), iter(others)
+        (y,) = step.run([next(left) if each else next(rest) for each in carries])
+        return y
+
+    def keep(carrying: list[Any], others: list[Any]) -> tuple[Any, Any]:
+        y, derivative = jax.vjp(lambda carrying: forward(carrying, others), carrying)
+        return y, (derivative, (carrying, y) if rule.reads_values else ([None] * len(carrying), None))
+
+    def back(kept: Any, g: Any) -> tuple[list[Any], None]:
+        derivative, (carrying, y) = kept
+        (derived,) = derivative(g)
+        return [rule.leaving(g, each, x, y, jnp) for each, x in zip(derived, carrying, strict=True)], None
+
+    ruled = jax.custom_vjp(forward)
+    ruled.defvjp(keep, back)
+    others = [operand for operand, is_carrying in zip(operands, carries, strict=True) if not is_carrying]
+    return ruled(list(compress(operands, carries)), others)
 
 
 @jax.custom_vjp
-def _clamped(y: Any) -> Any:
-    """Return y; going back, only positive gradients pass."""
+def _guided(y: Any) -> Any:
+    """Return y; going back, only positive gradients pass.
+
+    What made y then applies its derivative, which is linear in g: so what leaves is what the guided rule says.
+    """
     return y
 
 
-_clamped.defvjp(lambda y: (y, None), lambda _, g: (jnp.where(g > 0, g, jnp.zeros_like(g)),))
+_guided.defvjp(lambda y: (y, None), lambda _, g: (GUIDED.leaving(g, g, None, None, jnp),))
 
 
 def _summed_to(g: Any, shape: tuple[int, ...]) -> Any:

@@ -5,7 +5,7 @@ user's graphs are looked up as ever. TensorFlow calls it for nodes on the path f
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -16,7 +16,7 @@ from guided_backprop.backends.refusals import coverage_of, hidden, spelled
 from guided_backprop.backends.tensorflow import nodes
 from guided_backprop.backends.tensorflow.custom import SCOPE, original_gradient
 from guided_backprop.coverage import Coverage
-from guided_backprop.rules import ReluRule
+from guided_backprop.rules import Deconv, Guided, Open, Plain, ReluRule
 
 _EDITOR: ContextVar["Editor"] = ContextVar("guided_backprop_editor")
 
@@ -65,8 +65,11 @@ class Editor:
         """Return the gradients that leave a marked node."""
         role, name = op.get_attr(nodes.ROLE).decode(), op.get_attr(nodes.NAME).decode()
         match role:
-            case "relu" | "cap":
-                return self._relu(op, gradients[0], role, name)
+            case "relu":
+                self._note(op, name, self.rule.name)
+                return _for_operand(op, self._relu(op, gradients[0]))
+            case "joined":
+                return _for_operand(op, gradients[0])
             case "opaque":
                 return self._opaque(op, gradients, name)
             case "head" | "pass":
@@ -74,8 +77,10 @@ class Editor:
         if role == "plain":
             self._note(op, name, self.rule.treatment(name))
             if self.rule.guides(name):
-                gradients = tuple(tf.nn.relu(g) for g in gradients)
-        elif self.rule.backward_gate and name not in self._vouch:
+                # A derivative is linear in g: what the rule makes of g comes to the same as what it makes of the
+                # derivative.
+                gradients = tuple(self._leaving(g, g, None, y) for g, y in zip(gradients, op.outputs, strict=True))
+        elif self.rule.needs_every_relu and name not in self._vouch:
             self._judge(op, role, name)
         if role == "bound":
             self._note(op, name, "plain")
@@ -86,31 +91,40 @@ class Editor:
             self._noted.add(op)
             self._counts[name, treatment] += 1
 
-    def _relu(self, op: tf.Operation, g: tf.Tensor, role: str, name: str) -> list[tf.Tensor | None]:
-        operand = op.get_attr(nodes.OPERAND)
-        if role == "relu":
-            self._note(op, name, self.rule.name)
-            g = tf.nn.relu(g) if self.rule.backward_gate else g
-        leaving: list[tf.Tensor | None] = [None] * len(op.inputs)
-        leaving[operand] = _gated(op, g, operand) if self.rule.forward_gate else _fitted(g, op.inputs[operand])
-        return leaving
+    def _relu(self, op: tf.Operation, g: tf.Tensor) -> tf.Tensor:
+        """Return what leaves the input of a ReLU, of the shape of its output."""
+        fast = _FAST.get(type(self.rule))
+        if fast is not None:
+            return fast(g, lambda arriving: _gated(op, arriving))
+        return self._leaving(g, _gated(op, g), _input_of(op), op.outputs[0])
+
+    def _leaving(self, g: tf.Tensor, derived: tf.Tensor, x: tf.Tensor | None, y: tf.Tensor) -> tf.Tensor:
+        """Ask the rule, with what it reads."""
+        if not self.rule.reads_values:
+            x = y = None
+        elif x is not None:
+            x = tf.broadcast_to(tf.cast(x, y.dtype), tf.shape(y))
+        # NumPy's functions make float64 of a Python number.
+        return tf.cast(self.rule.leaving(g, derived, x, y, tf.experimental.numpy), derived.dtype)
 
     def _opaque(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
         vouched = self._vouch.get(name)
-        if not self.rule.backward_gate:
-            self._note(op, name, self.rule.name if vouched == "relu" else "plain")
-            return original_gradient(op, gradients)
-        if vouched is None:
+        if vouched is None and self.rule.needs_every_relu:
             raise hidden(name)
         self._note(op, name, self.rule.name if vouched == "relu" else "plain")
-        if vouched == "plain":
+        if vouched != "relu":
             return original_gradient(op, gradients)
-        clamped = [tf.nn.relu(g) for g in gradients]
-        if self.rule.forward_gate:
-            return original_gradient(op, clamped)
-        # IdentityN takes the results first and then the arguments.
+        # IdentityN, which carries custom gradients, takes the results first and then the arguments.
         operand = 1 if op.type == "IdentityN" else 0
-        return [clamped[0] if index == operand else None for index in range(len(op.inputs))]
+        if len(op.inputs) != operand + 1:
+            # Which argument is the ReLU's is not known: as with smooth activations, the rule is asked in front of it.
+            arriving = [self._leaving(g, g, None, y) for g, y in zip(gradients, op.outputs, strict=True)]
+            return original_gradient(op, arriving)
+        leaving = original_gradient(op, gradients)
+        derived = leaving[operand]
+        if derived is not None:
+            leaving[operand] = self._leaving(gradients[0], derived, op.inputs[operand], op.outputs[0])
+        return leaving
 
     def _head(self, op: tf.Operation, g: tf.Tensor, role: str, name: str) -> list[tf.Tensor | None]:
         if role == "head":
@@ -134,22 +148,53 @@ class Editor:
         return str(tensor.name)
 
 
-@tf.RegisterGradient(nodes.GRADIENT)  # type: ignore[untyped-decorator]
-def _differentiate(op: tf.Operation, *gradients: tf.Tensor) -> list[tf.Tensor | None]:
-    return _EDITOR.get().differentiate(op, gradients)
+#: Whether a ReLU's own derivative lets a gradient pass, with what is left of it.
+_Gate = Callable[[tf.Tensor], tf.Tensor]
+#: The named rules by TensorFlow's kernels. Those multiply, so an infinite gradient that meets a closed gate becomes
+#: NaN: it is refused, where the formula would go on without it.
+_FAST: dict[type[ReluRule], Callable[[tf.Tensor, _Gate], tf.Tensor]] = {
+    Plain: lambda g, gate: gate(g),
+    Deconv: lambda g, gate: tf.nn.relu(g),
+    Guided: lambda g, gate: gate(tf.nn.relu(g)),
+    Open: lambda g, gate: g,
+}
 
 
-def _gated(op: tf.Operation, g: tf.Tensor, operand: int) -> tf.Tensor:
+_KERNELS = {("Relu", 0.0, float("inf")): tf.raw_ops.ReluGrad, ("Relu6", 0.0, 6.0): tf.raw_ops.Relu6Grad}
+
+
+def _gated(op: tf.Operation, g: tf.Tensor) -> tf.Tensor:
     """Let pass what the ReLU's own derivative lets pass; at a tie it is 0."""
-    if op.type == "Relu":
-        return tf.raw_ops.ReluGrad(gradients=g, features=op.outputs[0])
-    if op.type == "Relu6":
-        return tf.raw_ops.Relu6Grad(gradients=g, features=op.outputs[0])
-    x, low, high = op.inputs[operand], float(op.get_attr(nodes.LOW)), float(op.get_attr(nodes.HIGH))
-    is_open = x > tf.cast(low, x.dtype) if op.get_attr(nodes.ROLE) == b"relu" else tf.ones_like(x, tf.bool)
+    low, high = float(op.get_attr(nodes.LOW)), float(op.get_attr(nodes.HIGH))
+    kernel = _KERNELS.get((op.type, low, high))
+    if kernel is not None:
+        return kernel(gradients=g, features=op.outputs[0])
+    x = _input_of(op)
+    is_open = x > tf.cast(low, x.dtype)
     if high != float("inf"):
         is_open &= x < tf.cast(high, x.dtype)
-    return _fitted(tf.where(is_open, g, tf.zeros([], g.dtype)), x)
+    return tf.where(is_open, g, tf.zeros([], g.dtype))
+
+
+def _input_of(op: tf.Operation) -> tf.Tensor:
+    """Return what a ReLU is a ReLU of: behind the bounds that are joined with it."""
+    behind = x = op.inputs[op.get_attr(nodes.OPERAND)]
+    while True:
+        role = behind.op.node_def.attr.get(nodes.ROLE)
+        if role is not None and role.s == b"joined":
+            behind = x = behind.op.inputs[behind.op.get_attr(nodes.OPERAND)]
+        elif behind.op.type in nodes.COPIES:
+            behind = behind.op.inputs[0]
+        else:
+            return x
+
+
+def _for_operand(op: tf.Operation, g: tf.Tensor) -> list[tf.Tensor | None]:
+    """Return the gradients of a node that only one of its operands leads to."""
+    operand = op.get_attr(nodes.OPERAND)
+    leaving: list[tf.Tensor | None] = [None] * len(op.inputs)
+    leaving[operand] = _fitted(g, op.inputs[operand])
+    return leaving
 
 
 def _fitted(g: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -158,3 +203,8 @@ def _fitted(g: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         return g
     axes, _ = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=tf.shape(g))
     return tf.reshape(tf.reduce_sum(g, axes), tf.shape(x))
+
+
+@tf.RegisterGradient(nodes.GRADIENT)  # type: ignore[untyped-decorator]
+def _differentiate(op: tf.Operation, *gradients: tf.Tensor) -> list[tf.Tensor | None]:
+    return _EDITOR.get().differentiate(op, gradients)

@@ -47,6 +47,7 @@ NONLINEARITIES = {
 # Operations that only move, copy or cast values.
 MOVES = set("Cast ExpandDims Identity IdentityN PreventGradient Reshape Snapshot Squeeze Transpose".split())
 _SAME = MOVES | set("BroadcastTo CheckNumerics DeepCopy EnsureShape Fill StopGradient Tile".split())
+COPIES = ("Identity", "Cast", "Snapshot", "StopGradient", "PreventGradient")
 RELUS = {"Relu", "Relu6"}
 RANDOM = set(
     """
@@ -104,7 +105,7 @@ class Graph:
     def source(self, ref: str) -> str:
         """Return the reference behind operations that only copy or cast."""
         node = self.node(ref)
-        while node is not None and node.op in ("Identity", "Cast", "Snapshot", "StopGradient", "PreventGradient"):
+        while node is not None and node.op in COPIES:
             ref = operand_refs(node)[0]
             node = self.node(ref)
         return ref

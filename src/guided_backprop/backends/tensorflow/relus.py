@@ -14,7 +14,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from guided_backprop.backends.smooth import activation_of
 from guided_backprop.backends.tensorflow import nodes
 from guided_backprop.backends.tensorflow.custom import custom_name, is_recomputation
-from guided_backprop.backends.tensorflow.nodes import Graph, attribute, operand_refs
+from guided_backprop.backends.tensorflow.nodes import Graph, attribute, operand_refs, producer
 from guided_backprop.backends.tensorflow.spelled import watched
 from guided_backprop.errors import ModelError
 
@@ -365,27 +365,46 @@ def _bound(graph: Graph, node: NodeDef) -> None:
 
 
 def _cap(graph: Graph, node: NodeDef) -> None:
-    """Join a minimum with the ReLU in front of it, or behind it: they are one ReLU with a cap."""
+    """Join a minimum with the ReLU in front of it, and behind it: they are one ReLU with a cap."""
     if node.op != "Minimum" or graph.role(node):
         return
     for operand, ref in enumerate(operand_refs(node)):
         bound = graph.constant(operand_refs(node)[1 - operand])
         if bound is None or not bound > 0 or not graph.depends(ref):
             continue
-        before = graph.node(graph.source(ref))
-        after = [user for user in graph.consumers[node.name] if graph.role(user) == "relu"]
-        is_relu_before = before is not None and graph.role(before) == "relu"
-        if not is_relu_before and len(after) != 1:
-            return
-        graph.mark(node, "cap", "", operand, high=bound)
-        relu = before if is_relu_before else after[0]
-        assert relu is not None
-        if float(attribute(relu, nodes.LOW).s) == 0:
-            graph.relabel(relu, _capped(bound))
-        if is_relu_before:
-            # Keras clips what its ReLU returned: the lower bound of that clip changes nothing.
-            for repeated in after:
-                graph.relabel(repeated, "")
+        before, after = graph.node(graph.source(ref)), _only_user(graph, node)
+        # Used elsewhere as well, a ReLU is one of its own.
+        is_before = before is not None and graph.role(before) == "relu" and _only_user(graph, before) == node
+        is_after = after is not None and graph.role(after) == "relu"
+        relus = [relu for relu, is_joined in ((before, is_before), (after, is_after)) if relu is not None and is_joined]
+        if not relus:
+            continue
+        low = max(float(attribute(relu, nodes.LOW).s) for relu in relus)
+        high = min(bound, *(float(attribute(relu, nodes.HIGH).s) for relu in relus))
+        name = _capped(high) if low == 0 else f"threshold({low:g})"
+        if after is None or not is_after:
+            graph.mark(node, "relu", name, operand, low=low, high=high)
+        else:
+            graph.mark(node, "joined", "", operand)
+            _unmark(after)
+            graph.mark(after, "relu", name, attribute(after, nodes.OPERAND).i, low=low, high=high)
+        if before is not None and is_before:
+            at = attribute(before, nodes.OPERAND).i
+            _unmark(before)
+            graph.mark(before, "joined", "", at)
+
+
+def _only_user(graph: Graph, node: NodeDef) -> NodeDef | None:
+    """Return the one node that what a node makes goes to, behind copies; None if it goes to several places."""
+    while True:
+        if node.name in {producer(ref) for ref in graph.definition.ret.values()}:
+            return None
+        users = [user for user in graph.consumers[node.name] if user.op not in ("Shape", "ShapeN", "Size", "Rank")]
+        if len(users) != 1:
+            return None
+        node = users[0]
+        if node.op not in nodes.COPIES:
+            return node
 
 
 def _capped(cap: float) -> str:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import layers
 
 import reference
-from guided_backprop.backends.base import Attributed
+from guided_backprop.backends.base import Attributed, Setup
 from guided_backprop.backends.tensorflow import TensorFlowBackend
 from guided_backprop.labels.target import Target
 from guided_backprop.rules import DECONV, GUIDED, PLAIN
@@ -62,7 +62,7 @@ def explain(model: Any, images: Any = IMAGES, labels: Any = LABELS, rule: str = 
 
 
 def backend(model: Any, undo_head: bool = True, vouch: Any = None) -> TensorFlowBackend:
-    return TensorFlowBackend(model, output=None, undo_head=undo_head, vouch=vouch or {})
+    return TensorFlowBackend(Setup(model, undo_head=undo_head, vouch=vouch or {}))
 
 
 def explain_with(

@@ -1,7 +1,6 @@
 """The neurons of a layer: which images excite them most, where they look, and their maps, against the oracle."""
 
 import jax.numpy as jnp
-import keras
 import matplotlib
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from torch import nn
 
 import reference
 from guided_backprop import GuidedBackprop, ImageError, NoReluError, OptionError, Saliency, neuron_gallery
-from guided_backprop.backends import backend_for
 from guided_backprop.jax import tap
 from guided_backprop.neurons.receptive_field import receptive_field
+from guided_backprop.subject import Subject
 from networks_keras import to_keras
 from networks_plain import to_jax
 from networks_torch import to_torch
@@ -157,7 +156,7 @@ def test_the_receptive_field_is_exact(stack):
             step *= stride
     model = nn.Sequential(*layers).eval()
     images = torch.zeros(1, 2, 64, 70)
-    backend = backend_for("torch", model, output=None, undo_head=False, vouch={})
+    backend = Subject(model, undo_head=False).backend(images)
     axes = receptive_field(backend, images, backend.outputs(images))
     for axis, length in zip(axes, (64, 70), strict=True):
         # A window that is nearly as large as the image may be taken for the whole of it.
@@ -173,7 +172,7 @@ def test_any_crop_gives_the_map_of_the_whole_image():
         convs = [nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU()]
         model = nn.Sequential(*convs, nn.Conv2d(4, 2, 1)).double().eval()
     images = torch.tensor(np.random.default_rng(0).normal(size=(1, 3, 61, 66)))
-    backend = backend_for("torch", model, output=None, undo_head=False, vouch={})
+    backend = Subject(model, undo_head=False).backend(images)
     outputs = backend.outputs(images)
     rows, columns = receptive_field(backend, images, outputs)
     assert rows.stride == columns.stride == 8
@@ -335,11 +334,7 @@ def test_bad_input(name):
 
 def test_outputs_alone():
     """A backend's forward pass gives what the model gives."""
-    for framework, make in FRAMEWORKS.items():
+    for make in FRAMEWORKS.values():
         model, layer, images, back = make()
-        name = "tensorflow" if framework == "keras" else framework
-        options = {"output": None, "undo_head": False, "vouch": {}}
-        if framework == "keras" and keras.config.backend() != "tensorflow":
-            name = keras.config.backend()
-        found = backend_for(name, model, output_layer=layer, **options).outputs(images)
+        found = Subject(model, output_layer=layer, undo_head=False).backend(images).outputs(images)
         np.testing.assert_allclose(back(found), OUTPUT, rtol=1e-4, atol=1e-5)

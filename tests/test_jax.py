@@ -16,6 +16,7 @@ from jax import lax
 
 import spellings_jax
 from guided_backprop import GuidedBackprop
+from guided_backprop.backends.base import Setup
 from guided_backprop.backends.jax import JaxBackend
 from guided_backprop.errors import ImageError, ModelError, NoReluError, OpaqueRegionError, ScoreError
 from guided_backprop.labels.target import Target
@@ -34,7 +35,7 @@ def _float64():
 
 
 def attribute(model, images, labels=None, rule=GUIDED, *, undo_head=True, vouch=None):
-    backend = JaxBackend(model, output=None, undo_head=undo_head, vouch=vouch or {})
+    backend = JaxBackend(Setup(model, undo_head=undo_head, vouch=vouch or {}))
     return attribute_by(backend, images, labels, rule)
 
 
@@ -386,7 +387,7 @@ def test_flax_nnx_with_parameters_that_change():
     with pytest.raises(ModelError, match=r"(Dropout|BatchNorm).*model\.eval\(\)"):
         attribute(model, IMAGES, 0)
     model.eval()
-    backend = JaxBackend(model, output=None, undo_head=True, vouch={})
+    backend = JaxBackend(Setup(model))
     before = attribute_by(backend, IMAGES, 0)
     assert str(before.coverage) == "relu x1 guided, rsqrt x1 plain" or ("relu", 1, "guided") in before.coverage
     model.last.kernel[...] = model.last.kernel[...] * 2
@@ -420,7 +421,7 @@ def test_haiku():
 def test_arrays_that_a_function_closes_over_are_read_on_each_call():
     holder = {"weight": np.ones(CLASSES), "shift": 0.0}
     model = net(jax.nn.relu)
-    backend = JaxBackend(lambda x: model(x) * holder["weight"] + holder["shift"], output=None, undo_head=True, vouch={})
+    backend = JaxBackend(Setup(lambda x: model(x) * holder["weight"] + holder["shift"]))
     for factor in (1.0, 2.0, 3.0):
         holder["weight"][:] = factor
         found = attribute_by(backend, IMAGES, LABELS)
@@ -431,7 +432,7 @@ def test_arrays_that_a_function_closes_over_are_read_on_each_call():
 
 def test_zeros_that_change_are_no_longer_a_relu():
     floor = np.zeros(8)
-    backend = JaxBackend(lambda x: jnp.maximum(x, floor), output=None, undo_head=True, vouch={})
+    backend = JaxBackend(Setup(lambda x: jnp.maximum(x, floor)))
     assert str(attribute_by(backend, np.ones((2, 8)), 0).coverage) == "relu x1 guided"
     floor[:] = 0.5
     with pytest.raises(NoReluError, match="maximum x1"):
@@ -500,7 +501,7 @@ def test_the_attribution_is_of_the_kind_of_the_images(dtype):
 
 
 def test_channels_come_last():
-    backend = JaxBackend(net(jax.nn.relu), output=None, undo_head=True, vouch={})
+    backend = JaxBackend(Setup(net(jax.nn.relu)))
     assert backend.channel_axis(IMAGES) == 3
     assert backend.channel_axis(IMAGES[:, 0, 0]) is None
     np.testing.assert_array_equal(backend.reduce(IMAGES, "absmax", 3), np.abs(IMAGES).max(3))
@@ -512,7 +513,7 @@ def test_channels_come_last():
 def test_eight_threads_on_one_model():
     """Explaining and differentiating at once gives bit for bit what one thread gives."""
     model = net(jax.nn.relu)
-    backend = JaxBackend(model, output=None, undo_head=True, vouch={})
+    backend = JaxBackend(Setup(model))
     plain = jax.jit(jax.grad(lambda x: model(x)[:, 0].sum()))
 
     def run(job):

@@ -52,14 +52,15 @@ def made(build, seed: int = 0) -> nn.Module:
 
 def folds_of(method: GuidedBackprop):
     """Return how many convolutions are folded, and whether padding is."""
-    (backend,) = method._backends.values()
+    # The model tells its framework.
+    backend = method.subject.backend(None)
     folds = backend._plan.folds
     return sum(kernel.norm is not None for kernel in folds.kernels.values()), folds.pads
 
 
 def names_of(method: GuidedBackprop, batch: torch.Tensor) -> list[str]:
     """Return the names of the nodes between score and images."""
-    (backend,) = method._backends.values()
+    backend = method.subject.backend(batch)
     run, _ = backend._run(batch, [method.rule], undoes_head=True)
     return [node.name() for node in run.path.nodes]
 
@@ -649,7 +650,7 @@ def test_nothing_of_the_users_changes():
     assert torch.equal(torch.get_rng_state(), random)
     # The user's own hooks see the batch-norm run.
     assert set(seen) == {(2, 4, 9, 8)}
-    assert not GuidedBackprop(model)._is_optimized
+    assert not GuidedBackprop(model).subject.is_optimized
 
 
 def test_eight_threads_on_one_optimised_method():

@@ -376,8 +376,8 @@ def assert_alike(check, other):
 class Edges(Saliency):
     """A method that looks at no model."""
 
-    def _attribute(self, backend, images, weigh, score):
-        found = super()._attribute(backend, images, weigh, score)
+    def explain_batch(self, backend, images, weigh, score):
+        found = super().explain_batch(backend, images, weigh, score)
         edges = np.array([[sobel(channel) for channel in image] for image in np.asarray(images)])
         return replace(found, attribution=[torch.tensor(edges)] * len(found.attribution))
 

@@ -23,7 +23,7 @@ def variant(method: type[Method], memory: str | None = None, is_optimized: bool 
             super().__init__(model, **({"memory": memory} | options))
 
         def explain(self, images: Any, labels: Any = None, *, mask: Any = None) -> Any:
-            if not is_optimized or self._is_optimized:
+            if not is_optimized or self.subject.is_optimized:
                 return super().explain(images, labels, mask=mask)
             if getattr(images, "ndim", 0) and not len(images):
                 return super().explain(images, labels, mask=mask)

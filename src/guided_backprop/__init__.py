@@ -1,6 +1,5 @@
 """Guided Backpropagation (Springenberg et al. 2014): every ReLU, or an error; never a silently wrong map."""
 
-from guided_backprop.backends import layer_names
 from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import (
     GuidedBackpropError,
@@ -18,9 +17,12 @@ from guided_backprop.errors import (
 from guided_backprop.explanations import Explanation, Explanations
 from guided_backprop.labels.box import Box
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
-from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Method, Saliency, compare
+from guided_backprop.methods.compare import compare
+from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
+from guided_backprop.methods.method import Method
 from guided_backprop.methods.smooth_grad import SmoothGrad
 from guided_backprop.neurons.gallery import NeuronGallery, neuron_gallery
+from guided_backprop.subject import layer_names
 from guided_backprop.trust.sanity import sanity_check
 from guided_backprop.trust.verdict import SanityCheck
 from guided_backprop.version import __version__

@@ -17,6 +17,7 @@ import numpy as np
 from guided_backprop.arrays import as_numpy, inputs_of, mapped
 from guided_backprop.errors import LabelError, OptionError
 from guided_backprop.methods import cam, gradients
+from guided_backprop.methods.method import Method
 
 
 class Saliency:
@@ -49,7 +50,7 @@ class GuidedBackprop:
         torch.Size([5, 4])
     """
 
-    _kind: type[gradients.Method] = gradients.GuidedBackprop
+    _kind: type[Method] = gradients.GuidedBackprop
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -117,7 +118,7 @@ class GuidedGradCam:
         return _attribution(make, self._model, inputs, target, additional_forward_args)
 
 
-def _attribution(make: Callable[[Any], gradients.Method], model: Any, inputs: Any, target: Any, further: Any) -> Any:
+def _attribution(make: Callable[[Any], Method], model: Any, inputs: Any, target: Any, further: Any) -> Any:
     if further is not None:
         layers = import_module("guided_backprop.backends.torch.layers")
         model = layers.with_arguments(model, further if isinstance(further, tuple) else (further,))

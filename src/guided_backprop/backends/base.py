@@ -6,15 +6,16 @@ how the outputs weigh in the score, and a rule.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import inputs_of
+from guided_backprop.backends.network import Network
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import ImageError
+from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.rules import ReluRule
 
 #: From the model's outputs ``(N, ...)`` to their weights in the score, for each label that is asked for.
@@ -22,10 +23,36 @@ Weigh = Callable[[NDArray[Any]], Sequence[NDArray[np.float64]]]
 #: From the model's output, in its own framework, to ``(N,)``: a score that no weights say.
 Score = Callable[[Any], Any]
 Vouch = Mapping[str, Literal["relu", "plain"]]
+Memory = Literal["lean"]
 
 # How frameworks say that memory ran out: by the error's kind, or in words.
 _NO_MEMORY = ("OutOfMemoryError", "ResourceExhaustedError")
 _NO_MEMORY_WORDS = ("allocate memory", "enough memory", "out of memory", "resource_exhausted")
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """A model and what is said about it: all that a backend is made from.
+
+    Attributes:
+        model: the user's model.
+        output_layer: the layer that the model ends with: itself, its name, or its position; None for the whole model.
+        begin: the layer whose output the gradient is taken at, as above; None for the images.
+        output: which of several outputs is explained, by name or position; None for the only one, or "logits".
+        undo_head: whether a final softmax or sigmoid is undone.
+        vouch: what is known of parts that hide what they compute.
+        memory: "lean" to keep less for the backward pass.
+        is_optimized: whether the backend is made faster, on the first images that it is asked for.
+    """
+
+    model: Any
+    output_layer: Any = None
+    begin: Any = None
+    output: str | int | None = None
+    undo_head: bool = True
+    vouch: Vouch = field(default_factory=dict)
+    memory: Memory | None = None
+    is_optimized: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,16 +82,47 @@ class Backend(ABC):
     """One model in one framework.
 
     Images are an array ``(N, ...)``; for a model of several inputs a tuple or a dictionary of arrays.
+
+    Args:
+        setup: the model, and what is said about it.
+
+    Raises:
+        OptionError: the model has no such layer, or the framework has no such option.
+        ModelError: the model has no layers, or how they are connected is not known.
+
+    Attributes:
+        setup: the same.
+        name: the model's name, for people.
+        network: what is run: the model, up to the layer that it ends with.
     """
 
     #: "torch", "tensorflow" or "jax".
     framework: str
-    #: The model's name, for people.
-    name: str
     #: The framework's functions on arrays, by NumPy's names.
     functions: Any
     #: Whether a batch of a size that has not been before takes long, since it is compiled.
     compiles_each_size: bool = False
+    #: Which ways there are to keep less for the backward pass.
+    memories: Sequence[Memory] = ()
+
+    def __init__(self, setup: Setup) -> None:
+        if setup.memory is not None and setup.memory not in self.memories:
+            raise OptionError(
+                f'memory="lean" is for PyTorch; received memory={setup.memory!r} for {self.framework}, which plans its '
+                "memory itself. Pass None, and batch_size."
+            )
+        network = self.network_of(setup.model)
+        self.setup, self.name = setup, network.name
+        if setup.begin is not None:
+            network = network.beginning_at(network.layer_name(setup.begin))
+        elif setup.output_layer is not None:
+            network = network.until(network.layer_name(setup.output_layer))
+        self.network = network
+
+    @classmethod
+    @abstractmethod
+    def network_of(cls, model: Any) -> Network:
+        """Return the model as a network of the kind that it is."""
 
     def check_images(self, images: Any) -> None:
         """Raise ImageError unless each input is a batch, and those that are explained are finite numbers."""
@@ -98,9 +156,12 @@ class Backend(ABC):
     def is_finite(self, values: Any) -> bool:
         """Tell whether no value is NaN or infinite."""
 
-    @abstractmethod
     def channel_axis(self, values: Any) -> int | None:
         """Return where channels are in one input, or in an output; None if it has no channels and positions."""
+        axes = len(values.shape)
+        if axes <= 2:
+            return None
+        return axes - 1 if self.network.is_channels_last else 1
 
     @abstractmethod
     def attribute(

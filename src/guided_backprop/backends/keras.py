@@ -1,62 +1,133 @@
-"""Keras 3 on any backend: its layers by name. Keras is looked for among what is imported, never imported."""
+"""Keras on any framework: one kind of network for all. Keras is looked for among what is imported, never imported."""
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Self
 
+from guided_backprop.backends.keras_copy import KerasCopy
+from guided_backprop.backends.network import Network
+from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ModelError
+
+# Keras 3, and Keras 2 on TensorFlow, under the name that it has beside Keras 3.
+_LIBRARIES = ("keras", "tf_keras")
+# What a layer remembers of its last call, which a trace must not replace.
+_REMEMBERED = ("_losses", "_loss_ids", "_eager_losses")
 
 
 def is_keras(model: Any) -> bool:
     """Tell whether ``model`` is a Keras layer or model."""
-    keras: Any = sys.modules.get("keras")
-    return keras is not None and isinstance(model, keras.Layer)
+    return _library_of(model) is not None
 
 
-def is_channels_last(model: Any, *, default: bool) -> bool:
-    """Tell whether the model's images are channels-last; ``default`` says so of a model that is not Keras'."""
-    return str(sys.modules["keras"].config.image_data_format()) == "channels_last" if is_keras(model) else default
+def framework_of_keras(model: Any) -> str | None:
+    """Return what Keras runs on, if ``model`` is a layer or model of Keras 3."""
+    keras = _library_of(model)
+    return str(keras.config.backend()) if keras is not None and keras.__name__ == "keras" else None
 
 
-def has_prelu(model: Any) -> bool:
-    """Tell whether a Keras model contains a PReLU, which Keras writes with two ReLUs."""
-    if not is_keras(model):
-        return False
-    return any(isinstance(layer, sys.modules["keras"].layers.PReLU) for layer in model._flatten_layers())
+def _library_of(model: Any) -> ModuleType | None:
+    """Return the library that ``model`` is a layer or model of."""
+    imported = (sys.modules[name] for name in _LIBRARIES if name in sys.modules)
+    return next((library for library in imported if isinstance(model, library.layers.Layer)), None)
 
 
-def layers_of(model: Any) -> dict[str, Any]:
-    """Return the layers of a Keras model by name, in its own order."""
-    return {layer.name: layer for layer in getattr(model, "layers", [])}
+class KerasNetwork(Network):
+    """A Keras layer or model.
 
-
-def run_until(model: Any, name: str) -> Any:
-    """Return a model of the same layers and weights that ends with the layer called ``name``.
-
-    Raises:
-        ModelError: the model was written as a class, so how its layers are connected is not known.
+    Args:
+        model: the user's model.
+        called: what is called in its place: a model of the same layers that ends, or returns more, elsewhere.
     """
-    return _with_output(model, name, lambda output, inside: inside)
 
+    def __init__(self, model: Any, called: Any = None) -> None:
+        super().__init__(model)
+        self._called = model if called is None else called
+        library = _library_of(model)
+        assert library is not None
+        self._keras: Any = library
 
-def run_with(model: Any, name: str) -> Any:
-    """Return a model of the same layers and weights that returns its outputs, and that of one layer.
+    @property
+    def name(self) -> str:
+        return type(self.model).__name__
 
-    Raises:
-        ModelError: the model was written as a class, so how its layers are connected is not known.
-    """
-    return _with_output(model, name, lambda output, inside: [output, inside])
+    @property
+    def is_channels_last(self) -> bool:
+        return str(self._keras.backend.image_data_format()) == "channels_last"
 
+    @property
+    def has_prelu(self) -> bool:
+        """Whether there is a PReLU, which Keras writes with two ReLUs."""
+        return any(isinstance(layer, self._keras.layers.PReLU) for layer in self._all_layers())
 
-def _with_output(model: Any, name: str, outputs: Callable[[Any, Any], Any]) -> Any:
-    keras = sys.modules["keras"]
-    try:
-        # A Sequential that was never called knows of lists alone.
-        is_list = isinstance(model, keras.Sequential)
-        first, last = (model.inputs[0], model.outputs[0]) if is_list else (model.input, model.output)
-        return keras.Model(first, outputs(last, layers_of(model)[name].output))
-    except (AttributeError, ValueError) as error:
-        raise ModelError(
-            f"a layer can be named in a Functional or Sequential model; received model={type(model).__name__} and "
-            f"layer {name!r}. Pass a function that returns the output of that layer."
-        ) from error
+    def check(self) -> None:
+        if not self.model.built:
+            raise ModelError(
+                "model must have weights; received a Keras model that was never built. Call it once, or build() it."
+            )
+
+    def call(self, images: Any) -> Any:
+        # Keras takes several inputs as one argument.
+        return self._called(list(images) if isinstance(images, tuple) else images, training=False)
+
+    @contextmanager
+    def unremembered(self) -> Iterator[None]:
+        """Give back to each layer what it remembered of its last call; what a trace leaves there is no value."""
+        kept = [
+            (layer, name, value, value.copy())
+            for layer in self._all_layers()
+            for name, value in vars(layer).items()
+            if name in _REMEMBERED and hasattr(value, "copy")
+        ]
+        try:
+            yield
+        finally:
+            for layer, name, value, copy in kept:
+                value.clear()
+                value.update(copy) if isinstance(copy, set) else value.extend(copy)
+                object.__setattr__(layer, name, value)
+
+    def parts(self) -> list[Any]:
+        """Return the values of all variables, and each layer with its attributes."""
+        parts = [variable.value for variable in self._called.variables]
+        for layer in self._all_layers():
+            parts += [layer, *vars(layer).values()]
+        return parts
+
+    def layers(self) -> dict[str, Any]:
+        return {layer.name: layer for layer in getattr(self.model, "layers", [])}
+
+    def until(self, name: str | int) -> Self:
+        return self._with_output(name, lambda output, inside: inside)
+
+    def beginning_at(self, name: str | int) -> Self:
+        return self._with_output(name, lambda output, inside: [output, inside])
+
+    def _with_output(self, name: str | int, outputs: Callable[[Any, Any], Any]) -> Self:
+        """Return the network of the same layers and weights with other outputs."""
+        model = self.model
+        try:
+            # A Sequential that was never called knows of lists alone.
+            is_list = isinstance(model, self._keras.Sequential)
+            first, last = (model.inputs[0], model.outputs[0]) if is_list else (model.input, model.output)
+            called = self._keras.Model(first, outputs(last, self.layers()[str(name)].output))
+        except (AttributeError, ValueError) as error:
+            raise ModelError(
+                "a layer can be named in a Functional or Sequential model; received "
+                f"model={type(model).__name__} and layer {name!r}. Pass a function that returns the output of that "
+                "layer."
+            ) from error
+        return type(self)(model, called)
+
+    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+        if self._keras.__name__ != "keras":
+            raise ModelError(
+                "the weights of a Keras model can be re-initialised in Keras 3; received "
+                f"model={self.name} of {self._keras.__name__}. Build it with keras."
+            )
+        return KerasCopy(self.model, run, seed)
+
+    def _all_layers(self) -> list[Any]:
+        return list(self._called._flatten_layers())

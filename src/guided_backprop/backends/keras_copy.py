@@ -12,7 +12,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import as_numpy
-from guided_backprop.backends.keras import is_keras
 from guided_backprop.backends.randomize import PrivateCopy, Weight
 from guided_backprop.errors import ModelError
 
@@ -85,6 +84,7 @@ def _of_training(layer: Any) -> Iterator[Any]:
 
 def _inside(model: Any) -> list[Any]:
     """Return the model and all layers in it, also those that a layer holds for itself, as a Sequential its graph."""
+    keras = sys.modules["keras"]
     found, left = {}, [model]
     while left:
         layer = left.pop()
@@ -92,7 +92,7 @@ def _inside(model: Any) -> list[Any]:
             found[id(layer)] = layer
             # On torch, a layer is a module too, and holds them as such.
             held = [*vars(layer).values(), *vars(layer).get("_modules", {}).values()]
-            left += [*_layers(layer), *filter(is_keras, held)]
+            left += [*_layers(layer), *(value for value in held if isinstance(value, keras.Layer))]
     return list(found.values())
 
 

@@ -66,6 +66,14 @@ def no_layer(layer: Any, names: Sequence[str]) -> OptionError:
     )
 
 
+def no_layers(model: Any) -> ModelError:
+    """Return the error for a layer of a model that has none by name."""
+    return ModelError(
+        f"a layer by name needs a torch.nn.Module or a Keras model; received model={type(model).__name__}, which has "
+        "no layers by name. Pass a function that returns the output of the layer."
+    )
+
+
 def no_rows(count: Any, received: Any, array: str) -> ModelError:
     """Return the error for an output that is not one array with a row per image."""
     return ModelError(

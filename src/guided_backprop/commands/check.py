@@ -25,7 +25,7 @@ from guided_backprop.commands.shared import (
     print_failures,
 )
 from guided_backprop.errors import ImageError, OutputExistsError
-from guided_backprop.methods.gradients import Method
+from guided_backprop.methods.method import Method
 from guided_backprop.models import Batch
 from guided_backprop.show.plot import figure_kind
 from guided_backprop.trust.sanity import sanity_check

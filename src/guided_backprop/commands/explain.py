@@ -20,7 +20,7 @@ from guided_backprop.commands.shared import (
     model_option,
     one_line_errors,
 )
-from guided_backprop.methods.gradients import REDUCERS, Reducer
+from guided_backprop.methods.method import REDUCERS, Reducer
 from guided_backprop.show.folder import ARRAYS, MANIFEST, ExplanationFolder
 
 

@@ -16,7 +16,9 @@ from guided_backprop.arrays import as_pictures
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.methods.cam import GuidedGradCAM
-from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Method, Saliency, compare
+from guided_backprop.methods.compare import compare
+from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
+from guided_backprop.methods.method import Method
 from guided_backprop.models import VisionModel, probabilities
 from guided_backprop.show.plot import Panel
 from guided_backprop.show.render import Picture, colour_picture, diverging, heatmap, overlay, picture

@@ -13,7 +13,8 @@ import click
 from click.decorators import FC
 
 from guided_backprop.errors import GuidedBackpropError, LabelError, OptionError
-from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Method, Saliency
+from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
+from guided_backprop.methods.method import Method
 from guided_backprop.models import Batch, VisionModel, image_paths, load, load_default
 
 METHODS: Mapping[str, type[Method]] = {

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guided_backprop.backends import layer_names
 from guided_backprop.commands.local_page import (
     CLASS_METHODS,
     METHODS,
@@ -20,6 +19,7 @@ from guided_backprop.commands.local_page import (
 from guided_backprop.errors import GuidedBackpropError, ImageError, MissingExtraError, ModelError, OptionError
 from guided_backprop.models import VisionModel
 from guided_backprop.show.plot import Panel
+from guided_backprop.subject import layer_names
 
 if TYPE_CHECKING:
     import gradio as gr

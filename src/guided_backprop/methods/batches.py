@@ -14,31 +14,47 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError, OutOfMemoryError
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.target import Target
-from guided_backprop.rules import ReluRule
 
 _LOG = logging.getLogger("guided_backprop")
 
 
+#: Explains one batch by each of some methods.
+ExplainBatch = Callable[[Backend, Any, Weigh, Score | None], list[Attributed]]
+
+
 class Job(NamedTuple):
-    """What one method does with a batch.
+    """What is made of what one method finds.
 
     Attributes:
         name: the method's name.
-        rule: what a ReLU lets through.
         reducer: how channels are reduced, or None.
-        attribute: explains one batch; None where that is the backend's work under the rule.
     """
 
     name: str
-    rule: ReluRule
     reducer: str | None
-    attribute: Callable[[Backend, Any, Weigh, Score | None], Attributed] | None = None
 
 
 def explain_together(
-    backend: Backend, jobs: list[Job], images: Any, labels: Any, *, mask: Any, batch_size: int | None
+    backend: Backend,
+    jobs: list[Job],
+    explain_batch: ExplainBatch,
+    images: Any,
+    labels: Any,
+    *,
+    mask: Any,
+    batch_size: int | None,
 ) -> list[Explanations]:
-    """Explain by several methods from one forward pass of each batch; only a single one may have its own way."""
+    """Explain by several methods, batch by batch.
+
+    Args:
+        backend: runs the model on the images.
+        jobs: one for each method.
+        explain_batch: explains one batch by each of the methods.
+        images: as for :meth:`Method.explain`.
+        labels: as for :meth:`Method.explain`.
+        mask: as for :meth:`Method.explain`.
+        batch_size: how many images are explained at once; None for all.
+    """
     backend.check_images(images)
     axes = mapped(backend.channel_axis, images)
     for job in jobs:
@@ -51,7 +67,7 @@ def explain_together(
         # The last batch takes images of the one before along, where one of another size would be compiled anew.
         first = max(0, min(start, count - size)) if backend.compiles_each_size else start
         rows = images if size >= count else _rows(images, slice(first, first + size))
-        problem = _attempt(results, backend, rows, first, start - first)
+        problem = _attempt(results, explain_batch, rows, first, start - first)
         if problem is None:
             start = first + size
             continue
@@ -67,22 +83,18 @@ def explain_together(
     return [result.explanations(images, min(size, count)) for result in results]
 
 
-def _attempt(results: list["_Result"], backend: Backend, images: Any, start: int, known: int) -> str | None:
+def _attempt(results: list["_Result"], explain_batch: ExplainBatch, images: Any, start: int, known: int) -> str | None:
     """Explain one batch and add it to the results, but for the first ``known`` images.
 
     If memory ran out, return the error's words instead.
     """
-    target, jobs = results[0].target, [result.job for result in results]
-    own = jobs[0].attribute
+    target, backend = results[0].target, results[0].backend
 
     def weigh(outputs: Any) -> Any:
         return target.weigh(outputs, start, _axis(backend, outputs))
 
     try:
-        if own is not None:
-            batches = [own(backend, images, weigh, target.score)]
-        else:
-            batches = backend.attribute(images, weigh, [job.rule for job in jobs], target.score)
+        batches = explain_batch(backend, images, weigh, target.score)
         found = [result.put_together(batch) for result, batch in zip(results, batches, strict=True)]
     except Exception as error:
         if backend.is_out_of_memory(error):
@@ -98,18 +110,18 @@ class _Result:
     """What one method found so far."""
 
     def __init__(self, job: Job, backend: Backend, target: Target, axes: Any) -> None:
-        self.job, self.target = job, target
+        self.job, self.backend, self.target = job, backend, target
         self.batches: list[Attributed] = []
-        self._backend, self._axes = backend, axes
+        self._axes = axes
 
     def put_together(self, batch: Attributed) -> Attributed:
         """Bring one batch into the form of the result."""
         is_many = self.target.is_many(batch.outputs)
-        return put_together(self._backend, batch, self.job.reducer, self._axes, is_many=is_many)
+        return put_together(self.backend, batch, self.job.reducer, self._axes, is_many=is_many)
 
     def explanations(self, images: Any, size: int) -> Explanations:
         """Return the explanations of these images, the first ones; ``size`` were explained at once."""
-        backend, target, count = self._backend, self.target, len(inputs_of(images)[0])
+        backend, target, count = self.backend, self.target, len(inputs_of(images)[0])
         batches = self.batches
         if not batches:
             batches = [put_together(backend, _nothing(backend, images), self.job.reducer, self._axes, is_many=False)]

@@ -8,16 +8,16 @@ With A the output of a convolutional layer, ``(C, ...)``, and g the gradient of 
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import inputs_of, mapped
-from guided_backprop.backends import backend_for, layer_name
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
-from guided_backprop.methods.gradients import Method, Reducer
+from guided_backprop.methods.method import Method, Reducer
+from guided_backprop.methods.options import Requirement, require
 from guided_backprop.rules import GUIDED, PLAIN
 
 Interpolation = Literal["linear", "nearest"]
@@ -67,31 +67,15 @@ class GradCAM(Method):
         undo_head: bool = True,
         vouch: Vouch | None = None,
     ) -> None:
-        if interpolation not in get_args(Interpolation):
-            raise OptionError(
-                f"interpolation must be one of {', '.join(get_args(Interpolation))}; received "
-                f"interpolation={interpolation!r}. Pass one of these names."
-            )
-        self._layer, self._interpolation = layer, interpolation
+        _require_interpolation(interpolation)
         super().__init__(model, output=output, batch_size=batch_size, reducer="sum", undo_head=undo_head, vouch=vouch)
+        self.interpolation = interpolation
+        self.subject = self.subject.beginning_at(layer)
+        self.subject.check()
 
-    def _make_backend(self, framework: str) -> Backend:
-        return backend_for(
-            framework,
-            self._model,
-            begin=self._layer,
-            output=self._output,
-            undo_head=self._undo_head,
-            vouch=self._vouch,
-        )
-
-    def _of(self, model: Any) -> Self:
-        other = super()._of(model)
-        other._layer = layer_name(self._model, self._layer)
-        return other
-
-    def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
-        return _cams(backend, images, backend.attribute(images, weigh, [self.rule], score)[0], self._interpolation)
+    def explain_batch(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
+        """Explain one batch by the maps of the layer."""
+        return _cams(backend, images, backend.attribute(images, weigh, [self.rule], score)[0], self.interpolation)
 
 
 class GuidedGradCAM(Method):
@@ -139,7 +123,7 @@ class GuidedGradCAM(Method):
         undo_head: bool = True,
         vouch: Vouch | None = None,
     ) -> None:
-        self._cam = GradCAM(model, layer, interpolation=interpolation, output=output, undo_head=undo_head, vouch=vouch)
+        _require_interpolation(interpolation)
         super().__init__(
             model,
             output=output,
@@ -149,18 +133,31 @@ class GuidedGradCAM(Method):
             undo_head=undo_head,
             vouch=vouch,
         )
+        self.interpolation = interpolation
+        self.at_layer = self.subject.beginning_at(layer)
+        self.at_layer.check()
 
-    def _of(self, model: Any) -> Self:
-        other = super()._of(model)
-        other._cam = self._cam._of(model)
-        return other
-
-    def _attribute(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
-        cams = self._cam._attribute(self._cam._backend(images), images, weigh, score)
-        guided = super()._attribute(backend, images, weigh, score)
+    def explain_batch(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
+        """Explain one batch by the product of both maps."""
+        inside = self.at_layer.backend(images)
+        cams = _cams(inside, images, inside.attribute(images, weigh, [PLAIN], score)[0], self.interpolation)
+        guided = super().explain_batch(backend, images, weigh, score)
         pairs = zip(guided.attribution, cams.attribution, strict=True)
         maps = [mapped(lambda values, cam: values * cam, *pair) for pair in pairs]
         return replace(guided, attribution=maps)
+
+
+def _require_interpolation(interpolation: Any) -> None:
+    names = get_args(Interpolation)
+    require(
+        Requirement(
+            "interpolation",
+            interpolation,
+            interpolation in names,
+            f"one of {', '.join(names)}",
+            "Pass one of these names.",
+        )
+    )
 
 
 def _cams(backend: Backend, images: Any, inside: Attributed, interpolation: Interpolation) -> Attributed:

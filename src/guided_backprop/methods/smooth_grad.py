@@ -1,6 +1,7 @@
 """SmoothGrad (Smilkov et al. 2017, arXiv:1706.03825): the maps of noisy copies of an image, put together."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
@@ -8,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import as_numpy, inputs_of, like_inputs, mapped
-from guided_backprop.backends.base import Attributed, Backend
-from guided_backprop.errors import OptionError
+from guided_backprop.backends.base import Attributed, Backend, Weigh
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.target import Target
 from guided_backprop.methods.batches import put_together
-from guided_backprop.methods.gradients import Method
+from guided_backprop.methods.method import Method
+from guided_backprop.methods.options import Requirement, is_integer, is_number, require
+from guided_backprop.subject import Subject
 
 Form = Literal["mean", "squared", "variance"]
 #: One number per value of the images, for each label and input; None for inputs of integers.
@@ -58,49 +60,59 @@ class SmoothGrad:
     def __init__(
         self, method: Method, *, samples: int = 50, noise: float = 0.15, seed: int = 0, form: Form = "mean"
     ) -> None:
-        checks = {
-            "method": (isinstance(method, Method), "a method", "Pass, for example, GuidedBackprop(model)."),
-            "samples": (_is_integer(samples) and samples > 0, "a positive integer", "Try 50."),
-            "noise": (_is_number(noise) and 0 <= noise < np.inf, "a number of 0 or more", "Try 0.15."),
-            "seed": (_is_integer(seed) and seed >= 0, "an integer of 0 or more", "Pass 0."),
-            "form": (form in get_args(Form), f"one of {', '.join(get_args(Form))}", "Pass one of these names."),
-        }
-        given = {"method": method, "samples": samples, "noise": noise, "seed": seed, "form": form}
-        for name, (is_good, needed, advice) in checks.items():
-            if not is_good:
-                raise OptionError(f"{name} must be {needed}; received {name}={given[name]!r}. {advice}")
-        self._method, self._samples, self._noise, self._seed, self._form = method, samples, noise, seed, form
+        names = get_args(Form)
+        is_noise = is_number(noise) and 0 <= noise < np.inf
+        require(
+            Requirement(
+                "method", method, isinstance(method, Method), "a method", "Pass, for example, GuidedBackprop(model)."
+            ),
+            Requirement("samples", samples, is_integer(samples, least=1), "a positive integer", "Try 50."),
+            Requirement("noise", noise, is_noise, "a number of 0 or more", "Try 0.15."),
+            Requirement("seed", seed, is_integer(seed, least=0), "an integer of 0 or more", "Pass 0."),
+            Requirement("form", form, form in names, f"one of {', '.join(names)}", "Pass one of these names."),
+        )
+        self.method, self.samples, self.noise, self.seed, self.form = method, samples, noise, seed, form
+
+    @property
+    def name(self) -> str:
+        """The method's name, with all that was chosen."""
+        how = f"samples={self.samples}, noise={self.noise:g}, seed={self.seed}, form={self.form!r}"
+        return f"SmoothGrad({self.method.name}, {how})"
+
+    @property
+    def subject(self) -> Subject:
+        """The model, and what is said about it."""
+        return self.method.subject
 
     def explain(self, images: Any, labels: Any = None, *, mask: Any = None) -> Explanations:
         """Explain the score of each image, as :meth:`Method.explain` does; scores and outputs are the image's own."""
-        method = self._method
+        method = self.method
         clean = method.explain(images, labels, mask=mask)
         count = len(clean)
         if not count:
-            return replace(clean, method=self._name())
-        backend = method._backend(images)
+            return replace(clean, method=self.name)
+        backend = method.subject.backend(images)
         target = Target(labels, count, mask)
         weights = target.weigh(clean.outputs, 0, backend.channel_axis(clean.outputs) or 1)
         means: _Sums = []
         squares: _Sums = []
-        copies = np.arange(count * self._samples)
-        size = method._batch_size or count
+        copies = np.arange(count * self.samples)
+        size = method.batch_size or count
         for batch in np.split(copies, range(size, len(copies), size)):
             rows = batch % count
             noisy = self._noisy(backend, images, rows, batch // count)
-            here = [each[rows] for each in weights]
-            maps = method._attribute(backend, noisy, lambda _, here=here: here, target.score).attribution  # type: ignore[misc]
+            maps = method.explain_batch(backend, noisy, _weighing(weights, rows), target.score).attribution
             if not means:
                 means, squares = _zeros(maps, count), _zeros(maps, count)
             for label, found in enumerate(maps):
                 for position, values in enumerate(inputs_of(found)):
                     self._add(means[label][position], squares[label][position], values, batch, count)
-        return self._result(backend, clean, squares if self._form == "variance" else means, target)
+        return self._result(backend, clean, squares if self.form == "variance" else means, target)
 
-    def _of(self, model: Any) -> Self:
-        """Return this for a copy of its model."""
+    def around(self, model: Any) -> Self:
+        """Return this for a copy of its model, which is run as it is."""
         other = copy.copy(self)
-        other._method = self._method._of(model)
+        other.method = self.method.around(model)
         return other
 
     def _noisy(self, backend: Backend, images: Any, rows: NDArray[Any], samples: NDArray[Any]) -> Any:
@@ -113,11 +125,11 @@ class SmoothGrad:
             noise = np.empty(array.shape)
             for index, (row, sample) in enumerate(zip(rows, samples, strict=True)):
                 noise[index] = generators[row, sample].normal(size=array.shape[1:])
-            spread = np.ptp(array.reshape(len(array), -1).astype(np.float64), axis=1) * self._noise
+            spread = np.ptp(array.reshape(len(array), -1).astype(np.float64), axis=1) * self.noise
             return backend.from_numpy(array + noise * spread.reshape(-1, *[1] * (array.ndim - 1)), values)
 
         keys = zip(rows.tolist(), samples.tolist(), strict=True)
-        generators = {key: np.random.default_rng([self._seed, *key]) for key in keys}
+        generators = {key: np.random.default_rng([self.seed, *key]) for key in keys}
         return mapped(copies, images)
 
     def _add(self, mean: Any, square: Any, values: Any, batch: NDArray[Any], count: int) -> None:
@@ -126,7 +138,7 @@ class SmoothGrad:
             return
         for noisy, value in zip(batch, as_numpy(values).astype(np.float64), strict=True):
             row, number = noisy % count, noisy // count + 1
-            new = value**2 if self._form == "squared" else value
+            new = value**2 if self.form == "squared" else value
             before = new - mean[row]
             mean[row] += before / number
             # Welford's update: both differences are small where the maps agree, so nothing cancels.
@@ -143,22 +155,15 @@ class SmoothGrad:
         scores = clean.scores.T if is_many else clean.scores[None]
         whole = Attributed(maps, scores, clean.outputs, clean.coverage, clean.head)
         together = put_together(backend, whole, clean.reducer, clean.channel_axis, is_many=is_many)
-        return replace(clean, attribution=together.attribution, method=self._name())
+        return replace(clean, attribution=together.attribution, method=self.name)
 
-    def _name(self) -> str:
-        how = f"samples={self._samples}, noise={self._noise:g}, seed={self._seed}, form={self._form!r}"
-        return f"SmoothGrad({self._method.name}, {how})"
+
+def _weighing(weights: Sequence[NDArray[np.float64]], rows: NDArray[Any]) -> Weigh:
+    """Return what weighs the outputs of copies as those of the images at ``rows``, whatever they are."""
+    return lambda outputs: [label[rows] for label in weights]
 
 
 def _zeros(maps: list[Any], count: int) -> _Sums:
     return [
         [None if each is None else np.zeros((count, *each.shape[1:])) for each in inputs_of(found)] for found in maps
     ]
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_integer(value) or isinstance(value, (float, np.floating))

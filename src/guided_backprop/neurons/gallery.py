@@ -14,7 +14,9 @@ from guided_backprop.arrays import as_numpy, as_pictures, inputs_of
 from guided_backprop.backends.base import Backend
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
-from guided_backprop.methods.gradients import GuidedBackprop, Method
+from guided_backprop.methods.gradients import GuidedBackprop
+from guided_backprop.methods.method import Method
+from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.neurons.receptive_field import Axis, receptive_field
 from guided_backprop.show.plot import figure_kind
 from guided_backprop.show.render import Picture, colour_picture, picture
@@ -152,9 +154,13 @@ def neuron_gallery(
         >>> gallery.crops.shape, gallery.images.shape
         ((2, 4, 3, 5, 5), (2, 4))
     """
-    for name, value in (("count", count), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise OptionError(f"{name} must be a positive integer; received {name}={value!r}. Pass 9, for example.")
+    sizes = {"count": count, "batch_size": batch_size}
+    require(
+        *(
+            Requirement(name, size, is_integer(size, least=1), "a positive integer", "Pass 9, for example.")
+            for name, size in sizes.items()
+        )
+    )
     explainer = method(model, output_layer=layer, batch_size=batch_size)
     chosen = np.atleast_1d(np.asarray(channels))
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not chosen.size:
@@ -163,7 +169,7 @@ def neuron_gallery(
     best = _Strongest(chosen.astype(np.int64), count)
     backend, like, outputs = None, None, None
     for batch in batches:
-        backend = explainer._backend(batch)
+        backend = explainer.subject.backend(batch)
         backend.check_images(batch)
         outputs = backend.outputs(batch)
         best.add(batch, outputs, backend.channel_axis(outputs) or 1)

@@ -25,7 +25,9 @@ from guided_backprop.errors import ImageError, MissingExtraError, OptionError, O
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.names import ClassNames, label_text
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
-from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Method, Saliency, compare
+from guided_backprop.methods.compare import compare
+from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
+from guided_backprop.methods.method import Method
 from guided_backprop.models import probabilities
 from guided_backprop.show.embed import EXACT, data_uri
 from guided_backprop.show.folder import versions

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import as_numpy
-from guided_backprop.backends import backend_for, layer_names
 from guided_backprop.backends.base import Backend
 from guided_backprop.errors import ModelError, NoReluError, OptionError, ScoreError
-from guided_backprop.methods.gradients import Method
-from guided_backprop.rules import PLAIN
+from guided_backprop.methods.method import Method
+from guided_backprop.rules import PLAIN, ReluRule
+from guided_backprop.subject import Subject
 from guided_backprop.trust.similarity import cosines
 
 #: What the first depth and the last one are called.
@@ -35,23 +35,22 @@ class Depth(NamedTuple):
     reason: str = ""
 
 
-def depths(method: Method, images: Any, layers: list[str]) -> list[str]:
+def depths(subject: Subject, images: Any, layers: list[str]) -> list[str]:
     """Return where can be looked, from "output" to "images".
 
     Args:
-        method: the method.
+        subject: the model.
         images: the images.
-        layers: layers from output to input. Of a JAX function, that are the values it names itself.
+        layers: layers with weights, from output to input. Where none of them can be named, as in a JAX function, whose
+            names are those of values, all that can be is looked at.
     """
     inside: list[str] = []
-    if method._output_layer is None:
+    if subject.output_layer is None:
         try:
-            names = layer_names(method._model, images)
+            names = subject.layer_names(images)
         except ModelError:
             names = []
-        inside = [layer for layer in layers if layer in names]
-        if not inside and method._backend(images).framework == "jax":
-            inside = names[::-1]
+        inside = [layer for layer in layers if layer in names] or names[::-1]
     return [OUTPUT, *inside, IMAGES]
 
 
@@ -64,26 +63,24 @@ def converge(method: Method, images: Any, layer: str, drawn: NDArray[np.float64]
     """Return how alike two vectors at the output are when they arrive at a layer; ``size`` images at once."""
     if layer == OUTPUT:
         return Depth(layer, cosines(*drawn))
-    backend = method._backend(images)
-    options: dict[str, Any] = {"output": method._output, "undo_head": method._undo_head, "vouch": method._vouch}
-    found = []
+    batches = []
     try:
-        if layer != IMAGES:
-            backend = backend_for(backend.framework, method._model, begin=layer, **options)
+        subject = method.subject if layer == IMAGES else method.subject.beginning_at(layer)
+        backend = subject.backend(images)
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
-            found.append(_arrived(backend, method, images[rows], drawn[:, rows]))
+            batches.append(_arrived(backend, method.rule, images[rows], drawn[:, rows]))
     except (ModelError, OptionError, ScoreError) as error:
         # What runs twice, or returns several values, is no place to look at; the images always are.
         if layer == IMAGES:
             raise
         return Depth(layer, None, str(error))
-    return Depth(layer, np.concatenate(found))
+    return Depth(layer, np.concatenate(batches))
 
 
-def _arrived(backend: Backend, method: Method, images: Any, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+def _arrived(backend: Backend, rule: ReluRule, images: Any, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     try:
-        (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [method.rule])
+        (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [rule])
     except NoReluError:
         # Above the last ReLU there is nothing for a rule to act on.
         (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [PLAIN])

@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import as_numpy
-from guided_backprop.backends import backend_for, copy_of, keras, layer_name
-from guided_backprop.backends.base import Backend
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
 from guided_backprop.explanations import Explanations
-from guided_backprop.methods.gradients import Method
+from guided_backprop.methods.method import Method
 from guided_backprop.methods.smooth_grad import SmoothGrad
 from guided_backprop.trust.convergence import converge, depths, vectors
 from guided_backprop.trust.similarity import Maps, cosines, edges, need_libraries
@@ -104,11 +102,10 @@ class _Check:
 
     def __init__(self, method: Method | SmoothGrad, clean: Explanations, labels: Any, seed: int) -> None:
         self._method, self._clean, self._labels, self._seed = method, clean, labels, seed
-        self._inner = method._method if isinstance(method, SmoothGrad) else method
         self._images = clean.images
         self._axis = None if clean.reducer is not None else clean.channel_axis
         self._maps = Maps(as_numpy(clean.attribution), self._axis)
-        self._backend: Backend = self._inner._backend(clean.images)
+        self._backend = method.subject.backend(clean.images)
         self._rows: list[Row] = []
         # By what was re-initialised: the first block alone is found once.
         self._found: dict[tuple[str, ...], dict[str, NDArray[np.float64]]] = {}
@@ -153,21 +150,11 @@ class _Check:
 
     def _copy(self) -> PrivateCopy:
         """Return a copy that gives what the model gives."""
-        inner, framework = self._inner, self._backend.framework
-        if framework == "jax" and inner._output_layer is not None and not keras.is_keras(inner._model):
-            raise OptionError(
-                "sanity_check() of a JAX function explains its output; received output_layer="
-                f"{inner._output_layer!r}. Pass a function that returns that value."
-            )
-        rows = self._images[: self._clean.batch_size]
-        layer = layer_name(inner._model, inner._output_layer)
-
-        def run(model: Any) -> NDArray[Any]:
-            options: dict[str, Any] = {"output": inner._output, "undo_head": inner._undo_head, "vouch": inner._vouch}
-            return backend_for(framework, model, output_layer=layer, **options).outputs(rows)
-
-        copied = copy_of(framework, inner._model, rows, run, self._seed)
-        own, expected = run(copied.model), self._clean.outputs[: len(rows)]
+        subject, rows = self._method.subject, self._images[: self._clean.batch_size]
+        copied = subject.private_copy(rows, self._seed)
+        given = copied.given(rows)
+        own = subject.around(copied.model).backend(given).outputs(given)
+        expected = self._clean.outputs[: len(rows)]
         # Eager and compiled runs round differently, of half precision by so much.
         is_alike = own.shape == expected.shape and np.allclose(
             own, expected, rtol=0, atol=1e-2 * np.abs(expected).max()
@@ -202,7 +189,7 @@ class _Check:
     def _randomised(
         self, mode: str, copied: PrivateCopy, bundles: list["_Bundle"], names: list[str]
     ) -> list[Callable[[], None]]:
-        method, images = self._method._of(copied.model), copied.given(self._images)
+        method, images = self._method.around(copied.model), copied.given(self._images)
         known = self._found
 
         def step(layers: tuple[str, ...], block: str) -> None:
@@ -266,23 +253,26 @@ class _Check:
             self._add("labels", "random classes", {metric: each[split:].mean(axis=0) for metric, each in whole.items()})
 
     def _is_propagated(self) -> bool:
-        is_plain = isinstance(self._method, Method) and self._method._job.attribute is None
-        if is_plain and self._clean.outputs[0].size > 1:
+        is_one_pass = isinstance(self._method, Method) and self._method.is_one_pass
+        if is_one_pass and self._clean.outputs[0].size > 1:
             return True
-        what = "the method is more than one backward pass" if not is_plain else "the model has one output"
+        what = "the model has one output" if is_one_pass else "the method is more than one backward pass"
         self._notes.append(f"convergence is not measured: {what}")
         return False
 
     def _convergence(self, layers: list[str]) -> list[Callable[[], None]]:
+        method = self._method
+        assert isinstance(method, Method)
+
         def step(layer: str) -> None:
-            depth = converge(self._inner, self._images, layer, drawn, self._clean.batch_size)
+            depth = converge(method, self._images, layer, drawn, self._clean.batch_size)
             if depth.cosines is None:
                 self._notes.append(f"convergence at {layer} is not measured: {depth.reason}")
             else:
                 self._add("convergence", layer, {"cosine": depth.cosines})
 
         drawn = vectors(self._clean.outputs.shape, self._seed)
-        found = depths(self._inner, self._images, layers)
+        found = depths(method.subject, self._images, layers)
         if len(found) == 2:
             self._notes.append("convergence is measured at the images alone: no layer inside can be named")
         return [partial(step, layer) for layer in found]

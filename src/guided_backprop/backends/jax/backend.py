@@ -4,8 +4,7 @@ The model is traced anew unless it is a module that says that it did not change,
 parameters that it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_backprop.arrays import call, form_of, inputs_of, like_inputs, mapped
-from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
+from guided_backprop.arrays import form_of, inputs_of, like_inputs, mapped
+from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
 from guided_backprop.backends.jax.cache import Compiled, key_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.heads import Head, head_of
 from guided_backprop.backends.jax.masks import Audit
+from guided_backprop.backends.jax.network import JaxNetwork
 from guided_backprop.backends.jax.program import Program
 from guided_backprop.backends.jax.relus import Facts
 from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.jax.smooth import mark_prelus, mark_smooth
 from guided_backprop.backends.jax.state import state_of
-from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
+from guided_backprop.backends.keras import KerasNetwork, is_keras
+from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import coverage_of, detached, hidden, no_rows, no_score, not_finite, spelled
 from guided_backprop.coverage import Coverage
@@ -60,28 +61,15 @@ class JaxBackend(Backend):
 
     compiles_each_size = True
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        *,
-        output: str | int | None,
-        undo_head: bool,
-        vouch: Vouch,
-        tap: str | int | None = None,
-        begin: str | int | None = None,
-        begins_inside: bool = False,
-    ) -> None:
-        self.name = str(getattr(model, "__qualname__", type(model).__name__))
-        self._model = model
-        self._output = output
-        self._undo_head = undo_head
-        self._vouch = vouch
-        self._tap = tap
-        self._begin = begin
-        # Then the model returns its outputs, and the value inside of it that the gradient is taken at.
-        self._begins_inside = begins_inside or begin is not None
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._begins_inside = setup.begin is not None
         self._compiled = Compiled()
         self._plans = Compiled()
+
+    @classmethod
+    def network_of(cls, model: Any) -> Network:
+        return KerasNetwork(model) if is_keras(model) else JaxNetwork(model)
 
     def check_kind(self, values: Any) -> None:
         if isinstance(values, jax.core.Tracer):
@@ -101,18 +89,13 @@ class JaxBackend(Backend):
     def is_finite(self, values: Any) -> bool:
         return bool(jnp.isfinite(jnp.asarray(values)).all())
 
-    def channel_axis(self, values: Any) -> int | None:
-        if values.ndim <= 2:
-            return None
-        return values.ndim - 1 if is_channels_last(self._model, default=True) else 1
-
     def attribute(
         self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
-        _check_mode(self._model)
+        self.network.check()
         given = mapped(jnp.asarray, images)
         leaves = inputs_of(given)
-        plan = self._plan(given, tuple(rules), undo_head=self._undo_head and score is None)
+        plan = self._plan(given, tuple(rules), undo_head=self.setup.undo_head and score is None)
         explained = [values for values in leaves if self.is_floating(values)]
         others = [values for values in leaves if not self.is_floating(values)]
         try:
@@ -140,7 +123,7 @@ class JaxBackend(Backend):
         return found
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
-        _check_mode(self._model)
+        self.network.check()
         given = mapped(jnp.asarray, images)
         program = self._trace(given)
         forward = self._compiled.get((None, key_of(program)), lambda: _forward(program))
@@ -157,7 +140,7 @@ class JaxBackend(Backend):
     def _plan(self, images: Any, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
         """Return what runs the model on such images: that of the last call, as long as the model is what it was."""
         kind = form_of(images), tuple((values.shape, values.dtype) for values in inputs_of(images)), rules, undo_head
-        state = state_of(self._model)
+        state = state_of(self.network)
         before, plan = self._plans.peek(kind) or (None, None)
         if isinstance(plan, _Plan) and state is not None and before == state:
             return plan
@@ -175,12 +158,7 @@ class JaxBackend(Backend):
 
         # A function of its own for each trace: what JAX remembers of the model may be older than it is.
         def traced(*values: Any) -> Any:
-            given = like_inputs(images, list(values))
-            if is_keras(self._model) and not isinstance(given, Mapping):
-                # Keras takes several inputs as one argument.
-                outputs = self._model(list(given) if isinstance(given, tuple) else given)
-            else:
-                outputs = self._model(given) if is_keras(self._model) else call(self._model, given)
+            outputs = self.network.call(like_inputs(images, list(values)))
             return self._explained(outputs, len(leaves[0]))
 
         try:
@@ -190,22 +168,22 @@ class JaxBackend(Backend):
         except Exception as error:
             raise _model_error(error, leaves) from error
         program = Program(jaxpr)
-        if self._tap is not None:
-            shape = program.end_at(self._tap)
+        if self.network.ends_at is not None:
+            shape = program.end_at(self.network.ends_at)
         if self._begins_inside:
-            shape = program.begin_at(self._begin)
+            shape = program.begin_at(self.network.begins_at)
         if not _is_rows(shape, len(leaves[0])):
             raise no_rows(len(leaves[0]), _described(shape), "array")
         return program
 
     def _explained(self, outputs: Any, count: int) -> Any:
         """Return what is explained of the model's outputs; nothing if it is a value inside of the model."""
-        if self._tap is not None:
+        if self.network.ends_at is not None:
             return ()
         inside = []
-        if self._begins_inside and self._begin is None:
+        if self._begins_inside and self.network.begins_at is None:
             outputs, *inside = outputs
-        output = chosen(outputs, self._output, lambda each: isinstance(each, jax.Array))
+        output = chosen(outputs, self.setup.output, lambda each: isinstance(each, jax.Array))
         if not isinstance(output, jax.Array):
             raise no_rows(count, _described(output), "array")
         return (output, *inside) if inside else output
@@ -218,8 +196,8 @@ class JaxBackend(Backend):
         output = program.block.outputs[0]
         if not output.carries:
             raise detached("stop_gradient(), argmax() or round()")
-        facts.find_relus(program, self._vouch)
-        audit = Audit(facts, self._vouch)
+        facts.find_relus(program, self.setup.vouch)
+        audit = Audit(facts, self.setup.vouch)
         audit.visit(program.block)
         if audit.has_random_mask:
             raise ModelError(
@@ -227,9 +205,9 @@ class JaxBackend(Backend):
                 "Call model.eval(), or pass deterministic=True."
             )
         if any(rule.needs_every_relu for rule in rules):
-            _refuse(audit, self._vouch)
+            _refuse(audit, self.setup.vouch)
         mark_smooth(program)
-        if has_prelu(self._model):
+        if self.network.has_prelu:
             mark_prelus(program)
         head = head_of(output, facts) if undo_head else None
         coverages = []
@@ -337,26 +315,6 @@ def _refuse(audit: Audit, vouch: Vouch) -> None:
         raise hidden(name)
     if audit.spelled:
         raise spelled(audit.spelled, "jax.nn.relu")
-
-
-def _check_mode(model: Any) -> None:
-    """Raise if a part of a Flax NNX or Equinox module is in training mode."""
-    for library, parts in (("flax.nnx", "iter_graph"), ("equinox", "tree_flatten")):
-        if library not in sys.modules or not isinstance(model, sys.modules[library].Module):
-            continue
-        if library == "equinox":
-            found = jax.tree_util.tree_leaves(model, is_leaf=lambda part: getattr(part, "inference", None) is False)
-        else:
-            found = [part for _, part in getattr(sys.modules[library], parts)(model)]
-        for part in found:
-            settings = {"deterministic": False, "use_running_average": False, "inference": False}
-            wrong = [name for name, value in settings.items() if getattr(part, name, None) is value]
-            if wrong:
-                advice = "eqx.nn.inference_mode(model)" if library == "equinox" else "model.eval()"
-                raise ModelError(
-                    "model must be in eval mode, or its map is random; "
-                    f"received {wrong[0]}=False on {type(part).__name__}. Call {advice}."
-                )
 
 
 def _model_error(error: Exception, images: list[jax.Array]) -> ModelError:

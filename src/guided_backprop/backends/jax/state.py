@@ -14,16 +14,17 @@ import jax
 import numpy as np
 
 from guided_backprop.backends.jax.cache import Identity
-from guided_backprop.backends.keras import is_keras
+from guided_backprop.backends.network import Network
 
 
-def state_of(model: Any) -> Hashable | None:
-    """Return what is equal as long as a model traces alike; None if that can't be told.
+def state_of(network: Network) -> Hashable | None:
+    """Return what is equal as long as a network traces alike; None if that can't be told.
 
-    Two of them may be compared only for one model: it is what holds them together.
+    Two of them may be compared only for one network: it is what holds them together.
     """
     try:
-        state = _state(model)
+        parts = network.parts()
+        state = _state(network.model) if parts is None else tuple(map(_attribute, parts))
         hash(state)
     except Exception:
         # A module may hold what can be neither hashed nor compared.
@@ -32,10 +33,6 @@ def state_of(model: Any) -> Hashable | None:
 
 
 def _state(model: Any) -> Hashable | None:
-    if is_keras(model):
-        layers = model._flatten_layers()
-        variables = tuple(Identity(variable.value) for variable in model.variables)
-        return variables, tuple((Identity(layer), *map(_attribute, vars(layer).values())) for layer in layers)
     if isinstance(model, partial):
         # A linen module is a frozen dataclass; its parameters come as an argument.
         function: Any = model.func

@@ -14,14 +14,15 @@ import numpy as np
 import tensorflow as tf
 
 from guided_backprop.arrays import form_of, inputs_of, like_inputs, mapped
-from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
-from guided_backprop.backends.keras import is_channels_last
+from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
+from guided_backprop.backends.keras import KerasNetwork, is_keras
+from guided_backprop.backends.network import Network
 from guided_backprop.backends.refusals import detached, no_rows, not_finite, spelled
 from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import Traced, graph_of, made_by, renamed, trace
-from guided_backprop.backends.tensorflow.model import CULPRITS, callable_of, check_model, slopes, unremembered
+from guided_backprop.backends.tensorflow.model import CULPRITS, TensorFlowNetwork, callable_of, slopes
 from guided_backprop.backends.tensorflow.nodes import constant_of
 from guided_backprop.backends.tensorflow.relus import classify
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
@@ -106,27 +107,19 @@ class TensorFlowBackend(Backend):
     # NumPy's functions for tf.Tensors, which promote no dtypes.
     functions = tf.experimental.numpy
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        output: str | int | None,
-        undo_head: bool,
-        vouch: Vouch,
-        begins_inside: bool = False,
-    ) -> None:
-        self.name = str(getattr(model, "__qualname__", type(model).__name__))
-        self._model = model
-        self._output = output
-        # Then the model returns its outputs, and the value inside of it that the gradient is taken at.
-        self._begins_inside = begins_inside
-        self._undo_head = undo_head
-        self._vouch = dict(vouch)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        # Then the network returns its outputs, and the value inside of it that the gradient is taken at.
+        self._begins_inside = setup.begin is not None
         self._copies: dict[_Kind, _Copy] = {}
         self._plans: dict[tuple[_Kind, _Rules, int], _Plan] = {}
         self._calls: dict[int, _Call] = {}
         self._tokens = itertools.count()
         self._lock = threading.RLock()
+
+    @classmethod
+    def network_of(cls, model: Any) -> Network:
+        return KerasNetwork(model) if is_keras(model) else TensorFlowNetwork(model)
 
     def check_kind(self, values: Any) -> None:
         is_tensor = isinstance(values, tf.Tensor) and hasattr(values, "numpy")
@@ -144,15 +137,10 @@ class TensorFlowBackend(Backend):
         # bfloat16 is no number to NumPy.
         return bool(np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all())
 
-    def channel_axis(self, values: Any) -> int | None:
-        if len(values.shape) <= 2:
-            return None
-        return len(values.shape) - 1 if is_channels_last(self._model, default=True) else 1
-
     def attribute(
         self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
-        check_model(self._model)
+        self.network.check()
         # Out of the caller's graphs and off his tapes.
         with tf.init_scope():
             given = mapped(tf.convert_to_tensor, images)
@@ -183,11 +171,11 @@ class TensorFlowBackend(Backend):
         return attributed
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
-        check_model(self._model)
+        self.network.check()
         with tf.init_scope():
             given = mapped(tf.convert_to_tensor, images)
-            forward = callable_of(self._model, given, self._output, begins_inside=False)
-            with unremembered(self._model):
+            forward = callable_of(self.network, given, self.setup.output, begins_inside=False)
+            with self.network.unremembered():
                 output = forward(*inputs_of(given)).numpy()
         return output.astype(np.float32) if output.dtype.kind == "V" else output  # type: ignore[no-any-return]
 
@@ -238,9 +226,9 @@ class TensorFlowBackend(Backend):
     def _trace(self, kinds: list[_Kind], given: Any) -> tuple[_Kind, Traced]:
         error: Exception | None = None
         for autograph, kind in itertools.product((False, True), kinds):
-            forward = callable_of(self._model, given, self._output, begins_inside=self._begins_inside)
+            forward = callable_of(self.network, given, self.setup.output, begins_inside=self._begins_inside)
             try:
-                with unremembered(self._model):
+                with self.network.unremembered():
                     return kind, trace(forward, kind.specs, autograph=autograph)
             except GuidedBackpropError:
                 raise
@@ -251,7 +239,7 @@ class TensorFlowBackend(Backend):
 
     def _build(self, copied: "_Copy", rules: _Rules, labels: int) -> _Plan:
         """Differentiate the copy under each rule, once for each label."""
-        editors = [Editor(rule, self._vouch, copied.watched) for rule in rules]
+        editors = [Editor(rule, self.setup.vouch, copied.watched) for rule in rules]
         graph_def = renamed(copied.graph_def)
 
         def joint(token: tf.Tensor, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -324,7 +312,7 @@ class TensorFlowBackend(Backend):
     def _run(
         self, given: Any, weigh: Weigh, rules: _Rules, score: Score | None, *, labels: int
     ) -> tuple[_Plan, _Call, Mapping[str, tf.Tensor]]:
-        plan = self._plan(given, rules, labels, undoes_head=self._undo_head and score is None)
+        plan = self._plan(given, rules, labels, undoes_head=self.setup.undo_head and score is None)
         inputs = inputs_of(given)
         token, call = next(self._tokens), _Call(weigh, score, len(inputs[0]), labels)
         self._calls[token] = call

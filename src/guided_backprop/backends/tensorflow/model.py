@@ -1,9 +1,7 @@
-"""How a TensorFlow model is called: a Keras layer, a SavedModel's signature, or a function."""
+"""A TensorFlow model as the backend asks it: a function or a SavedModel's signature; and how any model is called."""
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -11,64 +9,46 @@ from numpy.typing import NDArray
 
 from guided_backprop.arrays import call, like_inputs
 from guided_backprop.backends.base import Score
+from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.refusals import detached, no_rows, no_score
+from guided_backprop.backends.randomize import PrivateCopy
+from guided_backprop.backends.refusals import detached, no_layers, no_rows, no_score
 from guided_backprop.errors import ModelError
 
 # What cuts a gradient off.
 CULPRITS = "stop_gradient(), numpy() or argmax()"
-_KERAS = ("keras", "tf_keras")
-# What a layer remembers of its last call, which a trace must not replace.
-_REMEMBERED = ("_losses", "_loss_ids", "_eager_losses")
 
 
-def is_keras(model: Any) -> bool:
-    """Tell whether ``model`` is a Keras layer or model, of Keras 3 or of tf_keras."""
-    layers = (sys.modules[name].layers.Layer for name in _KERAS if name in sys.modules)
-    return isinstance(model, tuple(layers))
+class TensorFlowNetwork(Network):
+    """A ``tf.function``, a SavedModel's signature, or any callable on tensors."""
 
+    is_channels_last = True
 
-@contextmanager
-def unremembered(model: Any) -> Iterator[None]:
-    """Give back to each layer what it remembered of its last call; what a trace leaves there is no value."""
-    layers = list(model._flatten_layers()) if is_keras(model) else []
-    kept = [
-        (layer, name, value, value.copy())
-        for layer in layers
-        for name, value in vars(layer).items()
-        if name in _REMEMBERED and hasattr(value, "copy")
-    ]
-    try:
-        yield
-    finally:
-        for layer, name, value, copy in kept:
-            value.clear()
-            value.update(copy) if isinstance(copy, set) else value.extend(copy)
-            object.__setattr__(layer, name, value)
+    def call(self, images: Any) -> Any:
+        is_signature = hasattr(self.model, "structured_input_signature")
+        return _signature(self.model, images) if is_signature else super().call(images)
 
+    def until(self, name: str | int) -> Self:
+        raise no_layers(self.model)
 
-def check_model(model: Any) -> None:
-    if is_keras(model) and not model.built:
+    def beginning_at(self, name: str | int) -> Self:
+        raise no_layers(self.model)
+
+    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
         raise ModelError(
-            "model must have weights; received a Keras model that was never built. Call it once, or build() it."
+            "the weights of a TensorFlow model can be re-initialised if it is a Keras model; received "
+            f"model={self.name}, which hides them. Pass the Keras model."
         )
 
 
-def callable_of(model: Any, given: Any, output: str | int | None, *, begins_inside: bool) -> Callable[..., Any]:
+def callable_of(network: Network, given: Any, output: str | int | None, *, begins_inside: bool) -> Callable[..., Any]:
     """Return what maps inputs, in the form that ``given`` has, to what is explained, in inference mode.
 
-    With ``begins_inside`` the model returns its outputs and one more value, and so does this.
+    With ``begins_inside`` the network returns its outputs and one more value, and so does this.
     """
 
     def forward(*inputs: tf.Tensor) -> Any:
-        images = like_inputs(given, list(inputs))
-        if is_keras(model):
-            # Keras takes several inputs as one argument.
-            outputs = model(list(images) if isinstance(images, tuple) else images, training=False)
-        elif hasattr(model, "structured_input_signature"):
-            outputs = _signature(model, images)
-        else:
-            outputs = call(model, images)
+        outputs = network.call(like_inputs(given, list(inputs)))
         inside = []
         if begins_inside:
             outputs, *inside = outputs

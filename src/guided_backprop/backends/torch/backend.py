@@ -6,7 +6,7 @@ thread could see is changed, and how a ReLU was written does not matter.
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from torch.autograd.graph import Node
 
-from guided_backprop.arrays import as_numpy, call, inputs_of, mapped
-from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh, per_image
-from guided_backprop.backends.keras import has_prelu, is_channels_last, is_keras
+from guided_backprop.arrays import as_numpy, inputs_of, mapped
+from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
+from guided_backprop.backends.keras import KerasNetwork, is_keras
+from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import detached, no_rows, no_score, not_finite
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch, Watched
-from guided_backprop.backends.torch.eager import differentiable, training_module, unfused
+from guided_backprop.backends.torch.eager import differentiable
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.fast.plan import Plan
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
+from guided_backprop.backends.torch.network import TorchNetwork
 from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
@@ -59,29 +61,19 @@ class TorchBackend(Backend):
 
     functions = torch
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        *,
-        output: str | int | None,
-        undo_head: bool,
-        vouch: Vouch,
-        forward: Callable[..., Any] | None = None,
-        begins_inside: bool = False,
-        is_lean: bool = False,
-    ) -> None:
-        self.name = type(model).__name__ if isinstance(model, torch.nn.Module) else _name(model)
-        self._model = model
-        self._forward = unfused(model) if forward is None else forward
-        self._output = output
-        # Then forward returns the outputs, and the value inside of the model that the gradient is taken at.
-        self._begins_inside = begins_inside
-        self._undo_head = undo_head
-        self._vouch = vouch
-        self._is_lean = is_lean
+    memories = ("lean",)
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        # Then the network returns the outputs, and the value inside of the model that the gradient is taken at.
+        self._begins_inside = setup.begin is not None
         self._plan: Plan | None = None
         # Set once a graph had something only its forward values can tell, so the next pass is watched at once.
         self._watched: Watched = None
+
+    @classmethod
+    def network_of(cls, model: Any) -> Network:
+        return KerasNetwork(model) if is_keras(model) else TorchNetwork(model)
 
     def check_kind(self, values: Any) -> None:
         is_dense = isinstance(values, torch.Tensor) and values.layout is torch.strided and not values.is_meta
@@ -102,17 +94,12 @@ class TorchBackend(Backend):
     def is_finite(self, values: Any) -> bool:
         return _is_finite(_as_tensor(values))
 
-    def channel_axis(self, values: Any) -> int | None:
-        if len(values.shape) <= 2:
-            return None
-        return len(values.shape) - 1 if is_channels_last(self._model, default=False) else 1
-
     def attribute(
         self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         self._check_model()
         with differentiable():
-            undoes = self._undo_head and score is None
+            undoes = self.setup.undo_head and score is None
             run, watch = self._run(mapped(_as_tensor, images), rules, undoes_head=undoes)
             last = run.head() if undoes else None
             head = None if last is None else Head.of(last, watch)
@@ -120,7 +107,7 @@ class TorchBackend(Backend):
             weights, scores = (weigh(outputs), None) if score is None else _slopes(score, run.output)
             found = []
             for position, rule in enumerate(rules):
-                editor = Editor(run.path, rule, self._vouch, head, run.gates, has_prelu=has_prelu(self._model))
+                editor = Editor(run.path, rule, self.setup.vouch, head, run.gates, has_prelu=self.network.has_prelu)
                 with editor:
                     found.append(self._under(editor, run, weights, outputs, images, is_last=position == len(rules) - 1))
         return found if scores is None else [replace(each, scores=scores) for each in found]
@@ -174,12 +161,7 @@ class TorchBackend(Backend):
                 "explain must not be compiled itself; received a call from inside torch.compile. "
                 "Call it from eager code."
             )
-        training = training_module(self._model) if isinstance(self._model, torch.nn.Module) else None
-        if training is not None:
-            raise ModelError(
-                "model must be in eval mode, or its map is random; "
-                f"received training=True on {training}. Call model.eval()."
-            )
+        self.network.check()
 
     def _run(self, images: Any, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
@@ -188,7 +170,7 @@ class TorchBackend(Backend):
         run = self._forward_pass(images, watch)
         is_gating = any(rule.backward_gate for rule in rules)
         if is_gating:
-            refuse_opaque(run.path, self._vouch)
+            refuse_opaque(run.path, self.setup.vouch)
         needed: Watched = None
         if any(nodes.may_spell_relu(node, run.path.members) for node in run.path.doubts):
             needed = "everything"
@@ -199,7 +181,7 @@ class TorchBackend(Backend):
             watch = ForwardWatch(needed)
             run = self._forward_pass(images, watch)
         if watch is not None:
-            refuse_spelled(watch, self._vouch, is_gating=is_gating)
+            refuse_spelled(watch, self.setup.vouch, is_gating=is_gating)
         return run, watch
 
     def _forward_pass(self, images: Any, watch: ForwardWatch | None) -> _Run:
@@ -211,7 +193,7 @@ class TorchBackend(Backend):
             for values in inputs_of(given):
                 if values.requires_grad:
                     watch.follow(values)
-        lean = Lean(firsts, has_prelu=has_prelu(self._model)) if self._is_lean else None
+        lean = Lean(firsts, has_prelu=self.network.has_prelu) if self.setup.memory == "lean" else None
         with watch or nullcontext(), lean or nullcontext():
             output, inside = self._output_of(given)
         if inside is not None:
@@ -232,7 +214,9 @@ class TorchBackend(Backend):
         given = mapped(_as_tensor, images)
         try:
             with differentiable(), torch.no_grad():
-                other._plan = Plan.of(self._forward_of, given, gates=not self._is_lean and not has_prelu(self._model))
+                other._plan = Plan.of(
+                    self.network.call, given, gates=self.setup.memory != "lean" and not self.network.has_prelu
+                )
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
@@ -243,10 +227,10 @@ class TorchBackend(Backend):
         """Return what is explained, and the value inside of the model that the gradient is taken at, if any."""
         inputs, inside = inputs_of(given), None
         try:
-            outputs = self._forward_of(given) if self._plan is None else self._plan.run(self._forward_of, given)
+            outputs = self.network.call(given) if self._plan is None else self._plan.run(self.network.call, given)
             if self._begins_inside:
                 outputs, inside = outputs
-            output = chosen(outputs, self._output, torch.is_tensor)
+            output = chosen(outputs, self.setup.output, torch.is_tensor)
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
@@ -255,12 +239,6 @@ class TorchBackend(Backend):
         if not is_real or output.ndim == 0 or len(output) != len(inputs[0]):
             raise no_rows(len(inputs[0]), _described(output), "tensor")
         return output, inside
-
-    def _forward_of(self, images: Any) -> Any:
-        if not (is_keras(self._model) and isinstance(images, (tuple, Mapping))):
-            return call(self._forward, images)
-        # Keras takes several inputs as one argument.
-        return self._forward(list(images) if isinstance(images, tuple) else images)
 
     def _backward(
         self, run: _Run, weights: np.ndarray[Any, Any], editor: Editor, *, is_last: bool
@@ -306,10 +284,6 @@ def _model_error(error: Exception, images: list[torch.Tensor]) -> ModelError:
         f"model must accept and differentiate the images; received images of shape {received} "
         f"and {type(error).__name__}: {reason} {advice}"
     )
-
-
-def _name(model: Any) -> str:
-    return str(getattr(model, "__qualname__", type(model).__name__))
 
 
 def _leaf(images: torch.Tensor) -> torch.Tensor:

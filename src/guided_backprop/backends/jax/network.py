@@ -1,0 +1,76 @@
+"""A function of JAX arrays, or a module of Flax, Equinox or Haiku, as the backend asks it."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+
+from guided_backprop.backends.jax.randomize import JaxCopy
+from guided_backprop.backends.jax.tap import names_of
+from guided_backprop.backends.network import Network
+from guided_backprop.backends.randomize import PrivateCopy
+from guided_backprop.errors import ModelError, OptionError
+
+
+class JaxNetwork(Network):
+    """A callable on JAX arrays. Its layers are the values that it names; it is traced to know them.
+
+    Args:
+        model: the user's model.
+        ends_at: the name, or the position, of the value that it ends with.
+        begins_at: that of the value which the gradient is taken at.
+    """
+
+    is_channels_last = True
+
+    def __init__(self, model: Any, ends_at: str | int | None = None, begins_at: str | int | None = None) -> None:
+        super().__init__(model)
+        self.ends_at, self.begins_at = ends_at, begins_at
+
+    def check(self) -> None:
+        """Raise if a part of a Flax NNX or Equinox module is in training mode."""
+        for library, parts in (("flax.nnx", "iter_graph"), ("equinox", "tree_flatten")):
+            if library not in sys.modules or not isinstance(self.model, sys.modules[library].Module):
+                continue
+            if library == "equinox":
+                found = jax.tree_util.tree_leaves(
+                    self.model, is_leaf=lambda part: getattr(part, "inference", None) is False
+                )
+            else:
+                found = [part for _, part in getattr(sys.modules[library], parts)(self.model)]
+            for part in found:
+                settings = {"deterministic": False, "use_running_average": False, "inference": False}
+                wrong = [name for name, value in settings.items() if getattr(part, name, None) is value]
+                if wrong:
+                    advice = "eqx.nn.inference_mode(model)" if library == "equinox" else "model.eval()"
+                    raise ModelError(
+                        "model must be in eval mode, or its map is random; "
+                        f"received {wrong[0]}=False on {type(part).__name__}. Call {advice}."
+                    )
+
+    def layer_names(self, images: Any = None) -> list[str]:
+        return super().layer_names() if images is None else names_of(self.model, images)
+
+    def layer_name(self, layer: Any) -> str | int:
+        # Whether there is such a value is seen when the model is traced.
+        if not isinstance(layer, (int, str)):
+            raise OptionError(
+                "a layer of a JAX function must be a name given with guided_backprop.jax.tap; received "
+                f"layer={type(layer).__name__}. Pass its name."
+            )
+        return layer
+
+    def until(self, name: str | int) -> Self:
+        return type(self)(self.model, ends_at=name)
+
+    def beginning_at(self, name: str | int) -> Self:
+        return type(self)(self.model, begins_at=name)
+
+    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+        if self.ends_at is not None:
+            raise OptionError(
+                "sanity_check() of a JAX function explains its output; received output_layer="
+                f"{self.ends_at!r}. Pass a function that returns that value."
+            )
+        return JaxCopy(self.model, images, seed)

@@ -1,0 +1,135 @@
+"""A user's model as a backend asks it: how it is called, what layers it has, itself up to one of them, a copy.
+
+There is one kind of network for Keras models, whatever Keras runs on, and at least one for each framework's own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
+
+from guided_backprop.arrays import call
+from guided_backprop.backends.randomize import PrivateCopy
+from guided_backprop.backends.refusals import no_layer, no_layers
+from guided_backprop.errors import OptionError
+
+
+class Network(ABC):
+    """A model of one kind.
+
+    Args:
+        model: the user's model.
+    """
+
+    #: Where a model has names for values that only its trace knows: the value that it ends with, and the one that the
+    #: gradient is taken at. None where calling the network sees to it.
+    ends_at: str | int | None = None
+    begins_at: str | int | None = None
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def name(self) -> str:
+        """The model's name, for people."""
+        return name_of(self.model)
+
+    @property
+    @abstractmethod
+    def is_channels_last(self) -> bool:
+        """Whether the axis of channels is the last one."""
+
+    @property
+    def has_prelu(self) -> bool:
+        """Whether some ReLUs may be halves of a PReLU that is written with two."""
+        return False
+
+    def check(self) -> None:  # noqa: B027 - most kinds have nothing to check
+        """Raise ModelError if the model is in training mode, or has no weights yet."""
+
+    def call(self, images: Any) -> Any:
+        """Return the model's outputs; those and a value inside, where the gradient begins at a layer."""
+        return call(self.model, images)
+
+    def unremembered(self) -> AbstractContextManager[None]:
+        """Give back to the model, at the end, what it remembered of its last call."""
+        return nullcontext()
+
+    def parts(self) -> list[Any] | None:
+        """Return all that a trace of the model depends on; None if that can't be told."""
+        return None
+
+    def layers(self) -> Mapping[str, Any]:
+        """Return the layers by name, in the model's own order.
+
+        Raises:
+            ModelError: the model has no layers by name.
+        """
+        raise no_layers(self.model)
+
+    def layer_names(self, images: Any = None) -> list[str]:
+        """Return the names that a layer may be given by; ``images`` for a model that must be traced to tell them.
+
+        Raises:
+            ModelError: the model has no layers by name.
+        """
+        del images
+        return list(self.layers())
+
+    def layer_name(self, layer: Any) -> str | int:
+        """Return the name of a layer that is given by itself, by its position or by its name.
+
+        Raises:
+            ModelError: the model has no layers by name.
+            OptionError: the model has no such layer.
+        """
+        layers = self.layers()
+        names = list(layers)
+        if isinstance(layer, int) and -len(names) <= layer < len(names):
+            return names[layer]
+        if isinstance(layer, str) and layer in names:
+            return layer
+        if isinstance(layer, (int, str)):
+            raise no_layer(layer, names)
+        for name, one in layers.items():
+            if one is layer:
+                return name
+        raise OptionError(
+            f"layer must be a part of the model; received layer={type(layer).__name__}, which is not in "
+            "it. Pass a layer of this model, or its name."
+        )
+
+    @abstractmethod
+    def until(self, name: str | int) -> Self:
+        """Return the network that ends with a layer.
+
+        Raises:
+            ModelError: how the layers are connected is not known.
+        """
+
+    @abstractmethod
+    def beginning_at(self, name: str | int) -> Self:
+        """Return the network whose gradient is taken at a layer's output, which it returns beside its own.
+
+        Raises:
+            ModelError: how the layers are connected is not known.
+        """
+
+    @abstractmethod
+    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+        """Return a copy of the model whose layers can be re-initialised.
+
+        Args:
+            images: some images.
+            run: runs a model on them as a method does, forward only, so that the order of the layers is known.
+            seed: chooses what layers are re-initialised to.
+
+        Raises:
+            ModelError: the model hides its weights, or can't be copied.
+            OptionError: the network ends at a value that a copy has no name for.
+        """
+
+
+def name_of(model: Any) -> str:
+    """Return the name of a function, or what a model is one of."""
+    return str(getattr(model, "__qualname__", type(model).__name__))

@@ -1,0 +1,57 @@
+"""A torch module, or a function of tensors, as the backend asks it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+
+from guided_backprop.arrays import call
+from guided_backprop.backends.network import Network
+from guided_backprop.backends.randomize import PrivateCopy
+from guided_backprop.backends.torch.eager import training_module, unfused
+from guided_backprop.backends.torch.layers import layers_of, run_until, run_with
+from guided_backprop.backends.torch.randomize import TorchCopy
+from guided_backprop.errors import ModelError
+
+
+class TorchNetwork(Network):
+    """A ``torch.nn.Module`` or any callable on tensors.
+
+    Args:
+        model: the user's model.
+        forward: what is run in its place; None for the model itself.
+    """
+
+    is_channels_last = False
+
+    def __init__(self, model: Any, forward: Callable[..., Any] | None = None) -> None:
+        super().__init__(model)
+        self._forward = unfused(model) if forward is None else forward
+
+    @property
+    def name(self) -> str:
+        return type(self.model).__name__ if isinstance(self.model, torch.nn.Module) else super().name
+
+    def check(self) -> None:
+        training = training_module(self.model) if isinstance(self.model, torch.nn.Module) else None
+        if training is not None:
+            raise ModelError(
+                "model must be in eval mode, or its map is random; "
+                f"received training=True on {training}. Call model.eval()."
+            )
+
+    def call(self, images: Any) -> Any:
+        return call(self._forward, images)
+
+    def layers(self) -> Mapping[str, Any]:
+        is_open = isinstance(self.model, torch.nn.Module) and not isinstance(self.model, torch.jit.ScriptModule)
+        return layers_of(self.model) if is_open else super().layers()
+
+    def until(self, name: str | int) -> Self:
+        return type(self)(self.model, run_until(self.model, str(name)))
+
+    def beginning_at(self, name: str | int) -> Self:
+        return type(self)(self.model, run_with(self.model, str(name)))
+
+    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+        return TorchCopy(self.model, run, seed)

@@ -1,0 +1,231 @@
+"""What all methods have in common: a model and what is said about it, a rule, and how a batch is explained."""
+
+import copy
+from abc import ABC
+from dataclasses import replace
+from typing import Any, Literal, Self, get_args
+
+from guided_backprop.backends.base import Attributed, Backend, Memory, Score, Vouch, Weigh
+from guided_backprop.errors import OptionError
+from guided_backprop.explanations import Explanations
+from guided_backprop.methods.batches import Job, explain_together
+from guided_backprop.methods.options import Requirement, is_integer, require
+from guided_backprop.rules import GUIDED, ReluRule
+from guided_backprop.subject import Subject
+
+Reducer = Literal["mean", "sum", "max", "min", "absmax"]
+REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
+
+
+class Method(ABC):
+    """A way to explain a model: how much, and in which direction, each input value moves the score.
+
+    The model is run as it is and is never changed; several threads may use one method at once. A batch may
+    be run forward twice, the second time watched, if the graph leaves open what only its values can tell.
+
+    Args:
+        model: a ``torch.nn.Module`` in eval mode, or any differentiable callable on tensors, which maps
+            images ``(N, ...)`` to outputs ``(N, K)``, ``(N, K, ...)`` or ``(N,)``.
+        output_layer: explain the output of this layer instead of the model's: the layer itself, its name, or
+            its position in :func:`layer_names`; nothing after it is run. None for the model's own output.
+            In a JAX function, a name given with ``guided_backprop.jax.tap``.
+        output: which of several outputs is explained, by name or by position; None for the only one, or the
+            one called "logits".
+        batch_size: how many images are explained at once; None for all. The result is the same, the
+            memory is bounded.
+        reducer: how the channel axis is reduced: "mean", "sum", "max", "min", "absmax" (the largest
+            magnitude, unsigned), or None to keep all channels.
+        smooth: with "guide", guided backpropagation lets only positive gradients through smooth activations as
+            well, those listed in ``guided_backprop.rules.SMOOTH`` (GELU, SiLU, LeakyReLU...), and their own
+            derivative does the rest. That extends the method beyond what was published; the result's ``method``
+            says so.
+        memory: with "lean", a PyTorch model keeps for the backward pass only what that needs: no inputs of
+            convolutions and pooling, and one bit for each value of a ReLU. The maps are the same.
+        undo_head: where the model ends in a softmax, log-softmax or sigmoid, explain the logit in front
+            of it. A probability's own map is scaled down by up to millions and mixes all classes.
+        vouch: what is known of parts that hide what they compute, by the name an OpaqueRegionError gave
+            them: "plain" for one that contains no ReLU, "relu" for a custom function that is one.
+
+    Raises:
+        OptionError: an option has a value that is not offered.
+        ModelError: the model is not callable.
+        MissingExtraError: the model's framework is not installed.
+
+    Attributes:
+        subject: the model, and what is said about it.
+        rule: what a ReLU lets through.
+        reducer: as above.
+        batch_size: as above.
+    """
+
+    rule: ReluRule
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        output_layer: Any = None,
+        output: str | int | None = None,
+        batch_size: int | None = None,
+        reducer: Reducer | None = None,
+        smooth: Literal["guide"] | None = None,
+        memory: Memory | None = None,
+        undo_head: bool = True,
+        vouch: Vouch | None = None,
+    ) -> None:
+        vouched = dict(vouch or {})
+        require(
+            Requirement(
+                "batch_size",
+                batch_size,
+                batch_size is None or is_integer(batch_size, least=1),
+                "a positive integer or None",
+                "Pass how many images to explain at once.",
+            ),
+            Requirement(
+                "reducer",
+                reducer,
+                reducer is None or reducer in REDUCERS,
+                f"one of {', '.join(REDUCERS)} or None",
+                "Pass one of these names.",
+            ),
+            Requirement(
+                "smooth", smooth, smooth in (None, "guide"), '"guide" or None', "Pass None for the method as published."
+            ),
+            Requirement("memory", memory, memory in (None, "lean"), '"lean" or None', "Pass one of these."),
+            *(
+                Requirement(
+                    f"vouch[{name!r}]",
+                    treatment,
+                    treatment in ("relu", "plain"),
+                    '"relu" or "plain"',
+                    'Pass "plain" if it contains no ReLU.',
+                )
+                for name, treatment in vouched.items()
+            ),
+        )
+        if smooth is not None:
+            self.rule = _guiding_smooth(self.rule, type(self).__name__)
+        self.subject = Subject(
+            model, output_layer=output_layer, output=output, undo_head=undo_head, vouch=vouched, memory=memory
+        )
+        self.reducer, self.batch_size = reducer, batch_size
+        self.subject.check()
+
+    def __repr__(self) -> str:
+        """Return the call that makes the method, on one line, the model by its name."""
+        smooth = "guide" if self.rule.guides_smooth else None
+        options = {"smooth": smooth, "reducer": self.reducer, "batch_size": self.batch_size}
+        chosen = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+        return f"{type(self).__name__}({', '.join([self.subject.described(), *chosen])})"
+
+    @property
+    def name(self) -> str:
+        """The method's name, with what it was extended by."""
+        return f"{type(self).__name__}(smooth='guide')" if self.rule.guides_smooth else type(self).__name__
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether a map is what one backward pass under the rule gives."""
+        return type(self).explain_batch is Method.explain_batch
+
+    def explain(self, images: Any, labels: Any = None, *, mask: Any = None) -> Explanations:
+        """Explain the score of each image.
+
+        Args:
+            images: floating-point batch ``(N, ...)``, already preprocessed, in the model's own layout;
+                a tensor of the model's framework, or a NumPy array. For a model of several inputs a tuple of
+                such batches, or a dictionary by the names of the model's arguments; a Keras model is given it
+                whole, as it takes it. Inputs of integers are not explained.
+            labels: what of the output is explained. The output's channels (classes) are its axis 1; its last
+                axis where the model is channels-last and the output has positions.
+
+                * class ids, one per image or one for all: that channel, summed over positions;
+                * ``(N, K)`` class ids, or ``"top5"``: K explanations of each image, from one forward pass;
+                * None: the channel with the highest sum;
+                * a tuple ``(channel, row, column)``, or a list of tuples, one per image: that entry;
+                * ``(channel, "max")``: a channel where it is strongest, as for a neuron; ``"max"``: all of them;
+                * weights of the output's shape: a one-hot row, a contrast of -1, 0 and 1;
+                * a :class:`Box`: a box found by a detector;
+                * a callable from the output, a tensor of the framework, to ``(N,)`` scores; its own derivative is
+                  taken as it is, for the rule is the model's alone.
+            mask: the positions of a class that count, as in a segmented region: ``(...)`` or ``(N, ...)``,
+                booleans or weights, of the shape of the output's positions.
+
+        Returns:
+            The explanations, one per image. The attribution is the gradient of the score under the
+            method's rule: signed, in units of score per unit of image.
+
+        Raises:
+            ImageError: images are not a batch of finite floating-point numbers.
+            LabelError: labels do not index or weigh the model's output, or the mask has another shape.
+            NoReluError: no ReLU lies between score and image, and the method acts on ReLUs.
+            OpaqueRegionError: a part of the model hides what it computes.
+            ModelError: the model is in training mode, fails on the images, or is not differentiable.
+            ScoreError: a score does not depend on its image, or is not finite.
+
+        Example:
+            >>> import torch
+            >>> from guided_backprop import GuidedBackprop
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+            >>> explanations = GuidedBackprop(model.eval()).explain(torch.ones(5, 4), labels=1)
+            >>> explanations.attribution.shape, str(explanations.coverage)
+            (torch.Size([5, 4]), 'relu x1 guided')
+        """
+        (explanations,) = explain_together(
+            self.subject.backend(images),
+            [Job(self.name, self.reducer)],
+            lambda *batch: [self.explain_batch(*batch)],
+            images,
+            labels,
+            mask=mask,
+            batch_size=self.batch_size,
+        )
+        return explanations
+
+    def optimize(self, images: Any) -> Self:
+        """Return this method for the same model, faster; tried on these images.
+
+        In PyTorch, batch-norm is folded into the convolution in front of it, and pictures lie in memory channels
+        last. The model itself is untouched, and its weights are read in each call: changed ones count at once. A model
+        that takes another way on other images is run as it is. Scores and maps differ by rounding: a ReLU or a
+        maximum nearly at a tie may turn. In TensorFlow and JAX this returns an equal method: both compile already.
+
+        Args:
+            images: a batch such as will be explained; a small one is enough.
+
+        Raises:
+            ImageError: as :meth:`explain`.
+            ModelError: as :meth:`explain`.
+
+        Example:
+            >>> import torch
+            >>> from guided_backprop import GuidedBackprop
+            >>> conv = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+            >>> model = torch.nn.Sequential(conv, torch.nn.Flatten(), torch.nn.Linear(144, 2)).eval()
+            >>> method = GuidedBackprop(model).optimize(torch.rand(1, 3, 8, 8))
+            >>> method.explain(torch.rand(5, 3, 8, 8), 1).attribution.shape
+            torch.Size([5, 3, 8, 8])
+        """
+        other = copy.copy(self)
+        other.subject = self.subject.optimized(images)
+        return other
+
+    def around(self, model: Any) -> Self:
+        """Return this method for a copy of its model, which is run as it is."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Subject):
+                setattr(other, name, value.around(model))
+        return other
+
+    def explain_batch(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
+        """Explain one batch: by one backward pass under the rule, where a method says nothing else."""
+        return backend.attribute(images, weigh, [self.rule], score)[0]
+
+
+def _guiding_smooth(rule: ReluRule, name: str) -> ReluRule:
+    """Return the rule that lets only positive gradients through smooth activations as well."""
+    if rule != GUIDED:
+        raise OptionError(f'smooth="guide" extends guided backpropagation; received it for {name}. Use GuidedBackprop.')
+    return replace(GUIDED, guides_smooth=True)

@@ -17,7 +17,7 @@ from keras import layers
 import reference
 from guided_backprop.backends.base import Attributed, Setup
 from guided_backprop.backends.tensorflow import TensorFlowBackend
-from guided_backprop.labels.target import Target
+from guided_backprop.labels.parse import parse_label
 from guided_backprop.rules import DECONV, GUIDED, PLAIN
 
 CLASSES = 5
@@ -70,7 +70,7 @@ def explain_with(
 ) -> Attributed:
     """Explain one batch as a method does."""
     one.check_images(images)
-    (found,) = one.attribute(images, Target(labels, len(images)).weigh, [RULES[rule]])
+    (found,) = one.attribute(images, parse_label(labels, len(images)).weigh, [RULES[rule]])
     return replace(found, attribution=found.attribution[0], scores=found.scores[0])
 
 

@@ -19,7 +19,7 @@ from guided_backprop import GuidedBackprop
 from guided_backprop.backends.base import Setup
 from guided_backprop.backends.jax import JaxBackend
 from guided_backprop.errors import ImageError, ModelError, NoReluError, OpaqueRegionError, ScoreError
-from guided_backprop.labels.target import Target
+from guided_backprop.labels.parse import parse_label
 from guided_backprop.rules import DECONV, GUIDED, PLAIN
 from spellings_jax import ACTIVATIONS, CAPPED, CLASSES, FORMS, IMAGES, SPELLED, net, oracle
 
@@ -41,7 +41,7 @@ def attribute(model, images, labels=None, rule=GUIDED, *, undo_head=True, vouch=
 
 def attribute_by(backend, images, labels=None, rule=GUIDED):
     backend.check_images(images)
-    (found,) = backend.attribute(images, Target(labels, len(images)).weigh, [rule])
+    (found,) = backend.attribute(images, parse_label(labels, len(images)).weigh, [rule])
     return replace(found, attribution=found.attribution[0], scores=found.scores[0])
 
 

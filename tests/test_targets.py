@@ -9,6 +9,7 @@ import torch
 
 import reference
 from guided_backprop import Box, Explanations, GuidedBackprop, LabelError, OptionError, Saliency, ScoreError
+from guided_backprop.labels.box import BoxLabel
 from networks_plain import to_jax, to_tensorflow
 from networks_torch import to_torch
 
@@ -308,6 +309,7 @@ def test_callables_are_not_kept_for_ever():
         ((), {}, r"\(channel, row, column\)"),
         (("max", 1), {}, r"\(channel, row, column\)"),
         ((1.5, 2, 3), {}, r"\(channel, row, column\)"),
+        ((np.zeros(4, int), np.ones(4, int)), {}, r"\(channel, row, column\)"),
         ([(1, 2, 3)] * 3, {}, "received 3 tuples for 4 images"),
         ([(1, 2, 3)] * 3 + [4], {}, r"\(channel, row, column\)"),
         ([*ENTRIES[:3], (9, 0, 0)], {}, r"received labels\[3\]=\(9, 0, 0\)"),
@@ -359,6 +361,9 @@ def test_labels_of_one_number_an_image():
     for labels in (0, [0, 0], [1.0, 1.0]):
         np.testing.assert_array_equal(method.explain(rows, labels), expected)
     assert method.explain(rows, "top1").attribution.shape == (2, 1, 3)
+    twice = method.explain(rows, [[0, 0], [0, 0]])
+    assert twice.scores.shape == twice.labels.shape == (2, 2)
+    np.testing.assert_array_equal(twice.attribution[:, 1], expected)
     for labels in (1, "top2", "max", (0,)):
         with pytest.raises(LabelError):
             method.explain(rows, labels)
@@ -448,8 +453,8 @@ def test_a_candidate_that_is_no_object_is_not_the_box():
     """Class scores of empty places mean nothing."""
     outputs = np.array([[[0, 0, 9, 9, 0.01, 0.9, 0.9], [1, 1, 9, 9, 0.9, 0.5, 0.6]]])
     for has_objectness, expected_match in ((True, 1), (False, 0)):
-        box = Box([0, 0, 9, 9], classes=1, has_objectness=has_objectness).for_images(1)
-        assert np.argwhere(box.weigh(outputs, 0)[0])[0][0] == expected_match
+        box = BoxLabel.parse(Box([0, 0, 9, 9], classes=1, has_objectness=has_objectness), 1)
+        assert np.argwhere(box.weigh(outputs)[0][0])[0][0] == expected_match
 
 
 def test_one_box_for_all_images_and_no_objectness():

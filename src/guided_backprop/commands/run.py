@@ -14,7 +14,7 @@ from guided_backprop.commands.shared import Photos, print_failures
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError
 from guided_backprop.explanations import Explanations
-from guided_backprop.labels.target import Target
+from guided_backprop.labels.parse import parse_label
 from guided_backprop.models import Batch, VisionModel, probabilities
 
 _TOP = 5
@@ -84,7 +84,7 @@ class Run:
         written = self._write(batch.images, [str(path) for path in paths], self._photos.labels_of(batch))
         if labels is not None and not self._explained:
             # A wrong label of the last image is found now, and not when all the others are done.
-            Target(labels, len(labels)).labels(written.explanations.outputs)
+            parse_label(labels, len(labels)).explained(written.explanations.outputs)
         self._coverages.append(written.explanations.coverage)
         self._head = written.explanations.head
         self._explained += len(paths)

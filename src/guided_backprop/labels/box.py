@@ -1,13 +1,15 @@
 """Object detection: which output of a detector a box is, and how it weighs in the score."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, Self, final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from guided_backprop.arrays import as_numpy
+from guided_backprop.arrays import Array, Labels, NumpyArray, as_numpy
 from guided_backprop.errors import LabelError
+from guided_backprop.labels.label import Label, Weighting
+from guided_backprop.labels.mask import Mask, refuse_mask
 
 Part = Literal["class", "objectness", "left", "top", "right", "bottom", "position", "detection"]
 _SIDES = ("left", "top", "right", "bottom")
@@ -16,6 +18,7 @@ _ROUNDING = 1e-5
 _PARTS = (*_SIDES, "class", "objectness", "position", "detection")
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Box:
     """A box that a detector finds, as a label: ``explain(images, Box([20, 30, 90, 120], classes=7))``.
@@ -42,8 +45,8 @@ class Box:
         LabelError: the box has no area, or the arguments have other shapes or values.
     """
 
-    boxes: Any
-    classes: Any = None
+    boxes: ArrayLike | Array
+    classes: ArrayLike | Array | None = None
     of: Part = "class"
     has_objectness: bool = False
 
@@ -65,96 +68,125 @@ class Box:
         if self.of == "objectness" and not self.has_objectness:
             raise LabelError('of="objectness" needs that column; received has_objectness=False. Pass True.')
 
-    def for_images(self, count: int) -> "Box":
-        """Return the same with one box and one class per image."""
-        boxes = as_numpy(self.boxes).astype(np.float64)
-        classes = None if self.classes is None else as_numpy(self.classes)
-        if classes is not None and classes.dtype.kind not in "iu":
-            raise LabelError(f"classes must be integers; received classes={self.classes!r:.80}. Pass class ids.")
-        rows = [boxes if boxes.ndim == 2 else np.tile(boxes, (count, 1))]
-        rows += [] if classes is None else [np.full(count, classes) if classes.ndim == 0 else classes]
-        if any(len(each) != count for each in rows):
+
+@final
+@dataclass(frozen=True, eq=False)
+class BoxLabel(Label):
+    """A box for each image.
+
+    Attributes:
+        boxes: ``(N, 4)``.
+        classes: ``(N,)``, or None for each candidate's best class.
+        of: as for :class:`Box`.
+        first: the column of the first class.
+    """
+
+    boxes: NDArray[np.float64]
+    classes: NDArray[np.integer] | None
+    of: Part
+    first: int
+
+    @classmethod
+    def parse(cls, labels: Labels, count: int, mask: Mask | None = None) -> Self | None:
+        """Return the label if it is a Box.
+
+        Raises:
+            LabelError: classes are no integers, there is not one box and class per image, or there is a mask.
+        """
+        if not isinstance(labels, Box):
+            return None
+        boxes = as_numpy(labels.boxes).astype(np.float64)
+        boxes = boxes if boxes.ndim == 2 else np.tile(boxes, (count, 1))
+        classes = None if labels.classes is None else as_numpy(labels.classes)
+        if classes is not None:
+            if classes.dtype.kind not in "iu":
+                raise LabelError(f"classes must be integers; received classes={labels.classes!r:.80}. Pass class ids.")
+            classes = np.full(count, classes) if classes.ndim == 0 else classes
+        lengths = [len(rows) for rows in (boxes, classes) if rows is not None]
+        if any(length != count for length in lengths):
             raise LabelError(
-                f"boxes and classes must be one per image; received {[len(each) for each in rows]} for {count} "
+                f"boxes and classes must be one per image; received {lengths} for {count} "
                 "images. Pass one per image, or one for all."
             )
-        return replace(self, boxes=rows[0], classes=rows[1] if len(rows) > 1 else None)
+        refuse_mask(mask, "these labels")
+        return cls(boxes, classes, labels.of, 5 if labels.has_objectness else 4)
 
-    def weigh(self, outputs: NDArray[Any], start: int) -> NDArray[np.float64]:
-        """Return the weights, of the shape of ``outputs``, for the images from ``start`` on.
-
-        For "position" and "detection" these are the derivatives of the score at the outputs.
-        """
-        first = 5 if self.has_objectness else 4
-        if outputs.ndim != 3 or outputs.shape[2] <= first:
-            raise LabelError(
-                f"a Box needs outputs (N, B, {first} + C); received outputs of shape {outputs.shape}. "
-                "Wrap the model in a function that returns its boxes and scores so."
-            )
-        classes = outputs.shape[2] - first
-        if self.classes is not None and not ((self.classes >= 0) & (self.classes < classes)).all():
-            raise LabelError(
-                f"classes must be in [0, {classes}); received classes={self.classes.tolist()!r:.80}. Count from 0."
-            )
+    def weigh(self, outputs: NumpyArray, start: int = 0, channel_axis: int = 1) -> list[Weighting]:
+        """Return the weights; for "position" and "detection" these are the derivatives of the score at the outputs."""
+        self._check(outputs)
         weights = np.zeros(outputs.shape)
-        for row, output in enumerate(outputs.astype(np.float64)):
-            match, column = self._match(output, start + row)
-            weights[row, match] = self._weights(output[match], self.boxes[start + row], column)
+        for row, candidates in enumerate(outputs.astype(np.float64)):
+            match, column = self._match(candidates, start + row)
+            weights[row, match] = self._weights(candidates[match], self.boxes[start + row], column)
             if not weights[row, match].any():
                 raise LabelError(
                     f"of={self.of!r} needs a reference other than the candidate; received boxes[{start + row}]="
                     f"{self.boxes[start + row].tolist()}, where the overlap is at its maximum. "
                     "Pass the box it should be, or a side."
                 )
-        return weights
+        return [weights]
 
-    def scores(self, outputs: NDArray[Any]) -> NDArray[np.float64] | None:
-        """Return the score of each image where it is no single output, else None."""
+    def explained(self, outputs: NumpyArray, channel_axis: int = 1) -> NumpyArray:
+        return self.weigh(outputs)[0]
+
+    def scores(self, outputs: NumpyArray) -> NDArray[np.float64] | None:
         if self.of not in ("position", "detection"):
             return None
-        found = np.zeros(len(outputs))
-        for row, output in enumerate(outputs.astype(np.float64)):
-            match, column = self._match(output, row)
-            found[row] = _iou(output[match : match + 1, :4], self.boxes[row])[0]
+        scores = np.zeros(len(outputs))
+        for row, candidates in enumerate(outputs.astype(np.float64)):
+            match, column = self._match(candidates, row)
+            scores[row] = _iou(candidates[match : match + 1, :4], self.boxes[row])[0]
             if self.of == "detection":
-                found[row] *= output[match, column] * (output[match, 4] if self.has_objectness else 1)
-        return found
+                scores[row] *= candidates[match, column] * self._objectness(candidates[match])
+        return scores
 
-    def _match(self, output: NDArray[np.float64], row: int) -> tuple[int, int]:
-        """Return which candidate of an image is explained, and the column of its class."""
-        first = 5 if self.has_objectness else 4
-        overlap = _iou(output[:, :4], self.boxes[row])
-        of_class = output[:, first:] if self.classes is None else output[:, [first + self.classes[row]]]
-        found = overlap * _as_probability(of_class).max(axis=1)
-        if self.has_objectness:
-            found = found * _as_probability(output[:, 4])
-        match = int(found.argmax())
+    def _check(self, outputs: NumpyArray) -> None:
+        if outputs.ndim != 3 or outputs.shape[2] <= self.first:
+            raise LabelError(
+                f"a Box needs outputs (N, B, {self.first} + C); received outputs of shape {outputs.shape}. "
+                "Wrap the model in a function that returns its boxes and scores so."
+            )
+        count = outputs.shape[2] - self.first
+        if self.classes is not None and not ((self.classes >= 0) & (self.classes < count)).all():
+            raise LabelError(
+                f"classes must be in [0, {count}); received classes={self.classes.tolist()!r:.80}. Count from 0."
+            )
+
+    def _match(self, candidates: NDArray[np.float64], row: int) -> tuple[int, int]:
+        """Return which of an image's candidates is explained, and the column of its class."""
+        overlap = _iou(candidates[:, :4], self.boxes[row])
+        columns = slice(self.first, None) if self.classes is None else [self.first + self.classes[row]]
+        likelihood = overlap * _as_probability(candidates[:, columns]).max(axis=1)
+        if self.first == 5:
+            likelihood = likelihood * _as_probability(candidates[:, 4])
+        match = int(likelihood.argmax())
         if overlap[match] == 0:
             raise LabelError(
                 f"boxes must overlap a candidate; received boxes[{row}]={self.boxes[row].tolist()}, which "
                 "overlaps none. Pass a box in the units of the model's output."
             )
-        chosen = int(output[match, first:].argmax()) if self.classes is None else int(self.classes[row])
-        return match, first + chosen
+        best = candidates[match, self.first :].argmax() if self.classes is None else self.classes[row]
+        return match, self.first + int(best)
 
-    def _weights(self, candidate: NDArray[np.float64], reference: NDArray[np.float64], column: int) -> NDArray[Any]:
+    def _weights(self, candidate: NDArray[np.float64], reference: NDArray[np.float64], column: int) -> Weighting:
         weights = np.zeros(len(candidate))
-        if self.of in _SIDES:
-            weights[_SIDES.index(self.of)] = 1
-        elif self.of == "class":
-            weights[column] = 1
-        elif self.of == "objectness":
-            weights[4] = 1
-        else:
-            weights[:4] = _iou_derivative(candidate[:4], reference)
-            if self.of == "detection":
-                overlap = _iou(candidate[None, :4], reference)[0]
-                objectness = candidate[4] if self.has_objectness else 1.0
-                weights[:4] *= objectness * candidate[column]
-                weights[column] = overlap * objectness
-                if self.has_objectness:
-                    weights[4] = overlap * candidate[column]
+        columns = {"class": column, "objectness": 4} | {side: place for place, side in enumerate(_SIDES)}
+        if self.of in columns:
+            weights[columns[self.of]] = 1
+            return weights
+        weights[:4] = _iou_derivative(candidate[:4], reference)
+        if self.of == "detection":
+            # The product rule: IoU times objectness times class score.
+            overlap, objectness = _iou(candidate[None, :4], reference)[0], self._objectness(candidate)
+            weights[:4] *= objectness * candidate[column]
+            weights[column] = overlap * objectness
+            if self.first == 5:
+                weights[4] = overlap * candidate[column]
         return weights
+
+    def _objectness(self, candidate: NDArray[np.float64]) -> float:
+        """Return how sure a candidate is that there is something; 1 where the output does not say."""
+        return float(candidate[4]) if self.first == 5 else 1.0
 
 
 def _iou(boxes: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:

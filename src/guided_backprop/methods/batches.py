@@ -13,7 +13,8 @@ from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError, OutOfMemoryError
 from guided_backprop.explanations import Explanations
-from guided_backprop.labels.target import Target
+from guided_backprop.labels.label import Label
+from guided_backprop.labels.parse import parse_label
 
 _LOG = logging.getLogger("guided_backprop")
 
@@ -60,7 +61,7 @@ def explain_together(
     for job in jobs:
         _check_reducer(job, images, axes)
     count = len(inputs_of(images)[0])
-    target = Target(labels, count, mask)
+    target = parse_label(labels, count, mask)
     results = [_Result(job, backend, target, axes) for job in jobs]
     start, size = 0, batch_size or max(count, 1)
     while start < count:
@@ -109,7 +110,7 @@ def _attempt(results: list["_Result"], explain_batch: ExplainBatch, images: Any,
 class _Result:
     """What one method found so far."""
 
-    def __init__(self, job: Job, backend: Backend, target: Target, axes: Any) -> None:
+    def __init__(self, job: Job, backend: Backend, target: Label, axes: Any) -> None:
         self.job, self.backend, self.target = job, backend, target
         self.batches: list[Attributed] = []
         self._axes = axes
@@ -127,7 +128,7 @@ class _Result:
             batches = [put_together(backend, _nothing(backend, images), self.job.reducer, self._axes, is_many=False)]
         outputs = np.concatenate([batch.outputs for batch in batches])
         scores = target.scores(outputs)
-        labels = target.labels(outputs, _axis(backend, outputs))[:count] if count else np.zeros(0, np.int64)
+        labels = target.explained(outputs, _axis(backend, outputs))[:count] if count else np.zeros(0, np.int64)
         return Explanations(
             attribution=mapped(lambda *parts: backend.concatenate(parts), *[batch.attribution for batch in batches]),
             images=images,

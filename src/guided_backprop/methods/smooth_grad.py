@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from guided_backprop.arrays import as_numpy, inputs_of, like_inputs, mapped
 from guided_backprop.backends.base import Attributed, Backend, Weigh
 from guided_backprop.explanations import Explanations
-from guided_backprop.labels.target import Target
+from guided_backprop.labels.label import Label
+from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.batches import put_together
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, is_number, require
@@ -92,7 +93,7 @@ class SmoothGrad:
         if not count:
             return replace(clean, method=self.name)
         backend = method.subject.backend(images)
-        target = Target(labels, count, mask)
+        target = parse_label(labels, count, mask)
         weights = target.weigh(clean.outputs, 0, backend.channel_axis(clean.outputs) or 1)
         means: _Sums = []
         squares: _Sums = []
@@ -144,7 +145,7 @@ class SmoothGrad:
             # Welford's update: both differences are small where the maps agree, so nothing cancels.
             square[row] += (before * (new - mean[row]) - square[row]) / number
 
-    def _result(self, backend: Backend, clean: Explanations, found: _Sums, target: Target) -> Explanations:
+    def _result(self, backend: Backend, clean: Explanations, found: _Sums, target: Label) -> Explanations:
         """Return the explanations with these maps, in the images' kind, and reduced as the method says."""
         images, is_many = clean.images, target.is_many(clean.outputs)
         maps = []

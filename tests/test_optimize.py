@@ -54,7 +54,7 @@ def folds_of(method: GuidedBackprop):
     """Return how many convolutions are folded, and whether padding is."""
     # The model tells its framework.
     backend = method.subject.backend(None)
-    folds = backend._plan.folds
+    folds = backend._run_forward.__self__.folds
     return sum(kernel.norm is not None for kernel in folds.kernels.values()), folds.pads
 
 

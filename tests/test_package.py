@@ -81,6 +81,17 @@ def test_only_the_torch_backend_imports_torch():
     assert all(name.startswith("backends/torch/") for name in importing)
 
 
+def test_one_place_knows_of_what_makes_torch_models_faster():
+    """The PyTorch backend is the same without ``fast/``: that is looked up where a model is optimised, alone."""
+    knowing = [
+        path.relative_to(ROOT / "src/guided_backprop").as_posix()
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        if "fast" not in path.parts and re.search(r"torch[./]fast|torch import fast", path.read_text())
+    ]
+    assert knowing == ["backends/torch/backend.py"]
+    assert len(re.findall(r"torch\.fast", (ROOT / "src/guided_backprop" / knowing[0]).read_text())) == 1
+
+
 def test_imports_go_one_way():
     """Backends know nothing of methods, labels or files."""
     for path in (ROOT / "src/guided_backprop/backends").rglob("*.py"):

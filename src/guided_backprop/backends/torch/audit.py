@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.spelling import is_relu_like
+from guided_backprop.backends.torch.leaving import leaving
 from guided_backprop.backends.torch.nodes import is_two_valued
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import ReluRule
@@ -158,7 +159,7 @@ class BackwardWatch(TorchDispatchMode):
             return func(*args, **kwargs)
         activation = name.removesuffix("_backward")
         if name == activation:
-            if self._rule.backward_gate:
+            if self._rule.needs_every_relu:
                 raise _hidden(name)
             return func(*args, **kwargs)
         is_relu = (
@@ -172,8 +173,9 @@ class BackwardWatch(TorchDispatchMode):
             gradient = args[0].clamp(min=0) if self._rule.guides(activation) else args[0]
             return func(gradient, *args[1:], **kwargs)
         self._note("relu" if name != "hardtanh_backward" else f"relu{args[3]:g}".removesuffix("inf"), self._rule.name)
-        gradient = args[0].clamp(min=0) if self._rule.backward_gate else args[0]
-        return func(gradient, *args[1:], **kwargs) if self._rule.forward_gate else gradient
+        g, before = args[0], args[1] if name != "elu_backward" else args[5]
+        y = before.clamp(min=0) if self._rule.reads_values else None
+        return leaving(self._rule, g, func(*args, **kwargs), None, y)
 
 
 # Operations that a derivative can be made of without being that of an activation.

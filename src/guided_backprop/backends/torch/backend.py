@@ -6,7 +6,7 @@ thread could see is changed, and how a ReLU was written does not matter.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,13 +25,15 @@ from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch, Watched
 from guided_backprop.backends.torch.eager import differentiable
 from guided_backprop.backends.torch.editor import Editor, Head
-from guided_backprop.backends.torch.fast.plan import Plan
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.network import TorchNetwork
 from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
+
+#: Runs a model's forward function on images.
+Runner = Callable[[Callable[[Any], Any], Any], Any]
 
 _DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 _DTYPES_OF_ARRAYS = {"float64", "float32", "float16"}
@@ -67,7 +69,7 @@ class TorchBackend(Backend):
         super().__init__(setup)
         # Then the network returns the outputs, and the value inside of the model that the gradient is taken at.
         self._begins_inside = setup.begin is not None
-        self._plan: Plan | None = None
+        self._run_forward: Runner = _directly
         # Set once a graph had something only its forward values can tell, so the next pass is watched at once.
         self._watched: Watched = None
 
@@ -167,8 +169,8 @@ class TorchBackend(Backend):
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
         images = mapped(lambda values: _leaf(values) if self.is_floating(values) else values, images)
         watch = ForwardWatch(self._watched) if self._watched else None
-        run = self._forward_pass(images, watch)
-        is_gating = any(rule.backward_gate for rule in rules)
+        run = self._forward_pass(images, watch, rules)
+        is_gating = any(rule.needs_every_relu for rule in rules)
         if is_gating:
             refuse_opaque(run.path, self.setup.vouch)
         needed: Watched = None
@@ -179,12 +181,12 @@ class TorchBackend(Backend):
         if needed and self._watched not in (needed, "everything"):
             self._watched = needed
             watch = ForwardWatch(needed)
-            run = self._forward_pass(images, watch)
+            run = self._forward_pass(images, watch, rules)
         if watch is not None:
             refuse_spelled(watch, self.setup.vouch, is_gating=is_gating)
         return run, watch
 
-    def _forward_pass(self, images: Any, watch: ForwardWatch | None) -> _Run:
+    def _forward_pass(self, images: Any, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:
         # Copies: a model may begin with an operation in place.
         given = mapped(torch.clone, images)
         leaves = [values for values in inputs_of(images) if values.requires_grad]
@@ -193,7 +195,8 @@ class TorchBackend(Backend):
             for values in inputs_of(given):
                 if values.requires_grad:
                     watch.follow(values)
-        lean = Lean(firsts, has_prelu=self.network.has_prelu) if self.setup.memory == "lean" else None
+        keeps_relus = self.network.has_prelu or any(rule.reads_values for rule in rules)
+        lean = Lean(firsts, keeps_relus=keeps_relus) if self.setup.memory == "lean" else None
         with watch or nullcontext(), lean or nullcontext():
             output, inside = self._output_of(given)
         if inside is not None:
@@ -206,6 +209,9 @@ class TorchBackend(Backend):
         return _Run(leaves, output, path, {} if lean is None else lean.gates)
 
     def optimized(self, images: Any) -> "TorchBackend":
+        # The one place that knows of fast/: all else is the same without it.
+        from guided_backprop.backends.torch.fast.plan import Plan  # noqa: PLC0415
+
         self.check_images(images)
         if not len(inputs_of(images)[0]):
             raise ImageError("images to try must not be empty; received no image. Pass at least one.")
@@ -214,9 +220,8 @@ class TorchBackend(Backend):
         given = mapped(_as_tensor, images)
         try:
             with differentiable(), torch.no_grad():
-                other._plan = Plan.of(
-                    self.network.call, given, gates=self.setup.memory != "lean" and not self.network.has_prelu
-                )
+                gates = self.setup.memory != "lean" and not self.network.has_prelu
+                other._run_forward = Plan.of(self.network.call, given, gates=gates).run
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
@@ -227,7 +232,7 @@ class TorchBackend(Backend):
         """Return what is explained, and the value inside of the model that the gradient is taken at, if any."""
         inputs, inside = inputs_of(given), None
         try:
-            outputs = self.network.call(given) if self._plan is None else self._plan.run(self.network.call, given)
+            outputs = self._run_forward(self.network.call, given)
             if self._begins_inside:
                 outputs, inside = outputs
             output = chosen(outputs, self.setup.output, torch.is_tensor)
@@ -284,6 +289,10 @@ def _model_error(error: Exception, images: list[torch.Tensor]) -> ModelError:
         f"model must accept and differentiate the images; received images of shape {received} "
         f"and {type(error).__name__}: {reason} {advice}"
     )
+
+
+def _directly(forward: Callable[[Any], Any], images: Any) -> Any:
+    return forward(images)
 
 
 def _leaf(images: torch.Tensor) -> torch.Tensor:

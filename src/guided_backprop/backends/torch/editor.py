@@ -16,12 +16,13 @@ from guided_backprop.backends.base import Vouch, per_image
 from guided_backprop.backends.refusals import coverage_of
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import BackwardWatch, ForwardWatch
-from guided_backprop.backends.torch.fast import gated
 from guided_backprop.backends.torch.lean import Gate
+from guided_backprop.backends.torch.leaving import Gradients, clamped, leaving
+from guided_backprop.backends.torch.own import own_function, prepare
 from guided_backprop.backends.torch.refusals import training_error
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError, OpaqueRegionError
-from guided_backprop.rules import ReluRule
+from guided_backprop.rules import Guided, Plain, ReluRule
 
 
 class Head(NamedTuple):
@@ -102,8 +103,9 @@ class Editor:
             _refuse_training(node)
         if name in nodes.BATCH_NORMS:
             return
-        if gated.is_of(node, gated.ScalingNorm):
-            node.is_own = gated.is_made_for_one(path.children[node])  # type: ignore[attr-defined]
+        own = own_function(node)
+        if own is not None:
+            prepare(node, self._rule, path.children[node])
         relu = nodes.relu_of(node, path.members)
         if relu is None and opaque is not None and self._vouch.get(opaque) == "relu":
             relu = nodes.Relu(node, opaque)
@@ -111,10 +113,8 @@ class Editor:
             self._counts[relu.name, self._rule.name] += 1
             if node in self._gates:
                 self._after(node, partial(self._gates[node].close, self._rule))
-            elif gated.is_of(node, gated.GatedRelu):
-                gated.put_under(self._rule, node, path.children[node])
-            else:
-                self._edit(relu, is_own=opaque is None)
+            elif own is None:
+                self._edit(relu, is_hidden=opaque is not None)
         elif self.head is not None and node is self.head.node:
             self._counts[name, "undone"] += 1
             self._after(node, partial(self._skip_head, self.head.logits))
@@ -138,25 +138,23 @@ class Editor:
         """Note an activation that is no ReLU, and clamp what arrives at it if the rule says so."""
         self._note(name, self._rule.treatment(name))
         if self._rule.guides(name):
-            self._before(node, _clamp)
+            self._before(node, clamped)
 
-    def _edit(self, relu: nodes.Relu, *, is_own: bool) -> None:
-        """Edit the backward pass at one ReLU: clamp what arrives, and let its own derivative do the rest.
+    def _edit(self, relu: nodes.Relu, *, is_hidden: bool) -> None:
+        """Put the rule on one ReLU: on what its own derivative made of what arrived.
 
-        That derivative is 0 or 1. So what leaves can be clamped as well, and where it is the node's own tensor
-        (``is_own``, not that of a custom function) in place, which costs no memory.
+        Of a custom function it is not known what that derivative does: it may be one of several values at once. There
+        the guided rule is put in front of it.
         """
-        node, rule = relu.node, self._rule
-        if is_own and rule.forward_gate and relu.x is None:
-            if rule.backward_gate:
-                self._after(node, _clamp_own)
-            return
-        if rule.backward_gate:
-            self._before(node, _clamp)
-        if not rule.forward_gate:
-            self._after(node, partial(_bypass, relu))
-        elif relu.x is not None:
-            self._after(node, partial(_close_ties, relu))
+        if is_hidden and self._rule.reads_values:
+            raise OpaqueRegionError(
+                f"the {self._rule.name} rule reads the values of every ReLU; received {relu.name}, a custom function "
+                "that hides them. Write it as torch.relu."
+            )
+        if is_hidden and isinstance(self._rule, Guided):
+            self._before(relu.node, clamped)
+        elif type(self._rule) is not Plain or relu.x is not None:
+            self._after(relu.node, partial(_leave, self._rule, relu))
 
     def _skip_head(self, logits: torch.Tensor, inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
         """Let the gradient pass the final softmax or sigmoid unchanged, and note the score of its logits."""
@@ -178,30 +176,18 @@ def _refuse_training(node: Node) -> None:
         )
 
 
-def _bypass(relu: nodes.Relu, inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Let all pass that arrives."""
-    operand = relu.operand
-    if inputs[operand] is None or gradients[0] is None:
+def _leave(rule: ReluRule, relu: nodes.Relu, inputs: Gradients, gradients: Gradients) -> Gradients:
+    """Let go on what leaves a ReLU under a rule."""
+    operand, (g,) = relu.operand, gradients
+    derived = inputs[operand]
+    if g is None or derived is None:
         return inputs
-    passed = gradients[0].sum_to_size(inputs[operand].shape).to(inputs[operand].dtype)
-    return (*inputs[:operand], passed, *inputs[operand + 1 :])
-
-
-def _close_ties(relu: nodes.Relu, inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Let nothing pass at a tie, where the framework does."""
-    operand, x = relu.operand, relu.x
-    g = inputs[operand]
-    if g is None or x is None:
-        return inputs
-    is_open = x > 0 if relu.cap is None else (x > 0) & (x < relu.cap)
-    return (*inputs[:operand], torch.where(is_open, g, 0), *inputs[operand + 1 :])
-
-
-def _clamp_own(inputs: tuple[torch.Tensor | None, ...], gradients: tuple[Any, ...]) -> None:
-    if inputs[0] is not None:
-        inputs[0].clamp_(min=0)
-
-
-def _clamp(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
-    # Out of place: branches of the network share this gradient.
-    return tuple(None if g is None else g.clamp(min=0) for g in gradients)
+    form = derived
+    if relu.x is not None:
+        # At a tie the framework lets the gradient pass, or half of it.
+        is_open = relu.x > 0 if relu.cap is None else (relu.x > 0) & (relu.x < relu.cap)
+        derived = torch.where(is_open, g, 0)
+    x, y = relu.values() if rule.reads_values else (None, None)
+    x, y = (None if each is None else each.expand_as(g) for each in (x, y))
+    left = leaving(rule, g, derived, x, y).sum_to_size(form.shape).to(form.dtype)
+    return (*inputs[:operand], left, *inputs[operand + 1 :])

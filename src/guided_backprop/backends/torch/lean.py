@@ -14,6 +14,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch import nodes
+from guided_backprop.backends.torch.leaving import Gradients, leaving, shortcut_of
 from guided_backprop.rules import ReluRule
 
 
@@ -66,16 +67,16 @@ class Lean(TorchFunctionMode):
 
     Args:
         firsts: the nodes that the images come from.
-        has_prelu: leave ReLUs alone: some of them are parts of something else.
+        keeps_relus: leave ReLUs alone: some are parts of something else, or a rule reads their values.
 
     Attributes:
         gates: of each ReLU that was taken over, what lets the gradient through.
     """
 
-    def __init__(self, firsts: list[Node], *, has_prelu: bool) -> None:
+    def __init__(self, firsts: list[Node], *, keeps_relus: bool) -> None:
         super().__init__()
         self.gates: dict[Node, Gate] = {}
-        self._has_prelu = has_prelu
+        self._keeps_relus = keeps_relus
         self._depends = dict.fromkeys(firsts, True)
 
     def __torch_function__(
@@ -103,7 +104,7 @@ class Lean(TorchFunctionMode):
 
     def _take(self, node: Node) -> None:
         name = nodes.operation(node)
-        if name in _RELUS and not self._has_prelu and nodes.relu_of(node, set()) is not None:
+        if name in _RELUS and not self._keeps_relus and nodes.relu_of(node, set()) is not None:
             gate = Gate(node)
             if gate.is_kept:
                 self.gates[node] = gate
@@ -139,18 +140,27 @@ class Gate:
             inside = low + 1 if high in (None, float("inf")) else (low + high) / 2
             return torch.full((), inside, dtype=values.dtype, device=values.device).expand(values.shape)
 
-        found = [_keep(node, name, keep, lambda values: values) for name in ("self", "result")]
-        self.is_kept = any(found)
+        kept = [_keep(node, name, keep, lambda values: values) for name in ("self", "result")]
+        self.is_kept = any(kept)
 
-    def close(self, rule: ReluRule, inputs: tuple[torch.Tensor | None, ...], gradients: Any) -> None:
-        """Let less of what the node passed on leave it: in place, for that tensor is the node's own."""
-        (g,) = inputs
-        if g is not None:
-            if rule.backward_gate:
-                g.clamp_(min=0)
-            if rule.forward_gate:
-                # Of all ways to close gates this is the fastest, by ten times.
-                g.mul_(_unpacked(self._bits))
+    def close(self, rule: ReluRule, inputs: Gradients, gradients: Gradients) -> Gradients | None:
+        """Let less of what the node passed on leave it: in place where the rule is a named one."""
+        (passed,), (g,) = inputs, gradients
+        if passed is None or g is None:
+            return None
+        short = shortcut_of(rule)
+        if short is None or short.is_derived:
+            # The node let everything pass: this is its own tensor, and not yet the derivative.
+            self._derive(passed)
+        if short is None:
+            return (leaving(rule, g, passed),)
+        short.of(passed, is_own=True)
+        return None
+
+    def _derive(self, passed: torch.Tensor) -> None:
+        # Of the ways to close gates that leave no NaN of an infinity this is the fastest, by four times.
+        is_open = _unpacked(self._bits).to(passed.dtype)
+        torch.ops.aten.threshold_backward.grad_input(passed, is_open, 0, grad_input=passed)
 
 
 def _bounds(node: Node) -> tuple[float, float | None]:

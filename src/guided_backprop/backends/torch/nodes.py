@@ -16,15 +16,14 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.smooth import activation_of
-from guided_backprop.backends.torch.fast import gated, kernels, stem
+from guided_backprop.backends.torch.own import OwnRelu, own_function
 from guided_backprop.errors import OpaqueRegionError
 
 ENTRY = "torch::autograd::AccumulateGrad"
 RELU = "ReluBackward0"
 
-# Parts of torch, and three of ours, that are Python or C++ functions of their own, and that are known.
-_PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions", kernels.__name__}
-_PLAIN_MODULES |= {gated.__name__, stem.__name__}
+# Parts of torch that are Python or C++ functions of their own, and that are known.
+_PLAIN_MODULES = {"torch.nn.modules._functions", "torch.nn.parallel._functions"}
 _PLAIN_CPP = {ENTRY, "torch::autograd::CopyBackwards", "torch::autograd::CopySlices"}
 
 # Non-linearities that keep their own derivative and are listed in the coverage.
@@ -125,6 +124,23 @@ class Relu(NamedTuple):
     x: torch.Tensor | None = None
     cap: Any = None
 
+    def values(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the ReLU's input and output, as far as the graph keeps them.
+
+        Of a ReLU that worked in place it keeps the output alone. A custom function hides both.
+        """
+        saved = _saved(self.node)
+        before = saved("self") if self.x is None else self.x
+        cap, threshold = (saved("max_val"), saved("threshold")) if self.x is None else (self.cap, None)
+        after = saved("result") if before is None else before
+        if after is None:
+            return None, None
+        after = after.clamp(min=0)
+        if cap is not None:
+            after = after.clamp(max=cap)
+        # What a threshold gives where it is closed is not kept; a ReLU gives 0 there.
+        return before, after if threshold is None else torch.where(after > threshold, after, 0)
+
 
 def operation(node: Node) -> str:
     """Return the operation a node is the derivative of, in snake case: ``LogSoftmaxBackward0`` log_softmax.
@@ -168,10 +184,10 @@ def parents(node: Node) -> Iterator[Node]:
 
 def relu_of(node: Node, on_path: set[Node]) -> Relu | None:
     """Return how ``node`` is the derivative of a ReLU, or None if it is not."""
-    name, saved = operation(node), _saved(node)
+    name, saved, own = operation(node), _saved(node), own_function(node)
+    if own is not None:
+        return Relu(node, _capped(node.cap)) if issubclass(own, OwnRelu) else None  # type: ignore[attr-defined]
     match name:
-        case "GatedReluBackward" if gated.is_of(node, gated.GatedRelu):
-            return Relu(node, _capped(node.cap))  # type: ignore[attr-defined]
         case "relu":
             return Relu(node, "relu")
         case "threshold":
@@ -307,7 +323,7 @@ def opaque_name(node: Node) -> str | None:
         return None
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         function = getattr(type(node), "_forward_cls", None)
-        if function is not None and function.__module__ in _PLAIN_MODULES:
+        if own_function(node) is not None or (function is not None and function.__module__ in _PLAIN_MODULES):
             return None
         return name.removesuffix("Backward")
     if "::" in name and name not in _PLAIN_CPP:

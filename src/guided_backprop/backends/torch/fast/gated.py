@@ -10,23 +10,24 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.graph import Node
 from torch.nn import functional
 
-from guided_backprop.backends.torch.fast.kernels import MatrixProduct, Norm, PackedConvolution
+from guided_backprop.backends.torch.fast.kernels import Norm
 from guided_backprop.backends.torch.fast.once import once
+from guided_backprop.backends.torch.leaving import leaving, shortcut_of
+from guided_backprop.backends.torch.own import OwnFunction, OwnRelu
 from guided_backprop.rules import PLAIN, ReluRule
 
 _UNCAPPED = {functional.relu, torch.relu, torch.Tensor.relu}
 _IN_PLACE = {torch.relu_, torch.Tensor.relu_}
 #: Every function that :meth:`Call.of` may take.
 RELUS = _UNCAPPED | _IN_PLACE | {functional.relu6, functional.hardtanh}
-# What gives back a gradient that nothing else holds.
-_MAKERS = {"ConvolutionBackward0", "MaxPool2DWithIndicesBackward0", "NativeBatchNormBackward0"}
 
 
-class GatedRelu(torch.autograd.Function):
+class GatedRelu(OwnRelu):
     """Whatever is between 0 and the cap, if there is one."""
+
+    is_maker = is_in_place = True
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cap: float | None, is_in_place: bool) -> torch.Tensor:
@@ -45,13 +46,22 @@ class GatedRelu(torch.autograd.Function):
     @once
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return what the rule lets through."""
-        is_own, rule = ctx.is_own, ctx.rule
-        if rule.forward_gate:
-            (y,) = ctx.saved_tensors
-            g, is_own = _closed(g, y, ctx.cap, is_in_place=is_own), True
-        if rule.backward_gate:
-            g = g.clamp_(min=0) if is_own else g.clamp(min=0)
-        return g, None, None
+        (y,) = ctx.saved_tensors
+        return _left(ctx.rule, g, y, ctx.cap, is_own=ctx.is_own), None, None
+
+
+def _left(rule: ReluRule, g: torch.Tensor, y: torch.Tensor, cap: float | None, *, is_own: bool) -> torch.Tensor:
+    """Return what the rule lets through, in memory that nothing else holds."""
+    short = shortcut_of(rule)
+    if short is None:
+        left = leaving(rule, g, _closed(g, y, cap, is_in_place=False), None, y)
+    elif short.is_derived:
+        left = short.of(_closed(g, y, cap, is_in_place=is_own), is_own=True)
+    else:
+        left = short.of(g, is_own=is_own)
+    # What lets all pass may have given back what others hold.
+    is_shared = not is_own and left.untyped_storage().data_ptr() == g.untyped_storage().data_ptr()
+    return left.clone() if is_shared else left
 
 
 def _closed(g: torch.Tensor, y: torch.Tensor, cap: float | None, *, is_in_place: bool) -> torch.Tensor:
@@ -65,8 +75,10 @@ def _closed(g: torch.Tensor, y: torch.Tensor, cap: float | None, *, is_in_place:
     return closed(g, y, 0.0, cap, **into)  # type: ignore[no-any-return]
 
 
-class ScalingNorm(torch.autograd.Function):
+class ScalingNorm(OwnFunction):
     """Batch-norm that is one factor and one summand for each channel, differentiated by its images alone."""
+
+    is_maker = is_in_place = True
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -80,31 +92,6 @@ class ScalingNorm(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return what arrives, scaled."""
         return g.mul_(ctx.scale) if ctx.is_own else g * ctx.scale, None
-
-
-# A maker gives back new memory, or what it was given and what was its own.
-_OUR_MAKERS = GatedRelu, MatrixProduct, PackedConvolution, ScalingNorm
-
-
-def put_under(rule: ReluRule, node: Any, children: list[Node]) -> None:
-    """Put a rule on a node of :class:`GatedRelu`, given all nodes that gradients come to it from."""
-    node.rule, node.is_own = rule, is_made_for_one(children)
-
-
-def is_made_for_one(children: list[Node]) -> bool:
-    """Tell whether what these nodes give is one gradient that nothing else holds.
-
-    What comes from several is added up in memory that nothing else holds; it is added up if more than one of them gives
-    anything, and those of ours always do.
-    """
-    if len(children) == 1 and children[0].name() in _MAKERS:
-        return True
-    return any(is_of(child, each) for child in children for each in _OUR_MAKERS)
-
-
-def is_of(node: Any, function: type[torch.autograd.Function]) -> bool:
-    """Tell whether a node is of this function: by the class, for a name may be another's."""
-    return getattr(type(node), "_forward_cls", None) is function
 
 
 def is_plain(x: Any) -> bool:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from guided_backprop.backends.torch.fast import stem
 from guided_backprop.backends.torch.fast.once import are_constant, once
+from guided_backprop.backends.torch.own import OwnFunction
 
 _LAST = torch.channels_last
 # No zeros around a kernel: left, right, above and below.
@@ -175,8 +176,10 @@ class Packed:
             self.back = back(last, padding, self.missing, *how, result)
 
 
-class PackedConvolution(torch.autograd.Function):
+class PackedConvolution(OwnFunction):
     """A convolution of packed weights, that is differentiated by its images alone."""
+
+    is_maker = True
 
     @staticmethod
     def forward(ctx: Any, images: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
@@ -202,8 +205,10 @@ class PackedConvolution(torch.autograd.Function):
         return run(g, packed.back, None, padding, packed.missing, *how, "none", [], ""), None, None
 
 
-class MatrixProduct(torch.autograd.Function):
+class MatrixProduct(OwnFunction):
     """A linear layer that oneDNN computes, differentiated by its input alone."""
+
+    is_maker = True
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

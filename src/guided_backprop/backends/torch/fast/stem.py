@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from guided_backprop.backends.torch.fast.once import are_constant, once
+from guided_backprop.backends.torch.own import OwnFunction
 
 # With more channels, or a smaller kernel, the transposed convolution is as fast.
 _MOST_CHANNELS = 4
@@ -31,7 +32,7 @@ def pays(options: dict[str, Any]) -> bool:
     )
 
 
-class StridedConvolution(torch.autograd.Function):
+class StridedConvolution(OwnFunction):
     """A convolution that is differentiated by its images alone."""
 
     @staticmethod

@@ -7,7 +7,7 @@ import base64
 import io
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,7 +27,9 @@ from guided_backprop import (
     SmoothGrad,
     compare,
 )
+from guided_backprop.commands.local_page import VIEWS
 from guided_backprop.render import colour_picture, diverging, heatmap, overlay, picture
+from guided_backprop.show.panels import PANELS, PanelName
 from guided_backprop.show.render import DIVERGING, RAMP
 from test_explanation import by_hand, explain, run_python
 
@@ -125,6 +127,26 @@ def test_methods_stand_side_by_side():
     assert titles(found[1].plot(methods=found[:1]))[1].startswith("GuidedBackprop")
     assert "Saliency, GuidedBackprop, GradCAM of Sequential" in figure.get_supxlabel()
     drawn(figure)
+
+
+def test_one_table_names_all_panels(tmp_path):
+    """Figures, saved files and the local page offer what stands in the table, and nothing else."""
+    assert tuple(PANELS) == get_args(PanelName)
+    assert tuple(PANELS)[1:] == VIEWS
+    explanations = explain(1)
+    with pytest.raises(OptionError, match=f"among {', '.join(PANELS)}; received 'other'"):
+        explanations.plot(panels=["other"])
+    endings = {panel.ending for panel in PANELS.values() if panel.ending}
+    saved = explanations.save(tmp_path / "maps", names=["a"])
+    assert {path.name for path in saved.glob("*.png")} == {f"a{ending}" for ending in endings}
+    (image,), (attribution,) = explanations.pictures()
+    for name, panel in PANELS.items():
+        drawn = panel.picture(image, attribution)
+        assert drawn.dtype == np.uint8
+        assert drawn.shape[:2] == image.shape[:2]
+        assert_array_equal(shown(explanations.plot(panels=[name]).axes[0]), panel.draw(image, attribution, 99.0))
+        if panel.ending:
+            assert_array_equal(np.asarray(Image.open(saved / f"a{panel.ending}")), drawn)
 
 
 def test_panels_are_chosen():

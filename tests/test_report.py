@@ -4,8 +4,10 @@ The figures are compared with others computed here from the definitions. The bro
 mouse drags the slider, and what is then shown is compared pixel by pixel. Screenshots are left in out/report.
 """
 
+import base64
 import html
 import io
+import re
 import shlex
 import shutil
 import subprocess
@@ -32,6 +34,7 @@ import guided_backprop
 from guided_backprop import GuidedBackprop, ImageError, OptionError, OutputExistsError, Saliency, sanity_check
 from guided_backprop.commands.main import command
 from guided_backprop.models import load
+from guided_backprop.render import overlay
 from guided_backprop.report import Report, randomised
 from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, summaries
 from test_cli import MODEL, photos, process  # noqa: F401 (a fixture)
@@ -181,6 +184,20 @@ def test_pictures_of_other_channels_and_grad_cam(tmp_path, channels):
     assert page.count('class="tile"') == 6
     assert "GradCAM of a for 0 zero: magnitude, over the photo" in page
     assert "GuidedGradCAM of a for 0 zero: signed, grey is 0" in page
+
+
+def test_grad_cam_lies_where_it_is(tmp_path):
+    """Its maps have no channels, which once turned them about the diagonal."""
+    report = Report(tmp_path / "report.html", network(), layer="2")
+    found = report.add(images(1), ["a"], 0)
+    page = report.finish().read_text("utf-8")
+    cam = found[3].attribution.numpy()[0]
+    tile = re.search(r'src="data:image/png;base64,([^"]*)" alt="GradCAM of a', page)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(tile[1]))))
+    image = images(1)[0].numpy().transpose(1, 2, 0)
+    assert_array_equal(shown, overlay(image, cam))
+    with pytest.raises(AssertionError):
+        assert_array_equal(shown, overlay(image, cam.T))
 
 
 def test_every_framework_has_one_page(tmp_path):

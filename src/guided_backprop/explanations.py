@@ -10,8 +10,10 @@ from guided_backprop.errors import OptionError
 from guided_backprop.labels.names import ClassNames
 from guided_backprop.record import Explanation, Record
 from guided_backprop.show.folder import ExplanationFolder
+from guided_backprop.show.layouts import Look
 from guided_backprop.show.notebook import html
-from guided_backprop.show.plot import Look, Panel, draw
+from guided_backprop.show.panels import PanelName
+from guided_backprop.show.plot import draw
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +55,7 @@ class Explanations(Record):
         percentile: float = 99.0,
         *,
         methods: "Sequence[Explanations]" = (),
-        panels: Sequence[Panel] | None = None,
+        panels: Sequence[PanelName] | None = None,
         class_names: ClassNames = (),
         feature_names: Sequence[str] | None = None,
     ) -> "Figure":

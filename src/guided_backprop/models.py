@@ -21,7 +21,10 @@ from PIL import Image
 from guided_backprop.errors import ImageError, MissingExtraError, ModelError
 from guided_backprop.photos import image_paths, read_image
 
-__all__ = ["Batch", "VisionModel", "image_paths", "load", "load_default", "probabilities", "read_image"]
+__all__ = ["Batch", "VisionModel", "best_classes", "image_paths", "load", "load_default", "probabilities", "read_image"]
+
+# Of how many classes probabilities are told.
+BEST = 5
 
 Preprocess = Callable[[Image.Image], Any]
 
@@ -169,6 +172,11 @@ def probabilities(outputs: NDArray[Any], head: str | None) -> NDArray[np.float64
         return rows
     exponentials = np.exp(rows - rows.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def best_classes(shares: NDArray[np.float64]) -> list[int]:
+    """Return the ids of the five classes of the highest probabilities ``(K,)``, best first."""
+    return [int(label) for label in np.argsort(-shares, kind="stable")[:BEST]]
 
 
 def _are_probabilities(rows: NDArray[np.float64]) -> bool:

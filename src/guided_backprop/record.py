@@ -7,7 +7,18 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from guided_backprop.arrays import Array, Images, NumpyArray, as_numpy, inputs_of, like_inputs, mapped, rows_of
+from guided_backprop.arrays import (
+    Array,
+    Images,
+    NumpyArray,
+    as_numpy,
+    as_pictures,
+    channels_last,
+    inputs_of,
+    like_inputs,
+    mapped,
+    rows_of,
+)
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError
 
@@ -129,6 +140,14 @@ class Record(Sequence[Explanation]):
                 "Choose one with of_input(name)."
             )
         return self
+
+    def channels_last(self) -> tuple[NumpyArray, NumpyArray] | None:
+        """Return images and attribution ``(N, ..., C)``, or None without channels; a reduced one has one channel."""
+        return channels_last(self.images, self.attribution, self.channel_axis, is_reduced=self.reducer is not None)
+
+    def pictures(self) -> tuple[NumpyArray, NumpyArray] | None:
+        """Return images and attribution ``(N, H, W, C)``, or None if they are not pictures."""
+        return as_pictures(self.images, self.attribution, self.channel_axis, is_reduced=self.reducer is not None)
 
     def one_label_a_row(self) -> Self:
         """Return a record of as many images as there are labels of them, or this if there is one label for each."""

@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
+from guided_backprop.arrays import Images, Labels
 from guided_backprop.commands.run import Run, Written, printable
 from guided_backprop.commands.shared import (
     METHODS,
@@ -54,7 +54,7 @@ def explain(
             vision = load_model(model)
             explainer = METHODS[method](vision.network, reducer=reducer)
 
-            def write(pixels: Any, names: Sequence[str], chosen: Any) -> Written:
+            def write(pixels: Images, names: Sequence[str], chosen: Labels) -> Written:
                 explanations = explainer.explain(pixels, chosen)
                 return Written(explanations, folder.add(explanations, names))
 

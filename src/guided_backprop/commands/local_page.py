@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_pictures
+from guided_backprop.arrays import Images
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.methods.cam import GuidedGradCAM
 from guided_backprop.methods.compare import compare
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.methods.method import Method
-from guided_backprop.models import VisionModel, probabilities
-from guided_backprop.show.plot import Panel
-from guided_backprop.show.render import Picture, colour_picture, diverging, heatmap, overlay, picture
+from guided_backprop.models import VisionModel, best_classes, probabilities
+from guided_backprop.show.panels import MAPS, PANELS, Panel, PanelName
+from guided_backprop.show.render import Picture
 from guided_backprop.trust.likeness import SAME, cosine, number
 
 if TYPE_CHECKING:
@@ -34,8 +33,7 @@ CLASS_METHODS: Mapping[str, type[Method]] = {
 }
 NEEDS_LAYER = "GuidedGradCAM"
 METHODS = (*CLASS_METHODS, NEEDS_LAYER)
-VIEWS: Sequence[Panel] = get_args(Panel)[1:]
-TOP = 5
+VIEWS = tuple(panel.name for panel in MAPS)
 _EXAMPLES = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")
 
 
@@ -56,7 +54,7 @@ class Question:
     layer: str | None = None
     channel: int | None = None
     methods: Sequence[str] = ("Saliency", "GuidedBackprop")
-    view: Panel = "colour"
+    view: PanelName = "colour"
 
 
 @dataclass(frozen=True)
@@ -87,11 +85,11 @@ def look(vision: VisionModel, path: Path) -> Seen:
         ImageError: the photo cannot be read.
         GuidedBackpropError: all that :meth:`Method.explain` raises.
     """
-    found = Saliency(vision.network).explain(_read(vision, path))
-    shares = probabilities(found.outputs, found.head)
+    explanations = Saliency(vision.network).explain(_read(vision, path))
+    shares = probabilities(explanations.outputs, explanations.head)
     if shares is None:
         return Seen({}, [])
-    top = np.argsort(-shares[0], kind="stable")[:TOP].tolist()
+    top = best_classes(shares[0])
     order = [*top, *(label for label in range(shares.shape[1]) if label not in top)]
     best = {vision.class_name(label): float(shares[0, label]) for label in top}
     return Seen(best, [(vision.class_name(label), label) for label in order])
@@ -119,29 +117,14 @@ def answer(vision: VisionModel, path: Path, question: Question) -> Answer:
         >>> [caption.splitlines()[0] for _, caption in found.pictures]
         ["network's input", 'Saliency', 'GuidedBackprop']
     """
-    if not question.methods:
-        raise OptionError("at least one method must be chosen; received none. Tick one.")
-    if question.channel is not None and question.layer is None:
-        raise OptionError("a neuron must be in a layer; received layer=None. Choose a layer.")
+    _check(question)
     images = _read(vision, path)
     labels = question.label if question.channel is None else (question.channel, "max")
-    found = compare(images, labels, [_method(vision, name, question) for name in question.methods])
-    pictures: list[tuple[Picture, str]] = []
-    lines = [_subject(vision, found[0], question)]
-    for each in found:
-        pair = as_pictures(each.images, each.attribution, each.channel_axis, is_reduced=False)
-        if pair is None:
-            raise ImageError(
-                f"the page shows pictures; received images of shape {tuple(np.shape(each.images))}. "
-                "Use explain() for what is none."
-            )
-        if not pictures:
-            pictures.append((picture(pair[0][0]), "network's input"))
-        pictures.append((_drawn(question.view, pair[0][0], pair[1][0]), each.method))
-        lines.append(f"{each.method}: {each.coverage}")
+    explained = compare(images, labels, [_method(vision, name, question) for name in question.methods])
+    lines = [_subject(vision, explained[0], question), *(f"{one.method}: {one.coverage}" for one in explained)]
     if question.channel is None and "GuidedBackprop" in question.methods:
-        lines += _next_class(vision, images, found[list(question.methods).index("GuidedBackprop")])
-    return Answer(pictures, "\n".join(lines))
+        lines += _next_class(vision, images, explained[list(question.methods).index("GuidedBackprop")])
+    return Answer(_pictures(explained, PANELS[question.view]), "\n".join(lines))
 
 
 def examples() -> list[Path]:
@@ -153,7 +136,14 @@ def examples() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _read(vision: VisionModel, path: Path) -> Any:
+def _check(question: Question) -> None:
+    if not question.methods:
+        raise OptionError("at least one method must be chosen; received none. Tick one.")
+    if question.channel is not None and question.layer is None:
+        raise OptionError("a neuron must be in a layer; received layer=None. Choose a layer.")
+
+
+def _read(vision: VisionModel, path: Path) -> Images:
     (batch,) = vision.batches([path], 1)
     if batch.failures:
         raise batch.failures[0]
@@ -161,33 +151,58 @@ def _read(vision: VisionModel, path: Path) -> Any:
 
 
 def _method(vision: VisionModel, name: str, question: Question) -> Method:
+    if name == NEEDS_LAYER:
+        return _with_layer(vision, question)
     is_neuron = question.channel is not None
-    if name != NEEDS_LAYER:
-        return CLASS_METHODS[name](vision.network, output_layer=question.layer if is_neuron else None)
-    if is_neuron or question.layer is None:
-        what = "a neuron" if is_neuron else "a class and no layer"
-        advice = "Take it away" if is_neuron else "Choose the last layer before positions are pooled"
-        raise OptionError(f"{NEEDS_LAYER} must have a class and a layer; received {what}. {advice}.")
-    return GuidedGradCAM(vision.network, question.layer)
+    return CLASS_METHODS[name](vision.network, output_layer=question.layer if is_neuron else None)
 
 
-def _subject(vision: VisionModel, found: Explanations, question: Question) -> str:
-    score = f"{found.scores[0]:.4g}".replace("-", "\N{MINUS SIGN}")
+def _with_layer(vision: VisionModel, question: Question) -> Method:
+    if question.channel is not None:
+        what, advice = "a neuron", "Take it away"
+    elif question.layer is None:
+        what, advice = "a class and no layer", "Choose the last layer before positions are pooled"
+    else:
+        return GuidedGradCAM(vision.network, question.layer)
+    raise OptionError(f"{NEEDS_LAYER} must have a class and a layer; received {what}. {advice}.")
+
+
+def _pictures(explained: Sequence[Explanations], view: Panel) -> list[tuple[Picture, str]]:
+    """Return the network's input, and each method's map of it, with captions."""
+    pictures: list[tuple[Picture, str]] = []
+    for explanations in explained:
+        pair = explanations.pictures()
+        if pair is None:
+            raise ImageError(
+                f"the page shows pictures; received images of shape {tuple(np.shape(explanations.images))}. "
+                "Use explain() for what is none."
+            )
+        (image,), (attribution,) = pair
+        drawn = view.picture(image, attribution)
+        # A gallery wants colours.
+        colours = drawn if drawn.ndim == 3 else np.repeat(drawn[..., np.newaxis], 3, axis=2)
+        pictures += [] if pictures else [(PANELS["image"].picture(image, attribution), "network's input")]
+        pictures.append((colours, explanations.method))
+    return pictures
+
+
+def _subject(vision: VisionModel, explanations: Explanations, question: Question) -> str:
+    score = f"{explanations.scores[0]:.4g}".replace("-", "\N{MINUS SIGN}")
     if question.channel is not None:
         return f"Channel {question.channel} of {question.layer}, where it is strongest: {score}"
-    head = f" (the logit in front of the {found.head})" if found.head else ""
-    return f"Class {vision.class_name(int(found.labels[0]))}: score {score}{head}"
+    head = f" (the logit in front of the {explanations.head})" if explanations.head else ""
+    return f"Class {vision.class_name(int(explanations.labels[0]))}: score {score}{head}"
 
 
-def _next_class(vision: VisionModel, images: Any, guided: Explanations) -> list[str]:
+def _next_class(vision: VisionModel, images: Images, guided: Explanations) -> list[str]:
     """Say how alike the guided maps of this class and of the best other one are."""
     if guided.outputs.ndim != 2 or guided.outputs.shape[1] < 2:
         return []
     label = int(guided.labels[0])
     ranked = np.argsort(-guided.outputs[0], kind="stable").tolist()
-    rival = next(each for each in ranked if each != label)
-    other = GuidedBackprop(vision.network).explain(images, rival)
-    value = cosine(np.asarray(guided)[0], np.asarray(other)[0])
+    rival = next(other for other in ranked if other != label)
+    rivals = GuidedBackprop(vision.network).explain(images, rival)
+    value = cosine(np.asarray(guided)[0], np.asarray(rivals)[0])
     if value is None:
         return []
     verdict = (
@@ -199,12 +214,3 @@ def _next_class(vision: VisionModel, images: Any, guided: Explanations) -> list[
         f"The guided maps of {vision.class_name(label)} and of {vision.class_name(rival)}, the next class, have a "
         f"cosine similarity of {number(value, 4)}: {verdict}"
     ]
-
-
-def _drawn(view: Panel, image: NDArray[Any], attribution: NDArray[Any]) -> Picture:
-    if view == "overlay":
-        return overlay(image, attribution)
-    if view == "heatmap":
-        grey = np.floor(heatmap(attribution) * 255 + 0.5).astype(np.uint8)
-        return np.repeat(grey[..., np.newaxis], 3, axis=2)
-    return (colour_picture if view == "colour" else diverging)(attribution)

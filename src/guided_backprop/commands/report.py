@@ -4,10 +4,10 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
+from guided_backprop.arrays import Images, Labels
 from guided_backprop.commands.check import checked
 from guided_backprop.commands.run import Run, Written, printable
 from guided_backprop.commands.shared import (
@@ -68,7 +68,7 @@ def report(
             output, vision.network, name=vision.name, class_names=vision.class_names, layer=layer, overwrite=overwrite
         )
 
-        def write(pixels: Any, names: Sequence[str], chosen: Any) -> Written:
+        def write(pixels: Images, names: Sequence[str], chosen: Labels) -> Written:
             # The last of the three methods: its coverage says what was guided.
             return Written(page.add(pixels, names, chosen)[2], [{} for _ in names])
 

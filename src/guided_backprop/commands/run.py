@@ -3,21 +3,19 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from guided_backprop.arrays import Images, Labels
 from guided_backprop.commands.shared import Photos, print_failures
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.parse import parse_label
-from guided_backprop.models import Batch, VisionModel, probabilities
-
-_TOP = 5
+from guided_backprop.models import Batch, VisionModel, best_classes, probabilities
 
 
 class Written(NamedTuple):
@@ -28,7 +26,7 @@ class Written(NamedTuple):
 
 
 # From images, their names and their labels to what was written of them.
-Write = Callable[[Any, Sequence[str], Any], Written]
+Write = Callable[[Images, Sequence[str], Labels], Written]
 
 
 class Run:
@@ -97,8 +95,7 @@ class Run:
             label, score = int(explanations.labels[row]), float(explanations.scores[row])
             facts = [("explained", f"{class_name(label)}, score {score:.4g}")]
             if shares is not None:
-                best = np.argsort(-shares[row], kind="stable")[:_TOP].tolist()
-                facts += [(f"{shares[row, label]:.1%}", class_name(label)) for label in best]
+                facts += [(f"{shares[row, label]:.1%}", class_name(label)) for label in best_classes(shares[row])]
             facts += [(kind, printable(self._output / name)) for kind, name in files.items()]
             self._console.print(printable(path), style="bold", soft_wrap=True)
             self._console.print(_grid(facts))

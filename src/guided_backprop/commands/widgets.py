@@ -8,7 +8,6 @@ from guided_backprop.commands.local_page import (
     CLASS_METHODS,
     METHODS,
     NEEDS_LAYER,
-    TOP,
     VIEWS,
     Question,
     Seen,
@@ -17,8 +16,8 @@ from guided_backprop.commands.local_page import (
     look,
 )
 from guided_backprop.errors import GuidedBackpropError, ImageError, MissingExtraError, ModelError, OptionError
-from guided_backprop.models import VisionModel
-from guided_backprop.show.plot import Panel
+from guided_backprop.models import BEST, VisionModel
+from guided_backprop.show.panels import MAPS, PanelName
 from guided_backprop.subject import layer_names
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def page(vision: VisionModel) -> "gr.Blocks":
                 photo = gr.File(label="Photo", file_types=["image"], height=140)
                 if paths := examples():
                     gr.Examples([[str(path)] for path in paths], [photo], api_visibility="private")
-                best = gr.Label(label=f"{vision.name} says", num_top_classes=TOP, buttons=[])
+                best = gr.Label(label=f"{vision.name} says", num_top_classes=BEST, buttons=[])
             with gr.Column(min_width=260):
                 kinds = ["class", "neuron"] if layers else ["class"]
                 kind = gr.Radio(kinds, value="class", label="Explain a")
@@ -78,7 +77,7 @@ def page(vision: VisionModel) -> "gr.Blocks":
                 )
                 names = METHODS if layers else tuple(CLASS_METHODS)
                 methods = gr.CheckboxGroup(list(names), value=list(CLASS_METHODS), label="Methods")
-                view = gr.Radio(list(VIEWS), value="colour", label="View", info=_VIEW_HELP)
+                view = gr.Radio(list(VIEWS), value="colour", label="View", info=_view_help())
                 button = gr.Button("Explain", variant="primary")
         maps = gr.Gallery(
             show_label=False,
@@ -104,10 +103,15 @@ _CSS = """
 .maps, .maps .grid-wrap { min-height: 0 !important; height: auto !important; }
 @media (max-width: 600px) { .maps .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
 """
-_VIEW_HELP = (
-    "colour: signed, grey is 0. diverging: red raises the score, blue lowers it. heatmap and overlay: magnitudes. "
-    "Each map has its own scale."
-)
+
+
+def _view_help() -> str:
+    """Say how the panels are read; those that are read alike in one sentence."""
+    names: dict[str, list[str]] = {}
+    for panel in MAPS:
+        names.setdefault(panel.reading, []).append(panel.name)
+    readings = [f"{' and '.join(alike)}: {reading}." for reading, alike in names.items()]
+    return " ".join([*readings, "Each map has its own scale."])
 
 
 def serve(vision: VisionModel, port: int, ready: Callable[[str], None]) -> None:
@@ -190,7 +194,7 @@ def _answering(vision: VisionModel) -> Callable[..., Any]:
         layer: str | None,
         channel: float | None,
         methods: list[str],
-        view: Panel,
+        view: PanelName,
     ) -> Any:
         try:
             if path is None:

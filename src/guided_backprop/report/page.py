@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_pictures
+from guided_backprop.arrays import Images, Labels, Layer, Model, NumpyArray
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.explanations import Explanations
@@ -28,18 +28,23 @@ from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
 from guided_backprop.methods.compare import compare
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.methods.method import Method
-from guided_backprop.models import probabilities
+from guided_backprop.models import best_classes, probabilities
 from guided_backprop.show.embed import EXACT, data_uri
 from guided_backprop.show.folder import versions
-from guided_backprop.show.render import colour_picture, overlay, picture
+from guided_backprop.show.panels import PANELS
+from guided_backprop.show.render import picture
 from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, number, summaries
 from guided_backprop.trust.similarity import METRICS
 from guided_backprop.trust.verdict import SanityCheck
 from guided_backprop.version import __version__
 
+if TYPE_CHECKING:
+    from jinja2.environment import TemplateStream
+
 __all__ = ["Report", "Trust", "check_ready", "randomised"]
 
-_TOP = 5
+# Where these two are among the methods.
+_PLAIN, _GUIDED = 0, 2
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,11 @@ class Report:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        model: Any,
+        model: Model,
         *,
         name: str | None = None,
         class_names: ClassNames = (),
-        layer: Any = None,
+        layer: Layer = None,
         percentile: float = 99.0,
         overwrite: bool = False,
     ) -> None:
@@ -128,7 +133,7 @@ class Report:
         self._coverages: list[Coverage] = []
         self._head: str | None = None
 
-    def add(self, images: Any, names: Sequence[str], labels: Any = None) -> list[Explanations]:
+    def add(self, images: Images, names: Sequence[str], labels: Labels = None) -> list[Explanations]:
         """Explain one batch.
 
         Args:
@@ -144,31 +149,16 @@ class Report:
             OptionError: names or labels are not one per image.
             GuidedBackpropError: all that :meth:`Method.explain` raises.
         """
-        found = compare(images, labels, self._methods)
-        first = found[0]
-        pictures, maps = _pictures(found, names)
-        rivals, best = self._rivals(found), self._best(first)
-        entries = []
-        for row, (name, image) in enumerate(zip(names, pictures, strict=True)):
-            of_image = {method: values[row] for method, values in maps.items()}
-            guided, plain = (edge_correlation(image, of_image[method]) for method in ("GuidedBackprop", "Saliency"))
-            label = self._label(first.labels[row])
-            entries.append(
-                _Entry(
-                    name=str(name),
-                    label=label,
-                    score=float(first.scores[row]),
-                    size=(image.shape[1], image.shape[0]),
-                    best=best[row],
-                    photo=data_uri(picture(image)),
-                    maps=self._maps(image, of_image),
-                    likeness=Likeness(label, rivals[row], guided, plain),
-                )
-            )
-        self._entries += entries
-        self._coverages.append(found[2].coverage)
-        self._head, self._name = first.head, self._name or first.model
-        return found
+        explained = compare(images, labels, self._methods)
+        pictures, maps = _pictures(explained, names)
+        rivals = self._rivals(explained)
+        for row, name in enumerate(names):
+            maps_of_image = {method: maps_of_batch[row] for method, maps_of_batch in maps.items()}
+            of_image = explained[0][row : row + 1]
+            self._entries.append(self._entry(str(name), pictures[row], maps_of_image, of_image, rivals[row]))
+        self._coverages.append(explained[_GUIDED].coverage)
+        self._head, self._name = explained[0].head, self._name or explained[0].model
+        return explained
 
     def finish(self, *, trust: Sequence[Trust] = (), command: str | None = None) -> Path:
         """Write the page and return its path.
@@ -194,7 +184,7 @@ class Report:
             partial.unlink(missing_ok=True)
         return self._path
 
-    def _page(self, trust: Sequence[Trust], command: str | None) -> Any:
+    def _page(self, trust: Sequence[Trust], command: str | None) -> "TemplateStream":
         from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
         from markupsafe import Markup  # noqa: PLC0415
 
@@ -220,54 +210,86 @@ class Report:
             versions={"guided-backprop": __version__, **versions()},
         )
 
-    def _label(self, label: Any) -> str:
+    def _label(self, label: NumpyArray | np.generic | int) -> str:
         return label_text(label, self._class_names)
 
-    def _best(self, explained: Explanations) -> list[list[tuple[float, str]]]:
+    def _entry(
+        self,
+        name: str,
+        image: NumpyArray,
+        maps: Mapping[str, NumpyArray],
+        explained: Explanations,
+        rivals: Sequence[Rival],
+    ) -> _Entry:
+        label = self._label(explained.labels[0])
+        guided, plain = (edge_correlation(image, maps[method]) for method in ("GuidedBackprop", "Saliency"))
+        return _Entry(
+            name=name,
+            label=label,
+            score=float(explained.scores[0]),
+            size=(image.shape[1], image.shape[0]),
+            best=self._best(explained),
+            photo=data_uri(picture(image)),
+            maps=self._maps(image, maps),
+            likeness=Likeness(label, rivals, guided, plain),
+        )
+
+    def _best(self, explained: Explanations) -> list[tuple[float, str]]:
         shares = probabilities(explained.outputs, explained.head)
         if shares is None:
-            return [[] for _ in range(len(explained))]
-        order = np.argsort(-shares, axis=1, kind="stable")[:, :_TOP].tolist()
-        return [[(float(row[each]), self._label(each)) for each in top] for row, top in zip(shares, order, strict=True)]
+            return []
+        return [(float(shares[0, label]), self._label(label)) for label in best_classes(shares[0])]
 
-    def _maps(self, image: NDArray[Any], maps: Mapping[str, NDArray[Any]]) -> list[_Map]:
-        signed = [
-            _Map(method, "signed, grey is 0", data_uri(colour_picture(values, self._percentile)))
-            for method, values in maps.items()
-            if method != "GradCAM"
+    def _maps(self, image: NumpyArray, maps: Mapping[str, NumpyArray]) -> list[_Map]:
+        signed = [(method, PANELS["colour"]) for method in maps if method != "GradCAM"]
+        over = [(method, PANELS["overlay"]) for method in ("GuidedBackprop", "GradCAM") if method in maps]
+        return [
+            _Map(method, panel.photo_caption, data_uri(panel.picture(image, maps[method], self._percentile)))
+            for method, panel in [*signed, *over]
         ]
-        over = [
-            _Map(method, "magnitude, over the photo", data_uri(overlay(image, maps[method], self._percentile)))
-            for method in ("GuidedBackprop", "GradCAM")
-            if method in maps
-        ]
-        return signed + over
 
-    def _rivals(self, found: Sequence[Explanations]) -> list[list[Rival]]:
+    def _rivals(self, explained: Sequence[Explanations]) -> list[list[Rival]]:
         """Return for each image how alike its maps are to those of other classes; nothing without classes."""
-        images, outputs, labels = found[0].images, found[0].outputs, found[0].labels
-        if outputs.ndim != 2 or outputs.shape[1] < 2 or labels.ndim != 1 or labels.dtype.kind != "i":
-            return [[] for _ in labels]
-        order = np.argsort(-outputs, axis=1, kind="stable")
-        ranks = np.array([ranked[ranked != label] for ranked, label in zip(order, labels, strict=True)])
-        # The two next best, and the last; of few classes there are not so many.
-        last = ranks.shape[1] - 1
-        chosen = ranks[:, sorted({0, min(1, last), last})]
-        others = compare(images, chosen, [self._methods[0], self._methods[2]])
-        pairs = zip((found[0], found[2]), others, strict=True)
-        plain, guided = [(np.asarray(own), np.asarray(other)) for own, other in pairs]
+        first = explained[_PLAIN]
+        if not _has_classes(first):
+            return [[] for _ in range(len(first))]
+        chosen = _other_classes(first.outputs, first.labels)
+        others = compare(first.images, chosen, [self._methods[_PLAIN], self._methods[_GUIDED]])
+        plain, guided = _cosines(first, others[0]), _cosines(explained[_GUIDED], others[1])
+        # Of three classes or fewer the last is one of the next best.
+        is_told = first.outputs.shape[1] > 3
         return [
             [
                 Rival(
-                    self._label(each),
-                    guided=cosine(guided[0][row], guided[1][row, place]),
-                    plain=cosine(plain[0][row], plain[1][row, place]),
-                    is_lowest=last > 1 and outputs[row, each] == outputs[row].min(),
+                    self._label(label),
+                    guided=guided[row][place],
+                    plain=plain[row][place],
+                    is_lowest=is_told and bool(first.outputs[row, label] == first.outputs[row].min()),
                 )
-                for place, each in enumerate(ids)
+                for place, label in enumerate(labels)
             ]
-            for row, ids in enumerate(chosen.tolist())
+            for row, labels in enumerate(chosen.tolist())
         ]
+
+
+def _has_classes(explanations: Explanations) -> bool:
+    """Tell whether class ids were explained, and there are others."""
+    outputs, labels = explanations.outputs, explanations.labels
+    return outputs.ndim == 2 and outputs.shape[1] > 1 and labels.ndim == 1 and labels.dtype.kind == "i"
+
+
+def _other_classes(outputs: NumpyArray, labels: NumpyArray) -> NDArray[np.intp]:
+    """Return for each image the two next best classes, and the last; of few classes there are not so many."""
+    order = np.argsort(-outputs, axis=1, kind="stable")
+    ranks = np.array([ranked[ranked != label] for ranked, label in zip(order, labels, strict=True)])
+    last = ranks.shape[1] - 1
+    return np.asarray(ranks[:, sorted({0, min(1, last), last})])
+
+
+def _cosines(explanations: Explanations, others: Explanations) -> list[list[float | None]]:
+    """Return for each image how alike its map is to those of other labels."""
+    pairs = zip(np.asarray(explanations), np.asarray(others), strict=True)
+    return [[cosine(attribution, other) for other in of_others] for attribution, of_others in pairs]
 
 
 def randomised(check: SanityCheck) -> Trust:
@@ -276,9 +298,9 @@ def randomised(check: SanityCheck) -> Trust:
     places |= {"edges in the image": ("edges", ""), "random maps": ("random", "")}
     rows = []
     for title, place in places.items():
-        found = {metric: row for metric in METRICS if (row := check.row(*place, metric))}
-        if found:
-            numbers = {METRICS[metric]: number(row.mean, 2) for metric, row in found.items()}
+        means = {METRICS[metric]: row.mean for metric in METRICS if (row := check.row(*place, metric))}
+        if means:
+            numbers = {name: number(mean, 2) for name, mean in means.items()}
             rows.append({f"{check.method}, layers randomised": title, **numbers})
     figure = io.BytesIO()
     check.plot().savefig(figure, format="png", dpi=110)
@@ -293,13 +315,7 @@ def check_ready(path: str | os.PathLike[str], *, overwrite: bool = False) -> Non
         MissingExtraError: Jinja2 or scikit-image is not installed.
     """
     for package, name in (("jinja2", "Jinja2"), ("skimage.filters", "scikit-image"), ("scipy.stats", "SciPy")):
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise MissingExtraError(
-                f"a report needs {name}; received an environment without it. "
-                "Run: pip install 'guided-backprop[report]'."
-            ) from error
+        _check_installed(package, name)
     if Path(path).is_dir():
         raise OutputExistsError(
             f"path must be a file; received path={str(path)!r}, which is a folder. Name a file in it."
@@ -311,21 +327,31 @@ def check_ready(path: str | os.PathLike[str], *, overwrite: bool = False) -> Non
         )
 
 
-def _pictures(found: Sequence[Explanations], names: Sequence[str]) -> tuple[NDArray[Any], Mapping[str, NDArray[Any]]]:
+def _check_installed(package: str, name: str) -> None:
+    try:
+        import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"a report needs {name}; received an environment without it. Run: pip install 'guided-backprop[report]'."
+        ) from error
+
+
+def _pictures(explained: Sequence[Explanations], names: Sequence[str]) -> tuple[NumpyArray, Mapping[str, NumpyArray]]:
     """Return the images and the maps of each method, channels last."""
-    first = found[0]
+    first = explained[0]
     if first.scores.ndim > 1 or isinstance(names, str) or len(names) != len(first):
         raise OptionError(
             f"a report needs one name and one label per image; received {len(names)} names and labels of shape "
             f"{first.scores.shape} for {len(first)} images. Pass one of each, or no labels."
         )
-    pairs = [as_pictures(each.images, each.attribution, each.channel_axis, is_reduced=False) for each in found]
-    if pairs[0] is None:
+    pairs = {explanations.method: explanations.pictures() for explanations in explained}
+    images = pairs[first.method]
+    if images is None:
         raise ImageError(
             "a report needs pictures (N, C, H, W) or (N, H, W, C); received images of shape "
             f"{tuple(first.images.shape)}. Use plot() for what is none."
         )
-    return pairs[0][0], {each.method: pair[1] for each, pair in zip(found, pairs, strict=True) if pair is not None}
+    return images[0], {method: pair[1] for method, pair in pairs.items() if pair is not None}
 
 
 def _file(name: str) -> str:

@@ -21,16 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from guided_backprop.arrays import as_numpy, as_pictures
+from guided_backprop.arrays import as_numpy
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.record import Record
-from guided_backprop.show.render import colour_picture, heatmap, overlay
+from guided_backprop.show.panels import MAPS
 from guided_backprop.version import __version__
 
 SCHEMA_VERSION = 1
 ARRAYS = "attribution.safetensors"
 MANIFEST = "manifest.json"
+
+_SAVED = [panel for panel in MAPS if panel.ending is not None]
+_PICTURE_NAME = re.compile(rf"[\w-]+({'|'.join(re.escape(str(panel.ending)) for panel in _SAVED)})")
 
 # File systems end at 255 bytes; this leaves room for "_overlay.png" and a number.
 _LONGEST_STEM = 150
@@ -150,28 +153,17 @@ class ExplanationFolder:
         return list(names)
 
     def _write_pictures(self, explanations: Record, names: Sequence[str]) -> list[dict[str, str]]:
-        pixels = as_pictures(
-            explanations.images,
-            explanations.attribution,
-            explanations.channel_axis,
-            is_reduced=explanations.reducer is not None,
-        )
+        pixels = explanations.pictures()
         place = self._place()
         if pixels is None:
             return [{} for _ in names]
-        files = []
+        files: list[dict[str, str]] = []
         for name, image, attribution in zip(names, *pixels, strict=True):
             stem = _stem(name, self._taken)
-            heat = np.floor(heatmap(attribution, self._percentile) * 255 + 0.5).astype(np.uint8)
-            pictures = {
-                "colour": colour_picture(attribution, self._percentile),
-                "heatmap": heat,
-                "overlay": overlay(image, attribution, self._percentile),
-            }
-            kinds = {kind: f"{stem}_{kind}.png" for kind in pictures}
-            for kind, values in pictures.items():
-                Image.fromarray(values).save(place / kinds[kind])
-            files.append(kinds)
+            files.append({panel.name: f"{stem}{panel.ending}" for panel in _SAVED})
+            for panel in _SAVED:
+                picture = panel.picture(image, attribution, self._percentile)
+                Image.fromarray(picture).save(place / f"{stem}{panel.ending}")
         return files
 
     def _manifest(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -267,6 +259,4 @@ def _listed_files(folder: Path) -> list[str]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
     # A manifest is data, not permission: only plain picture names inside the folder are ever removed.
-    return [
-        name for name in files if isinstance(name, str) and re.fullmatch(r"[\w-]+_(colour|heatmap|overlay)\.png", name)
-    ]
+    return [name for name in files if isinstance(name, str) and _PICTURE_NAME.fullmatch(name)]

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy, channels_last
+from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.labels.names import label_text
 from guided_backprop.record import Record
 from guided_backprop.show.embed import data_uri
-from guided_backprop.show.render import DIVERGING, colour_picture, diverging, overlay, picture
-
-Array = NDArray[Any]
+from guided_backprop.show.layouts import strongest_slices
+from guided_backprop.show.panels import PANELS, Panel, signed_panel
+from guided_backprop.show.render import LOWERS, RAISES, Picture, diverging
 
 _MOST_ROWS, _MOST_FEATURES, _MOST_CHANNELS, _MOST_STEPS = 6, 8, 12, 600
 _SIDE = 160
@@ -31,9 +29,10 @@ def html(explanations: Record) -> str:
 
 
 def _page(explanations: Record) -> str:
+    count = len(explanations)
     about = (
         f"<b>{escape(explanations.method)}</b> of {escape(explanations.model)}: "
-        f"{len(explanations)} {'image' if len(explanations) == 1 else 'images'}, {escape(str(explanations.coverage))}"
+        f"{count} {'image' if count == 1 else 'images'}, {escape(str(explanations.coverage))}"
     )
     parts = [f"<div>{about}</div>"]
     if isinstance(explanations.images, (tuple, Mapping)):
@@ -48,63 +47,58 @@ def _page(explanations: Record) -> str:
 def _table(explanations: Record) -> str:
     rows = explanations[:_MOST_ROWS].one_label_a_row()[:_MOST_ROWS]
     count = explanations.scores.size
-    found = channels_last(rows.images, rows.attribution, rows.channel_axis, is_reduced=rows.reducer is not None)
-    images, maps = (as_numpy(rows.images), as_numpy(rows.attribution)) if found is None else found
+    images, maps = rows.channels_last() or (as_numpy(rows.images), as_numpy(rows.attribution))
     cells = {2: _features, 3: _series, 4: _pictures, 5: _slices}.get(images.ndim, _shapes)
     lines = []
     for image, attribution, label, score in zip(images, maps, rows.labels, rows.scores, strict=True):
         shown = "".join(f"<td {_CELL}>{cell}</td>" for cell in cells(image, attribution))
         lines.append(f"<tr><td {_CELL}>{escape(label_text(label))}<br>score {score:.4g}</td>{shown}</tr>")
-    names = _names(maps) if images.ndim in (4, 5) else ("attribution",)
-    head = "".join(f"<th {_CELL}>{name}</th>" for name in ("explained", *names))
+    captions = [panel.caption for panel in _panels(maps)] if cells in (_pictures, _slices) else ["attribution"]
+    head = "".join(f"<th {_CELL}>{caption}</th>" for caption in ("explained", *captions))
     rest = f"<div>{len(rows)} of {count} are shown.</div>" if count > len(rows) else ""
     if images.ndim > 2:
         rest += "<div>Full strength: percentile 99 of a map's magnitudes.</div>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{rest}"
 
 
-def _names(maps: Array) -> tuple[str, ...]:
-    return "image", f"signed, {'grey' if maps.shape[-1] == 3 else 'white'} is 0", "magnitude over the image"
+def _panels(attribution: NumpyArray) -> tuple[Panel, ...]:
+    return PANELS["image"], signed_panel(attribution.shape[-1]), PANELS["overlay"]
 
 
-def _pictures(image: Array, attribution: Array) -> list[str]:
-    signed = colour_picture(attribution) if attribution.shape[-1] == 3 else diverging(attribution)
-    panels = (picture(image), signed, overlay(image, attribution))
-    return [_image(panel, name) for panel, name in zip(panels, _names(attribution), strict=True)]
+def _pictures(image: NumpyArray, attribution: NumpyArray) -> list[str]:
+    return [_image(panel.picture(image, attribution), panel.caption) for panel in _panels(attribution)]
 
 
-def _slices(volume: Array, attribution: Array) -> list[str]:
-    magnitude = np.abs(attribution.astype(np.float64)).max(axis=-1)
-    strongest = int((magnitude / (magnitude.max() or 1)).sum(axis=(1, 2)).argmax())
+def _slices(volume: NumpyArray, attribution: NumpyArray) -> list[str]:
+    (strongest,) = strongest_slices(attribution, 1)
     image, *maps = _pictures(volume[strongest], attribution[strongest])
     return [f"{image}<br>slice {strongest} of {len(volume)}", *maps]
 
 
-def _image(pixels: Array, name: str) -> str:
+def _image(pixels: Picture, caption: str) -> str:
     height, width = pixels.shape[:2]
     side = _SIDE / max(height, width)
     kind = "auto" if side < 1 else "pixelated"
     size = f'width="{max(round(width * side), 1)}" height="{max(round(height * side), 1)}"'
-    return f'<img src="{data_uri(pixels, 2 * _SIDE)}" alt="{name}" {size} style="image-rendering:{kind}">'
+    return f'<img src="{data_uri(pixels, 2 * _SIDE)}" alt="{caption}" {size} style="image-rendering:{kind}">'
 
 
-def _series(series: Array, attribution: Array) -> list[str]:
+def _series(series: NumpyArray, attribution: NumpyArray) -> list[str]:
     """Draw the lines of a few channels, and below them a strip of the map: a line per channel, a column per step."""
-    values = _columns(series.astype(np.float64).T[:_MOST_CHANNELS])
-    peak = np.abs(values).max() or 1
-    values = values / peak
-    low, high = min(values.min(), 0), max(values.max(), 0)
-    steps = np.arange(values.shape[1]) + 0.5
+    channels = _columns(series.astype(np.float64).T[:_MOST_CHANNELS])
+    channels = channels / (np.abs(channels).max() or 1)
+    low, high = min(channels.min(), 0), max(channels.max(), 0)
+    steps = np.arange(channels.shape[1]) + 0.5
     lines = []
-    for row, line in enumerate(values):
-        heights = 58 - 56 * (line - low) / ((high - low) or 1)
+    for row, channel in enumerate(channels):
+        heights = 58 - 56 * (channel - low) / ((high - low) or 1)
         points = " ".join(f"{step:g},{height:.1f}" for step, height in zip(steps, heights, strict=True))
         lines.append(
             f'<polyline points="{points}" fill="none" stroke="{_LINES[row % len(_LINES)]}" '
             'vector-effect="non-scaling-stroke"/>'
         )
     strip = data_uri(diverging(_columns(attribution.T[:_MOST_CHANNELS])), _MOST_STEPS)
-    width, height = values.shape[1], 60 + 8 * min(attribution.shape[-1], _MOST_CHANNELS)
+    width, height = channels.shape[1], 60 + 8 * min(attribution.shape[-1], _MOST_CHANNELS)
     return [
         f'<svg viewBox="0 0 {width} {height}" width="480" height="{height}" preserveAspectRatio="none" role="img" '
         f'aria-label="series, and its attribution below it">{"".join(lines)}<image href="{strip}" y="60" '
@@ -112,31 +106,31 @@ def _series(series: Array, attribution: Array) -> list[str]:
     ]
 
 
-def _columns(values: Array) -> Array:
-    """Return ``(C, L)`` values with a bounded L: of neighbouring steps the one of the largest magnitude."""
-    if values.shape[1] <= _MOST_STEPS:
-        return values
-    parts = np.array_split(values, _MOST_STEPS, axis=1)
+def _columns(channels: NumpyArray) -> NumpyArray:
+    """Return channels ``(C, L)`` with a bounded L: of neighbouring steps the one of the largest magnitude."""
+    if channels.shape[1] <= _MOST_STEPS:
+        return channels
+    parts = np.array_split(channels, _MOST_STEPS, axis=1)
     strongest = [np.take_along_axis(part, np.abs(part).argmax(axis=1, keepdims=True), axis=1) for part in parts]
     return np.concatenate(strongest, axis=1)
 
 
-def _features(row: Array, attribution: Array) -> list[str]:
+def _features(row: NumpyArray, attribution: NumpyArray) -> list[str]:
     """Write the strongest features as a table with bars."""
-    values = attribution.astype(np.float64)
-    order = np.argsort(-np.abs(values), kind="stable")[:_MOST_FEATURES]
-    peak = np.abs(values).max(initial=0) or 1
+    moves = attribution.astype(np.float64)
+    strongest = np.argsort(-np.abs(moves), kind="stable")[:_MOST_FEATURES]
+    peak = np.abs(moves).max(initial=0) or 1
     lines = []
-    for each in order:
-        colour = ",".join(map(str, DIVERGING[6 if values[each] > 0 else 2]))
-        bar = f"width:{120 * abs(values[each] / peak):.0f}px;height:10px;background:rgb({colour})"
+    for feature in strongest:
+        colour = ",".join(map(str, RAISES if moves[feature] > 0 else LOWERS))
+        bar = f"width:{120 * abs(moves[feature] / peak):.0f}px;height:10px;background:rgb({colour})"
         lines.append(
-            f"<tr><td {_CELL}>feature {each} = {row[each]:.3g}</td><td {_CELL}>{values[each]:+.3g}</td>"
+            f"<tr><td {_CELL}>feature {feature} = {row[feature]:.3g}</td><td {_CELL}>{moves[feature]:+.3g}</td>"
             f'<td {_CELL}><div style="{bar}"></div></td></tr>'
         )
-    rest = f"<div>the strongest of {len(values)}</div>" if len(values) > len(order) else ""
+    rest = f"<div>the strongest of {len(moves)}</div>" if len(moves) > len(strongest) else ""
     return [f"<table>{''.join(lines)}</table>{rest}"]
 
 
-def _shapes(_image: Array, attribution: Array) -> list[str]:
+def _shapes(_image: NumpyArray, attribution: NumpyArray) -> list[str]:
     return [f"{attribution.dtype} of shape {attribution.shape}"]

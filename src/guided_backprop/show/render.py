@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from guided_backprop.errors import ImageError, OptionError
 
+# ``(H, W)`` or ``(H, W, C)``, of real numbers.
+Pixels = NDArray[np.number[Any] | np.bool_]
+# ``(H, W, 3)``, or ``(H, W)`` in grey.
 Picture = NDArray[np.uint8]
+# Which of an attribution's channels a picture shows: each, their mean, or the largest magnitude among them.
+Channels = Literal["colour", "diverging", "heatmap"]
 
 # Black, purple, red, orange, pale yellow: lightness rises evenly along the ramp, so the order of values
 # is seen without a legend, in print, and by colour-blind readers. Nine points of "inferno" (CC0).
@@ -47,13 +52,16 @@ DIVERGING = np.array(
     ]
 )
 
+# A bar's colours, where a table's feature raises or lowers the score.
+RAISES, LOWERS = DIVERGING[6], DIVERGING[2]
+
 # How much of its brightness the image keeps under an overlay: enough to be recognised, too little to
 # outshine the bright end of the ramp.
 _DIMMED = 0.5
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def heatmap(attribution: NDArray[Any], percentile: float = 99.0) -> NDArray[np.float64]:
+def heatmap(attribution: Pixels, percentile: float = 99.0) -> NDArray[np.float64]:
     """Return how strongly each pixel moves the score, regardless of the sign and the channel.
 
     The largest magnitude over the channels, divided by the stated percentile of all pixels, clipped to 1.
@@ -84,7 +92,7 @@ def heatmap(attribution: NDArray[Any], percentile: float = 99.0) -> NDArray[np.f
     return _scaled(magnitude, percentile)
 
 
-def colour_picture(attribution: NDArray[Any], percentile: float = 99.0) -> Picture:
+def colour_picture(attribution: Pixels, percentile: float = 99.0) -> Picture:
     """Return the classic picture of an attribution: zero is mid-grey, positive brighter, negative darker.
 
     ``0.5 + 0.5 * a / p``, with p the stated percentile of all magnitudes, clipped. Three channels are
@@ -108,10 +116,10 @@ def colour_picture(attribution: NDArray[Any], percentile: float = 99.0) -> Pictu
         >>> colour_picture(np.array([[-3.0, 0.0, 3.0]]))[0, :, 0]
         array([  0, 128, 255], dtype=uint8)
     """
-    return _bytes(0.5 + 0.5 * _scaled(_shown(attribution, "colour"), percentile))
+    return as_bytes(0.5 + 0.5 * _scaled(_shown(attribution, "colour"), percentile))
 
 
-def diverging(attribution: NDArray[Any], percentile: float = 99.0) -> Picture:
+def diverging(attribution: Pixels, percentile: float = 99.0) -> Picture:
     """Return the signed map from blue over white to red: white is zero, red raises the score, blue lowers it.
 
     Of several channels the mean is shown: what moves the score when all channels of a pixel rise together. Channels
@@ -134,12 +142,10 @@ def diverging(attribution: NDArray[Any], percentile: float = 99.0) -> Picture:
         >>> diverging(np.array([[-3.0, 0.0, 3.0]]))[0].tolist()
         [[5, 48, 97], [255, 255, 255], [103, 0, 31]]
     """
-    return _bytes(_ramped(0.5 + 0.5 * _scaled(_shown(attribution, "diverging"), percentile), DIVERGING))
+    return as_bytes(_ramped(0.5 + 0.5 * _scaled(_shown(attribution, "diverging"), percentile), DIVERGING))
 
 
-def scale(
-    attribution: NDArray[Any], percentile: float = 99.0, *, of: Literal["colour", "diverging", "heatmap"] = "heatmap"
-) -> float:
+def scale(attribution: Pixels, percentile: float = 99.0, *, of: Channels = "heatmap") -> float:
     """Return the magnitude that a picture shows in full strength; 0 if the attribution is all zero.
 
     Args:
@@ -160,7 +166,7 @@ def scale(
     return _scale(_shown(attribution, of), percentile)
 
 
-def overlay(image: NDArray[Any], attribution: NDArray[Any], percentile: float = 99.0, opacity: float = 0.9) -> Picture:
+def overlay(image: Pixels, attribution: Pixels, percentile: float = 99.0, opacity: float = 0.9) -> Picture:
     """Return the heatmap in colour over the image, which is shown dimmed and without its own colours.
 
     From black over red to pale yellow the heatmap rises from 0 to 1. It covers the image the more the
@@ -200,10 +206,10 @@ def overlay(image: NDArray[Any], attribution: NDArray[Any], percentile: float = 
         )
     grey = _DIMMED * (background / 255.0) @ _LUMA
     cover = opacity * heat[..., np.newaxis]
-    return _bytes((1 - cover) * grey[..., np.newaxis] + cover * _ramped(heat, RAMP))
+    return as_bytes((1 - cover) * grey[..., np.newaxis] + cover * _ramped(heat, RAMP))
 
 
-def picture(image: NDArray[Any]) -> Picture:
+def picture(image: Pixels) -> Picture:
     """Return an image for display, whatever range its preprocessing gave it.
 
     All channels together are stretched from the image's minimum to its maximum; an image of one value is
@@ -229,10 +235,10 @@ def picture(image: NDArray[Any]) -> Picture:
     if low == high:
         return np.full(colours.shape, 128, np.uint8)
     # Halved first: the distance between the ends of the float range is not a float.
-    return _bytes((colours / 2 - low / 2) / (high / 2 - low / 2))
+    return as_bytes((colours / 2 - low / 2) / (high / 2 - low / 2))
 
 
-def _pixels(values: NDArray[Any], name: str) -> NDArray[np.float64]:
+def _pixels(values: Pixels, name: str) -> NDArray[np.float64]:
     """Return ``values`` as finite float64 pixels ``(H, W, C)``."""
     array = np.asarray(values)
     if array.ndim not in (2, 3) or array.size == 0:
@@ -261,13 +267,13 @@ def _colours(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.repeat(grey, 3, axis=2)
 
 
-def _shown(attribution: NDArray[Any], what: str) -> NDArray[np.float64]:
+def _shown(attribution: Pixels, of: Channels) -> NDArray[np.float64]:
     """Return the values that a picture shows: of each channel, their mean, or the largest magnitude among them."""
     pixels = _pixels(attribution, "attribution")
-    if what == "heatmap":
+    if of == "heatmap":
         return np.asarray(np.abs(pixels).max(axis=2))
     # Divided before they are added, so that the sum stays a float.
-    return _colours(pixels) if what == "colour" else np.asarray((pixels / pixels.shape[2]).sum(axis=2))
+    return _colours(pixels) if of == "colour" else np.asarray((pixels / pixels.shape[2]).sum(axis=2))
 
 
 def _scale(values: NDArray[np.float64], percentile: float) -> float:
@@ -287,12 +293,12 @@ def _scaled(values: NDArray[np.float64], percentile: float) -> NDArray[np.float6
     return np.clip(values, -full, full) / full if full > 0 else np.zeros_like(values)
 
 
-def _ramped(shares: NDArray[np.float64], ramp: NDArray[Any]) -> NDArray[np.float64]:
+def _ramped(shares: NDArray[np.float64], ramp: NDArray[np.int_]) -> NDArray[np.float64]:
     """Return the ramp's colours ``(H, W, 3)``, in [0, 1], at values in [0, 1]."""
     points = np.linspace(0, 1, len(ramp))
     return np.stack([np.interp(shares, points, channel / 255.0) for channel in ramp.T], axis=2)
 
 
-def _bytes(shares: NDArray[np.float64]) -> Picture:
+def as_bytes(shares: NDArray[np.float64]) -> Picture:
     """Return values in [0, 1] as bytes; a half is 128."""
     return np.floor(shares * 255 + 0.5).astype(np.uint8)

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 import torch
 
-from guided_backprop import Coverage, Explanation, Explanations, GuidedBackprop, Nonlinearity, OptionError
+from guided_backprop import Coverage, Explanation, Explanations, GuidedBackprop, Nonlinearity, OptionError, SmoothGrad
+from guided_backprop.arrays import Inputs
 from guided_backprop.record import Record
 
 COUNT = 4
@@ -214,3 +215,33 @@ def test_the_words_of_each():
         assert repr(replace(explanations[1], label=label, score=score)) == f"Explanation({words}, {row}"
     both = replace(explanations[1], attribution=(VALUES[0], None))
     assert "shape=((3, 5, 5), None)" in repr(both)
+
+
+def test_the_words_of_a_method_around_another():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+    smooth = SmoothGrad(GuidedBackprop(model, reducer="sum"), samples=3)
+    described = "samples=3, noise=0.15, seed=0, form='mean'"
+    assert repr(smooth) == f"SmoothGrad(GuidedBackprop(Sequential, reducer='sum'), {described})"
+    assert smooth.name == f"SmoothGrad(GuidedBackprop, {described})"
+
+
+# What a model is given, in each form.
+
+
+@pytest.mark.parametrize("form", ["one", "tuple", "names"])
+def test_inputs_of_each_form(form):
+    image, row = VALUES, VALUES[:, 0, 0]
+    images = {"one": image, "tuple": (image, row), "names": {"image": image, "row": row}}[form]
+    inputs = Inputs.of(images)
+    assert inputs.count == COUNT
+    assert list(inputs.names) == {"one": [0], "tuple": [0, 1], "names": ["image", "row"]}[form]
+    assert inputs.form == Inputs.of(inputs.rows(slice(2)).images).form
+    assert inputs.form != Inputs.of({"row": row, "image": image}).form
+    again = inputs.images
+    assert type(again) is type(images)
+    arrays = list(again.values()) if form == "names" else list(again) if form == "tuple" else [again]
+    assert all(found is given for found, given in zip(arrays, [image, row], strict=False))
+    doubled = inputs.map(lambda array, factor: array * factor, inputs.like([2, 3][: len(arrays)]))
+    for found, given, factor in zip(doubled.arrays, [image, row], [2, 3], strict=False):
+        np.testing.assert_array_equal(found, factor * given)
+    assert inputs.like([None] * len(arrays)).map(abs).arrays == [None] * len(arrays)

@@ -1,8 +1,9 @@
 """The arrays of any framework: as NumPy's, and as the several inputs of one model."""
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,59 @@ def rows_of(array: Array, index: "int | slice | NDArray[np.intp]") -> Tensor:
     if isinstance(index, np.ndarray) and tensorflow is not None and tensorflow.is_tensor(array):
         return tensorflow.gather(array, index)
     return array[index]
+
+
+@final
+@dataclass(frozen=True, eq=False, slots=True)
+class Inputs:
+    """What a model is given, or what belongs to that: which form it has is asked once, when this is made.
+
+    Attributes:
+        arrays: one for each input; None where there is none, as for the attribution of integers.
+        form: how they are given: one alone, several in a tuple, or by these names; equal for equal forms.
+    """
+
+    arrays: Sequence[Any]
+    form: Literal["one", "tuple"] | tuple[str, ...]
+
+    @classmethod
+    def of(cls, images: Images) -> Self:
+        """Return images as the user gives them: an array, a tuple, or a dictionary."""
+        if isinstance(images, tuple):
+            return cls(images, "tuple")
+        if isinstance(images, Mapping):
+            return cls(tuple(images.values()), tuple(images))
+        return cls((images,), "one")
+
+    @property
+    def images(self) -> Images:
+        """The arrays as the user gives them."""
+        if self.form == "one":
+            return self.arrays[0]
+        return tuple(self.arrays) if self.form == "tuple" else dict(zip(self.form, self.arrays, strict=True))
+
+    @property
+    def names(self) -> Sequence[str | int]:
+        """What the inputs are called: their names, or positions."""
+        return range(len(self.arrays)) if self.form in ("one", "tuple") else self.form
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return len(self.arrays[0])
+
+    def like(self, arrays: Sequence[Any]) -> "Inputs":
+        """Return other values in this form, one for each input."""
+        return Inputs(arrays, self.form)
+
+    def map(self, function: Callable[..., Any], *others: "Inputs") -> "Inputs":
+        """Apply a function to each input, and to what the others have beside it; None where there is none."""
+        rows = zip(self.arrays, *[other.arrays for other in others], strict=True)
+        return self.like([None if row[0] is None else function(*row) for row in rows])
+
+    def rows(self, index: int | slice | NDArray[np.intp]) -> "Inputs":
+        """Return some images: one, a range, or those at positions."""
+        return self.map(lambda array: rows_of(array, index))
 
 
 def inputs_of(images: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from guided_backprop.arrays import as_numpy, inputs_of, mapped
+from guided_backprop.arrays import Inputs, as_numpy
 from guided_backprop.errors import LabelError, OptionError
 from guided_backprop.methods import cam, gradients
 from guided_backprop.methods.method import Method
@@ -36,7 +36,7 @@ class Saliency:
         """Explain as :meth:`GuidedBackprop.attribute` does; ``abs`` returns magnitudes."""
         make = partial(gradients.Saliency, undo_head=False)
         signed = _attribution(make, self._model, inputs, target, additional_forward_args)
-        return mapped(lambda values: values.abs(), signed) if abs else signed
+        return Inputs.of(signed).map(lambda values: values.abs()).images if abs else signed
 
 
 class GuidedBackprop:
@@ -122,7 +122,7 @@ def _attribution(make: Callable[[Any], Method], model: Any, inputs: Any, target:
     if further is not None:
         layers = import_module("guided_backprop.backends.torch.layers")
         model = layers.with_arguments(model, further if isinstance(further, tuple) else (further,))
-    explanations = make(model).explain(inputs, _labels(target, len(inputs_of(inputs)[0])))
+    explanations = make(model).explain(inputs, _labels(target, Inputs.of(inputs).count))
     shape = explanations.outputs.shape
     if target is None and np.prod(shape[1:]) != 1:
         raise LabelError(

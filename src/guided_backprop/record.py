@@ -7,18 +7,7 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from guided_backprop.arrays import (
-    Array,
-    Images,
-    NumpyArray,
-    as_numpy,
-    as_pictures,
-    channels_last,
-    inputs_of,
-    like_inputs,
-    mapped,
-    rows_of,
-)
+from guided_backprop.arrays import Array, Images, Inputs, NumpyArray, as_numpy, as_pictures, channels_last
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError
 
@@ -82,9 +71,7 @@ class Record(Sequence[Explanation]):
     def __getitem__(self, index: Rows) -> Self: ...
     def __getitem__(self, index: int | Rows) -> Explanation | Self:
         where = _where(index, len(self))
-        attribution, images = (
-            mapped(lambda batch: rows_of(batch, where), batch) for batch in (self.attribution, self.images)
-        )
+        attribution, images = (Inputs.of(batch).rows(where).images for batch in (self.attribution, self.images))
         labels, scores, outputs = self.labels[where], self.scores[where], self.outputs[where]
         if isinstance(where, int):
             score = scores if np.ndim(scores) else float(scores)
@@ -104,14 +91,12 @@ class Record(Sequence[Explanation]):
 
     def by_input(self) -> dict[str | int, Self | None]:
         """Return what was found for each of several inputs, by its name or position; None for one of integers."""
-        names = self.images if isinstance(self.images, Mapping) else range(len(inputs_of(self.images)))
-        columns = map(inputs_of, (self.attribution, self.images, self.channel_axis))
-        return {
-            name: None
-            if attribution is None
-            else replace(self, attribution=attribution, images=images, channel_axis=axis)
-            for name, attribution, images, axis in zip(names, *columns, strict=True)
-        }
+        columns = (Inputs.of(batch).arrays for batch in (self.attribution, self.images, self.channel_axis))
+        by_input: dict[str | int, Self | None] = {}
+        for name, attribution, images, axis in zip(Inputs.of(self.images).names, *columns, strict=True):
+            one = replace(self, attribution=attribution, images=images, channel_axis=axis)
+            by_input[name] = None if attribution is None else one
+        return by_input
 
     def of_input(self, name: str | int) -> Self:
         """Return the explanations of one of several inputs, by its name or position.
@@ -208,8 +193,7 @@ def _no_index(index: object) -> OptionError:
 
 
 def _shape(attribution: Images) -> Any:
-    shapes = [None if values is None else tuple(values.shape) for values in inputs_of(attribution)]
-    return like_inputs(attribution, shapes)
+    return Inputs.of(attribution).map(lambda array: tuple(array.shape)).images
 
 
 def _brief(value: Any) -> str:

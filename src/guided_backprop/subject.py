@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Self
 
-from guided_backprop.arrays import inputs_of
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends import backend_of, framework_of
 from guided_backprop.backends.base import Backend, Setup
 from guided_backprop.backends.network import Network, name_of
@@ -114,7 +114,7 @@ class Subject(Setup):
             ImageError: the model is a plain function, and the images do not tell its framework.
             GuidedBackpropError: all that :meth:`check` raises.
         """
-        framework = framework_of(self.model, *inputs_of(images))
+        framework = framework_of(self.model, *Inputs.of(images).arrays)
         if framework is None:
             raise ImageError(
                 "images must be a tensor of the model's framework where the model is a plain function; "
@@ -172,7 +172,7 @@ class Subject(Setup):
 
     def _network(self, images: Any = None) -> Network | None:
         """Return the whole model as its framework asks it; None if nothing tells the framework."""
-        framework = framework_of(self.model, *inputs_of(images))
+        framework = framework_of(self.model, *Inputs.of(images).arrays)
         return None if framework is None else backend_of(framework).network_of(self.model)
 
     def _name_of(self, layer: Any) -> Any:

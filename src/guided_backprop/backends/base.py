@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import inputs_of
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends.network import Network
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, OptionError
@@ -126,7 +126,7 @@ class Backend(ABC):
 
     def check_images(self, images: Any) -> None:
         """Raise ImageError unless each input is a batch, and those that are explained are finite numbers."""
-        inputs = inputs_of(images)
+        inputs = Inputs.of(images).arrays
         for values in inputs:
             self.check_kind(values)
         explained = [values for values in inputs if self.is_floating(values)]

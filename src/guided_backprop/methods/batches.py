@@ -2,25 +2,25 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from guided_backprop.arrays import inputs_of, mapped
+from guided_backprop.arrays import Array, Images, Inputs, Labels, NumpyArray, Tensor
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError, OutOfMemoryError
 from guided_backprop.explanations import Explanations
-from guided_backprop.labels.label import Label
+from guided_backprop.labels.label import Label, Weighting
 from guided_backprop.labels.parse import parse_label
 
 _LOG = logging.getLogger("guided_backprop")
 
 
 #: Explains one batch by each of some methods.
-ExplainBatch = Callable[[Backend, Any, Weigh, Score | None], list[Attributed]]
+ExplainBatch = Callable[[Backend, Images, Weigh, Score | None], list[Attributed]]
 
 
 class Job(NamedTuple):
@@ -39,10 +39,10 @@ def explain_together(
     backend: Backend,
     jobs: list[Job],
     explain_batch: ExplainBatch,
-    images: Any,
-    labels: Any,
+    images: Images,
+    labels: Labels,
     *,
-    mask: Any,
+    mask: Array | None,
     batch_size: int | None,
 ) -> list[Explanations]:
     """Explain by several methods, batch by batch.
@@ -57,129 +57,146 @@ def explain_together(
         batch_size: how many images are explained at once; None for all.
     """
     backend.check_images(images)
-    axes = mapped(backend.channel_axis, images)
+    inputs = Inputs.of(images)
+    axes = inputs.map(backend.channel_axis)
     for job in jobs:
-        _check_reducer(job, images, axes)
-    count = len(inputs_of(images)[0])
+        _check_reducer(job, inputs, axes)
+    count = inputs.count
     target = parse_label(labels, count, mask)
     results = [_Result(job, backend, target, axes) for job in jobs]
     start, size = 0, batch_size or max(count, 1)
     while start < count:
         # The last batch takes images of the one before along, where one of another size would be compiled anew.
         first = max(0, min(start, count - size)) if backend.compiles_each_size else start
-        rows = images if size >= count else _rows(images, slice(first, first + size))
+        rows = inputs if size >= count else inputs.rows(slice(first, first + size))
         problem = _attempt(results, explain_batch, rows, first, start - first)
         if problem is None:
             start = first + size
             continue
         size = min(size, count - start) // 2
         if not size:
-            finished = tuple([result.explanations(_rows(images, slice(start)), 1) for result in results if start])
+            finished = tuple([result.explanations(inputs.rows(slice(start)), 1) for result in results if start])
             raise OutOfMemoryError(
                 f"one image must fit into memory; received {problem!r:.200} for images[{start}]. "
                 'Pass memory="lean", or smaller images; what was finished is in the error\'s attribute.',
                 finished,
             )
         _LOG.warning("memory ran out; going on with %d images at once, with the same result", size)
-    return [result.explanations(images, min(size, count)) for result in results]
+    return [result.explanations(inputs, min(size, count)) for result in results]
 
 
-def _attempt(results: list["_Result"], explain_batch: ExplainBatch, images: Any, start: int, known: int) -> str | None:
+def _attempt(
+    results: list["_Result"], explain_batch: ExplainBatch, inputs: Inputs, start: int, known: int
+) -> str | None:
     """Explain one batch and add it to the results, but for the first ``known`` images.
 
     If memory ran out, return the error's words instead.
     """
     target, backend = results[0].target, results[0].backend
 
-    def weigh(outputs: Any) -> Any:
+    def weigh(outputs: NumpyArray) -> list[Weighting]:
         return target.weigh(outputs, start, _axis(backend, outputs))
 
     try:
-        batches = explain_batch(backend, images, weigh, target.score)
-        found = [result.put_together(batch) for result, batch in zip(results, batches, strict=True)]
+        batches = explain_batch(backend, inputs.images, weigh, target.score)
+        parts = [result.put_together(batch) for result, batch in zip(results, batches, strict=True)]
     except Exception as error:
         if backend.is_out_of_memory(error):
             # The words alone: the error holds on to what the batch had allocated.
             return str(error)
         raise
-    for result, batch in zip(results, found, strict=True):
-        result.batches.append(_after(batch, known) if known else batch)
+    for result, part in zip(results, parts, strict=True):
+        result.parts.append(part.after(known) if known else part)
     return None
+
+
+class Part(NamedTuple):
+    """What was found for a batch, in the form of the result.
+
+    Attributes:
+        attribution: with channels reduced; ``(N, K, ...)`` for K labels of each image.
+        scores: ``(N,)`` or ``(N, K)``.
+        outputs: the model's own output.
+        coverage: the non-linearities on the path from score to image.
+        head: the final softmax or sigmoid that was undone, or None.
+    """
+
+    attribution: Inputs
+    scores: NDArray[np.float64]
+    outputs: NumpyArray
+    coverage: Coverage
+    head: str | None
+
+    def after(self, known: int) -> "Part":
+        """Return what was found for the images after the first ``known`` ones."""
+        rows = slice(known, None)
+        attribution, scores, outputs = self.attribution.rows(rows), self.scores[rows], self.outputs[rows]
+        return self._replace(attribution=attribution, scores=scores, outputs=outputs)
 
 
 class _Result:
     """What one method found so far."""
 
-    def __init__(self, job: Job, backend: Backend, target: Label, axes: Any) -> None:
+    def __init__(self, job: Job, backend: Backend, target: Label, axes: Inputs) -> None:
         self.job, self.backend, self.target = job, backend, target
-        self.batches: list[Attributed] = []
+        self.parts: list[Part] = []
         self._axes = axes
 
-    def put_together(self, batch: Attributed) -> Attributed:
+    def put_together(self, batch: Attributed) -> Part:
         """Bring one batch into the form of the result."""
         is_many = self.target.is_many(batch.outputs)
         return put_together(self.backend, batch, self.job.reducer, self._axes, is_many=is_many)
 
-    def explanations(self, images: Any, size: int) -> Explanations:
+    def explanations(self, inputs: Inputs, size: int) -> Explanations:
         """Return the explanations of these images, the first ones; ``size`` were explained at once."""
-        backend, target, count = self.backend, self.target, len(inputs_of(images)[0])
-        batches = self.batches
-        if not batches:
-            batches = [put_together(backend, _nothing(backend, images), self.job.reducer, self._axes, is_many=False)]
-        outputs = np.concatenate([batch.outputs for batch in batches])
+        backend, target, count = self.backend, self.target, inputs.count
+        parts = self.parts
+        if not parts:
+            parts = [put_together(backend, _nothing(backend, inputs), self.job.reducer, self._axes, is_many=False)]
+        first, *others = [part.attribution for part in parts]
+        outputs = np.concatenate([part.outputs for part in parts])
         scores = target.scores(outputs)
         labels = target.explained(outputs, _axis(backend, outputs))[:count] if count else np.zeros(0, np.int64)
         return Explanations(
-            attribution=mapped(lambda *parts: backend.concatenate(parts), *[batch.attribution for batch in batches]),
-            images=images,
+            attribution=first.map(lambda *batches: backend.concatenate(batches), *others).images,
+            images=inputs.images,
             labels=labels,
-            scores=np.concatenate([batch.scores for batch in batches]) if scores is None else scores,
+            scores=np.concatenate([part.scores for part in parts]) if scores is None else scores,
             outputs=outputs,
-            coverage=Coverage.merge([batch.coverage for batch in batches]),
+            coverage=Coverage.merge([part.coverage for part in parts]),
             method=self.job.name,
             model=backend.name,
-            head=batches[0].head,
+            head=parts[0].head,
             reducer=self.job.reducer,
-            channel_axis=self._axes,
+            channel_axis=self._axes.images,
             batch_size=size,
         )
 
 
-def put_together(backend: Backend, batch: Attributed, reducer: str | None, axes: Any, *, is_many: bool) -> Attributed:
+def put_together(backend: Backend, batch: Attributed, reducer: str | None, axes: Inputs, *, is_many: bool) -> Part:
     """Reduce channels, and put what belongs to the labels of each image beside each other."""
-    found = [mapped(partial(_reduced, backend, reducer), each, axes) for each in batch.attribution]
-    if is_many:
-        attribution = mapped(lambda *labels: backend.stack(labels), *found)
-        return replace(batch, attribution=attribution, scores=batch.scores.T)
-    return replace(batch, attribution=found[0], scores=batch.scores[0])
+    first, *others = [Inputs.of(label).map(partial(_reduced, backend, reducer), axes) for label in batch.attribution]
+    attribution = first.map(lambda *labels: backend.stack(labels), *others) if is_many else first
+    scores = batch.scores.T if is_many else batch.scores[0]
+    return Part(attribution, scores, batch.outputs, batch.coverage, batch.head)
 
 
-def _reduced(backend: Backend, reducer: str | None, attribution: Any, axis: int | None) -> Any:
+def _reduced(backend: Backend, reducer: str | None, attribution: Array, axis: int | None) -> Tensor:
     return attribution if reducer is None or axis is None else backend.reduce(attribution, reducer, axis)
 
 
-def _check_reducer(job: Job, images: Any, axes: Any) -> None:
-    if job.reducer is not None and not any(axis is not None for axis in inputs_of(axes)):
-        shapes = ", ".join(str(tuple(values.shape)) for values in inputs_of(images))
+def _check_reducer(job: Job, inputs: Inputs, axes: Inputs) -> None:
+    if job.reducer is not None and not any(axis is not None for axis in axes.arrays):
+        shapes = ", ".join(str(tuple(array.shape)) for array in inputs.arrays)
         raise OptionError(f"reducer needs images with channels; received images of shape {shapes}. Pass None.")
 
 
-def _nothing(backend: Backend, images: Any) -> Attributed:
+def _nothing(backend: Backend, inputs: Inputs) -> Attributed:
     """Explain a batch of no images: the model is not run, so nothing is known of its outputs."""
-    explained = mapped(lambda values: backend.empty_like(values) if backend.is_floating(values) else None, images)
-    return Attributed([explained], np.zeros((1, 0)), np.zeros(0), Coverage(), None)
+    explained = inputs.map(lambda array: backend.empty_like(array) if backend.is_floating(array) else None)
+    return Attributed([explained.images], np.zeros((1, 0)), np.zeros(0), Coverage(), None)
 
 
-def _after(batch: Attributed, known: int) -> Attributed:
-    """Return what was found for the images after the first ``known`` ones, of a batch that was put together."""
-    attribution: Any = mapped(lambda values: values[known:], batch.attribution)
-    return replace(batch, attribution=attribution, scores=batch.scores[known:], outputs=batch.outputs[known:])
-
-
-def _rows(images: Any, rows: slice) -> Any:
-    return mapped(lambda values: values[rows], images)
-
-
-def _axis(backend: Backend, outputs: Any) -> int:
+def _axis(backend: Backend, outputs: NumpyArray) -> int:
     """Return the axis of an output's channels."""
     return backend.channel_axis(outputs) or 1

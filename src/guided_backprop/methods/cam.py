@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import inputs_of, mapped
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.methods.method import Method, Reducer
@@ -143,7 +143,10 @@ class GuidedGradCAM(Method):
         cams = _cams(inside, images, inside.attribute(images, weigh, [PLAIN], score)[0], self.interpolation)
         guided = super().explain_batch(backend, images, weigh, score)
         pairs = zip(guided.attribution, cams.attribution, strict=True)
-        maps = [mapped(lambda values, cam: values * cam, *pair) for pair in pairs]
+        maps = [
+            Inputs.of(guided_map).map(lambda values, cam: values * cam, Inputs.of(cam)).images
+            for guided_map, cam in pairs
+        ]
         return replace(guided, attribution=maps)
 
 
@@ -171,7 +174,7 @@ def _cams(backend: Backend, images: Any, inside: Attributed, interpolation: Inte
         g = np.moveaxis(gradient, axis, 1).astype(np.float64)
         weights = g.mean(axis=tuple(range(2, g.ndim)), keepdims=True)
         cam = np.maximum((weights * np.moveaxis(activation, axis, 1)).sum(axis=1), 0)
-        maps.append(mapped(partial(_fitted, backend, cam, interpolation), images))
+        maps.append(Inputs.of(images).map(partial(_fitted, backend, cam, interpolation)).images)
     return Attributed(maps, inside.scores, inside.outputs, inside.coverage, inside.head)
 
 
@@ -187,7 +190,7 @@ def _fitted(backend: Backend, cam: NDArray[np.float64], interpolation: Interpola
 
 
 def _no_positions(shape: tuple[int, ...], images: Any) -> OptionError:
-    images = ", ".join(str(tuple(values.shape)) for values in inputs_of(images))
+    images = ", ".join(str(tuple(values.shape)) for values in Inputs.of(images).arrays)
     return OptionError(
         f"layer and images must both have positions, along as many axes; received a layer of shape {shape} (without "
         f"channels, if it has some) and images of shape {images}. Name a convolutional layer."

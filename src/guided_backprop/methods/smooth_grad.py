@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy, inputs_of, like_inputs, mapped
+from guided_backprop.arrays import Array, Images, Inputs, Labels, NumpyArray, Tensor, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Weigh
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.label import Label
@@ -19,8 +19,6 @@ from guided_backprop.methods.options import Requirement, is_integer, is_number, 
 from guided_backprop.subject import Subject
 
 Form = Literal["mean", "squared", "variance"]
-#: One number per value of the images, for each label and input; None for inputs of integers.
-_Sums = list[list[NDArray[np.float64] | None]]
 
 
 class SmoothGrad:
@@ -74,40 +72,48 @@ class SmoothGrad:
         )
         self.method, self.samples, self.noise, self.seed, self.form = method, samples, noise, seed, form
 
+    def __repr__(self) -> str:
+        """Return the call that makes this, on one line, the model by its name."""
+        return self._described(repr(self.method))
+
     @property
     def name(self) -> str:
         """The method's name, with all that was chosen."""
+        return self._described(self.method.name)
+
+    def _described(self, method: str) -> str:
         how = f"samples={self.samples}, noise={self.noise:g}, seed={self.seed}, form={self.form!r}"
-        return f"SmoothGrad({self.method.name}, {how})"
+        return f"SmoothGrad({method}, {how})"
 
     @property
     def subject(self) -> Subject:
         """The model, and what is said about it."""
         return self.method.subject
 
-    def explain(self, images: Any, labels: Any = None, *, mask: Any = None) -> Explanations:
+    def explain(self, images: Images, labels: Labels = None, *, mask: Array | None = None) -> Explanations:
         """Explain the score of each image, as :meth:`Method.explain` does; scores and outputs are the image's own."""
         method = self.method
         clean = method.explain(images, labels, mask=mask)
         count = len(clean)
         if not count:
             return replace(clean, method=self.name)
-        backend = method.subject.backend(images)
+        backend, inputs = method.subject.backend(images), Inputs.of(images)
         target = parse_label(labels, count, mask)
         weights = target.weigh(clean.outputs, 0, backend.channel_axis(clean.outputs) or 1)
-        means: _Sums = []
-        squares: _Sums = []
+        means: list[Inputs] = []
+        squares: list[Inputs] = []
         copies = np.arange(count * self.samples)
         size = method.batch_size or count
         for batch in np.split(copies, range(size, len(copies), size)):
             rows = batch % count
-            noisy = self._noisy(backend, images, rows, batch // count)
-            maps = method.explain_batch(backend, noisy, _weighing(weights, rows), target.score).attribution
+            noisy = self._noisy(backend, inputs, rows, batch // count)
+            attributed = method.explain_batch(backend, noisy.images, _weighing(weights, rows), target.score)
+            maps = [Inputs.of(label) for label in attributed.attribution]
             if not means:
                 means, squares = _zeros(maps, count), _zeros(maps, count)
-            for label, found in enumerate(maps):
-                for position, values in enumerate(inputs_of(found)):
-                    self._add(means[label][position], squares[label][position], values, batch, count)
+            for sums in zip(means, squares, maps, strict=True):
+                for mean, square, attribution in zip(*(label.arrays for label in sums), strict=True):
+                    self._add(mean, square, attribution, batch, count)
         return self._result(backend, clean, squares if self.form == "variance" else means, target)
 
     def around(self, model: Any) -> Self:
@@ -116,10 +122,10 @@ class SmoothGrad:
         other.method = self.method.around(model)
         return other
 
-    def _noisy(self, backend: Backend, images: Any, rows: NDArray[Any], samples: NDArray[Any]) -> Any:
+    def _noisy(self, backend: Backend, inputs: Inputs, rows: NumpyArray, samples: NumpyArray) -> Inputs:
         """Return copies of the images at ``rows``, each with its own noise."""
 
-        def copies(values: Any) -> Any:
+        def copies(values: Array) -> Tensor:
             array = as_numpy(values)[rows]
             if not backend.is_floating(values):
                 return backend.from_numpy(array, values)
@@ -131,13 +137,15 @@ class SmoothGrad:
 
         keys = zip(rows.tolist(), samples.tolist(), strict=True)
         generators = {key: np.random.default_rng([self.seed, *key]) for key in keys}
-        return mapped(copies, images)
+        return inputs.map(copies)
 
-    def _add(self, mean: Any, square: Any, values: Any, batch: NDArray[Any], count: int) -> None:
+    def _add(
+        self, mean: NumpyArray, square: NumpyArray, attribution: Array | None, batch: NumpyArray, count: int
+    ) -> None:
         """Bring the mean of maps, and the mean square of what they differ from it by, up to date."""
-        if values is None:
+        if attribution is None:
             return
-        for noisy, value in zip(batch, as_numpy(values).astype(np.float64), strict=True):
+        for noisy, value in zip(batch, as_numpy(attribution).astype(np.float64), strict=True):
             row, number = noisy % count, noisy // count + 1
             new = value**2 if self.form == "squared" else value
             before = new - mean[row]
@@ -145,26 +153,20 @@ class SmoothGrad:
             # Welford's update: both differences are small where the maps agree, so nothing cancels.
             square[row] += (before * (new - mean[row]) - square[row]) / number
 
-    def _result(self, backend: Backend, clean: Explanations, found: _Sums, target: Label) -> Explanations:
+    def _result(self, backend: Backend, clean: Explanations, found: list[Inputs], target: Label) -> Explanations:
         """Return the explanations with these maps, in the images' kind, and reduced as the method says."""
-        images, is_many = clean.images, target.is_many(clean.outputs)
-        maps = []
-        for values in found:
-            pairs = zip(values, inputs_of(images), strict=True)
-            converted = [None if each is None else backend.from_numpy(each, like) for each, like in pairs]
-            maps.append(like_inputs(images, converted))
+        inputs, is_many = Inputs.of(clean.images), target.is_many(clean.outputs)
+        maps = [label.map(backend.from_numpy, inputs).images for label in found]
         scores = clean.scores.T if is_many else clean.scores[None]
         whole = Attributed(maps, scores, clean.outputs, clean.coverage, clean.head)
-        together = put_together(backend, whole, clean.reducer, clean.channel_axis, is_many=is_many)
-        return replace(clean, attribution=together.attribution, method=self.name)
+        together = put_together(backend, whole, clean.reducer, Inputs.of(clean.channel_axis), is_many=is_many)
+        return replace(clean, attribution=together.attribution.images, method=self.name)
 
 
-def _weighing(weights: Sequence[NDArray[np.float64]], rows: NDArray[Any]) -> Weigh:
+def _weighing(weights: Sequence[NDArray[np.float64]], rows: NumpyArray) -> Weigh:
     """Return what weighs the outputs of copies as those of the images at ``rows``, whatever they are."""
     return lambda outputs: [label[rows] for label in weights]
 
 
-def _zeros(maps: list[Any], count: int) -> _Sums:
-    return [
-        [None if each is None else np.zeros((count, *each.shape[1:])) for each in inputs_of(found)] for found in maps
-    ]
+def _zeros(maps: list[Inputs], count: int) -> list[Inputs]:
+    return [label.map(lambda attribution: np.zeros((count, *attribution.shape[1:]))) for label in maps]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy, as_pictures, inputs_of
+from guided_backprop.arrays import Inputs, as_numpy, as_pictures
 from guided_backprop.backends.base import Backend
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
@@ -307,7 +307,7 @@ class _Explainer:
 def _batches(images: Any, batch_size: int) -> Iterator[Any]:
     if isinstance(images, (tuple, dict)):
         raise OptionError(
-            f"a gallery needs a model of one input; received images of {len(inputs_of(images))} inputs. "
+            f"a gallery needs a model of one input; received images of {len(Inputs.of(images).arrays)} inputs. "
             "Wrap the model in a function of one of them."
         )
     if hasattr(images, "shape"):

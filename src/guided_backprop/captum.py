@@ -7,32 +7,34 @@ that the model is not hooked; and that it has to be in eval mode. As in Captum, 
 package, the score is the model's own output: a final softmax stays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any
 
 import numpy as np
 
-from guided_backprop.arrays import Inputs, as_numpy
+from guided_backprop.arrays import Images, Inputs, Labels, Layer, Model, Tensor, as_numpy
 from guided_backprop.errors import LabelError, OptionError
 from guided_backprop.methods import cam, gradients
 from guided_backprop.methods.method import Method
+
+# What Captum calls a target: a class id, what one image's output is indexed by, or one of these for each image.
+Target = int | tuple[int, ...] | Sequence[tuple[int, ...]] | Tensor | None
 
 
 class Saliency:
     """``captum.attr.Saliency``: the gradient, or its magnitude."""
 
-    def __init__(self, forward_func: Any) -> None:
+    def __init__(self, forward_func: Model) -> None:
         self._model = forward_func
 
     def attribute(
         self,
-        inputs: Any,
-        target: Any = None,
+        inputs: Images,
+        target: Target = None,
         abs: bool = True,  # noqa: A002
-        additional_forward_args: Any = None,
-    ) -> Any:
+        additional_forward_args: object = None,
+    ) -> Images:
         """Explain as :meth:`GuidedBackprop.attribute` does; ``abs`` returns magnitudes."""
         make = partial(gradients.Saliency, undo_head=False)
         signed = _attribution(make, self._model, inputs, target, additional_forward_args)
@@ -52,10 +54,10 @@ class GuidedBackprop:
 
     _kind: type[Method] = gradients.GuidedBackprop
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
 
-    def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
+    def attribute(self, inputs: Images, target: Target = None, additional_forward_args: object = None) -> Images:
         """Explain the model's output at ``target``.
 
         Args:
@@ -89,16 +91,16 @@ class GuidedGradCam:
         layer: the layer itself.
     """
 
-    def __init__(self, model: Any, layer: Any) -> None:
+    def __init__(self, model: Model, layer: Layer) -> None:
         self._model, self._layer = model, layer
 
     def attribute(
         self,
-        inputs: Any,
-        target: Any = None,
-        additional_forward_args: Any = None,
+        inputs: Images,
+        target: Target = None,
+        additional_forward_args: object = None,
         interpolate_mode: str = "nearest",
-    ) -> Any:
+    ) -> Images:
         """Explain as :meth:`GuidedBackprop.attribute` does.
 
         Args:
@@ -118,7 +120,9 @@ class GuidedGradCam:
         return _attribution(make, self._model, inputs, target, additional_forward_args)
 
 
-def _attribution(make: Callable[[Any], Method], model: Any, inputs: Any, target: Any, further: Any) -> Any:
+def _attribution(
+    make: Callable[[Model], Method], model: Model, inputs: Images, target: Target, further: object
+) -> Images:
     if further is not None:
         layers = import_module("guided_backprop.backends.torch.layers")
         model = layers.with_arguments(model, further if isinstance(further, tuple) else (further,))
@@ -132,9 +136,9 @@ def _attribution(make: Callable[[Any], Method], model: Any, inputs: Any, target:
     return explanations.attribution
 
 
-def _labels(target: Any, count: int) -> Any:
+def _labels(target: Target, count: int) -> Labels:
     """Return a target of Captum's as labels."""
-    if isinstance(target, list) and all(isinstance(each, tuple) for each in target):
+    if isinstance(target, list) and all(isinstance(entry, tuple) for entry in target):
         return target
     if target is None or isinstance(target, (int, tuple)):
         return target

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from importlib import import_module, invalidate_caches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from guided_backprop.arrays import Images, Model, NumpyArray, Tensor
 from guided_backprop.errors import ImageError, MissingExtraError, ModelError
 from guided_backprop.photos import image_paths, read_image
 
@@ -26,7 +27,7 @@ __all__ = ["Batch", "VisionModel", "best_classes", "image_paths", "load", "load_
 # Of how many classes probabilities are told.
 BEST = 5
 
-Preprocess = Callable[[Image.Image], Any]
+Preprocess = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Batch:
     """
 
     rows: list[int]
-    images: Any
+    images: Images
     failures: list[ImageError]
 
 
@@ -56,7 +57,7 @@ class VisionModel:
     """
 
     name: str
-    network: Any
+    network: Model
     preprocess: Preprocess
     class_names: Sequence[str] = field(default=(), repr=False)
 
@@ -155,7 +156,7 @@ def load(specification: str) -> VisionModel:
         return _vision_model(loader(), specification)
 
 
-def probabilities(outputs: NDArray[Any], head: str | None) -> NDArray[np.float64] | None:
+def probabilities(outputs: NumpyArray, head: str | None) -> NDArray[np.float64] | None:
     """Return class probabilities ``(N, K)`` for a model's outputs, or None if they are no classification.
 
     Args:
@@ -206,7 +207,7 @@ def _centre(image: Image.Image, short: int, size: int, resampling: Image.Resampl
     return resized.crop((left, top, left + size, top + size))
 
 
-def _import(module_name: str, specification: str) -> Any:
+def _import(module_name: str, specification: str) -> ModuleType:
     try:
         return import_module(module_name)
     except ModuleNotFoundError as error:
@@ -220,7 +221,7 @@ def _import(module_name: str, specification: str) -> Any:
         ) from error
 
 
-def _vision_model(loaded: Any, specification: str) -> VisionModel:
+def _vision_model(loaded: object, specification: str) -> VisionModel:
     if isinstance(loaded, VisionModel):
         model = loaded
     elif isinstance(loaded, tuple) and len(loaded) == 2 and all(map(callable, loaded)):
@@ -239,13 +240,13 @@ def _vision_model(loaded: Any, specification: str) -> VisionModel:
     return model
 
 
-def _is_torch_module(network: Any) -> bool:
+def _is_torch_module(network: Model) -> bool:
     # Who has a module has imported torch.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(network, torch.nn.Module)
 
 
-def _stacked(ready: Sequence[Any], network: Any) -> Any:
+def _stacked(ready: Sequence[Tensor], network: Model) -> Images:
     """Return preprocessed images as one batch: for a torch module a tensor where its parameters are."""
     shapes = {tuple(np.shape(image)) for image in ready}
     if len(shapes) > 1:

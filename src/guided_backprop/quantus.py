@@ -1,19 +1,24 @@
 """Quantus calls this to explain: ``metric(model, x_batch, y_batch, explain_func=guided_backprop.quantus.explain)``."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-import guided_backprop
+from guided_backprop.arrays import Labels, Model, NumpyArray, Tensor
 from guided_backprop.errors import OptionError
+from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
+from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
+from guided_backprop.methods.method import Method
 
-_METHODS = ("GuidedBackprop", "DeconvNet", "Saliency", "GradCAM", "GuidedGradCAM")
+_METHODS: Mapping[str, Callable[..., Method]] = {
+    kind.__name__: kind for kind in (GuidedBackprop, DeconvNet, Saliency, GradCAM, GuidedGradCAM)
+}
 
 
+# Quantus passes what its own ``explain_func_kwargs`` holds, by name: the only function here that takes options so.
 def explain(
-    model: Any, inputs: Any, targets: Any, *, method: str = "GuidedBackprop", **options: Any
-) -> NDArray[np.floating[Any]]:
+    model: Model, inputs: Tensor, targets: Labels, *, method: str = "GuidedBackprop", **options: object
+) -> NumpyArray:
     """Explain as Quantus' ``explain_func`` does.
 
     Args:
@@ -44,5 +49,4 @@ def explain(
     parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
     if parameter is not None:
         inputs = parameter.new_tensor(np.asarray(inputs))
-    explained = getattr(guided_backprop, method)(model, **options).explain(inputs, targets)
-    return np.asarray(explained)
+    return np.asarray(_METHODS[method](model, **options).explain(inputs, targets))

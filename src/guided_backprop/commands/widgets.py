@@ -1,8 +1,8 @@
 """The widgets of the local page of ``guided-backprop app``; Gradio is imported when the page is built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from guided_backprop.commands.local_page import (
     CLASS_METHODS,
@@ -18,10 +18,14 @@ from guided_backprop.commands.local_page import (
 from guided_backprop.errors import GuidedBackpropError, ImageError, MissingExtraError, ModelError, OptionError
 from guided_backprop.models import BEST, VisionModel
 from guided_backprop.show.panels import MAPS, PanelName
+from guided_backprop.show.render import Picture
 from guided_backprop.subject import layer_names
 
 if TYPE_CHECKING:
     import gradio as gr
+
+# What Gradio changes of a widget.
+Update = dict[str, object]
 
 
 def check_ready() -> None:
@@ -62,40 +66,74 @@ def page(vision: VisionModel) -> "gr.Blocks":
                     gr.Examples([[str(path)] for path in paths], [photo], api_visibility="private")
                 best = gr.Label(label=f"{vision.name} says", num_top_classes=BEST, buttons=[])
             with gr.Column(min_width=260):
-                kinds = ["class", "neuron"] if layers else ["class"]
-                kind = gr.Radio(kinds, value="class", label="Explain a")
-                label = gr.Dropdown([], label="Class", info="The first five are the best; type to search.")
-                layer = gr.Dropdown(
-                    layers,
-                    value=None,
-                    label="Layer",
-                    info=f"Of the neuron, and for {NEEDS_LAYER}.",
-                    visible=bool(layers),
-                )
-                channel = gr.Number(
-                    0, label="Channel", info="Explained where it is strongest.", precision=0, minimum=0, visible=False
-                )
-                names = METHODS if layers else tuple(CLASS_METHODS)
-                methods = gr.CheckboxGroup(list(names), value=list(CLASS_METHODS), label="Methods")
-                view = gr.Radio(list(VIEWS), value="colour", label="View", info=_view_help())
+                choices = _choices(layers)
                 button = gr.Button("Explain", variant="primary")
-        maps = gr.Gallery(
-            show_label=False,
-            format="png",
-            columns=4,
-            height="auto",
-            object_fit="contain",
-            interactive=False,
-            buttons=["download", "fullscreen"],
-            elem_classes="maps",
-        )
+        maps = _gallery()
         text = gr.Textbox(label="What was done, and how far to believe it", lines=5, interactive=False)
-        private: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
-        photo.change(_looking(vision), [photo], [best, label, maps, text], **private)
-        kind.change(_toggling, [kind], [label, channel], api_visibility="private", queue=False)
-        asked = [photo, kind, label, layer, channel, methods, view]
-        button.click(_answering(vision), asked, [maps, text], **private)
+        choices.kind.change(
+            _toggling, [choices.kind], [choices.label, choices.channel], api_visibility="private", queue=False
+        )
+        # One at a time, both together: they run the same model.
+        photo.change(
+            _looking(vision),
+            [photo],
+            [best, choices.label, maps, text],
+            api_visibility="private",
+            concurrency_id="model",
+            concurrency_limit=1,
+        )
+        button.click(
+            _answering(vision),
+            [photo, *choices],
+            [maps, text],
+            api_visibility="private",
+            concurrency_id="model",
+            concurrency_limit=1,
+        )
     return blocks  # type: ignore[no-any-return]  # what it returns as a context is untyped
+
+
+class _Choices(NamedTuple):
+    """The widgets that ask what is explained of a photo, in the order in which the answer takes them."""
+
+    kind: "gr.Radio"
+    label: "gr.Dropdown"
+    layer: "gr.Dropdown"
+    channel: "gr.Number"
+    methods: "gr.CheckboxGroup"
+    view: "gr.Radio"
+
+
+def _choices(layers: Sequence[str]) -> _Choices:
+    import gradio as gr  # noqa: PLC0415
+
+    kinds = ["class", "neuron"] if layers else ["class"]
+    names = METHODS if layers else tuple(CLASS_METHODS)
+    about_layer = f"Of the neuron, and for {NEEDS_LAYER}."
+    strongest = "Explained where it is strongest."
+    return _Choices(
+        kind=gr.Radio(kinds, value="class", label="Explain a"),
+        label=gr.Dropdown([], label="Class", info="The first five are the best; type to search."),
+        layer=gr.Dropdown([*layers], value=None, label="Layer", info=about_layer, visible=bool(layers)),
+        channel=gr.Number(0, label="Channel", info=strongest, precision=0, minimum=0, visible=False),
+        methods=gr.CheckboxGroup([*names], value=[*CLASS_METHODS], label="Methods"),
+        view=gr.Radio([*VIEWS], value="colour", label="View", info=_view_help()),
+    )
+
+
+def _gallery() -> "gr.Gallery":
+    import gradio as gr  # noqa: PLC0415
+
+    return gr.Gallery(
+        show_label=False,
+        format="png",
+        columns=4,
+        height="auto",
+        object_fit="contain",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_classes="maps",
+    )
 
 
 # The gallery is as high as its pictures; on a phone four beside each other would not be seen.
@@ -159,16 +197,16 @@ def serve(vision: VisionModel, port: int, ready: Callable[[str], None]) -> None:
     blocks.block_thread()
 
 
-def _toggling(kind: str) -> Any:
+def _toggling(kind: str) -> tuple[Update, Update]:
     import gradio as gr  # noqa: PLC0415
 
     return gr.update(visible=kind == "class"), gr.update(visible=kind == "neuron")
 
 
-def _looking(vision: VisionModel) -> Callable[..., Any]:
+def _looking(vision: VisionModel) -> Callable[[str | None], tuple[Mapping[str, float] | None, Update, None, str]]:
     """Return what happens when another photo is there."""
 
-    def run(path: str | None) -> Any:
+    def run(path: str | None) -> tuple[Mapping[str, float] | None, Update, None, str]:
         import gradio as gr  # noqa: PLC0415
 
         # What is there of another photo goes, whatever becomes of this one.
@@ -184,7 +222,7 @@ def _looking(vision: VisionModel) -> Callable[..., Any]:
     return run
 
 
-def _answering(vision: VisionModel) -> Callable[..., Any]:
+def _answering(vision: VisionModel) -> Callable[..., tuple[list[tuple[Picture, str]] | None, str]]:
     """Return what happens when the button is clicked."""
 
     def run(  # noqa: PLR0917 (the order of the page's widgets)
@@ -193,22 +231,33 @@ def _answering(vision: VisionModel) -> Callable[..., Any]:
         label: int | None,
         layer: str | None,
         channel: float | None,
-        methods: list[str],
+        methods: Sequence[str],
         view: PanelName,
-    ) -> Any:
+    ) -> tuple[list[tuple[Picture, str]] | None, str]:
+        ordered = [name for name in METHODS if name in methods]
         try:
-            if path is None:
-                raise ImageError("a photo must be there; received none. Upload one, or take an example.")
-            if kind == "neuron" and channel is None:
-                raise OptionError("a neuron must have a channel; received none. Type its number.")
-            number_of = int(channel or 0) if kind == "neuron" else None
-            ordered = [name for name in METHODS if name in methods]
-            found = answer(vision, Path(path), Question(label, layer, number_of, ordered, view))
+            question = Question(label, layer, _channel(kind, channel), ordered, view)
+            answered = answer(vision, _uploaded(path), question)
         except GuidedBackpropError as error:
             return None, _sentence(error, path)
-        return [*found.pictures], found.text
+        return [*answered.pictures], answered.text
 
     return run
+
+
+def _uploaded(path: str | None) -> Path:
+    if path is None:
+        raise ImageError("a photo must be there; received none. Upload one, or take an example.")
+    return Path(path)
+
+
+def _channel(kind: str, channel: float | None) -> int | None:
+    """Return the neuron's channel, and None for a class."""
+    if kind != "neuron":
+        return None
+    if channel is None:
+        raise OptionError("a neuron must have a channel; received none. Type its number.")
+    return int(channel)
 
 
 def _sentence(error: GuidedBackpropError, path: str | None) -> str:

@@ -15,13 +15,12 @@ import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from guided_backprop.arrays import as_numpy
+from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.record import Record
@@ -70,10 +69,10 @@ class ExplanationFolder:
         self._percentile = percentile
         self._partial: Path | None = None
         self._taken: set[str] = set()
-        self._about: dict[str, Any] = {}
+        self._about: dict[str, str | None] = {}
         self._coverages: list[Coverage] = []
-        self._arrays: list[dict[str, NDArray[Any]]] = []
-        self._images: list[dict[str, Any]] = []
+        self._arrays: list[dict[str, NumpyArray]] = []
+        self._images: list[dict[str, object]] = []
         _check_free(self._folder, overwrite)
 
     def __enter__(self) -> Self:
@@ -115,7 +114,12 @@ class ExplanationFolder:
         self._arrays.append(arrays)
         # Not the explanations themselves: their images are drawn already, and would double the memory.
         self._coverages.append(explanations.coverage)
-        self._about = {key: getattr(explanations, key) for key in ("method", "model", "head", "reducer")}
+        self._about = {
+            "method": explanations.method,
+            "model": explanations.model,
+            "head": explanations.head,
+            "reducer": explanations.reducer,
+        }
         return list(files)
 
     def finish(self) -> Path:
@@ -166,7 +170,7 @@ class ExplanationFolder:
                 Image.fromarray(picture).save(place / f"{stem}{panel.ending}")
         return files
 
-    def _manifest(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    def _manifest(self, arrays: Mapping[str, NumpyArray]) -> dict[str, object]:
         labels = arrays["labels"]
         return {
             "schema_version": SCHEMA_VERSION,

@@ -7,9 +7,9 @@ goes along wherever it is not changed, whatever there is to say. Two subjects ar
 import threading
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Self
 
-from guided_backprop.arrays import Inputs
+from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray
 from guided_backprop.backends import backend_of, framework_of
 from guided_backprop.backends.base import Backend, Setup
 from guided_backprop.backends.network import Network, name_of
@@ -18,7 +18,7 @@ from guided_backprop.backends.refusals import no_layers
 from guided_backprop.errors import ImageError
 
 
-def layer_names(model: Any, images: Any = None) -> list[str]:
+def layer_names(model: Model, images: Images = None) -> list[str]:
     """Return the names that ``output_layer`` may have, in the model's own order.
 
     Args:
@@ -84,8 +84,7 @@ class Subject(Setup):
             said = getattr(self, option.name)
             default = option.default if option.default_factory is MISSING else option.default_factory()
             if option.compare and option.name != "model" and not is_same(said, default):
-                # A layer's own repr fills a page.
-                options.append(f"{option.name}={type(said).__name__ if callable(said) else repr(said)}")
+                options.append(f"{option.name}={brief(said)}")
         return ", ".join([self.name, *options])
 
     @property
@@ -107,7 +106,7 @@ class Subject(Setup):
         if framework is not None and not self.is_optimized:
             self._backends.get(framework, lambda: self._make(framework))
 
-    def backend(self, images: Any) -> Backend:
+    def backend(self, images: Images) -> Backend:
         """Return what runs the model on such images; it is made once.
 
         Raises:
@@ -122,34 +121,34 @@ class Subject(Setup):
             )
         return self._backends.get(framework, lambda: self._make(framework, images))
 
-    def layer_names(self, images: Any = None) -> list[str]:
+    def layer_names(self, images: Images = None) -> list[str]:
         """Return the names of the model's layers; see :func:`layer_names`."""
         network = self._network(images)
         if network is None:
             raise no_layers(self.model)
         return network.layer_names(images)
 
-    def up_to(self, layer: Any) -> Self:
+    def up_to(self, layer: Layer) -> Self:
         """Return the model up to a layer."""
         return replace(self, output_layer=layer)
 
-    def beginning_at(self, layer: Any) -> Self:
+    def beginning_at(self, layer: Layer) -> Self:
         """Return the same with a gradient that is taken at a layer's output; run as it is, for that is inside."""
         return replace(self, begin=layer, is_optimized=False)
 
-    def around(self, model: Any) -> Self:
+    def around(self, model: Model) -> Self:
         """Return what is said, about a copy of the model, which is run as it is."""
         begin, output_layer = self._name_of(self.begin), self._name_of(self.output_layer)
         return replace(self, model=model, begin=begin, output_layer=output_layer, is_optimized=False)
 
-    def optimized(self, images: Any) -> Self:
+    def optimized(self, images: Images) -> Self:
         """Return the same, run faster, having tried it on these images."""
         backend = self.backend(images).optimized(images)
         other = replace(self, is_optimized=True)
         other._backends.get(backend.framework, lambda: backend)
         return other
 
-    def private_copy(self, images: Any, seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, seed: int) -> PrivateCopy:
         """Return a private copy of the model, whose layers can be re-initialised.
 
         Args:
@@ -161,27 +160,32 @@ class Subject(Setup):
             OptionError: the model ends at a value that a copy has no name for.
         """
 
-        def run(model: Any) -> Any:
+        def run(model: Model) -> NumpyArray:
             return self.around(model).backend(images).outputs(images)
 
         return self.backend(images).network.private_copy(images, run, seed)
 
-    def _make(self, framework: str, images: Any = None) -> Backend:
+    def _make(self, framework: str, images: Images = None) -> Backend:
         backend = backend_of(framework)(self)
         return backend.optimized(images) if self.is_optimized else backend
 
-    def _network(self, images: Any = None) -> Network | None:
+    def _network(self, images: Images = None) -> Network | None:
         """Return the whole model as its framework asks it; None if nothing tells the framework."""
         framework = framework_of(self.model, *Inputs.of(images).arrays)
         return None if framework is None else backend_of(framework).network_of(self.model)
 
-    def _name_of(self, layer: Any) -> Any:
+    def _name_of(self, layer: Layer) -> Layer:
         """Return a layer that is given by itself by its name, which a copy has as well."""
         network = self._network()
         return layer if network is None or layer is None or isinstance(layer, (int, str)) else network.layer_name(layer)
 
 
-def is_same(one: Any, other: Any) -> bool:
+def brief(value: object) -> str:
+    """Return an option on one line: of what can be called what it is, for a layer's own repr fills a page."""
+    return type(value).__name__ if callable(value) else repr(value)
+
+
+def is_same(one: object, other: object) -> bool:
     """Tell whether two options are known to be the same.
 
     What can be called, as a model or a layer, is the same as itself alone: its == may compare weights, or be an array.

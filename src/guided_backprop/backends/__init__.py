@@ -2,8 +2,9 @@
 
 import sys
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from guided_backprop.arrays import Images, Model
 from guided_backprop.backends.base import Backend
 from guided_backprop.backends.keras import framework_of_keras
 from guided_backprop.errors import MissingExtraError, ModelError
@@ -31,7 +32,7 @@ FRAMEWORKS = {
 }
 
 
-def framework_of(model: Any, *images: Any) -> str | None:
+def framework_of(model: Model, *images: Images) -> str | None:
     """Return the name of the framework; None if neither model nor images tell.
 
     A module or layer says it itself. A plain function takes what its images are; NumPy images, the only

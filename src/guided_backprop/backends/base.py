@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Inputs
+from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray
 from guided_backprop.backends.network import Network
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.rules import ReluRule
 
 #: From the model's outputs ``(N, ...)`` to their weights in the score, for each label that is asked for.
-Weigh = Callable[[NDArray[Any]], Sequence[NDArray[np.float64]]]
+Weigh = Callable[[NumpyArray], Sequence[NDArray[np.float64]]]
 #: From the model's output, in its own framework, to ``(N,)``: a score that no weights say.
 Score = Callable[[Any], Any]
 Vouch = Mapping[str, Literal["relu", "plain"]]
@@ -45,9 +45,9 @@ class Setup:
         is_optimized: whether the backend is made faster, on the first images that it is asked for.
     """
 
-    model: Any
-    output_layer: Any = None
-    begin: Any = None
+    model: Model
+    output_layer: Layer = None
+    begin: Layer = None
     output: str | int | None = None
     undo_head: bool = True
     vouch: Vouch = field(default_factory=dict)
@@ -72,10 +72,10 @@ class Attributed:
 
     attribution: list[Any]
     scores: NDArray[np.float64]
-    outputs: NDArray[Any]
+    outputs: NumpyArray
     coverage: Coverage
     head: str | None
-    activation: NDArray[Any] | None = None
+    activation: NumpyArray | None = None
 
 
 class Backend(ABC):
@@ -121,10 +121,10 @@ class Backend(ABC):
 
     @classmethod
     @abstractmethod
-    def network_of(cls, model: Any) -> Network:
+    def network_of(cls, model: Model) -> Network:
         """Return the model as a network of the kind that it is."""
 
-    def check_images(self, images: Any) -> None:
+    def check_images(self, images: Images) -> None:
         """Raise ImageError unless each input is a batch, and those that are explained are finite numbers."""
         inputs = Inputs.of(images).arrays
         for values in inputs:
@@ -165,7 +165,7 @@ class Backend(ABC):
 
     @abstractmethod
     def attribute(
-        self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+        self, images: Images, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         """Explain one batch under each of several rules, from one forward pass.
 
@@ -182,14 +182,14 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def outputs(self, images: Any) -> NDArray[Any]:
+    def outputs(self, images: Images) -> NumpyArray:
         """Return the model's output ``(N, ...)`` for images that ``check_images`` accepted; runs forward only."""
 
     @abstractmethod
-    def from_numpy(self, values: NDArray[Any], like: Any) -> Any:
+    def from_numpy(self, values: NumpyArray, like: Any) -> Any:
         """Return ``values`` as an array of the kind and dtype, and on the device, of ``like``."""
 
-    def optimized(self, images: Any) -> "Backend":
+    def optimized(self, images: Images) -> "Backend":
         """Return a backend of the same model that is faster, having run it on these images; or this one."""
         self.check_images(images)
         return self
@@ -219,7 +219,7 @@ class Backend(ABC):
         """Put what belongs to the labels of each image beside each other, along axis 1."""
         return self._functions_for(labels[0]).stack(list(labels), axis=1)
 
-    def empty_like(self, images: Any) -> Any:
+    def empty_like(self, images: Images) -> Any:
         """Return an attribution for ``images``, of no meaning; used for a batch of no images."""
         return self._functions_for(images).zeros_like(images)
 

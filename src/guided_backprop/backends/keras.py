@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Self
 
+from guided_backprop.arrays import Images, Model
 from guided_backprop.backends.keras_copy import KerasCopy
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
@@ -17,18 +18,18 @@ _LIBRARIES = ("keras", "tf_keras")
 _REMEMBERED = ("_losses", "_loss_ids", "_eager_losses")
 
 
-def is_keras(model: Any) -> bool:
+def is_keras(model: Model) -> bool:
     """Tell whether ``model`` is a Keras layer or model."""
     return _library_of(model) is not None
 
 
-def framework_of_keras(model: Any) -> str | None:
+def framework_of_keras(model: Model) -> str | None:
     """Return what Keras runs on, if ``model`` is a layer or model of Keras 3."""
     keras = _library_of(model)
     return str(keras.config.backend()) if keras is not None and keras.__name__ == "keras" else None
 
 
-def _library_of(model: Any) -> ModuleType | None:
+def _library_of(model: Model) -> ModuleType | None:
     """Return the library that ``model`` is a layer or model of."""
     imported = (sys.modules[name] for name in _LIBRARIES if name in sys.modules)
     return next((library for library in imported if isinstance(model, library.layers.Layer)), None)
@@ -42,7 +43,7 @@ class KerasNetwork(Network):
         called: what is called in its place: a model of the same layers that ends, or returns more, elsewhere.
     """
 
-    def __init__(self, model: Any, called: Any = None) -> None:
+    def __init__(self, model: Model, called: Any = None) -> None:
         super().__init__(model)
         self._called = model if called is None else called
         library = _library_of(model)
@@ -68,7 +69,7 @@ class KerasNetwork(Network):
                 "model must have weights; received a Keras model that was never built. Call it once, or build() it."
             )
 
-    def call(self, images: Any) -> Any:
+    def call(self, images: Images) -> Any:
         # Keras takes several inputs as one argument.
         return self._called(list(images) if isinstance(images, tuple) else images, training=False)
 
@@ -121,7 +122,7 @@ class KerasNetwork(Network):
             ) from error
         return type(self)(model, called)
 
-    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
         if self._keras.__name__ != "keras":
             raise ModelError(
                 "the weights of a Keras model can be re-initialised in Keras 3; received "

@@ -9,9 +9,7 @@ from functools import wraps
 from itertools import count
 from typing import Any
 
-from numpy.typing import NDArray
-
-from guided_backprop.arrays import as_numpy
+from guided_backprop.arrays import Layer, Model, NumpyArray, as_numpy
 from guided_backprop.backends.randomize import PrivateCopy, Weight
 from guided_backprop.errors import ModelError
 
@@ -28,7 +26,7 @@ class KerasCopy(PrivateCopy):
         ModelError: the model can't be copied.
     """
 
-    def __init__(self, model: Any, run: Callable[[Any], Any], seed: int) -> None:
+    def __init__(self, model: Model, run: Callable[[Any], Any], seed: int) -> None:
         self.model = _copied(model)
         values = [as_numpy(variable.value) for variable in model.weights]
         given = {id(copied): value for copied, value in zip(self.model.weights, values, strict=True)}
@@ -48,12 +46,12 @@ class KerasCopy(PrivateCopy):
                     self._variables.append(variable)
         super().__init__(weights, seed)
 
-    def _assign(self, values: dict[int, NDArray[Any]]) -> None:
+    def _assign(self, values: dict[int, NumpyArray]) -> None:
         for index, value in values.items():
             self._variables[index].assign(value)
 
 
-def _copied(model: Any) -> Any:
+def _copied(model: Model) -> Any:
     """Return a deep copy; not as copy.deepcopy makes it, which builds layers anew from what they say of themselves."""
     tracking = sys.modules["keras.src.utils.tracking"]
     layers = _inside(model)
@@ -73,7 +71,7 @@ def _copied(model: Any) -> Any:
     return memo[id(model)]
 
 
-def _of_training(layer: Any) -> Iterator[Any]:
+def _of_training(layer: Layer) -> Iterator[Any]:
     """Yield what a layer holds that only training uses."""
     keras = sys.modules["keras"]
     for value in vars(layer).values():
@@ -82,7 +80,7 @@ def _of_training(layer: Any) -> Iterator[Any]:
                 yield each
 
 
-def _inside(model: Any) -> list[Any]:
+def _inside(model: Model) -> list[Any]:
     """Return the model and all layers in it, also those that a layer holds for itself, as a Sequential its graph."""
     keras = sys.modules["keras"]
     found, left = {}, [model]
@@ -97,11 +95,11 @@ def _inside(model: Any) -> list[Any]:
 
 
 @contextmanager
-def _watched(model: Any, last: dict[int, int]) -> Iterator[None]:
+def _watched(model: Model, last: dict[int, int]) -> Iterator[None]:
     """Note of each layer of a copy when it was called last."""
     clock = count()
 
-    def noting(layer: Any) -> Callable[..., Any]:
+    def noting(layer: Layer) -> Callable[..., Any]:
         inner = layer.call
 
         @wraps(inner)
@@ -121,17 +119,17 @@ def _watched(model: Any, last: dict[int, int]) -> Iterator[None]:
             object.__delattr__(layer, "call")
 
 
-def _layers(model: Any) -> list[Any]:
+def _layers(model: Model) -> list[Any]:
     return list(dict.fromkeys(model._flatten_layers()))
 
 
-def _own(layer: Any) -> list[Any]:
+def _own(layer: Layer) -> list[Any]:
     """Return the weights that belong to no layer inside of this one."""
     inside = {id(weight) for each in layer._flatten_layers(include_self=False) for weight in each.weights}
     return [weight for weight in layer.weights if id(weight) not in inside]
 
 
-def _purpose(layer: Any, variable: Any) -> str:
+def _purpose(layer: Layer, variable: Any) -> str:
     """Return the name of a weight; a depthwise convolution calls its kernel as a convolution does."""
     is_depthwise = type(layer).__name__.startswith("DepthwiseConv") and variable.name == "kernel"
     return "depthwise_kernel" if is_depthwise else str(variable.name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
-from guided_backprop.arrays import call
+from guided_backprop.arrays import Images, Layer, Model, call
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_layer, no_layers
 from guided_backprop.errors import OptionError
@@ -26,7 +26,7 @@ class Network(ABC):
     ends_at: str | int | None = None
     begins_at: str | int | None = None
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
 
     @property
@@ -47,7 +47,7 @@ class Network(ABC):
     def check(self) -> None:  # noqa: B027 - most kinds have nothing to check
         """Raise ModelError if the model is in training mode, or has no weights yet."""
 
-    def call(self, images: Any) -> Any:
+    def call(self, images: Images) -> Any:
         """Return the model's outputs; those and a value inside, where the gradient begins at a layer."""
         return call(self.model, images)
 
@@ -67,7 +67,7 @@ class Network(ABC):
         """
         raise no_layers(self.model)
 
-    def layer_names(self, images: Any = None) -> list[str]:
+    def layer_names(self, images: Images = None) -> list[str]:
         """Return the names that a layer may be given by; ``images`` for a model that must be traced to tell them.
 
         Raises:
@@ -76,7 +76,7 @@ class Network(ABC):
         del images
         return list(self.layers())
 
-    def layer_name(self, layer: Any) -> str | int:
+    def layer_name(self, layer: Layer) -> str | int:
         """Return the name of a layer that is given by itself, by its position or by its name.
 
         Raises:
@@ -116,7 +116,7 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
         """Return a copy of the model whose layers can be re-initialised.
 
         Args:
@@ -130,6 +130,6 @@ class Network(ABC):
         """
 
 
-def name_of(model: Any) -> str:
+def name_of(model: Model) -> str:
     """Return the name of a function, or what a model is one of."""
     return str(getattr(model, "__qualname__", type(model).__name__))

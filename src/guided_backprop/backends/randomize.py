@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from guided_backprop.arrays import Images, Model, NumpyArray
+
 _SHIFT = 0.1
 # The standard deviation that is left of a normal distribution's after truncation at two of them.
 _LEFT = 0.87962566103423978
@@ -40,7 +42,7 @@ class Weight(NamedTuple):
 
     layer: str
     name: str
-    value: NDArray[Any]
+    value: NumpyArray
 
     @property
     def words(self) -> set[str]:
@@ -53,7 +55,7 @@ class Weight(NamedTuple):
         vectors = {*_SCALES, *_SHIFTS, "alpha", "mean", "var", "variance"}
         return self.value.ndim > 1 and not self.words & vectors
 
-    def fresh(self, generator: np.random.Generator) -> NDArray[Any]:
+    def fresh(self, generator: np.random.Generator) -> NumpyArray:
         """Return what a fresh layer would have in its place."""
         shape, words = self.value.shape, self.words
         if self.is_kernel:
@@ -87,7 +89,7 @@ class PrivateCopy(ABC):
             part of the layer in front of it, whose name comes first.
     """
 
-    model: Any
+    model: Model
     layers: list[tuple[str, ...]]
 
     def __init__(self, weights: Sequence[Weight], seed: int) -> None:
@@ -109,10 +111,10 @@ class PrivateCopy(ABC):
         self._fresh = wanted
 
     @abstractmethod
-    def _assign(self, values: dict[int, NDArray[Any]]) -> None:
+    def _assign(self, values: dict[int, NumpyArray]) -> None:
         """Give the copy these values, by the position of their weight."""
 
-    def given(self, images: Any) -> Any:
+    def given(self, images: Images) -> Any:
         """Return the images as the copy takes them."""
         return images
 

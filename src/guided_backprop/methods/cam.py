@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Inputs
+from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.methods.method import Method, Reducer
@@ -58,8 +58,8 @@ class GradCAM(Method):
 
     def __init__(
         self,
-        model: Any,
-        layer: Any,
+        model: Model,
+        layer: Layer,
         *,
         interpolation: Interpolation = "linear",
         output: str | int | None = None,
@@ -73,7 +73,7 @@ class GradCAM(Method):
         self.subject = self.subject.beginning_at(layer)
         self.subject.check()
 
-    def explain_batch(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
+    def explain_batch(self, backend: Backend, images: Images, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch by the maps of the layer."""
         return _cams(backend, images, backend.attribute(images, weigh, [self.rule], score)[0], self.interpolation)
 
@@ -112,8 +112,8 @@ class GuidedGradCAM(Method):
 
     def __init__(
         self,
-        model: Any,
-        layer: Any,
+        model: Model,
+        layer: Layer,
         *,
         interpolation: Interpolation = "linear",
         output: str | int | None = None,
@@ -137,7 +137,7 @@ class GuidedGradCAM(Method):
         self.at_layer = self.subject.beginning_at(layer)
         self.at_layer.check()
 
-    def explain_batch(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
+    def explain_batch(self, backend: Backend, images: Images, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch by the product of both maps."""
         inside = self.at_layer.backend(images)
         cams = _cams(inside, images, inside.attribute(images, weigh, [PLAIN], score)[0], self.interpolation)
@@ -163,7 +163,7 @@ def _require_interpolation(interpolation: Any) -> None:
     )
 
 
-def _cams(backend: Backend, images: Any, inside: Attributed, interpolation: Interpolation) -> Attributed:
+def _cams(backend: Backend, images: Images, inside: Attributed, interpolation: Interpolation) -> Attributed:
     """Return the maps for each label, of the images' kind and layout, with one channel."""
     assert inside.activation is not None
     activation, axis = inside.activation, backend.channel_axis(inside.activation)
@@ -197,7 +197,7 @@ def _no_positions(shape: tuple[int, ...], images: Any) -> OptionError:
     )
 
 
-def resized(maps: NDArray[np.float64], sizes: list[int], interpolation: Interpolation = "linear") -> NDArray[Any]:
+def resized(maps: NDArray[np.float64], sizes: list[int], interpolation: Interpolation = "linear") -> NumpyArray:
     """Return maps ``(N, ...)`` with positions of other sizes, interpolated along each axis."""
     for axis, size in enumerate(sizes, start=1):
         matrix = _interpolation(maps.shape[axis], size, interpolation)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
+from guided_backprop.arrays import Images, Labels
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.explanations import Explanations
 from guided_backprop.methods.batches import Job, explain_together
@@ -11,7 +12,7 @@ from guided_backprop.methods.method import Method
 from guided_backprop.subject import is_same
 
 
-def compare(images: Any, labels: Any, methods: Sequence[Method], *, mask: Any = None) -> list[Explanations]:
+def compare(images: Images, labels: Labels, methods: Sequence[Method], *, mask: Any = None) -> list[Explanations]:
     """Explain the same images by several methods; those that differ only in their rule share one forward pass.
 
     Args:
@@ -48,11 +49,11 @@ def compare(images: Any, labels: Any, methods: Sequence[Method], *, mask: Any = 
     return [results[position] for position in range(len(methods))]
 
 
-def _explain(images: Any, labels: Any, methods: list[Method], mask: Any) -> list[Explanations]:
+def _explain(images: Images, labels: Labels, methods: list[Method], mask: Any) -> list[Explanations]:
     """Explain by methods that share their forward passes."""
     rules = [method.rule for method in methods]
 
-    def explain_batch(backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> list[Attributed]:
+    def explain_batch(backend: Backend, images: Images, weigh: Weigh, score: Score | None) -> list[Attributed]:
         return backend.attribute(images, weigh, rules, score)
 
     return explain_together(

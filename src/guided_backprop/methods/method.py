@@ -5,13 +5,14 @@ from abc import ABC
 from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
+from guided_backprop.arrays import Images, Labels, Layer, Model
 from guided_backprop.backends.base import Attributed, Backend, Memory, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.methods.batches import Job, explain_together
 from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.rules import GUIDED, ReluRule
-from guided_backprop.subject import Subject
+from guided_backprop.subject import Subject, brief
 
 Reducer = Literal["mean", "sum", "max", "min", "absmax"]
 REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
@@ -62,9 +63,9 @@ class Method(ABC):
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         *,
-        output_layer: Any = None,
+        output_layer: Layer = None,
         output: str | int | None = None,
         batch_size: int | None = None,
         reducer: Reducer | None = None,
@@ -113,10 +114,11 @@ class Method(ABC):
         self.subject.check()
 
     def __repr__(self) -> str:
-        """Return the call that makes the method, on one line, the model by its name."""
-        smooth = "guide" if self.rule.guides_smooth else None
-        options = {"smooth": smooth, "reducer": self.reducer, "batch_size": self.batch_size}
-        chosen = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+        """Return the method with all that it holds, on one line, models and layers by their names."""
+        held = {name: value for name, value in vars(self).items() if name not in ("subject", "rule")}
+        if self.rule.guides_smooth:
+            held["smooth"] = "guide"
+        chosen = [f"{name}={brief(value)}" for name, value in held.items() if value is not None]
         return f"{type(self).__name__}({', '.join([self.subject.described(), *chosen])})"
 
     @property
@@ -129,7 +131,7 @@ class Method(ABC):
         """Whether a map is what one backward pass under the rule gives."""
         return type(self).explain_batch is Method.explain_batch
 
-    def explain(self, images: Any, labels: Any = None, *, mask: Any = None) -> Explanations:
+    def explain(self, images: Images, labels: Labels = None, *, mask: Any = None) -> Explanations:
         """Explain the score of each image.
 
         Args:
@@ -183,7 +185,7 @@ class Method(ABC):
         )
         return explanations
 
-    def optimize(self, images: Any) -> Self:
+    def optimize(self, images: Images) -> Self:
         """Return this method for the same model, faster; tried on these images.
 
         In PyTorch, batch-norm is folded into the convolution in front of it, and pictures lie in memory channels
@@ -211,7 +213,7 @@ class Method(ABC):
         other.subject = self.subject.optimized(images)
         return other
 
-    def around(self, model: Any) -> Self:
+    def around(self, model: Model) -> Self:
         """Return this method for a copy of its model, which is run as it is."""
         other = copy.copy(self)
         for name, value in vars(self).items():
@@ -219,7 +221,7 @@ class Method(ABC):
                 setattr(other, name, value.around(model))
         return other
 
-    def explain_batch(self, backend: Backend, images: Any, weigh: Weigh, score: Score | None) -> Attributed:
+    def explain_batch(self, backend: Backend, images: Images, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch: by one backward pass under the rule, where a method says nothing else."""
         return backend.attribute(images, weigh, [self.rule], score)[0]
 

@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Array, Images, Inputs, Labels, NumpyArray, Tensor, as_numpy
+from guided_backprop.arrays import Array, Images, Inputs, Labels, Model, NumpyArray, Tensor, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Weigh
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.label import Label
@@ -116,7 +116,7 @@ class SmoothGrad:
                     self._add(mean, square, attribution, batch, count)
         return self._result(backend, clean, squares if self.form == "variance" else means, target)
 
-    def around(self, model: Any) -> Self:
+    def around(self, model: Model) -> Self:
         """Return this for a copy of its model, which is run as it is."""
         other = copy.copy(self)
         other.method = self.method.around(model)

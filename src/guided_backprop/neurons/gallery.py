@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Inputs, as_numpy, as_pictures
+from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray, as_numpy, as_pictures
 from guided_backprop.backends.base import Backend
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
@@ -56,8 +56,8 @@ class NeuronGallery:
     positions: NDArray[np.int64]
     activations: NDArray[np.float64]
     boxes: NDArray[np.int64]
-    crops: NDArray[Any]
-    attribution: NDArray[Any]
+    crops: NumpyArray
+    attribution: NumpyArray
     share: float
     coverage: Coverage
     method: str
@@ -114,10 +114,10 @@ class NeuronGallery:
 
 
 def neuron_gallery(
-    model: Any,
-    layer: Any,
+    model: Model,
+    layer: Layer,
     channels: int | Sequence[int],
-    images: Any,
+    images: Images,
     *,
     count: int = 9,
     batch_size: int = 16,
@@ -192,9 +192,9 @@ class _Strongest:
         self.channels, self._count = channels, count
         self._seen = 0
         # Of each channel: value, the image's place in the set, the neuron's position, and the image.
-        self.found: list[list[tuple[float, int, tuple[int, ...], NDArray[Any]]]] = [[] for _ in channels]
+        self.found: list[list[tuple[float, int, tuple[int, ...], NumpyArray]]] = [[] for _ in channels]
 
-    def add(self, images: Any, outputs: NDArray[Any], channel_axis: int) -> None:
+    def add(self, images: Images, outputs: NumpyArray, channel_axis: int) -> None:
         """Look at one batch."""
         values = as_numpy(images)
         if not len(values):
@@ -257,8 +257,8 @@ class _Explainer:
         channels: Sequence[np.int64],
         activations: NDArray[np.float64],
         positions: Sequence[tuple[int, ...]],
-        images: NDArray[Any],
-    ) -> tuple[NDArray[Any], Coverage, float]:
+        images: NumpyArray,
+    ) -> tuple[NumpyArray, Coverage, float]:
         """Return the maps at the images' size, the coverage, and how much of the images was run."""
         maps, coverages, run = np.zeros_like(images), [], 0
         left = np.arange(len(images))
@@ -283,7 +283,7 @@ class _Explainer:
             run += images[left].size
         return maps, Coverage.merge(coverages), run / images.size
 
-    def _try(self, pixels: NDArray[Any], entries: list[tuple[int, ...]]) -> Any:
+    def _try(self, pixels: NumpyArray, entries: list[tuple[int, ...]]) -> Any:
         """Explain crops; None if the model takes no images of that size."""
         try:
             return self.method.explain(self.backend.from_numpy(pixels, self.like), entries)
@@ -304,7 +304,7 @@ class _Explainer:
         return tuple(slices)
 
 
-def _batches(images: Any, batch_size: int) -> Iterator[Any]:
+def _batches(images: Images, batch_size: int) -> Iterator[Any]:
     if isinstance(images, (tuple, dict)):
         raise OptionError(
             f"a gallery needs a model of one input; received images of {len(Inputs.of(images).arrays)} inputs. "
@@ -320,5 +320,5 @@ def _batches(images: Any, batch_size: int) -> Iterator[Any]:
     return iter(images)
 
 
-def _stacked(parts: list[NDArray[Any]], shape: tuple[int, int]) -> NDArray[Any]:
+def _stacked(parts: list[NumpyArray], shape: tuple[int, int]) -> NumpyArray:
     return np.stack(parts).reshape(*shape, *parts[0].shape)

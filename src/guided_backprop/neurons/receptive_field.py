@@ -6,12 +6,11 @@ image through one window, moved by one stride; where it does not, the whole imag
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy
+from guided_backprop.arrays import Images, NumpyArray, as_numpy
 from guided_backprop.backends.base import Backend
 from guided_backprop.rules import OPEN
 
@@ -58,7 +57,7 @@ class Axis:
         return begin, begin + end, position - begin // self.stride
 
 
-def receptive_field(backend: Backend, images: Any, outputs: NDArray[Any], seed: int = 0) -> list[Axis]:
+def receptive_field(backend: Backend, images: Images, outputs: NumpyArray, seed: int = 0) -> list[Axis]:
     """Return how the positions of a backend's output look at each axis of its images.
 
     Args:
@@ -78,7 +77,7 @@ def receptive_field(backend: Backend, images: Any, outputs: NDArray[Any], seed: 
     middle = [(size - 1) // 2 for size in sizes]
     following = [min(place + 1, size - 1) for place, size in zip(middle, sizes, strict=True)]
 
-    def weigh(outputs: NDArray[Any]) -> list[NDArray[np.float64]]:
+    def weigh(outputs: NumpyArray) -> list[NDArray[np.float64]]:
         weights = np.zeros(np.moveaxis(outputs, out_channel, 1).shape)
         for row, position in enumerate((middle, following)):
             weights[(row, slice(None), *position)] = 1

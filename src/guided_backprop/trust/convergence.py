@@ -4,12 +4,12 @@ Two vectors are drawn at random at the model's output and propagated back under 
 at a layer points into one direction for both, cosine 1, nothing of what came from above is left there but its size.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy
+from guided_backprop.arrays import Images, as_numpy
 from guided_backprop.backends.base import Backend
 from guided_backprop.errors import ModelError, NoReluError, OptionError, ScoreError
 from guided_backprop.methods.method import Method
@@ -35,7 +35,7 @@ class Depth(NamedTuple):
     reason: str = ""
 
 
-def depths(subject: Subject, images: Any, layers: list[str]) -> list[str]:
+def depths(subject: Subject, images: Images, layers: list[str]) -> list[str]:
     """Return where can be looked, from "output" to "images".
 
     Args:
@@ -59,7 +59,7 @@ def vectors(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
     return np.random.default_rng([seed, 3]).standard_normal((2, *shape))
 
 
-def converge(method: Method, images: Any, layer: str, drawn: NDArray[np.float64], size: int) -> Depth:
+def converge(method: Method, images: Images, layer: str, drawn: NDArray[np.float64], size: int) -> Depth:
     """Return how alike two vectors at the output are when they arrive at a layer; ``size`` images at once."""
     if layer == OUTPUT:
         return Depth(layer, cosines(*drawn))
@@ -78,7 +78,7 @@ def converge(method: Method, images: Any, layer: str, drawn: NDArray[np.float64]
     return Depth(layer, np.concatenate(batches))
 
 
-def _arrived(backend: Backend, rule: ReluRule, images: Any, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+def _arrived(backend: Backend, rule: ReluRule, images: Images, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     try:
         (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [rule])
     except NoReluError:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy
+from guided_backprop.arrays import Images, Labels, as_numpy
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
 from guided_backprop.explanations import Explanations
@@ -29,8 +29,8 @@ _ROWS = 8
 
 def sanity_check(
     method: Method | SmoothGrad,
-    images: Any,
-    labels: Any = None,
+    images: Images,
+    labels: Labels = None,
     *,
     modes: Sequence[str] = MODES,
     blocks: int | Sequence[str] = 12,
@@ -100,7 +100,7 @@ def sanity_check(
 class _Check:
     """One check."""
 
-    def __init__(self, method: Method | SmoothGrad, clean: Explanations, labels: Any, seed: int) -> None:
+    def __init__(self, method: Method | SmoothGrad, clean: Explanations, labels: Labels, seed: int) -> None:
         self._method, self._clean, self._labels, self._seed = method, clean, labels, seed
         self._images = clean.images
         self._axis = None if clean.reducer is not None else clean.channel_axis
@@ -320,7 +320,7 @@ def _name(bundle: _Bundle) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _fixed(labels: Any, clean: Explanations) -> Any:
+def _fixed(labels: Labels, clean: Explanations) -> Any:
     """Return what was explained of the model itself: a randomised one has another top class, and other maxima."""
     if labels is None or isinstance(labels, str):
         return clean.labels
@@ -328,7 +328,7 @@ def _fixed(labels: Any, clean: Explanations) -> Any:
     return [tuple(map(int, row)) for row in clean.labels] if is_entries else labels
 
 
-def _check_options(method: Any, images: Any, modes: Sequence[str], seed: int) -> None:
+def _check_options(method: Any, images: Images, modes: Sequence[str], seed: int) -> None:
     if not isinstance(method, (Method, SmoothGrad)):
         raise OptionError(
             f"method must be a method; received method={type(method).__name__}. "

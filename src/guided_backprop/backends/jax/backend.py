@@ -162,7 +162,8 @@ class JaxBackend(Backend):
             return self._explained(outputs, len(leaves[0]))
 
         try:
-            jaxpr, shape = jax.make_jaxpr(traced, return_shape=True)(*leaves)
+            with self.network.unremembered():
+                jaxpr, shape = jax.make_jaxpr(traced, return_shape=True)(*leaves)
         except GuidedBackpropError:
             raise
         except Exception as error:

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import jax
 
+from guided_backprop.arrays import Images, Layer, Model
 from guided_backprop.backends.jax.randomize import JaxCopy
 from guided_backprop.backends.jax.tap import names_of
 from guided_backprop.backends.network import Network
@@ -24,7 +25,7 @@ class JaxNetwork(Network):
 
     is_channels_last = True
 
-    def __init__(self, model: Any, ends_at: str | int | None = None, begins_at: str | int | None = None) -> None:
+    def __init__(self, model: Model, ends_at: str | int | None = None, begins_at: str | int | None = None) -> None:
         super().__init__(model)
         self.ends_at, self.begins_at = ends_at, begins_at
 
@@ -49,10 +50,10 @@ class JaxNetwork(Network):
                         f"received {wrong[0]}=False on {type(part).__name__}. Call {advice}."
                     )
 
-    def layer_names(self, images: Any = None) -> list[str]:
+    def layer_names(self, images: Images = None) -> list[str]:
         return super().layer_names() if images is None else names_of(self.model, images)
 
-    def layer_name(self, layer: Any) -> str | int:
+    def layer_name(self, layer: Layer) -> str | int:
         # Whether there is such a value is seen when the model is traced.
         if not isinstance(layer, (int, str)):
             raise OptionError(
@@ -67,7 +68,7 @@ class JaxNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         return type(self)(self.model, begins_at=name)
 
-    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
         if self.ends_at is not None:
             raise OptionError(
                 "sanity_check() of a JAX function explains its output; received output_layer="

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from numpy.typing import NDArray
 
-from guided_backprop.arrays import as_numpy, call, mapped
+from guided_backprop.arrays import Images, Model, NumpyArray, as_numpy, call, mapped
 from guided_backprop.backends.jax.state import is_of
 from guided_backprop.backends.randomize import PrivateCopy, Weight
 from guided_backprop.errors import ModelError
@@ -32,7 +31,7 @@ class JaxCopy(PrivateCopy):
         ModelError: the model is a function that hides its parameters.
     """
 
-    def __init__(self, model: Any, images: Any, seed: int) -> None:
+    def __init__(self, model: Model, images: Images, seed: int) -> None:
         tree, self._build = _opened(model)
         keyed, self._structure = jax.tree_util.tree_flatten_with_path(tree)
         self._leaves = [leaf for _, leaf in keyed]
@@ -42,10 +41,10 @@ class JaxCopy(PrivateCopy):
         self.model = _Held(model)
         super().__init__([_weight(*keyed[index]) for index in self._positions], seed)
 
-    def given(self, images: Any) -> Any:
+    def given(self, images: Images) -> Any:
         return mapped(jnp.asarray, images)
 
-    def _assign(self, values: dict[int, NDArray[Any]]) -> None:
+    def _assign(self, values: dict[int, NumpyArray]) -> None:
         positions = [self._positions[index] for index in values]
         dtypes = [self._leaves[position].dtype for position in positions]
         arrays = [jnp.asarray(value, dtype) for value, dtype in zip(values.values(), dtypes, strict=True)]
@@ -64,14 +63,14 @@ class JaxCopy(PrivateCopy):
 class _Held:
     """Calls the model that it holds: a method keeps what it compiled although the model is another one."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         self.held = model
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         return self.held(*inputs, **named)
 
 
-def _opened(model: Any) -> tuple[Any, Callable[[Any], Any]]:
+def _opened(model: Model) -> tuple[Any, Callable[[Any], Any]]:
     """Return what the model is made of, and what makes a model of it."""
     if is_of(model, "flax.nnx"):
         nnx = sys.modules["flax.nnx"]
@@ -105,7 +104,7 @@ def _weight(path: Sequence[Any], leaf: Any) -> Weight:
     return Weight(layer.removesuffix("/~") or "model", name, as_numpy(leaf))
 
 
-def _uses(build: Callable[..., Any], arrays: list[Any], positions: list[int], images: Any) -> dict[int, int]:
+def _uses(build: Callable[..., Any], arrays: list[Any], positions: list[int], images: Images) -> dict[int, int]:
     """Return in which operation each array is used last; what is made of arrays alone stands for them."""
     # Not the images themselves: they are no constants.
     traced = jax.make_jaxpr(lambda arrays, images: call(build(positions, arrays), images))(arrays, images)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from guided_backprop.arrays import call, inputs_of, like_inputs
+from guided_backprop.arrays import Images, call, inputs_of, like_inputs
 from guided_backprop.backends.jax.program import Program
 
 
@@ -32,7 +32,7 @@ def tap(name: str, value: jax.Array) -> jax.Array:
     return checkpoint_name(value, name)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def names_of(model: Callable[..., Any], images: Any) -> list[str]:
+def names_of(model: Callable[..., Any], images: Images) -> list[str]:
     """Return the names that a function gives to its values, in the order that they are made in."""
 
     def traced(*inputs: Any) -> tuple[()]:

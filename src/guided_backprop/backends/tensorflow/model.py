@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import call, like_inputs
+from guided_backprop.arrays import Images, call, like_inputs
 from guided_backprop.backends.base import Score
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
@@ -24,7 +24,7 @@ class TensorFlowNetwork(Network):
 
     is_channels_last = True
 
-    def call(self, images: Any) -> Any:
+    def call(self, images: Images) -> Any:
         is_signature = hasattr(self.model, "structured_input_signature")
         return _signature(self.model, images) if is_signature else super().call(images)
 
@@ -34,7 +34,7 @@ class TensorFlowNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         raise no_layers(self.model)
 
-    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
         raise ModelError(
             "the weights of a TensorFlow model can be re-initialised if it is a Keras model; received "
             f"model={self.name}, which hides them. Pass the Keras model."
@@ -82,7 +82,7 @@ def _described(output: Any) -> str:
     return f"{output.shape} {output.dtype.name}" if isinstance(output, tf.Tensor) else type(output).__name__
 
 
-def _signature(function: Any, images: Any) -> Any:
+def _signature(function: Any, images: Images) -> Any:
     """Call a concrete function; a SavedModel's signature takes inputs by name."""
     names = list(function.structured_input_signature[1])
     is_one = len(names) == 1 and not isinstance(images, (tuple, Mapping))

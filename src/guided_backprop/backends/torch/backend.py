@@ -219,7 +219,7 @@ class TorchBackend(Backend):
         other = copy.copy(self)
         given = mapped(_as_tensor, images)
         try:
-            with differentiable(), torch.no_grad():
+            with differentiable(), torch.no_grad(), self.network.unremembered():
                 gates = self.setup.memory != "lean" and not self.network.has_prelu
                 other._run_forward = Plan.of(self.network.call, given, gates=gates).run
         except (torch.OutOfMemoryError, GuidedBackpropError):
@@ -232,7 +232,8 @@ class TorchBackend(Backend):
         """Return what is explained, and the value inside of the model that the gradient is taken at, if any."""
         inputs, inside = inputs_of(given), None
         try:
-            outputs = self._run_forward(self.network.call, given)
+            with self.network.unremembered():
+                outputs = self._run_forward(self.network.call, given)
             if self._begins_inside:
                 outputs, inside = outputs
             output = chosen(outputs, self.setup.output, torch.is_tensor)

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 
-from guided_backprop.arrays import call
+from guided_backprop.arrays import Images, Model, call
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.torch.eager import training_module, unfused
@@ -24,7 +24,7 @@ class TorchNetwork(Network):
 
     is_channels_last = False
 
-    def __init__(self, model: Any, forward: Callable[..., Any] | None = None) -> None:
+    def __init__(self, model: Model, forward: Callable[..., Any] | None = None) -> None:
         super().__init__(model)
         self._forward = unfused(model) if forward is None else forward
 
@@ -40,7 +40,7 @@ class TorchNetwork(Network):
                 f"received training=True on {training}. Call model.eval()."
             )
 
-    def call(self, images: Any) -> Any:
+    def call(self, images: Images) -> Any:
         return call(self._forward, images)
 
     def layers(self) -> Mapping[str, Any]:
@@ -53,5 +53,5 @@ class TorchNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         return type(self)(self.model, run_with(self.model, str(name)))
 
-    def private_copy(self, images: Any, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
         return TorchCopy(self.model, run, seed)

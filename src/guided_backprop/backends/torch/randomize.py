@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from guided_backprop.arrays import as_numpy
+from guided_backprop.arrays import Model, NumpyArray, as_numpy
 from guided_backprop.backends.randomize import PrivateCopy, Weight
 from guided_backprop.errors import ModelError
 
@@ -27,7 +26,7 @@ class TorchCopy(PrivateCopy):
         ModelError: the model is no module, or can't be copied.
     """
 
-    def __init__(self, model: Any, run: Callable[[Any], Any], seed: int) -> None:
+    def __init__(self, model: Model, run: Callable[[Any], Any], seed: int) -> None:
         if not isinstance(model, torch.nn.Module):
             raise ModelError(
                 "the weights of a model can be re-initialised if it is a torch.nn.Module; received "
@@ -49,7 +48,7 @@ class TorchCopy(PrivateCopy):
         self._tensors = [tensors[name] for name in names]
         super().__init__([_weight(self.model, name, own[name]) for name in names], seed)
 
-    def _assign(self, values: dict[int, NDArray[Any]]) -> None:
+    def _assign(self, values: dict[int, NumpyArray]) -> None:
         with torch.no_grad():
             for index, value in values.items():
                 tensor = self._tensors[index]

@@ -16,6 +16,7 @@ from guided_backprop import (
     GuidedBackprop,
     GuidedGradCAM,
     LabelError,
+    ModelError,
     NoReluError,
     OpaqueRegionError,
     OptionError,
@@ -218,6 +219,34 @@ def test_weights_are_untouched():
     np.testing.assert_equal(model.get_weights(), before)
     assert [layer.trainable for layer in model.layers] == trainable
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(ROWS)), outputs)
+
+
+def test_what_layers_remember_of_their_last_call_is_given_back():
+    """A trace, or an explained batch, leaves nothing in ``losses``; a further call of the user's own does."""
+    dense = layers.Dense(5, activation="relu", activity_regularizer=keras.regularizers.L2(0.1))
+    model = keras.Sequential([keras.Input((4,)), dense, layers.Dense(3)])
+    rows = np.random.default_rng(0).normal(size=(4, 4)).astype("float32")
+    model(rows)
+    (kept,) = model.losses
+    for other in (rows, 2 * rows):
+        GuidedBackprop(model).explain(other, 0)
+        (loss,) = model.losses
+        assert loss is kept
+    model(2 * rows)
+    (loss,) = model.losses
+    assert loss is not kept
+
+
+def test_a_model_that_was_never_built_is_not_built_by_explaining():
+    model = keras.Sequential([layers.Dense(5, activation="relu"), layers.Dense(3)])
+    with pytest.raises(ModelError, match="never built"):
+        GuidedBackprop(model).explain(np.ones((2, 4), "float32"), 0)
+    assert not model.built
+
+
+def test_a_part_of_a_model_goes_by_the_models_name():
+    model = to_keras(NETWORKS["convolutional"], CHANNELS_LAST, "float32")
+    assert Saliency(model, output_layer=2).explain(images("float32"), 0).model == type(model).__name__
 
 
 def test_the_output_of_a_layer_by_name_and_by_index():

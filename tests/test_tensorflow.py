@@ -245,7 +245,7 @@ OTHERS = {
     "leaky_relu with a threshold": lambda: layers.ReLU(threshold=0.5, negative_slope=0.1),
     "softplus": lambda: layers.Activation("softplus"),
     "softsign": lambda: layers.Activation("softsign"),
-    "maximum of hard_tanh": lambda: layers.Activation("hard_tanh"),
+    "clamp of hard_tanh": lambda: layers.Activation("hard_tanh"),
 }
 
 
@@ -264,7 +264,7 @@ def test_other_activations_are_listed_and_keep_their_derivative(activation):
 
 
 def test_an_explicit_relu6_is_a_relu():
-    result = explain(lambda x: x * tf.nn.relu6(x + 3.0) * (1 / 6), np.ones((2, 4)), 0)
+    result = explain(lambda x: tf.nn.relu6(x + 3.0) * 0.5, np.ones((2, 4)), 0)
     assert str(result.coverage) == "relu6 x1 guided"
 
 

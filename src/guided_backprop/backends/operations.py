@@ -50,13 +50,13 @@ LISTED = frozenset({Kind.RELU, Kind.CLIP, Kind.SMOOTH, Kind.HEAD, Kind.CHOOSES, 
 #: The names of non-linearities in the coverage, the same in every framework. NumPy's, else the field's.
 NONLINEARITIES = frozenset(
     """
-    abs acos acosh asin asinh atan atan2 atanh bessel betainc cbrt celu cholesky clamp cos cosh cumprod det digamma
-    dilation div eig elu entr erf erfc erfinv exp expint expm1 fake_quant fresnel gamma gelu glu group_norm gru
-    hardshrink hardsigmoid hardswish huber_loss hypot igamma instance_norm inv isotonic layer_norm leaky_relu
+    abs acos acosh asin asinh atan atan2 atanh bessel betainc cbrt celu cholesky clamp cos cosh cumprod dawson det
+    digamma dilation div eig elu entr erf erfc erfinv exp expint expm1 fake_quant fresnel gamma gelu glu group_norm
+    gru hardshrink hardsigmoid hardswish huber_loss hypot igamma instance_norm inv isotonic layer_norm leaky_relu
     lgamma local_response_norm log log1p log_sigmoid log_softmax logaddexp logsumexp lstm max max_pool maximum min
-    minimum mish modulo nan_to_num ndtri norm polygamma pow prelu prod qr relu relu6 renorm rms_norm rnn rrelu
-    rsqrt scaled_dot_product_attention selu sigmoid silu sin sinc sinh softmax softplus softshrink softsign sort
-    sparsemax spence sqrt squareplus svd tan tanh weight_norm xlogy zeta
+    minimum mish modulo nan_to_num ndtri norm polygamma pow prelu prod qr relu relu6 renorm rms_norm rnn rrelu rsqrt
+    scaled_dot_product_attention selu sigmoid silu sin sinc sinh softmax softplus softshrink softsign sort sparsemax
+    spence sqrt squareplus svd tan tanh weight_norm xlogy zeta
     """.split()
 )
 

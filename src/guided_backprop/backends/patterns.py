@@ -168,12 +168,18 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("leaky_relu", ("maximum", X, ("div", X, Constant(is_known=True)))),
     Pattern("leaky_relu", ("add", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("neg", X))))),
     Pattern("leaky_relu", ("sub", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("neg", X))))),
+    # Keras' own, with a threshold.
+    Pattern(
+        "leaky_relu",
+        ("sub", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("add", ("neg", X), Constant(is_known=True))))),
+    ),
     Pattern("prelu", ("add", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
     Pattern("prelu", ("sub", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
     Pattern(
         "celu",
         ("add", ("maximum", X, Number(0.0)), Times(("expm1", Times(("minimum", X, Number(0.0)))))),
     ),
+    Pattern("celu", ("add", ("relu", X), Times(("expm1", Times(("minimum", X, Number(0.0))))))),
     Pattern("softsign", ("div", X, ("add", ("abs", X), Number(1.0)))),
     Pattern("log_sigmoid", ("neg", ("softplus", ("neg", X)))),
     Pattern("softmax", ("div", POWERS, Moved(("sum", POWERS)))),

@@ -19,12 +19,12 @@ from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.refusals import detached, no_rows, not_finite, spelled
 from guided_backprop.backends.spelling import is_relu_like
+from guided_backprop.backends.tensorflow.classify import classify
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import Traced, graph_of, made_by, renamed, trace
 from guided_backprop.backends.tensorflow.model import CULPRITS, TensorFlowNetwork, callable_of, slopes
 from guided_backprop.backends.tensorflow.nodes import constant_of
-from guided_backprop.backends.tensorflow.relus import classify
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
 

@@ -15,7 +15,9 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.refusals import coverage_of, hidden, spelled
 from guided_backprop.backends.tensorflow import nodes
 from guided_backprop.backends.tensorflow.custom import SCOPE, original_gradient
+from guided_backprop.backends.tensorflow.operations import COPIES
 from guided_backprop.coverage import Coverage
+from guided_backprop.errors import OpaqueRegionError
 from guided_backprop.rules import Deconv, Guided, Open, Plain, ReluRule
 
 _EDITOR: ContextVar["Editor"] = ContextVar("guided_backprop_editor")
@@ -72,18 +74,14 @@ class Editor:
                 return _for_operand(op, gradients[0])
             case "opaque":
                 return self._opaque(op, gradients, name)
+            case "unknown":
+                return self._unknown(op, gradients, name)
             case "head" | "pass":
                 return self._head(op, gradients[0], role, name)
-        if role == "plain":
-            self._note(op, name, self.rule.treatment(name))
-            if self.rule.guides(name):
-                # A derivative is linear in g: what the rule makes of g comes to the same as what it makes of the
-                # derivative.
-                gradients = tuple(self._leaving(g, g, None, y) for g, y in zip(gradients, op.outputs, strict=True))
-        elif self.rule.needs_every_relu and name not in self._vouch:
-            self._judge(op, role, name)
-        if role == "bound":
-            self._note(op, name, "plain")
+            case "plain":
+                gradients = self._listed(op, gradients, name)
+            case "bound" | "spelled" | "watch":
+                self._suspected(op, role, name)
         return original_gradient(op, gradients)
 
     def _note(self, op: tf.Operation, name: str, treatment: str) -> None:
@@ -107,6 +105,14 @@ class Editor:
         # NumPy's functions make float64 of a Python number.
         return tf.cast(self.rule.leaving(g, derived, x, y, tf.experimental.numpy), derived.dtype)
 
+    def _listed(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> tuple[tf.Tensor, ...]:
+        """Return what arrives at an activation that is no ReLU, under a rule that acts on it."""
+        self._note(op, name, self.rule.treatment(name))
+        if not self.rule.guides(name):
+            return gradients
+        # A derivative is linear in g: what the rule makes of g comes to the same as what it makes of the derivative.
+        return tuple(self._leaving(g, g, None, y) for g, y in zip(gradients, op.outputs, strict=True))
+
     def _opaque(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
         vouched = self._vouch.get(name)
         if vouched is None and self.rule.needs_every_relu:
@@ -114,16 +120,36 @@ class Editor:
         self._note(op, name, self.rule.name if vouched == "relu" else "plain")
         if vouched != "relu":
             return original_gradient(op, gradients)
+        return self._vouched(op, gradients, name)
+
+    def _unknown(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
+        """Look at the values of an operation that has no row, unless it is known what it is."""
+        if name in self._vouch or not self.rule.needs_every_relu:
+            return self._opaque(op, gradients, name)
+        self._note(op, name, "plain")
+        inputs = [self._see(x) for x in op.inputs if x.dtype.is_floating]
+        self.watch.update({self._see(y): (name, inputs) for y in op.outputs if y.dtype.is_floating})
+        return original_gradient(op, gradients)
+
+    def _vouched(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
+        """Treat a function as a ReLU."""
         # IdentityN, which carries custom gradients, takes the results first and then the arguments.
         operand = 1 if op.type == "IdentityN" else 0
-        if len(op.inputs) != operand + 1:
+        x, y = op.inputs[operand], op.outputs[0]
+        is_one = len(op.inputs) == operand + 1 and x.shape.is_compatible_with(y.shape)
+        if not is_one and self.rule.reads_values:
+            raise OpaqueRegionError(
+                f"a ReLU must have one input and return values of its shape under the {self.rule.name} rule; received "
+                f"{name} of {len(op.inputs) - operand} inputs, from {x.shape} to {y.shape}. Write it as two functions, "
+                "one of them the ReLU alone."
+            )
+        if not is_one:
             # Which argument is the ReLU's is not known: as with smooth activations, the rule is asked in front of it.
-            arriving = [self._leaving(g, g, None, y) for g, y in zip(gradients, op.outputs, strict=True)]
-            return original_gradient(op, arriving)
+            return original_gradient(op, [self._leaving(g, g, None, y) for g in gradients])
         leaving = original_gradient(op, gradients)
         derived = leaving[operand]
         if derived is not None:
-            leaving[operand] = self._leaving(gradients[0], derived, op.inputs[operand], op.outputs[0])
+            leaving[operand] = self._leaving(gradients[0], derived, x, y)
         return leaving
 
     def _head(self, op: tf.Operation, g: tf.Tensor, role: str, name: str) -> list[tf.Tensor | None]:
@@ -132,14 +158,18 @@ class Editor:
             self._counts[name, "undone"] = 1
         return [g]
 
-    def _judge(self, op: tf.Operation, role: str, name: str) -> None:
+    def _suspected(self, op: tf.Operation, role: str, name: str) -> None:
         """Raise, or remember to look at the values, if a node may spell a ReLU."""
+        if role == "bound":
+            self._note(op, name, "plain")
+        if not self.rule.needs_every_relu or name in self._vouch:
+            return
         is_top = op.name.startswith(f"{SCOPE}/")
         if role == "spelled" or (role == "bound" and not is_top):
             raise spelled({name}, "tf.nn.relu")
         if role == "bound":
             self.bounds[self._see(op.inputs[op.get_attr(nodes.OPERAND)])] = name
-        if role == "watch":
+        else:
             candidates = [op.graph.get_tensor_by_name(f"{SCOPE}/{ref}") for ref in self._watched[op.name]]
             self.watch[self._see(op.outputs[0])] = (name, [self._see(each) for each in candidates])
 
@@ -158,8 +188,6 @@ _FAST: dict[type[ReluRule], Callable[[tf.Tensor, _Gate], tf.Tensor]] = {
     Guided: lambda g, gate: gate(tf.nn.relu(g)),
     Open: lambda g, gate: g,
 }
-
-
 _KERNELS = {("Relu", 0.0, float("inf")): tf.raw_ops.ReluGrad, ("Relu6", 0.0, 6.0): tf.raw_ops.Relu6Grad}
 
 
@@ -183,7 +211,7 @@ def _input_of(op: tf.Operation) -> tf.Tensor:
         role = behind.op.node_def.attr.get(nodes.ROLE)
         if role is not None and role.s == b"joined":
             behind = x = behind.op.inputs[behind.op.get_attr(nodes.OPERAND)]
-        elif behind.op.type in nodes.COPIES:
+        elif behind.op.type in COPIES:
             behind = behind.op.inputs[0]
         else:
             return x

@@ -1,12 +1,12 @@
-"""What each node of a flat TensorFlow graph is: a ReLU, a part of one, another non-linearity, or hidden.
+"""A flat TensorFlow graph that can be asked who feeds whom, and what was written on its nodes.
 
 A node is known by its operation and by what it is connected to, never by the layer it came from: that is
 why ``layers.ReLU``, ``tf.nn.relu``, ``tf.maximum(x, 0)`` and a reloaded SavedModel are all the same here.
-What was found is written on the (copied) node itself, where its gradient reads it.
+What it was found to be is written on the (copied) node itself, where its gradient reads it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from math import isnan
 from typing import Any
@@ -17,7 +17,10 @@ from tensorflow.core.framework.attr_value_pb2 import AttrValue
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
+from guided_backprop.backends.tensorflow.operations import COPIES, OPERATIONS, SHAPES
+
 GRADIENT = "GuidedBackprop"
+OVERRIDE = "_gradient_op_type"
 ROLE = "_guided_backprop_role"
 NAME = "_guided_backprop_name"
 OPERAND = "_guided_backprop_operand"
@@ -28,36 +31,8 @@ ORIGINAL = "_guided_backprop_original"
 # A constant whose value is not known before the run, such as a variable.
 UNKNOWN = float("nan")
 
-HEADS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
-
-# Non-linearities that keep their own derivative and are listed in the coverage.
-NONLINEARITIES = {
-    "Abs": "abs", "Acos": "acos", "Asin": "asin", "Atan": "atan", "Cos": "cos", "Cosh": "cosh", "Elu": "elu",
-    "Erf": "erf", "Erfc": "erfc", "Exp": "exp", "Expm1": "expm1", "LeakyRelu": "leaky_relu", "Log": "log",
-    "Log1p": "log1p",
-    "LogSoftmax": "log_softmax", "Max": "max", "MaxPool": "max_pool", "MaxPool3D": "max_pool",
-    "MaxPoolV2": "max_pool", "MaxPoolWithArgmax": "max_pool", "Maximum": "maximum", "Min": "min",
-    "Minimum": "minimum", "Pow": "pow", "Reciprocal": "reciprocal", "Rsqrt": "rsqrt", "Selu": "selu",
-    "Sigmoid": "sigmoid", "Sin": "sin", "Sinh": "sinh", "Softmax": "softmax", "Softplus": "softplus",
-    "Softsign": "softsign", "Sqrt": "sqrt", "Tan": "tan", "Tanh": "tanh", "ClipByValue": "clip",
-    "SegmentMax": "max", "SegmentMin": "min", "TopKV2": "top_k", "FakeQuantWithMinMaxArgs": "fake_quant",
-    "FakeQuantWithMinMaxVars": "fake_quant", "Prod": "prod",
-}  # fmt: skip
-
-# Operations that only move, copy or cast values.
-MOVES = set("Cast ExpandDims Identity IdentityN PreventGradient Reshape Snapshot Squeeze Transpose".split())
-_SAME = MOVES | set("BroadcastTo CheckNumerics DeepCopy EnsureShape Fill StopGradient Tile".split())
-COPIES = ("Identity", "Cast", "Snapshot", "StopGradient", "PreventGradient")
-RELUS = {"Relu", "Relu6"}
-RANDOM = set(
-    """
-    Multinomial ParameterizedTruncatedNormal RandomGamma RandomPoisson RandomPoissonV2 RandomStandardNormal
-    RandomUniform RandomUniformInt StatefulRandomBinomial StatefulStandardNormalV2 StatefulTruncatedNormal
-    StatefulUniform StatefulUniformFullInt StatefulUniformInt StatelessMultinomial StatelessRandomNormal
-    StatelessRandomNormalV2 StatelessRandomUniform StatelessRandomUniformV2 StatelessTruncatedNormal
-    StatelessTruncatedNormalV2 TruncatedNormal
-    """.split()
-)
+# What gives out the one value that fills its first operand.
+_SAME = OPERATIONS.called("broadcast", "cast", "identity", "reshape", "stop_gradient", "transpose")
 
 
 def attribute(node: NodeDef, name: str) -> AttrValue:
@@ -73,6 +48,11 @@ def operand_refs(node: NodeDef) -> list[str]:
 def producer(ref: str) -> str:
     """Return the node or argument that a reference names."""
     return ref.partition(":")[0]
+
+
+def word_of(node: NodeDef) -> str:
+    """Return what a node does, in the vocabulary of all frameworks."""
+    return OPERATIONS[node.op].word
 
 
 class Graph:
@@ -92,23 +72,47 @@ class Graph:
     @cached_property
     def consumers(self) -> Mapping[str, list[NodeDef]]:
         """Return the nodes that read something of the node of this name."""
-        found: dict[str, list[NodeDef]] = defaultdict(list)
+        consumers: dict[str, list[NodeDef]] = defaultdict(list)
         for node in self.definition.node_def:
             for name in dict.fromkeys(map(producer, operand_refs(node))):
-                found[name].append(node)
-        return found
+                consumers[name].append(node)
+        return consumers
+
+    @cached_property
+    def returned(self) -> frozenset[str]:
+        """Return the nodes whose values the function returns."""
+        return frozenset(map(producer, self.definition.ret.values()))
 
     def node(self, ref: str) -> NodeDef | None:
         """Return the node that a reference names, or None if it names an argument."""
         return self.nodes.get(producer(ref))
 
-    def source(self, ref: str) -> str:
+    def copied(self, ref: str) -> str:
         """Return the reference behind operations that only copy or cast."""
         node = self.node(ref)
         while node is not None and node.op in COPIES:
             ref = operand_refs(node)[0]
             node = self.node(ref)
         return ref
+
+    def source(self, ref: str) -> str:
+        """Return the reference to the same values behind copies, be they without a gradient."""
+        node = self.node(ref)
+        while node is not None and (node.op in COPIES or word_of(node) == "stop_gradient"):
+            ref = operand_refs(node)[0]
+            node = self.node(ref)
+        return ref
+
+    def only_user(self, node: NodeDef) -> NodeDef | None:
+        """Return the one node that what a node makes goes to, behind copies; None if it goes to several places."""
+        while node.name not in self.returned:
+            users = [user for user in self.consumers[node.name] if user.op not in SHAPES]
+            if len(users) != 1:
+                return None
+            node = users[0]
+            if node.op not in COPIES:
+                return node
+        return None
 
     def constant(self, ref: str) -> float | None:
         """Return the value of a tensor that does not depend on the images and is the same everywhere.
@@ -135,26 +139,18 @@ class Graph:
 
     def _evaluate(self, node: NodeDef) -> float | None:
         values = [self._constants[producer(ref)] for ref in operand_refs(node)]
-        if node.op == "Const":
-            return _uniform(tf.make_ndarray(attribute(node, "value").tensor))
-        if node.op in ("ZerosLike", "OnesLike"):
-            return float(node.op == "OnesLike")
-        if node.op == "Fill":
-            return values[1]
-        if node.op in ("Shape", "ShapeN", "Size", "Rank"):
+        if node.op in SHAPES:
             # The shape of something that depends on the images is no value of theirs.
             return UNKNOWN
-        if node.op in _SAME and values and (node.op != "IdentityN" or len(values) == 1):
+        if node.op in _VALUES:
+            return _VALUES[node.op](node, values)
+        if node.op in _SAME:
             return values[0]
         known = [value for value in values if value is not None]
         if len(known) < len(values):
-            return 0.0 if node.op in ("Mul", "MulNoNan") and 0.0 in known else None
-        if node.op in _ARITHMETIC and len(values) == len(operand_refs(node)):
-            return UNKNOWN if any(map(isnan, known)) else float(_ARITHMETIC[node.op](*known))
-        if node.op in ("Pack", "ConcatV2") and values:
-            parts = set(values if node.op == "Pack" else values[:-1])
-            return parts.pop() if len(parts) == 1 else UNKNOWN
-        return UNKNOWN
+            return 0.0 if word_of(node) == "mul" and 0.0 in known else None
+        calculate = _ARITHMETIC.get((word_of(node), len(known)))
+        return UNKNOWN if calculate is None or any(map(isnan, known)) else float(calculate(*known))
 
     def depends(self, ref: str) -> bool:
         """Tell whether a tensor depends on the values of the images."""
@@ -162,19 +158,13 @@ class Graph:
 
     def mark(self, node: NodeDef, role: str, name: str = "", operand: int = 0, **bounds: float) -> None:
         """Write on a node how its gradient is to be built."""
-        if self.role(node):
-            return
-        original = attribute(node, "_gradient_op_type").s or node.op.encode()
-        node.attr[ORIGINAL].s = original
-        node.attr["_gradient_op_type"].s = GRADIENT.encode()
+        if not self.role(node):
+            node.attr[ORIGINAL].s = attribute(node, OVERRIDE).s or node.op.encode()
+        node.attr[OVERRIDE].s = GRADIENT.encode()
         node.attr[ROLE].s, node.attr[NAME].s, node.attr[OPERAND].i = role.encode(), name.encode(), operand
         # As text: an attribute of a node that is a number has 32 bits.
         node.attr[LOW].s = repr(bounds.get("low", 0.0)).encode()
         node.attr[HIGH].s = repr(bounds.get("high", float("inf"))).encode()
-
-    def relabel(self, node: NodeDef, name: str) -> None:
-        """Change the name under which a marked node is listed."""
-        node.attr[NAME].s = name.encode()
 
     def role(self, node: NodeDef | None) -> str:
         """Return the role that was written on a node, or an empty string."""
@@ -209,15 +199,32 @@ class Graph:
             stack.extend(map(producer, operand_refs(self.nodes[name])))
 
 
-_ARITHMETIC: dict[str, Any] = {
-    "Neg": lambda x: -x,
-    "Add": lambda x, y: x + y,
-    "AddV2": lambda x, y: x + y,
-    "Sub": lambda x, y: x - y,
-    "Mul": lambda x, y: x * y,
-    "RealDiv": lambda x, y: x / y if y else UNKNOWN,
-    "Maximum": max,
-    "Minimum": min,
+def _joined(parts: list[float | None]) -> float | None:
+    """Return the one value of several tensors that are put together."""
+    if None in parts:
+        return None
+    return parts[0] if parts and len(set(parts)) == 1 else UNKNOWN
+
+
+#: Operations whose value something else than arithmetic tells.
+_VALUES: dict[str, Callable[[NodeDef, list[float | None]], float | None]] = {
+    "ConcatV2": lambda node, values: _joined(values[:-1]),
+    "Const": lambda node, values: _uniform(tf.make_ndarray(attribute(node, "value").tensor)),
+    "Fill": lambda node, values: values[1],
+    "OnesLike": lambda node, values: 1.0,
+    "Pack": lambda node, values: _joined(values),
+    "ZerosLike": lambda node, values: 0.0,
+}
+
+#: Arithmetic of constants, by its word and how many there are.
+_ARITHMETIC: dict[tuple[str, int], Callable[..., float]] = {
+    ("neg", 1): lambda x: -x,
+    ("add", 2): lambda x, y: x + y,
+    ("sub", 2): lambda x, y: x - y,
+    ("mul", 2): lambda x, y: x * y,
+    ("div", 2): lambda x, y: x / y if y else UNKNOWN,
+    ("maximum", 2): max,
+    ("minimum", 2): min,
 }
 
 

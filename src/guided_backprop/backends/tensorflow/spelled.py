@@ -7,23 +7,24 @@ keep their shape; where one meets a tensor, the result is compared with the ReLU
 import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from guided_backprop.backends.tensorflow.nodes import Graph, attribute, operand_refs, producer
+from guided_backprop.backends.tensorflow.nodes import Graph, attribute, operand_refs, producer, word_of
+from guided_backprop.backends.tensorflow.operations import COMPARISONS, OPERATIONS
 
-_COMPARISONS = {"Greater", "GreaterEqual", "Less", "LessEqual"}
-_CHOICES = {"Select", "SelectV2"}
-_SIGNS = {"Abs", "Sign", "Sqrt"}
-_KEEPS = set(
-    """
-    Cast Ceil ExpandDims Floor GatherNd GatherV2 Identity LogicalNot Neg Relu Relu6 Reshape Rint Round Snapshot
-    Square Squeeze StopGradient Transpose Where
-    """.split()
+_CHOICES = OPERATIONS.called("where")
+_SIGNS = OPERATIONS.called("abs", "sign", "sqrt")
+# What keeps the shape of one operand.
+_KEEPS = OPERATIONS.called(
+    *"cast ceil floor gather identity logical_not neg nonzero relu relu6 reshape rint round stop_gradient".split(),
+    "transpose",
 )
-_MEETS = set(
-    """
-    Add AddN AddV2 DivNoNan LogicalAnd LogicalOr Maximum Minimum Mul MulNoNan Pow RealDiv ScatterNd Select
-    SelectV2 SquaredDifference Sub TensorScatterUpdate TensorScatterAdd TensorScatterMax
-    """.split()
+_SCATTERS = OPERATIONS.called("scatter")
+_MEETS = (
+    _CHOICES
+    | _SCATTERS
+    | OPERATIONS.called(*"add div logical_and logical_or maximum minimum mul pow scatter_add sub".split())
 )
+_STACKS = OPERATIONS.called("concatenate", "stack")
+_LARGEST = OPERATIONS.called("max", "sort")
 _FLOATS = {kind.as_datatype_enum for kind in (tf.float16, tf.bfloat16, tf.float32, tf.float64)}
 
 
@@ -40,14 +41,14 @@ def watched(graph: Graph, order: list[NodeDef]) -> dict[str, list[str]]:
         elif not sources:
             if _is_stacked(graph, node):
                 found[node.name] = [*operand_refs(graph.nodes[producer(refs[0])])]
-        elif node.op in _KEEPS:
+        elif node.op in _KEEPS or _is_power(graph, node):
             signs[node.name] = sources
         elif node.op in _MEETS:
             if _is_piece(graph, node, sources):
                 continue
             unsigned = [ref for ref in refs if producer(ref) not in signs]
             others = [ref for ref in unsigned if _is_float(graph, ref) and graph.depends(ref)]
-            if others or node.op in ("ScatterNd", "TensorScatterUpdate"):
+            if others or node.op in _SCATTERS:
                 found[node.name] = [*others, *sorted(sources)]
             else:
                 signs[node.name] = sources
@@ -63,11 +64,16 @@ def _sign_of(graph: Graph, node: NodeDef) -> str | None:
         return None
     if node.op in _SIGNS and graph.depends(refs[0]):
         return refs[0]
-    if node.op in _COMPARISONS:
+    if node.op in COMPARISONS:
         dependent = [ref for ref in refs if graph.depends(ref)]
         if len(dependent) == 1:
             return dependent[0]
     return None
+
+
+def _is_power(graph: Graph, node: NodeDef) -> bool:
+    """Tell whether a node is a power of one operand by a constant."""
+    return word_of(node) == "pow" and sum(map(graph.depends, operand_refs(node))) == 1
 
 
 def _is_piece(graph: Graph, node: NodeDef, sources: set[str]) -> bool:
@@ -89,10 +95,10 @@ def _is_float(graph: Graph, ref: str) -> bool:
 
 def _is_stacked(graph: Graph, node: NodeDef) -> bool:
     """Tell whether a node is a maximum over a stack of a tensor and a constant."""
-    if node.op not in ("Max", "TopKV2"):
+    if node.op not in _LARGEST:
         return False
     stacked = graph.node(graph.source(operand_refs(node)[0]))
-    if stacked is None or stacked.op not in ("Pack", "ConcatV2"):
+    if stacked is None or stacked.op not in _STACKS:
         return False
     parts = operand_refs(stacked)[: None if stacked.op == "Pack" else -1]
     return any(graph.constant(part) == 0 for part in parts)

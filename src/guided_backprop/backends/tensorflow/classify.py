@@ -1,0 +1,222 @@
+"""What each node of a traced function is, written on it: a ReLU, a part of one activation, hidden, or listed.
+
+An activation that is made of several operations is one, so what is inside of it is no ReLU of the network: it is
+looked for first. Apart from that no order matters: no node is two things.
+"""
+
+from collections.abc import Mapping
+from math import isnan
+
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+from guided_backprop.backends.operations import LISTED, Kind
+from guided_backprop.backends.patterns import Match
+from guided_backprop.backends.tensorflow.composites import composites_of
+from guided_backprop.backends.tensorflow.custom import custom_name, is_recomputation, registered
+from guided_backprop.backends.tensorflow.nodes import (
+    OVERRIDE,
+    Graph,
+    attribute,
+    operand_refs,
+    producer,
+    word_of,
+)
+from guided_backprop.backends.tensorflow.operations import OPERATIONS, REARRANGES
+from guided_backprop.backends.tensorflow.relus import Relu, against_zero, relus_of
+from guided_backprop.backends.tensorflow.spelled import watched
+from guided_backprop.errors import ModelError
+
+_HEADS = OPERATIONS.of(Kind.HEAD)
+_HIDDEN = OPERATIONS.of(Kind.HIDDEN)
+_RANDOM = OPERATIONS.of(Kind.RANDOM)
+_BATCH_NORMS = OPERATIONS.called("batch_norm")
+# What the one operation for recurrent networks computes.
+_RECURRENT = {b"gru": "gru", b"lstm": "lstm", b"rnn_tanh": "rnn"}
+
+
+def classify(definition: FunctionDef, nested: Mapping[str, FunctionDef], captured: list[float | None]) -> "Findings":
+    """Write on each node of the traced function, and of what is nested in it, how its gradient is to be built."""
+    names = [arg.name for arg in definition.signature.input_arg]
+    inputs = [None] * (len(names) - len(captured))
+    graph = Graph(definition, dict(zip(names, [*inputs, *captured], strict=True)))
+    findings = Findings(graph, nested)
+    findings.read()
+    return findings
+
+
+class Findings:
+    """What was found in one traced function.
+
+    Attributes:
+        graph: the function.
+        watched: of each node whose values alone tell whether it spells a ReLU, the tensors it may be one of.
+    """
+
+    def __init__(self, graph: Graph, nested: Mapping[str, FunctionDef]) -> None:
+        self.graph = graph
+        self.watched: dict[str, list[str]] = {}
+        self._nested = nested
+        self._composites: Mapping[str, Match[str]] = {}
+
+    def undo_head(self) -> str | None:
+        """Mark the softmax or sigmoid that the function ends in; return its name."""
+        graph = self.graph
+        node = graph.node(graph.definition.ret[graph.definition.signature.output_arg[0].name])
+        while node is not None and node.op in REARRANGES and not graph.role(node):
+            node = graph.node(operand_refs(node)[0])
+        if node is None:
+            return None
+        if node.op in _HEADS:
+            graph.mark(node, "head", word_of(node))
+            return word_of(node)
+        match = self._composites.get(node.name)
+        # It is a chain of operations of one operand.
+        if match is None or match.name != "log_sigmoid":
+            return None
+        for part in map(graph.node, map(str, match.parts)):
+            if part is not None:
+                is_first = graph.copied(operand_refs(part)[0]) == match.bound["x"]
+                graph.mark(part, "head" if is_first else "pass", match.name if is_first else "")
+        return match.name
+
+    def read(self) -> None:
+        """Mark the nodes of the function, then those of the functions inside it."""
+        self._composites = self._read(self.graph, is_nested=False)
+
+    def _read(self, graph: Graph, *, is_nested: bool) -> Mapping[str, Match[str]]:
+        order = graph.ordered()
+        for node in order:
+            if is_recomputation(attribute(node, OVERRIDE).s.decode()):
+                # Its operations are all here: their own gradients are those of the recomputation.
+                del node.attr[OVERRIDE]
+        relus = relus_of(graph, order)
+        found = composites_of(graph, order, relus)
+        for name, match in found.items():
+            _mark_composite(graph, name, match, relus)
+        for node in order:
+            _mark_custom(graph, node, found)
+        for name, relu in relus.items():
+            graph.mark(graph.nodes[name], "relu", relu.name, relu.operand, low=relu.low, high=relu.high)
+            for inside, operand in relu.inside:
+                graph.mark(graph.nodes[inside], "joined", "", operand)
+        candidates = watched(graph, order)
+        for node in order:
+            if not graph.role(node):
+                self._mark_rest(graph, node, candidates.get(node.name), is_nested=is_nested)
+        for node in graph.ancestors(list(graph.definition.ret.values())):
+            _check_inference(node)
+        for node in order:
+            self._descend(graph, node)
+        return found
+
+    def _mark_rest(self, graph: Graph, node: NodeDef, candidates: list[str] | None, *, is_nested: bool) -> None:
+        """Mark what may spell a ReLU, or is only listed."""
+        row, bound = OPERATIONS[node.op], _unknown_bound(graph, node)
+        if _is_negative_part(graph, node):
+            graph.mark(node, "spelled", f"{row.word} with 0")
+        elif bound is not None:
+            graph.mark(node, "bound", row.word, bound)
+        elif candidates is not None:
+            graph.mark(node, "spelled" if is_nested else "watch", row.word)
+            self.watched.update({} if is_nested else {node.name: candidates})
+        elif row.kind is Kind.UNKNOWN and registered(node.op) is not None:
+            # In a loop or a branch no value of it is seen.
+            graph.mark(node, "opaque" if is_nested else "unknown", row.word)
+        else:
+            name = _listed(graph, node)
+            if name is not None:
+                graph.mark(node, "plain", name)
+
+    def _descend(self, graph: Graph, node: NodeDef) -> None:
+        if OPERATIONS[node.op].kind is not Kind.HOLDS:
+            return
+        values = [graph.constant(ref) for ref in operand_refs(node)]
+        word = word_of(node)
+        if word == "loop" and "body" in node.attr:
+            body = self._nested[attribute(node, "body").func.name]
+            inner = Graph(body, {})
+            for index, arg in enumerate(body.signature.input_arg):
+                if inner.source(body.ret[body.signature.output_arg[index].name]) != arg.name:
+                    # What a loop changes may depend on the images after the first turn.
+                    values[index] = None
+            self._enter(body, values)
+        elif word == "cond" and "then_branch" in node.attr:
+            for branch in ("then_branch", "else_branch"):
+                self._enter(self._nested[attribute(node, branch).func.name], values[1:])
+        elif word == "switch":
+            for function in attribute(node, "branches").list.func:
+                self._enter(self._nested[function.name], values[1:])
+
+    def _enter(self, body: FunctionDef, values: list[float | None]) -> None:
+        arguments = {arg.name: value for arg, value in zip(body.signature.input_arg, values, strict=True)}
+        self._read(Graph(body, arguments), is_nested=True)
+
+
+def _mark_composite(graph: Graph, name: str, match: Match[str], relus: dict[str, Relu]) -> None:
+    """Mark the parts of one activation; the ReLUs among them are none of the network's."""
+    for part in {producer(str(ref)) for ref in match.parts}:
+        relu = relus.pop(part, None)
+        for node in (part, *(inside for inside, _ in (relu.inside if relu is not None else ()))):
+            graph.mark(graph.nodes[node], "part")
+    graph.mark(graph.nodes[name], "plain", match.name)
+
+
+def _mark_custom(graph: Graph, node: NodeDef, composites: Mapping[str, Match[str]]) -> None:
+    """Mark what has a gradient of its own, and what hides the operations inside it."""
+    override = "" if graph.role(node) else attribute(node, OVERRIDE).s.decode()
+    if node.op in _HIDDEN and attribute(node, "rnn_mode").s not in _RECURRENT:
+        graph.mark(node, "opaque", word_of(node))
+    elif override and _is_of_composite(graph, node, composites):
+        # TensorFlow's own gradient of SiLU only saves memory; a SavedModel has lost it.
+        del node.attr[OVERRIDE]
+    elif override:
+        # TensorFlow's and Keras' own hold no ReLU, but have to be called for this copy of the graph.
+        name = custom_name(override)
+        graph.mark(node, "part" if name is None else "opaque", name or "")
+
+
+def _is_of_composite(graph: Graph, node: NodeDef, composites: Mapping[str, Match[str]]) -> bool:
+    """Tell whether a custom gradient is that of one activation, all of whose operations are here."""
+    result, *arguments = operand_refs(node)
+    match = composites.get(producer(result))
+    if node.op != "IdentityN" or match is None:
+        return False
+    return all(graph.copied(ref) == match.bound.get("x") for ref in arguments if graph.depends(ref))
+
+
+def _is_negative_part(graph: Graph, node: NodeDef) -> bool:
+    """Tell whether a node is ``minimum(x, 0)``, of which ``x - minimum(x, 0)`` and others make a ReLU."""
+    if node.op == "ClipByValue":
+        return graph.constant(operand_refs(node)[2]) == 0
+    return node.op == "Minimum" and against_zero(graph, node) is not None
+
+
+def _unknown_bound(graph: Graph, node: NodeDef) -> int | None:
+    """Return which operand is a bound that only the run tells: at 0 it makes a ReLU of a maximum or minimum."""
+    if node.op not in ("ClipByValue", "Maximum", "Minimum"):
+        return None
+    values = [graph.constant(ref) for ref in operand_refs(node)]
+    return next((index for index, value in enumerate(values) if value is not None and isnan(value)), None)
+
+
+def _listed(graph: Graph, node: NodeDef) -> str | None:
+    """Return the name under which the coverage lists a node, if it does."""
+    row, refs = OPERATIONS[node.op], operand_refs(node)
+    if row.kind is Kind.HIDDEN:
+        return _RECURRENT[attribute(node, "rnn_mode").s]
+    if row.word == "div" and refs:
+        # To divide by a constant is linear.
+        return "div" if graph.depends(refs[-1]) else None
+    if node.op == "Pow" and not graph.depends(refs[0]):
+        return "exp"
+    return row.word if row.kind in LISTED and row.kind is not Kind.UNKNOWN else None
+
+
+def _check_inference(node: NodeDef) -> None:
+    """Raise if a node belongs to training: dropout and noise, or batch-norm that mixes the images."""
+    if node.op in _RANDOM or (node.op in _BATCH_NORMS and attribute(node, "is_training").b):
+        raise ModelError(
+            "model must be in inference mode, or its map is random; "
+            f"received {word_of(node)} in training mode. Call the model with training=False."
+        )

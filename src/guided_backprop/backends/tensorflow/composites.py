@@ -1,0 +1,88 @@
+"""The composite activations in a flat TensorFlow graph, seen as the patterns see graphs."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.python.framework import op_def_registry
+
+from guided_backprop.backends.patterns import Match, composites
+from guided_backprop.backends.tensorflow.nodes import OVERRIDE, Graph, operand_refs, producer, word_of
+from guided_backprop.backends.tensorflow.operations import COPIES, SHAPES
+from guided_backprop.backends.tensorflow.relus import Relu
+
+# What patterns have for operands: what is summed, and not along which axes.
+_FIRST_ALONE = frozenset({"max", "sum"})
+# What stands for the caller of a function among the users of a value.
+_CALLER = "^"
+
+
+class GraphView:
+    """A flat graph as patterns see it: a ReLU is one operation, however it is written, and copies are not seen.
+
+    Args:
+        graph: the graph.
+        relus: its ReLUs by the node that each ends with.
+    """
+
+    def __init__(self, graph: Graph, relus: Mapping[str, Relu]) -> None:
+        self._graph = graph
+        self._relus = relus
+        self._readers: dict[str, list[NodeDef]] = defaultdict(list)
+        for node in graph.definition.node_def:
+            for ref in operand_refs(node):
+                self._readers[ref].append(node)
+        self._returned = frozenset(graph.definition.ret.values())
+
+    def made(self, value: str) -> tuple[str, Sequence[str | float]] | None:
+        """Return the word of the operation that makes a value, and its operands."""
+        node = self._graph.node(value)
+        # What has a gradient of its own is not what its operation says.
+        if node is None or OVERRIDE in node.attr:
+            return None
+        relu = self._relus.get(node.name)
+        if relu is not None:
+            return "relu6" if (relu.low, relu.high) == (0, 6) else "relu", [self._input(node, relu)]
+        word = word_of(node)
+        operands: list[str | float] = [self._graph.copied(ref) for ref in operand_refs(node)]
+        if node.op == "Square":
+            operands.append(2.0)
+        elif word == "div" and len(operands) == 1:
+            operands.insert(0, 1.0)
+        return word, operands[:1] if word in _FIRST_ALONE else operands
+
+    def constant(self, value: str) -> float | None:
+        """Return the number that a value is everywhere."""
+        return self._graph.constant(value)
+
+    def users(self, value: str) -> Sequence[str]:
+        """Return the values that are made of a value directly; what a function returns goes to its caller."""
+        users = [_CALLER] if value in self._returned else []
+        for node in self._readers[value]:
+            if node.op in COPIES:
+                users += self.users(value_of(node))
+            elif node.op not in SHAPES:
+                users.append(value_of(node))
+        return users
+
+    def _input(self, node: NodeDef, relu: Relu) -> str:
+        name, operand = relu.inside[-1] if relu.inside else (node.name, relu.operand)
+        return self._graph.copied(operand_refs(self._graph.nodes[name])[operand])
+
+
+def value_of(node: NodeDef) -> str:
+    """Return the reference to what a node makes, the first of several."""
+    return f"{node.name}:{_first_output(node.op)}:0"
+
+
+@cache
+def _first_output(operation: str) -> str:
+    outputs = op_def_registry.get(operation).output_arg
+    return str(outputs[0].name) if outputs else ""
+
+
+def composites_of(graph: Graph, order: list[NodeDef], relus: Mapping[str, Relu]) -> dict[str, Match[str]]:
+    """Return the composite activations of a graph by the node that each ends with."""
+    values = [value for node in order if graph.depends(value := value_of(node))]
+    return {producer(last): match for last, match in composites(GraphView(graph, relus), values).items()}

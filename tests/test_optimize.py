@@ -25,6 +25,7 @@ from guided_backprop import (
     ScoreError,
     compare,
 )
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends.torch.fast import kernels
 from guided_backprop.backends.torch.fast.stem import StridedConvolution
 
@@ -61,7 +62,7 @@ def folds_of(method: GuidedBackprop):
 def names_of(method: GuidedBackprop, batch: torch.Tensor) -> list[str]:
     """Return the names of the nodes between score and images."""
     backend = method.subject.backend(batch)
-    run, _ = backend._run(batch, [method.rule], undoes_head=True)
+    run, _ = backend._run(Inputs.of(batch), [method.rule], undoes_head=True)
     return [node.name() for node in run.path.nodes]
 
 

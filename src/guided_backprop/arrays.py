@@ -109,45 +109,15 @@ class Inputs:
         rows = zip(self.arrays, *[other.arrays for other in others], strict=True)
         return self.like([None if row[0] is None else function(*row) for row in rows])
 
+    def call(self, model: Callable[..., Any]) -> Any:
+        """Give a model its inputs: a tuple as arguments, a dictionary as arguments by name."""
+        if self.form in ("one", "tuple"):
+            return model(*self.arrays)
+        return model(**self.images)
+
     def rows(self, index: int | slice | NDArray[np.intp]) -> "Inputs":
         """Return some images: one, a range, or those at positions."""
         return self.map(lambda array: rows_of(array, index))
-
-
-def inputs_of(images: Any) -> list[Any]:
-    """Return the inputs of a model that takes a tuple or a dictionary of them; else the one input."""
-    if isinstance(images, tuple):
-        return list(images)
-    return list(images.values()) if isinstance(images, Mapping) else [images]
-
-
-def like_inputs(images: Any, values: list[Any]) -> Any:
-    """Return ``values``, one per input, in the form that the images have."""
-    if isinstance(images, tuple):
-        return tuple(values)
-    return dict(zip(images, values, strict=True)) if isinstance(images, Mapping) else values[0]
-
-
-def form_of(images: Any) -> Any:
-    """Return what tells one form of inputs from another: names, a tuple, or one input; equal for equal forms."""
-    if isinstance(images, Mapping):
-        return tuple(images)
-    return tuple if isinstance(images, tuple) else None
-
-
-def mapped(function: Callable[..., Any], images: Any, *others: Any) -> Any:
-    """Apply ``function`` to each input, and the values beside it; None where there is no value."""
-    if not isinstance(images, (tuple, Mapping)):
-        return None if images is None else function(images, *others)
-    rows = zip(inputs_of(images), *map(inputs_of, others), strict=True)
-    return like_inputs(images, [None if row[0] is None else function(*row) for row in rows])
-
-
-def call(model: Callable[..., Any], images: Any) -> Any:
-    """Give the model its inputs: a tuple as arguments, a dictionary as arguments by name."""
-    if isinstance(images, tuple):
-        return model(*images)
-    return model(**images) if isinstance(images, Mapping) else model(images)
 
 
 def channels_last(

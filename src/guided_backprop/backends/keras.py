@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Self
 
-from guided_backprop.arrays import Images, Model
+from guided_backprop.arrays import Images, Inputs, Model
 from guided_backprop.backends.keras_copy import KerasCopy
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
@@ -69,9 +69,9 @@ class KerasNetwork(Network):
                 "model must have weights; received a Keras model that was never built. Call it once, or build() it."
             )
 
-    def call(self, images: Images) -> Any:
+    def call(self, inputs: Inputs) -> Any:
         # Keras takes several inputs as one argument.
-        return self._called(list(images) if isinstance(images, tuple) else images, training=False)
+        return self._called(list(inputs.arrays) if inputs.form == "tuple" else inputs.images, training=False)
 
     @contextmanager
     def unremembered(self) -> Iterator[None]:

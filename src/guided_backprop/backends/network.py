@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
-from guided_backprop.arrays import Images, Layer, Model, call
+from guided_backprop.arrays import Images, Inputs, Layer, Model
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_layer, no_layers
 from guided_backprop.errors import OptionError
@@ -47,9 +47,9 @@ class Network(ABC):
     def check(self) -> None:  # noqa: B027 - most kinds have nothing to check
         """Raise ModelError if the model is in training mode, or has no weights yet."""
 
-    def call(self, images: Images) -> Any:
+    def call(self, inputs: Inputs) -> Any:
         """Return the model's outputs; those and a value inside, where the gradient begins at a layer."""
-        return call(self.model, images)
+        return inputs.call(self.model)
 
     def unremembered(self) -> AbstractContextManager[None]:
         """Give back to the model, at the end, what it remembered of its last call."""

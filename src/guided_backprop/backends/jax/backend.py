@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_backprop.arrays import form_of, inputs_of, like_inputs, mapped
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
 from guided_backprop.backends.jax.cache import Compiled, key_of
 from guided_backprop.backends.jax.coverage import count
@@ -93,8 +93,9 @@ class JaxBackend(Backend):
         self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         self.network.check()
-        given = mapped(jnp.asarray, images)
-        leaves = inputs_of(given)
+        inputs = Inputs.of(images)
+        given = inputs.map(jnp.asarray)
+        leaves = given.arrays
         plan = self._plan(given, tuple(rules), undo_head=self.setup.undo_head and score is None)
         explained = [values for values in leaves if self.is_floating(values)]
         others = [values for values in leaves if not self.is_floating(values)]
@@ -118,33 +119,33 @@ class JaxBackend(Backend):
             if self._begins_inside:
                 maps = [_as_numpy(each) for (each,) in under]
             else:
-                maps = [self._in_form(each, images) for each in under]
+                maps = [self._in_form(each, inputs) for each in under]
             found.append(Attributed(maps, *common, coverage, plan.head, activation))
         return found
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
         self.network.check()
-        given = mapped(jnp.asarray, images)
+        given = Inputs.of(images).map(jnp.asarray)
         program = self._trace(given)
         forward = self._compiled.get((None, key_of(program)), lambda: _forward(program))
-        return _as_numpy(forward(program.constants, inputs_of(given)))
+        return _as_numpy(forward(program.constants, given.arrays))
 
     def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
         return values.astype(like.dtype) if isinstance(like, np.ndarray) else jnp.asarray(values, like.dtype)
 
-    def _in_form(self, gradients: list[jax.Array], images: Any) -> Any:
+    def _in_form(self, gradients: list[jax.Array], inputs: Inputs) -> Any:
         """Return the gradients in the form of the images."""
         left = iter(gradients)
-        return mapped(lambda values: _like(next(left), values) if self.is_floating(values) else None, images)
+        return inputs.map(lambda values: _like(next(left), values) if self.is_floating(values) else None).images
 
-    def _plan(self, images: Any, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
+    def _plan(self, inputs: Inputs, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
         """Return what runs the model on such images: that of the last call, as long as the model is what it was."""
-        kind = form_of(images), tuple((values.shape, values.dtype) for values in inputs_of(images)), rules, undo_head
+        kind = inputs.form, tuple((values.shape, values.dtype) for values in inputs.arrays), rules, undo_head
         state = state_of(self.network)
         before, plan = self._plans.peek(kind) or (None, None)
         if isinstance(plan, _Plan) and state is not None and before == state:
             return plan
-        program = self._trace(images)
+        program = self._trace(inputs)
         head, coverages = self._analyse(program, rules, undo_head=undo_head)
         key = (rules, head is not None, key_of(program))
         forward, backward = self._compiled.get(key, lambda: _functions(program, head, rules))
@@ -153,12 +154,12 @@ class JaxBackend(Backend):
             self._plans.keep(kind, (state, plan))
         return plan
 
-    def _trace(self, images: Any) -> Program:
-        leaves = inputs_of(images)
+    def _trace(self, inputs: Inputs) -> Program:
+        leaves = inputs.arrays
 
         # A function of its own for each trace: what JAX remembers of the model may be older than it is.
         def traced(*values: Any) -> Any:
-            outputs = self.network.call(like_inputs(images, list(values)))
+            outputs = self.network.call(inputs.like(values))
             return self._explained(outputs, len(leaves[0]))
 
         try:
@@ -318,7 +319,7 @@ def _refuse(audit: Audit, vouch: Vouch) -> None:
         raise spelled(audit.spelled, "jax.nn.relu")
 
 
-def _model_error(error: Exception, images: list[jax.Array]) -> ModelError:
+def _model_error(error: Exception, images: Sequence[jax.Array]) -> ModelError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     received = "; ".join(f"{each.shape}, {each.dtype}" for each in images)
     return ModelError(

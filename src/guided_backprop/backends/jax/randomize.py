@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from guided_backprop.arrays import Images, Model, NumpyArray, as_numpy, call, mapped
+from guided_backprop.arrays import Images, Inputs, Model, NumpyArray, as_numpy
 from guided_backprop.backends.jax.state import is_of
 from guided_backprop.backends.randomize import PrivateCopy, Weight
 from guided_backprop.errors import ModelError
@@ -42,7 +42,7 @@ class JaxCopy(PrivateCopy):
         super().__init__([_weight(*keyed[index]) for index in self._positions], seed)
 
     def given(self, images: Images) -> Any:
-        return mapped(jnp.asarray, images)
+        return Inputs.of(images).map(jnp.asarray).images
 
     def _assign(self, values: dict[int, NumpyArray]) -> None:
         positions = [self._positions[index] for index in values]
@@ -107,7 +107,7 @@ def _weight(path: Sequence[Any], leaf: Any) -> Weight:
 def _uses(build: Callable[..., Any], arrays: list[Any], positions: list[int], images: Images) -> dict[int, int]:
     """Return in which operation each array is used last; what is made of arrays alone stands for them."""
     # Not the images themselves: they are no constants.
-    traced = jax.make_jaxpr(lambda arrays, images: call(build(positions, arrays), images))(arrays, images)
+    traced = jax.make_jaxpr(lambda arrays, images: Inputs.of(images).call(build(positions, arrays)))(arrays, images)
     last: dict[int, int] = {}
     known = {var: frozenset([index]) for var, index in zip(traced.jaxpr.invars, positions, strict=False)}
     _visit(traced.jaxpr, known, last)

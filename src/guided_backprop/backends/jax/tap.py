@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from guided_backprop.arrays import Images, call, inputs_of, like_inputs
+from guided_backprop.arrays import Images, Inputs
 from guided_backprop.backends.jax.program import Program
 
 
@@ -34,9 +34,10 @@ def tap(name: str, value: jax.Array) -> jax.Array:
 
 def names_of(model: Callable[..., Any], images: Images) -> list[str]:
     """Return the names that a function gives to its values, in the order that they are made in."""
+    inputs = Inputs.of(images)
 
-    def traced(*inputs: Any) -> tuple[()]:
-        call(model, like_inputs(images, list(inputs)))
+    def traced(*arrays: jax.Array) -> tuple[()]:
+        inputs.like(arrays).call(model)
         return ()
 
-    return list(Program(jax.make_jaxpr(traced)(*inputs_of(images))).named())
+    return list(Program(jax.make_jaxpr(traced)(*inputs.arrays)).named())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from guided_backprop.arrays import form_of, inputs_of, like_inputs, mapped
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
@@ -143,7 +143,7 @@ class TensorFlowBackend(Backend):
         self.network.check()
         # Out of the caller's graphs and off his tapes.
         with tf.init_scope():
-            given = mapped(tf.convert_to_tensor, images)
+            given = Inputs.of(images).map(tf.convert_to_tensor)
             try:
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=1)
             except _OtherLabels as found:
@@ -173,10 +173,10 @@ class TensorFlowBackend(Backend):
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
         self.network.check()
         with tf.init_scope():
-            given = mapped(tf.convert_to_tensor, images)
+            given = Inputs.of(images).map(tf.convert_to_tensor)
             forward = callable_of(self.network, given, self.setup.output, begins_inside=False)
             with self.network.unremembered():
-                output = forward(*inputs_of(given)).numpy()
+                output = forward(*given.arrays).numpy()
         return output.astype(np.float32) if output.dtype.kind == "V" else output  # type: ignore[no-any-return]
 
     def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
@@ -184,23 +184,22 @@ class TensorFlowBackend(Backend):
 
     def _gradients(self, results: Mapping[str, tf.Tensor], name: str, images: Any) -> Any:
         """Return the gradients of one name in the form of the images."""
-        inputs = inputs_of(images)
-        found: list[Any] = [results.get(f"{name} {position}") for position in range(len(inputs))]
+        inputs = Inputs.of(images)
+        found: list[Any] = [results.get(f"{name} {position}") for position in range(len(inputs.arrays))]
         if any(each is not None and not self.is_finite(each) for each in found):
             raise not_finite()
-        for position, values in enumerate(inputs):
+        for position, values in enumerate(inputs.arrays):
             if isinstance(values, np.ndarray) and found[position] is not None:
                 found[position] = found[position].numpy()
-        return like_inputs(images, found)
+        return inputs.like(found).images
 
-    def _plan(self, given: Any, rules: _Rules, labels: int, *, undoes_head: bool) -> _Plan:
+    def _plan(self, given: Inputs, rules: _Rules, labels: int, *, undoes_head: bool) -> _Plan:
         """Return the plan for such images, for any number of them unless the model is made for one number."""
-        inputs = inputs_of(given)
-        shapes = [values.shape.as_list() for values in inputs]
+        shapes = [values.shape.as_list() for values in given.arrays]
         kinds = []
         for sizes in ([[None, *shape[1:]] for shape in shapes], shapes):
-            specs = (tf.TensorSpec(size, values.dtype) for size, values in zip(sizes, inputs, strict=True))
-            kinds.append(_Kind(tuple(specs), form_of(given), undoes_head))
+            specs = (tf.TensorSpec(size, values.dtype) for size, values in zip(sizes, given.arrays, strict=True))
+            kinds.append(_Kind(tuple(specs), given.form, undoes_head))
         with self._lock:
             kind = next((kind for kind in kinds if kind in self._copies), None)
             if kind is None:
@@ -210,7 +209,7 @@ class TensorFlowBackend(Backend):
                 self._plans[kind, rules, labels] = self._build(self._copies[kind], rules, labels)
             return self._plans[kind, rules, labels]
 
-    def _copy(self, kinds: list[_Kind], given: Any) -> tuple[_Kind, "_Copy"]:
+    def _copy(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, "_Copy"]:
         """Trace the model, and mark in a copy of its graph what each node is."""
         kind, traced = self._trace(kinds, given)
         findings = classify(traced.definition, traced.nested, [constant_of(each) for each in traced.captured])
@@ -223,7 +222,7 @@ class TensorFlowBackend(Backend):
         first = inside[0] if inside else None
         return kind, _Copy(kind.specs, graph_def, arguments, traced.captured, output, first, watched, head)
 
-    def _trace(self, kinds: list[_Kind], given: Any) -> tuple[_Kind, Traced]:
+    def _trace(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, Traced]:
         error: Exception | None = None
         for autograph, kind in itertools.product((False, True), kinds):
             forward = callable_of(self.network, given, self.setup.output, begins_inside=self._begins_inside)
@@ -310,10 +309,10 @@ class TensorFlowBackend(Backend):
         return call.weights
 
     def _run(
-        self, given: Any, weigh: Weigh, rules: _Rules, score: Score | None, *, labels: int
+        self, given: Inputs, weigh: Weigh, rules: _Rules, score: Score | None, *, labels: int
     ) -> tuple[_Plan, _Call, Mapping[str, tf.Tensor]]:
         plan = self._plan(given, rules, labels, undoes_head=self.setup.undo_head and score is None)
-        inputs = inputs_of(given)
+        inputs = given.arrays
         token, call = next(self._tokens), _Call(weigh, score, len(inputs[0]), labels)
         self._calls[token] = call
         try:

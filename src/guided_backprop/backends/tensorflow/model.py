@@ -1,13 +1,13 @@
 """A TensorFlow model as the backend asks it: a function or a SavedModel's signature; and how any model is called."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Images, call, like_inputs
+from guided_backprop.arrays import Images, Inputs
 from guided_backprop.backends.base import Score
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
@@ -24,9 +24,9 @@ class TensorFlowNetwork(Network):
 
     is_channels_last = True
 
-    def call(self, images: Images) -> Any:
+    def call(self, inputs: Inputs) -> Any:
         is_signature = hasattr(self.model, "structured_input_signature")
-        return _signature(self.model, images) if is_signature else super().call(images)
+        return _signature(self.model, inputs) if is_signature else super().call(inputs)
 
     def until(self, name: str | int) -> Self:
         raise no_layers(self.model)
@@ -48,7 +48,7 @@ def callable_of(network: Network, given: Any, output: str | int | None, *, begin
     """
 
     def forward(*inputs: tf.Tensor) -> Any:
-        outputs = network.call(like_inputs(given, list(inputs)))
+        outputs = network.call(given.like(inputs))
         inside = []
         if begins_inside:
             outputs, *inside = outputs
@@ -82,8 +82,8 @@ def _described(output: Any) -> str:
     return f"{output.shape} {output.dtype.name}" if isinstance(output, tf.Tensor) else type(output).__name__
 
 
-def _signature(function: Any, images: Images) -> Any:
+def _signature(function: Any, inputs: Inputs) -> Any:
     """Call a concrete function; a SavedModel's signature takes inputs by name."""
     names = list(function.structured_input_signature[1])
-    is_one = len(names) == 1 and not isinstance(images, (tuple, Mapping))
-    return function(**{names[0]: images}) if is_one else call(function, images)
+    is_one = len(names) == 1 and inputs.form == "one"
+    return function(**{names[0]: inputs.images}) if is_one else inputs.call(function)

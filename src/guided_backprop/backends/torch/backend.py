@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.autograd.graph import Node
 
-from guided_backprop.arrays import as_numpy, inputs_of, mapped
+from guided_backprop.arrays import Inputs, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
@@ -100,9 +100,10 @@ class TorchBackend(Backend):
         self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         self._check_model()
+        inputs = Inputs.of(images)
         with differentiable():
             undoes = self.setup.undo_head and score is None
-            run, watch = self._run(mapped(_as_tensor, images), rules, undoes_head=undoes)
+            run, watch = self._run(inputs.map(_as_tensor), rules, undoes_head=undoes)
             last = run.head() if undoes else None
             head = None if last is None else Head.of(last, watch)
             outputs = as_numpy(run.output)
@@ -111,7 +112,7 @@ class TorchBackend(Backend):
             for position, rule in enumerate(rules):
                 editor = Editor(run.path, rule, self.setup.vouch, head, run.gates, has_prelu=self.network.has_prelu)
                 with editor:
-                    found.append(self._under(editor, run, weights, outputs, images, is_last=position == len(rules) - 1))
+                    found.append(self._under(editor, run, weights, outputs, inputs, is_last=position == len(rules) - 1))
         return found if scores is None else [replace(each, scores=scores) for each in found]
 
     def _under(
@@ -120,7 +121,7 @@ class TorchBackend(Backend):
         run: _Run,
         weights: Sequence[np.ndarray[Any, Any]],
         outputs: np.ndarray[Any, Any],
-        images: Any,
+        inputs: Inputs,
         *,
         is_last: bool,
     ) -> Attributed:
@@ -138,12 +139,12 @@ class TorchBackend(Backend):
         if self._begins_inside:
             maps = [as_numpy(each) for (each,) in gradients]
             return Attributed(maps, scores, outputs, coverage, name, as_numpy(run.leaves[0]))
-        attribution = [self._in_form(each, images) for each in gradients]
+        attribution = [self._in_form(each, inputs) for each in gradients]
         return Attributed(attribution, scores, outputs, coverage, name)
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
         self._check_model()
-        given = mapped(lambda values: _as_tensor(values).clone(), images)
+        given = Inputs.of(images).map(lambda values: _as_tensor(values).clone())
         with differentiable(), torch.no_grad():
             return as_numpy(self._output_of(given)[0])
 
@@ -152,10 +153,10 @@ class TorchBackend(Backend):
             return values.astype(like.dtype)
         return torch.as_tensor(values, dtype=like.dtype, device=like.device)
 
-    def _in_form(self, gradients: tuple[torch.Tensor, ...], images: Any) -> Any:
+    def _in_form(self, gradients: tuple[torch.Tensor, ...], inputs: Inputs) -> Any:
         """Return the gradients in the form of the images."""
         left = iter(gradients)
-        return mapped(lambda values: _like(next(left), values) if self.is_floating(values) else None, images)
+        return inputs.map(lambda values: _like(next(left), values) if self.is_floating(values) else None).images
 
     def _check_model(self) -> None:
         if torch.compiler.is_compiling():
@@ -165,11 +166,11 @@ class TorchBackend(Backend):
             )
         self.network.check()
 
-    def _run(self, images: Any, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
+    def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
-        images = mapped(lambda values: _leaf(values) if self.is_floating(values) else values, images)
+        inputs = inputs.map(lambda values: _leaf(values) if self.is_floating(values) else values)
         watch = ForwardWatch(self._watched) if self._watched else None
-        run = self._forward_pass(images, watch, rules)
+        run = self._forward_pass(inputs, watch, rules)
         is_gating = any(rule.needs_every_relu for rule in rules)
         if is_gating:
             refuse_opaque(run.path, self.setup.vouch)
@@ -181,18 +182,18 @@ class TorchBackend(Backend):
         if needed and self._watched not in (needed, "everything"):
             self._watched = needed
             watch = ForwardWatch(needed)
-            run = self._forward_pass(images, watch, rules)
+            run = self._forward_pass(inputs, watch, rules)
         if watch is not None:
             refuse_spelled(watch, self.setup.vouch, is_gating=is_gating)
         return run, watch
 
-    def _forward_pass(self, images: Any, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:
+    def _forward_pass(self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:
         # Copies: a model may begin with an operation in place.
-        given = mapped(torch.clone, images)
-        leaves = [values for values in inputs_of(images) if values.requires_grad]
-        firsts = [values.grad_fn for values in inputs_of(given) if values.requires_grad]
+        given = inputs.map(torch.clone)
+        leaves = [values for values in inputs.arrays if values.requires_grad]
+        firsts = [values.grad_fn for values in given.arrays if values.requires_grad]
         if watch is not None:
-            for values in inputs_of(given):
+            for values in given.arrays:
                 if values.requires_grad:
                     watch.follow(values)
         keeps_relus = self.network.has_prelu or any(rule.reads_values for rule in rules)
@@ -213,11 +214,11 @@ class TorchBackend(Backend):
         from guided_backprop.backends.torch.fast.plan import Plan  # noqa: PLC0415
 
         self.check_images(images)
-        if not len(inputs_of(images)[0]):
+        if not Inputs.of(images).count:
             raise ImageError("images to try must not be empty; received no image. Pass at least one.")
         self._check_model()
         other = copy.copy(self)
-        given = mapped(_as_tensor, images)
+        given = Inputs.of(images).map(_as_tensor)
         try:
             with differentiable(), torch.no_grad(), self.network.unremembered():
                 gates = self.setup.memory != "lean" and not self.network.has_prelu
@@ -225,12 +226,12 @@ class TorchBackend(Backend):
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise _model_error(error, inputs_of(given)) from error
+            raise _model_error(error, given.arrays) from error
         return other
 
-    def _output_of(self, given: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _output_of(self, given: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what is explained, and the value inside of the model that the gradient is taken at, if any."""
-        inputs, inside = inputs_of(given), None
+        inside = None
         try:
             with self.network.unremembered():
                 outputs = self._run_forward(self.network.call, given)
@@ -240,10 +241,10 @@ class TorchBackend(Backend):
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise _model_error(error, inputs) from error
+            raise _model_error(error, given.arrays) from error
         is_real = isinstance(output, torch.Tensor) and output.is_floating_point()
-        if not is_real or output.ndim == 0 or len(output) != len(inputs[0]):
-            raise no_rows(len(inputs[0]), _described(output), "tensor")
+        if not is_real or output.ndim == 0 or len(output) != given.count:
+            raise no_rows(given.count, _described(output), "tensor")
         return output, inside
 
     def _backward(
@@ -280,7 +281,7 @@ def _described(output: Any) -> str:
     return f"{tuple(output.shape)} {output.dtype}" if isinstance(output, torch.Tensor) else type(output).__name__
 
 
-def _model_error(error: Exception, images: list[torch.Tensor]) -> ModelError:
+def _model_error(error: Exception, images: Sequence[torch.Tensor]) -> ModelError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     advice = "Check the images' shape, dtype and device."
     if "Inference tensors" in reason:

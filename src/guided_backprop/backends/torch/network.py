@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 
-from guided_backprop.arrays import Images, Model, call
+from guided_backprop.arrays import Images, Inputs, Model
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.torch.eager import training_module, unfused
@@ -40,8 +40,8 @@ class TorchNetwork(Network):
                 f"received training=True on {training}. Call model.eval()."
             )
 
-    def call(self, images: Images) -> Any:
-        return call(self._forward, images)
+    def call(self, inputs: Inputs) -> Any:
+        return inputs.call(self._forward)
 
     def layers(self) -> Mapping[str, Any]:
         is_open = isinstance(self.model, torch.nn.Module) and not isinstance(self.model, torch.jit.ScriptModule)

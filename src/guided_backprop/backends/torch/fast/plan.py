@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from guided_backprop.arrays import mapped
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends.torch.fast.fold import Folded, Folds, Recorder, tensors_of
 from guided_backprop.backends.torch.fast.once import Unlike
 
@@ -27,31 +27,31 @@ class Plan:
     is_channels_last: bool
 
     @classmethod
-    def of(cls, forward: Callable[[Any], Any], images: Any, *, gates: bool) -> "Plan":
+    def of(cls, forward: Callable[[Any], Any], inputs: Inputs, *, gates: bool) -> "Plan":
         """Return what pays and changes nothing but rounding, tried on these images; and whether ReLUs can be gated."""
         recorder = Recorder()
         with recorder:
-            outputs = forward(mapped(torch.clone, images))
+            outputs = forward(inputs.map(torch.clone))
         folds = recorder.folds(outputs)
         folds = folds._replace(gates=folds.gates and gates)
         for plan in (cls(folds, True), cls(folds._replace(packs=False), True), cls(folds._replace(packs=False), False)):
-            if plan._agrees(forward, images, outputs):
+            if plan._agrees(forward, inputs, outputs):
                 return plan
         return cls(Folds({}, pads=False, gates=False, packs=False), False)
 
-    def run(self, forward: Callable[[Any], Any], images: Any) -> Any:
+    def run(self, forward: Callable[[Any], Any], inputs: Inputs) -> Any:
         """Return the model's outputs; as it is, if it runs otherwise than on the example."""
         try:
-            return self._folded(forward, images)
+            return self._folded(forward, inputs)
         except (Unlike, RuntimeError):
             # Some operations, such as view, depend on how values lie in memory.
-            return forward(images)
+            return forward(inputs)
 
-    def _folded(self, forward: Callable[[Any], Any], images: Any) -> Any:
+    def _folded(self, forward: Callable[[Any], Any], inputs: Inputs) -> Any:
         folded = Folded(self.folds)
         # Copies: should the run have to be done again, it begins with the same images.
         with folded:
-            outputs = forward(mapped(self._copy, images))
+            outputs = forward(inputs.map(self._copy))
         folded.finish(outputs)
         return outputs
 
@@ -59,9 +59,9 @@ class Plan:
         is_turned = self.is_channels_last and values.ndim == 4
         return values.clone(memory_format=torch.channels_last if is_turned else torch.preserve_format)
 
-    def _agrees(self, forward: Callable[[Any], Any], images: Any, outputs: Any) -> bool:
+    def _agrees(self, forward: Callable[[Any], Any], inputs: Inputs, outputs: Any) -> bool:
         try:
-            found = list(tensors_of(self._folded(forward, images)))
+            found = list(tensors_of(self._folded(forward, inputs)))
         except (Unlike, RuntimeError):
             return False
         expected = list(tensors_of(outputs))

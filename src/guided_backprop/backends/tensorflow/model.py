@@ -41,7 +41,9 @@ class TensorFlowNetwork(Network):
         )
 
 
-def callable_of(network: Network, given: Any, output: str | int | None, *, begins_inside: bool) -> Callable[..., Any]:
+def callable_of(
+    network: Network, given: Inputs, output: str | int | None, *, begins_inside: bool
+) -> Callable[..., Any]:
     """Return what maps inputs, in the form that ``given`` has, to what is explained, in inference mode.
 
     With ``begins_inside`` the network returns its outputs and one more value, and so does this.

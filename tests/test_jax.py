@@ -183,7 +183,7 @@ def test_the_gate_belongs_to_the_relu_and_not_to_the_tensor():
     [
         (jax.nn.hard_swish, "hardswish"),
         (jax.nn.hard_sigmoid, "hardsigmoid"),
-        (jax.nn.hard_tanh, "hardtanh"),
+        (jax.nn.hard_tanh, "clamp"),
         (jax.nn.celu, "celu"),
         (jax.nn.elu, "elu"),
         (jax.nn.selu, "selu"),
@@ -195,7 +195,7 @@ def test_the_gate_belongs_to_the_relu_and_not_to_the_tensor():
         (lambda x: jax.nn.leaky_relu(x, 0.3), "leaky_relu"),
         (jax.nn.mish, "mish"),
         (jax.nn.log_sigmoid, "log_sigmoid"),
-        (jax.nn.soft_sign, "soft_sign"),
+        (jax.nn.soft_sign, "softsign"),
         (jax.nn.squareplus, "squareplus"),
         (jnp.tanh, "tanh"),
         (jax.nn.sigmoid, "sigmoid"),

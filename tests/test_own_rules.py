@@ -135,15 +135,17 @@ def test_jax(form, method):
     model, cap = JAX[form]
     if form == "vouched":
         # What the second operand, 0 * x, is given is multiplied by 0.
-        found = method(model, vouch={"add_relu": "relu"}).explain(IMAGES, LABEL)
+        found = method(model, vouch={"add_relu": "relu"}).explain(jnp.asarray(IMAGES), LABEL)
     else:
-        found = method(model).explain(IMAGES, LABEL)
+        found = method(model).explain(jnp.asarray(IMAGES), LABEL)
     np.testing.assert_allclose(found, expected(method, cap), **TOLERANCE)
     assert {row.treatment for row in found.coverage} == {method.rule.name}
     assert sum(row.count for row in found.coverage) == 2
     # Planted: what another rule gives is another map.
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(GuidedBackprop(net(jax.nn.relu)).explain(IMAGES, LABEL), found, rtol=1e-2)
+        np.testing.assert_allclose(
+            GuidedBackprop(net(jax.nn.relu)).explain(jnp.asarray(IMAGES), LABEL), found, rtol=1e-2
+        )
 
 
 def test_jax_values_are_those_of_a_maximum_that_broadcasts():
@@ -161,7 +163,7 @@ def test_jax_values_are_those_of_a_maximum_that_broadcasts():
         rule = Seen()
 
     model = jax.vmap(lambda row: jnp.maximum(row, jnp.zeros(3)))
-    maps = See(model).explain(np.array([2.0, -1.0]), np.array([[1.0, 2.0, -4.0], [1.0, 2.0, 3.0]]))
+    maps = See(model).explain(jnp.array([2.0, -1.0]), np.array([[1.0, 2.0, -4.0], [1.0, 2.0, 3.0]]))
     assert found == [{(2, 3)}]
     np.testing.assert_array_equal(maps, [-2.0, 0.0])
 
@@ -173,11 +175,55 @@ def test_jax_a_vouched_function_of_another_shape_is_refused_where_the_rule_needs
 
     dense_relu.defvjp(lambda x: (dense_relu(x), x), lambda x, g: ((g * (x @ FIRST > 0)) @ FIRST.T,))
     model = lambda x: dense_relu(x) @ LAST[:8]  # noqa: E731
-    guided = GuidedBackprop(model, vouch={"dense_relu": "relu"}).explain(IMAGES, LABEL)
+    guided = GuidedBackprop(model, vouch={"dense_relu": "relu"}).explain(jnp.asarray(IMAGES), LABEL)
     g = np.maximum(LAST[:, LABEL], 0) * (IMAGES @ FIRST > 0)
     np.testing.assert_allclose(guided, g @ FIRST.T, **TOLERANCE)
     with pytest.raises(Exception, match="rect rule; received dense_relu"):
-        RectGrad(model, vouch={"dense_relu": "relu"}).explain(IMAGES, LABEL)
+        RectGrad(model, vouch={"dense_relu": "relu"}).explain(jnp.asarray(IMAGES), LABEL)
+
+
+@dataclass(frozen=True)
+class SmoothRect(Rect):
+    """The same, at smooth activations as well."""
+
+    guides_smooth: bool = True
+
+
+class SmoothRectGrad(Method):
+    rule = SmoothRect(0.4)
+
+
+def prelu(x):
+    return jax.nn.relu(x) - jnp.full(8, 0.25) * jax.nn.relu(-x)
+
+
+# The activation, and its values and derivative by NumPy.
+SMOOTH_JAX = {
+    "silu, written out": (
+        lambda x: x * jax.nn.sigmoid(x),
+        lambda x: (x / (1 + np.exp(-x)), (1 + x * (1 - 1 / (1 + np.exp(-x)))) / (1 + np.exp(-x))),
+    ),
+    "softplus": (jax.nn.softplus, lambda x: (np.logaddexp(x, 0), 1 / (1 + np.exp(-x)))),
+    "prelu": (prelu, lambda x: (np.where(x > 0, x, 0.25 * x), np.where(x > 0, 1, 0.25))),
+    "leaky_relu in a loop": (
+        lambda x: lax.map(lambda x: jnp.maximum(x, 0.25 * x), x[None])[0],
+        lambda x: (np.where(x > 0, x, 0.25 * x), np.where(x > 0, 1, 0.25)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH_JAX)
+def test_jax_smooth_activations(name):
+    activation, formula = SMOOTH_JAX[name]
+    y, derivative = formula(IMAGES @ FIRST)
+    g = np.tile((LAST[:, LABEL])[:8], (6, 1))
+    is_open = y * g > np.sort(y * g, axis=1)[:, [int(0.4 * 8)]]
+    expected = (g * derivative * is_open) @ FIRST.T
+    found = SmoothRectGrad(lambda x: activation(x @ FIRST) @ LAST).explain(jnp.asarray(IMAGES), LABEL)
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+    assert [row.treatment for row in found.coverage] == ["rect"]
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose((g * derivative) @ FIRST.T, expected, **TOLERANCE)
 
 
 X = np.concatenate([rng.normal(size=20), [0.0, 0.0, 0.0, 1.0, 2.0, -1.0, 3.0, -3.0, 0.5, -0.5]])[None]

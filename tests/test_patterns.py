@@ -110,6 +110,13 @@ COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
     "softmax": ("softmax", softmax),
     "softmax with a shift": ("softmax", lambda x: softmax(x - op("broadcast", op("max", x)))),
     "log-softmax": ("log_softmax", lambda x: x - op("log", op("sum", op("exp", x)))),
+    "log-softmax by JAX's logsumexp": (
+        "log_softmax",
+        lambda x: (lambda largest: x - (op("log", op("abs", op("sum", op("exp", x - largest)))) + largest))(
+            op("stop_gradient", op("max", x))
+        ),
+    ),
+    "logsumexp of a magnitude": ("logsumexp", lambda x: op("log", op("abs", op("sum", op("exp", x))))),
     "logsumexp": ("logsumexp", lambda x: op("log", op("sum", op("exp", x - 1.0))) + 1.0),
     "clamp": ("clamp", lambda x: op("minimum", op("maximum", x, -1.0), 1.0)),
     "clamp from above first": ("clamp", lambda x: op("maximum", op("minimum", x, 1.0), -1.0)),

@@ -53,10 +53,10 @@ NONLINEARITIES = frozenset(
     abs acos acosh asin asinh atan atan2 atanh bessel betainc cbrt celu cholesky clamp cos cosh cumprod dawson det
     digamma dilation div eig elu entr erf erfc erfinv exp expint expm1 fake_quant fresnel gamma gelu glu group_norm
     gru hardshrink hardsigmoid hardswish huber_loss hypot igamma instance_norm inv isotonic layer_norm leaky_relu
-    lgamma local_response_norm log log1p log_sigmoid log_softmax logaddexp logsumexp lstm max max_pool maximum min
-    minimum mish modulo nan_to_num ndtri norm polygamma pow prelu prod qr relu relu6 renorm rms_norm rnn rrelu rsqrt
-    scaled_dot_product_attention selu sigmoid silu sin sinc sinh softmax softplus softshrink softsign sort sparsemax
-    spence sqrt squareplus svd tan tanh weight_norm xlogy zeta
+    lgamma local_response_norm log log1p log_sigmoid log_softmax logaddexp logsumexp lstm lu max max_pool maximum
+    min minimum mish modulo nan_to_num ndtri norm polygamma pow prelu prod qr relu relu6 renorm rms_norm rnn rrelu
+    rsqrt scaled_dot_product_attention selu sigmoid silu sin sinc sinh softmax softplus softshrink softsign sort
+    sparse_plus sparse_sigmoid sparsemax spence sqrt squareplus svd tan tanh weight_norm xlogy zeta
     """.split()
 )
 

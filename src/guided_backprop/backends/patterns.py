@@ -144,6 +144,10 @@ _RELUS = frozenset({"clamp", "maximum", "minimum", "relu", "relu6"})
 _MOST_PARTS = 40
 _ROUNDING = 1e-5
 
+# What JAX's logsumexp is before it adds the shift again.
+LARGEST = Variable("largest")
+_LOG_OF_POWERS = Moved(("log", Moved(("abs", Moved(("sum", ("exp", ("sub", X, Moved(LARGEST)))))))))
+
 _RELU6_OF_SHIFTED = ("relu6", ("add", X, Number(3.0)))
 
 
@@ -184,7 +188,9 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("log_sigmoid", ("neg", ("softplus", ("neg", X)))),
     Pattern("softmax", ("div", POWERS, Moved(("sum", POWERS)))),
     Pattern("log_softmax", ("sub", SHIFTED, Moved(("log", Moved(("sum", POWERS)))))),
+    Pattern("log_softmax", ("sub", X, Moved(("add", _LOG_OF_POWERS, Moved(LARGEST))))),
     Pattern("logsumexp", ("log", Moved(("sum", POWERS)))),
+    Pattern("logsumexp", ("log", Moved(("abs", Moved(("sum", POWERS)))))),
     # Bounds that are not 0, for from 0 on it is a ReLU.
     Pattern("clamp", ("minimum", ("maximum", X, Constant(is_known=True)), Constant(is_known=True))),
     Pattern("clamp", ("maximum", ("minimum", X, Constant(is_known=True)), Constant(is_known=True))),

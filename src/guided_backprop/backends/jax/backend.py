@@ -15,6 +15,7 @@ import numpy as np
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
 from guided_backprop.backends.jax.cache import Compiled, key_of
+from guided_backprop.backends.jax.composites import mark_activations
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.heads import Head, head_of
 from guided_backprop.backends.jax.masks import Audit
@@ -22,7 +23,6 @@ from guided_backprop.backends.jax.network import JaxNetwork
 from guided_backprop.backends.jax.program import Program
 from guided_backprop.backends.jax.relus import Facts
 from guided_backprop.backends.jax.run import Runner
-from guided_backprop.backends.jax.smooth import mark_prelus, mark_smooth
 from guided_backprop.backends.jax.state import state_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
@@ -199,6 +199,7 @@ class JaxBackend(Backend):
         if not output.carries:
             raise detached("stop_gradient(), argmax() or round()")
         facts.find_relus(program, self.setup.vouch)
+        mark_activations(program, facts)
         audit = Audit(facts, self.setup.vouch)
         audit.visit(program.block)
         if audit.has_random_mask:
@@ -208,13 +209,10 @@ class JaxBackend(Backend):
             )
         if any(rule.needs_every_relu for rule in rules):
             _refuse(audit, self.setup.vouch)
-        mark_smooth(program)
-        if self.network.has_prelu:
-            mark_prelus(program)
-        head = head_of(output, facts) if undo_head else None
+        head = head_of(output) if undo_head else None
         coverages = []
         for rule in rules:
-            counts = count(program.block, facts, rule)
+            counts = count(program.block, rule)
             if head is not None and counts[head.name, "plain"]:
                 counts[head.name, "plain"] -= 1
                 counts[head.name, "undone"] += 1

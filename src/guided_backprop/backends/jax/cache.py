@@ -85,13 +85,13 @@ def _step_key(step: Step, numbers: dict[Value, int]) -> Hashable:
             cap,
             step.relu.is_custom,
             step.relu.inside is not None,
-            step.relu.is_half,
         )
+    activation = step.activation and (step.activation.name, _value_key(step.activation.x, numbers))
     inputs = tuple(_value_key(value, numbers) for value in step.inputs)
     blocks = () if step.name in CUSTOM else tuple(_block_key(block, numbers) for block in step.blocks)
     params = _equation_key(step.eqn, bool(blocks))
     outputs = tuple(_value_key(value, numbers) for value in step.outputs)
-    return step.name, relu, step.activation, step.is_inside, step.is_on_path, inputs, blocks, params, outputs
+    return step.name, relu, activation, step.is_inside, step.is_on_path, inputs, blocks, params, outputs
 
 
 def _value_key(value: Value, numbers: dict[Value, int]) -> Hashable:

@@ -13,19 +13,20 @@ import numpy as np
 from jax.extend import core
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.jax.program import CUSTOM, REBUILT, Block, Step, Value
+from guided_backprop.backends.jax.program import REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.relus import Facts, custom_name
+from guided_backprop.backends.operations import Kind
 
+# These show what they compute; only what their derivative is, is their own.
+_SHOWN = frozenset({"custom_function", "inv"})
 _NOTHING: frozenset[Hashable] = frozenset()
 
-_OPAQUE = ("call_exported", "callback", "custom_call", "ffi_call", "mosaic", "pallas_call", "xla_call_module", "tpu_")
-_COMPARISONS = {"ge", "gt", "le", "lt"}
-_SAME = {"convert_element_type", "copy", "copy_p", "optimization_barrier", "pbroadcast", "pcast", "pvary"}
-_SAME |= {"reduce_precision", "reshape", "sharding_constraint", "squeeze", "stop_gradient"}
-_MOVES = {"broadcast_in_dim", "expand_dims", "rev", "slice", "transpose"}
-_LARGEST = {"approx_top_k", "cummax", "reduce_max", "sort", "top_k"}
-_RANDOM = {"random_bits", "rng_bit_generator", "rng_uniform", "threefry2x32"}
-_OF_A_MASK = _SAME | _MOVES | {"and", "div", "eq", "ge", "gt", "le", "lt", "mul", "ne", "not", "or", "select_n", "xor"}
+_COMPARISONS = frozenset({"ge", "gt", "le", "lt"})
+_SAME = frozenset("cast copy mark reshape squeeze stop_gradient".split())
+_MOVES = frozenset("broadcast rev slice transpose".split())
+_SCALINGS = frozenset({"div", "mul", "neg"})
+_LARGEST = frozenset({"max", "sort"})
+_MASKED = frozenset({"where", "mul", "div"})
 
 
 class _Origin(NamedTuple):
@@ -65,22 +66,30 @@ class Audit:
             self._follow_random(step)
             if not any(value.depends for value in step.inputs):
                 continue
-            if step.is_on_path and any(part in step.name for part in _OPAQUE):
-                self.opaque.add(step.name)
-            if step.composite is None:
+            if self._is_opaque(step):
+                self.opaque.add(custom_name(step))
+            if step.jitted is None:
                 self._visit_blocks(step)
                 self._follow(step)
+
+    def _is_opaque(self, step: Step) -> bool:
+        """Tell whether nothing is known of an operation, or of what it holds; custom functions show what they do."""
+        if step.word == "reference":
+            # What is written to an array is read by another operation, which no trace connects with this one.
+            return any(value.carries for value in step.inputs)
+        is_hidden = step.kind is Kind.UNKNOWN or (step.kind is Kind.HIDDEN and step.word not in _SHOWN)
+        return is_hidden and step.is_on_path and step.relu is None
 
     def _visit_blocks(self, step: Step) -> None:
         if step.name in REBUILT:
             for block in step.blocks:
                 self.visit(block)
-            if step.name not in ("cond", "scan") and step.blocks:
+            if step.word not in ("cond", "scan") and step.blocks:
                 for value, inner in zip(step.outputs, step.blocks[0].outputs, strict=True):
                     self._copy(value, inner)
             return
-        name = custom_name(step) if step.name in CUSTOM else step.name
-        if not step.is_on_path or step.relu is not None or name in self._vouch:
+        name = custom_name(step)
+        if not step.is_on_path or step.is_known or name in self._vouch:
             return
         inside = Audit(self._facts, self._vouch)
         inside._origins, inside._signs = self._origins, self._signs
@@ -108,7 +117,7 @@ class Audit:
         return self._signs.get(value, _NOTHING)
 
     def _follow(self, step: Step) -> None:
-        if step.is_on_path and step.relu is None and not step.is_inside:
+        if step.is_on_path and not step.is_known:
             name = self._spelled_by_constant(step) or self._spelled_by_mask(step)
             if name is not None and name not in self._vouch:
                 self.spelled.add(name)
@@ -119,32 +128,32 @@ class Audit:
     def _spelled_by_constant(self, step: Step) -> str | None:
         """Find ``x - min(x, 0)``, a bound that is 0 in places, and the largest of a stack of x and zeros."""
         is_zero = self._facts.is_zero
-        if step.name == "min" and self._facts.operand_against_zero(step) is not None:
+        if step.word == "minimum" and self._facts.operand_against_zero(step) is not None:
             return "min with 0"
-        if step.name == "clamp" and is_zero(step.inputs[2]):
+        if step.word == "clamp" and is_zero(step.inputs[2]):
             return "clamp to at most 0"
-        if step.name in ("max", "clamp") and any(map(self._facts.is_partly_zero, step.inputs[:2])):
+        if step.word in ("maximum", "clamp") and any(map(self._facts.is_partly_zero, step.inputs[:2])):
             return f"{step.name} with a bound that is 0 in places"
-        if step.name in _LARGEST:
+        if step.word in _LARGEST:
             stacked = step.inputs[0].step
-            while stacked is not None and stacked.name in _SAME | _MOVES:
+            while stacked is not None and stacked.word in _SAME | _MOVES:
                 stacked = stacked.inputs[0].step
-            if stacked is not None and stacked.name in ("concatenate", "stack") and any(map(is_zero, stacked.inputs)):
+            if stacked is not None and stacked.word in ("concatenate", "stack") and any(map(is_zero, stacked.inputs)):
                 return f"{step.name} over a stack with 0"
         return None
 
     def _spelled_by_mask(self, step: Step) -> str | None:
         """Find a value that is gated by its own sign, or added to its own magnitude."""
-        if step.name == "select_n":
+        if step.word == "where":
             signs, cases = self.signs(step.inputs[0]), step.inputs[1:]
             others = [case for case in cases if not self._facts.is_uniform(case)]
             if len(others) < len(cases) and others and all(self._is_of(case, signs) for case in others):
                 return "select_n"
-        if step.name in ("mul", "div", "dot_general") and len(step.inputs) == 2:
+        if step.word in ("mul", "div", "dot") and len(step.inputs) == 2:
             for mask, gated in (step.inputs, step.inputs[::-1]):
                 if self._is_of(gated, self.signs(mask)) and mask not in self._is_two_sided:
                     return step.name
-        if step.name in ("add", "add_any", "sub"):
+        if step.word in ("add", "sub"):
             for magnitude, value in (step.inputs, step.inputs[::-1]):
                 found, own = self._absolutes.get(magnitude), self.origin(value)
                 if found is not None and value.depends and found.linear == own.linear and _is_as_large(found, own):
@@ -157,7 +166,7 @@ class Audit:
 
     def _follow_origin(self, step: Step) -> None:
         operands = step.inputs
-        if step.name == "select_n":
+        if step.word == "where":
             # A mask that is not made of signs leaves what it lets pass what it was; so does one of two equals.
             operands = step.inputs[1:]
             is_same = len({self.origin(value) for value in operands}) == 1
@@ -169,17 +178,17 @@ class Audit:
         origin = self.origin(value)
         others = [each for each in step.inputs if not each.depends]
         is_first = step.inputs[0] is value
-        if step.name in _SAME or step.name == "select_n":
+        if step.word in _SAME or step.word == "where":
             self._origins[result] = origin
-        elif step.name in _MOVES:
+        elif step.word in _MOVES:
             self._origins[result] = _Origin(_moved(step, origin.linear), origin.scale, _moved(step, origin.affine))
-        elif step.name == "neg":
+        elif step.word == "neg":
             self._origins[result] = origin._replace(scale=_times(origin.scale, -1.0))
-        elif step.name in ("add", "add_any", "sub"):
+        elif step.word in ("add", "sub"):
             self._origins[result] = _Origin(result, 1.0, origin.affine)
-        elif step.name == "mul" or (step.name == "div" and is_first):
+        elif step.word == "mul" or (step.word == "div" and is_first):
             factor = _scalar(self._facts.known(others[0]))
-            if factor is not None and step.name == "div":
+            if factor is not None and step.word == "div":
                 factor = 1 / factor if factor else None
             linear = origin.linear if factor is not None else result
             self._origins[result] = _Origin(linear, _times(origin.scale, factor), origin.affine)
@@ -187,12 +196,12 @@ class Audit:
     def _follow_signs(self, step: Step) -> None:
         result = step.outputs[0]
         depending = [value for value in step.inputs if value.depends]
-        if step.name == "sign" or (step.name in _COMPARISONS and self._compares_with_constant(step)):
+        if step.word == "sign" or (step.word in _COMPARISONS and self._compares_with_constant(step)):
             self._signs[result] = frozenset({self.origin(depending[0]).affine})
-            if step.name == "sign":
+            if step.word == "sign":
                 self._is_two_sided.add(result)
             return
-        if step.name == "select_n" and _is_nan_mask(step.inputs[0]) and not step.inputs[1].depends:
+        if step.word == "where" and _is_nan_mask(step.inputs[0]) and not step.inputs[1].depends:
             # Without NaN this is a constant, and says no more of the value than its sign does.
             self._signs[result] = frozenset({self.origin(depending[0]).affine})
             return
@@ -204,7 +213,7 @@ class Audit:
         signs = frozenset(_moved(step, root) for root in frozenset[Hashable]().union(*found))
         for value in step.outputs:
             self._signs[value] = signs
-        is_scaled = step.name in _SAME | _MOVES | {"neg", "mul", "div"}
+        is_scaled = step.word in _SAME | _MOVES | _SCALINGS
         if is_scaled and any(value in self._is_two_sided for value in depending):
             self._is_two_sided.add(result)
 
@@ -219,47 +228,52 @@ class Audit:
         return known is None or bool(np.isfinite(np.asarray(known, np.float64)).any())
 
     def _follow_absolutes(self, step: Step) -> None:
+        """Follow |x|, which is also the root of a square, the larger of x and -x, and x times its sign."""
         value, result = step.inputs[0], step.outputs[0]
-        origin = self.origin(value)
-        name, params = step.name, step.eqn.params
-        if name == "abs" or (name == "sqrt" and value in self._squares):
-            self._absolutes[result] = origin if name == "abs" else self._squares[value]
-        elif name == "square" or (name == "integer_pow" and params["y"] == 2):
-            self._squares[result] = origin
-        elif name in ("mul", "max") and all(each.depends for each in step.inputs):
-            other = self.origin(step.inputs[1])
-            if name == "mul" and other.linear == origin.linear:
-                self._squares[result] = origin
-            elif name == "max" and other.linear == origin.linear and other.scale == _times(origin.scale, -1.0):
-                self._absolutes[result] = origin
-            for sign, own in (step.inputs, step.inputs[::-1]):
-                if name == "mul" and sign in self._is_two_sided and self._is_of(own, self.signs(sign)):
-                    self._absolutes[result] = self.origin(own)
-        elif name in _SAME | {"neg", "mul", "div"}:
+        if step.word == "abs":
+            self._absolutes[result] = self.origin(value)
+        elif step.word == "sqrt" and value in self._squares:
+            self._absolutes[result] = self._squares[value]
+        elif step.exponent == 2:
+            self._squares[result] = self.origin(value)
+        elif step.word in ("mul", "maximum") and all(each.depends for each in step.inputs):
+            self._follow_pair(step)
+        elif step.word in _SAME | _SCALINGS:
             depending = next(each for each in step.inputs if each.depends)
             if depending in self._absolutes:
-                factor = _scale_of(step, self._facts)
                 found = self._absolutes[depending]
-                self._absolutes[result] = found._replace(scale=_times(found.scale, factor))
+                self._absolutes[result] = found._replace(scale=_times(found.scale, _scale_of(step, self._facts)))
+
+    def _follow_pair(self, step: Step) -> None:
+        (one, other), result = map(self.origin, step.inputs), step.outputs[0]
+        if step.word == "maximum":
+            if other.linear == one.linear and other.scale == _times(one.scale, -1.0):
+                self._absolutes[result] = one
+            return
+        if other.linear == one.linear:
+            self._squares[result] = one
+        for sign, own in (step.inputs, step.inputs[::-1]):
+            if sign in self._is_two_sided and self._is_of(own, self.signs(sign)):
+                self._absolutes[result] = self.origin(own)
 
     def _follow_random(self, step: Step) -> None:
         """Follow random numbers to a mask, and the mask to a value that it drops."""
-        if step.name in _RANDOM or any(value in self._random for value in step.inputs):
+        if step.kind is Kind.RANDOM or any(value in self._random for value in step.inputs):
             self._random.update(step.outputs)
         is_mask = any(value in self._random_masks for value in step.inputs)
-        if is_mask and step.is_on_path and step.name in ("select_n", "mul", "div"):
+        if is_mask and step.is_on_path and step.word in _MASKED:
             self.has_random_mask = True
-        is_new = step.name in _COMPARISONS and any(value in self._random for value in step.inputs)
-        if is_new or (is_mask and step.name in _OF_A_MASK):
+        is_new = step.word in _COMPARISONS and any(value in self._random for value in step.inputs)
+        if is_new or (is_mask and (step.word in _MASKED or step.kind in (Kind.MOVES, Kind.COMPARES))):
             self._random_masks.update(step.outputs)
 
 
 def _moved(step: Step, root: Hashable) -> Hashable:
     """Return what stands for ``root`` once its values have been moved elsewhere, or repeated."""
     value, result = step.inputs[0], step.outputs[0]
-    if step.name not in _MOVES or (step.name in ("broadcast_in_dim", "expand_dims") and _is_as_many(value, result)):
+    if step.word not in _MOVES or (step.word == "broadcast" and _is_as_many(value, result)):
         return root
-    if step.name == "transpose":
+    if step.word == "transpose":
         order = tuple(step.eqn.params["permutation"])
         if isinstance(root, tuple) and root[0] == "transpose":
             order, root = tuple(root[1][axis] for axis in order), root[2]
@@ -273,7 +287,7 @@ def _is_as_many(one: Value, other: Value) -> bool:
 
 def _is_nan_mask(value: Value) -> bool:
     step = value.step
-    return step is not None and step.name == "ne" and step.inputs[0] is step.inputs[1]
+    return step is not None and step.word == "ne" and step.inputs[0] is step.inputs[1]
 
 
 def has_relu(block: Block) -> bool:
@@ -288,13 +302,13 @@ def _is_as_large(one: _Origin, other: _Origin) -> bool:
 
 
 def _scale_of(step: Step, facts: Facts) -> float | None:
-    if step.name in _SAME:
+    if step.word in _SAME:
         return 1.0
-    if step.name == "neg":
+    if step.word == "neg":
         return -1.0
     constant = next((each for each in step.inputs if not each.depends), None)
     factor = None if constant is None else _scalar(facts.known(constant))
-    return factor if factor is None or step.name == "mul" else 1 / factor if factor else None
+    return factor if factor is None or step.word == "mul" else 1 / factor if factor else None
 
 
 def _scalar(known: Any) -> float | None:

@@ -13,18 +13,14 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from guided_backprop.backends.jax.operations import JITTED, OPERATIONS
+from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import no_layer
 
-# Activations of jax.nn that are jitted, by their name there, and what the coverage calls them.
-COMPOSITES = {name: name for name in "celu elu gelu leaky_relu log_sigmoid mish selu silu softplus".split()}
-COMPOSITES |= {name: name for name in "fmax soft_sign sparse_plus sparse_sigmoid squareplus".split()}
-COMPOSITES |= {"hard_sigmoid": "hardsigmoid", "hard_silu": "hardswish", "hard_swish": "hardswish"}
-COMPOSITES |= {"hard_tanh": "hardtanh"}
-
-_CALLS = {"closed_call", "core_call", "core_closed_call", "jit", "pjit"}
-REMATS = {"checkpoint", "remat", "remat2"}
-REBUILT = {"cond", "scan", "shard_map"} | REMATS
-CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+_CALLS = OPERATIONS.called("call")
+REMATS = OPERATIONS.called("checkpoint")
+REBUILT = OPERATIONS.called("checkpoint", "cond", "scan", "shard_map")
+CUSTOM = OPERATIONS.called("custom_function")
 
 
 @dataclass(eq=False, slots=True)
@@ -73,20 +69,20 @@ class Step:
         eqn: the equation of the jaxpr.
         inputs, outputs: its operands and results.
         blocks: the jaxprs in its parameters, for loops, branches, checkpoints and custom functions.
-        composite: the name of the activation that it is as a whole, or None.
+        jitted: the row of the table that it is as a whole, where it is a jitted function of jax.nn; or None.
         relu: how it is a ReLU, or None; see relus.
-        activation: the name of the smooth activation that ends here, or None; see smooth.
+        activation: the composite activation that ends here, or None; see composites.
         is_inside: whether it is a part of the ReLU that the next step stands for.
-        is_part: whether it is a part of a smooth activation that is written out.
+        is_part: whether it is a part of a composite activation that ends elsewhere.
     """
 
     eqn: Any
     inputs: list[Value]
     outputs: list[Value]
     blocks: list[Block] = field(default_factory=list)
-    composite: str | None = None
+    jitted: str | None = None
     relu: Any = None
-    activation: str | None = None
+    activation: "Activation | None" = None
     is_inside: bool = False
     is_part: bool = False
 
@@ -94,6 +90,29 @@ class Step:
     def name(self) -> str:
         """The primitive's name."""
         return str(self.eqn.primitive.name)
+
+    @property
+    def kind(self) -> Kind:
+        """What the operation does."""
+        return OPERATIONS[self.jitted or self.name].kind
+
+    @property
+    def word(self) -> str:
+        """The operation's name in the vocabulary of all frameworks; empty if it has no row."""
+        row = OPERATIONS[self.jitted or self.name]
+        return "" if row.kind is Kind.UNKNOWN else row.word
+
+    @property
+    def exponent(self) -> float | None:
+        """The number that it raises a value to, where that is a part of the operation."""
+        if self.name == "square":
+            return 2.0
+        return float(self.eqn.params["y"]) if self.name == "integer_pow" else None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is a ReLU or a composite activation, or a part of one."""
+        return self.relu is not None or self.activation is not None or self.is_inside or self.is_part
 
     @property
     def is_on_path(self) -> bool:
@@ -112,6 +131,21 @@ class Step:
         kept = [var for var in eqn.outvars if not is_dropped(var)]
         results = iter(alone(eqn, list(seen), kept)(*seen.values()))
         return [None if is_dropped(var) else next(results) for var in eqn.outvars]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Activation:
+    """A composite activation: several steps, one function of one value.
+
+    Attributes:
+        name: how the coverage lists it.
+        x: its input.
+        steps: what it is made of, in the order in which they run.
+    """
+
+    name: str
+    x: Value
+    steps: tuple[Step, ...]
 
 
 class Program:
@@ -204,16 +238,16 @@ class Program:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _expand(self, eqn: Any, operands: list[Value], steps: list[Step]) -> list[Value]:
-        composite = None
+        jitted = None
         if eqn.primitive.name in _CALLS:
-            composite = composite_name(eqn)
-            if composite is None:
+            jitted = jitted_name(eqn)
+            if jitted is None:
                 inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
                 return self._inline(inner, operands, steps)
-        step = Step(eqn, operands, [Value(var.aval) for var in eqn.outvars], composite=composite)
-        if composite is None and step.name == "scan":
+        step = Step(eqn, operands, [Value(var.aval) for var in eqn.outvars], jitted=jitted)
+        if step.word == "scan":
             step.blocks = [self._loop(eqn, operands)]
-        elif composite is None:
+        elif step.kind in (Kind.HOLDS, Kind.HIDDEN, Kind.UNKNOWN):
             step.blocks = [self._block(inner, outer) for inner, outer in _inner(eqn, operands)]
         for value in operands:
             value.uses.append(step)
@@ -267,8 +301,8 @@ def _all_steps(block: Block) -> Iterator[Step]:
 
 def _inner(eqn: Any, operands: list[Value]) -> Iterator[tuple[Any, list[Value | None]]]:
     """Yield each jaxpr in an equation's parameters, with the operand that each of its inputs is, or None."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "cond":
+    params = eqn.params
+    if eqn.primitive.name in OPERATIONS.called("cond"):
         for branch in params["branches"]:
             yield branch, [*operands[1:]]
     else:
@@ -280,10 +314,10 @@ def _inner(eqn: Any, operands: list[Value]) -> Iterator[tuple[Any, list[Value | 
                     yield inner, list(operands) if is_same else [None] * len(inputs)
 
 
-def composite_name(eqn: Any) -> str | None:
-    """Return which activation of jax.nn a jitted call is, or None; a name alone may be the user's own."""
+def jitted_name(eqn: Any) -> str | None:
+    """Return which function of jax.nn a jitted call is, by its row; or None: a name alone may be the user's own."""
     name = eqn.params.get("name")
-    if name not in COMPOSITES:
+    if name not in JITTED:
         return None
     original: Callable[..., Any] | None = getattr(jax.nn, name, getattr(jax.numpy, name, None))
     if original is None:
@@ -299,7 +333,7 @@ def composite_name(eqn: Any) -> str | None:
     expected = traced.jaxpr.eqns[0] if len(traced.jaxpr.eqns) == 1 else None
     if expected is None or "jaxpr" not in expected.params:
         return None
-    return COMPOSITES[name] if _text(expected.params["jaxpr"]) == _text(eqn.params["jaxpr"]) else None
+    return JITTED[name] if _text(expected.params["jaxpr"]) == _text(eqn.params["jaxpr"]) else None
 
 
 def _text(closed: Any) -> str:

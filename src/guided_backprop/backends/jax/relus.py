@@ -4,7 +4,7 @@ A step is known by its primitive and by the values of its constant operands, nev
 written: ``jax.nn.relu``, ``jnp.maximum(x, 0)`` and ``lax.clamp(0, x, inf)`` are all ReLUs here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.jax.program import CUSTOM, REMATS, Block, Program, Step, Value
+from guided_backprop.backends.jax.program import REBUILT, Block, Program, Step, Value
+from guided_backprop.backends.operations import Kind
 
-# Operations that pass no gradient on, although they return floating-point numbers.
-_CUTS = {"ceil", "clz", "floor", "nextafter", "round", "sign", "stop_gradient"}
-
-# Operations value by value: a square root behind them is taken of what went in.
-POINTWISE = set("add broadcast_in_dim convert_element_type copy div integer_pow mul neg pow reshape".split())
-POINTWISE |= {"add_any", "expand_dims", "pvary", "square", "squeeze", "sub"}
-_MOVES = {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze", "stop_gradient", "transpose"}
-# What only marks a value as one of each device, inside of a shard_map.
-_MARKS = {"pbroadcast", "pcast", "pvary"}
-_ROOTS = {"rsqrt", "sqrt"}
-_REDUCTIONS = {"psum", "psum2", "psum_invariant", "reduce_sum"}
-_OF_A_RELU = {"broadcast_in_dim", "clamp", "convert_element_type", "max", "min", "pvary"}
+# Words of operations value by value: a square root behind them is taken of what went in.
+_POINTWISE = frozenset("add broadcast cast copy div mark mul neg pow reshape squeeze sub".split())
+_MOVES = frozenset("broadcast cast copy reshape squeeze stop_gradient transpose".split())
+_OF_A_RELU = frozenset("broadcast cast clamp mark maximum minimum".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +31,6 @@ class Relu:
         cap: the upper bound; None if there is none.
         inside: the step in front, of the pair of maximum and minimum that the ReLU is made of.
         is_custom: whether it brings a derivative of its own, which is then its forward gate.
-        is_half: whether it is one half of a PReLU that is written with two.
     """
 
     name: str
@@ -46,7 +38,6 @@ class Relu:
     cap: Value | None = None
     inside: Step | None = None
     is_custom: bool = False
-    is_half: bool = False
 
 
 class Facts:
@@ -85,7 +76,7 @@ class Facts:
             return self.known(value.outer)
         if value.step is None:
             return None
-        if value.step.name in _MARKS:
+        if value.step.word == "mark":
             return self.known(value.step.inputs[0])
         if value not in self._values:
             operands = [self.known(operand) for operand in value.step.inputs]
@@ -102,27 +93,31 @@ class Facts:
         """Tell whether ``value`` is 0 everywhere, whatever the images are."""
         if value.stack is not None:
             return self.is_zero(value.stack)
-        if value.step is not None and value.step.name == "mul" and any(map(self.is_zero, value.step.inputs)):
+        if value.step is not None and self._is_made_zero(value.step):
             return True
-        if value.step is not None and value.step.name == "select_n" and all(map(self.is_zero, value.step.inputs[1:])):
-            return True
-        if value.step is not None and value.step.name == "sub" and value.step.inputs[0] is value.step.inputs[1]:
-            return True
-        if value.step is not None and value.step.name in _MOVES:
-            return self.is_zero(value.step.inputs[0])
         known = self.known(value)
         return known is not None and jnp.issubdtype(np.asarray(known).dtype, jnp.number) and not np.any(known)
 
+    def _is_made_zero(self, step: Step) -> bool:
+        """Tell whether an operation makes 0 of whatever it is given."""
+        if step.word == "mul":
+            return any(map(self.is_zero, step.inputs))
+        if step.word == "where":
+            return all(map(self.is_zero, step.inputs[1:]))
+        if step.word == "sub":
+            return step.inputs[0] is step.inputs[1]
+        return step.word in _MOVES and self.is_zero(step.inputs[0])
+
     def is_uniform(self, value: Value) -> bool:
         """Tell whether ``value`` is one number everywhere, whatever the images are."""
-        if value.step is not None and value.step.name in _MOVES:
+        if value.step is not None and value.step.word in _MOVES:
             return self.is_uniform(value.step.inputs[0])
         known = self.known(value)
         return self.is_zero(value) or (known is not None and bool(np.all(np.asarray(known) == np.ravel(known)[0])))
 
     def is_partly_zero(self, value: Value) -> bool:
         """Tell whether ``value`` is a constant that is 0 in some places and not in others."""
-        if value.step is not None and value.step.name in _MOVES:
+        if value.step is not None and value.step.word in _MOVES:
             return self.is_partly_zero(value.step.inputs[0])
         known = self.known(value)
         return known is not None and bool(0 < np.count_nonzero(known) < np.size(known))
@@ -139,28 +134,40 @@ class Facts:
             inside.relu, inside.is_inside = None, True
 
     def _relu_of(self, step: Step, vouch: Vouch) -> Relu | None:
-        if step.name in CUSTOM:
+        if step.kind in (Kind.HIDDEN, Kind.UNKNOWN):
             return self._custom_relu(step, vouch)
-        if step.composite in ("elu", "leaky_relu") and len(step.inputs) > 1 and self.is_zero(step.inputs[1]):
-            return Relu("relu")
-        if step.name == "max" or step.composite == "fmax":
-            operand = self.operand_against_zero(step)
-            if operand is None or self.is_floor_of_root(step, operand):
-                return None
-            front = step.inputs[operand].step
-            if front is not None and self._is_cap_alone(front, step.inputs[operand]):
-                inner = 0 if front.inputs[0].carries else 1
-                return self._capped(front.inputs[1 - inner], inner, front)
-            return Relu("relu", operand)
-        if step.name == "min" and (step.inputs[0].carries != step.inputs[1].carries):
-            x, cap = step.inputs if step.inputs[0].carries else step.inputs[::-1]
-            if x.step is not None and x.step.name == "max" and self._is_alone(x) and not cap.depends:
-                operand = self.operand_against_zero(x.step)
-                if operand is not None and not self.is_zero(cap):
-                    return self._capped(cap, operand, x.step)
-        if step.name == "clamp" and self.is_zero(step.inputs[0]) and step.inputs[1].carries:
-            return self._capped(step.inputs[2], 1, None)
-        return None
+        recognise = _RECOGNISERS.get(step.word)
+        return None if recognise is None else recognise(self, step)
+
+    def of_zero_slope(self, step: Step) -> Relu | None:
+        """Return how a leaky ReLU or an ELU is a ReLU: with nothing on its negative side."""
+        return Relu("relu") if len(step.inputs) > 1 and self.is_zero(step.inputs[1]) else None
+
+    def of_maximum(self, step: Step) -> Relu | None:
+        """Return how a maximum is a ReLU, and what a minimum in front of it caps it at."""
+        operand = self.operand_against_zero(step)
+        if operand is None or self.is_floor_of_root(step, operand):
+            return None
+        front = step.inputs[operand].step
+        if front is not None and self._is_cap_alone(front, step.inputs[operand]):
+            inner = 0 if front.inputs[0].carries else 1
+            return self._capped(front.inputs[1 - inner], inner, front)
+        return Relu("relu", operand)
+
+    def of_minimum(self, step: Step) -> Relu | None:
+        """Return how a minimum caps the ReLU in front of it."""
+        if step.inputs[0].carries == step.inputs[1].carries:
+            return None
+        x, cap = step.inputs if step.inputs[0].carries else step.inputs[::-1]
+        if x.step is None or x.step.word != "maximum" or not self._is_alone(x) or cap.depends:
+            return None
+        operand = self.operand_against_zero(x.step)
+        return None if operand is None or self.is_zero(cap) else self._capped(cap, operand, x.step)
+
+    def of_clamp(self, step: Step) -> Relu | None:
+        """Return how bounds from 0 on are a ReLU."""
+        is_from_zero = len(step.inputs) == 3 and self.is_zero(step.inputs[0]) and step.inputs[1].carries
+        return self._capped(step.inputs[2], 1, None) if is_from_zero else None
 
     def operand_against_zero(self, step: Step) -> int | None:
         """Return which operand a maximum or minimum compares with 0, or None."""
@@ -180,9 +187,9 @@ class Facts:
         if not value.uses or id(value) in self.results:
             return False
         return all(
-            step.name in _ROOTS
+            step.word in ("rsqrt", "sqrt")
             or (
-                step.name in POINTWISE
+                step.word in _POINTWISE
                 and sum(each.depends for each in step.inputs) == 1
                 and self._leads_to_root(step.outputs[0])
             )
@@ -198,7 +205,7 @@ class Facts:
             return None
         block = step.blocks[0]
         last = block.outputs[0].step
-        if last is None or any(inner.name not in _OF_A_RELU for inner in block.steps):
+        if last is None or any(inner.word not in _OF_A_RELU for inner in block.steps):
             return None
         relu = self._relu_of(last, {})
         if relu is None or (relu.inside or last).inputs[relu.operand] is not block.inputs[carrying[0]]:
@@ -215,7 +222,7 @@ class Facts:
 
     def _is_cap_alone(self, step: Step, y: Value) -> bool:
         return (
-            step.name == "min"
+            step.word == "minimum"
             and self._is_alone(y)
             and step.inputs[0].carries != step.inputs[1].carries
             and not (step.inputs[0].depends and step.inputs[1].depends)
@@ -226,8 +233,20 @@ class Facts:
         return len(value.uses) == 1 and id(value) not in self.results
 
 
+#: What may be a ReLU by its bounds, by its word, and what tells.
+_RECOGNISERS: dict[str, Callable[[Facts, Step], Relu | None]] = {
+    "clamp": Facts.of_clamp,
+    "elu": Facts.of_zero_slope,
+    "leaky_relu": Facts.of_zero_slope,
+    "maximum": Facts.of_maximum,
+    "minimum": Facts.of_minimum,
+}
+
+
 def custom_name(step: Step) -> str:
-    """Return the name of a custom function, as it is in the model's source."""
+    """Return the name of a custom function, as it is in the model's source; of anything else that of the operation."""
+    if step.word != "custom_function":
+        return step.name
     for block in step.eqn.params.values():
         info = getattr(getattr(block, "jaxpr", block), "debug_info", None)
         source = getattr(info, "func_src_info", None)
@@ -240,7 +259,7 @@ def _forward(block: Block) -> None:
     """Note on the values of a block whether they depend on the images, and whether a gradient flows there."""
     for step in block.steps:
         depends = any(value.depends for value in step.inputs)
-        carries = any(value.carries for value in step.inputs) and step.name not in _CUTS
+        carries = any(value.carries for value in step.inputs) and step.kind is not Kind.COMPARES
         for value in step.outputs:
             value.depends = depends
             value.carries = carries and jnp.issubdtype(value.aval.dtype, jnp.inexact)
@@ -250,23 +269,22 @@ def _forward(block: Block) -> None:
 
 def _forward_inside(step: Step) -> None:
     for block in step.blocks:
-        outer = step.inputs[1:] if step.name == "cond" else step.inputs
+        outer = step.inputs[1:] if step.word == "cond" else step.inputs
         if len(outer) != len(block.inputs):
             outer = [value for value in step.inputs if value.depends][:1] * len(block.inputs)
         _mark(block.inputs, outer)
         _forward(block)
-        if step.name == "scan":
+        if step.word == "scan":
             start, carried = step.eqn.params["num_consts"], step.eqn.params["num_carry"]
             while _mark(block.inputs[start : start + carried], block.outputs[:carried]):
                 _forward(block)
-    is_transparent = step.name in REMATS or step.name in ("cond", "scan", "shard_map")
-    if is_transparent and step.blocks:
+    if step.name in REBUILT and step.blocks:
         for index, value in enumerate(step.outputs):
             results = [block.outputs[index] for block in step.blocks]
             value.carries = any(result.carries for result in results)
             # What a branch returns depends on what chose the branch.
             value.depends = any(result.depends for result in results) or (
-                step.name == "cond" and step.inputs[0].depends
+                step.word == "cond" and step.inputs[0].depends
             )
 
 
@@ -292,7 +310,7 @@ def _backward(block: Block) -> None:
             is_same = len(inner.outputs) == len(step.outputs)
             for index, value in enumerate(inner.outputs):
                 # What a loop carries may be read by its next pass.
-                is_carried = step.name == "scan" and index < step.eqn.params["num_carry"]
+                is_carried = step.word == "scan" and index < step.eqn.params["num_carry"]
                 value.is_live = is_carried or not is_same or step.outputs[index].is_live
             _backward(inner)
 
@@ -304,9 +322,9 @@ def _is_reduced(value: Value, depth: int = 12) -> bool:
         return False
     if step is None:
         return value.outer is not None and _is_reduced(value.outer, depth - 1)
-    if step.name in _REDUCTIONS:
+    if step.word == "sum":
         return True
     depending = [each for each in step.inputs if each.depends]
-    if step.name == "select_n" and not step.inputs[0].depends:
+    if step.word == "where" and not step.inputs[0].depends:
         return all(_is_reduced(each, depth - 1) for each in depending)
-    return step.name in POINTWISE and all(_is_reduced(each, depth - 1) for each in depending)
+    return step.word in _POINTWISE and all(_is_reduced(each, depth - 1) for each in depending)

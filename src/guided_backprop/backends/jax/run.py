@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from guided_backprop.backends.jax.program import REBUILT, REMATS, Block, Step, Value
+from guided_backprop.backends.jax.program import REBUILT, REMATS, Activation, Block, Step, Value
 from guided_backprop.backends.jax.relus import Relu, custom_name
 from guided_backprop.errors import OpaqueRegionError
-from guided_backprop.rules import GUIDED, PLAIN, Guided, Plain, ReluRule
+from guided_backprop.rules import GUIDED, Guided, Plain, ReluRule
 
 
 class Runner:
@@ -31,13 +31,14 @@ class Runner:
         for step in block.steps:
             if step.is_inside:
                 continue
+            activation = step.activation if step.is_on_path else None
             if step.relu is not None:
-                results = self._relu(step, step.relu, values)
+                results = [self._relu(step, step.relu, values)]
+            elif activation is not None and self._rule.guides(activation.name):
+                results = [self._smooth(step, activation, values)]
             else:
                 operands = [self.read(value, values) for value in step.inputs]
                 results = self._step(step, operands)
-                if step.is_on_path and self._rule.guides(step.activation or ""):
-                    results = [_guided(each) for each in results]
             values.update(zip(step.outputs, results, strict=True))
         return values
 
@@ -53,9 +54,9 @@ class Runner:
             return step.run(operands)
         functions = [self._function(block) for block in step.blocks]
         params = step.eqn.params
-        if step.name == "scan":
+        if step.word == "scan":
             return _scan(functions[0], operands, params)
-        if step.name == "cond":
+        if step.word == "cond":
             results = jax.lax.switch(operands[0], functions, *operands[1:])
         elif step.name in REMATS:
             remat = jax.checkpoint(functions[0], prevent_cse=params["prevent_cse"], policy=params["policy"])
@@ -71,13 +72,12 @@ class Runner:
 
         return function
 
-    def _relu(self, step: Step, relu: Relu, values: dict[Value, Any]) -> list[Any]:
+    def _relu(self, step: Step, relu: Relu, values: dict[Value, Any]) -> Any:
         """Run a ReLU forward as it is; going back, the rule says what leaves it."""
-        rule = PLAIN if relu.is_half else self._rule
         first = relu.inside or step
         operands = [self.read(value, values) for value in first.inputs]
         if relu.is_custom:
-            return [_ruled_custom(rule, step, operands)]
+            return self._custom(step, operands)
         x = operands.pop(relu.operand)
         cap = None if relu.cap is None else self.read(relu.cap, values)
 
@@ -88,7 +88,39 @@ class Runner:
             (y,) = step.run([y if value is first.outputs[0] else cap for value in step.inputs])
             return y
 
-        return [_ruled(rule, forward, x, operands, cap)]
+        return _ruled(self._rule, forward, x, operands, cap)
+
+    def _custom(self, step: Step, operands: list[Any]) -> Any:
+        """Run a ReLU that brings a derivative of its own, which is then its forward gate."""
+        carries = [value.carries for value in step.inputs]
+
+        def forward(carrying: list[Any], others: list[Any]) -> Any:
+            left, rest = iter(carrying), iter(others)
+            (y,) = step.run([next(left) if each else next(rest) for each in carries])
+            return y
+
+        others = [operand for operand, is_carrying in zip(operands, carries, strict=True) if not is_carrying]
+        return _ruled_derivative(self._rule, custom_name(step), forward, list(compress(operands, carries)), others)
+
+    def _smooth(self, last: Step, activation: Activation, values: dict[Value, Any]) -> Any:
+        """Run a smooth activation that the rule acts on; its own derivative is its forward gate."""
+        made = {value for step in activation.steps for value in step.outputs}
+        outside = [
+            value
+            for step in activation.steps
+            for value in step.inputs
+            if value in values and value is not activation.x and value not in made
+        ]
+
+        def forward(carrying: list[Any], others: list[Any]) -> Any:
+            inside = {activation.x: carrying[0], **dict(zip(outside, others, strict=True))}
+            for step in activation.steps:
+                results = step.run([self.read(value, inside) for value in step.inputs])
+                inside.update(zip(step.outputs, results, strict=True))
+            return inside[last.outputs[0]]
+
+        x, others = self.read(activation.x, values), [values[value] for value in outside]
+        return _ruled_derivative(self._rule, activation.name, forward, [x], others)
 
 
 def _ruled(rule: ReluRule, forward: Callable[..., Any], x: Any, others: list[Any], cap: Any) -> Any:
@@ -119,26 +151,30 @@ def _ruled(rule: ReluRule, forward: Callable[..., Any], x: Any, others: list[Any
     return ruled(x, others, cap)
 
 
-def _ruled_custom(rule: ReluRule, step: Step, operands: list[Any]) -> Any:
-    """Return what a ReLU with a derivative of its own gives out: that is its forward gate."""
-    if type(rule) in (Plain, Guided):
-        (y,) = step.run(operands)
-        return y if type(rule) is Plain else _guided(y)
-    carries = [value.carries for value in step.inputs]
-    shape = step.outputs[0].aval.shape
-    if any(value.aval.shape != shape for value in step.inputs if value.carries):
-        raise OpaqueRegionError(
-            f"a ReLU must return values of its input's shape under the {rule.name} rule; received {custom_name(step)} "
-            f"that returns {shape}. Write it as two functions, one of them the ReLU alone."
-        )
+def _ruled_derivative(
+    rule: ReluRule, name: str, forward: Callable[..., Any], carrying: list[Any], others: list[Any]
+) -> Any:
+    """Return what an activation with a derivative of its own gives out; going back, the rule says what leaves.
 
-    def forward(carrying: list[Any], others: list[Any]) -> Any:
-        left, rest = iter(carrying), iter(others)
-        (y,) = step.run([next(left) if each else next(rest) for each in carries])
-        return y
+    Args:
+        rule: what the activation lets through.
+        name: what the activation is called.
+        forward: the activation, a function of the two lists that follow.
+        carrying: those of its operands that a gradient flows to.
+        others: the rest.
+    """
+    if type(rule) is Plain:
+        return forward(carrying, others)
+    if type(rule) is Guided:
+        return _guided(forward(carrying, others))
 
     def keep(carrying: list[Any], others: list[Any]) -> tuple[Any, Any]:
         y, derivative = jax.vjp(lambda carrying: forward(carrying, others), carrying)
+        if any(x.shape != y.shape for x in carrying):
+            raise OpaqueRegionError(
+                f"an activation must return values of its input's shape under the {rule.name} rule; received {name} "
+                f"that returns {y.shape}. Write it as two functions, one of them the ReLU alone."
+            )
         return y, (derivative, (carrying, y) if rule.reads_values else ([None] * len(carrying), None))
 
     def back(kept: Any, g: Any) -> tuple[list[Any], None]:
@@ -148,8 +184,7 @@ def _ruled_custom(rule: ReluRule, step: Step, operands: list[Any]) -> Any:
 
     ruled = jax.custom_vjp(forward)
     ruled.defvjp(keep, back)
-    others = [operand for operand, is_carrying in zip(operands, carries, strict=True) if not is_carrying]
-    return ruled(list(compress(operands, carries)), others)
+    return ruled(carrying, others)
 
 
 @jax.custom_vjp

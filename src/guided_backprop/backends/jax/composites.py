@@ -1,0 +1,128 @@
+"""The composite activations of a traced model: those of jax.nn, and those that are written out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from guided_backprop.backends.jax.program import Activation, Program, Step, Value
+from guided_backprop.backends.jax.relus import Facts
+from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.patterns import MOVES, composites
+from guided_backprop.rules import SMOOTH
+
+# Copies and casts, which patterns do not see.
+_UNSEEN = frozenset({"cast", "copy", "mark"})
+
+
+class Graph:
+    """A traced model as patterns see it; a ReLU is one operation, however it is written.
+
+    Args:
+        facts: what is known of its values.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._made: dict[Value, tuple[str, Sequence[Value | float]] | None] = {}
+
+    def made(self, value: Value) -> tuple[str, Sequence[Value | float]] | None:
+        """Return the word of the operation that makes a value, and its operands."""
+        value = self.source(value)
+        if value not in self._made:
+            self._made[value] = None if value.step is None else self._how(value.step)
+        return self._made[value]
+
+    def _how(self, step: Step) -> tuple[str, Sequence[Value | float]]:
+        if step.relu is not None:
+            return step.relu.name, [self.source((step.relu.inside or step).inputs[step.relu.operand])]
+        operands: list[Value | float] = [self.source(value) for value in step.inputs]
+        if step.exponent is not None:
+            operands.append(step.exponent)
+        return step.word, operands
+
+    def constant(self, value: Value) -> float | None:
+        """Return the number that a value is everywhere; an array of weights is no number, even if all are equal."""
+        if value.depends:
+            return None
+        while value.step is not None and value.step.word in MOVES | _UNSEEN:
+            value = value.step.inputs[0]
+        known = self._facts.known(value)
+        is_number = known is not None and np.ndim(known) == 0 and np.issubdtype(np.asarray(known).dtype, np.number)
+        return float(known) if is_number and np.isrealobj(known) else float("nan")
+
+    def users(self, value: Value) -> Sequence[Value]:
+        """Return the values that are made of a value directly; what a block gives out is one of them."""
+        users = [Value(value.aval)] if id(value) in self._facts.results else []
+        for step in value.uses:
+            users += self.users(step.outputs[0]) if step.word in _UNSEEN else step.outputs
+        return users
+
+    def source(self, value: Value) -> Value:
+        """Return what a value is a copy of, of whatever type."""
+        while value.step is not None and value.step.word in _UNSEEN and value.step.relu is None:
+            value = value.step.inputs[0]
+        return value
+
+    def unshifted(self, value: Value) -> Value:
+        """Return x of ``x - max(x)``, or the value itself: that is how a softmax is kept from overflowing."""
+        made = self.made(value)
+        if made is None or made[0] != "sub":
+            return value
+        x, shift = made[1]
+        while isinstance(x, Value) and isinstance(shift, Value) and (made := self.made(shift)) is not None:
+            if made[0] == "max" and made[1][0] is x:
+                return x
+            # It may have been guarded against infinities on the way.
+            if made[0] not in MOVES | {"maximum", "where"}:
+                break
+            shift = next((each for each in reversed(made[1]) if isinstance(each, Value) and each.depends), 0.0)
+        return value
+
+
+def mark_activations(program: Program, facts: Facts) -> None:
+    """Note each composite activation on the step that it ends with; the ReLUs in it are none of their own."""
+    graph = Graph(facts)
+    steps = [step for step in program.steps() if step.is_on_path and not step.is_inside]
+    values = {step.outputs[0]: step for step in steps if len(step.outputs) == 1 and step.word not in _UNSEEN}
+    for match in composites(graph, list(values)).values():
+        x = match.bound.get("x", match.bound.get("shifted"))
+        if isinstance(x, Value):
+            _mark(values[match.last], match.name, graph.unshifted(x))
+    for step in steps:
+        if step.relu is None and step.activation is None:
+            _mark_whole(step)
+
+
+def _mark_whole(step: Step) -> None:
+    """Note an activation that is one operation, or that a custom function computes and nothing else."""
+    if step.kind is Kind.HEAD or step.word in SMOOTH:
+        step.activation = Activation(step.word, step.inputs[0], (step,))
+    elif step.name == "custom_jvp_call" and step.blocks and not step.is_part:
+        block = step.blocks[0]
+        last = block.outputs[0].step
+        activation = None if last is None else last.activation
+        if activation is not None and activation.x in block.inputs:
+            x = step.inputs[block.inputs.index(activation.x)]
+            step.activation = Activation(activation.name, x, (step,))
+
+
+def _mark(last: Step, name: str, x: Value) -> None:
+    last.activation = Activation(name, x, _between(x, last))
+    for step in last.activation.steps:
+        step.relu, step.is_inside = None, False
+        if step is not last:
+            step.is_part, step.activation = True, None
+
+
+def _between(x: Value, last: Step) -> tuple[Step, ...]:
+    """Return the steps that lead from x to the last one, in the order in which they run."""
+    ordered: dict[Step, None] = {}
+
+    def add(step: Step) -> None:
+        for value in step.inputs:
+            if value is not x and value.depends and value.step is not None and value.step not in ordered:
+                add(value.step)
+        ordered[step] = None
+
+    add(last)
+    return tuple(ordered)

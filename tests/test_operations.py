@@ -1,0 +1,108 @@
+"""Every differentiable operation of a framework has a row in its table, and what has none is refused by its name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.extend import core
+from jax.interpreters import ad, mlir
+
+from guided_backprop import GuidedBackprop, OpaqueRegionError, Saliency
+from guided_backprop.backends.jax import operations as in_jax
+from guided_backprop.backends.operations import LISTED, NONLINEARITIES, Kind, Table
+
+TABLES = {"jax": in_jax.OPERATIONS}
+IMAGES = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+WEIGHT = np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
+
+
+def jax_operations() -> set[str]:
+    """The primitives that JAX differentiates."""
+    return {primitive.name for primitive in ad.primitive_jvps}
+
+
+DIFFERENTIABLE = {"jax": (jax_operations, in_jax.UNKNOWN_ON_PURPOSE)}
+
+
+@pytest.mark.parametrize("framework", DIFFERENTIABLE)
+def test_every_differentiable_operation_has_a_row(framework):
+    operations, unknown_on_purpose = DIFFERENTIABLE[framework]
+    table = TABLES[framework]
+    own = {primitive.name for primitive in (disguised_p, harmless_p)}
+    assert operations() - set(table) - unknown_on_purpose - own == set()
+    assert not unknown_on_purpose & set(table)
+    # Planted: a row that is missing is seen.
+    assert operations() - (set(table) - {"exp"}) - unknown_on_purpose - own == {"exp"}
+
+
+@pytest.mark.parametrize("framework", TABLES)
+def test_what_is_listed_goes_by_the_vocabulary(framework):
+    rows = [row for row in TABLES[framework].values() if row.kind in LISTED - {Kind.HIDDEN}]
+    assert {row.word for row in rows} <= NONLINEARITIES
+
+
+def primitive(name, forward, is_open):
+    """Return a new primitive of JAX that has no row; its derivative is 1 where it is open."""
+    made = core.Primitive(name)
+    made.def_impl(forward)
+    made.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(made, mlir.lower_fun(forward, multiple_results=False))
+    ad.defjvp(made, lambda tangent, x: tangent * is_open(x))
+    return made
+
+
+disguised_p = primitive("disguised", lambda x: jnp.maximum(x, 0), lambda x: (x > 0).astype(x.dtype))
+harmless_p = primitive("harmless", lambda x: x + 1, jnp.ones_like)
+
+
+@pytest.mark.parametrize("made", [disguised_p, harmless_p], ids=lambda made: made.name)
+def test_jax_an_operation_without_a_row_is_refused_by_name(made):
+    model = lambda x: jax.nn.relu(made.bind(x @ WEIGHT) @ WEIGHT)  # noqa: E731
+    with pytest.raises(OpaqueRegionError, match=f"received {made.name} "):
+        GuidedBackprop(model).explain(jnp.asarray(IMAGES), 1)
+    plain = Saliency(model).explain(jnp.asarray(IMAGES), 1)
+    assert (made.name, 1, "plain") in plain.coverage
+    x = jnp.asarray(IMAGES)
+    np.testing.assert_allclose(plain, jax.grad(lambda x: model(x)[:, 1].sum())(x), rtol=1e-5, atol=1e-6)
+
+
+def test_jax_an_operation_without_a_row_is_what_is_vouched_for():
+    relu = lambda x: jax.nn.relu(jax.nn.relu(x @ WEIGHT) @ WEIGHT)  # noqa: E731
+    disguised = lambda x: jax.nn.relu(disguised_p.bind(x @ WEIGHT) @ WEIGHT)  # noqa: E731
+    expected = GuidedBackprop(relu).explain(jnp.asarray(IMAGES), 1)
+    found = GuidedBackprop(disguised, vouch={"disguised": "relu"}).explain(jnp.asarray(IMAGES), 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert ("disguised", 1, "guided") in found.coverage
+    plain = GuidedBackprop(disguised, vouch={"disguised": "plain"}).explain(jnp.asarray(IMAGES), 1)
+    assert str(plain.coverage) == "disguised x1 plain, relu x1 guided"
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_jax_a_row_that_is_removed_makes_an_operation_unknown(monkeypatch):
+    rows = [(name, row) for name, row in in_jax.OPERATIONS.items() if name != "tanh"]
+    smaller = Table({kind: " ".join(f"{name}={row.word}" for name, row in rows if row.kind is kind) for kind in Kind})
+    model = lambda x: jax.nn.relu(jnp.tanh(x) @ WEIGHT)  # noqa: E731
+    assert ("tanh", 1, "plain") in GuidedBackprop(model).explain(jnp.asarray(IMAGES), 1).coverage
+    monkeypatch.setattr("guided_backprop.backends.jax.program.OPERATIONS", smaller)
+    with pytest.raises(OpaqueRegionError, match="received tanh "):
+        GuidedBackprop(model).explain(jnp.asarray(IMAGES), 1)
+
+
+def through_an_array(x):
+    """What is written to an array in place, and read again."""
+    held = jax.new_ref(jnp.zeros_like(x))
+    held[...] = x * 2
+    return held[...]
+
+
+def reduced(x):
+    """By a function that JAX does not know."""
+    return lax.reduce(x, np.float32(0), lambda a, b: jnp.maximum(a, b) + 0, (1,))[:, None] * jnp.ones(6)
+
+
+@pytest.mark.parametrize("operation", [through_an_array, reduced])
+def test_jax_what_no_trace_shows_is_refused(operation):
+    with pytest.raises(OpaqueRegionError, match=r"received (swap|reduce|get) "):
+        GuidedBackprop(lambda x: jax.nn.relu(x) + operation(jax.nn.relu(x @ WEIGHT))).explain(jnp.asarray(IMAGES), 1)

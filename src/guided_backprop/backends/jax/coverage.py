@@ -29,7 +29,7 @@ def count(block: Block, rule: ReluRule) -> Counts:
 
 def _listed_as(step: Step) -> str | None:
     """Return the name of a non-linearity; None for an operation that is none."""
-    if step.kind not in LISTED:
+    if step.kind not in LISTED and step.word != "div":
         return None
     if step.word in ("custom_function", ""):
         return custom_name(step)

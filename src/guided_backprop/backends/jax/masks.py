@@ -21,9 +21,9 @@ from guided_backprop.backends.operations import Kind
 _SHOWN = frozenset({"custom_function", "inv"})
 _NOTHING: frozenset[Hashable] = frozenset()
 
-_COMPARISONS = frozenset({"ge", "gt", "le", "lt"})
+_COMPARISONS = frozenset({"greater", "greater_equal", "less", "less_equal"})
 _SAME = frozenset("cast copy mark reshape squeeze stop_gradient".split())
-_MOVES = frozenset("broadcast rev slice transpose".split())
+_MOVES = frozenset("broadcast flip slice transpose".split())
 _SCALINGS = frozenset({"div", "mul", "neg"})
 _LARGEST = frozenset({"max", "sort"})
 _MASKED = frozenset({"where", "mul", "div"})
@@ -149,7 +149,7 @@ class Audit:
             others = [case for case in cases if not self._facts.is_uniform(case)]
             if len(others) < len(cases) and others and all(self._is_of(case, signs) for case in others):
                 return "select_n"
-        if step.word in ("mul", "div", "dot") and len(step.inputs) == 2:
+        if step.word in ("mul", "div", "matmul") and len(step.inputs) == 2:
             for mask, gated in (step.inputs, step.inputs[::-1]):
                 if self._is_of(gated, self.signs(mask)) and mask not in self._is_two_sided:
                     return step.name
@@ -287,7 +287,7 @@ def _is_as_many(one: Value, other: Value) -> bool:
 
 def _is_nan_mask(value: Value) -> bool:
     step = value.step
-    return step is not None and step.word == "ne" and step.inputs[0] is step.inputs[1]
+    return step is not None and step.word == "not_equal" and step.inputs[0] is step.inputs[1]
 
 
 def has_relu(block: Block) -> bool:

@@ -14,30 +14,29 @@ OPERATIONS = Table(
             broadcast_in_dim=broadcast concatenate convert_element_type=cast copy copy_p=copy device_put=copy
             expand_dims=reshape layout_constraint=copy name=copy optimization_barrier=copy pad pbroadcast=mark
             pcast=mark ppermute preduced=mark pvary=mark ragged_all_to_all=all_to_all reduce_precision=cast
-            reduced_vary_cast_p=mark reshape reshard=copy rev sharding_constraint=copy slice split squeeze stack
-            tie=copy tile=broadcast transpose unstack vary_unreduced_cast_p=mark
+            reduced_vary_cast_p=mark reshape reshard=copy rev=flip sharding_constraint=copy slice split squeeze
+            stack tie=copy tile=broadcast transpose unstack vary_unreduced_cast_p=mark
         """,
         Kind.LINEAR: """
-            add add_any=add complex conj conv_general_dilated=conv cumsum dot_general=dot fft imag mul neg psum=sum
-            psum2=sum psum_invariant=sum ragged_dot_general=dot real reduce_scatter=sum reduce_sum=sum
-            reduce_window_sum=avg_pool sub symmetric_product=dot unreduced_psum=sum unreduced_reduce_scatter=sum
+            add add_any=add complex conj conv_general_dilated=conv cumsum div dot_general=matmul fft imag mul neg
+            psum2=sum psum=sum psum_invariant=sum ragged_dot_general=matmul real reduce_scatter=sum reduce_sum=sum
+            reduce_window_sum=avg_pool sub symmetric_product=matmul unreduced_psum=sum unreduced_reduce_scatter=sum
         """,
         Kind.CLIP: "clamp jax.nn.hard_tanh=clamp jax.numpy.fmax=maximum max=maximum min=minimum",
-        # What divides by a value, or solves with a matrix, is a curve of that; see is_linear.
         Kind.SMOOTH: """
             acos acosh asin asinh atan atan2 atanh bessel_i0e=bessel bessel_i1e=bessel cbrt cholesky cos cosh
-            cumlogsumexp=logsumexp cumprod digamma div eig eigh=eig erf erf_inv=erfinv erfc exp exp2=exp expm1 igamma
-            igamma_grad_a=igamma igammac=igamma integer_pow=pow lgamma log log1p lu polygamma pow qr
-            reduce_prod=prod regularized_incomplete_beta=betainc rem=modulo rsqrt sin sinh sqrt square=pow svd tan tanh
-            triangular_solve=inv tridiagonal_solve=inv zeta
-            jax.nn.celu=celu jax.nn.elu=elu jax.nn.gelu=gelu jax.nn.glu=glu jax.nn.hard_sigmoid=hardsigmoid
-            jax.nn.hard_silu=hardswish jax.nn.hard_swish=hardswish jax.nn.leaky_relu=leaky_relu jax.nn.mish=mish
-            jax.nn.selu=selu jax.nn.silu=silu jax.nn.soft_sign=softsign jax.nn.softplus=softplus
-            jax.nn.sparse_plus=sparse_plus jax.nn.sparse_sigmoid=sparse_sigmoid jax.nn.squareplus=squareplus
+            cumlogsumexp=logsumexp cumprod digamma eig eigh=eig erf erf_inv=erfinv erfc exp exp2=exp expm1 igamma
+            igamma_grad_a=igamma igammac=igamma integer_pow=pow jax.nn.celu=celu jax.nn.elu=elu jax.nn.gelu=gelu
+            jax.nn.glu=glu jax.nn.hard_sigmoid=hardsigmoid jax.nn.hard_silu=hardswish jax.nn.hard_swish=hardswish
+            jax.nn.leaky_relu=leaky_relu jax.nn.mish=mish jax.nn.selu=selu jax.nn.silu=silu
+            jax.nn.soft_sign=softsign jax.nn.softplus=softplus jax.nn.sparse_plus=sparse_plus
+            jax.nn.sparse_sigmoid=sparse_sigmoid jax.nn.squareplus=squareplus lgamma log log1p lu polygamma pow qr
+            reduce_prod=prod regularized_incomplete_beta=betainc rsqrt sin sinh sqrt square=pow svd tan
+            tanh triangular_solve=inv tridiagonal_solve=inv zeta
         """,
         Kind.HEAD: "logistic=sigmoid jax.nn.log_sigmoid=log_sigmoid",
         Kind.CHOOSES: """
-            abs approx_top_k=sort cummax=max cummin=min pmax=max pmin=min reduce_max=max reduce_min=min
+            abs approx_top_k=sort cummax=max cummin=min pmax=max pmin=min reduce_max=max reduce_min=min rem=modulo
             reduce_window_max=max_pool reduce_window_min=max_pool scatter-max=max scatter_max=max scatter-min=min
             scatter_min=min select_and_gather_add=max_pool select_and_scatter_add=max_pool sort top_k=sort
         """,
@@ -47,9 +46,11 @@ OPERATIONS = Table(
         """,
         # They pass no gradient on, also those that return floating-point numbers.
         Kind.COMPARES: """
-            and argmax argmin bitcast_convert_type ceil clz eq eq_to=eq floor ge gt is_finite le le_to=le lt lt_to=lt
-            mulhi ne nextafter not or population_count reduce_and=and reduce_or=or reduce_xor=xor round shift_left=shift
-            shift_right_arithmetic=shift shift_right_logical=shift sign stop_gradient xor
+            and=logical_and argmax argmin bitcast_convert_type=bitcast ceil clz eq=equal eq_to=equal floor
+            ge=greater_equal gt=greater is_finite=isfinite le=less_equal le_to=less_equal lt=less lt_to=less mulhi
+            ne=not_equal nextafter not=logical_not or=logical_or population_count reduce_and=logical_and
+            reduce_or=logical_or reduce_xor=logical_xor round shift_left=shift shift_right_arithmetic=shift
+            shift_right_logical=shift sign stop_gradient xor=logical_xor
         """,
         Kind.RANDOM: """
             random_bits random_clone random_fold_in random_gamma random_seed random_split random_unwrap random_wrap

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-import contract
 import guided_backprop
-from contract import IMAGES, LABELS, NETWORKS, RULES, TOLERANCE
+import networks
 from guided_backprop import (
     GradCAM,
     GuidedBackprop,
@@ -26,6 +25,7 @@ from guided_backprop import (
 )
 from guided_backprop.backends.keras_copy import KerasCopy
 from guided_backprop.methods.cam import resized
+from networks import IMAGES, LABELS, NETWORKS, RULES, TOLERANCE
 from networks_keras import to_keras
 
 CHANNELS_LAST = (8, 8, 3)
@@ -59,7 +59,7 @@ def floatx(request):
 def test_contract(network, method, floatx):
     model = to_keras(NETWORKS[network], CHANNELS_LAST, floatx)
     explanations = getattr(guided_backprop, method)(model).explain(images(floatx), LABELS)
-    expected = contract.expected(network, method).transpose(0, 2, 3, 1)
+    expected = networks.expected(network, method).transpose(0, 2, 3, 1)
     # Some of Keras' own layers pass float64 through float32, on torch most of them.
     outputs, _ = NETWORKS[network].forward(IMAGES)
     is_exact = np.allclose(explanations.outputs, outputs, rtol=1e-12, atol=1e-12)

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import reference
+from networks import LABELS, attribution, mixed
 
+Activation = Callable[[torch.Tensor], torch.Tensor]
 Build = Callable[[Any], nn.Module]
 
 
@@ -22,6 +24,38 @@ def to_torch(layer: reference.Layer) -> nn.Module:
         return built[id(part)]
 
     return build(layer).double().eval()
+
+
+class Net(nn.Module):
+    """The mixed network; one activation for all of its three ReLUs, or one for each."""
+
+    def __init__(self, *activate: Activation, cap: float | None = None) -> None:
+        super().__init__()
+        layers = mixed(reference.ReLU(cap)).layers
+        self.stem, self.branch = to_torch(layers[0]), to_torch(layers[1].branch.layers[1])
+        self.middle = nn.Sequential(*map(to_torch, layers[3:6]))
+        self.head = nn.Sequential(*map(to_torch, layers[7:]))
+        self.first, self.second, self.third = activate if len(activate) == 3 else activate * 3
+        self.eval()
+
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
+        """The pre-activation block. The clone keeps an activation in place off the skip path."""
+        return x + self.branch(self.first(x.clone()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the scores (N, 5)."""
+        x = self.second(self.residual(self.stem(x)))
+        return self.head(self.third(self.middle(x)))
+
+
+def relu_net() -> Net:
+    """Return the network with one nn.ReLU module used three times."""
+    return Net(nn.ReLU())
+
+
+def oracle(rule: reference.Rule = "guided", cap: float | None = None, labels: list[int] = LABELS) -> reference.Array:
+    """Return the right map of the mixed network."""
+    return attribution(mixed(reference.ReLU(cap)), rule, labels)
 
 
 class Residual(nn.Module):

@@ -16,8 +16,8 @@ import reference
 from guided_backprop import GradCAM, GuidedBackprop, GuidedGradCAM, ModelError, OptionError
 from guided_backprop.jax import tap
 from guided_backprop.methods.cam import resized
+from networks_jax import to_jax
 from networks_keras import to_keras
-from networks_plain import to_jax
 from networks_torch import to_torch
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}

@@ -8,8 +8,7 @@ import tensorflow as tf
 import torch
 from torch import nn
 
-import contract
-from contract import IMAGES, LABELS, NETWORKS, RULES
+import networks
 from guided_backprop import (
     DeconvNet,
     GradCAM,
@@ -20,7 +19,9 @@ from guided_backprop import (
     Saliency,
     compare,
 )
-from networks_plain import to_jax, to_tensorflow
+from networks import IMAGES, LABELS, NETWORKS, RULES
+from networks_jax import to_jax
+from networks_tensorflow import to_tensorflow
 from networks_torch import to_torch
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
@@ -53,10 +54,10 @@ def test_each_method_gives_what_the_oracle_gives(framework, network, batch_size)
     assert [each.method for each in found] == list(RULES)
     for name, explanations in zip(KINDS, found, strict=True):
         attribution = in_oracle_layout(framework, explanations)
-        np.testing.assert_allclose(attribution, contract.expected(network, name), **TOLERANCE)
+        np.testing.assert_allclose(attribution, networks.expected(network, name), **TOLERANCE)
         # The comparison can fail: no two methods agree.
         for other in RULES.keys() - {name}:
-            assert not np.allclose(attribution, contract.expected(network, other), **TOLERANCE)
+            assert not np.allclose(attribution, networks.expected(network, other), **TOLERANCE)
         np.testing.assert_allclose(explanations.scores, found[0].scores, rtol=1e-12)
         assert any(row.treatment == type(KINDS[name](model)).rule.name for row in explanations.coverage)
 
@@ -122,6 +123,6 @@ def test_one_rule_several_times(framework):
     methods = [GuidedBackprop(model, reducer="sum"), Saliency(model), GuidedBackprop(model)]
     summed, plain, whole = compare(convert(IMAGES), LABELS, methods)
     whole, plain = in_oracle_layout(framework, whole), in_oracle_layout(framework, plain)
-    np.testing.assert_allclose(whole, contract.expected("convolutional", "GuidedBackprop"), **TOLERANCE)
+    np.testing.assert_allclose(whole, networks.expected("convolutional", "GuidedBackprop"), **TOLERANCE)
     np.testing.assert_allclose(np.asarray(summed), whole.sum(axis=1), **TOLERANCE)
     assert not np.allclose(np.asarray(summed), plain.sum(axis=1), **TOLERANCE)

@@ -13,12 +13,13 @@ import pytest
 import tensorflow as tf
 import torch
 
-import contract
 import guided_backprop
+import networks
 import reference
-from contract import IMAGES, LABELS, NETWORKS, RULES, TOLERANCE
 from guided_backprop import GuidedBackprop, ImageError, LabelError, ModelError
-from networks_plain import to_jax, to_tensorflow
+from networks import IMAGES, LABELS, NETWORKS, RULES, TOLERANCE
+from networks_jax import to_jax
+from networks_tensorflow import to_tensorflow
 from networks_torch import to_torch
 
 # Framework: the network, the images in its layout, and the map back in the oracle's layout.
@@ -56,7 +57,7 @@ def explain(framework: str, network: reference.Layer, method: str, dtype: str) -
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_contract(framework, network, method, dtype):
     attribution = explain(framework, NETWORKS[network], method, dtype)
-    np.testing.assert_allclose(attribution, contract.expected(network, method), **TOLERANCE[dtype])
+    np.testing.assert_allclose(attribution, networks.expected(network, method), **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("fault", ["a ReLU is missing", "a gate is forgotten"])
@@ -67,7 +68,7 @@ def test_planted_faults_are_caught(framework, network, fault):
     planted = without_one_relu(NETWORKS[network]) if fault == "a ReLU is missing" else NETWORKS[network]
     attribution = explain(framework, planted, method, "float64")
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(attribution, contract.expected(network, "GuidedBackprop"), rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(attribution, networks.expected(network, "GuidedBackprop"), rtol=1e-2, atol=1e-3)
 
 
 def without_one_relu(network: reference.Sequential) -> reference.Sequential:
@@ -98,7 +99,7 @@ def made(framework: str) -> tuple[Any, Any]:
 def test_batches_and_reducers(framework):
     model, images = made(framework)
     whole = GuidedBackprop(model).explain(images, LABELS)
-    split = GuidedBackprop(model, batch_size=3).explain(images, np.eye(contract.CLASSES)[LABELS])
+    split = GuidedBackprop(model, batch_size=3).explain(images, np.eye(networks.CLASSES)[LABELS])
     np.testing.assert_allclose(split, whole, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(split.scores, whole.scores, rtol=1e-4)
     axis = whole.channel_axis

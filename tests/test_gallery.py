@@ -14,8 +14,8 @@ from guided_backprop import GuidedBackprop, ImageError, NoReluError, OptionError
 from guided_backprop.jax import tap
 from guided_backprop.neurons.receptive_field import receptive_field
 from guided_backprop.subject import Subject
+from networks_jax import to_jax
 from networks_keras import to_keras
-from networks_plain import to_jax
 from networks_torch import to_torch
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}

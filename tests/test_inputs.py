@@ -16,7 +16,8 @@ from keras import layers
 import reference
 from guided_backprop import GuidedBackprop, ImageError, ModelError, OptionError, layer_names
 from guided_backprop.jax import tap
-from networks_plain import to_jax, to_tensorflow
+from networks_jax import to_jax
+from networks_tensorflow import to_tensorflow
 from networks_torch import to_torch
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}

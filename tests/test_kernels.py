@@ -11,14 +11,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import spellings
 from guided_backprop import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.backends.torch.fast import kernels
 from guided_backprop.backends.torch.fast.kernels import NO_TAPS, Kernel, Norm
+from networks import IMAGES
+from networks_torch import Net, oracle
+from spellings import column
+from spellings.arithmetic import ARITHMETIC
+from spellings.relus import RELUS
 from test_optimize import CHANGES, Own, conv, images, names_of
 
 # Two float32 implementations that add up in different orders.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+ACTIVATIONS = column(RELUS | ARITHMETIC, "torch", "guided")
 OFFERED = hasattr(torch.ops.mkldnn, "_reorder_convolution_transpose_weight")
 
 
@@ -118,12 +123,12 @@ def test_packed_for_images_of_any_size_and_number(memory):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("spelling", spellings.ACTIVATIONS)
+@pytest.mark.parametrize("spelling", ACTIVATIONS)
 def test_every_spelling_of_a_relu_in_float32(spelling):
-    model, labels = spellings.Net(spellings.ACTIVATIONS[spelling]).float(), [0, 3, 4, 1]
-    batch = torch.tensor(spellings.IMAGES, dtype=torch.float32)
+    model, labels = Net(ACTIVATIONS[spelling]).float(), [0, 3, 4, 1]
+    batch = torch.tensor(IMAGES, dtype=torch.float32)
     fast = GuidedBackprop(model).optimize(batch[:1])
-    np.testing.assert_allclose(fast.explain(batch, labels), spellings.oracle(labels), **TOLERANCE)
+    np.testing.assert_allclose(fast.explain(batch, labels), oracle(labels=labels), **TOLERANCE)
 
 
 def _replaced_bias(model: nn.Module) -> None:

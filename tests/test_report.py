@@ -29,8 +29,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-import contract
 import guided_backprop
+import networks
 from guided_backprop import GuidedBackprop, ImageError, OptionError, OutputExistsError, Saliency, sanity_check
 from guided_backprop.commands.main import command
 from guided_backprop.models import load
@@ -204,9 +204,9 @@ def test_every_framework_has_one_page(tmp_path):
     pages, figures = {}, {}
     with jax.enable_x64(True):
         for name, (convert, given, _) in FRAMEWORKS.items():
-            model, batch = convert(contract.NETWORKS["convolutional"]), given(contract.IMAGES)
+            model, batch = convert(networks.NETWORKS["convolutional"]), given(networks.IMAGES)
             report = Report(tmp_path / f"{name}.html", model, name="Net")
-            found = report.add(batch, list("abcd"), contract.LABELS)
+            found = report.add(batch, list("abcd"), networks.LABELS)
             pages[name] = report.finish().read_text("utf-8").split("How to make this page again")[0]
             figures[name] = [np.asarray(axes.get_images()[0].get_array()) for axes in found[2].plot().axes[:16]]
             assert found[2]._repr_html_().count("<img") == 12

@@ -21,7 +21,6 @@ from skimage.filters import sobel
 from torch import nn
 
 import reference
-from contract import IMAGES, NETWORKS
 from guided_backprop import (
     GradCAM,
     GuidedBackprop,
@@ -42,6 +41,7 @@ from guided_backprop.commands.main import command
 from guided_backprop.jax import tap
 from guided_backprop.trust.convergence import vectors
 from guided_backprop.trust.similarity import Maps, cosines
+from networks import IMAGES, NETWORKS
 from networks_torch import to_torch
 
 GENERATOR = np.random.default_rng(5)

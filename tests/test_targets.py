@@ -10,7 +10,8 @@ import torch
 import reference
 from guided_backprop import Box, Explanations, GuidedBackprop, LabelError, OptionError, Saliency, ScoreError
 from guided_backprop.labels.box import BoxLabel
-from networks_plain import to_jax, to_tensorflow
+from networks_jax import to_jax
+from networks_tensorflow import to_tensorflow
 from networks_torch import to_torch
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}

@@ -22,7 +22,8 @@ from torch import nn
 
 import reference
 from guided_backprop import Box, GuidedBackprop, LabelError, Saliency
-from networks_plain import to_jax, to_tensorflow
+from networks_jax import to_jax
+from networks_tensorflow import to_tensorflow
 from networks_torch import to_torch
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}

@@ -1,41 +1,75 @@
 """TensorFlow and Keras: every ReLU, exactly, or an error; and what holds around the rule."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 
-import spellings_tensorflow as spellings
+import networks
+import networks_keras
+from guided_backprop.backends.base import Attributed, Setup
+from guided_backprop.backends.tensorflow import TensorFlowBackend
 from guided_backprop.errors import ImageError, LabelError, ModelError, NoReluError, OpaqueRegionError, ScoreError
-from spellings_tensorflow import (
-    ACTIVATIONS,
-    CAPPED,
-    CLASSES,
-    FORMS,
-    IMAGES,
-    LABELS,
-    RULES,
-    SPELLED,
-    Net,
-    backend,
-    explain,
-    explain_with,
-    keras,
-    keras_net,
-    layers,
-    oracle,
-)
+from guided_backprop.labels.parse import parse_label
+from guided_backprop.rules import DECONV, GUIDED, PLAIN
+from networks import CLASSES, LABELS, channels_last
+from networks_tensorflow import Net, oracle
+from spellings import column
+from spellings.arithmetic import ARITHMETIC, own_relu_tf
+from spellings.forms import FORMS
+from spellings.relus import CAPPED, RELUS
 
+
+def both(table, *verdicts):
+    """Return what is written in plain TensorFlow, and what Keras' functions are on it."""
+    return {
+        f"{framework}, {name}": write
+        for framework in ("tensorflow", "keras")
+        for verdict in verdicts
+        for name, write in column(table, framework, verdict).items()
+    }
+
+
+ACTIVATIONS, SPELLED, HOLES = (both(RELUS | ARITHMETIC, verdict) for verdict in ("guided", "refused", "a hole"))
+CAPS, MODELS = both(CAPPED, "guided"), both(FORMS, "guided")
+RULES = {"saliency": PLAIN, "deconvnet": DECONV, "guided": GUIDED}
+IMAGES = channels_last(networks.IMAGES)
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 # Loading and exporting models warns of itself, in versions to come or on this Python.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
+def explain(model: Any, images: Any = IMAGES, labels: Any = LABELS, rule: str = "guided", **options: Any) -> Attributed:
+    """Explain one batch with a backend of its own."""
+    return explain_with(backend(model, **options), images, labels, rule)
+
+
+def backend(model: Any, undo_head: bool = True, vouch: Any = None) -> TensorFlowBackend:
+    return TensorFlowBackend(Setup(model, undo_head=undo_head, vouch=vouch or {}))
+
+
+def explain_with(
+    one: TensorFlowBackend, images: Any = IMAGES, labels: Any = LABELS, rule: str = "guided"
+) -> Attributed:
+    """Explain one batch as a method does."""
+    one.check_images(images)
+    (found,) = one.attribute(images, parse_label(labels, len(images)).weigh, [RULES[rule]])
+    return replace(found, attribution=found.attribution[0], scores=found.scores[0])
+
+
 @cache
 def one_of(spelling, cap):
-    return backend(Net((ACTIVATIONS if cap is None else CAPPED)[spelling], cap=cap))
+    return backend(Net((ACTIVATIONS if cap is None else CAPS)[spelling], cap=cap))
 
 
 @cache
@@ -52,7 +86,7 @@ def test_every_spelling_of_a_relu(spelling, rule):
     assert {row.name: row.count for row in result.coverage}["relu"] == 3
 
 
-@pytest.mark.parametrize("spelling", CAPPED)
+@pytest.mark.parametrize("spelling", CAPS)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_spelling_of_a_capped_relu(spelling, rule):
     result = explain_with(one_of(spelling, 1.0), rule=rule)
@@ -61,9 +95,9 @@ def test_every_spelling_of_a_capped_relu(spelling, rule):
     assert (name, 3, RULES[rule].name) in result.coverage
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", MODELS)
 def test_every_form_of_a_model(form, tmp_path):
-    model = FORMS[form](tmp_path)
+    model = MODELS[form](tmp_path)
     one = backend(model)
     for _ in range(2):
         result = explain_with(one)
@@ -75,18 +109,27 @@ def test_every_form_of_a_model(form, tmp_path):
 
 @pytest.mark.parametrize("spelling", SPELLED)
 def test_a_relu_spelled_as_arithmetic_is_refused(spelling):
-    one = backend(Net(SPELLED[spelling], tf.nn.relu, tf.nn.relu))
+    net = Net(SPELLED[spelling], tf.nn.relu, tf.nn.relu)
+    one = backend(net)
     for _ in range(2):
         with pytest.raises(OpaqueRegionError, match="vouch"):
             explain_with(one)
-    np.testing.assert_allclose(explain_with(one, rule="saliency").attribution, oracle("saliency"), **TOLERANCE)
+    plain = plain_gradient(net, IMAGES, np.eye(CLASSES)[LABELS])
+    np.testing.assert_allclose(explain_with(one, rule="saliency").attribution, plain, **TOLERANCE)
+
+
+@pytest.mark.parametrize("spelling", HOLES)
+def test_a_known_hole(spelling):
+    """Neither guided nor refused as yet. Once it is, this fails, and its cell in the table says what it is."""
+    result = explain(Net(HOLES[spelling], tf.nn.relu, tf.nn.relu))
+    assert not np.allclose(result.attribution, oracle(), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("missed", [0, 1, 2])
 def test_planted_fault_a_missed_relu_is_caught(missed):
     activations = [tf.nn.relu] * 3
-    activations[missed] = spellings.own_relu
-    result = explain(Net(*activations), vouch={"own_relu": "plain"})
+    activations[missed] = own_relu_tf
+    result = explain(Net(*activations), vouch={"own_relu_tf": "plain"})
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(result.attribution, oracle(), rtol=1e-2, atol=1e-3)
 
@@ -100,10 +143,10 @@ def test_planted_fault_a_forgotten_gate_is_caught(rule):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("wrap", [lambda relu: relu, tf.function, lambda relu: lambda x: tf.map_fn(relu, x)])
 def test_a_custom_gradient_can_be_vouched_for(rule, wrap):
-    model = Net(wrap(spellings.own_relu), tf.nn.relu, tf.nn.relu)
-    result = explain(model, rule=rule, vouch={"own_relu": "relu"})
+    model = Net(wrap(own_relu_tf), tf.nn.relu, tf.nn.relu)
+    result = explain(model, rule=rule, vouch={"own_relu_tf": "relu"})
     np.testing.assert_allclose(result.attribution, oracle(rule), **TOLERANCE)
-    assert ("own_relu", 1, RULES[rule].name) in result.coverage
+    assert ("own_relu_tf", 1, RULES[rule].name) in result.coverage
 
 
 class WithCustomGradients(tf.Module):
@@ -113,7 +156,7 @@ class WithCustomGradients(tf.Module):
 
     @tf.function(input_signature=[spec])
     def own(self, x):
-        return tf.nn.relu(spellings.own_relu(x * 2.0))
+        return tf.nn.relu(own_relu_tf(x * 2.0))
 
     @tf.function(input_signature=[spec])
     def recomputed(self, x):
@@ -181,10 +224,10 @@ def test_worked_example(spelling, rule, expected):
     np.testing.assert_array_equal(result.attribution[0, 0, :, 0], expected)
 
 
-@pytest.mark.parametrize("spelling", ["tf.nn.relu", "maximum(x, 0)", "maximum(0, x)", "cast(x >= 0) * x"])
+@pytest.mark.parametrize("spelling", ["relu", "maximum(x, 0)", "maximum(0, x)", "(x >= 0) * x"])
 def test_gate_is_closed_at_zero_for_positive_gradients(spelling):
     for rule in ("saliency", "guided"):
-        result = explain(ACTIVATIONS[spelling], np.array([[0.0, 1.0]]), np.ones((1, 2)), rule)
+        result = explain(RELUS[spelling]["tensorflow"].write, np.array([[0.0, 1.0]]), np.ones((1, 2)), rule)
         np.testing.assert_array_equal(result.attribution, [[0.0, 1.0]])
 
 
@@ -396,7 +439,8 @@ def test_a_head_can_be_kept(head):
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
 def test_a_keras_head(head):
-    model = keras_net(layers.ReLU(dtype="float64"), head=head)
+    model = networks_keras.net(layers.ReLU(dtype="float64"))
+    model.layers[-1].activation = keras.activations.get(head)
     result = explain(model)
     np.testing.assert_allclose(result.attribution, oracle(), **TOLERANCE)
     np.testing.assert_allclose(result.outputs, model(IMAGES), **TOLERANCE)
@@ -502,10 +546,10 @@ def test_the_batch_size_is_free_and_traces_once():
 
 
 def test_updated_weights_are_seen():
-    model = keras_net(layers.ReLU(dtype="float64"))
+    model = networks_keras.net(layers.ReLU(dtype="float64"))
     one = backend(model)
     before = explain_with(one)
-    model.layers[1].kernel.assign(model.layers[1].kernel * 2.0)
+    model.layers[2].kernel.assign(model.layers[2].kernel * 2.0)
     after = explain_with(one)
     np.testing.assert_allclose(after.outputs, model(IMAGES), **TOLERANCE)
     np.testing.assert_allclose(after.attribution, explain(model).attribution, **TOLERANCE)
@@ -612,9 +656,9 @@ def users_state(model, images):
 
 
 def stateful_net():
-    model = keras_net(lambda x: layers.Dropout(0.5, dtype="float64")(layers.ReLU(dtype="float64")(x)))
-    model.layers[1].kernel_regularizer = keras.regularizers.L2(0.1)
-    model.layers[2].activity_regularizer = keras.regularizers.L2(0.1)
+    model = networks_keras.net(lambda x: layers.Dropout(0.5, dtype="float64")(layers.ReLU(dtype="float64")(x)))
+    model.layers[2].kernel_regularizer = keras.regularizers.L2(0.1)
+    model.layers[3].activity_regularizer = keras.regularizers.L2(0.1)
     model.compile("adam", "mse")
     return model
 
@@ -635,8 +679,8 @@ def test_nothing_of_the_users_changes(labels):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda model: model.layers[1].bias.assign_add(np.full(4, 1e-9)),
-        lambda model: setattr(model.layers[1], "trainable", False),
+        lambda model: model.layers[2].bias.assign_add(np.full(4, 1e-9)),
+        lambda model: setattr(model.layers[2], "trainable", False),
         lambda model: model.optimizer.iterations.assign_add(1),
         lambda model: tf.random.get_global_generator().normal([1]),
     ],
@@ -689,7 +733,9 @@ def test_eight_threads_on_one_model():
 
 
 def test_eight_threads_that_trace_at_once():
-    models = [Net(ACTIVATIONS[name]) for name in ("tf.nn.relu", "maximum(x, 0)", "while", "tf.function")] * 2
+    models = [
+        Net(RELUS[name]["tensorflow"].write) for name in ("relu", "maximum(x, 0)", "loop", "in a compiled function")
+    ] * 2
     with ThreadPoolExecutor(8) as pool:
         for result in pool.map(lambda model: explain(model), models):
             np.testing.assert_allclose(result.attribution, oracle(), **TOLERANCE)

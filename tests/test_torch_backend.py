@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import spellings
+import reference
 from guided_backprop import (
     GuidedBackprop,
     GuidedBackpropError,
@@ -22,11 +22,14 @@ from guided_backprop import (
     ScoreError,
     layer_names,
 )
-from spellings import CLASSES, IMAGES, oracle
+from networks import CLASSES, IMAGES, LABELS, mixed
+from networks_torch import Net, oracle, relu_net
+from spellings.arithmetic import OwnRelu, clamped_on_view
+from spellings.forms import compiled
+from spellings.relus import RELUS
 from variants import _each_variant  # noqa: F401 - runs all tests here in each way
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
-LABELS = [0, 3, 4, 1]
 
 
 def images() -> torch.Tensor:
@@ -34,7 +37,7 @@ def images() -> torch.Tensor:
 
 
 def explain(labels, **options):
-    return GuidedBackprop(spellings.relu_net(), **options).explain(images(), labels)
+    return GuidedBackprop(relu_net(), **options).explain(images(), labels)
 
 
 # Labels.
@@ -55,31 +58,31 @@ def explain(labels, **options):
 )
 def test_every_form_of_labels(labels):
     explanations = explain(labels)
-    np.testing.assert_allclose(explanations, oracle(LABELS), **TOLERANCE)
+    np.testing.assert_allclose(explanations, oracle(), **TOLERANCE)
     np.testing.assert_array_equal(explanations.labels, np.asarray(torch.as_tensor(labels).float()))
 
 
 @pytest.mark.parametrize("labels", [2, np.int64(2), torch.tensor(2)])
 def test_one_label_for_all_images(labels):
     explanations = explain(labels)
-    np.testing.assert_allclose(explanations, oracle([2] * 4), **TOLERANCE)
+    np.testing.assert_allclose(explanations, oracle(labels=[2] * 4), **TOLERANCE)
     np.testing.assert_array_equal(explanations.labels, [2] * 4)
 
 
 def test_no_labels_are_the_top_classes():
-    model = spellings.relu_net()
+    model = relu_net()
     outputs = model(images()).detach().numpy()
     explanations = GuidedBackprop(model).explain(images())
     np.testing.assert_array_equal(explanations.labels, outputs.argmax(1))
     np.testing.assert_allclose(explanations.scores, outputs.max(1), **TOLERANCE)
     np.testing.assert_allclose(explanations.outputs, outputs, **TOLERANCE)
-    np.testing.assert_allclose(explanations, oracle(list(outputs.argmax(1))), **TOLERANCE)
+    np.testing.assert_allclose(explanations, oracle(labels=list(outputs.argmax(1))), **TOLERANCE)
 
 
 def test_weights_are_a_weighted_score():
     weights = np.random.default_rng(0).normal(size=(4, CLASSES))
-    net = spellings.network()
-    expected = spellings.reference.attribution(net, IMAGES, weights, "guided")
+    net = mixed(reference.ReLU())
+    expected = reference.attribution(net, IMAGES, weights, "guided")
     explanations = explain(weights)
     np.testing.assert_allclose(explanations, expected, **TOLERANCE)
     np.testing.assert_allclose(explanations.scores, (net.forward(IMAGES)[0] * weights).sum(1), **TOLERANCE)
@@ -132,7 +135,7 @@ def test_bad_labels(labels, message):
 
 def test_bad_labels_are_found_in_the_first_batch():
     calls = []
-    model = spellings.relu_net()
+    model = relu_net()
 
     def counted(x):
         calls.append(len(x))
@@ -171,12 +174,12 @@ def test_bad_labels_are_found_in_the_first_batch():
 )
 def test_bad_images(bad, error, message):
     with pytest.raises(error, match=message):
-        GuidedBackprop(spellings.relu_net()).explain(bad, 0)
+        GuidedBackprop(relu_net()).explain(bad, 0)
 
 
 @pytest.mark.parametrize("reducer", [None, "absmax"])
 def test_no_images_have_no_explanations(reducer):
-    explanations = GuidedBackprop(spellings.relu_net(), reducer=reducer).explain(images()[:0])
+    explanations = GuidedBackprop(relu_net(), reducer=reducer).explain(images()[:0])
     assert len(explanations) == 0
     assert explanations.attribution.shape == ((0, 3, 8, 8) if reducer is None else (0, 8, 8))
     assert list(explanations) == []
@@ -185,14 +188,14 @@ def test_no_images_have_no_explanations(reducer):
 
 @pytest.mark.parametrize("labels", [[], np.zeros((0, CLASSES)), None, 3])
 def test_no_images_take_any_empty_labels(labels):
-    assert len(GuidedBackprop(spellings.relu_net()).explain(images()[:0], labels)) == 0
+    assert len(GuidedBackprop(relu_net()).explain(images()[:0], labels)) == 0
 
 
 @pytest.mark.parametrize("view", [lambda array: array[:, ::-1], lambda array: array.astype(">f8")])
 def test_numpy_arrays_in_any_memory_layout(view):
     stored = view(IMAGES)
-    explanations = GuidedBackprop(spellings.relu_net()).explain(stored, LABELS)
-    expected = GuidedBackprop(spellings.relu_net()).explain(torch.tensor(stored.astype("f8")), LABELS)
+    explanations = GuidedBackprop(relu_net()).explain(stored, LABELS)
+    expected = GuidedBackprop(relu_net()).explain(torch.tensor(stored.astype("f8")), LABELS)
     np.testing.assert_allclose(explanations, expected, **TOLERANCE)
     assert np.asarray(explanations).dtype == stored.dtype
 
@@ -200,9 +203,9 @@ def test_numpy_arrays_in_any_memory_layout(view):
 def test_numpy_in_numpy_out():
     read_only = IMAGES.copy()
     read_only.flags.writeable = False
-    explanations = GuidedBackprop(spellings.relu_net()).explain(read_only, LABELS)
+    explanations = GuidedBackprop(relu_net()).explain(read_only, LABELS)
     assert isinstance(explanations.attribution, np.ndarray)
-    np.testing.assert_allclose(explanations, oracle(LABELS), **TOLERANCE)
+    np.testing.assert_allclose(explanations, oracle(), **TOLERANCE)
 
 
 # Models.
@@ -210,7 +213,7 @@ def test_numpy_in_numpy_out():
 
 def test_a_model_in_training_mode_is_refused():
     with pytest.raises(ModelError, match=r"model\.eval\(\)"):
-        GuidedBackprop(spellings.relu_net().train()).explain(images(), 0)
+        GuidedBackprop(relu_net().train()).explain(images(), 0)
 
 
 def dropout(training):
@@ -252,7 +255,7 @@ def test_a_scripted_part_in_training_mode_is_refused():
 
 
 def test_one_part_in_training_mode_is_refused_by_name():
-    model = spellings.relu_net()
+    model = relu_net()
     model.middle.train()
     with pytest.raises(ModelError, match="training=True on middle"):
         GuidedBackprop(model).explain(images(), 0)
@@ -289,7 +292,7 @@ def test_a_model_that_overflows():
 )
 def test_bad_options(options):
     with pytest.raises(OptionError, match="received"):
-        GuidedBackprop(spellings.relu_net(), **options)
+        GuidedBackprop(relu_net(), **options)
 
 
 def test_reducer_needs_channels():
@@ -318,7 +321,7 @@ HEADS = {
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_score_is_the_logit_in_front_of_the_head(head):
-    net = spellings.relu_net()
+    net = relu_net()
     bare = GuidedBackprop(net).explain(images(), LABELS)
     method = GuidedBackprop(lambda x: HEADS[head](net(x)))
     for batch in (images(), images(), images()[:2]):
@@ -332,11 +335,11 @@ def test_the_score_is_the_logit_in_front_of_the_head(head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_can_be_kept(head):
-    net = spellings.relu_net()
+    net = relu_net()
     explanations = GuidedBackprop(lambda x: HEADS[head](net(x)), undo_head=False).explain(images(), LABELS)
     assert explanations.head is None
     np.testing.assert_allclose(explanations.scores, explanations.outputs[range(4), LABELS])
-    assert not np.allclose(explanations, oracle(LABELS))
+    assert not np.allclose(explanations, oracle())
 
 
 def test_a_head_of_another_size():
@@ -348,15 +351,15 @@ def test_a_head_of_another_size():
 
 
 def test_a_head_under_a_checkpoint():
-    net = spellings.relu_net()
+    net = relu_net()
     model = lambda x: torch.utils.checkpoint.checkpoint(lambda x: net(x).softmax(1), x, use_reentrant=False)  # noqa: E731
-    np.testing.assert_allclose(GuidedBackprop(model).explain(images(), LABELS), oracle(LABELS), **TOLERANCE)
+    np.testing.assert_allclose(GuidedBackprop(model).explain(images(), LABELS), oracle(), **TOLERANCE)
 
 
 def test_a_saturated_softmax_is_explained():
-    net = spellings.relu_net()
+    net = relu_net()
     explanations = GuidedBackprop(lambda x: torch.softmax(net(x) * 1e4, 1)).explain(images(), LABELS)
-    np.testing.assert_allclose(explanations, 1e4 * oracle(LABELS), rtol=1e-9)
+    np.testing.assert_allclose(explanations, 1e4 * oracle(), rtol=1e-9)
 
 
 def test_attention_is_no_head():
@@ -372,7 +375,7 @@ def test_attention_is_no_head():
 @pytest.mark.parametrize("layer", ["middle", "middle.1", 4])
 def test_the_output_of_a_layer(layer):
     """Nothing after it is run, and the model is as it was."""
-    model = spellings.relu_net()
+    model = relu_net()
     before = state(model, images())
     module = model.get_submodule(layer if isinstance(layer, str) else layer_names(model)[layer])
     found = []
@@ -387,7 +390,7 @@ def test_the_output_of_a_layer(layer):
 
 
 def test_the_map_of_a_layer_is_the_map_of_the_network_up_to_it():
-    model = spellings.relu_net()
+    model = relu_net()
     cut = lambda x: model.middle(model.second(model.residual(model.stem(x))))  # noqa: E731
     np.testing.assert_allclose(
         GuidedBackprop(model, output_layer="middle").explain(images(), 2),
@@ -399,8 +402,8 @@ def test_the_map_of_a_layer_is_the_map_of_the_network_up_to_it():
 @pytest.mark.parametrize(
     ("model", "layer", "error", "message"),
     [
-        (spellings.relu_net(), "midle", OptionError, "Did you mean 'middle'"),
-        (spellings.relu_net(), 99, OptionError, "received layer=99"),
+        (relu_net(), "midle", OptionError, "Did you mean 'middle'"),
+        (relu_net(), 99, OptionError, "received layer=99"),
         (lambda x: x, "middle", ModelError, "no layers by name"),
     ],
 )
@@ -410,7 +413,7 @@ def test_bad_layers(model, layer, error, message):
 
 
 def test_a_layer_that_is_not_run():
-    model = spellings.relu_net()
+    model = relu_net()
     model.unused = nn.ReLU().eval()
     with pytest.raises(ModelError, match="received layer='unused', which was not"):
         GuidedBackprop(model, output_layer="unused").explain(images(), 0)
@@ -424,34 +427,34 @@ def test_a_layer_that_is_not_run():
 )
 def test_dtypes(dtype, tolerance):
     kind = getattr(torch, dtype)
-    explanations = GuidedBackprop(spellings.relu_net().to(kind)).explain(images().to(kind), LABELS)
+    explanations = GuidedBackprop(relu_net().to(kind)).explain(images().to(kind), LABELS)
     assert explanations.attribution.dtype == kind
-    error = np.abs(np.asarray(explanations, np.float64) - oracle(LABELS))
+    error = np.abs(np.asarray(explanations, np.float64) - oracle())
     # A ReLU or a pool near a tie may flip in low precision; most of the map must agree.
-    assert np.median(error) <= tolerance * np.abs(oracle(LABELS)).mean()
+    assert np.median(error) <= tolerance * np.abs(oracle()).mean()
 
 
 def test_autocast():
-    model = spellings.relu_net().float()
+    model = relu_net().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         explanations = GuidedBackprop(model).explain(images().float(), LABELS)
     assert explanations.attribution.dtype == torch.float32
-    error = np.abs(np.asarray(explanations, np.float64) - oracle(LABELS))
-    assert np.median(error) <= 0.2 * np.abs(oracle(LABELS)).mean()
+    error = np.abs(np.asarray(explanations, np.float64) - oracle())
+    assert np.median(error) <= 0.2 * np.abs(oracle()).mean()
 
 
 def test_channels_last_in_channels_last_out():
     batch = images().contiguous(memory_format=torch.channels_last)
-    explanations = GuidedBackprop(spellings.relu_net()).explain(batch, LABELS)
+    explanations = GuidedBackprop(relu_net()).explain(batch, LABELS)
     assert explanations.attribution.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(explanations, oracle(LABELS), **TOLERANCE)
-    assert GuidedBackprop(spellings.relu_net()).explain(images(), LABELS).attribution.is_contiguous()
+    np.testing.assert_allclose(explanations, oracle(), **TOLERANCE)
+    assert GuidedBackprop(relu_net()).explain(images(), LABELS).attribution.is_contiguous()
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
 def test_batch_size_does_not_change_the_result(batch_size, kind):
-    model = spellings.relu_net()
+    model = relu_net()
     seen = []
     model.stem.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
 
@@ -459,7 +462,7 @@ def test_batch_size_does_not_change_the_result(batch_size, kind):
     explanations = GuidedBackprop(model, batch_size=batch_size).explain(batch, LABELS)
     # Before them, single images may have been run to optimise.
     assert max(seen) == min(batch_size, 4)
-    np.testing.assert_allclose(explanations, oracle(LABELS), **TOLERANCE)
+    np.testing.assert_allclose(explanations, oracle(), **TOLERANCE)
     np.testing.assert_array_equal(explanations.labels, LABELS)
     assert len(explanations.scores) == len(explanations.outputs) == 4
     assert ("relu", 3, "guided") in explanations.coverage
@@ -478,9 +481,9 @@ def test_batch_size_does_not_change_the_result(batch_size, kind):
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 def test_reducers(reducer, expected, kind):
     batch = images() if kind == "torch" else IMAGES
-    explanations = GuidedBackprop(spellings.relu_net(), reducer=reducer, batch_size=3).explain(batch, LABELS)
+    explanations = GuidedBackprop(relu_net(), reducer=reducer, batch_size=3).explain(batch, LABELS)
     assert isinstance(explanations.attribution, type(batch))
-    np.testing.assert_allclose(explanations, expected(oracle(LABELS)), **TOLERANCE)
+    np.testing.assert_allclose(explanations, expected(oracle()), **TOLERANCE)
     assert explanations.reducer == reducer
 
 
@@ -525,10 +528,10 @@ SITUATIONS = {
     "success": ({}, 0, None),
     "bad label": ({}, 99, LabelError),
     "no ReLU": ({"activation": nn.GELU()}, 0, NoReluError),
-    "opaque": ({"activation": spellings.OwnRelu.apply}, 0, OpaqueRegionError),
-    "spelled": ({"activation": spellings.SPELLED["x * (x > 0)"]}, 0, OpaqueRegionError),
+    "opaque": ({"activation": OwnRelu.apply}, 0, OpaqueRegionError),
+    "spelled": ({"activation": RELUS["x * (x > 0)"]["torch"].write}, 0, OpaqueRegionError),
     "model fails": ({"activation": broken}, 0, ModelError),
-    "fails on the way back": ({"activation": spellings.clamped_on_view}, 0, OpaqueRegionError),
+    "fails on the way back": ({"activation": clamped_on_view}, 0, OpaqueRegionError),
     "model in place": ({"activation": nn.ReLU(inplace=True)}, 0, None),
     "training": ({"training": True}, 0, ModelError),
     "with a hook": ({"hook": True}, 0, None),
@@ -539,8 +542,8 @@ SITUATIONS = {
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_nothing_of_the_users_changes(situation, with_grad):
     setting, label, error = SITUATIONS[situation]
-    model = spellings.Net(setting.get("activation", nn.ReLU()))
-    watched = spellings.Net(nn.ReLU()) if error is ModelError and "activation" in setting else model
+    model = Net(setting.get("activation", nn.ReLU()))
+    watched = Net(nn.ReLU()) if error is ModelError and "activation" in setting else model
     batch = images().requires_grad_(with_grad)
     if with_grad:
         watched(batch).sum().backward()
@@ -570,7 +573,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_planted_fault_a_changed_state_is_caught(change):
-    model, batch = spellings.relu_net(), images()
+    model, batch = relu_net(), images()
     before = state(model, batch)
     CHANGES[change](model, batch)
     with pytest.raises(AssertionError):
@@ -579,7 +582,7 @@ def test_planted_fault_a_changed_state_is_caught(change):
 
 def test_eight_threads_on_one_model():
     """Explaining, differentiating and predicting at once gives bit for bit what one thread gives."""
-    model = spellings.relu_net()
+    model = relu_net()
     softmaxed = lambda x: torch.softmax(model(x), 1)  # noqa: E731
     method, watched = GuidedBackprop(model), GuidedBackprop(softmaxed)
 
@@ -607,7 +610,7 @@ def test_eight_threads_on_one_model():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_threads_that_explain_a_compiled_model_leave_it_compiled():
-    model = spellings.compiled(spellings.relu_net())
+    model = compiled(relu_net())
     method = GuidedBackprop(model)
 
     def nodes(_):
@@ -621,7 +624,7 @@ def test_threads_that_explain_a_compiled_model_leave_it_compiled():
         names, maps = zip(*pool.map(lambda job: (nodes(job), guided(job)), range(40)), strict=True)
     assert set(names) == {"CompiledFunctionBackward"}
     for attribution in maps:
-        np.testing.assert_allclose(attribution, oracle(LABELS), **TOLERANCE)
+        np.testing.assert_allclose(attribution, oracle(), **TOLERANCE)
 
 
 def test_no_graph_and_no_hook_stay_behind():

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import reference
-import spellings
 from guided_backprop import (
     DeconvNet,
     GuidedBackprop,
@@ -19,11 +17,18 @@ from guided_backprop import (
     Saliency,
     ScoreError,
 )
-from spellings import ACTIVATIONS, CAPPED, CLASSES, FORMS, IMAGES, SPELLED, Net, oracle
+from networks import CLASSES, IMAGES, LABELS
+from networks_torch import Net, oracle, relu_net
+from spellings import column
+from spellings.arithmetic import ARITHMETIC, OwnRelu
+from spellings.forms import FORMS, Reentrant, warmed
+from spellings.relus import CAPPED, RELUS
 from variants import _each_variant  # noqa: F401 - runs all tests here in each way
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
-LABELS = [0, 3, 4, 1]
+ACTIVATIONS = column(RELUS | ARITHMETIC, "torch", "guided")
+SPELLED = column(RELUS | ARITHMETIC, "torch", "refused")
+HOLES = column(RELUS | ARITHMETIC, "torch", "a hole")
 METHODS = {"saliency": Saliency, "deconvnet": DeconvNet, "guided": GuidedBackprop}
 
 # torch.export, torch.jit and torch.compile warn of themselves, in versions to come or on this Python.
@@ -38,32 +43,32 @@ def images() -> torch.Tensor:
 @pytest.mark.parametrize("spelling", ACTIVATIONS)
 def test_every_spelling_of_a_relu(spelling, rule):
     explanations = METHODS[rule](Net(ACTIVATIONS[spelling])).explain(images(), LABELS)
-    np.testing.assert_allclose(explanations, oracle(LABELS, rule), **TOLERANCE)
+    np.testing.assert_allclose(explanations, oracle(rule), **TOLERANCE)
     assert {row.name for row in explanations.coverage} == {"relu", "max_pool"}
 
 
 @pytest.mark.parametrize("rule", METHODS)
-@pytest.mark.parametrize("spelling", CAPPED)
+@pytest.mark.parametrize("spelling", column(CAPPED, "torch", "guided"))
 def test_every_spelling_of_a_capped_relu(spelling, rule):
-    explanations = METHODS[rule](Net(CAPPED[spelling], cap=1.0)).explain(images(), LABELS)
-    np.testing.assert_allclose(explanations, oracle(LABELS, rule, cap=1.0), **TOLERANCE)
+    explanations = METHODS[rule](Net(CAPPED[spelling]["torch"].write, cap=1.0)).explain(images(), LABELS)
+    np.testing.assert_allclose(explanations, oracle(rule, cap=1.0), **TOLERANCE)
 
 
 @pytest.mark.parametrize("caller", ["plain", "no_grad", "inference_mode"])
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_model(form, caller):
-    model = FORMS[form]()
+@pytest.mark.parametrize("form", column(FORMS, "torch"))
+def test_every_form_of_a_model(form, caller, tmp_path):
+    model = FORMS[form]["torch"].write(tmp_path)
     context = {"plain": nullcontext, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[caller]
     with context():
         explanations = [GuidedBackprop(model).explain(images(), LABELS) for _ in range(3)]
     for explanation in explanations:
-        np.testing.assert_allclose(explanation, oracle(LABELS), **TOLERANCE)
+        np.testing.assert_allclose(explanation, oracle(), **TOLERANCE)
 
 
 def test_images_made_in_inference_mode():
     with torch.inference_mode():
         made = images().clone()
-    np.testing.assert_allclose(GuidedBackprop(spellings.relu_net()).explain(made, LABELS), oracle(LABELS), **TOLERANCE)
+    np.testing.assert_allclose(GuidedBackprop(relu_net()).explain(made, LABELS), oracle(), **TOLERANCE)
 
 
 @pytest.mark.parametrize("spelling", SPELLED)
@@ -76,6 +81,22 @@ def test_a_relu_spelled_as_arithmetic_is_refused(spelling):
     model = Net(SPELLED[spelling], nn.ReLU(), nn.ReLU())
     (gradient,) = torch.autograd.grad(model(leaf)[range(4), LABELS].sum(), leaf)
     np.testing.assert_allclose(Saliency(model).explain(images(), LABELS), gradient, **TOLERANCE)
+
+
+@pytest.mark.parametrize("spelling", HOLES)
+def test_a_known_hole(spelling):
+    """Neither guided nor refused as yet. Once it is, this fails, and its cell in the table says what it is."""
+    explanations = GuidedBackprop(Net(HOLES[spelling], nn.ReLU(), nn.ReLU())).explain(images(), LABELS)
+    assert not np.allclose(explanations, oracle(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("spelling", column(CAPPED, "torch", "a hole"))
+def test_a_known_hole_of_a_capped_relu(spelling):
+    """The gate of the minimum stays shut under DeconvNet, which reads no gate."""
+    for rule, method in METHODS.items():
+        explanations = method(Net(CAPPED[spelling]["torch"].write, cap=1.0)).explain(images(), LABELS)
+        is_right = np.allclose(explanations, oracle(rule, cap=1.0), **TOLERANCE)
+        assert is_right == (rule != "deconvnet")
 
 
 @pytest.mark.parametrize("spelling", ["where(x > 0, x, 0)", "x * (x > 0)", "masked_fill", "(x + |x|) / 2"])
@@ -98,13 +119,13 @@ def test_a_spelled_relu_is_refused_where_all_its_inputs_are_positive(spelling):
 
 def test_a_reentrant_checkpoint_is_refused():
     with pytest.raises(OpaqueRegionError, match="use_reentrant=False"):
-        GuidedBackprop(spellings.Reentrant(nn.ReLU())).explain(images(), LABELS)
+        GuidedBackprop(Reentrant(nn.ReLU())).explain(images(), LABELS)
 
 
 def test_a_compiled_region_without_an_eager_original_is_refused():
     from functorch.compile import aot_function, nop
 
-    model = spellings.warmed(Net(nn.ReLU(), aot_function(lambda x: torch.relu(x), fw_compiler=nop), nn.ReLU()))
+    model = warmed(Net(nn.ReLU(), aot_function(lambda x: torch.relu(x), fw_compiler=nop), nn.ReLU()))
     with pytest.raises(OpaqueRegionError, match="before compiling"):
         GuidedBackprop(model).explain(images(), LABELS)
 
@@ -121,10 +142,10 @@ def test_a_fused_torchscript_part_is_refused():
 
 
 def test_explaining_from_inside_a_compiled_function():
-    method = GuidedBackprop(spellings.relu_net())
+    method = GuidedBackprop(relu_net())
     compiled = torch.compile(lambda x: method.explain(x, LABELS).attribution, backend="aot_eager")
     for _ in range(2):
-        np.testing.assert_allclose(compiled(images()), oracle(LABELS), **TOLERANCE)
+        np.testing.assert_allclose(compiled(images()), oracle(), **TOLERANCE)
     whole = torch.compile(lambda x: method.explain(x, LABELS).attribution, backend="aot_eager", fullgraph=True)
     with pytest.raises(Exception, match="torch.compile|graph break|Unsupported"):
         whole(images())
@@ -133,27 +154,27 @@ def test_explaining_from_inside_a_compiled_function():
 class PlainRelu(torch.autograd.Function):
     """A ReLU whose gradient a rule cannot see: the planted fault."""
 
-    forward, backward = spellings.OwnRelu.forward, spellings.OwnRelu.backward
+    forward, backward = OwnRelu.forward, OwnRelu.backward
 
 
 def test_a_custom_function_can_be_vouched_for():
-    model = Net(spellings.OwnRelu.apply, nn.ReLU(), nn.ReLU())
+    model = Net(OwnRelu.apply, nn.ReLU(), nn.ReLU())
     for rule, method in METHODS.items():
         explanations = method(model, vouch={"OwnRelu": "relu"}).explain(images(), LABELS)
-        np.testing.assert_allclose(explanations, oracle(LABELS, rule), **TOLERANCE)
+        np.testing.assert_allclose(explanations, oracle(rule), **TOLERANCE)
     assert ("OwnRelu", 1, "deconv") in DeconvNet(model, vouch={"OwnRelu": "relu"}).explain(images()).coverage
 
 
 @pytest.mark.parametrize("name", ["Relu", "NativeBatchNorm", "NativeDropout", "Gelu", "Softmax", "ClampMin", "Clone"])
 def test_a_custom_function_is_not_known_by_its_name(name):
-    function = type(name, (torch.autograd.Function,), dict(vars(spellings.OwnRelu)))
+    function = type(name, (torch.autograd.Function,), dict(vars(OwnRelu)))
     model = Net(function.apply, nn.ReLU(), nn.ReLU())
     for rule, method in METHODS.items():
         if rule != "saliency":
             with pytest.raises(OpaqueRegionError, match=name):
                 method(model).explain(images(), LABELS)
         explanations = method(model, vouch={name: "relu"}).explain(images(), LABELS)
-        np.testing.assert_allclose(explanations, oracle(LABELS, rule), **TOLERANCE)
+        np.testing.assert_allclose(explanations, oracle(rule), **TOLERANCE)
     # As the last of all it would be taken for a head.
     last = nn.Sequential(nn.Flatten(), nn.Linear(IMAGES[0].size, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
     explanations = GuidedBackprop(lambda x: function.apply(last(x)), vouch={name: "plain"}).explain(images())
@@ -167,14 +188,14 @@ def test_planted_fault_a_missed_relu_is_caught(missed):
     activations[missed] = PlainRelu.apply
     explanations = GuidedBackprop(Net(*activations), vouch={"PlainRelu": "plain"}).explain(images(), LABELS)
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(explanations, oracle(LABELS), rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(explanations, oracle(), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("rule", ["saliency", "deconvnet"])
 def test_planted_fault_a_forgotten_gate_is_caught(rule):
-    explanations = METHODS[rule](spellings.relu_net()).explain(images(), LABELS)
+    explanations = METHODS[rule](relu_net()).explain(images(), LABELS)
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(explanations, oracle(LABELS), rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(explanations, oracle(), rtol=1e-2, atol=1e-3)
 
 
 # The rule.
@@ -194,7 +215,7 @@ def test_worked_example(spelling, rule, expected):
     np.testing.assert_array_equal(explanations.attribution[0, :, 0], expected)
 
 
-@pytest.mark.parametrize("spelling", ["clamp(min=0)", "maximum(x, 0)", "max(0, x)", "fmax(x, 0)", "nn.ReLU"])
+@pytest.mark.parametrize("spelling", ["clip(min=0)", "maximum(x, 0)", "max(0, x)", "fmax(x, 0)", "layer"])
 def test_gate_is_closed_at_zero_for_positive_gradients(spelling):
     x = torch.tensor([[0.0, 1.0]])
     for method in (Saliency, GuidedBackprop):
@@ -261,10 +282,10 @@ def test_other_activations_are_listed_and_keep_their_derivative(activation, name
 
 
 def test_saliency_is_the_plain_gradient():
-    net, leaf = spellings.relu_net(), images().requires_grad_()
+    net, leaf = relu_net(), images().requires_grad_()
     (gradient,) = torch.autograd.grad(net(leaf)[range(4), LABELS].sum(), leaf)
     np.testing.assert_allclose(Saliency(net).explain(images(), LABELS), gradient, **TOLERANCE)
-    np.testing.assert_allclose(gradient, oracle(LABELS, "saliency"), **TOLERANCE)
+    np.testing.assert_allclose(gradient, oracle("saliency"), **TOLERANCE)
 
 
 def test_a_relu_on_parameters_is_not_on_the_path():
@@ -392,11 +413,6 @@ def test_two_relus_of_opposite_sign_are_relus():
     assert str(explanations.coverage) == "relu x3 guided"
 
 
-def test_a_prelu_of_slope_zero_is_a_relu():
-    explanations = GuidedBackprop(Net(nn.PReLU(init=0.0).double(), nn.ReLU(), nn.ReLU())).explain(images(), LABELS)
-    np.testing.assert_allclose(explanations, oracle(LABELS), **TOLERANCE)
-
-
 def test_a_checkpointed_block_is_run_twice_and_not_more():
     calls = []
 
@@ -435,4 +451,4 @@ def test_parameters_made_in_inference_mode_are_an_error():
 
 def test_the_oracle_has_the_classes_that_the_labels_name():
     assert max(LABELS) < CLASSES
-    assert isinstance(spellings.network(), reference.Sequential)
+    assert len(oracle()) == len(LABELS)

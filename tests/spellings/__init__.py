@@ -1,0 +1,61 @@
+"""The ways people write a ReLU, and use the finished network: one row each, one column per framework.
+
+``relus`` has what is a ReLU or a capped one, ``arithmetic`` what computes a ReLU by other operations, ``forms`` what
+is done with a whole model. Each framework's tests read their column: ``column(RELUS, "torch", "guided")``.
+
+A cell is code with what is expected of it, or says in words why the framework cannot write the row:
+
+    guided     the map is that of the oracle, under every method
+    refused    an OpaqueRegionError, under every method but saliency
+    a hole     neither, as yet: the map is another one, and nothing says so. A test asserts the hole, and fails once it
+               is mended.
+
+What is expected of Keras' cell is what is expected of the framework beneath it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Verdict = Literal["guided", "refused", "a hole"]
+Framework = Literal["torch", "tensorflow", "jax", "keras"]
+FRAMEWORKS: tuple[Framework, ...] = ("torch", "tensorflow", "jax", "keras")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How a framework writes a row, and what is expected of it."""
+
+    write: Callable[..., Any]
+    verdict: Verdict
+
+
+def guided(write: Callable[..., Any]) -> Cell:
+    return Cell(write, "guided")
+
+
+def refused(write: Callable[..., Any]) -> Cell:
+    return Cell(write, "refused")
+
+
+def hole(write: Callable[..., Any]) -> Cell:
+    return Cell(write, "a hole")
+
+
+Row = dict[Framework, Cell | str]
+
+
+def row(elsewhere: str = "", **cells: Cell | str) -> Row:
+    """Return a row; ``elsewhere`` says why the frameworks that are not named cannot write it."""
+    return {framework: cells.pop(framework, elsewhere) for framework in FRAMEWORKS} | cells
+
+
+def column(
+    table: dict[str, Row], framework: Framework, verdict: Verdict | None = None
+) -> dict[str, Callable[..., Any]]:
+    """Return a framework's ways to write the rows of a table, of all verdicts or of one."""
+    return {
+        name: cell.write
+        for name, cells in table.items()
+        if isinstance(cell := cells[framework], Cell) and verdict in (cell.verdict, None)
+    }

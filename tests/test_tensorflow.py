@@ -36,7 +36,7 @@ def both(table, *verdicts):
         f"{framework}, {name}": write
         for framework in ("tensorflow", "keras")
         for verdict in verdicts
-        for name, write in column(table, framework, verdict).items()
+        for name, write in column(table, framework, verdict, beneath="tensorflow").items()
     }
 
 

@@ -51,11 +51,15 @@ def row(elsewhere: str = "", **cells: Cell | str) -> Row:
 
 
 def column(
-    table: dict[str, Row], framework: Framework, verdict: Verdict | None = None
+    table: dict[str, Row], framework: Framework, verdict: Verdict | None = None, beneath: Framework | None = None
 ) -> dict[str, Callable[..., Any]]:
-    """Return a framework's ways to write the rows of a table, of all verdicts or of one."""
-    return {
-        name: cell.write
-        for name, cells in table.items()
-        if isinstance(cell := cells[framework], Cell) and verdict in (cell.verdict, None)
-    }
+    """Return a framework's ways to write the rows of a table, of all verdicts or of one.
+
+    ``beneath`` is the framework that computes what Keras says: where it writes the row, its verdict holds.
+    """
+    ways = {}
+    for name, cells in table.items():
+        cell, below = cells[framework], cells[beneath or framework]
+        if isinstance(cell, Cell) and verdict in ((below if isinstance(below, Cell) else cell).verdict, None):
+            ways[name] = cell.write
+    return ways

@@ -275,6 +275,8 @@ def test_up_to_and_beginning_at_a_layer():
         subject.up_to("9").check()
     with pytest.raises(OptionError, match="which is not in it"):
         subject.up_to(nn.ReLU()).check()
+    with pytest.raises(OptionError, match="Leave one of them out"):
+        subject.up_to("1").beginning_at("1").check()
 
 
 def test_around_a_copy_layers_that_were_given_by_themselves_are_the_copys():

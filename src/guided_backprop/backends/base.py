@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray
+from guided_backprop.arrays import Array, Images, Inputs, Layer, Model, NumpyArray, Tensor
 from guided_backprop.backends.network import Network
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, OptionError
@@ -21,7 +21,7 @@ from guided_backprop.rules import ReluRule
 #: From the model's outputs ``(N, ...)`` to their weights in the score, for each label that is asked for.
 Weigh = Callable[[NumpyArray], Sequence[NDArray[np.float64]]]
 #: From the model's output, in its own framework, to ``(N,)``: a score that no weights say.
-Score = Callable[[Any], Any]
+Score = Callable[[Tensor], Tensor]
 Vouch = Mapping[str, Literal["relu", "plain"]]
 Memory = Literal["lean"]
 
@@ -70,7 +70,7 @@ class Attributed:
             attribution then is NumPy arrays of its shape.
     """
 
-    attribution: list[Any]
+    attribution: list[Images]
     scores: NDArray[np.float64]
     outputs: NumpyArray
     coverage: Coverage
@@ -111,6 +111,11 @@ class Backend(ABC):
                 f'memory="lean" is for PyTorch; received memory={setup.memory!r} for {self.framework}, which plans its '
                 "memory itself. Pass None, and batch_size."
             )
+        if setup.begin is not None and setup.output_layer is not None:
+            raise OptionError(
+                "a gradient begins at a layer of the whole model; received "
+                f"begin={setup.begin!r:.80} and output_layer={setup.output_layer!r:.80}. Leave one of them out."
+            )
         network = self.network_of(setup.model)
         self.setup, self.name = setup, network.name
         if setup.begin is not None:
@@ -145,18 +150,18 @@ class Backend(ABC):
             )
 
     @abstractmethod
-    def check_kind(self, values: Any) -> None:
+    def check_kind(self, values: Tensor) -> None:
         """Raise ImageError unless ``values`` is an array ``(N, ...)`` of a kind that the framework takes."""
 
     @abstractmethod
-    def is_floating(self, values: Any) -> bool:
+    def is_floating(self, values: Array) -> bool:
         """Tell whether ``values`` are real floating-point numbers that a gradient can be taken by."""
 
     @abstractmethod
-    def is_finite(self, values: Any) -> bool:
+    def is_finite(self, values: Array) -> bool:
         """Tell whether no value is NaN or infinite."""
 
-    def channel_axis(self, values: Any) -> int | None:
+    def channel_axis(self, values: Array) -> int | None:
         """Return where channels are in one input, or in an output; None if it has no channels and positions."""
         axes = len(values.shape)
         if axes <= 2:
@@ -186,7 +191,7 @@ class Backend(ABC):
         """Return the model's output ``(N, ...)`` for images that ``check_images`` accepted; runs forward only."""
 
     @abstractmethod
-    def from_numpy(self, values: NumpyArray, like: Any) -> Any:
+    def from_numpy(self, values: NumpyArray, like: Array) -> Tensor:
         """Return ``values`` as an array of the kind and dtype, and on the device, of ``like``."""
 
     def optimized(self, images: Images) -> "Backend":
@@ -204,26 +209,26 @@ class Backend(ABC):
             error = error.__cause__ or error.__context__
         return False
 
-    def reduce(self, attribution: Any, reducer: str, axis: int) -> Any:
+    def reduce(self, attribution: Array, reducer: str, axis: int) -> Tensor:
         """Reduce ``axis`` by "mean", "sum", "max", "min" or "absmax", which is the largest magnitude."""
         functions = self._functions_for(attribution)
         values = functions.abs(attribution) if reducer == "absmax" else attribution
         name = {"max": "amax", "absmax": "amax", "min": "amin"}.get(reducer, reducer)
         return getattr(functions, name)(values, axis=axis)
 
-    def concatenate(self, batches: Sequence[Any]) -> Any:
+    def concatenate(self, batches: Sequence[Array]) -> Tensor:
         """Join batches along the first axis."""
         return batches[0] if len(batches) == 1 else self._functions_for(batches[0]).concatenate(list(batches), axis=0)
 
-    def stack(self, labels: Sequence[Any]) -> Any:
+    def stack(self, labels: Sequence[Array]) -> Tensor:
         """Put what belongs to the labels of each image beside each other, along axis 1."""
         return self._functions_for(labels[0]).stack(list(labels), axis=1)
 
-    def empty_like(self, images: Images) -> Any:
+    def empty_like(self, images: Array) -> Tensor:
         """Return an attribution for ``images``, of no meaning; used for a batch of no images."""
         return self._functions_for(images).zeros_like(images)
 
-    def _functions_for(self, values: Any) -> Any:
+    def _functions_for(self, values: Array) -> Any:
         return np if isinstance(values, np.ndarray) else self.functions
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Self
 
-from guided_backprop.arrays import Images, Inputs, Model
+from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
 from guided_backprop.backends.keras_copy import KerasCopy
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
@@ -43,7 +43,7 @@ class KerasNetwork(Network):
         called: what is called in its place: a model of the same layers that ends, or returns more, elsewhere.
     """
 
-    def __init__(self, model: Model, called: Any = None) -> None:
+    def __init__(self, model: Model, called: Model = None) -> None:
         super().__init__(model)
         self._called = model if called is None else called
         library = _library_of(model)
@@ -69,7 +69,7 @@ class KerasNetwork(Network):
                 "model must have weights; received a Keras model that was never built. Call it once, or build() it."
             )
 
-    def call(self, inputs: Inputs) -> Any:
+    def call(self, inputs: Inputs) -> Tensor:
         # Keras takes several inputs as one argument.
         return self._called(list(inputs.arrays) if inputs.form == "tuple" else inputs.images, training=False)
 
@@ -97,7 +97,7 @@ class KerasNetwork(Network):
             parts += [layer, *vars(layer).values()]
         return parts
 
-    def layers(self) -> dict[str, Any]:
+    def layers(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in getattr(self.model, "layers", [])}
 
     def until(self, name: str | int) -> Self:
@@ -106,7 +106,7 @@ class KerasNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         return self._with_output(name, lambda output, inside: [output, inside])
 
-    def _with_output(self, name: str | int, outputs: Callable[[Any, Any], Any]) -> Self:
+    def _with_output(self, name: str | int, outputs: Callable[[Tensor, Tensor], Tensor | list[Tensor]]) -> Self:
         """Return the network of the same layers and weights with other outputs."""
         model = self.model
         try:
@@ -122,7 +122,7 @@ class KerasNetwork(Network):
             ) from error
         return type(self)(model, called)
 
-    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         if self._keras.__name__ != "keras":
             raise ModelError(
                 "the weights of a Keras model can be re-initialised in Keras 3; received "
@@ -130,5 +130,5 @@ class KerasNetwork(Network):
             )
         return KerasCopy(self.model, run, seed)
 
-    def _all_layers(self) -> list[Any]:
+    def _all_layers(self) -> list[Layer]:
         return list(self._called._flatten_layers())

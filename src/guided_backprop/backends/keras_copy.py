@@ -26,7 +26,7 @@ class KerasCopy(PrivateCopy):
         ModelError: the model can't be copied.
     """
 
-    def __init__(self, model: Model, run: Callable[[Any], Any], seed: int) -> None:
+    def __init__(self, model: Model, run: Callable[[Model], object], seed: int) -> None:
         self.model = _copied(model)
         values = [as_numpy(variable.value) for variable in model.weights]
         given = {id(copied): value for copied, value in zip(self.model.weights, values, strict=True)}
@@ -51,7 +51,7 @@ class KerasCopy(PrivateCopy):
             self._variables[index].assign(value)
 
 
-def _copied(model: Model) -> Any:
+def _copied(model: Model) -> Model:
     """Return a deep copy; not as copy.deepcopy makes it, which builds layers anew from what they say of themselves."""
     tracking = sys.modules["keras.src.utils.tracking"]
     layers = _inside(model)
@@ -80,7 +80,7 @@ def _of_training(layer: Layer) -> Iterator[Any]:
                 yield each
 
 
-def _inside(model: Model) -> list[Any]:
+def _inside(model: Model) -> list[Layer]:
     """Return the model and all layers in it, also those that a layer holds for itself, as a Sequential its graph."""
     keras = sys.modules["keras"]
     found, left = {}, [model]
@@ -119,7 +119,7 @@ def _watched(model: Model, last: dict[int, int]) -> Iterator[None]:
             object.__delattr__(layer, "call")
 
 
-def _layers(model: Model) -> list[Any]:
+def _layers(model: Model) -> list[Layer]:
     return list(dict.fromkeys(model._flatten_layers()))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
-from guided_backprop.arrays import Images, Inputs, Layer, Model
+from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_layer, no_layers
 from guided_backprop.errors import OptionError
@@ -47,7 +47,7 @@ class Network(ABC):
     def check(self) -> None:  # noqa: B027 - most kinds have nothing to check
         """Raise ModelError if the model is in training mode, or has no weights yet."""
 
-    def call(self, inputs: Inputs) -> Any:
+    def call(self, inputs: Inputs) -> Tensor:
         """Return the model's outputs; those and a value inside, where the gradient begins at a layer."""
         return inputs.call(self.model)
 
@@ -59,7 +59,7 @@ class Network(ABC):
         """Return all that a trace of the model depends on; None if that can't be told."""
         return None
 
-    def layers(self) -> Mapping[str, Any]:
+    def layers(self) -> Mapping[str, Layer]:
         """Return the layers by name, in the model's own order.
 
         Raises:
@@ -116,7 +116,7 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         """Return a copy of the model whose layers can be re-initialised.
 
         Args:

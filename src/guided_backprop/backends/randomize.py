@@ -17,7 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +114,7 @@ class PrivateCopy(ABC):
     def _assign(self, values: dict[int, NumpyArray]) -> None:
         """Give the copy these values, by the position of their weight."""
 
-    def given(self, images: Images) -> Any:
+    def given(self, images: Images) -> Images:
         """Return the images as the copy takes them."""
         return images
 

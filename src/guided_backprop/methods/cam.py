@@ -150,7 +150,7 @@ class GuidedGradCAM(Method):
         return replace(guided, attribution=maps)
 
 
-def _require_interpolation(interpolation: Any) -> None:
+def _require_interpolation(interpolation: str) -> None:
     names = get_args(Interpolation)
     require(
         Requirement(

@@ -1,6 +1,6 @@
 """What the options of methods must be: one row an option, one form of error."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Requirement(NamedTuple):
     """
 
     name: str
-    value: Any
+    value: object
     is_met: bool
     needed: str
     advice: str
@@ -32,11 +32,11 @@ def require(*requirements: Requirement) -> None:
             raise OptionError(f"{name} must be {needed}; received {name}={value!r}. {advice}")
 
 
-def is_integer(value: Any, least: int) -> bool:
+def is_integer(value: object, least: int) -> bool:
     """Tell whether this is an integer, and no boolean, of at least ``least``."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Tell whether this is a real number, and no boolean."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

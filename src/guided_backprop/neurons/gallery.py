@@ -14,6 +14,7 @@ from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray, as_
 from guided_backprop.backends.base import Backend
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
+from guided_backprop.explanations import Explanations
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, require
@@ -283,7 +284,7 @@ class _Explainer:
             run += images[left].size
         return maps, Coverage.merge(coverages), run / images.size
 
-    def _try(self, pixels: NumpyArray, entries: list[tuple[int, ...]]) -> Any:
+    def _try(self, pixels: NumpyArray, entries: list[tuple[int, ...]]) -> Explanations | None:
         """Explain crops; None if the model takes no images of that size."""
         try:
             return self.method.explain(self.backend.from_numpy(pixels, self.like), entries)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.methods.method import Method
+from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.methods.smooth_grad import SmoothGrad
 from guided_backprop.trust.convergence import converge, depths, vectors
 from guided_backprop.trust.similarity import Maps, cosines, edges, need_libraries
@@ -320,7 +320,7 @@ def _name(bundle: _Bundle) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _fixed(labels: Labels, clean: Explanations) -> Any:
+def _fixed(labels: Labels, clean: Explanations) -> Labels:
     """Return what was explained of the model itself: a randomised one has another top class, and other maxima."""
     if labels is None or isinstance(labels, str):
         return clean.labels
@@ -328,7 +328,7 @@ def _fixed(labels: Labels, clean: Explanations) -> Any:
     return [tuple(map(int, row)) for row in clean.labels] if is_entries else labels
 
 
-def _check_options(method: Any, images: Images, modes: Sequence[str], seed: int) -> None:
+def _check_options(method: object, images: Images, modes: Sequence[str], seed: int) -> None:
     if not isinstance(method, (Method, SmoothGrad)):
         raise OptionError(
             f"method must be a method; received method={type(method).__name__}. "
@@ -339,7 +339,8 @@ def _check_options(method: Any, images: Images, modes: Sequence[str], seed: int)
             f"sanity_check() needs one input; received {len(images)} inputs. Fix the others in a module around the "
             "model."
         )
-    if isinstance(modes, str) or not modes or not {*modes} <= {*MODES}:
-        raise OptionError(f"modes must be some of {', '.join(MODES)}; received modes={modes!r}. Pass a list of these.")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise OptionError(f"seed must be an integer of 0 or more; received seed={seed!r}. Pass 0.")
+    are_modes = not isinstance(modes, str) and bool(modes) and {*modes} <= {*MODES}
+    require(
+        Requirement("modes", modes, are_modes, f"some of {', '.join(MODES)}", "Pass a list of these."),
+        Requirement("seed", seed, is_integer(seed, least=0), "an integer of 0 or more", "Pass 0."),
+    )

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import jax
 
@@ -68,7 +68,7 @@ class JaxNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         return type(self)(self.model, begins_at=name)
 
-    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         if self.ends_at is not None:
             raise OptionError(
                 "sanity_check() of a JAX function explains its output; received output_layer="

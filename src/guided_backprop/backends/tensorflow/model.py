@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Images, Inputs
+from guided_backprop.arrays import Images, Inputs, Model, Tensor
 from guided_backprop.backends.base import Score
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
@@ -24,7 +24,7 @@ class TensorFlowNetwork(Network):
 
     is_channels_last = True
 
-    def call(self, inputs: Inputs) -> Any:
+    def call(self, inputs: Inputs) -> Tensor:
         is_signature = hasattr(self.model, "structured_input_signature")
         return _signature(self.model, inputs) if is_signature else super().call(inputs)
 
@@ -34,7 +34,7 @@ class TensorFlowNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         raise no_layers(self.model)
 
-    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         raise ModelError(
             "the weights of a TensorFlow model can be re-initialised if it is a Keras model; received "
             f"model={self.name}, which hides them. Pass the Keras model."

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 
-from guided_backprop.arrays import Images, Inputs, Model
+from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.torch.eager import training_module, unfused
@@ -40,10 +40,10 @@ class TorchNetwork(Network):
                 f"received training=True on {training}. Call model.eval()."
             )
 
-    def call(self, inputs: Inputs) -> Any:
+    def call(self, inputs: Inputs) -> Tensor:
         return inputs.call(self._forward)
 
-    def layers(self) -> Mapping[str, Any]:
+    def layers(self) -> Mapping[str, Layer]:
         is_open = isinstance(self.model, torch.nn.Module) and not isinstance(self.model, torch.jit.ScriptModule)
         return layers_of(self.model) if is_open else super().layers()
 
@@ -53,5 +53,5 @@ class TorchNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         return type(self)(self.model, run_with(self.model, str(name)))
 
-    def private_copy(self, images: Images, run: Callable[[Any], Any], seed: int) -> PrivateCopy:
+    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         return TorchCopy(self.model, run, seed)

@@ -26,7 +26,7 @@ class TorchCopy(PrivateCopy):
         ModelError: the model is no module, or can't be copied.
     """
 
-    def __init__(self, model: Model, run: Callable[[Any], Any], seed: int) -> None:
+    def __init__(self, model: Model, run: Callable[[Model], object], seed: int) -> None:
         if not isinstance(model, torch.nn.Module):
             raise ModelError(
                 "the weights of a model can be re-initialised if it is a torch.nn.Module; received "

@@ -1,0 +1,142 @@
+"""The house: imports go one way, as docs/design.md lists the rooms; nobody reaches into the privates of another."""
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src/guided_backprop"
+FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+
+
+def rooms() -> list[list[str]]:
+    """Return the rooms of docs/design.md from top to bottom; those on one floor know nothing of each other."""
+    design = (ROOT / "docs/design.md").read_text()
+    drawn = re.search(r"## The rooms\n.*?```text\n(.*?)```", design, re.DOTALL)
+    assert drawn is not None
+    floors = [re.split(r"\s{2,}", line)[0].split(" | ") for line in drawn[1].splitlines() if line.strip()]
+    return [[room.strip() for room in floor] for floor in floors]
+
+
+def room_of(name: str, floors: list[list[str]]) -> tuple[int, str]:
+    """Return the floor and the room of a file: the longest that its name begins with."""
+    found = [
+        (len(room), number, room)
+        for number, floor in enumerate(floors)
+        for room in floor
+        if name == room or name.startswith(f"{room}/")
+    ]
+    assert found, f"{name} is in no room of docs/design.md"
+    _, number, room = max(found)
+    return number, room
+
+
+def imports(name: str, trees: dict[str, ast.Module]) -> Iterator[str]:
+    """Yield the files that a file imports, wherever in it: in functions and for type checkers too."""
+    for node in ast.walk(trees[name]):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("guided_backprop"):
+            continue
+        module = (node.module or "").replace(".", "/").removeprefix("guided_backprop").lstrip("/")
+        for alias in node.names:
+            inner = f"{module}/{alias.name}".lstrip("/")
+            if inner in trees:
+                yield inner
+            elif module in trees:
+                yield module
+            else:
+                yield f"{module}/__init__".lstrip("/")
+
+
+def upward(trees: dict[str, ast.Module], floors: list[list[str]]) -> list[str]:
+    """Return the imports that go up, or to another room of the same floor."""
+    found = []
+    for name in trees:
+        floor, room = room_of(name, floors)
+        for imported in imports(name, trees):
+            other_floor, other = room_of(imported, floors)
+            if other_floor < floor or (other_floor == floor and other != room):
+                found.append(f"{name} -> {imported}")
+    return found
+
+
+def circle(trees: dict[str, ast.Module]) -> list[str]:
+    """Return files that import each other in a circle, or nothing."""
+    graph = {name: set(imports(name, trees)) - {name} for name in trees}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def reaches(trees: dict[str, ast.Module]) -> list[str]:
+    """Return where a private attribute is reached that another class, or another file, of this package defines.
+
+    A class may look into another object of its own kind: ``other._ranks`` in the class that has ``_ranks``.
+    """
+    own = {name for tree in trees.values() for name in _privates(tree)}
+    found = []
+    for file, tree in trees.items():
+        in_class = {
+            id(inner): kind for kind in ast.walk(tree) if isinstance(kind, ast.ClassDef) for inner in ast.walk(kind)
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute) or node.attr not in own or _is_self(node.value):
+                continue
+            kind = in_class.get(id(node))
+            if kind is None or node.attr not in _privates(kind):
+                found.append(f"{file}:{node.lineno} {ast.unparse(node)}")
+    return found
+
+
+def _privates(tree: ast.AST) -> set[str]:
+    """Return the private names that are defined in a tree, as functions or on ``self``."""
+    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    names |= {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value)
+    }
+    names |= {
+        node.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    return {name for name in names if re.match(r"_[^_]", name)}
+
+
+def _is_self(value: ast.expr) -> bool:
+    is_super = isinstance(value, ast.Call) and ast.unparse(value.func) == "super"
+    return is_super or (isinstance(value, ast.Name) and value.id in ("self", "cls"))
+
+
+def test_imports_go_from_top_to_bottom():
+    assert upward(TREES, rooms()) == []
+
+
+def test_an_import_that_goes_up_is_seen():
+    for name, line in {
+        "rules": "from guided_backprop.methods import gradients",
+        "arrays": "from guided_backprop.backends import base",
+    }.items():
+        assert len(upward(TREES | {name: ast.parse(line)}, rooms())) == 1
+    inside = ast.parse("def run():\n    from guided_backprop.backends.torch.backend import TorchBackend\n")
+    assert upward(TREES | {"backends/jax/run": inside}, rooms()) != []
+
+
+def test_there_is_no_circle():
+    assert circle(TREES) == []
+    planted = TREES | {
+        "coverage": ast.parse("from guided_backprop.labels.box import Box"),
+        "labels/box": ast.parse("from guided_backprop.coverage import Coverage"),
+    }
+    assert set(circle(planted)) == {"coverage", "labels/box"}
+
+
+def test_nobody_reaches_into_the_privates_of_another():
+    assert reaches(TREES) == []
+    planted = ast.parse("class A:\n    def _b(self): ...\ndef f(a):\n    a._b()\n")
+    assert reaches({"planted": planted}) == ["planted:4 a._b"]

@@ -86,29 +86,20 @@ class Findings:
 
     def _read(self, graph: Graph, *, is_nested: bool) -> Mapping[str, Match[str]]:
         order = graph.ordered()
-        for node in order:
-            if is_recomputation(attribute(node, OVERRIDE).s.decode()):
-                # Its operations are all here: their own gradients are those of the recomputation.
-                del node.attr[OVERRIDE]
+        _forget_recomputations(order)
         relus = relus_of(graph, order)
-        found = composites_of(graph, order, relus)
-        for name, match in found.items():
-            _mark_composite(graph, name, match, relus)
+        composites = composites_of(graph, order, relus)
+        _mark_activations(graph, composites, relus)
         for node in order:
-            _mark_custom(graph, node, found)
-        for name, relu in relus.items():
-            graph.mark(graph.nodes[name], "relu", relu.name, relu.operand, low=relu.low, high=relu.high)
-            for inside, operand in relu.inside:
-                graph.mark(graph.nodes[inside], "joined", "", operand)
+            _mark_custom(graph, node, composites)
         candidates = watched(graph, order)
         for node in order:
             if not graph.role(node):
                 self._mark_rest(graph, node, candidates.get(node.name), is_nested=is_nested)
+            self._descend(graph, node)
         for node in graph.ancestors(list(graph.definition.ret.values())):
             _check_inference(node)
-        for node in order:
-            self._descend(graph, node)
-        return found
+        return composites
 
     def _mark_rest(self, graph: Graph, node: NodeDef, candidates: list[str] | None, *, is_nested: bool) -> None:
         """Mark what may spell a ReLU, or is only listed."""
@@ -153,13 +144,25 @@ class Findings:
         self._read(Graph(body, arguments), is_nested=True)
 
 
-def _mark_composite(graph: Graph, name: str, match: Match[str], relus: dict[str, Relu]) -> None:
-    """Mark the parts of one activation; the ReLUs among them are none of the network's."""
-    for part in {producer(str(ref)) for ref in match.parts}:
-        relu = relus.pop(part, None)
-        for node in (part, *(inside for inside, _ in (relu.inside if relu is not None else ()))):
-            graph.mark(graph.nodes[node], "part")
-    graph.mark(graph.nodes[name], "plain", match.name)
+def _forget_recomputations(order: list[NodeDef]) -> None:
+    """Take off the custom gradients that recompute: the operations are all here, with the same gradients."""
+    for node in order:
+        if is_recomputation(attribute(node, OVERRIDE).s.decode()):
+            del node.attr[OVERRIDE]
+
+
+def _mark_activations(graph: Graph, composites: Mapping[str, Match[str]], relus: dict[str, Relu]) -> None:
+    """Mark the composite activations, and the ReLUs that are no part of one."""
+    for name, match in composites.items():
+        for part in {producer(str(ref)) for ref in match.parts}:
+            relu = relus.pop(part, None)
+            for node in (part, *(inside for inside, _ in (relu.inside if relu is not None else ()))):
+                graph.mark(graph.nodes[node], "part")
+        graph.mark(graph.nodes[name], "plain", match.name)
+    for name, relu in relus.items():
+        graph.mark(graph.nodes[name], "relu", relu.name, relu.operand, low=relu.low, high=relu.high)
+        for inside, operand in relu.inside:
+            graph.mark(graph.nodes[inside], "joined", "", operand)
 
 
 def _mark_custom(graph: Graph, node: NodeDef, composites: Mapping[str, Match[str]]) -> None:

@@ -6,7 +6,6 @@ TensorFlow and Keras themselves are known to hold no ReLU; of all others nobody 
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.framework import ops
@@ -14,6 +13,9 @@ from tensorflow.python.framework.func_graph import FuncGraph
 
 from guided_backprop.backends.tensorflow.graph import PREFIX
 from guided_backprop.backends.tensorflow.nodes import ORIGINAL, attribute
+
+#: From an operation and what arrives at it to what leaves it.
+GradientFunction = Callable[..., Sequence[tf.Tensor | None] | tf.Tensor | None]
 
 _TRUSTED = ("tensorflow.", "keras.", "tf_keras.")
 _RECOMPUTATION = "recompute_grad."
@@ -23,10 +25,10 @@ _SAVED = "CustomGradient"
 SCOPE = "model"
 
 
-def registered(name: str) -> Callable[..., Any] | None:
+def registered(name: str) -> GradientFunction | None:
     """Return the gradient function of this name, or None."""
     try:
-        function: Callable[..., Any] | None = ops.gradient_registry.lookup(name)
+        function: GradientFunction | None = ops.gradient_registry.lookup(name)
     except LookupError:
         return None
     return function
@@ -55,14 +57,14 @@ def is_recomputation(name: str) -> bool:
     return bool(written.__module__.startswith(_TRUSTED) and written.__qualname__.startswith(_RECOMPUTATION))
 
 
-def _written(function: Any) -> Any:
+def _written(function: object) -> Callable[..., object]:
     """Return the function that the user wrote inside the one that TensorFlow registered for it."""
     for name in ("tape_grad_fn", "grad_fn"):
         function = _held(function).get(name, function)
-    return function if hasattr(function, "__qualname__") else type(function)
+    return function if callable(function) and hasattr(function, "__qualname__") else type(function)
 
 
-def _held(function: Any) -> Mapping[str, Any]:
+def _held(function: object) -> Mapping[str, object]:
     """Return the variables that a function holds of the one it was defined in."""
     return inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
 
@@ -74,19 +76,18 @@ def original_gradient(op: tf.Operation, gradients: Sequence[tf.Tensor]) -> list[
     if function is None:
         raise LookupError(f"no gradient is registered under {name}")
     if op.type != "IdentityN":
-        own = function(op, *gradients)
-        return list(own) if isinstance(own, (list, tuple)) else [own]
+        return list(tf.nest.flatten(function(op, *gradients)))
     return _transplanted(op, function, gradients)
 
 
 def _transplanted(
-    op: tf.Operation, function: Callable[..., Any], gradients: Sequence[tf.Tensor]
+    op: tf.Operation, function: GradientFunction, gradients: Sequence[tf.Tensor]
 ) -> list[tf.Tensor | None]:
     """Call a gradient function that holds tensors of the graph it was traced in, and move its result here."""
     graph = FuncGraph("custom_gradient")
     with graph.as_default():
         arriving = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in gradients]
-        leaving = list(function(op, *arriving))
+        leaving = tf.nest.flatten(function(op, *arriving))
     here = {}
     for placeholder, gradient in zip(arriving, gradients, strict=True):
         here[placeholder.name] = gradient
@@ -102,7 +103,7 @@ def _transplanted(
     return [None if name is None else next(moved) for name in names]
 
 
-def _here(op: tf.Operation, tensor: Any) -> Any:
+def _here(op: tf.Operation, tensor: tf.Tensor) -> tf.Tensor:
     """Return the copy, next to ``op``, of a tensor of the graph that the gradient was traced in."""
     if hasattr(tensor, "graph") and tensor.graph is not op.graph:
         prefix = attribute(op.node_def, PREFIX).s.decode()

@@ -5,14 +5,14 @@ bodies of ``cond``, ``while`` and ``case``, whose gradients TensorFlow builds fr
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.core.framework.op_def_pb2 import OpDef
 from tensorflow.python.framework import op_def_registry
 
 CALLS = ("PartitionedCall", "StatefulPartitionedCall")
@@ -35,7 +35,7 @@ class Traced:
 
     definition: FunctionDef
     nested: dict[str, FunctionDef]
-    captured: list[Any]
+    captured: list[tf.Tensor]
 
 
 @dataclass
@@ -112,33 +112,44 @@ def _inline(flat: FunctionDef, call: NodeDef, body: FunctionDef, renamed: dict[s
     return [f"^{prefix}{node}" for node in body.control_ret.values()]
 
 
-def _rewire(flat: FunctionDef, renamed: Mapping[str, str], controls: Mapping[str, list[str]]) -> None:
-    def target(ref: str) -> str:
-        while ref in renamed:
-            ref = renamed[ref]
+@dataclass
+class _Wiring:
+    """What stands for a call that was inlined: for what it returned, and for its completion."""
+
+    renamed: Mapping[str, str]
+    controls: Mapping[str, list[str]]
+
+    def target(self, ref: str) -> str:
+        """Return the reference behind calls."""
+        while ref in self.renamed:
+            ref = self.renamed[ref]
         return ref
 
-    def resolved(refs: Any) -> Iterator[str]:
+    def resolved(self, refs: Iterable[str]) -> Iterator[str]:
+        """Iterate over what a node waits for and reads."""
         for ref in refs:
             if not ref.startswith("^"):
-                yield target(ref)
-            elif ref[1:] in controls:
-                yield from resolved(controls[ref[1:]])
+                yield self.target(ref)
+            elif ref[1:] in self.controls:
+                yield from self.resolved(self.controls[ref[1:]])
             else:
                 yield ref
 
+
+def _rewire(flat: FunctionDef, renamed: Mapping[str, str], controls: Mapping[str, list[str]]) -> None:
+    wiring = _Wiring(renamed, controls)
     for node in flat.node_def:
-        inputs = list(dict.fromkeys(ref for ref in resolved(node.input) if ref.startswith("^")))
-        data = [ref for ref in resolved(node.input) if not ref.startswith("^")]
+        inputs = list(dict.fromkeys(ref for ref in wiring.resolved(node.input) if ref.startswith("^")))
+        data = [ref for ref in wiring.resolved(node.input) if not ref.startswith("^")]
         del node.input[:]
         node.input.extend(data + inputs)
     for name in list(flat.ret):
-        flat.ret[name] = target(flat.ret[name])
+        flat.ret[name] = wiring.target(flat.ret[name])
     # A call that had to run is now the nodes inside it that had to.
     for name, node_name in list(flat.control_ret.items()):
         if node_name in controls:
             del flat.control_ret[name]
-            for index, ref in enumerate(resolved([f"^{node_name}"])):
+            for index, ref in enumerate(wiring.resolved([f"^{node_name}"])):
                 flat.control_ret[f"{name}_{index}"] = ref[1:]
     del flat.signature.control_output[:]
     flat.signature.control_output.extend(flat.control_ret)
@@ -192,13 +203,13 @@ def renamed(graph_def: GraphDef) -> GraphDef:
     return copy
 
 
-def _length(node: NodeDef, output: Any) -> int:
+def _length(node: NodeDef, output: OpDef.ArgDef) -> int:
     if output.number_attr:
         return int(node.attr[output.number_attr].i)
     return len(node.attr[output.type_list_attr].list.type) if output.type_list_attr else 1
 
 
-def trace(model: Any, specs: Sequence[tf.TensorSpec], *, autograph: bool) -> Traced:
+def trace(model: Callable[..., tf.Tensor], specs: Sequence[tf.TensorSpec], *, autograph: bool) -> Traced:
     """Trace ``model`` on inputs like ``specs`` and return its graph; the model must return one tensor."""
     concrete = tf.function(model, input_signature=list(specs), autograph=autograph).get_concrete_function()
     library = {function.signature.name: function for function in concrete.graph.as_graph_def().library.function}

@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from math import isnan
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 from tensorflow.core.framework.attr_value_pb2 import AttrValue
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
@@ -228,7 +228,7 @@ _ARITHMETIC: dict[tuple[str, int], Callable[..., float]] = {
 }
 
 
-def _uniform(values: Any) -> float:
+def _uniform(values: ArrayLike) -> float:
     """Return the one value of an array, or UNKNOWN."""
     array = np.asarray(values)
     if array.size == 0 or array.dtype.kind not in "iufbV":
@@ -241,7 +241,7 @@ def _uniform(values: Any) -> float:
     return first if bool((numbers == first).all()) else UNKNOWN
 
 
-def constant_of(tensor: Any) -> float | None:
+def constant_of(tensor: tf.Tensor) -> float | None:
     """Return the value of what a function captured: eager tensors never change, variables may."""
     if getattr(tensor, "dtype", None) in (tf.resource, tf.variant, tf.string) or not hasattr(tensor, "numpy"):
         return UNKNOWN

@@ -4,15 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow as tf
 from jax import lax
 from jax.extend import core
 from jax.interpreters import ad, mlir
+from tensorflow.python.framework import op_def_registry, ops
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError, Saliency
 from guided_backprop.backends.jax import operations as in_jax
 from guided_backprop.backends.operations import LISTED, NONLINEARITIES, Kind, Table
+from guided_backprop.backends.tensorflow import operations as in_tensorflow
+from guided_backprop.backends.tensorflow import relus
 
-TABLES = {"jax": in_jax.OPERATIONS}
+TABLES = {"jax": in_jax.OPERATIONS, "tensorflow": in_tensorflow.OPERATIONS}
 IMAGES = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
 
@@ -22,7 +26,17 @@ def jax_operations() -> set[str]:
     return {primitive.name for primitive in ad.primitive_jvps}
 
 
-DIFFERENTIABLE = {"jax": (jax_operations, in_jax.UNKNOWN_ON_PURPOSE)}
+def tensorflow_operations() -> set[str]:
+    """The operations that TensorFlow has a gradient function for; tests register others."""
+    registry = ops.gradient_registry
+    names = {name for name in registry.list() if registry.lookup(name) is not None}
+    return {name for name in names if name in in_tensorflow.UNKNOWN_ON_PURPOSE or op_def_registry.get(name)}
+
+
+DIFFERENTIABLE = {
+    "jax": (jax_operations, in_jax.UNKNOWN_ON_PURPOSE),
+    "tensorflow": (tensorflow_operations, in_tensorflow.UNKNOWN_ON_PURPOSE),
+}
 
 
 @pytest.mark.parametrize("framework", DIFFERENTIABLE)
@@ -33,7 +47,8 @@ def test_every_differentiable_operation_has_a_row(framework):
     assert operations() - set(table) - unknown_on_purpose - own == set()
     assert not unknown_on_purpose & set(table)
     # Planted: a row that is missing is seen.
-    assert operations() - (set(table) - {"exp"}) - unknown_on_purpose - own == {"exp"}
+    (exp, *_) = table.called("exp") & operations()
+    assert operations() - (set(table) - {exp}) - unknown_on_purpose - own == {exp}
 
 
 @pytest.mark.parametrize("framework", TABLES)
@@ -80,9 +95,14 @@ def test_jax_an_operation_without_a_row_is_what_is_vouched_for():
         np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-6)
 
 
+def without(table, *names):
+    """Return a smaller table."""
+    rows = [(name, row) for name, row in table.items() if name not in names]
+    return Table({kind: " ".join(f"{name}={row.word}" for name, row in rows if row.kind is kind) for kind in Kind})
+
+
 def test_jax_a_row_that_is_removed_makes_an_operation_unknown(monkeypatch):
-    rows = [(name, row) for name, row in in_jax.OPERATIONS.items() if name != "tanh"]
-    smaller = Table({kind: " ".join(f"{name}={row.word}" for name, row in rows if row.kind is kind) for kind in Kind})
+    smaller = without(in_jax.OPERATIONS, "tanh")
     model = lambda x: jax.nn.relu(jnp.tanh(x) @ WEIGHT)  # noqa: E731
     assert ("tanh", 1, "plain") in GuidedBackprop(model).explain(jnp.asarray(IMAGES), 1).coverage
     monkeypatch.setattr("guided_backprop.backends.jax.program.OPERATIONS", smaller)
@@ -106,3 +126,57 @@ def reduced(x):
 def test_jax_what_no_trace_shows_is_refused(operation):
     with pytest.raises(OpaqueRegionError, match=r"received (swap|reduce|get) "):
         GuidedBackprop(lambda x: jax.nn.relu(x) + operation(jax.nn.relu(x @ WEIGHT))).explain(jnp.asarray(IMAGES), 1)
+
+
+@pytest.fixture
+def nothing_known_of_relu(monkeypatch):
+    """TensorFlow's table without the rows of ReLU and tanh, and ReLU without its recogniser."""
+    smaller = without(in_tensorflow.OPERATIONS, "Relu", "Tanh")
+    monkeypatch.setattr("guided_backprop.backends.tensorflow.nodes.OPERATIONS", smaller)
+    monkeypatch.setattr("guided_backprop.backends.tensorflow.classify.OPERATIONS", smaller)
+    monkeypatch.delitem(relus.SPELLINGS, "Relu")
+
+
+def in_tensorflow_net(unknown):
+    return lambda x: tf.maximum(unknown(x @ WEIGHT) @ WEIGHT, 0)
+
+
+def row_by_row(function):
+    return lambda x: tf.map_fn(function, x)
+
+
+@pytest.mark.usefixtures("nothing_known_of_relu")
+@pytest.mark.parametrize("unknown", [tf.nn.relu, row_by_row(tf.nn.relu)], ids=["seen", "in a loop"])
+def test_tensorflow_an_operation_without_a_row_that_is_a_relu(unknown):
+    model, images = in_tensorflow_net(unknown), tf.constant(IMAGES)
+    with pytest.raises(OpaqueRegionError, match='vouch={"Relu": "plain"}'):
+        GuidedBackprop(model).explain(images, 1)
+    expected = GuidedBackprop(lambda x: tf.maximum(tf.maximum(x @ WEIGHT, 0) @ WEIGHT, 0)).explain(images, 1)
+    guided = GuidedBackprop(model, vouch={"Relu": "relu"}).explain(images, 1)
+    np.testing.assert_allclose(guided, expected, rtol=1e-5, atol=1e-6)
+    assert str(guided.coverage) == "Relu x1 guided, relu x1 guided"
+    plain = GuidedBackprop(model, vouch={"Relu": "plain"}).explain(images, 1)
+    assert str(plain.coverage) == "Relu x1 plain, relu x1 guided"
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-6)
+    assert ("Relu", 1, "plain") in Saliency(model).explain(images, 1).coverage
+
+
+@pytest.mark.usefixtures("nothing_known_of_relu")
+def test_tensorflow_an_operation_without_a_row_that_is_harmless():
+    """Its values are looked at, and acquit it; in a loop nothing of them is seen."""
+    images = tf.constant(IMAGES)
+    guided = GuidedBackprop(in_tensorflow_net(tf.tanh)).explain(images, 1)
+    assert str(guided.coverage) == "Tanh x1 plain, relu x1 guided"
+    x = IMAGES @ WEIGHT
+    g = np.maximum(np.eye(6)[[1]] * (np.tanh(x) @ WEIGHT > 0), 0) @ WEIGHT.T
+    np.testing.assert_allclose(guided, (g * (1 - np.tanh(x) ** 2)) @ WEIGHT.T, rtol=1e-4, atol=1e-5)
+    with pytest.raises(OpaqueRegionError, match="received Tanh "):
+        GuidedBackprop(in_tensorflow_net(row_by_row(tf.tanh))).explain(images, 1)
+
+
+def test_tensorflow_an_operation_that_is_unknown_on_purpose():
+    def model(x):
+        return tf.reshape(tf.image.rgb_to_hsv(tf.reshape(tf.nn.relu(x @ WEIGHT), (-1, 2, 3))), (-1, 6))
+
+    assert str(GuidedBackprop(model).explain(tf.constant(IMAGES), 1).coverage) == "RGBToHSV x1 plain, relu x1 guided"

@@ -63,9 +63,6 @@ class ReluRule(ABC):
     needs_every_relu: ClassVar[bool] = True
     reads_values: ClassVar[bool] = False
     guides_smooth: bool = False
-    # How the backends still tell the named rules apart.
-    forward_gate: ClassVar[bool]
-    backward_gate: ClassVar[bool]
 
     @abstractmethod
     def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
@@ -98,7 +95,6 @@ class Plain(ReluRule):
     """The derivative itself: a ReLU passes what its input let pass."""
 
     name = "plain"
-    forward_gate, backward_gate = True, False
     needs_every_relu = False
 
     def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
@@ -111,7 +107,6 @@ class Deconv(ReluRule):
     """DeconvNet: a ReLU passes every positive gradient."""
 
     name = "deconv"
-    forward_gate, backward_gate = False, True
 
     def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
         """Return g * 1[g > 0]."""
@@ -125,7 +120,6 @@ class Guided(ReluRule):
     guides_smooth: bool = False
 
     name = "guided"
-    forward_gate, backward_gate = True, True
 
     def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
         """Return g * 1[x > 0] * 1[g > 0]."""
@@ -137,7 +131,6 @@ class Open(ReluRule):
     """Everything passes, as if there were no ReLU: for what a value depends on, and not for maps."""
 
     name = "open"
-    forward_gate, backward_gate = False, False
     needs_every_relu = False
 
     def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:

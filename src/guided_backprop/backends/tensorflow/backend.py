@@ -6,14 +6,15 @@ functions, layers and gradients are left as they are, and weights are read anew 
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework.graph_pb2 import GraphDef
 
-from guided_backprop.arrays import Inputs
+from guided_backprop.arrays import Array, Images, Inputs, Model, NumpyArray, Tensor
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
@@ -36,7 +37,7 @@ class _Kind(NamedTuple):
     """What a graph is made for: the inputs' signatures, if they come in a tuple or by name, if a head is undone."""
 
     specs: _Specs
-    form: Any
+    form: Hashable
     undoes_head: bool
 
 
@@ -56,9 +57,9 @@ class _Copy:
     """
 
     specs: _Specs
-    graph_def: Any
+    graph_def: GraphDef
     arguments: list[str]
-    captured: list[Any]
+    captured: list[tf.Tensor]
     output: str
     inside: str | None
     watched: dict[str, list[str]]
@@ -89,9 +90,9 @@ class _Call:
     score: Score | None
     count: int
     labels: int
-    outputs: Any = None
-    weights: Any = None
-    scores: Any = None
+    outputs: NumpyArray = field(init=False)
+    weights: NumpyArray = field(init=False)
+    scores: NumpyArray | None = None
     error: BaseException | None = field(default=None)
 
 
@@ -118,10 +119,10 @@ class TensorFlowBackend(Backend):
         self._lock = threading.RLock()
 
     @classmethod
-    def network_of(cls, model: Any) -> Network:
+    def network_of(cls, model: Model) -> Network:
         return KerasNetwork(model) if is_keras(model) else TensorFlowNetwork(model)
 
-    def check_kind(self, values: Any) -> None:
+    def check_kind(self, values: Tensor) -> None:
         is_tensor = isinstance(values, tf.Tensor) and hasattr(values, "numpy")
         if not (is_tensor or isinstance(values, np.ndarray)) or len(values.shape) == 0:
             raise ImageError(
@@ -129,16 +130,16 @@ class TensorFlowBackend(Backend):
                 f"received images={type(values).__name__}. Stack the images to one batch."
             )
 
-    def is_floating(self, values: Any) -> bool:
+    def is_floating(self, values: Array) -> bool:
         return bool(tf.as_dtype(values.dtype).is_floating)
 
-    def is_finite(self, values: Any) -> bool:
+    def is_finite(self, values: Array) -> bool:
         array = np.asarray(values)
         # bfloat16 is no number to NumPy.
         return bool(np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all())
 
     def attribute(
-        self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+        self, images: Images, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         self.network.check()
         # Out of the caller's graphs and off his tapes.
@@ -170,7 +171,7 @@ class TensorFlowBackend(Backend):
             )
         return attributed
 
-    def outputs(self, images: Any) -> np.ndarray[Any, Any]:
+    def outputs(self, images: Images) -> NumpyArray:
         self.network.check()
         with tf.init_scope():
             given = Inputs.of(images).map(tf.convert_to_tensor)
@@ -179,13 +180,13 @@ class TensorFlowBackend(Backend):
                 output = forward(*given.arrays).numpy()
         return output.astype(np.float32) if output.dtype.kind == "V" else output  # type: ignore[no-any-return]
 
-    def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
+    def from_numpy(self, values: NumpyArray, like: Array) -> Tensor:
         return values.astype(like.dtype) if isinstance(like, np.ndarray) else tf.cast(values, like.dtype)
 
-    def _gradients(self, results: Mapping[str, tf.Tensor], name: str, images: Any) -> Any:
+    def _gradients(self, results: Mapping[str, tf.Tensor], name: str, images: Images) -> Images:
         """Return the gradients of one name in the form of the images."""
         inputs = Inputs.of(images)
-        found: list[Any] = [results.get(f"{name} {position}") for position in range(len(inputs.arrays))]
+        found: list[Tensor] = [results.get(f"{name} {position}") for position in range(len(inputs.arrays))]
         if any(each is not None and not self.is_finite(each) for each in found):
             raise not_finite()
         for position, values in enumerate(inputs.arrays):
@@ -288,7 +289,7 @@ class TensorFlowBackend(Backend):
             results["logits"], results[f"arrived {label}"] = logits, arrived
         return results | editor.seen()
 
-    def _weigh(self, token: Any, outputs: Any) -> Any:
+    def _weigh(self, token: NumpyArray, outputs: NumpyArray) -> NumpyArray:
         """Say how the outputs weigh, between the forward and the backward pass of one call."""
         call = self._calls[int(token)]
         try:

@@ -284,7 +284,7 @@ def _forward(program: Program) -> Any:
     @jax.jit
     def forward(constants: list[Any], inputs: list[jax.Array]) -> jax.Array:
         runner = Runner(PLAIN, constants)
-        return runner.read(block.outputs[0], runner.run(block, inputs))  # type: ignore[no-any-return]
+        return runner.read(block.outputs[0], runner.run(block, inputs))
 
     return forward
 

@@ -5,7 +5,7 @@ What cannot be compared by its value, such as a function, is compared by identit
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from guided_backprop.backends.jax.program import CUSTOM, Block, Program, Step, Value, alone
+from guided_backprop.backends.jax.program import CUSTOM, Block, Program, Shaped, Step, Value, alone
 
 _MOST = 16
 
@@ -22,7 +22,7 @@ _MOST = 16
 class Identity:
     """Compares by identity what may change, or has no equality to rely on; holds it, so its id stays its own."""
 
-    def __init__(self, held: Any) -> None:
+    def __init__(self, held: object) -> None:
         self._held = held
 
     def __eq__(self, other: object) -> bool:
@@ -103,7 +103,7 @@ def _value_key(value: Value, numbers: dict[Value, int]) -> Hashable:
     return numbers.setdefault(value, len(numbers)), aval
 
 
-def _equation_key(eqn: Any, has_blocks: bool) -> Hashable:
+def _equation_key(eqn: core.JaxprEqn, has_blocks: bool) -> Hashable:
     if eqn.primitive.name in CUSTOM:
         return _derivative_key(eqn)
     return tuple(
@@ -112,16 +112,13 @@ def _equation_key(eqn: Any, has_blocks: bool) -> Hashable:
     )
 
 
-def _derivative_key(eqn: Any) -> Hashable:
+def _derivative_key(eqn: core.JaxprEqn) -> Hashable:
     """Compare custom functions by what they and their derivatives do: the functions are new in each trace."""
     primal = next(parameter for parameter in eqn.params.values() if _is_jaxpr(parameter))
     try:
-        seen = [atom.aval for atom in eqn.invars]
-        floats = [index for index, aval in enumerate(seen) if jnp.issubdtype(aval.dtype, jnp.inexact)]
-        shapes = [
-            jax.ShapeDtypeStruct(aval.shape, aval.dtype)  # type: ignore[no-untyped-call]
-            for aval in (*seen, *(var.aval for var in eqn.outvars))
-        ]
+        seen = _shapes(eqn.invars)
+        floats = [index for index, shape in enumerate(seen) if jnp.issubdtype(shape.dtype, jnp.inexact)]
+        shapes = [*seen, *_shapes(eqn.outvars)]
         derivative = jax.make_jaxpr(lambda *inputs: _pushed_back(eqn, inputs, floats))(*shapes)
     except Exception:
         # Not every function can be differentiated out of its context: then it is compared by identity.
@@ -129,28 +126,32 @@ def _derivative_key(eqn: Any) -> Hashable:
     return _key(primal), _key(derivative)
 
 
-def _pushed_back(eqn: Any, inputs: tuple[Any, ...], floats: list[int]) -> Any:
-    shapes = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]  # type: ignore[no-untyped-call]
-    atoms = jax.make_jaxpr(lambda *inputs: inputs)(*shapes).jaxpr.invars
+def _pushed_back(eqn: core.JaxprEqn, inputs: tuple[jax.Array, ...], floats: list[int]) -> list[jax.Array]:
+    atoms = jax.make_jaxpr(lambda *inputs: inputs)(*_shapes(eqn.invars)).jaxpr.invars
     run = alone(eqn.replace(invars=atoms), atoms, eqn.outvars)
 
-    def of_floats(*values: Any) -> Any:
+    def of_floats(*values: jax.Array) -> list[jax.Array]:
         filled = list(inputs[: len(atoms)])
         for index, value in zip(floats, values, strict=True):
             filled[index] = value
         return run(*filled)
 
     _, back = jax.vjp(of_floats, *(inputs[index] for index in floats))
-    return back(list(inputs[len(atoms) :]))
+    return list(back(list(inputs[len(atoms) :])))
 
 
-def _is_jaxpr(parameter: Any) -> bool:
+def _shapes(atoms: Sequence[core.Var | core.Literal]) -> list[jax.ShapeDtypeStruct]:
+    shapes: list[Shaped] = [atom.aval for atom in atoms]
+    return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in shapes]  # type: ignore[no-untyped-call]
+
+
+def _is_jaxpr(parameter: object) -> bool:
     if isinstance(parameter, (tuple, list)):
         return any(map(_is_jaxpr, parameter))
     return isinstance(parameter, (core.Jaxpr, core.ClosedJaxpr))
 
 
-def _key(value: Any) -> Hashable:
+def _key(value: object) -> Hashable:
     if isinstance(value, core.ClosedJaxpr):
         return _key(value.jaxpr), tuple(map(_key, value.consts))
     if isinstance(value, core.Jaxpr):
@@ -170,15 +171,15 @@ def _key(value: Any) -> Hashable:
     return type(value), value
 
 
-def _jaxpr_key(jaxpr: Any) -> Hashable:
-    numbers: dict[Any, int] = {}
+def _jaxpr_key(jaxpr: core.Jaxpr) -> Hashable:
+    numbers: dict[core.Var, int] = {}
 
-    def atom(each: Any) -> Hashable:
+    def atom(each: core.Var | core.Literal) -> Hashable:
         if isinstance(each, core.Literal):
             return "literal", str(each.aval), _key(np.asarray(each.val))
         return numbers.setdefault(each, len(numbers)), str(each.aval)
 
-    def equation(eqn: Any) -> Hashable:
+    def equation(eqn: core.JaxprEqn) -> Hashable:
         if eqn.primitive.name in CUSTOM:
             # Only first derivatives are taken, so inside of a derivative this is run and not differentiated.
             params: Hashable = _key(next(each for each in eqn.params.values() if _is_jaxpr(each)))

@@ -11,11 +11,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.extend import core
 
 from guided_backprop.backends.jax.operations import JITTED, OPERATIONS
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import no_layer
+
+Jaxpr = core.Jaxpr | core.ClosedJaxpr
+#: What is known of an array before it has values; its class has no public name.
+Shaped = Any
 
 _CALLS = OPERATIONS.called("call")
 REMATS = OPERATIONS.called("checkpoint")
@@ -40,7 +45,7 @@ class Value:
         is_live: whether a gradient flows to it from the output.
     """
 
-    aval: Any
+    aval: Shaped
     step: "Step | None" = None
     constant: int | None = None
     literal: Any = None
@@ -70,18 +75,18 @@ class Step:
         inputs, outputs: its operands and results.
         blocks: the jaxprs in its parameters, for loops, branches, checkpoints and custom functions.
         jitted: the row of the table that it is as a whole, where it is a jitted function of jax.nn; or None.
-        relu: how it is a ReLU, or None; see relus.
-        activation: the composite activation that ends here, or None; see composites.
+        relu: how it is a ReLU, or None.
+        activation: the composite activation that ends here, or None.
         is_inside: whether it is a part of the ReLU that the next step stands for.
         is_part: whether it is a part of a composite activation that ends elsewhere.
     """
 
-    eqn: Any
+    eqn: core.JaxprEqn
     inputs: list[Value]
     outputs: list[Value]
     blocks: list[Block] = field(default_factory=list)
     jitted: str | None = None
-    relu: Any = None
+    relu: "Relu | None" = None
     activation: "Activation | None" = None
     is_inside: bool = False
     is_part: bool = False
@@ -121,16 +126,36 @@ class Step:
             value.carries and value.is_live for value in self.outputs
         )
 
-    def run(self, operands: Sequence[Any]) -> list[Any]:
+    def run(self, operands: Sequence[Array]) -> list[Array]:
         """Do the operation as the model does it."""
         eqn = self.eqn
-        seen: dict[Any, Any] = {}
+        seen: dict[core.Var, Array] = {}
         for atom, operand in zip(eqn.invars, operands, strict=True):
             if not isinstance(atom, core.Literal):
                 seen[atom] = operand
         kept = [var for var in eqn.outvars if not is_dropped(var)]
         results = iter(alone(eqn, list(seen), kept)(*seen.values()))
-        return [None if is_dropped(var) else next(results) for var in eqn.outvars]
+        # Nobody reads what is dropped.
+        return [None if is_dropped(var) else next(results) for var in eqn.outvars]  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
+class Relu:
+    """How a step is a ReLU, or a ReLU with a cap.
+
+    Attributes:
+        name: "relu", "relu6"...
+        operand: which of the step's operands is the ReLU's input; that of ``inside`` if there is one.
+        cap: the upper bound; None if there is none.
+        inside: the step in front, of the pair of maximum and minimum that the ReLU is made of.
+        is_custom: whether it brings a derivative of its own, which is then its forward gate.
+    """
+
+    name: str
+    operand: int = 0
+    cap: Value | None = None
+    inside: Step | None = None
+    is_custom: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -151,8 +176,8 @@ class Activation:
 class Program:
     """A model as traced: one block, and the arrays that it closed over."""
 
-    def __init__(self, traced: Any) -> None:
-        self.constants: list[Any] = []
+    def __init__(self, traced: core.ClosedJaxpr) -> None:
+        self.constants: list[Array] = []
         self._known: dict[int, Value] = {}
         images = [Value(var.aval) for var in traced.jaxpr.invars]
         steps: list[Step] = []
@@ -173,7 +198,7 @@ class Program:
                 named.setdefault(step.eqn.params["name"], step)
         return named
 
-    def end_at(self, name: str | int) -> Any:
+    def end_at(self, name: str | int) -> Shaped:
         """End the program with the value of this name, or position among the names; return its shape.
 
         Args:
@@ -187,7 +212,7 @@ class Program:
         self.block.outputs = last.outputs
         return self.block.outputs[0].aval
 
-    def begin_at(self, name: str | int | None) -> Any:
+    def begin_at(self, name: str | int | None) -> Shaped:
         """Let gradients end at the value of this name; None for the program's second output.
 
         Returns:
@@ -220,13 +245,13 @@ class Program:
             raise no_layer(name, names)
         return named[str(chosen)]
 
-    def _inline(self, closed: Any, inputs: Sequence[Value], steps: list[Step]) -> list[Value]:
-        jaxpr, constants = (closed.jaxpr, closed.consts) if hasattr(closed, "consts") else (closed, ())
-        values: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+    def _inline(self, closed: Jaxpr, inputs: Sequence[Value], steps: list[Step]) -> list[Value]:
+        jaxpr, constants = (closed.jaxpr, closed.consts) if isinstance(closed, core.ClosedJaxpr) else (closed, [])
+        values: dict[core.Var, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, constant in zip(jaxpr.constvars, constants, strict=True):
             values[var] = self._constant(var.aval, constant)
 
-        def read(atom: Any) -> Value:
+        def read(atom: core.Var | core.Literal) -> Value:
             if not isinstance(atom, core.Literal):
                 return values[atom]
             return self._constant(atom.aval, atom.val) if np.ndim(atom.val) else Value(atom.aval, literal=atom.val)
@@ -237,7 +262,7 @@ class Program:
             values.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _expand(self, eqn: Any, operands: list[Value], steps: list[Step]) -> list[Value]:
+    def _expand(self, eqn: core.JaxprEqn, operands: list[Value], steps: list[Step]) -> list[Value]:
         jitted = None
         if eqn.primitive.name in _CALLS:
             jitted = jitted_name(eqn)
@@ -256,13 +281,13 @@ class Program:
         steps.append(step)
         return step.outputs
 
-    def _block(self, closed: Any, outer: Sequence[Value | None]) -> Block:
-        jaxpr = closed.jaxpr if hasattr(closed, "consts") else closed
+    def _block(self, closed: Jaxpr, outer: Sequence[Value | None]) -> Block:
+        jaxpr = closed.jaxpr if isinstance(closed, core.ClosedJaxpr) else closed
         inputs = [Value(var.aval, outer=value) for var, value in zip(jaxpr.invars, outer, strict=True)]
         steps: list[Step] = []
         return Block(inputs, steps, self._inline(closed, inputs, steps))
 
-    def _loop(self, eqn: Any, operands: list[Value]) -> Block:
+    def _loop(self, eqn: core.JaxprEqn, operands: list[Value]) -> Block:
         constants, carried = eqn.params["num_consts"], eqn.params["num_carry"]
         outer = [*operands[:constants], *[None] * (len(operands) - constants)]
         block = self._block(eqn.params["jaxpr"], outer)
@@ -270,19 +295,19 @@ class Program:
             value.stack = stack
         return block
 
-    def _constant(self, aval: Any, array: Any) -> Value:
+    def _constant(self, aval: Shaped, array: Array) -> Value:
         if id(array) not in self._known:
             self._known[id(array)] = Value(aval, constant=len(self.constants))
             self.constants.append(array)
         return self._known[id(array)]
 
 
-def is_dropped(var: Any) -> bool:
+def is_dropped(var: core.Var) -> bool:
     """Tell whether an equation's result is not used; the class has no public name in every version of JAX."""
     return type(var).__name__ == "DropVar"
 
 
-def alone(eqn: Any, inputs: list[Any], outputs: list[Any]) -> Callable[..., list[Any]]:
+def alone(eqn: core.JaxprEqn, inputs: list[core.Var], outputs: list[core.Var]) -> Callable[..., list[Array]]:
     """Return a function that does what one equation does."""
     about: dict[str, Any] = {}
     if hasattr(core, "DebugInfo"):
@@ -299,7 +324,7 @@ def _all_steps(block: Block) -> Iterator[Step]:
         yield step
 
 
-def _inner(eqn: Any, operands: list[Value]) -> Iterator[tuple[Any, list[Value | None]]]:
+def _inner(eqn: core.JaxprEqn, operands: list[Value]) -> Iterator[tuple[Jaxpr, list[Value | None]]]:
     """Yield each jaxpr in an equation's parameters, with the operand that each of its inputs is, or None."""
     params = eqn.params
     if eqn.primitive.name in OPERATIONS.called("cond"):
@@ -314,7 +339,7 @@ def _inner(eqn: Any, operands: list[Value]) -> Iterator[tuple[Any, list[Value | 
                     yield inner, list(operands) if is_same else [None] * len(inputs)
 
 
-def jitted_name(eqn: Any) -> str | None:
+def jitted_name(eqn: core.JaxprEqn) -> str | None:
     """Return which function of jax.nn a jitted call is, by its row; or None: a name alone may be the user's own."""
     name = eqn.params.get("name")
     if name not in JITTED:
@@ -322,10 +347,11 @@ def jitted_name(eqn: Any) -> str | None:
     original: Callable[..., Any] | None = getattr(jax.nn, name, getattr(jax.numpy, name, None))
     if original is None:
         return None
-    operands = (
-        jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, weak_type=atom.aval.weak_type)  # type: ignore[no-untyped-call]
-        for atom in eqn.invars
-    )
+    shapes: list[Shaped] = [atom.aval for atom in eqn.invars]
+    operands = [
+        jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)  # type: ignore[no-untyped-call]
+        for aval in shapes
+    ]
     try:
         traced = jax.make_jaxpr(original)(*operands)
     except (TypeError, ValueError):
@@ -336,5 +362,5 @@ def jitted_name(eqn: Any) -> str | None:
     return JITTED[name] if _text(expected.params["jaxpr"]) == _text(eqn.params["jaxpr"]) else None
 
 
-def _text(closed: Any) -> str:
+def _text(closed: Jaxpr) -> str:
     return str(closed).replace("weak_type=True", "weak_type=False")

@@ -5,39 +5,19 @@ written: ``jax.nn.relu``, ``jnp.maximum(x, 0)`` and ``lax.clamp(0, x, inf)`` are
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.jax.program import REBUILT, Block, Program, Step, Value
+from guided_backprop.backends.jax.program import REBUILT, Block, Program, Relu, Step, Value
 from guided_backprop.backends.operations import Kind
 
 # Words of operations value by value: a square root behind them is taken of what went in.
 _POINTWISE = frozenset("add broadcast cast copy div mark mul neg pow reshape squeeze sub".split())
 _MOVES = frozenset("broadcast cast copy reshape squeeze stop_gradient transpose".split())
 _OF_A_RELU = frozenset("broadcast cast clamp mark maximum minimum".split())
-
-
-@dataclass(frozen=True, slots=True)
-class Relu:
-    """How a step is a ReLU, or a ReLU with a cap.
-
-    Attributes:
-        name: "relu", "relu6"...
-        operand: which of the step's operands is the ReLU's input; that of ``inside`` if there is one.
-        cap: the upper bound; None if there is none.
-        inside: the step in front, of the pair of maximum and minimum that the ReLU is made of.
-        is_custom: whether it brings a derivative of its own, which is then its forward gate.
-    """
-
-    name: str
-    operand: int = 0
-    cap: Value | None = None
-    inside: Step | None = None
-    is_custom: bool = False
 
 
 class Facts:

@@ -1,16 +1,22 @@
 """Runs an expanded JAX model with another backward pass at its ReLUs; loops and branches stay what they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from guided_backprop.backends.jax.program import REBUILT, REMATS, Activation, Block, Step, Value
-from guided_backprop.backends.jax.relus import Relu, custom_name
+from guided_backprop.backends.jax.program import REBUILT, REMATS, Activation, Block, Relu, Step, Value
+from guided_backprop.backends.jax.relus import custom_name
 from guided_backprop.errors import OpaqueRegionError
 from guided_backprop.rules import GUIDED, Guided, Plain, ReluRule
+
+Arrays = tuple[Array, ...]
+# What JAX keeps for the backward pass: any tree of arrays.
+Kept = Any
+Params = Mapping[str, Any]
 
 
 class Runner:
@@ -21,13 +27,13 @@ class Runner:
         constants: the arrays that the model closed over.
     """
 
-    def __init__(self, rule: ReluRule, constants: Sequence[Any]) -> None:
+    def __init__(self, rule: ReluRule, constants: Sequence[Array]) -> None:
         self._rule = rule
         self._constants = constants
 
-    def run(self, block: Block, inputs: Sequence[Any]) -> dict[Value, Any]:
+    def run(self, block: Block, inputs: Sequence[Array]) -> dict[Value, Array]:
         """Run a block and return all its values."""
-        values: dict[Value, Any] = dict(zip(block.inputs, inputs, strict=True))
+        values: dict[Value, Array] = dict(zip(block.inputs, inputs, strict=True))
         for step in block.steps:
             if step.is_inside:
                 continue
@@ -42,13 +48,13 @@ class Runner:
             values.update(zip(step.outputs, results, strict=True))
         return values
 
-    def read(self, value: Value, values: dict[Value, Any]) -> Any:
+    def read(self, value: Value, values: dict[Value, Array]) -> Array:
         """Return the array of one value."""
         if value.literal is not None:
             return jnp.asarray(value.literal, value.aval.dtype)
         return self._constants[value.constant] if value.constant is not None else values[value]
 
-    def _step(self, step: Step, operands: list[Any]) -> list[Any]:
+    def _step(self, step: Step, operands: list[Array]) -> list[Array]:
         is_whole = step.name not in REBUILT or not step.is_on_path
         if is_whole or not any(_has_activation(block) for block in step.blocks):
             return step.run(operands)
@@ -65,14 +71,14 @@ class Runner:
             results = _shard_map(functions[0], params)(*operands)
         return list(results)
 
-    def _function(self, block: Block) -> Callable[..., tuple[Any, ...]]:
-        def function(*inputs: Any) -> tuple[Any, ...]:
+    def _function(self, block: Block) -> Callable[..., Arrays]:
+        def function(*inputs: Array) -> Arrays:
             values = self.run(block, inputs)
             return tuple(self.read(value, values) for value in block.outputs)
 
         return function
 
-    def _relu(self, step: Step, relu: Relu, values: dict[Value, Any]) -> Any:
+    def _relu(self, step: Step, relu: Relu, values: dict[Value, Array]) -> Array:
         """Run a ReLU forward as it is; going back, the rule says what leaves it."""
         first = relu.inside or step
         operands = [self.read(value, values) for value in first.inputs]
@@ -81,20 +87,20 @@ class Runner:
         x = operands.pop(relu.operand)
         cap = None if relu.cap is None else self.read(relu.cap, values)
 
-        def forward(x: Any, others: list[Any], cap: Any) -> Any:
+        def forward(x: Array, others: list[Array], cap: Array | None) -> Array:
             (y,) = first.run([*others[: relu.operand], x, *others[relu.operand :]])
-            if relu.inside is None:
+            if relu.inside is None or cap is None:
                 return y
             (y,) = step.run([y if value is first.outputs[0] else cap for value in step.inputs])
             return y
 
         return _ruled(self._rule, forward, x, operands, cap)
 
-    def _custom(self, step: Step, operands: list[Any]) -> Any:
+    def _custom(self, step: Step, operands: list[Array]) -> Array:
         """Run a ReLU that brings a derivative of its own, which is then its forward gate."""
         carries = [value.carries for value in step.inputs]
 
-        def forward(carrying: list[Any], others: list[Any]) -> Any:
+        def forward(carrying: list[Array], others: list[Array]) -> Array:
             left, rest = iter(carrying), iter(others)
             (y,) = step.run([next(left) if each else next(rest) for each in carries])
             return y
@@ -102,7 +108,7 @@ class Runner:
         others = [operand for operand, is_carrying in zip(operands, carries, strict=True) if not is_carrying]
         return _ruled_derivative(self._rule, custom_name(step), forward, list(compress(operands, carries)), others)
 
-    def _smooth(self, last: Step, activation: Activation, values: dict[Value, Any]) -> Any:
+    def _smooth(self, last: Step, activation: Activation, values: dict[Value, Array]) -> Array:
         """Run a smooth activation that the rule acts on; its own derivative is its forward gate."""
         made = {value for step in activation.steps for value in step.outputs}
         outside = [
@@ -112,7 +118,7 @@ class Runner:
             if value in values and value is not activation.x and value not in made
         ]
 
-        def forward(carrying: list[Any], others: list[Any]) -> Any:
+        def forward(carrying: list[Array], others: list[Array]) -> Array:
             inside = {activation.x: carrying[0], **dict(zip(outside, others, strict=True))}
             for step in activation.steps:
                 results = step.run([self.read(value, inside) for value in step.inputs])
@@ -123,7 +129,7 @@ class Runner:
         return _ruled_derivative(self._rule, activation.name, forward, [x], others)
 
 
-def _ruled(rule: ReluRule, forward: Callable[..., Any], x: Any, others: list[Any], cap: Any) -> Any:
+def _ruled(rule: ReluRule, forward: Callable[..., Array], x: Array, others: list[Array], cap: Array | None) -> Array:
     """Return what a ReLU makes of x; going back, the rule says what leaves.
 
     Args:
@@ -136,12 +142,12 @@ def _ruled(rule: ReluRule, forward: Callable[..., Any], x: Any, others: list[Any
     """
     shape = jnp.shape(x)
 
-    def keep(x: Any, others: list[Any], cap: Any) -> tuple[Any, Any]:
+    def keep(x: Array, others: list[Array], cap: Array | None) -> tuple[Array, Kept]:
         y = forward(x, others, cap)
         is_open = x > 0 if cap is None else (x > 0) & (x < cap)
         return y, (is_open, (jnp.broadcast_to(x, y.shape), y) if rule.reads_values else (None, None))
 
-    def back(kept: Any, g: Any) -> tuple[Any, None, None]:
+    def back(kept: Kept, g: Array) -> tuple[Array, None, None]:
         is_open, (x, y) = kept
         derived = jnp.where(is_open, g, jnp.zeros_like(g))
         return _summed_to(rule.leaving(g, derived, x, y, jnp), shape), None, None
@@ -152,8 +158,8 @@ def _ruled(rule: ReluRule, forward: Callable[..., Any], x: Any, others: list[Any
 
 
 def _ruled_derivative(
-    rule: ReluRule, name: str, forward: Callable[..., Any], carrying: list[Any], others: list[Any]
-) -> Any:
+    rule: ReluRule, name: str, forward: Callable[..., Array], carrying: list[Array], others: list[Array]
+) -> Array:
     """Return what an activation with a derivative of its own gives out; going back, the rule says what leaves.
 
     Args:
@@ -168,7 +174,7 @@ def _ruled_derivative(
     if type(rule) is Guided:
         return _guided(forward(carrying, others))
 
-    def keep(carrying: list[Any], others: list[Any]) -> tuple[Any, Any]:
+    def keep(carrying: list[Array], others: list[Array]) -> tuple[Array, Kept]:
         y, derivative = jax.vjp(lambda carrying: forward(carrying, others), carrying)
         if any(x.shape != y.shape for x in carrying):
             raise OpaqueRegionError(
@@ -177,7 +183,7 @@ def _ruled_derivative(
             )
         return y, (derivative, (carrying, y) if rule.reads_values else ([None] * len(carrying), None))
 
-    def back(kept: Any, g: Any) -> tuple[list[Any], None]:
+    def back(kept: Kept, g: Array) -> tuple[list[Array], None]:
         derivative, (carrying, y) = kept
         (derived,) = derivative(g)
         return [rule.leaving(g, each, x, y, jnp) for each, x in zip(derived, carrying, strict=True)], None
@@ -188,7 +194,7 @@ def _ruled_derivative(
 
 
 @jax.custom_vjp
-def _guided(y: Any) -> Any:
+def _guided(y: Array) -> Array:
     """Return y; going back, only positive gradients pass.
 
     What made y then applies its derivative, which is linear in g: so what leaves is what the guided rule says.
@@ -199,7 +205,7 @@ def _guided(y: Any) -> Any:
 _guided.defvjp(lambda y: (y, None), lambda _, g: (GUIDED.leaving(g, g, None, None, jnp),))
 
 
-def _summed_to(g: Any, shape: tuple[int, ...]) -> Any:
+def _summed_to(g: Array, shape: tuple[int, ...]) -> Array:
     """Sum over the axes along which x was repeated."""
     if g.shape == shape:
         return g
@@ -216,11 +222,11 @@ def _has_activation(block: Block) -> bool:
     )
 
 
-def _scan(body: Callable[..., tuple[Any, ...]], operands: list[Any], params: dict[str, Any]) -> list[Any]:
+def _scan(body: Callable[..., Arrays], operands: list[Array], params: Params) -> list[Array]:
     start, carried = params["num_consts"], params["num_carry"]
     constants, carry, slices = operands[:start], operands[start : start + carried], operands[start + carried :]
 
-    def turn(carry: Any, slices: Any) -> tuple[Any, Any]:
+    def turn(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:
         results = body(*constants, *carry, *slices)
         return results[:carried], results[carried:]
 
@@ -235,7 +241,7 @@ def _scan(body: Callable[..., tuple[Any, ...]], operands: list[Any], params: dic
     return [*last, *stacked]
 
 
-def _shard_map(body: Callable[..., tuple[Any, ...]], params: dict[str, Any]) -> Callable[..., Any]:
+def _shard_map(body: Callable[..., Arrays], params: Params) -> Callable[..., Arrays]:
     return jax.shard_map(
         body,
         mesh=params["mesh"],

@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends.torch.fast import stem
+from guided_backprop.backends.torch.fast.calls import Convolution
 from guided_backprop.backends.torch.fast.kernels import (
     NO_TAPS,
     Geometry,
@@ -244,11 +245,11 @@ def both_ways(func: Any, options: dict[str, Any]) -> tuple[Callable[[], Tensor],
         x = torch.randn_like(options["input"]).requires_grad_()
         return _both_ways(lambda: multiplied(func, (x, weight), {}))
     x = torch.randn_like(options["input"], memory_format=torch.channels_last).requires_grad_()
-    given = options | {"input": x, "weight": weight, "bias": None}
-    packed = Packed(weight, Geometry(x.shape, *(options[name] for name in CONVOLUTION[3:])))
+    call = Convolution(func, x, weight, None, *(options[name] for name in CONVOLUTION[3:]))
+    packed = Packed(weight, Geometry(x.shape, *call[4:]))
 
     def forth() -> Tensor:
-        return convolved(func, given, NO_TAPS) if stem.pays(given) else PackedConvolution.apply(x, packed, None)
+        return convolved(call, NO_TAPS) if stem.pays(call) else PackedConvolution.apply(x, packed, None)
 
     return _both_ways(forth)
 

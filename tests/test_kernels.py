@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from guided_backprop import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.backends.torch.fast import kernels
-from guided_backprop.backends.torch.fast.kernels import NO_TAPS, Kernel, Norm
+from guided_backprop.backends.torch.fast.calls import Convolution, Norm
+from guided_backprop.backends.torch.fast.kernels import NO_TAPS, Kernel
 from networks import IMAGES
 from networks_torch import Net, oracle
 from spellings import column
@@ -98,8 +99,8 @@ def test_a_packed_convolution(channels, taps, windows, size, has_norm):
     folded = Norm(single.running_mean, single.running_var, single.weight, single.bias) if has_norm else None
     kernel = Kernel(weight.float(), bias.float(), folded)
     leaf = x.detach().float().contiguous(memory_format=torch.channels_last).requires_grad_()
-    given_ = options | {"input": leaf, "weight": kernel.weight, "bias": kernel.bias}
-    found = kernel.convolve(torch.conv2d, given_, NO_TAPS, packs=True)
+    call = Convolution(torch.conv2d, leaf, kernel.weight, kernel.bias, **options)
+    found = kernel.convolve(call, NO_TAPS, packs=True)
     assert (found.grad_fn.name() == "PackedConvolutionBackward") == OFFERED
     np.testing.assert_allclose(found.detach(), expected.detach(), **TOLERANCE)
     # What arrives has a layout of its own.

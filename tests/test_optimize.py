@@ -625,7 +625,15 @@ def _padded_for_two(self, x):
     return hidden if x.mean() > 0 else hidden + self.conv2(padded)
 
 
-@pytest.mark.parametrize("forward", [_in_front_of_the_norm, _returned_as_well, _padded_images, _padded_for_two])
+def _padded_for_its_size(self, x):
+    padded = F.pad(x, (1, 1, 1, 1))
+    hidden = torch.relu(self.norm(self.conv(padded)))
+    return hidden if x.mean() > 0 else hidden * padded.shape[2]
+
+
+@pytest.mark.parametrize(
+    "forward", [_in_front_of_the_norm, _returned_as_well, _padded_images, _padded_for_two, _padded_for_its_size]
+)
 def test_what_was_left_out_is_used_on_other_images(forward):
     model = made(lambda: Own(forward, conv=conv(), norm=nn.BatchNorm2d(4), conv2=conv()))
     positive, negative = images(2, 4, 9, 8).abs(), -images(2, 4, 9, 8).abs()

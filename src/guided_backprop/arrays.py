@@ -32,6 +32,8 @@ class Array(Protocol):
 Tensor = Any
 #: What a model is given, and what belongs to that: one array ``(N, ...)``, or a tuple or a dictionary of them.
 Images = Any
+#: What a model returns: one array ``(N, ...)``, or several in whatever holds them.
+Outputs = Any
 #: A network of any framework: a module, a Keras or saved model, or a function.
 Model = Any
 #: A layer of a model: itself, its name or its position.

@@ -24,8 +24,11 @@ the rules here, a test compares it with this one.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
+
+from guided_backprop.arrays import Tensor
 
 #: The activations that ``smooth="guide"`` acts on, by the names that ``coverage`` gives them: those that stand where
 #: a ReLU could. SELU is an ELU in PyTorch. Gates and heads (sigmoid, tanh, softmax) keep their derivative.
@@ -35,8 +38,8 @@ SMOOTH = frozenset("celu elu gelu hardswish leaky_relu mish prelu rrelu selu sil
 class ArrayFunctions(Protocol):
     """What a rule is written with: ``numpy``, ``torch``, ``jax.numpy`` or ``tensorflow.experimental.numpy``."""
 
-    where: Any
-    zeros_like: Any
+    where: Callable[..., Tensor]
+    zeros_like: Callable[..., Tensor]
 
 
 class ReluRule(ABC):
@@ -65,7 +68,7 @@ class ReluRule(ABC):
     guides_smooth: bool = False
 
     @abstractmethod
-    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+    def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: ArrayFunctions) -> Tensor:
         """Return what leaves towards x: an array like ``derived``.
 
         Args:
@@ -85,7 +88,7 @@ class ReluRule(ABC):
         return self.name if self.guides(activation) else PLAIN.name
 
 
-def closed(is_closed: Any, gradient: Any, xp: ArrayFunctions) -> Any:
+def closed(is_closed: Tensor, gradient: Tensor, xp: ArrayFunctions) -> Tensor:
     """Return a gradient with nothing where the gate is closed."""
     return xp.where(is_closed, xp.zeros_like(gradient), gradient)
 
@@ -97,7 +100,7 @@ class Plain(ReluRule):
     name = "plain"
     needs_every_relu = False
 
-    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+    def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: ArrayFunctions) -> Tensor:
         """Return g * 1[x > 0]."""
         return derived
 
@@ -108,7 +111,7 @@ class Deconv(ReluRule):
 
     name = "deconv"
 
-    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+    def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: ArrayFunctions) -> Tensor:
         """Return g * 1[g > 0]."""
         return closed(g <= 0, g, xp)
 
@@ -121,7 +124,7 @@ class Guided(ReluRule):
 
     name = "guided"
 
-    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+    def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: ArrayFunctions) -> Tensor:
         """Return g * 1[x > 0] * 1[g > 0]."""
         return closed(g <= 0, derived, xp)
 
@@ -133,7 +136,7 @@ class Open(ReluRule):
     name = "open"
     needs_every_relu = False
 
-    def leaving(self, g: Any, derived: Any, x: Any, y: Any, xp: ArrayFunctions) -> Any:
+    def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: ArrayFunctions) -> Tensor:
         """Return g."""
         return g
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from guided_backprop.arrays import Array, Images, Inputs, Layer, Model, NumpyArray, Tensor
 from guided_backprop.backends.network import Network
@@ -232,7 +232,7 @@ class Backend(ABC):
         return np if isinstance(values, np.ndarray) else self.functions
 
 
-def per_image(weights: Any, values: Any) -> NDArray[np.float64]:
+def per_image(weights: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
     """Return the weighted sum of each row; what has no weight does not count, not even if it is infinite."""
     weights, values = np.asarray(weights, np.float64), np.asarray(values, np.float64)
     if np.isfinite(values).all():

@@ -90,7 +90,7 @@ class KerasNetwork(Network):
                 value.update(copy) if isinstance(copy, set) else value.extend(copy)
                 object.__setattr__(layer, name, value)
 
-    def parts(self) -> list[Any]:
+    def parts(self) -> list[object]:
         """Return the values of all variables, and each layer with its attributes."""
         parts = [variable.value for variable in self._called.variables]
         for layer in self._all_layers():

@@ -7,11 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from itertools import count
-from typing import Any
+from typing import Protocol
 
-from guided_backprop.arrays import Layer, Model, NumpyArray, as_numpy
+from guided_backprop.arrays import Layer, Model, NumpyArray, Outputs, Tensor, as_numpy
 from guided_backprop.backends.randomize import PrivateCopy, Weight
 from guided_backprop.errors import ModelError
+
+
+class Variable(Protocol):
+    """A weight of Keras's, on any backend."""
+
+    name: str
+    path: str
+    value: Tensor
+
+    def assign(self, value: NumpyArray) -> object: ...
 
 
 class KerasCopy(PrivateCopy):
@@ -36,7 +46,7 @@ class KerasCopy(PrivateCopy):
         layers = sorted(_layers(self.model), key=lambda layer: last.get(id(layer), -1))
         names = Counter(layer.name for layer in layers)
         weights: list[Weight] = []
-        self._variables: list[Any] = []
+        self._variables: list[Variable] = []
         for layer in layers:
             for variable in _own(layer) if id(layer) in last else ():
                 value = given[id(variable)]
@@ -55,7 +65,7 @@ def _copied(model: Model) -> Model:
     """Return a deep copy; not as copy.deepcopy makes it, which builds layers anew from what they say of themselves."""
     tracking = sys.modules["keras.src.utils.tracking"]
     layers = _inside(model)
-    memo: dict[int, Any] = {id(layer): object.__new__(type(layer)) for layer in layers}
+    memo: dict[int, object] = {id(layer): object.__new__(type(layer)) for layer in layers}
     memo |= {id(each): each for layer in layers for each in _of_training(layer)}
     try:
         # Lists and dictionaries of layers are filled again: nothing new that a layer would have to know of.
@@ -71,7 +81,7 @@ def _copied(model: Model) -> Model:
     return memo[id(model)]
 
 
-def _of_training(layer: Layer) -> Iterator[Any]:
+def _of_training(layer: Layer) -> Iterator[object]:
     """Yield what a layer holds that only training uses."""
     keras = sys.modules["keras"]
     for value in vars(layer).values():
@@ -99,11 +109,11 @@ def _watched(model: Model, last: dict[int, int]) -> Iterator[None]:
     """Note of each layer of a copy when it was called last."""
     clock = count()
 
-    def noting(layer: Layer) -> Callable[..., Any]:
+    def noting(layer: Layer) -> Callable[..., Outputs]:
         inner = layer.call
 
         @wraps(inner)
-        def call(*inputs: Any, **options: Any) -> Any:
+        def call(*inputs: Tensor, **options: Tensor) -> Outputs:
             last[id(layer)] = next(clock)
             return inner(*inputs, **options)
 
@@ -123,13 +133,13 @@ def _layers(model: Model) -> list[Layer]:
     return list(dict.fromkeys(model._flatten_layers()))
 
 
-def _own(layer: Layer) -> list[Any]:
+def _own(layer: Layer) -> list[Variable]:
     """Return the weights that belong to no layer inside of this one."""
     inside = {id(weight) for each in layer._flatten_layers(include_self=False) for weight in each.weights}
     return [weight for weight in layer.weights if id(weight) not in inside]
 
 
-def _purpose(layer: Layer, variable: Any) -> str:
+def _purpose(layer: Layer, variable: Variable) -> str:
     """Return the name of a weight; a depthwise convolution calls its kernel as a convolution does."""
     is_depthwise = type(layer).__name__.startswith("DepthwiseConv") and variable.name == "kernel"
     return "depthwise_kernel" if is_depthwise else str(variable.name)

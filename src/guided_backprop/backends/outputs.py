@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
 
+from guided_backprop.arrays import Outputs, Tensor
 from guided_backprop.errors import OptionError
 
 
-def chosen(outputs: Any, output: str | int | None, is_array: Callable[[Any], bool]) -> Any:
+def chosen(outputs: Outputs, output: str | int | None, is_array: Callable[[object], bool]) -> Tensor:
     """Return the output called ``output``; None chooses the only one, or the one called "logits".
 
     Args:
@@ -44,7 +44,7 @@ def chosen(outputs: Any, output: str | int | None, is_array: Callable[[Any], boo
     )
 
 
-def _named(outputs: Any) -> dict[Any, Any]:
+def _named(outputs: Outputs) -> dict[str | int, Tensor]:
     if isinstance(outputs, Mapping):
         return dict(outputs)
     if hasattr(outputs, "_asdict"):

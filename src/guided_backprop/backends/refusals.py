@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
-from typing import Any
 
+from guided_backprop.arrays import Layer, Model
 from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import LabelError, ModelError, NoReluError, OpaqueRegionError, OptionError, ScoreError
 from guided_backprop.rules import SMOOTH, Guided, ReluRule
@@ -57,7 +57,7 @@ def detached(culprits: str) -> ScoreError:
     )
 
 
-def no_layer(layer: Any, names: Sequence[str]) -> OptionError:
+def no_layer(layer: Layer, names: Sequence[str]) -> OptionError:
     """Return the error for a layer that the model does not have."""
     near = get_close_matches(str(layer), names) or names[-3:]
     advice = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Name values with guided_backprop.jax.tap."
@@ -66,7 +66,7 @@ def no_layer(layer: Any, names: Sequence[str]) -> OptionError:
     )
 
 
-def no_layers(model: Any) -> ModelError:
+def no_layers(model: Model) -> ModelError:
     """Return the error for a layer of a model that has none by name."""
     return ModelError(
         f"a layer by name needs a torch.nn.Module or a Keras model; received model={type(model).__name__}, which has "
@@ -74,7 +74,7 @@ def no_layers(model: Any) -> ModelError:
     )
 
 
-def no_rows(count: Any, received: Any, array: str) -> ModelError:
+def no_rows(count: int | str, received: object, array: str) -> ModelError:
     """Return the error for an output that is not one array with a row per image."""
     return ModelError(
         f"model must return a real {array} with a row per image, ({count}, ...); "
@@ -82,7 +82,7 @@ def no_rows(count: Any, received: Any, array: str) -> ModelError:
     )
 
 
-def no_score(received: Any) -> LabelError:
+def no_score(received: object) -> LabelError:
     """Return the error for a callable label that gives no score."""
     return LabelError(
         "labels that are a callable must return one real number per image, (N,); "

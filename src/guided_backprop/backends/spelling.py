@@ -1,14 +1,13 @@
 """Whether values show a ReLU that is spelled as arithmetic; the same judgement on every backend that has values."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+
+from guided_backprop.arrays import NumpyArray
 
 _SAMPLE = 4096
 
 
-def is_relu_like(y: NDArray[Any], x: NDArray[Any], rounding: float) -> bool:
+def is_relu_like(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
     """Tell whether ``y`` is a multiple of x where x is above a threshold, or below one, and a constant beyond.
 
     Some of y may be closed on the open side, as by a second mask; the multiple may differ by channel. Where
@@ -30,7 +29,7 @@ def is_relu_like(y: NDArray[Any], x: NDArray[Any], rounding: float) -> bool:
     return bool(_is_gated(y.ravel(), x.ravel())) and _is_multiple(y, x, rounding)
 
 
-def _is_gated(y: NDArray[Any], x: NDArray[Any]) -> bool | None:
+def _is_gated(y: NumpyArray, x: NumpyArray) -> bool | None:
     """Tell whether ``y`` is open on one side of x only; None if it is open nowhere."""
     if not y.any():
         return None
@@ -48,7 +47,7 @@ def _is_gated(y: NDArray[Any], x: NDArray[Any]) -> bool | None:
     return False
 
 
-def _is_multiple(y: NDArray[Any], x: NDArray[Any], rounding: float) -> bool:
+def _is_multiple(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
     """Tell whether ``y / x`` is one number wherever y was not closed, or one number per channel."""
     if x.ndim == 0:
         return True

@@ -1,11 +1,12 @@
 """How alike two maps are, by the metrics of Adebayo et al. 2018 (arXiv:1810.03292), from SciPy and scikit-image."""
 
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.errors import MissingExtraError
 
 Array = NDArray[np.float64]
@@ -33,7 +34,7 @@ class Maps:
         channel_axis: where the channels are; None if there are none.
     """
 
-    def __init__(self, attribution: NDArray[Any], channel_axis: int | None = None) -> None:
+    def __init__(self, attribution: NumpyArray, channel_axis: int | None = None) -> None:
         values = attribution.astype(np.float64)
         self.signed: Array = _scaled(values if channel_axis is None else values.sum(axis=channel_axis))
         magnitude = np.abs(values)
@@ -88,12 +89,12 @@ class Maps:
         return _standardised(np.array(found))
 
 
-def cosines(one: NDArray[Any], other: NDArray[Any]) -> Array:
+def cosines(one: NumpyArray, other: NumpyArray) -> Array:
     """Return the cosine of the angle between rows ``(N, ...)``; 0 where one of them is zero."""
     return _products(_unit(_rows(one.astype(np.float64))), _unit(_rows(other.astype(np.float64))))
 
 
-def edges(images: NDArray[Any]) -> Array:
+def edges(images: NumpyArray) -> Array:
     """Return the magnitude of the Sobel gradient of each of ``(N, H, W)``."""
     from skimage.filters import sobel  # noqa: PLC0415
 
@@ -130,7 +131,7 @@ def _ssim(one: Array, other: Array) -> float:
     return float(structural_similarity(one, other, win_size=_WINDOW, data_range=2.0))
 
 
-def _rows(maps: NDArray[Any]) -> NDArray[Any]:
+def _rows(maps: NumpyArray) -> NumpyArray:
     return maps.reshape(len(maps), -1)
 
 

@@ -5,12 +5,13 @@ Everything here is for this thread alone; nothing that another thread could see 
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import torch
 
+from guided_backprop.arrays import Model, Outputs, Tensor
 from guided_backprop.backends.keras import is_keras
 
 
@@ -48,7 +49,7 @@ def _may_train(model: torch.nn.Module) -> bool:
     return False
 
 
-def unfused(model: Any) -> Callable[..., Any]:
+def unfused(model: Model) -> Callable[..., Outputs]:
     """Return what runs ``model`` without TorchScript's fused gradients, which hide their ReLUs.
 
     A scripted module keeps the plan it was optimised to, so its graph is run as a function of its own, on
@@ -56,12 +57,14 @@ def unfused(model: Any) -> Callable[..., Any]:
     """
     if not isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         return model  # type: ignore[no-any-return]
-    function: Any = torch._C._create_function_from_graph("forward", cast("torch._C.Graph", model.inlined_graph))
+    function: Callable[..., Outputs] = torch._C._create_function_from_graph(
+        "forward", cast("torch._C.Graph", model.inlined_graph)
+    )
     if isinstance(model, torch.jit.ScriptFunction):
-        return function  # type: ignore[no-any-return]
+        return function
     arguments = model._c._get_method("forward").schema.arguments[1:]
 
-    def forward(*inputs: Any, **named: Any) -> Any:
+    def forward(*inputs: Tensor, **named: Tensor) -> Outputs:
         names = [each.name for each in arguments]
         given = dict(zip(names, inputs, strict=False)) | named
         if len(inputs) > len(names) or not given.keys() <= set(names):
@@ -74,7 +77,7 @@ def unfused(model: Any) -> Callable[..., Any]:
 @contextmanager
 def differentiable() -> Iterator[None]:
     """Enable gradients and eager execution, for this thread alone, whatever the caller disabled."""
-    optimized_execution: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
+    optimized_execution: Callable[[bool], AbstractContextManager[None]] = torch.jit.optimized_execution  # type: ignore[attr-defined]
     uncompiled = _eager() if "torch._dynamo" in sys.modules else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), optimized_execution(False), uncompiled:
         yield

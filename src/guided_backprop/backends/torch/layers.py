@@ -2,10 +2,10 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
+from guided_backprop.arrays import Layer, Model, Outputs, Tensor
 from guided_backprop.errors import ModelError
 
 
@@ -14,7 +14,7 @@ def layers_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in model.named_modules() if name}
 
 
-def run_until(model: torch.nn.Module, name: str) -> Callable[..., Any]:
+def run_until(model: torch.nn.Module, name: str) -> Callable[..., Outputs]:
     """Return a function that runs ``model`` until the layer called ``name`` has run, and returns its output.
 
     Parameters and buffers are the model's own; the model is untouched. Of a layer that runs several times
@@ -22,7 +22,7 @@ def run_until(model: torch.nn.Module, name: str) -> Callable[..., Any]:
     """
     root = _replaced(model, name, _Last)
 
-    def until(*inputs: Any, **named: Any) -> Any:
+    def until(*inputs: Tensor, **named: Tensor) -> Outputs:
         try:
             root(*inputs, **named)
         except _Reached as reached:
@@ -35,13 +35,13 @@ def run_until(model: torch.nn.Module, name: str) -> Callable[..., Any]:
     return until
 
 
-def run_with(model: torch.nn.Module, name: str) -> Callable[..., tuple[Any, torch.Tensor]]:
+def run_with(model: torch.nn.Module, name: str) -> Callable[..., tuple[Outputs, torch.Tensor]]:
     """Return a function that runs ``model`` and returns its output and that of the layer called ``name``.
 
     What the layer returned is where the graph begins: a leaf, and the model goes on with a copy of it.
     """
 
-    def forward(*inputs: Any, **named: Any) -> tuple[Any, torch.Tensor]:
+    def forward(*inputs: Tensor, **named: Tensor) -> tuple[Outputs, torch.Tensor]:
         values: list[torch.Tensor] = []
         output = _replaced(model, name, lambda layer: _Start(layer, values))(*inputs, **named)
         if len(values) != 1:
@@ -54,7 +54,7 @@ def run_with(model: torch.nn.Module, name: str) -> Callable[..., tuple[Any, torc
     return forward
 
 
-def with_arguments(model: Callable[..., Any], arguments: tuple[Any, ...]) -> torch.nn.Module:
+def with_arguments(model: Model, arguments: tuple[object, ...]) -> torch.nn.Module:
     """Return a module that runs ``model`` with these arguments after its inputs, and is in the model's mode."""
     return _WithArguments(model, arguments)
 
@@ -62,18 +62,18 @@ def with_arguments(model: Callable[..., Any], arguments: tuple[Any, ...]) -> tor
 class _WithArguments(torch.nn.Module):
     """Runs a model with further arguments. It holds a module as a child, so that its mode and layers are seen."""
 
-    def __init__(self, model: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, model: Model, arguments: tuple[object, ...]) -> None:
         super().__init__()
         self.model, self.arguments = model, arguments
         # Its own mode says nothing: not eval(), which would be handed on to the model.
         self.training = False
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Tensor) -> Outputs:
         """Run the model."""
         return self.model(*inputs, *self.arguments)
 
 
-def _replaced(model: torch.nn.Module, name: str, stand_in: Callable[[Any], torch.nn.Module]) -> torch.nn.Module:
+def _replaced(model: torch.nn.Module, name: str, stand_in: Callable[[Layer], torch.nn.Module]) -> torch.nn.Module:
     """Return a copy of ``model``, shallow along the way to one layer, with another module in that layer's place."""
     *path, last = name.split(".")
     root = module = copy.copy(model)
@@ -88,7 +88,7 @@ def _replaced(model: torch.nn.Module, name: str, stand_in: Callable[[Any], torch
 class _Reached(BaseException):
     """Leaves the forward pass: not an Exception, so that no handler of the model's own takes it for an error."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, output: Outputs) -> None:
         super().__init__()
         self.output = output
 
@@ -96,19 +96,19 @@ class _Reached(BaseException):
 class _InPlaceOf(torch.nn.Module):
     """Stands in for a layer, with all that others may read of it."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer = layer
         self.training = layer.training
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tensor:
         return super().__getattr__(name) if name in ("layer", "_modules") else getattr(self.layer, name)
 
 
 class _Last(_InPlaceOf):
     """Runs the layer, and nothing after it."""
 
-    def forward(self, *inputs: Any, **options: Any) -> None:
+    def forward(self, *inputs: Tensor, **options: Tensor) -> None:
         """Run the layer."""
         raise _Reached(self.layer(*inputs, **options))
 
@@ -116,11 +116,11 @@ class _Last(_InPlaceOf):
 class _Start(_InPlaceOf):
     """Runs the layer, and lets the graph begin with what it returns."""
 
-    def __init__(self, layer: Any, values: list[torch.Tensor]) -> None:
+    def __init__(self, layer: Layer, values: list[torch.Tensor]) -> None:
         super().__init__(layer)
         self.values = values
 
-    def forward(self, *inputs: Any, **options: Any) -> torch.Tensor:
+    def forward(self, *inputs: Tensor, **options: Tensor) -> torch.Tensor:
         """Run the layer."""
         output = self.layer(*inputs, **options)
         if not isinstance(output, torch.Tensor):

@@ -4,13 +4,18 @@ They are ``torch.autograd.Function``s like a user's, but what they compute is kn
 them is a ReLU that applies a rule itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.rules import ReluRule
+
+#: A function of torch's as a mode meets it, and what it is called with by position and by name.
+Function = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Named = dict[str, Any]
 
 # What gives back a gradient that nothing else holds.
 _MAKERS = {"ConvolutionBackward0", "MaxPool2DWithIndicesBackward0", "NativeBatchNormBackward0"}

@@ -1,8 +1,7 @@
 """A private copy of a torch module whose layers can be re-initialised."""
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from guided_backprop.arrays import Model, NumpyArray, as_numpy
 from guided_backprop.backends.randomize import PrivateCopy, Weight
+from guided_backprop.backends.torch.own import Arguments, Function, Named
 from guided_backprop.errors import ModelError
 
 
@@ -67,8 +67,8 @@ class _Uses(TorchDispatchMode):
         self.last: dict[str, int] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self, func: Function, types: Sequence[type], args: Arguments = (), kwargs: Named | None = None
+    ) -> object:
         self._clock += 1
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:

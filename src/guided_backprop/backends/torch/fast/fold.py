@@ -6,27 +6,33 @@ What follows what is learned by watching one run; nothing is assumed of how the 
 written.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary, ref
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
+from weakref import ref
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from guided_backprop.backends.torch.fast.gated import RELUS, Call, ScalingNorm, Unchanged, is_plain
-from guided_backprop.backends.torch.fast.kernels import NO_TAPS, Kernel, Norm, convolved, multiplied
+from guided_backprop.backends.torch.fast.calls import (
+    CONVOLUTIONS,
+    RELUS,
+    Convolution,
+    Norm,
+    Normalisation,
+    Padding,
+    Rectification,
+    is_plain,
+    tensors_of,
+)
+from guided_backprop.backends.torch.fast.gated import GatedRelu, ScalingNorm, Unchanged
+from guided_backprop.backends.torch.fast.kernels import NO_TAPS, Kernel, convolved, multiplied
 from guided_backprop.backends.torch.fast.once import Unlike, are_constant
+from guided_backprop.backends.torch.fast.stand_ins import Normalised, StandIns
+from guided_backprop.backends.torch.own import Arguments, Function, Named
 
-# The widths of padding at both sides of both axes.
-Sides = tuple[tuple[int, int], tuple[int, int]]
-
-_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 # How a model gets at the nodes of its graph, where it may put hooks.
-_NODE: Any = vars(torch._C.TensorBase)["grad_fn"].__get__
-# All functions that have another form here.
-_CONCERNS = {*_CONVOLUTIONS, *RELUS, functional.batch_norm, functional.linear, functional.pad, _NODE}
-_OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_NODE: Function = vars(torch._C.TensorBase)["grad_fn"].__get__
 # What asks for a tensor's form, and not for its values: properties that are no tensors, and these.
 _FORMAL = set(
     "__get__ dim element_size get_device is_contiguous is_floating_point ndimension numel size stride".split()
@@ -50,39 +56,27 @@ class Recorder(TorchFunctionMode):
         self._sees_nodes = False
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Function, types: Sequence[type], args: Arguments = (), kwargs: Named | None = None
+    ) -> object:
         """Run the function, and note who used what."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func in RELUS:
             self._gated.add(result)
         self._sees_nodes |= func == _NODE
-        options = _convolution_of(func, args, kwargs)
-        self._note_pads(args, kwargs, options)
-        if _is_formal(func, result):
+        convolution = Convolution.of(func, args, kwargs)
+        self._note_pads(args, kwargs, convolution)
+        if func.__name__ in _FORMAL and not isinstance(result, torch.Tensor):
             return result
-        read, norm = _norm_of(func, args, kwargs)
-        for values in tensors_of((args, kwargs)):
-            weight = self._made_by(values)
-            if weight is None:
-                continue
-            if values is read and norm is not None and norm.is_scaling and id(weight) not in self._norms:
-                self._norms[id(weight)] = norm
-            else:
-                self._unfoldable.add(id(weight))
-        if options is not None:
-            weight = options["weight"]
-            if id(weight) in self._weights or is_checkpointed():
-                self._barred.add(id(weight))
-            self._weights[id(weight)] = weight, options["bias"]
-            self._results[id(result)] = (ref(result), weight)
-        if _pad_of(func, args, kwargs) is not None:
+        self._note_norms(args, kwargs, Normalisation.of(func, args, kwargs))
+        if convolution is not None:
+            self._note_convolution(convolution, result)
+        if Padding.of(func, args, kwargs) is not None:
             self._folds_pads &= not is_checkpointed()
             self._pads[id(result)] = ref(result)
         return result
 
-    def folds(self, outputs: Any) -> "Folds":
+    def folds(self, outputs: object) -> "Folds":
         """Return what can be folded: not what the model returned itself."""
         for values in tensors_of(outputs):
             self._unfoldable.add(id(self._made_by(values)))
@@ -92,11 +86,30 @@ class Recorder(TorchFunctionMode):
         kernels = {key: Kernel(*pair, norms.get(key)) for key, pair in kept.items()}
         return Folds(kernels, self._folds_pads, bool(self._gated) and not self._sees_nodes)
 
-    def _note_pads(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] | None) -> None:
+    def _note_pads(self, args: Arguments, kwargs: Named, convolution: Convolution | None) -> None:
         """Padding can be left to a convolution if nothing else looks at what is padded."""
         for values in tensors_of((args, kwargs)):
-            if self._is_padded(values) and (options is None or values is not options["input"]):
+            if self._is_padded(values) and (convolution is None or values is not convolution.images):
                 self._folds_pads = False
+
+    def _note_norms(self, args: Arguments, kwargs: Named, call: Normalisation | None) -> None:
+        """A batch-norm can be folded into a convolution if nothing else looks at what that returned."""
+        for values in tensors_of((args, kwargs)):
+            weight = self._made_by(values)
+            if weight is None:
+                continue
+            is_read = call is not None and values is call.x and call.norm.is_scaling
+            if call is not None and is_read and id(weight) not in self._norms:
+                self._norms[id(weight)] = call.norm
+            else:
+                self._unfoldable.add(id(weight))
+
+    def _note_convolution(self, call: Convolution, result: torch.Tensor) -> None:
+        weight = call.weight
+        if id(weight) in self._weights or is_checkpointed():
+            self._barred.add(id(weight))
+        self._weights[id(weight)] = weight, call.bias
+        self._results[id(result)] = ref(result), weight
 
     def _is_padded(self, values: torch.Tensor) -> bool:
         made = self._pads.get(id(values))
@@ -130,101 +143,116 @@ class Folded(TorchFunctionMode):
     def __init__(self, folds: Folds) -> None:
         super().__init__()
         self._folds = folds
-        # What stands in for the result of a convolution until its batch-norm is called, with what that returns; what
-        # stands in for padded images until they are convolved; and those of both that somebody still holds after that.
-        self._waiting: dict[int, tuple[torch.Tensor, torch.Tensor, Norm]] = {}
-        self._unpadded: dict[int, tuple[torch.Tensor, torch.Tensor, Sides]] = {}
-        self._spent: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
+        self._stand_ins = StandIns()
         self._gated = Unchanged()
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Function, types: Sequence[type], args: Arguments = (), kwargs: Named | None = None
+    ) -> object:
         """Run the function, or its folded form."""
         kwargs = kwargs or {}
-        if func not in _CONCERNS and not self._waiting and not self._unpadded and not self._spent:
+        # Everything that a model computes passes here: what concerns nobody has to pass fast.
+        if func in self._forms:
+            return self._forms[func](self, func, args, kwargs)
+        if not self._stand_ins.waiting and not self._stand_ins.spent:
             return func(*args, **kwargs)
-        if (self._waiting or self._spent) and func.__name__ in _FORMAL and not self._asks_unpadded(args, kwargs):
-            result = func(*args, **kwargs)
-            if _is_formal(func, result):
-                return result
-        if self._waiting or self._spent:
-            read, norm = _norm_of(func, args, kwargs)
-            stand_in, result, folded = self._waiting.pop(id(read), (None, None, None))
-            if folded is not None and stand_in is not None:
-                if norm is None or not norm.is_constant or not norm.is_same(folded):
-                    raise Unlike
-                self._spent[id(stand_in)] = stand_in
-                return result
-            self._check_folded((args, kwargs))
-        options = _convolution_of(func, args, kwargs)
-        if options is not None:
-            return self._convolve(func, options)
-        if self._asks_unpadded(args, kwargs):
-            raise Unlike
-        if func is functional.linear and self._folds.packs and not is_checkpointed():
-            return multiplied(func, args, kwargs)
-        gates = self._folds.gates and torch.is_grad_enabled() and not is_checkpointed()
-        result = self._gate(func, args, kwargs) if gates else None
-        if result is not None:
-            return result
-        pad = _pad_of(func, args, kwargs) if self._folds.pads else None
-        if pad is None:
-            return func(*args, **kwargs)
-        images, sides = pad
-        alias = images.view_as(images)
-        self._unpadded[id(alias)] = (alias, images, sides)
-        return alias
+        if func.__name__ in _FORMAL:
+            return self._form_of(func, args, kwargs)
+        self._stand_ins.bar((args, kwargs))
+        return func(*args, **kwargs)
 
-    def finish(self, outputs: Any) -> None:
+    def finish(self, outputs: object) -> None:
         """Raise unless everything that was left out was asked for, and what is kept was left as it is."""
-        self._check_folded(outputs)
-        if self._waiting or self._unpadded or not self._gated:
+        self._stand_ins.bar(outputs)
+        if self._stand_ins.waiting or not self._gated:
             raise Unlike
 
-    def _convolve(self, func: Any, options: dict[str, Any]) -> Any:
-        stand_in, images, sides = self._unpadded.pop(id(options["input"]), (None, None, None))
-        kernel, is_kept_elsewhere = self._folds.kernels.get(id(options["weight"])), is_checkpointed()
-        if is_kept_elsewhere and (images is not None or kernel is not None):
-            raise Unlike
-        taps = NO_TAPS
-        if stand_in is not None and images is not None and sides is not None:
-            self._spent[id(stand_in)] = stand_in
-            options, taps = _with_padding(options, images, sides)
-        if kernel is not None and not (kernel.bias is options["bias"] and are_constant(kernel.weight, kernel.bias)):
-            raise Unlike
-        if kernel is None:
-            return func(**options) if is_kept_elsewhere else convolved(func, options, taps)
-        result = kernel.convolve(func, options, taps, packs=self._folds.packs)
-        if kernel.norm is None:
-            return result
-        stand_in = result.view_as(result)
-        self._waiting[id(stand_in)] = (stand_in, result, kernel.norm)
-        return stand_in
-
-    def _gate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a ReLU or a batch-norm as one of ours; None if it is neither, or cannot be."""
-        if func == _NODE:
-            raise Unlike
-        relu, (read, norm) = Call.of(func, args, kwargs), _norm_of(func, args, kwargs)
-        result = None
-        if relu is not None:
-            result = relu.run()
-            self._gated.add(result)
-        elif norm is not None and norm.is_constant and is_plain(read):
-            result = ScalingNorm.apply(read, norm)
-            self._gated.add(result, may_change=True)
+    def _form_of(self, func: Function, args: Arguments, kwargs: Named) -> object:
+        """Return the form of a tensor, which may be a stand-in if its form is right."""
+        self._stand_ins.bar_misshapen((args, kwargs))
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor):
+            self._stand_ins.bar((args, kwargs))
         return result
 
-    def _check_folded(self, values: Any) -> None:
-        """Raise if any of these stands in for a value that is nowhere."""
-        if any(id(each) in self._waiting or id(each) in self._spent for each in tensors_of(values)):
+    def _node_of(self, func: Function, args: Arguments, kwargs: Named) -> object:
+        """Return a node of the graph, if none is ours."""
+        if self._gates():
             raise Unlike
+        return self._form_of(func, args, kwargs)
 
-    def _asks_unpadded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if not self._unpadded:
-            return False
-        return any(id(values) in self._unpadded for values in tensors_of((args, kwargs)))
+    def _convolve(self, func: Function, args: Arguments, kwargs: Named) -> object:
+        call, taps = Convolution.of(func, args, kwargs), NO_TAPS
+        if call is None:
+            return self._as_it_is(func, args, kwargs)
+        padding = self._stand_ins.take(call.images, Padding)
+        if padding is not None:
+            call, taps = call.padding_by(*padding)
+        self._stand_ins.bar((call.images, call.weight, call.bias))
+        kernel = self._folds.kernels.get(id(call.weight))
+        if is_checkpointed():
+            if padding is not None or kernel is not None:
+                raise Unlike
+            return call.run()
+        if kernel is None:
+            return convolved(call, taps)
+        if kernel.bias is not call.bias or not are_constant(kernel.weight, kernel.bias):
+            raise Unlike
+        result = kernel.convolve(call, taps, packs=self._folds.packs)
+        return result if kernel.norm is None else self._stand_ins.put(result, Normalised(result, kernel.norm))
+
+    def _normalise(self, func: Function, args: Arguments, kwargs: Named) -> object:
+        call = Normalisation.of(func, args, kwargs)
+        assert call is not None
+        normalised = self._stand_ins.take(call.x, Normalised)
+        if normalised is not None:
+            if not call.norm.is_constant or not call.norm.is_same(normalised.norm):
+                raise Unlike
+            return normalised.result
+        self._stand_ins.bar((args, kwargs))
+        if not self._gates() or not call.norm.is_constant or not is_plain(call.x):
+            return func(*args, **kwargs)
+        result: torch.Tensor = ScalingNorm.apply(*call)
+        self._gated.add(result, may_change=True)
+        return result
+
+    def _rectify(self, func: Function, args: Arguments, kwargs: Named) -> object:
+        self._stand_ins.bar((args, kwargs))
+        call = Rectification.of(func, args, kwargs) if self._gates() else None
+        if call is None:
+            return func(*args, **kwargs)
+        result: torch.Tensor = GatedRelu.apply(*call)
+        self._gated.add(result)
+        return result
+
+    def _multiply(self, func: Function, args: Arguments, kwargs: Named) -> object:
+        self._stand_ins.bar((args, kwargs))
+        if not self._folds.packs or is_checkpointed():
+            return func(*args, **kwargs)
+        return multiplied(func, args, kwargs)
+
+    def _pad(self, func: Function, args: Arguments, kwargs: Named) -> object:
+        self._stand_ins.bar((args, kwargs))
+        call = Padding.of(func, args, kwargs) if self._folds.pads else None
+        return func(*args, **kwargs) if call is None else self._stand_ins.put(call.images, call)
+
+    def _as_it_is(self, func: Function, args: Arguments, kwargs: Named) -> object:
+        self._stand_ins.bar((args, kwargs))
+        return func(*args, **kwargs)
+
+    def _gates(self) -> bool:
+        """Tell whether ReLUs and batch-norms are gated here."""
+        return self._folds.gates and torch.is_grad_enabled() and not is_checkpointed()
+
+    # The functions that have another form here.
+    _forms: ClassVar[dict[Function, Callable[["Folded", Function, Arguments, Named], object]]] = {
+        **dict.fromkeys(CONVOLUTIONS, _convolve),
+        **dict.fromkeys(RELUS, _rectify),
+        functional.batch_norm: _normalise,
+        functional.linear: _multiply,
+        functional.pad: _pad,
+        _NODE: _node_of,
+    }
 
 
 def is_checkpointed() -> bool:
@@ -233,71 +261,3 @@ def is_checkpointed() -> bool:
     A checkpointed block runs once more in the backward pass, where nobody folds: it has to run as it is.
     """
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-
-
-def _is_formal(func: Any, result: Any) -> bool:
-    return func.__name__ in _FORMAL and not isinstance(result, torch.Tensor)
-
-
-def _convolution_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """Return all arguments that a convolution is called with, by name; None if it is none, or pads by a word."""
-    if func not in _CONVOLUTIONS:
-        return None
-    axes = _CONVOLUTIONS.index(func) + 1
-    options = dict(zip(_OPTIONS, args, strict=False)) | kwargs
-    options = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
-    if isinstance(options["padding"], str):
-        return None
-    for name in ("stride", "padding", "dilation"):
-        given = options[name]
-        options[name] = (given,) * axes if isinstance(given, int) else tuple(given) * (axes if len(given) == 1 else 1)
-    return options
-
-
-def _with_padding(
-    options: dict[str, Any], images: torch.Tensor, sides: Sides
-) -> tuple[dict[str, Any], tuple[int, int, int, int]]:
-    """Return a convolution's arguments with padding that it does itself, and the zeros around its kernel.
-
-    A convolution pads opposite sides alike. Where one is to be wider, both are, and a kernel that is wider by as many
-    zeros leaves out what is too much.
-    """
-    widths = [(pad + low, pad + high) for pad, (low, high) in zip(options["padding"], sides, strict=True)]
-    (top, bottom), (left, right) = widths
-    taps = max(0, right - left), max(0, left - right), max(0, bottom - top), max(0, top - bottom)
-    if any(taps) and options["dilation"] != (1, 1):
-        (top, bottom), (left, right) = sides
-        return options | {"input": functional.pad(images, (left, right, top, bottom))}, NO_TAPS
-    return options | {"input": images, "padding": tuple(map(max, widths))}, taps
-
-
-def _pad_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, Sides] | None:
-    """Return the pictures that are padded with zeros, and the widths at both sides of both axes."""
-    if func is not functional.pad:
-        return None
-    options = {"mode": "constant", "value": None} | dict(zip(("input", "pad", "mode", "value"), args, strict=False))
-    options |= kwargs
-    images, pad = options["input"], tuple(options["pad"])
-    is_zero = options["mode"] == "constant" and not options["value"]
-    if not is_zero or images.ndim != 4 or len(pad) != 4 or min(pad) < 0:
-        return None
-    return images, ((pad[2], pad[3]), (pad[0], pad[1]))
-
-
-def _norm_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Norm | None]:
-    """Return what batch-norm is called with: its input, and the rest."""
-    if func is not functional.batch_norm:
-        return None, None
-    rest = {name: value for name, value in kwargs.items() if name != "input"}
-    return args[0] if args else kwargs.get("input"), Norm(*args[1:], **rest)
-
-
-def tensors_of(values: Any) -> Iterator[torch.Tensor]:
-    """Iterate over the tensors in nested lists, tuples and dictionaries."""
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, dict):
-        yield from tensors_of(list(values.values()))
-    elif isinstance(values, (list, tuple)):
-        for each in values:
-            yield from tensors_of(each)

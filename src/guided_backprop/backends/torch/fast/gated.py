@@ -6,22 +6,31 @@ has to be there anyway for what comes next. PyTorch's batch-norm keeps its input
 towards the images it only scales.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
-from guided_backprop.backends.torch.fast.kernels import Norm
-from guided_backprop.backends.torch.fast.once import once
-from guided_backprop.backends.torch.leaving import leaving, shortcut_of
+from guided_backprop.backends.torch.fast.calls import Norm
+from guided_backprop.backends.torch.fast.once import Context, once
+from guided_backprop.backends.torch.leaving import Gradients, leaving, shortcut_of
 from guided_backprop.backends.torch.own import OwnFunction, OwnRelu
 from guided_backprop.rules import PLAIN, ReluRule
 
-_UNCAPPED = {functional.relu, torch.relu, torch.Tensor.relu}
-_IN_PLACE = {torch.relu_, torch.Tensor.relu_}
-#: Every function that :meth:`Call.of` may take.
-RELUS = _UNCAPPED | _IN_PLACE | {functional.relu6, functional.hardtanh}
+
+class _OfRelu(Context, Protocol):
+    """What a ReLU keeps: its cap, and what it is told of the backward pass to come."""
+
+    cap: float | None
+    rule: ReluRule
+    is_own: bool
+
+
+class _OfNorm(Context, Protocol):
+    """What a batch-norm keeps: its factors, and whether nothing else holds what will arrive."""
+
+    scale: torch.Tensor
+    is_own: bool
 
 
 class GatedRelu(OwnRelu):
@@ -30,7 +39,7 @@ class GatedRelu(OwnRelu):
     is_maker = is_in_place = True
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cap: float | None, is_in_place: bool) -> torch.Tensor:
+    def forward(ctx: _OfRelu, x: torch.Tensor, cap: float | None, is_in_place: bool) -> torch.Tensor:
         """Clip, and keep the result."""
         if cap is None:
             y = torch.relu_(x) if is_in_place else torch.relu(x)
@@ -44,7 +53,7 @@ class GatedRelu(OwnRelu):
 
     @staticmethod
     @once
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _OfRelu, g: torch.Tensor) -> Gradients:
         """Return what the rule lets through."""
         (y,) = ctx.saved_tensors
         return _left(ctx.rule, g, y, ctx.cap, is_own=ctx.is_own), None, None
@@ -66,7 +75,7 @@ def _left(rule: ReluRule, g: torch.Tensor, y: torch.Tensor, cap: float | None, *
 
 def _closed(g: torch.Tensor, y: torch.Tensor, cap: float | None, *, is_in_place: bool) -> torch.Tensor:
     """Return the gradient where neither end was reached."""
-    aten: Any = torch.ops.aten
+    aten = torch.ops.aten
     into = {"grad_input": g} if is_in_place else {}
     if cap is None:
         closed = aten.threshold_backward.grad_input if is_in_place else aten.threshold_backward.default
@@ -81,7 +90,7 @@ class ScalingNorm(OwnFunction):
     is_maker = is_in_place = True
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    def forward(ctx: _OfNorm, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Normalise, and keep the factors."""
         shape = (1, -1, *[1] * (x.ndim - 2))
         ctx.scale, ctx.is_own = norm.scale(x.dtype).to(x.dtype).view(shape), False
@@ -89,48 +98,9 @@ class ScalingNorm(OwnFunction):
 
     @staticmethod
     @once
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _OfNorm, g: torch.Tensor) -> Gradients:
         """Return what arrives, scaled."""
         return g.mul_(ctx.scale) if ctx.is_own else g * ctx.scale, None
-
-
-def is_plain(x: Any) -> bool:
-    """Tell whether a tensor is one that a function of ours can take."""
-    return type(x) is torch.Tensor and x.is_floating_point() and not x.is_leaf and not x._is_view()
-
-
-class Call(NamedTuple):
-    """A call of a ReLU."""
-
-    x: torch.Tensor
-    cap: float | None
-    is_in_place: bool
-
-    @classmethod
-    def of(cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call | None":
-        """Return the call, if it is one that can be gated."""
-        given: dict[str, Any] = {"min_val": 0.0, "max_val": None, "inplace": func in _IN_PLACE}
-        if func in _UNCAPPED or func in _IN_PLACE:
-            names: tuple[str, ...] = ("input", "inplace")
-        elif func is functional.relu6:
-            names, given["max_val"] = ("input", "inplace"), 6.0
-        elif func is functional.hardtanh:
-            names = ("input", "min_val", "max_val", "inplace")
-            given |= {"min_val": -1.0, "max_val": 1.0}
-        else:
-            return None
-        given |= dict(zip(names, args, strict=False)) | kwargs
-        x, cap = given["input"], given["max_val"]
-        # In a narrow dtype the result of a cap may be less than the cap, and look open.
-        is_sharp = cap is None or (cap > 0 and x.dtype in (torch.float32, torch.float64))
-        if given["min_val"] != 0 or not is_sharp or not is_plain(x):
-            return None
-        return cls(x, None if cap is None else float(cap), bool(given["inplace"]))
-
-    def run(self) -> torch.Tensor:
-        """Return the result."""
-        result: torch.Tensor = GatedRelu.apply(*self)
-        return result
 
 
 class Unchanged:

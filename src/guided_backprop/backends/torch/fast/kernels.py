@@ -5,16 +5,17 @@ call, forward and once more on the way back. For a few images that takes longer 
 multiplications. Here it is done once. Large matrix products are left to oneDNN as well, with their weights as they lie.
 """
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from guided_backprop.backends.torch.fast import stem
-from guided_backprop.backends.torch.fast.once import are_constant, once
-from guided_backprop.backends.torch.own import OwnFunction
+from guided_backprop.backends.torch.fast.calls import Convolution, Norm
+from guided_backprop.backends.torch.fast.once import Context, are_constant, once
+from guided_backprop.backends.torch.leaving import Gradients
+from guided_backprop.backends.torch.own import Arguments, Function, Named, OwnFunction
 
 _LAST = torch.channels_last
 # No zeros around a kernel: left, right, above and below.
@@ -28,68 +29,26 @@ _LEAST_WORK = 1_000_000
 _LEAST_PRODUCT = 10_000_000
 
 
-@dataclass(frozen=True)
-class Norm:
-    """The arguments of one call of batch-norm, but for its input."""
-
-    running_mean: Any
-    running_var: Any
-    weight: Any = None
-    bias: Any = None
-    training: bool = False
-    momentum: float = 0.1
-    eps: float = 1e-5
-
-    @property
-    def is_scaling(self) -> bool:
-        """Whether it is one factor and one summand for each channel, whatever the batch is."""
-        return not self.training and self.running_mean is not None and self.running_var is not None
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether these factors do not depend on the images."""
-        return self.is_scaling and are_constant(self.running_mean, self.running_var, self.weight, self.bias)
-
-    def is_same(self, other: "Norm") -> bool:
-        """Tell whether another call has the same arguments, the same tensors being the same objects."""
-        names = ("running_mean", "running_var", "weight", "bias")
-        return self.eps == other.eps and all(getattr(self, name) is getattr(other, name) for name in names)
-
-    def run(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what batch-norm returns."""
-        given = self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
-        return functional.batch_norm(x, *given)
-
-    def scale(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the factor of each channel, in this dtype or a wider one."""
-        scale = torch.rsqrt(self.running_var.to(torch.promote_types(dtype, torch.float32)) + self.eps)
-        return scale if self.weight is None else scale * self.weight
-
-    def folded(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weight and bias of a convolution that does the same as one followed by this."""
-        scale = self.scale(weight.dtype)
-        shift = -self.running_mean * scale if bias is None else (bias - self.running_mean) * scale
-        shift = shift if self.bias is None else shift + self.bias
-        scaled = weight * scale.view(-1, *[1] * (weight.ndim - 1))
-        return scaled.to(weight.dtype), shift.to(weight.dtype)
-
-
 class Geometry(NamedTuple):
     """How a convolution goes over images of one shape."""
 
     shape: tuple[int, ...]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
+
+
+#: For what a weight is made: a geometry to pack it for, or how it is to lie in memory; and the zeros around it.
+Form = tuple[Geometry | torch.memory_format, tuple[int, ...]]
 
 
 class _Made(NamedTuple):
     """What a kernel keeps: of which weights it was made, for which form, and what it is."""
 
-    fingerprint: Any
-    form: Any
-    weight: Any
+    fingerprint: torch.Tensor | None
+    form: Form
+    weight: "Packed | torch.Tensor"
     bias: torch.Tensor | None
 
 
@@ -106,28 +65,32 @@ class Kernel:
         self._numbers = torch.as_tensor(numbers, dtype=weight.dtype, device=weight.device)
         self._kept: _Made | None = None
 
-    def convolve(self, func: Any, options: dict[str, Any], taps: tuple[int, ...], *, packs: bool) -> torch.Tensor:
+    def convolve(self, call: Convolution, taps: tuple[int, ...], *, packs: bool) -> torch.Tensor:
         """Return what the convolution, with zeros around its kernel, and its batch-norm return; packed if offered."""
-        images, geometry = options["input"], None
-        is_fit = packs and func is torch.conv2d and _is_for_onednn(images, self.weight, self.bias)
-        is_fit = is_fit and images.is_contiguous(memory_format=_LAST) and not stem.pays(options)
-        if is_fit and _work(options) >= _LEAST_WORK:
-            geometry = Geometry(images.shape, *(options[name] for name in Geometry._fields[1:]))
+        geometry = _geometry_of(call) if packs and self._is_packable(call) else None
         if geometry is None and self.norm is None:
-            return convolved(func, options, taps)
-        made = self._made((geometry or _layout(images), taps))
-        if geometry is None:
-            return convolved(func, options | {"weight": made.weight, "bias": made.bias}, NO_TAPS)
-        result: torch.Tensor = PackedConvolution.apply(
-            images, made.weight, options["bias"] if self.norm is None else made.bias
-        )
+            return convolved(call, taps)
+        made = self._made((geometry or _layout(call.images), taps))
+        bias = call.bias if self.norm is None else made.bias
+        if not isinstance(made.weight, Packed):
+            return convolved(call.weighing(made.weight, bias), NO_TAPS)
+        result: torch.Tensor = PackedConvolution.apply(call.images, made.weight, bias)
         return result
 
+    def _is_packable(self, call: Convolution) -> bool:
+        """Tell whether oneDNN takes this, and packed weights pay."""
+        return (
+            call.function is torch.conv2d
+            and _is_for_onednn(call.images, self.weight, self.bias)
+            and call.images.is_contiguous(memory_format=_LAST)
+            and not stem.pays(call)
+            and _work(call) >= _LEAST_WORK
+        )
+
     @torch.no_grad()
-    def _made(self, form: Any) -> _Made:
+    def _made(self, form: Form) -> _Made:
         fingerprint, kept = self._fingerprint(), self._kept
-        is_known = kept is not None and fingerprint is not None and torch.equal(kept.fingerprint, fingerprint)
-        if kept is None or not is_known or kept.form != form:
+        if kept is None or kept.form != form or not _are_equal(kept.fingerprint, fingerprint):
             weight, shift = (self.weight, None) if self.norm is None else self.norm.folded(self.weight, self.bias)
             how, taps = form
             weight = functional.pad(weight, taps) if any(taps) else weight
@@ -146,8 +109,11 @@ class Kernel:
         sums = torch.mv(self.weight.detach().reshape(len(self.weight), -1), self._numbers)
         if self.norm is None:
             return sums
-        rest = self.bias, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias
-        return torch.cat([sums, *(each for each in rest if each is not None)])
+        return torch.cat([sums, *(each for each in (self.bias, *self.norm.tensors) if each is not None)])
+
+
+def _are_equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 class Packed:
@@ -162,7 +128,7 @@ class Packed:
         self.missing = [span % step for span, step in spans]
         result = [shape[0], len(weight), *(span // step + 1 for span, step in spans)]
         weight = weight.detach()
-        how: Any = stride, dilation, groups
+        how = stride, dilation, groups
         forth, back = _reorders()
         self.forth = forth(weight.to_mkldnn(), padding, *how, shape)
         rest = zip(dilation, weight.shape[2:], padding, strict=True)
@@ -176,13 +142,19 @@ class Packed:
             self.back = back(last, padding, self.missing, *how, result)
 
 
+class _OfPacked(Context, Protocol):
+    """What a packed convolution keeps."""
+
+    packed: Packed
+
+
 class PackedConvolution(OwnFunction):
     """A convolution of packed weights, that is differentiated by its images alone."""
 
     is_maker = True
 
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(ctx: _OfPacked, images: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
         """Convolve, and keep nothing but the weights."""
         ctx.packed = packed
         _, stride, padding, dilation, groups = packed.geometry
@@ -192,11 +164,11 @@ class PackedConvolution(OwnFunction):
 
     @staticmethod
     @once
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _OfPacked, g: torch.Tensor) -> Gradients:
         """Return the gradient towards the images."""
         packed = ctx.packed
         _, stride, padding, dilation, groups = packed.geometry
-        how: Any = stride, dilation, groups
+        how = stride, dilation, groups
         g = g.contiguous(memory_format=_LAST)
         if packed.turns:
             run = torch.ops.mkldnn._convolution_pointwise
@@ -211,7 +183,7 @@ class MatrixProduct(OwnFunction):
     is_maker = True
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Multiply, and keep nothing but the weights, which are the model's own."""
         ctx.save_for_backward(weight)
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -219,14 +191,14 @@ class MatrixProduct(OwnFunction):
 
     @staticmethod
     @once
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, g: torch.Tensor) -> Gradients:
         """Return the gradient towards the input."""
         (weight,) = ctx.saved_tensors
         g = g if g.layout is torch.strided else g.to_dense()
         return torch.ops.mkldnn._linear_pointwise(g, weight.t(), None, "none", [], ""), None, None
 
 
-def multiplied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+def multiplied(func: Function, args: Arguments, kwargs: Named) -> torch.Tensor:
     """Return what a linear layer returns."""
     options = {"bias": None} | dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
     x, weight, bias = options["input"], options["weight"], options["bias"]
@@ -235,16 +207,15 @@ def multiplied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torc
     return MatrixProduct.apply(x, weight, bias) if is_fit else func(*args, **kwargs)  # type: ignore[no-any-return]
 
 
-def convolved(func: Any, options: dict[str, Any], taps: tuple[int, ...]) -> torch.Tensor:
+def convolved(call: Convolution, taps: tuple[int, ...]) -> torch.Tensor:
     """Return what a convolution with zeros around its kernel returns, if it is a large first one in its own way."""
     if any(taps):
-        options = options | {"weight": functional.pad(options["weight"], taps)}
-    if func is torch.conv2d and stem.pays(options):
-        geometry = options["stride"], options["padding"]
-        result = stem.StridedConvolution.apply(options["input"], options["weight"], options["bias"], geometry)
-    else:
-        result = func(**options)
-    return result  # type: ignore[no-any-return]
+        call = call.weighing(functional.pad(call.weight, taps), call.bias)
+    if not stem.pays(call):
+        return call.run()
+    geometry = call.stride, call.padding
+    result: torch.Tensor = stem.StridedConvolution.apply(call.images, call.weight, call.bias, geometry)
+    return result
 
 
 def _turned(weight: torch.Tensor, groups: int) -> torch.Tensor:
@@ -263,10 +234,14 @@ def _layout(images: torch.Tensor) -> torch.memory_format:
     return _LAST if is_last else torch.contiguous_format
 
 
-def _work(options: dict[str, Any]) -> int:
-    images, (down, across) = options["input"], options["stride"]
+def _geometry_of(call: Convolution) -> Geometry:
+    return Geometry(call.images.shape, call.stride, call.padding, call.dilation, call.groups)
+
+
+def _work(call: Convolution) -> int:
+    images, (down, across) = call.images, call.stride
     positions = images.numel() // max(1, images.shape[1]) // (down * across)
-    return int(positions * options["weight"].numel())
+    return positions * call.weight.numel()
 
 
 def _is_for_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:

@@ -2,9 +2,26 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Protocol, TypeVar
 
 import torch
+from torch.autograd.graph import Node
+
+from guided_backprop.backends.torch.leaving import Gradients
+
+
+class Context(Protocol):
+    """What a function keeps for its way back: torch's, with names of the function's own beside."""
+
+    next_functions: tuple[tuple[Node | None, int], ...]
+    saved_tensors: tuple[torch.Tensor, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+    def mark_dirty(self, *tensors: torch.Tensor) -> None: ...
+
+
+Kept = TypeVar("Kept", bound=Context)
 
 
 class Unlike(BaseException):
@@ -16,7 +33,7 @@ def are_constant(*values: torch.Tensor | None) -> bool:
     return all(each is None or each.grad_fn is None for each in values)
 
 
-def once(backward: Callable[[Any, torch.Tensor], Any]) -> Callable[[Any, torch.Tensor], Any]:
+def once(backward: Callable[[Kept, torch.Tensor], Gradients]) -> Callable[[Kept, torch.Tensor], Gradients]:
     """Let the run be done again, as it is, if more is asked for: a model may differentiate itself, or learn, within.
 
     That is a second derivative, which PyTorch's ``once_differentiable`` would let be 0 where nothing else asks for it,
@@ -24,7 +41,7 @@ def once(backward: Callable[[Any, torch.Tensor], Any]) -> Callable[[Any, torch.T
     """
 
     @wraps(backward)
-    def guarded(ctx: Any, g: torch.Tensor) -> Any:
+    def guarded(ctx: Kept, g: torch.Tensor) -> Gradients:
         others = [node for node, _ in ctx.next_functions[1:] if node is not None]
         if torch.is_grad_enabled() or any(map(torch._C._will_engine_execute_node, others)):
             raise Unlike

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from guided_backprop.arrays import Inputs
-from guided_backprop.backends.torch.fast.fold import Folded, Folds, Recorder, tensors_of
+from guided_backprop.arrays import Inputs, Outputs
+from guided_backprop.backends.torch.fast.calls import tensors_of
+from guided_backprop.backends.torch.fast.fold import Folded, Folds, Recorder
 from guided_backprop.backends.torch.fast.once import Unlike
+
+#: What runs a model.
+Forward = Callable[[Inputs], Outputs]
 
 # How far the outputs of a plan may be from the model's own, as a share of the largest; more is no rounding.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -27,7 +30,7 @@ class Plan:
     is_channels_last: bool
 
     @classmethod
-    def of(cls, forward: Callable[[Any], Any], inputs: Inputs, *, gates: bool) -> "Plan":
+    def of(cls, forward: Forward, inputs: Inputs, *, gates: bool) -> "Plan":
         """Return what pays and changes nothing but rounding, tried on these images; and whether ReLUs can be gated."""
         recorder = Recorder()
         with recorder:
@@ -39,7 +42,7 @@ class Plan:
                 return plan
         return cls(Folds({}, pads=False, gates=False, packs=False), False)
 
-    def run(self, forward: Callable[[Any], Any], inputs: Inputs) -> Any:
+    def run(self, forward: Forward, inputs: Inputs) -> Outputs:
         """Return the model's outputs; as it is, if it runs otherwise than on the example."""
         try:
             return self._folded(forward, inputs)
@@ -47,7 +50,7 @@ class Plan:
             # Some operations, such as view, depend on how values lie in memory.
             return forward(inputs)
 
-    def _folded(self, forward: Callable[[Any], Any], inputs: Inputs) -> Any:
+    def _folded(self, forward: Forward, inputs: Inputs) -> Outputs:
         folded = Folded(self.folds)
         # Copies: should the run have to be done again, it begins with the same images.
         with folded:
@@ -59,7 +62,7 @@ class Plan:
         is_turned = self.is_channels_last and values.ndim == 4
         return values.clone(memory_format=torch.channels_last if is_turned else torch.preserve_format)
 
-    def _agrees(self, forward: Callable[[Any], Any], inputs: Inputs, outputs: Any) -> bool:
+    def _agrees(self, forward: Forward, inputs: Inputs, outputs: Outputs) -> bool:
         try:
             found = list(tensors_of(self._folded(forward, inputs)))
         except (Unlike, RuntimeError):

@@ -5,12 +5,14 @@ several times as long as forward. With stride s each of the s x s phases of the 
 convolution of what arrives, so all of them together are one, followed by a shuffle of pixels.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
-from guided_backprop.backends.torch.fast.once import are_constant, once
+from guided_backprop.backends.torch.fast.calls import Convolution
+from guided_backprop.backends.torch.fast.once import Context, are_constant, once
+from guided_backprop.backends.torch.leaving import Gradients
 from guided_backprop.backends.torch.own import OwnFunction
 
 # With more channels, or a smaller kernel, the transposed convolution is as fast.
@@ -18,18 +20,27 @@ _MOST_CHANNELS = 4
 _LEAST_KERNEL = 4
 
 
-def pays(options: dict[str, Any]) -> bool:
-    """Tell whether a convolution with these arguments is one that is faster this way."""
-    weight, stride = options["weight"], options["stride"]
+def pays(call: Convolution) -> bool:
+    """Tell whether a convolution is one that is faster this way."""
+    weight, stride = call.weight, call.stride
     return (
-        weight.ndim == 4
-        and are_constant(weight, options["bias"])
+        call.function is torch.conv2d
+        and weight.ndim == 4
+        and are_constant(weight, call.bias)
         and weight.shape[1] <= _MOST_CHANNELS
         and min(weight.shape[2:]) >= _LEAST_KERNEL
         and stride[0] == stride[1] > 1
-        and options["groups"] == 1
-        and options["dilation"] == (1, 1)
+        and call.groups == 1
+        and call.dilation == (1, 1)
     )
+
+
+class _OfStem(Context, Protocol):
+    """What a strided convolution keeps: how it goes over its images, and their size."""
+
+    stride: int
+    padding: tuple[int, ...]
+    size: torch.Size
 
 
 class StridedConvolution(OwnFunction):
@@ -37,11 +48,11 @@ class StridedConvolution(OwnFunction):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _OfStem,
         images: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        geometry: tuple[tuple[int, int], tuple[int, int]],
+        geometry: tuple[tuple[int, ...], tuple[int, ...]],
     ) -> torch.Tensor:
         """Convolve with stride and padding, and keep the weight alone."""
         stride, padding = geometry
@@ -51,7 +62,7 @@ class StridedConvolution(OwnFunction):
 
     @staticmethod
     @once
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _OfStem, g: torch.Tensor) -> Gradients:
         """Return the gradient towards the images."""
         (weight,) = ctx.saved_tensors
         stride, (height, width) = ctx.stride, ctx.size

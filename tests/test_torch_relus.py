@@ -262,7 +262,7 @@ def test_the_gate_belongs_to_the_relu_and_not_to_the_tensor():
         (nn.SiLU(), "silu"),
         (nn.LeakyReLU(0.1), "leaky_relu"),
         (nn.Softplus(), "softplus"),
-        (nn.Hardtanh(), "hardtanh"),
+        (nn.Hardtanh(), "clamp"),
         (nn.Mish(), "mish"),
         (nn.RReLU(), "rrelu"),
         (nn.LogSigmoid(), "log_sigmoid"),

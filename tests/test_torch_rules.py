@@ -52,7 +52,7 @@ def watched(spelling: str, *, is_lean: bool, rule: ReluRule) -> np.ndarray:
         y = SPELLINGS[spelling][0](given)
     path = nodes.Path.between(y.grad_fn, firsts)
     assert bool(mode.gates) == (is_lean and spelling in ("relu", "relu_", "threshold", "hardtanh", "hardtanh_"))
-    with editor.Editor(path, rule, {}, None, mode.gates, has_prelu=False):
+    with editor.Editor(path, rule, {}, None, mode.gates, activations={}):
         return torch.autograd.grad(y, leaf, G)[0].numpy()
 
 

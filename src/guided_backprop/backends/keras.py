@@ -58,11 +58,6 @@ class KerasNetwork(Network):
     def is_channels_last(self) -> bool:
         return str(self._keras.backend.image_data_format()) == "channels_last"
 
-    @property
-    def has_prelu(self) -> bool:
-        """Whether there is a PReLU, which Keras writes with two ReLUs."""
-        return any(isinstance(layer, self._keras.layers.PReLU) for layer in self._all_layers())
-
     def check(self) -> None:
         if not self.model.built:
             raise ModelError(

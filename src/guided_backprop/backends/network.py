@@ -39,11 +39,6 @@ class Network(ABC):
     def is_channels_last(self) -> bool:
         """Whether the axis of channels is the last one."""
 
-    @property
-    def has_prelu(self) -> bool:
-        """Whether some ReLUs may be halves of a PReLU that is written with two."""
-        return False
-
     def check(self) -> None:  # noqa: B027 - most kinds have nothing to check
         """Raise ModelError if the model is in training mode, or has no weights yet."""
 

@@ -199,6 +199,41 @@ PATTERNS: tuple[Pattern, ...] = (
 )
 
 
+def _words(form: Form) -> frozenset[str] | None:
+    """Return the operations, as words, one of which makes a value that is what a form says; None if any may."""
+    match form:
+        case Times(inner) | Moved(inner):
+            words = _words(inner)
+            return None if words is None else words | ({"div", "mul", "neg"} if isinstance(form, Times) else MOVES)
+        case (str(word), *_):
+            return frozenset({word})
+    return None
+
+
+def _needs(pattern: Pattern) -> list[frozenset[str]]:
+    """Return what must be among the operations that make a value's operands: by this most values fit no pattern."""
+    operands = pattern.form[1:] if isinstance(pattern.form, tuple) else ()
+    return [words for operand in operands if (words := _words(operand)) is not None]  # type: ignore[arg-type]
+
+
+_BY_ROOT: dict[str, list[tuple[Pattern, list[frozenset[str]]]]] = {}
+for _pattern in PATTERNS:
+    for _root in _words(_pattern.form) or ():
+        _BY_ROOT.setdefault(_root, []).append((_pattern, _needs(_pattern)))
+
+#: The operations that a composite activation may end in, as words: no others need to be looked at.
+ROOTS = frozenset(_BY_ROOT)
+
+
+def _candidates(value: Ref, view: View[Ref]) -> list[Pattern]:
+    """Return the patterns that a value may fit, by the operations next to it."""
+    made = view.made(value)
+    if made is None or made[0] not in _BY_ROOT:
+        return []
+    words = {inner[0] for operand in made[1] if (inner := _made(operand, view)) is not None}
+    return [pattern for pattern, needs in _BY_ROOT[made[0]] if not any(words.isdisjoint(need) for need in needs)]
+
+
 def composites(view: View[Ref], values: Sequence[Ref]) -> dict[Ref, Match[Ref]]:
     """Return the composite activations in a graph, by the value that each ends in.
 
@@ -208,9 +243,10 @@ def composites(view: View[Ref], values: Sequence[Ref]) -> dict[Ref, Match[Ref]]:
     """
     matches = []
     for value in values:
-        found = [match for pattern in PATTERNS if (match := match_of(pattern, value, view)) is not None]
-        if found:
-            matches.append(max(found, key=lambda match: len(match.parts)))
+        fits = (match_of(pattern, value, view) for pattern in _candidates(value, view))
+        fitting = [match for match in fits if match is not None]
+        if fitting:
+            matches.append(max(fitting, key=lambda match: len(match.parts)))
     inside = {part for match in matches for part in match.parts if part != match.last}
     return {match.last: match for match in matches if match.last not in inside}
 

@@ -6,7 +6,7 @@ nothing of the user's is changed.
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -14,26 +14,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from guided_backprop.arrays import as_numpy
+from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.torch.leaving import leaving
 from guided_backprop.backends.torch.nodes import is_two_valued
+from guided_backprop.backends.torch.operations import OPERATIONS, dispatched
+from guided_backprop.backends.torch.relus import relu_of_derivative
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import ReluRule
 
 # Operations that say where a tensor is positive, in one way or another.
-_SIGNS = {"abs", "abs_", "ge", "gt", "heaviside", "hypot", "le", "linalg_vector_norm", "lt", "pow", "sgn", "sign"}
-_SIGNS |= {"signbit", "sqrt"}
-_STACKS = {"cat", "constant_pad_nd", "stack"}
-_MAXIMA = {"adaptive_max_pool2d", "amax", "aminmax", "cummax", "kthvalue", "max", "max_pool2d_with_indices"}
-_MAXIMA |= {"max_pool3d_with_indices", "median", "sort", "topk"}
+_SIGNS: Final = OPERATIONS.called("abs", "ge", "gt", "hypot", "le", "lt", "norm", "pow", "sign", "sqrt")
+_STACKS: Final = OPERATIONS.called("concatenate", "pad", "stack")
+_LARGEST: Final = OPERATIONS.of(Kind.CHOOSES) - OPERATIONS.called("abs", "norm")
 # They take a tensor for its shape alone.
-_FACTORIES = {"empty_like", "full_like", "new_empty", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like"}
-_DROPOUTS = {"_fused_dropout", "bernoulli", "bernoulli_", "native_dropout"}
-_HEADS = {"_softmax", "_log_softmax", "sigmoid", "sigmoid_"}
+_SHAPED: Final = OPERATIONS.called("create")
+_DROPOUTS: Final = OPERATIONS.called("dropout")
+_HEADS: Final = OPERATIONS.of(Kind.HEAD)
+_SUMS: Final = OPERATIONS.called("add", "sub")
 
 
 #: What of a forward pass is watched.
-Watched = Literal["heads", "everything"] | None
+Watched = Literal["details", "everything"] | None
 
 
 class ForwardWatch(TorchDispatchMode):
@@ -44,7 +46,13 @@ class ForwardWatch(TorchDispatchMode):
     with x: a result that is a ReLU of either, or that no value tells from one, is reported.
 
     Args:
-        watched: "everything", or "heads" where the graph leaves nothing open but the logits, which is much faster.
+        watched: "everything", or "details" where the graph leaves nothing open but the logits, and numbers that were
+            added, which is much faster.
+
+    Attributes:
+        spelled: what spells a ReLU, or may do so.
+        has_dropout: whether values were dropped.
+        shifts: the numbers that were added or subtracted, by their node's place in time.
     """
 
     def __init__(self, watched: Watched = "everything") -> None:
@@ -52,6 +60,7 @@ class ForwardWatch(TorchDispatchMode):
         self._watched = watched
         self.spelled: set[str] = set()
         self.has_dropout = False
+        self.shifts: dict[int, float] = {}
         self._dependent = _Storages()
         self._signs = _Storages()
         # The final softmax is among the last ones; those of attention would fill the memory.
@@ -70,19 +79,16 @@ class ForwardWatch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        if self._watched == "heads" and name not in _HEADS:
-            self.has_dropout |= name in _DROPOUTS
+        name = dispatched(func.overloadpacket.__name__)
+        self.has_dropout |= name in _DROPOUTS
+        if name in _SUMS:
+            self._note_shift(args)
+        if self._watched == "details" and name not in _HEADS:
             return func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         sources = [self._signs.get(tensor) for tensor in tensors]
-        # The operand of an operation in place is gone afterwards.
-        before = tensors
-        is_followed = any(source is not None for source in sources)
-        if func._schema.is_mutable and (is_followed or name in ("abs_", "sigmoid_")):
-            before = [tensor.clone() for tensor in tensors]
+        before = _kept(func, name, tensors, is_followed=any(source is not None for source in sources))
         result = func(*args, **kwargs)
-        self.has_dropout |= name in _DROPOUTS
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         if results and tensors:
             if name in _HEADS:
@@ -90,10 +96,19 @@ class ForwardWatch(TorchDispatchMode):
             is_image = [tensor.is_floating_point() and bool(self._dependent.get(tensor)) for tensor in tensors]
             operands = [_Operand(*row) for row in zip(before, sources, is_image, strict=True)]
             self._follow_signs(name, args, operands, results[0])
-        if name not in _FACTORIES and any(self._dependent.get(tensor) for tensor in tensors):
+        if name not in _SHAPED and any(self._dependent.get(tensor) for tensor in tensors):
             for leaf in results:
                 self._dependent.add(leaf, True)
         return result
+
+    def _note_shift(self, args: tuple[Any, ...]) -> None:
+        """Note a number that is added: an operation is dispatched right after its node was made.
+
+        A tensor of no axes is one as well. It could depend on the images, as no row of a batch does.
+        """
+        numbers = [number for number in args if not isinstance(number, torch.Tensor) or number.ndim == 0]
+        if len(numbers) == 1:
+            self.shifts.setdefault(torch._C._autograd._get_sequence_nr() - 1, float(numbers[0]))
 
     def _follow_signs(self, name: str, args: tuple[Any, ...], operands: "list[_Operand]", result: torch.Tensor) -> None:
         found = [operand.source for operand in operands if operand.source is not None]
@@ -101,7 +116,11 @@ class ForwardWatch(TorchDispatchMode):
         is_sign = name in _SIGNS and len(dependent) == 1
         if is_sign or (name in _STACKS and dependent and _adds_zeros(name, args, operands)):
             self._signs.add(result, dependent[0].detach().clone())
-        elif name in _MAXIMA and found:
+        elif name not in OPERATIONS and dependent and result.is_floating_point():
+            # Nothing is known of it: is it a ReLU of what it is given?
+            if any(_is_relu_like(result, x) for x in dependent):
+                self.spelled.add(name)
+        elif name in _LARGEST and found:
             if any(_has_the_values_of_relu(result, source) for source in found):
                 self.spelled.add(f"{name} over a stack with zeros")
         elif found and not _asks_for_infinity(name, args):
@@ -116,9 +135,15 @@ class ForwardWatch(TorchDispatchMode):
         candidates = [x for x in (*operands, *found) if x.shape == result.shape and x.numel() in sizes]
         is_value = bool(operands) and result.is_floating_point()
         if is_value and any(_is_relu_like(result, x) for x in candidates):
-            self.spelled.add(name.removesuffix("_"))
+            self.spelled.add(name)
         elif result.numel() in sizes and not (is_value and not is_two_valued(result)):
             self._signs.add(result, found[0])
+
+
+def _kept(func: Any, name: str, tensors: list[torch.Tensor], *, is_followed: bool) -> list[torch.Tensor]:
+    """Return the operands as they were before: that of an operation in place is gone afterwards."""
+    is_needed = is_followed or name in _HEADS or name == "abs" or name not in OPERATIONS
+    return [tensor.clone() for tensor in tensors] if is_needed and func._schema.is_mutable else tensors
 
 
 class _Operand(NamedTuple):
@@ -155,38 +180,31 @@ class BackwardWatch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if not self._inside or name in _PASSING:
+        activation = dispatched(name.removesuffix("_backward"))
+        kind, word = OPERATIONS[activation]
+        if not self._inside or kind in _PASSING or activation in _PLACED:
             return func(*args, **kwargs)
-        activation = name.removesuffix("_backward")
-        if name == activation:
-            if self._rule.needs_every_relu:
-                raise _hidden(name)
-            return func(*args, **kwargs)
-        is_relu = (
-            name == "threshold_backward"
-            or (name == "hardtanh_backward" and args[2] == 0)
-            or (name == "leaky_relu_backward" and args[2] == 0)
-            or (name == "elu_backward" and args[1] == 0)
-        )
-        if not is_relu:
-            self._note(activation, self._rule.treatment(activation))
-            gradient = args[0].clamp(min=0) if self._rule.guides(activation) else args[0]
+        relu = relu_of_derivative(name, args)
+        if relu is not None:
+            self._note(relu, self._rule.name)
+            return self._leave(name, args, func(*args, **kwargs))
+        if name.endswith("_backward"):
+            self._note(word, self._rule.treatment(word))
+            gradient = args[0].clamp(min=0) if self._rule.guides(word) else args[0]
             return func(gradient, *args[1:], **kwargs)
-        self._note("relu" if name != "hardtanh_backward" else f"relu{args[3]:g}".removesuffix("inf"), self._rule.name)
+        if self._rule.needs_every_relu and kind is not Kind.SMOOTH:
+            raise _hidden(name)
+        return func(*args, **kwargs)
+
+    def _leave(self, name: str, args: tuple[Any, ...], derived: torch.Tensor) -> torch.Tensor:
+        """Return what leaves a ReLU, of which the derivative was given the input, or the output."""
         g, before = args[0], args[1] if name != "elu_backward" else args[5]
-        y = before.clamp(min=0) if self._rule.reads_values else None
-        return leaving(self._rule, g, func(*args, **kwargs), None, y)
+        return leaving(self._rule, g, derived, None, before.clamp(min=0) if self._rule.reads_values else None)
 
 
-# Operations that a derivative can be made of without being that of an activation.
-_PASSING = set(
-    """
-    _reshape_alias _to_copy _unsafe_view add add_ alias as_strided clone copy_ cos cumsum detach div empty empty_like
-    empty_strided expand fill_ flip gather index index_put index_select masked_fill mm mul neg new_empty
-    new_empty_strided new_zeros permute pow reshape scalar_tensor scatter select select_backward sin slice
-    slice_backward squeeze sub sum t transpose unsqueeze view zero_ zeros zeros_like
-    """.split()
-)
+# Operations that a derivative can be made of without being that of an activation; and those that put values in place.
+_PASSING: Final = frozenset({Kind.MOVES, Kind.LINEAR})
+_PLACED: Final = OPERATIONS.of(Kind.MASKS) - {"where"}
 
 
 class _Storages:
@@ -209,7 +227,7 @@ class _Storages:
 
 
 def _adds_zeros(name: str, args: tuple[Any, ...], operands: list[_Operand]) -> bool:
-    if name == "constant_pad_nd":
+    if OPERATIONS[name].word == "pad":
         return len(args) < 3 or args[2] == 0
     return any(not operand.is_dependent and not operand.values.count_nonzero() for operand in operands)
 

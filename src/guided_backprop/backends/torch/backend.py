@@ -23,11 +23,13 @@ from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import detached, no_rows, no_score, not_finite
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch, Watched
+from guided_backprop.backends.torch.composites import Composite, composites_of, needs_shifts
 from guided_backprop.backends.torch.eager import differentiable
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.network import TorchNetwork
-from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_spelled
+from guided_backprop.backends.torch.operations import row
+from guided_backprop.backends.torch.refusals import refuse_halves, refuse_opaque, refuse_spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
@@ -47,13 +49,7 @@ class _Run:
     output: torch.Tensor
     path: nodes.Path
     gates: Mapping[Node, Gate]
-
-    def head(self) -> Node | None:
-        """Return the node of the final softmax or sigmoid, looked for behind operations that only move values."""
-        node = self.output.grad_fn
-        while node is not None and nodes.operation(node) in nodes.MOVES:
-            node = next(nodes.parents(node), None)
-        return node if node is not None and nodes.operation(node) in nodes.HEADS else None
+    activations: Mapping[Node, Composite]
 
 
 class TorchBackend(Backend):
@@ -104,13 +100,13 @@ class TorchBackend(Backend):
         with differentiable():
             undoes = self.setup.undo_head and score is None
             run, watch = self._run(inputs.map(_as_tensor), rules, undoes_head=undoes)
-            last = run.head() if undoes else None
+            last = nodes.head_behind(run.output.grad_fn) if undoes else None
             head = None if last is None else Head.of(last, watch)
             outputs = as_numpy(run.output)
             weights, scores = (weigh(outputs), None) if score is None else _slopes(score, run.output)
             found = []
             for position, rule in enumerate(rules):
-                editor = Editor(run.path, rule, self.setup.vouch, head, run.gates, has_prelu=self.network.has_prelu)
+                editor = Editor(run.path, rule, self.setup.vouch, head, run.gates, activations=run.activations)
                 with editor:
                     found.append(self._under(editor, run, weights, outputs, inputs, is_last=position == len(rules) - 1))
         return found if scores is None else [replace(each, scores=scores) for each in found]
@@ -135,7 +131,7 @@ class TorchBackend(Backend):
         is_finite = all(_is_finite(each) for leaves in gradients for each in leaves)
         if not (np.isfinite(scores).all() and is_finite):
             raise not_finite()
-        name = None if editor.head is None else nodes.operation(editor.head.node)
+        name = None if editor.head is None else row(editor.head.node).word
         if self._begins_inside:
             maps = [as_numpy(each) for (each,) in gradients]
             return Attributed(maps, scores, outputs, coverage, name, as_numpy(run.leaves[0]))
@@ -174,18 +170,17 @@ class TorchBackend(Backend):
         is_gating = any(rule.needs_every_relu for rule in rules)
         if is_gating:
             refuse_opaque(run.path, self.setup.vouch)
-        needed: Watched = None
-        if any(nodes.may_spell_relu(node, run.path.members) for node in run.path.doubts):
-            needed = "everything"
-        elif undoes_head and run.head() is not None:
-            needed = "heads"
+        needed = _needed(run, undoes_head=undoes_head)
         if needed and self._watched not in (needed, "everything"):
             self._watched = needed
             watch = ForwardWatch(needed)
             run = self._forward_pass(inputs, watch, rules)
+        activations = composites_of(run.path, {} if watch is None else watch.shifts)
         if watch is not None:
             refuse_spelled(watch, self.setup.vouch, is_gating=is_gating)
-        return run, watch
+        if is_gating:
+            refuse_halves(run.path, activations, self.setup.vouch)
+        return replace(run, activations=activations), watch
 
     def _forward_pass(self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:
         # Copies: a model may begin with an operation in place.
@@ -196,7 +191,7 @@ class TorchBackend(Backend):
             for values in given.arrays:
                 if values.requires_grad:
                     watch.follow(values)
-        keeps_relus = self.network.has_prelu or any(rule.reads_values for rule in rules)
+        keeps_relus = any(rule.reads_values for rule in rules)
         lean = Lean(firsts, keeps_relus=keeps_relus) if self.setup.memory == "lean" else None
         with watch or nullcontext(), lean or nullcontext():
             output, inside = self._output_of(given)
@@ -207,7 +202,7 @@ class TorchBackend(Backend):
         if not path.nodes:
             raise detached("detach(), no_grad(), numpy() or argmax()")
         forget_images(path, firsts)
-        return _Run(leaves, output, path, {} if lean is None else lean.gates)
+        return _Run(leaves, output, path, {} if lean is None else lean.gates, {})
 
     def optimized(self, images: Any) -> "TorchBackend":
         # The one place that knows of fast/: all else is the same without it.
@@ -221,8 +216,7 @@ class TorchBackend(Backend):
         given = Inputs.of(images).map(_as_tensor)
         try:
             with differentiable(), torch.no_grad(), self.network.unremembered():
-                gates = self.setup.memory != "lean" and not self.network.has_prelu
-                other._run_forward = Plan.of(self.network.call, given, gates=gates).run
+                other._run_forward = Plan.of(self.network.call, given, gates=self.setup.memory != "lean").run
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
@@ -291,6 +285,14 @@ def _model_error(error: Exception, images: Sequence[torch.Tensor]) -> ModelError
         f"model must accept and differentiate the images; received images of shape {received} "
         f"and {type(error).__name__}: {reason} {advice}"
     )
+
+
+def _needed(run: _Run, *, undoes_head: bool) -> Watched:
+    """Return what of the forward pass the graph leaves open."""
+    if any(nodes.may_spell_relu(node, run.path.members) for node in run.path.doubts):
+        return "everything"
+    is_headed = undoes_head and nodes.head_behind(run.output.grad_fn) is not None
+    return "details" if is_headed or needs_shifts(run.path) else None
 
 
 def _directly(forward: Callable[[Any], Any], images: Any) -> Any:

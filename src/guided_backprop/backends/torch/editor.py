@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +13,23 @@ from torch.utils.hooks import RemovableHandle
 
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Vouch, per_image
+from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import coverage_of
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import BackwardWatch, ForwardWatch
+from guided_backprop.backends.torch.composites import Composite
 from guided_backprop.backends.torch.lean import Gate
-from guided_backprop.backends.torch.leaving import Gradients, clamped, leaving
+from guided_backprop.backends.torch.leaving import Gradients, Shortcut, clamped, leaving, shortcut_of
+from guided_backprop.backends.torch.operations import operation, row
 from guided_backprop.backends.torch.own import own_function, prepare
 from guided_backprop.backends.torch.refusals import training_error
+from guided_backprop.backends.torch.relus import Relu, relu_of, saved
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError, OpaqueRegionError
-from guided_backprop.rules import Guided, Plain, ReluRule
+from guided_backprop.rules import PLAIN, Guided, ReluRule
+
+# What may belong to training, beside what is random: their names do not say it.
+_TRAINABLE: Final = frozenset({"batch_norm", "rrelu"})
 
 
 class Head(NamedTuple):
@@ -34,12 +41,13 @@ class Head(NamedTuple):
     @classmethod
     def of(cls, node: Node, watch: ForwardWatch | None) -> "Head":
         """Return the head that a node is, with the logits that the watched forward pass showed."""
-        if nodes.operation(node) == "log_sigmoid":
-            return cls(node, node._saved_self.detach())  # type: ignore[attr-defined]
-        logits = None if watch is None else watch.logits_of(node._saved_result)  # type: ignore[attr-defined]
+        name, result = row(node).word, saved(node, "result")
+        if name == "log_sigmoid":
+            return cls(node, saved(node, "self").detach())
+        logits = None if watch is None or result is None else watch.logits_of(result)
         if logits is None:
             raise OpaqueRegionError(
-                f"the logits in front of the final {nodes.operation(node)} must be visible; "
+                f"the logits in front of the final {name} must be visible; "
                 "received a model that hides them. Pass undo_head=False, or the model without its last layer."
             )
         return cls(node, logits)
@@ -54,7 +62,7 @@ class Editor:
         vouch: what is known of parts that hide what they compute.
         head: the final softmax or sigmoid that is undone, if any.
         gates: of the ReLUs that keep one bit a value, what lets the gradient through.
-        has_prelu: some ReLUs may be parts of a PReLU.
+        activations: the composite activations, by the node that each ends in.
 
     Attributes:
         head: as given.
@@ -70,7 +78,7 @@ class Editor:
         head: "Head | None",
         gates: Mapping[Node, Gate],
         *,
-        has_prelu: bool,
+        activations: Mapping[Node, Composite],
     ) -> None:
         self.scores: list[NDArray[np.float64]] = []
         self.watch: BackwardWatch | None = None
@@ -78,13 +86,15 @@ class Editor:
         self._rule, self._vouch, self._gates = rule, vouch, gates
         self._counts: Counter[tuple[str, str]] = Counter()
         self._handles: list[RemovableHandle] = []
-        written = nodes.written_out(path) | (nodes.prelus(path) if has_prelu else {})
-        parts = {part for _, inside in written.values() for part in inside}
-        for node, (name, _) in written.items():
-            self._activation(node, name)
+        parts = frozenset[Node]().union(*(activation.parts for activation in activations.values()))
+        for node, activation in activations.items():
+            self._activation(node, activation.name, is_written_out=True)
         for node in path.concerns:
-            if node not in written and node not in parts:
+            if node not in parts:
                 self._treat(node, path)
+            elif node in self._gates:
+                # It lets everything pass by itself.
+                self._after(node, partial(self._gates[node].close, PLAIN))
         if self.watch is None:
             self.coverage()
 
@@ -98,32 +108,41 @@ class Editor:
 
     def _treat(self, node: Node, path: nodes.Path) -> None:
         """Put the rule on one node, or note that it keeps its derivative."""
-        name, opaque = nodes.operation(node), nodes.opaque_name(node)
-        if name in nodes.RANDOM:
-            _refuse_training(node)
-        if name in nodes.BATCH_NORMS:
+        kind, word = row(node)
+        if word == "batch_norm" and not nodes.uses_batch(node):
             return
-        own = own_function(node)
-        if own is not None:
+        if kind is Kind.RANDOM or word in _TRAINABLE:
+            _refuse_training(node)
+        if kind is Kind.HIDDEN:
             prepare(node, self._rule, path.children[node])
-        relu = nodes.relu_of(node, path.members)
-        if relu is None and opaque is not None and self._vouch.get(opaque) == "relu":
-            relu = nodes.Relu(node, opaque)
+        relu = relu_of(node, path.members) or self._vouched(node)
         if relu is not None:
-            self._counts[relu.name, self._rule.name] += 1
-            if node in self._gates:
-                self._after(node, partial(self._gates[node].close, self._rule))
-            elif own is None:
-                self._edit(relu, is_hidden=opaque is not None)
+            self._relu(relu)
         elif self.head is not None and node is self.head.node:
-            self._counts[name, "undone"] += 1
+            self._note(word, "undone")
             self._after(node, partial(self._skip_head, self.head.logits))
-        elif name in nodes.NONLINEARITIES:
-            self._activation(node, name)
         elif nodes.is_in_place_on_view(node):
             self.watch = self.watch or BackwardWatch(self._rule, self._note)
             self._before(node, self.watch.enter)
             self._after(node, self.watch.leave)
+        else:
+            name = nodes.word_of(node, path.members)
+            if name is not None:
+                self._activation(node, name)
+
+    def _vouched(self, node: Node) -> Relu | None:
+        """Return a custom function, or an operation that is not known, as the ReLU that the user says it is."""
+        name = operation(node) if row(node).kind is Kind.UNKNOWN else nodes.opaque_name(node)
+        return Relu(node, name) if name is not None and self._vouch.get(name) == "relu" else None
+
+    def _relu(self, relu: Relu) -> None:
+        """Put the rule on a ReLU; one of an optimised model has it already."""
+        self._note(relu.name, self._rule.name)
+        is_hidden = row(relu.node).kind in (Kind.HIDDEN, Kind.UNKNOWN)
+        if relu.node in self._gates:
+            self._after(relu.node, partial(self._gates[relu.node].close, self._rule))
+        elif not (is_hidden and own_function(relu.node)):
+            self._edit(relu, is_hidden=is_hidden)
 
     def _before(self, node: Node, hook: Callable[..., Any]) -> None:
         self._handles.append(node.register_prehook(hook))
@@ -134,13 +153,23 @@ class Editor:
     def _note(self, name: str, treatment: str) -> None:
         self._counts[name, treatment] += 1
 
-    def _activation(self, node: Node, name: str) -> None:
-        """Note an activation that is no ReLU, and clamp what arrives at it if the rule says so."""
+    def _activation(self, node: Node, name: str, *, is_written_out: bool = False) -> None:
+        """Note an activation that is no ReLU, and put the rule on it if the rule says so."""
         self._note(name, self._rule.treatment(name))
-        if self._rule.guides(name):
+        if not self._rule.guides(name):
+            return
+        if isinstance(self._rule, Guided):
+            # A derivative is linear in what arrives: to clamp that is the same as to close what the derivative made.
             self._before(node, clamped)
+        elif is_written_out:
+            raise OpaqueRegionError(
+                f"the {self._rule.name} rule acts on what an activation's derivative gives; received {name} written as "
+                "arithmetic, which has several. Write it as one function of torch.nn.functional."
+            )
+        else:
+            self._after(node, partial(_leave, self._rule, Relu(node, name)))
 
-    def _edit(self, relu: nodes.Relu, *, is_hidden: bool) -> None:
+    def _edit(self, relu: Relu, *, is_hidden: bool) -> None:
         """Put the rule on one ReLU: on what its own derivative made of what arrived.
 
         Of a custom function it is not known what that derivative does: it may be one of several values at once. There
@@ -153,8 +182,12 @@ class Editor:
             )
         if is_hidden and isinstance(self._rule, Guided):
             self._before(relu.node, clamped)
-        elif type(self._rule) is not Plain or relu.x is not None:
+            return
+        short = shortcut_of(self._rule)
+        if is_hidden or short is None or relu.x is not None:
             self._after(relu.node, partial(_leave, self._rule, relu))
+        elif short.clamps or not short.is_derived:
+            self._after(relu.node, partial(_leave_short, short))
 
     def _skip_head(self, logits: torch.Tensor, inputs: tuple[Any, ...], gradients: tuple[Any, ...]) -> tuple[Any, ...]:
         """Let the gradient pass the final softmax or sigmoid unchanged, and note the score of its logits."""
@@ -168,7 +201,7 @@ class Editor:
 
 def _refuse_training(node: Node) -> None:
     if nodes.is_random(node):
-        raise training_error(nodes.operation(node))
+        raise training_error(operation(node))
     if nodes.mixes_images(node):
         raise ModelError(
             "model must treat every image alone; received batch-norm without running statistics, which mixes "
@@ -176,7 +209,18 @@ def _refuse_training(node: Node) -> None:
         )
 
 
-def _leave(rule: ReluRule, relu: nodes.Relu, inputs: Gradients, gradients: Gradients) -> Gradients:
+def _leave_short(short: Shortcut, inputs: Gradients, gradients: Gradients) -> Gradients | None:
+    """Do as :func:`_leave` for a named rule, where the node's own derivative is the whole of it: this is met most."""
+    derived, (g,) = inputs[0], gradients
+    if derived is None or g is None:
+        return None
+    if short.is_derived:
+        short.of(derived, is_own=True)
+        return None
+    return (short.of(g, is_own=False), *inputs[1:])
+
+
+def _leave(rule: ReluRule, relu: Relu, inputs: Gradients, gradients: Gradients) -> Gradients:
     """Let go on what leaves a ReLU under a rule."""
     operand, (g,) = relu.operand, gradients
     derived = inputs[operand]
@@ -185,8 +229,7 @@ def _leave(rule: ReluRule, relu: nodes.Relu, inputs: Gradients, gradients: Gradi
     form = derived
     if relu.x is not None:
         # At a tie the framework lets the gradient pass, or half of it.
-        is_open = relu.x > 0 if relu.cap is None else (relu.x > 0) & (relu.x < relu.cap)
-        derived = torch.where(is_open, g, 0)
+        derived = torch.where(relu.is_open(relu.x), g, 0)
     x, y = relu.values() if rule.reads_values else (None, None)
     x, y = (None if each is None else each.expand_as(g) for each in (x, y))
     left = leaving(rule, g, derived, x, y).sum_to_size(form.shape).to(form.dtype)

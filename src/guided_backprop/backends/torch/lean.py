@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.leaving import Gradients, leaving, shortcut_of
+from guided_backprop.backends.torch.operations import operation
+from guided_backprop.backends.torch.relus import relu_of, saved
 from guided_backprop.rules import ReluRule
 
 
@@ -67,7 +69,7 @@ class Lean(TorchFunctionMode):
 
     Args:
         firsts: the nodes that the images come from.
-        keeps_relus: leave ReLUs alone: some are parts of something else, or a rule reads their values.
+        keeps_relus: leave ReLUs alone: a rule reads their values.
 
     Attributes:
         gates: of each ReLU that was taken over, what lets the gradient through.
@@ -103,8 +105,8 @@ class Lean(TorchFunctionMode):
                     self._take(node)
 
     def _take(self, node: Node) -> None:
-        name = nodes.operation(node)
-        if name in _RELUS and not self._keeps_relus and nodes.relu_of(node, set()) is not None:
+        name = operation(node)
+        if name in _RELUS and not self._keeps_relus and relu_of(node, set()) is not None:
             gate = Gate(node)
             if gate.is_kept:
                 self.gates[node] = gate
@@ -119,7 +121,7 @@ def forget_images(path: nodes.Path, firsts: list[Node]) -> None:
     """Let the copy of the images go that the first convolution saved: only its weight's gradient would read it."""
     for first in firsts:
         for node in path.children.get(first, ()):
-            if node.name() == "ConvolutionBackward0":
+            if operation(node) == "convolution":
                 (images, _), (weight, _) = node.next_functions[:2]
                 if images is first and weight not in path.members:
                     _keep(node, "input", _layout, _of_layout)
@@ -165,11 +167,11 @@ class Gate:
 
 def _bounds(node: Node) -> tuple[float, float | None]:
     """Return between which values a ReLU is open."""
-    match nodes.operation(node):
+    match operation(node):
         case "hardtanh":
-            return float(node._saved_min_val), float(node._saved_max_val)  # type: ignore[attr-defined]
+            return float(saved(node, "min_val")), float(saved(node, "max_val"))
         case "threshold":
-            return float(node._saved_threshold), None  # type: ignore[attr-defined]
+            return float(saved(node, "threshold")), None
     return 0.0, None
 
 

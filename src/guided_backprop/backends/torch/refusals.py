@@ -1,20 +1,32 @@
 """What is refused, and how the error says it: parts that hide what they compute, ReLUs spelled as arithmetic."""
 
+from collections.abc import Mapping
+
+from torch.autograd.graph import Node
+
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.refusals import hidden, spelled
 from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
+from guided_backprop.backends.torch.composites import Composite
+from guided_backprop.backends.torch.relus import spelled_relu
 from guided_backprop.errors import ModelError, OpaqueRegionError
 
 
 def refuse_opaque(path: nodes.Path, vouch: Vouch) -> None:
-    """Raise if a part of the graph hides what it computes, or spells a ReLU that no single node stands for."""
+    """Raise if a part of the graph hides what it computes."""
     for node in path.doubts:
         name = nodes.opaque_name(node)
         if name is not None and name not in vouch:
             advice = _advice(name)
             raise hidden(name) if advice is None else OpaqueRegionError(advice)
-        name = nodes.spelled_relu(node, path.members)
+
+
+def refuse_halves(path: nodes.Path, activations: Mapping[Node, Composite], vouch: Vouch) -> None:
+    """Raise if the graph alone says that a ReLU is spelled, with no single node that stands for it."""
+    parts = frozenset[Node]().union(*(activation.parts for activation in activations.values()))
+    for node in path.doubts:
+        name = None if node in parts else spelled_relu(node, path.members)
         if name is not None and name not in vouch:
             raise spelled({name}, "torch.relu")
 

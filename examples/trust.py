@@ -33,7 +33,7 @@ from guided_backprop import (
     SanityCheck,
     sanity_check,
 )
-from guided_backprop.backends.torch.randomize import TorchCopy
+from guided_backprop.backends.torch.model.randomize import TorchCopy
 from guided_backprop.models import VisionModel, load_default, read_image
 from guided_backprop.render import colour_picture, heatmap, picture
 from guided_backprop.trust.similarity import cosines

@@ -86,7 +86,8 @@ def test_one_place_knows_of_what_makes_torch_models_faster():
     knowing = [
         path.relative_to(ROOT / "src/guided_backprop").as_posix()
         for path in sorted((ROOT / "src").rglob("*.py"))
-        if "fast" not in path.relative_to(ROOT).parts and re.search(r"torch[./]fast|torch import fast", path.read_text())
+        if "fast" not in path.relative_to(ROOT).parts
+        and re.search(r"torch[./]fast|torch import fast", path.read_text())
     ]
     assert knowing == ["backends/torch/backend.py"]
     assert len(re.findall(r"torch\.fast", (ROOT / "src/guided_backprop" / knowing[0]).read_text())) == 1

@@ -36,7 +36,7 @@ from guided_backprop import (
 )
 from guided_backprop.backends.jax.randomize import JaxCopy
 from guided_backprop.backends.randomize import Weight
-from guided_backprop.backends.torch.randomize import TorchCopy
+from guided_backprop.backends.torch.model.randomize import TorchCopy
 from guided_backprop.commands.main import command
 from guided_backprop.jax import tap
 from guided_backprop.trust.convergence import vectors

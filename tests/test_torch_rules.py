@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from guided_backprop import GuidedBackprop, Method, OpaqueRegionError
-from guided_backprop.backends.torch import editor, lean, leaving, nodes
+from guided_backprop.backends.torch import editor, lean, leaving
 from guided_backprop.backends.torch.fast.gated import GatedRelu
+from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.own import own_function
 from guided_backprop.rules import DECONV, GUIDED, OPEN, PLAIN, Guided, Plain, ReluRule
 from variants import VARIANTS

@@ -124,7 +124,7 @@ def _attribution(
     make: Callable[[Model], Method], model: Model, inputs: Images, target: Target, further: object
 ) -> Images:
     if further is not None:
-        layers = import_module("guided_backprop.backends.torch.layers")
+        layers = import_module("guided_backprop.backends.torch.model.layers")
         model = layers.with_arguments(model, further if isinstance(further, tuple) else (further,))
     explanations = make(model).explain(inputs, _labels(target, Inputs.of(inputs).count))
     shape = explanations.outputs.shape

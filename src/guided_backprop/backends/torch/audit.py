@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import is_relu_like
+from guided_backprop.backends.torch.graph.nodes import is_two_valued
+from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
+from guided_backprop.backends.torch.graph.relus import relu_of_derivative
 from guided_backprop.backends.torch.leaving import leaving
-from guided_backprop.backends.torch.nodes import is_two_valued
-from guided_backprop.backends.torch.operations import OPERATIONS, dispatched
-from guided_backprop.backends.torch.relus import relu_of_derivative
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import ReluRule
 

@@ -21,14 +21,14 @@ from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import detached, no_rows, no_score, not_finite
-from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch, Watched
-from guided_backprop.backends.torch.composites import Composite, composites_of, needs_shifts
-from guided_backprop.backends.torch.eager import differentiable
 from guided_backprop.backends.torch.editor import Editor, Head
+from guided_backprop.backends.torch.graph import nodes
+from guided_backprop.backends.torch.graph.composites import Composite, composites_of, needs_shifts
+from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
-from guided_backprop.backends.torch.network import TorchNetwork
-from guided_backprop.backends.torch.operations import row
+from guided_backprop.backends.torch.model.eager import differentiable
+from guided_backprop.backends.torch.model.network import TorchNetwork
 from guided_backprop.backends.torch.refusals import refuse_halves, refuse_opaque, refuse_spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError

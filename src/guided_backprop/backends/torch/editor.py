@@ -15,15 +15,15 @@ from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Vouch, per_image
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import coverage_of
-from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import BackwardWatch, ForwardWatch
-from guided_backprop.backends.torch.composites import Composite
+from guided_backprop.backends.torch.graph import nodes
+from guided_backprop.backends.torch.graph.composites import Composite
+from guided_backprop.backends.torch.graph.operations import operation, row
+from guided_backprop.backends.torch.graph.relus import Relu, relu_of, saved
 from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.leaving import Gradients, Shortcut, clamped, leaving, shortcut_of
-from guided_backprop.backends.torch.operations import operation, row
 from guided_backprop.backends.torch.own import own_function, prepare
 from guided_backprop.backends.torch.refusals import training_error
-from guided_backprop.backends.torch.relus import Relu, relu_of, saved
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import PLAIN, Guided, ReluRule

@@ -13,10 +13,10 @@ import torch
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
-from guided_backprop.backends.torch import nodes
+from guided_backprop.backends.torch.graph import nodes
+from guided_backprop.backends.torch.graph.operations import operation
+from guided_backprop.backends.torch.graph.relus import relu_of, saved
 from guided_backprop.backends.torch.leaving import Gradients, leaving, shortcut_of
-from guided_backprop.backends.torch.operations import operation
-from guided_backprop.backends.torch.relus import relu_of, saved
 from guided_backprop.rules import ReluRule
 
 

@@ -6,10 +6,10 @@ from torch.autograd.graph import Node
 
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.refusals import hidden, spelled
-from guided_backprop.backends.torch import nodes
 from guided_backprop.backends.torch.audit import ForwardWatch
-from guided_backprop.backends.torch.composites import Composite
-from guided_backprop.backends.torch.relus import spelled_relu
+from guided_backprop.backends.torch.graph import nodes
+from guided_backprop.backends.torch.graph.composites import Composite
+from guided_backprop.backends.torch.graph.relus import spelled_relu
 from guided_backprop.errors import ModelError, OpaqueRegionError
 
 

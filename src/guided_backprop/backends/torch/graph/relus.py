@@ -12,7 +12,7 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.torch.operations import OPERATIONS, operation, operation_of, row, row_of
+from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, operation_of, row, row_of
 from guided_backprop.backends.torch.own import OwnRelu, own_function
 from guided_backprop.errors import OpaqueRegionError
 

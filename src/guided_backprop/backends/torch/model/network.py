@@ -8,9 +8,9 @@ import torch
 from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
-from guided_backprop.backends.torch.eager import training_module, unfused
-from guided_backprop.backends.torch.layers import layers_of, run_until, run_with
-from guided_backprop.backends.torch.randomize import TorchCopy
+from guided_backprop.backends.torch.model.eager import training_module, unfused
+from guided_backprop.backends.torch.model.layers import layers_of, run_until, run_with
+from guided_backprop.backends.torch.model.randomize import TorchCopy
 from guided_backprop.errors import ModelError
 
 

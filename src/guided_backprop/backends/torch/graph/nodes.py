@@ -10,9 +10,9 @@ from torch.autograd.graph import Node
 
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.backends.patterns import ROOTS
-from guided_backprop.backends.torch.operations import OPERATIONS, operation, row, row_of
+from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, row, row_of
+from guided_backprop.backends.torch.graph.relus import is_constant, saved
 from guided_backprop.backends.torch.own import own_function
-from guided_backprop.backends.torch.relus import is_constant, saved
 
 # Parts of torch that are Python functions of their own, and that are known.
 _PLAIN_MODULES: Final = {"torch.nn.modules._functions", "torch.nn.parallel._functions"}

@@ -7,9 +7,9 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.patterns import composites
-from guided_backprop.backends.torch.nodes import Path, parents, word_of
-from guided_backprop.backends.torch.operations import OPERATIONS, operation, row
-from guided_backprop.backends.torch.relus import relu_of, saved
+from guided_backprop.backends.torch.graph.nodes import Path, parents, word_of
+from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, row
+from guided_backprop.backends.torch.graph.relus import relu_of, saved
 
 # Copies and casts, which patterns do not see.
 _UNSEEN: Final = OPERATIONS.called("cast", "copy")

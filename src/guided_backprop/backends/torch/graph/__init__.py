@@ -1,0 +1,1 @@
+"""What the nodes of one autograd graph are: operations, ReLUs, composite activations."""

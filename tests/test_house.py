@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/guided_backprop"
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -140,3 +142,22 @@ def test_nobody_reaches_into_the_privates_of_another():
     assert reaches(TREES) == []
     planted = ast.parse("class A:\n    def _b(self): ...\ndef f(a):\n    a._b()\n")
     assert reaches({"planted": planted}) == ["planted:4 a._b"]
+
+
+def share_of_any(trees: dict[str, ast.Module]) -> float:
+    """Return the share of annotations that say ``Any``."""
+    annotations = []
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.arg, ast.AnnAssign)) and node.annotation is not None:
+                annotations.append(node.annotation)
+            if isinstance(node, ast.FunctionDef) and node.returns is not None:
+                annotations.append(node.returns)
+    return sum(bool(re.search(r"\bAny\b", ast.unparse(each))) for each in annotations) / len(annotations)
+
+
+def test_annotations_say_what_is_meant():
+    assert share_of_any(TREES) < 0.06
+    assert share_of_any({"planted": ast.parse("def f(x: 'dict[str, Any]', y: int) -> Any: ...")}) == pytest.approx(
+        2 / 3
+    )

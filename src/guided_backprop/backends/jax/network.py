@@ -8,10 +8,18 @@ import jax
 
 from guided_backprop.arrays import Images, Layer, Model
 from guided_backprop.backends.jax.randomize import JaxCopy
+from guided_backprop.backends.jax.state import is_of
 from guided_backprop.backends.jax.tap import names_of
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ModelError, OptionError
+
+# What a part says of its mode, False in training, and how it is told to infer.
+_MODES = {
+    "deterministic": "model.eval()",
+    "use_running_average": "model.eval()",
+    "inference": "eqx.nn.inference_mode(model)",
+}
 
 
 class JaxNetwork(Network):
@@ -31,24 +39,13 @@ class JaxNetwork(Network):
 
     def check(self) -> None:
         """Raise if a part of a Flax NNX or Equinox module is in training mode."""
-        for library, parts in (("flax.nnx", "iter_graph"), ("equinox", "tree_flatten")):
-            if library not in sys.modules or not isinstance(self.model, sys.modules[library].Module):
-                continue
-            if library == "equinox":
-                found = jax.tree_util.tree_leaves(
-                    self.model, is_leaf=lambda part: getattr(part, "inference", None) is False
+        for part in _parts_with_a_mode(self.model):
+            wrong = [name for name in _MODES if getattr(part, name, None) is False]
+            if wrong:
+                raise ModelError(
+                    "model must be in eval mode, or its map is random; "
+                    f"received {wrong[0]}=False on {type(part).__name__}. Call {_MODES[wrong[0]]}."
                 )
-            else:
-                found = [part for _, part in getattr(sys.modules[library], parts)(self.model)]
-            for part in found:
-                settings = {"deterministic": False, "use_running_average": False, "inference": False}
-                wrong = [name for name, value in settings.items() if getattr(part, name, None) is value]
-                if wrong:
-                    advice = "eqx.nn.inference_mode(model)" if library == "equinox" else "model.eval()"
-                    raise ModelError(
-                        "model must be in eval mode, or its map is random; "
-                        f"received {wrong[0]}=False on {type(part).__name__}. Call {advice}."
-                    )
 
     def layer_names(self, images: Images = None) -> list[str]:
         return super().layer_names() if images is None else names_of(self.model, images)
@@ -75,3 +72,12 @@ class JaxNetwork(Network):
                 f"{self.ends_at!r}. Pass a function that returns that value."
             )
         return JaxCopy(self.model, images, seed)
+
+
+def _parts_with_a_mode(model: Model) -> list[object]:
+    """Return the parts of a module that may be in training mode: those that drop values or normalise batches."""
+    if is_of(model, "flax.nnx"):
+        return [part for _, part in sys.modules["flax.nnx"].iter_graph(model)]
+    if is_of(model, "equinox"):
+        return jax.tree_util.tree_leaves(model, is_leaf=lambda part: getattr(part, "inference", None) is False)
+    return []

@@ -54,17 +54,7 @@ class Path:
         Nodes that lead to parameters only are left out: they may be the user's own, and no gradient that is
         asked for passes them. Empty if the score does not depend on the images.
         """
-        children: dict[Node, list[Node]] = {} if last is None else {last: []}
-        stack = list(children)
-        while stack:
-            node = stack.pop()
-            # Written out, for this is met by every node of every graph.
-            for parent, _ in node.next_functions:
-                if parent in children:
-                    children[parent].append(node)
-                elif parent is not None:
-                    children[parent] = [node]
-                    stack.append(parent)
+        children = _children(last)
         reached = {first: None for first in firsts if first is not None and first in children}
         stack = list(reached)
         while stack:
@@ -74,16 +64,25 @@ class Path:
                     stack.append(child)
         members = set(reached) if with_firsts else set(reached) - set(firsts)
         nodes = [node for node in reached if node in members]
-        concerns, doubts, ends = [], [], []
-        for node in nodes:
-            is_concern, is_doubtful, is_end = _questions(node.name())
-            if is_concern:
-                concerns.append(node)
-            if is_doubtful:
-                doubts.append(node)
-            if is_end:
-                ends.append(node)
+        asked = [(node, _questions(node.name())) for node in nodes]
+        concerns, doubts, ends = ([node for node, answers in asked if answers[question]] for question in range(3))
         return cls(nodes, members, concerns, doubts, ends, children)
+
+
+def _children(last: Node | None) -> dict[Node, list[Node]]:
+    """Return all nodes that lead to the last one, each with those that gradients come to it from."""
+    children: dict[Node, list[Node]] = {} if last is None else {last: []}
+    stack = list(children)
+    while stack:
+        node = stack.pop()
+        # Written out, for this is met by every node of every graph.
+        for parent, _ in node.next_functions:
+            if parent in children:
+                children[parent].append(node)
+            elif parent is not None:
+                children[parent] = [node]
+                stack.append(parent)
+    return children
 
 
 @cache

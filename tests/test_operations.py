@@ -144,7 +144,7 @@ def nothing_known_of_relu(monkeypatch):
     smaller = without(in_tensorflow.OPERATIONS, "Relu", "Tanh")
     monkeypatch.setattr("guided_backprop.backends.tensorflow.nodes.OPERATIONS", smaller)
     monkeypatch.setattr("guided_backprop.backends.tensorflow.classify.OPERATIONS", smaller)
-    monkeypatch.delitem(relus.SPELLINGS, "Relu")
+    monkeypatch.delitem(relus.RECOGNISERS, "Relu")
 
 
 def in_tensorflow_net(unknown):

@@ -1,6 +1,6 @@
 """Which nodes of a flat TensorFlow graph are ReLUs, in every spelling that is known by its operation.
 
-To know another spelling is to write one entry of :data:`SPELLINGS`.
+To know another spelling is to write one entry of :data:`RECOGNISERS`.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def relus_of(graph: Graph, order: list[NodeDef]) -> dict[str, Relu]:
     relus: dict[str, Relu] = {}
     for node in order:
         # What has a gradient of its own is not what its operation says.
-        spelling = None if OVERRIDE in node.attr else SPELLINGS.get(node.op)
+        spelling = None if OVERRIDE in node.attr else RECOGNISERS.get(node.op)
         relu = None if spelling is None else spelling(graph, node)
         if relu is not None:
             relus[node.name] = relu
@@ -87,7 +87,7 @@ def _masked(graph: Graph, node: NodeDef) -> Relu | None:
 
 
 #: How each operation that may be a ReLU is told to be one.
-SPELLINGS: dict[str, Callable[[Graph, NodeDef], Relu | None]] = {
+RECOGNISERS: dict[str, Callable[[Graph, NodeDef], Relu | None]] = {
     "ClipByValue": _clip,
     "LeakyRelu": _leaky,
     "Maximum": _maximum,

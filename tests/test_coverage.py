@@ -69,6 +69,12 @@ ROWS: dict[str, tuple[str, Function, Function, Function]] = {
     "cube": ("pow x1", *same(lambda x: x**3)),
     "a root as a power": ("pow x1", *same(lambda x: x**0.3)),
     "sqrt": ("sqrt x1", torch.sqrt, tf.sqrt, jnp.sqrt),
+    "by its own root": (
+        "div x1, sqrt x1",
+        lambda x: x / torch.sqrt(x),
+        lambda x: x / tf.sqrt(x),
+        lambda x: x / jnp.sqrt(x),
+    ),
     "rsqrt": ("rsqrt x1", torch.rsqrt, tf.math.rsqrt, jax.lax.rsqrt),
     "1 / x": ("div x1", *same(lambda x: 1 / x)),
     "division by what depends on the images": ("div x1", *same(lambda x: x / (x + 1.0))),

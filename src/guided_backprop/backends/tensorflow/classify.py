@@ -103,21 +103,19 @@ class Findings:
 
     def _mark_rest(self, graph: Graph, node: NodeDef, candidates: list[str] | None, *, is_nested: bool) -> None:
         """Mark what may spell a ReLU, or is only listed."""
-        row, bound = OPERATIONS[node.op], _unknown_bound(graph, node)
+        row, bound, listed = OPERATIONS[node.op], _unknown_bound(graph, node), _listed(graph, node) or ""
         if _is_negative_part(graph, node):
-            graph.mark(node, "spelled", f"{row.word} with 0")
+            graph.mark(node, "spelled", f"{row.word} with 0", listed=listed)
         elif bound is not None:
-            graph.mark(node, "bound", row.word, bound)
+            graph.mark(node, "bound", row.word, bound, listed=listed)
         elif candidates is not None:
-            graph.mark(node, "spelled" if is_nested else "watch", row.word)
+            graph.mark(node, "spelled" if is_nested else "watch", row.word, listed=listed)
             self.watched.update({} if is_nested else {node.name: candidates})
         elif row.kind is Kind.UNKNOWN and registered(node.op) is not None:
             # In a loop or a branch no value of it is seen.
             graph.mark(node, "opaque" if is_nested else "unknown", row.word)
-        else:
-            name = _listed(graph, node)
-            if name is not None:
-                graph.mark(node, "plain", name)
+        elif listed:
+            graph.mark(node, "plain", listed)
 
     def _descend(self, graph: Graph, node: NodeDef) -> None:
         if OPERATIONS[node.op].kind is not Kind.HOLDS:

@@ -160,8 +160,7 @@ class Editor:
 
     def _suspected(self, op: tf.Operation, role: str, name: str) -> None:
         """Raise, or remember to look at the values, if a node may spell a ReLU."""
-        if role == "bound":
-            self._note(op, name, "plain")
+        self._note(op, op.get_attr(nodes.LISTED).decode(), "plain")
         if not self.rule.needs_every_relu or name in self._vouch:
             return
         is_top = op.name.startswith(f"{SCOPE}/")

@@ -23,6 +23,7 @@ GRADIENT = "GuidedBackprop"
 OVERRIDE = "_gradient_op_type"
 ROLE = "_guided_backprop_role"
 NAME = "_guided_backprop_name"
+LISTED = "_guided_backprop_listed"
 OPERAND = "_guided_backprop_operand"
 LOW = "_guided_backprop_low"
 HIGH = "_guided_backprop_high"
@@ -156,12 +157,15 @@ class Graph:
         """Tell whether a tensor depends on the values of the images."""
         return self.constant(ref) is None
 
-    def mark(self, node: NodeDef, role: str, name: str = "", operand: int = 0, **bounds: float) -> None:
-        """Write on a node how its gradient is to be built."""
+    def mark(
+        self, node: NodeDef, role: str, name: str = "", operand: int = 0, *, listed: str = "", **bounds: float
+    ) -> None:
+        """Write on a node how its gradient is to be built, and how the coverage lists what is only looked at."""
         if not self.role(node):
             node.attr[ORIGINAL].s = attribute(node, OVERRIDE).s or node.op.encode()
         node.attr[OVERRIDE].s = GRADIENT.encode()
         node.attr[ROLE].s, node.attr[NAME].s, node.attr[OPERAND].i = role.encode(), name.encode(), operand
+        node.attr[LISTED].s = listed.encode()
         # As text: an attribute of a node that is a number has 32 bits.
         node.attr[LOW].s = repr(bounds.get("low", 0.0)).encode()
         node.attr[HIGH].s = repr(bounds.get("high", float("inf"))).encode()

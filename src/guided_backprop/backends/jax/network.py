@@ -14,12 +14,8 @@ from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ModelError, OptionError
 
-# What a part says of its mode, False in training, and how it is told to infer.
-_MODES = {
-    "deterministic": "model.eval()",
-    "use_running_average": "model.eval()",
-    "inference": "eqx.nn.inference_mode(model)",
-}
+# What a part says of its mode; False in training.
+_MODES = ("deterministic", "use_running_average", "inference")
 
 
 class JaxNetwork(Network):
@@ -42,9 +38,10 @@ class JaxNetwork(Network):
         for part in _parts_with_a_mode(self.model):
             wrong = [name for name in _MODES if getattr(part, name, None) is False]
             if wrong:
+                advice = "eqx.nn.inference_mode(model)" if is_of(self.model, "equinox") else "model.eval()"
                 raise ModelError(
                     "model must be in eval mode, or its map is random; "
-                    f"received {wrong[0]}=False on {type(part).__name__}. Call {_MODES[wrong[0]]}."
+                    f"received {wrong[0]}=False on {type(part).__name__}. Call {advice}."
                 )
 
     def layer_names(self, images: Images = None) -> list[str]:

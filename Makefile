@@ -15,8 +15,9 @@ demo: $(DEMO_READY)
 	$(BIN)/guided-backprop explain --overwrite --output out/demo $(PHOTOS)
 	$(BIN)/guided-backprop report --overwrite --output out/demo.html $(PHOTOS)
 
+# Two processes, each with files of its own: what a file builds once it builds in one of them.
 test: $(READY) browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: lint types docs test
 

@@ -1,66 +1,256 @@
-"""Whether values show a ReLU that is spelled as arithmetic; the same judgement on every backend that has values."""
+"""The judgement of values: whether what an operation gave is a ReLU of something, though no operation there is one.
+
+For y to be a ReLU of x without an operation that is one, either an operation *chooses* among values by their size
+(a maximum over a stack with zeros, a sort, a norm, \\|x\\|), or something that depends on the images without a gradient
+(a comparison, an index, a sign, a detached value: *taint*) meets a value that carries one. Where neither happens there
+is no ReLU but the explicit ones. Where one does, each framework hands the values to :func:`judge`, which is the same
+for all of them.
+
+To be a gate is a statement about all values, so one counterexample refutes it for good; and values of one sign are no
+evidence, for no value tells a ReLU from the identity there. Then the values of other images are looked at
+(:func:`other_images`), together with the first ones.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from math import lgamma
+from typing import Final
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 
-_SAMPLE = 4096
+
+class Verdict(Enum):
+    """What values say of y and x."""
+
+    #: y is no gate of x: some value contradicts it.
+    NONE = auto()
+    #: Nothing was closed, or nothing open: other images have to tell.
+    UNSETTLED = auto()
+    #: y is a ReLU of x, or of -x: it rises from a constant. What arrives at y is what the rule is about.
+    CONVEX = auto()
+    #: y is the negative of one: ``min(x, 0) = -relu(-x)``, or rises in some channels and falls in others.
+    CONCAVE = auto()
+    #: A gate for a part of the values alone, or a ReLU times something else.
+    PARTIAL = auto()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What values say.
+
+    Attributes:
+        verdict: the finding.
+        closed: where y has this value the gate is closed; an array that broadcasts against y.
+    """
+
+    verdict: Verdict
+    closed: NumpyArray | None = None
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether y opens and closes by the size of x."""
+        return self.verdict in (Verdict.CONVEX, Verdict.CONCAVE, Verdict.PARTIAL)
+
+
+# About so many values, spread along each axis, are looked at before all are.
+_SAMPLE: Final = 32768
+# That so many values lie as a gate would have them, while they do not depend on x, has a chance of exp(-14): 1e-6.
+_EVIDENCE: Final = 14.0
+# So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
+_FEW: Final = 12
+
+
+def judge(y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, is_by_rank: bool = False) -> Judgement:
+    """Tell what values say of whether ``y`` is a ReLU of x.
+
+    It is one where it is one constant for x below a threshold and a multiple of x, or of x and a shift, above it, or
+    the other way round. The constant, the threshold and the multiple may differ by channel (axis 1, or the last one),
+    or by position; some values may be closed on the open side as well, as by a second mask.
+
+    Args:
+        y: what an operation gave, real, of any shape; axis 0 runs over images.
+        x: what it may be a ReLU of, with as many values, in the same order.
+        rounding: how far a multiple may be off, as a share of the largest value.
+        is_by_rank: whether all that chose among the values compared them with each other (a top-k, a sort) and never
+            with a constant. Then the largest are open and need not be positive.
+    """
+    if y.size != x.size or y.size == 0 or y.ndim == 0:
+        return Judgement(Verdict.NONE)
+    with np.errstate(all="ignore"):
+        y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
+        side = max(16, int(_SAMPLE ** (1 / y.ndim)))
+        part = np.ix_(*(np.linspace(0, size - 1, min(size, side)).astype(int) for size in y.shape))
+        if y[part].size < y.size:
+            # A sample can only acquit.
+            found = _judged(y[part], x[part], rounding, is_by_rank=is_by_rank)
+            if found.verdict is Verdict.NONE:
+                return found
+        return _judged(y, x, rounding, is_by_rank=is_by_rank)
+
+
+def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
+    """Yield images on which values that had one sign are likely to have the other: turned in sign, all and by turns."""
+    yield -images
+    # No two neighbours along any axis alike, and no period that a stride of the model could have.
+    steps = np.arange(images.size, dtype=np.float64).reshape(images.shape)
+    yield (images * np.where(np.sin(steps * steps) > 0, 1.0, -1.0)).astype(images.dtype)
+
+
+def _judged(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) -> Judgement:
+    is_possible = ((y == 0) & (x != 0)).any() or np.unique(y).size < y.size
+    if not is_possible and not _is_unsettled(y, x):
+        # Closed values are alike, and most that is looked at has no two values alike.
+        return Judgement(Verdict.NONE)
+    found = _gate(y, x, rounding, is_by_rank=is_by_rank)
+    if found is None and _is_unsettled(y, x):
+        return Judgement(Verdict.UNSETTLED)
+    return found or Judgement(Verdict.NONE)
+
+
+def _is_unsettled(y: NumpyArray, x: NumpyArray) -> bool:
+    """Tell whether no value can tell a gate: nothing is open, or nothing closed that would not be 0 anyway."""
+    if (y == y.flat[0]).all():
+        return True
+    is_of_one_sign = bool((x >= 0).all() or (x <= 0).all())
+    return is_of_one_sign and bool(((y != 0) == (x != 0)).all())
+
+
+def _groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
+    """Yield the axes along which constant, threshold and multiple are one: all, all but one, and the images alone."""
+    yield tuple(range(y.ndim))
+    if y.ndim > 1:
+        for axis in sorted({1, y.ndim - 1}):
+            yield tuple(other for other in range(y.ndim) if other != axis)
+    if y.ndim > 2:
+        yield (0,)
+
+
+def _gate(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) -> Judgement | None:
+    """Return how y is a gate of x, if it is."""
+    weak = None
+    for axes in _groupings(y):
+        kept = [axis for axis in range(y.ndim) if axis not in axes]
+        order, shape = (*kept, *axes), tuple(y.shape[axis] if axis in kept else 1 for axis in range(y.ndim))
+        rows = [np.transpose(each, order).reshape(int(np.prod(shape)), -1) for each in (y, x)]
+        for side in (1.0, -1.0):
+            found = _Gate.of(rows[0], side * rows[1], is_one=not kept, is_by_rank=is_by_rank)
+            if found is None:
+                continue
+            slopes = found.slopes(rounding)
+            is_sure = found.evidence >= _EVIDENCE
+            if slopes is not None and found.is_in_all_rows and (not kept or is_sure):
+                verdict = Verdict.CONVEX if (slopes > 0).all() else Verdict.CONCAVE
+                return Judgement(verdict, found.constants.reshape(shape))
+            if found.is_full and found.has_closed_several and not is_by_rank and (slopes is not None or not kept):
+                weak = weak if weak and weak.is_gate else Judgement(Verdict.PARTIAL if is_sure else Verdict.UNSETTLED)
+    if not is_by_rank and _is_gate_in_places(y, x):
+        return Judgement(Verdict.PARTIAL)
+    return weak
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """Values by rows, each of which is closed below a threshold of its own.
+
+    Attributes:
+        y: what may be the gate's result, ``(rows, values)``.
+        x: of what, open where it is large.
+        constants: for each row what y is where it is closed, ``(rows, 1)``; NaN if it is closed nowhere.
+        is_full: whether all is open above the thresholds.
+        is_in_all_rows: whether no row is open where others are closed.
+        evidence: minus the logarithm of the chance that values which do not depend on x lie like that.
+    """
+
+    y: NumpyArray
+    x: NumpyArray
+    constants: NumpyArray
+    is_full: bool
+    is_in_all_rows: bool
+    evidence: float
+
+    @classmethod
+    def of(cls, y: NumpyArray, x: NumpyArray, *, is_one: bool, is_by_rank: bool) -> "_Gate | None":
+        """Return how the rows are gates of x, if they are."""
+        x = np.where(np.isnan(x), -np.inf, x)
+        constants = np.take_along_axis(y, x.argmin(axis=1)[:, None], axis=1)
+        is_closed = y == constants
+        top, bottom = (how(np.where(is_closed, x, -far), 1) for how, far in ((np.max, np.inf), (np.min, -np.inf)))
+        low = np.where(is_closed, np.inf, x).min(axis=1)
+        # One value that is kept as it is closes nothing, nor does 0.
+        has_closed = (top > bottom) | ((constants[:, 0] == 0) & (top != 0))
+        has_both = has_closed & np.isfinite(low)
+        if not has_both.any():
+            return None
+        others = y[~has_closed]
+        if (np.isin(others, constants[has_both]) & (np.abs(others) != np.abs(x[~has_closed]))).any():
+            return None
+        constants = np.where(has_closed[:, None], constants, np.nan)
+        is_full = bool((low >= top)[has_both].all())
+        if is_full:
+            is_in_all_rows = not (x[~has_closed] < 0).any()
+            return cls(y, x, constants, True, is_in_all_rows, _surprise(is_closed[has_both]))
+        is_second = is_one and not is_by_rank and constants[0, 0] == 0 and low[0] > 0 and bool((x < 0).any())
+        return cls(y, x, constants, False, True, 0.0) if is_second else None
+
+    @property
+    def has_closed_several(self) -> bool:
+        """Whether different values were closed, so that it is none of a value that was that before."""
+        is_closed = self.y == self.constants
+        return len(np.unique(self.x[is_closed])) > 1
+
+    def slopes(self, rounding: float) -> NumpyArray | None:
+        """Return of each row that is open somewhere how steep it is there; None if it is not straight or is not closed.
+
+        A value that is closed where the straight line would be just there closes nothing.
+        """
+        is_open = (self.y != self.constants) & np.isfinite(self.x)
+        if not np.isfinite(self.y[is_open]).all():
+            return None
+        rows = is_open.any(axis=1)
+        y, x, is_open, constants = self.y[rows], self.x[rows], is_open[rows], self.constants[rows]
+        first = np.where(is_open, x, np.inf).argmin(axis=1)[:, None]
+        last = np.where(is_open, x, -np.inf).argmax(axis=1)[:, None]
+        (x1, x2), (y1, y2) = ([np.take_along_axis(each, at, 1) for at in (first, last)] for each in (x, y))
+        scale = np.abs(np.where(is_open, y, 0)).max(axis=1, keepdims=True)
+        for slope, shift in _lines(x1, x2, y1, y2):
+            line = slope * x + shift
+            off = np.abs(np.where(is_open, y - line, 0)) > rounding * scale
+            is_closing = (y == constants) & (np.abs(constants - line) > rounding * np.maximum(scale, np.abs(constants)))
+            if not off.any() and is_closing.any() and (slope != 0).all():
+                return slope
+        return None
+
+
+def _lines(x1: NumpyArray, x2: NumpyArray, y1: NumpyArray, y2: NumpyArray) -> Iterator[tuple[NumpyArray, NumpyArray]]:
+    """Yield the straight lines through two points of each row: through 0, and through both."""
+    far = np.where(np.abs(x2) >= np.abs(x1), x2, x1)
+    slope = np.where(np.abs(x2) >= np.abs(x1), y2, y1) / np.where(far == 0, 1.0, far)
+    yield slope, np.zeros_like(slope)
+    rise = (y2 - y1) / np.where(x2 == x1, 1.0, x2 - x1)
+    yield np.where(x2 == x1, slope, rise), np.where(x2 == x1, 0.0, y1 - rise * x1)
+
+
+def _surprise(is_closed: NumpyArray) -> float:
+    """Return minus the logarithm of the chance that all that is closed lies below all that is open, by row."""
+    sizes, closed = np.full(len(is_closed), is_closed.shape[1]), is_closed.sum(axis=1)
+    return float(sum(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) for n, k in zip(sizes, closed, strict=True)))
+
+
+def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
+    """Tell whether y is closed only where x is negative, or only where it is positive, though not everywhere there."""
+    is_closed = (y == 0) & (x != 0)
+    signs = x[is_closed] > 0
+    if signs.size < _FEW or not (signs.all() or (~signs).all()):
+        return False
+    is_other = (x > 0) != signs[0]
+    is_multiple = np.abs(y) > 0
+    return bool((is_other & ~is_closed).sum() >= _FEW and is_multiple[is_other & (x != 0)].all())
 
 
 def is_relu_like(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
-    """Tell whether ``y`` is a multiple of x where x is above a threshold, or below one, and a constant beyond.
-
-    Some of y may be closed on the open side, as by a second mask; the multiple may differ by channel. Where
-    nothing was closed, y counts if x has one sign: no value tells it from a ReLU. Where nothing was open no
-    gradient passes, and it does not count.
-
-    Args:
-        y: what an operation gave out.
-        x: what it may be the ReLU of, of the same size.
-        rounding: how far, relatively, multiples of one number may be apart.
-    """
-    if y.size != x.size or y.size == 0:
-        return False
-    y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
-    step = max(1, x.size // _SAMPLE)
-    # A sample can only acquit.
-    if step > 1 and _is_gated(y.ravel()[::step], x.ravel()[::step]) is False:
-        return False
-    return bool(_is_gated(y.ravel(), x.ravel())) and _is_multiple(y, x, rounding)
-
-
-def _is_gated(y: NumpyArray, x: NumpyArray) -> bool | None:
-    """Tell whether ``y`` is open on one side of x only; None if it is open nowhere."""
-    if not y.any():
-        return None
-    if ((y != 0) == (x != 0)).all() and ((x >= 0).all() or (x <= 0).all()):
-        return True
-    for side in (x, -x):
-        constant = y[side.argmin()]
-        is_closed = y == constant
-        closed, opened = side[is_closed], side[~is_closed]
-        # One value that is kept as it is closes nothing.
-        if closed.size == 0 or opened.size == 0 or (closed.min() == closed.max() and constant != 0):
-            continue
-        if opened.min() >= closed.max() or (constant == 0 and opened.min() > 0 and (side < 0).any()):
-            return True
-    return False
-
-
-def _is_multiple(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
-    """Tell whether ``y / x`` is one number wherever y was not closed, or one number per channel."""
-    if x.ndim == 0:
-        return True
-    is_open = (y != 0) & (x != 0) & (y != y.flat[x.argmin()]) & (y != y.flat[x.argmax()])
-    ratio = np.divide(y, x, out=np.full(x.shape, np.nan), where=is_open)
-    every = ratio.reshape(1, -1)
-    by_channel = [
-        np.moveaxis(ratio, axis, 0).reshape(x.shape[axis], -1) for axis in {1, x.ndim - 1} if 0 < axis < x.ndim
-    ]
-    for rows in (every, *by_channel):
-        low = np.where(np.isnan(rows), np.inf, rows).min(axis=1)
-        high = np.where(np.isnan(rows), -np.inf, rows).max(axis=1)
-        is_known = high >= low
-        if (high[is_known] - low[is_known] <= rounding * np.abs(high[is_known])).all():
-            return True
-    return False
+    """Tell whether ``y`` is a ReLU of x, or may be one for all that values say."""
+    found = judge(y, x, rounding)
+    return found.verdict in (Verdict.CONVEX, Verdict.CONCAVE) or (found.verdict is Verdict.UNSETTLED and bool(y.any()))

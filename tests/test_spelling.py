@@ -1,0 +1,92 @@
+"""The judgement of values: what is a gate, what is none, and what values cannot tell."""
+
+import numpy as np
+import pytest
+
+from guided_backprop.backends.spelling import Verdict, judge, other_images
+
+SHAPE = (12, 8, 3, 3)
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=SHAPE)
+BY_CHANNEL = np.linspace(-0.5, 1.5, SHAPE[1]).reshape(1, -1, 1, 1)
+BY_PLACE = RANDOM.uniform(0.5, 1.5, size=(1, *SHAPE[1:]))
+IN_PLACES = np.arange(np.prod(SHAPE[1:])).reshape(SHAPE[1:]) % 3 == 0
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+CASES = {
+    "relu": (relu, Verdict.CONVEX),
+    "of the negative": (lambda x: relu(-x), Verdict.CONVEX),
+    "times 2": (lambda x: 2 * relu(x), Verdict.CONVEX),
+    "times a channel's number": (lambda x: relu(x) * (BY_CHANNEL + 1), Verdict.CONVEX),
+    "times a place's number": (lambda x: relu(x) * BY_PLACE, Verdict.CONVEX),
+    "above a threshold": (lambda x: np.where(x > 0.7, x, 0), Verdict.CONVEX),
+    "above a channel's threshold": (lambda x: np.where(x > BY_CHANNEL, x, 0), Verdict.CONVEX),
+    "beyond a channel's threshold": (lambda x: relu(x - BY_CHANNEL), Verdict.CONVEX),
+    "closed to another number": (lambda x: np.where(x > 0, x, -0.5), Verdict.CONVEX),
+    "with a second mask": (lambda x: np.where((x > 0) & ~IN_PLACES, x, 0), Verdict.CONVEX),
+    "minimum": (lambda x: np.minimum(x, 0), Verdict.CONCAVE),
+    "negative": (lambda x: -relu(x), Verdict.CONCAVE),
+    "times numbers of both signs": (lambda x: relu(x) * BY_CHANNEL, Verdict.CONCAVE),
+    "in places": (lambda x: np.where((x > 0) | IN_PLACES, x, 0), Verdict.PARTIAL),
+    "times something": (lambda x: relu(x) * np.cos(np.arange(x.size)).reshape(x.shape), Verdict.PARTIAL),
+    "identity": (lambda x: x, Verdict.NONE),
+    "leaky": (lambda x: np.where(x > 0, x, 0.1 * x), Verdict.NONE),
+    "magnitude": (np.abs, Verdict.NONE),
+    "shifted": (lambda x: x + BY_CHANNEL, Verdict.NONE),
+    "hard shrink": (lambda x: x * (np.abs(x) > 0.5), Verdict.NONE),
+    "a mask of something else": (lambda x: x * (np.cos(np.arange(x.size)).reshape(x.shape) > 0), Verdict.NONE),
+    "padding": (lambda x: x * (np.arange(3) < 2), Verdict.NONE),
+    "minus infinity where padded": (lambda x: np.where(np.arange(3) < 2, x, -np.inf), Verdict.NONE),
+    "another gate's mask": (lambda x: np.roll(x, 1) * (x > 0), Verdict.PARTIAL),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_verdict(name, dtype):
+    function, verdict = CASES[name]
+    assert judge(function(X).astype(dtype), X.astype(dtype), 4e-3).verdict is verdict
+
+
+@pytest.mark.parametrize("name", [name for name, (_, verdict) in CASES.items() if verdict is Verdict.CONVEX])
+def test_what_is_closed_is_known(name):
+    """Where y has the value that it closes to, it does not change with x; elsewhere it does."""
+    function, _ = CASES[name]
+    y = function(X)
+    found = judge(y, X)
+    is_closed = y == found.closed
+    moved = np.abs(function(X + 1e-9) - y) > 1e-12
+    np.testing.assert_array_equal(moved, ~is_closed)
+
+
+@pytest.mark.parametrize("shift", [9, -9])
+def test_values_of_one_sign_are_no_evidence(shift):
+    x = X + shift
+    assert judge(relu(x), x).verdict is Verdict.UNSETTLED
+    together = np.concatenate([x, *other_images(x)])
+    assert judge(relu(together), together).verdict is Verdict.CONVEX
+    assert judge(together.copy(), together).verdict is Verdict.NONE
+
+
+def test_of_what_is_never_negative_nothing_is_told():
+    x = relu(X)
+    for y in (x, x / (1 + 1e-4 * x * x), 3 * x):
+        assert judge(y, x).verdict is Verdict.UNSETTLED
+
+
+def test_the_largest_of_a_row_are_no_gate():
+    """Chosen by rank, they are compared with each other; on other images other sizes are among the largest."""
+    together = np.concatenate([X, *other_images(X), X - 2]).reshape(-1, 72)
+    kept = np.where(together >= np.sort(together, axis=1)[:, -9:-8], together, 0)
+    assert judge(kept, together, is_by_rank=True).verdict is Verdict.NONE
+
+
+def test_planted_fault_two_values_refute():
+    y = relu(X)
+    y.flat[np.flatnonzero(X.flat < -0.1)[7]] = 0.123
+    y.flat[np.flatnonzero(X.flat > 0.1)[7]] = 0
+    assert judge(y, X).verdict is Verdict.NONE

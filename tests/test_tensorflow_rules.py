@@ -168,3 +168,24 @@ def test_the_named_rules_are_the_formula(spelling, rule):
     other = DECONV if rule != DECONV else GUIDED
     with pytest.raises(AssertionError):
         np.testing.assert_array_equal(leaving(lambda x: relu(x), other), formula)
+
+
+BOUNDED = {
+    "clip(x, 0, .1)": (lambda x: tf.clip_by_value(x, tf.constant(0.0, x.dtype), tf.constant(0.1, x.dtype)), 0.1),
+    "minimum(relu(x), .1)": (lambda x: tf.minimum(tf.nn.relu(x), tf.constant(0.1, x.dtype)), 0.1),
+    "where(x > .7, x, 0)": (lambda x: tf.where(x > tf.constant(0.7, x.dtype), x, tf.zeros([], x.dtype)), 0.7),
+    "clip(x, 0, largest)": (lambda x: tf.clip_by_value(x, tf.constant(0.0, x.dtype), x.dtype.max), None),
+}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("spelling", BOUNDED)
+def test_a_bound_is_exact_in_the_dtype_of_the_map(spelling, dtype):
+    relu, bound = BOUNDED[spelling]
+    exact = np.array(bound or 1.0, dtype)
+    x = np.array([[np.nextafter(exact, exact.dtype.type(-9)), exact, np.nextafter(exact, exact.dtype.type(9)), -1]])
+    found = GuidedBackprop(lambda x: relu(x)).explain(tf.constant(x, dtype), np.ones((1, 4))).attribution
+    is_cap = bound is not None and "where" not in spelling
+    expected = [1, 1, 1, 0] if bound is None else [1, 0, 0, 0] if is_cap else [0, 0, 1, 0]
+    np.testing.assert_array_equal(found, [expected])

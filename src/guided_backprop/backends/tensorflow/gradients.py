@@ -197,9 +197,12 @@ def _gated(op: tf.Operation, g: tf.Tensor) -> tf.Tensor:
     if kernel is not None:
         return kernel(gradients=g, features=op.outputs[0])
     x = _input_of(op)
-    is_open = x > tf.cast(low, x.dtype)
+    # Not tf.cast(low, ...), which makes float32 of a Python number first.
+    is_open = x > tf.constant(low, x.dtype)
     if high != float("inf"):
-        is_open &= x < tf.cast(high, x.dtype)
+        # The bounds joined here may be of several dtypes: a cap is a number of one of them.
+        wider = max(x.dtype, op.outputs[0].dtype, key=lambda kind: kind.size)
+        is_open &= tf.cast(x, wider) < tf.constant(high, wider)
     return tf.where(is_open, g, tf.zeros([], g.dtype))
 
 

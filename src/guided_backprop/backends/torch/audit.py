@@ -19,6 +19,7 @@ from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.torch.graph.nodes import is_two_valued
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.graph.relus import relu_of_derivative
+from guided_backprop.backends.torch.layouts import unambiguous
 from guided_backprop.backends.torch.leaving import leaving
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import ReluRule
@@ -157,6 +158,7 @@ class _Operand(NamedTuple):
 class BackwardWatch(TorchDispatchMode):
     """Applies a rule inside operations in place on a view, whose derivative the graph does not show.
 
+    So does a function of the user's own hide what runs in its backward pass; there a batch-norm is made to read right.
     Between ``enter`` and ``leave`` of such a node each operation is known to be no activation's, or is the
     derivative of an activation, or is refused.
     """
@@ -180,6 +182,8 @@ class BackwardWatch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if name == "native_batch_norm_backward":
+            args = (unambiguous(args[0], args[1]), *args[1:])
         activation = dispatched(name.removesuffix("_backward"))
         kind, word = OPERATIONS[activation]
         if not self._inside or kind in _PASSING or activation in _PLACED:

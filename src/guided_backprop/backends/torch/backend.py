@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from guided_backprop.backends.torch.model.network import TorchNetwork
 from guided_backprop.backends.torch.refusals import refuse_halves, refuse_opaque, refuse_spelled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
-from guided_backprop.rules import ReluRule
+from guided_backprop.rules import PLAIN, ReluRule
 
 #: Runs a model's forward function on images.
 Runner = Callable[[Callable[[Any], Any], Any], Any]
@@ -214,14 +215,35 @@ class TorchBackend(Backend):
         self._check_model()
         other = copy.copy(self)
         given = Inputs.of(images).map(_as_tensor)
+        gates = self.setup.memory != "lean"
         try:
             with differentiable(), torch.no_grad(), self.network.unremembered():
-                other._run_forward = Plan.of(self.network.call, given, gates=self.setup.memory != "lean").run
+                other._run_forward = Plan.of(self.network.call, given, partial(self._slope, given), gates=gates).run
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
             raise _model_error(error, given.arrays) from error
         return other
+
+    def _slope(self, given: Inputs, run_forward: Runner) -> list[torch.Tensor] | None:
+        """Return one gradient of a model that is run so, of one image if it takes one; None if it cannot be explained.
+
+        Of what outputs are added up does not matter, as long as no softmax makes a constant of it.
+        """
+        backend = copy.copy(self)
+        backend._run_forward = run_forward
+
+        def weigh(outputs: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+            return [np.random.default_rng(0).normal(size=outputs.shape)]
+
+        for images in (given.rows(slice(1)), given):
+            try:
+                (attributed,) = backend.attribute(images.images, weigh, [PLAIN])
+            except GuidedBackpropError:
+                continue
+            (gradients,) = attributed.attribution
+            return [_as_tensor(each) for each in Inputs.of(gradients).arrays if each is not None]
+        return None
 
     def _output_of(self, given: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what is explained, and the value inside of the model that the gradient is taken at, if any."""

@@ -20,6 +20,7 @@ from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite
 from guided_backprop.backends.torch.graph.operations import operation, row
 from guided_backprop.backends.torch.graph.relus import Relu, relu_of, saved
+from guided_backprop.backends.torch.layouts import may_be_misread, read_right
 from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.leaving import Gradients, Shortcut, clamped, leaving, shortcut_of
 from guided_backprop.backends.torch.own import own_function, prepare
@@ -109,12 +110,14 @@ class Editor:
     def _treat(self, node: Node, path: nodes.Path) -> None:
         """Put the rule on one node, or note that it keeps its derivative."""
         kind, word = row(node)
+        if word == "batch_norm" and may_be_misread(node):
+            self._before(node, partial(read_right, node))
         if word == "batch_norm" and not nodes.uses_batch(node):
             return
         if kind is Kind.RANDOM or word in _TRAINABLE:
             _refuse_training(node)
         if kind is Kind.HIDDEN:
-            prepare(node, self._rule, path.children[node])
+            self._prepare(node, path)
         relu = relu_of(node, path.members) or self._vouched(node)
         if relu is not None:
             self._relu(relu)
@@ -129,6 +132,12 @@ class Editor:
             name = nodes.word_of(node, path.members)
             if name is not None:
                 self._activation(node, name)
+
+    def _prepare(self, node: Node, path: nodes.Path) -> None:
+        """See to what a function hides: one of ours is told the rule, another's graphs are watched."""
+        prepare(node, self._rule, path.children[node])
+        if nodes.runs_graphs(node):
+            self.watch = self.watch or BackwardWatch(self._rule, self._note)
 
     def _vouched(self, node: Node) -> Relu | None:
         """Return a custom function, or an operation that is not known, as the ReLU that the user says it is."""

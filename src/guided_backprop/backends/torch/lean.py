@@ -16,17 +16,9 @@ from torch.overrides import TorchFunctionMode
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.operations import operation
 from guided_backprop.backends.torch.graph.relus import relu_of, saved
+from guided_backprop.backends.torch.layouts import Layout, of_layout
 from guided_backprop.backends.torch.leaving import Gradients, leaving, shortcut_of
 from guided_backprop.rules import ReluRule
-
-
-class _Layout(NamedTuple):
-    """All that is kept of a tensor whose values nobody reads."""
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
 
 
 class _Part(NamedTuple):
@@ -38,27 +30,19 @@ class _Part(NamedTuple):
     operand: int | None = None
 
 
-def _layout(values: torch.Tensor) -> _Layout:
-    return _Layout(values.shape, values.stride(), values.dtype, values.device)
-
-
-def _of_layout(layout: _Layout) -> torch.Tensor:
-    return torch.empty_strided(*layout[:2], dtype=layout.dtype, device=layout.device)
-
-
-_INPUT = _Part("self", _layout, _of_layout)
+_INPUT = _Part("self", Layout.of, of_layout)
 # Of the place of a maximum 32 bits are enough.
 _PLACE = _Part("result1", lambda values: values.to(torch.int32), lambda values: values.long())
 _PARTS = {
     "adaptive_avg_pool2d": [_INPUT],
     "adaptive_avg_pool3d": [_INPUT],
-    "addmm": [_Part("mat1", _layout, _of_layout, 2)],
+    "addmm": [_Part("mat1", Layout.of, of_layout, 2)],
     "avg_pool2d": [_INPUT],
     "avg_pool3d": [_INPUT],
-    "convolution": [_Part("input", _layout, _of_layout, 1)],
+    "convolution": [_Part("input", Layout.of, of_layout, 1)],
     "max_pool": [_INPUT, _PLACE],
-    "mm": [_Part("self", _layout, _of_layout, 1)],
-    "native_batch_norm": [_Part("input", _layout, _of_layout, 1)],
+    "mm": [_Part("self", Layout.of, of_layout, 1)],
+    "native_batch_norm": [_Part("input", Layout.of, of_layout, 1)],
 }
 # Of these the framework keeps the input, or the result if they worked in place.
 _RELUS = {"hardtanh", "relu", "threshold"}
@@ -124,7 +108,7 @@ def forget_images(path: nodes.Path, firsts: list[Node]) -> None:
             if operation(node) == "convolution":
                 (images, _), (weight, _) = node.next_functions[:2]
                 if images is first and weight not in path.members:
-                    _keep(node, "input", _layout, _of_layout)
+                    _keep(node, "input", Layout.of, of_layout)
 
 
 class Gate:

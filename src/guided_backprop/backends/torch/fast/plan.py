@@ -1,6 +1,6 @@
 """How one model is run faster: what is folded, and how images lie in memory. Learned from one run on an example."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,13 @@ from guided_backprop.backends.torch.fast.once import Unlike
 #: What runs a model.
 Forward = Callable[[Inputs], Outputs]
 
+#: From what runs a model to its gradients on some images; None if it has none.
+Slope = Callable[[Callable[[Forward, Inputs], Outputs]], Sequence[torch.Tensor] | None]
+
 # How far the outputs of a plan may be from the model's own, as a share of the largest; more is no rounding.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
+# The same of gradients, as a share of their norm: where rounding opens a gate or closes it, a part of them changes.
+_FLIPS = {torch.float64: 1e-6, torch.float32: 0.05}
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Plan:
     is_channels_last: bool
 
     @classmethod
-    def of(cls, forward: Forward, inputs: Inputs, *, gates: bool) -> "Plan":
+    def of(cls, forward: Forward, inputs: Inputs, slope: Slope, *, gates: bool) -> "Plan":
         """Return what pays and changes nothing but rounding, tried on these images; and whether ReLUs can be gated."""
         recorder = Recorder()
         with recorder:
@@ -38,7 +43,7 @@ class Plan:
         folds = recorder.folds(outputs)
         folds = folds._replace(gates=folds.gates and gates)
         for plan in (cls(folds, True), cls(folds._replace(packs=False), True), cls(folds._replace(packs=False), False)):
-            if plan._agrees(forward, inputs, outputs):
+            if plan._agrees(forward, inputs, outputs) and _are_alike(slope(plan.run), slope(_directly)):
                 return plan
         return cls(Folds({}, pads=False, gates=False, packs=False), False)
 
@@ -69,6 +74,20 @@ class Plan:
             return False
         expected = list(tensors_of(outputs))
         return len(found) == len(expected) and all(map(_is_close, found, expected))
+
+
+def _directly(forward: Forward, inputs: Inputs) -> Outputs:
+    return forward(inputs)
+
+
+def _are_alike(found: Sequence[torch.Tensor] | None, expected: Sequence[torch.Tensor] | None) -> bool:
+    """Tell whether gradients are the same but for rounding; nothing is to be said of a model that has none."""
+    if found is None or expected is None:
+        return found is expected
+    return all(
+        bool((one - other).norm() <= _FLIPS.get(other.dtype, 0.2) * other.norm())
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def _is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -199,6 +199,15 @@ def opaque_name(node: Node) -> str | None:
     return word
 
 
+def runs_graphs(node: Node) -> bool:
+    """Tell whether a node may differentiate a graph of its own, as a checkpoint of the user's own does.
+
+    A compiled region has no graph inside, and is fast because nobody watches it.
+    """
+    is_function = isinstance(node, torch.autograd.function.BackwardCFunction)
+    return is_function and opaque_name(node) not in (None, "CompiledFunction")
+
+
 def _is_padded_stack(node: Node, on_path: Container[Node]) -> bool:
     while operation(node) in _RESHAPES and node in on_path:
         node = next(parents(node))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from guided_backprop.backends.guards import guards
 from guided_backprop.backends.jax.program import Activation, Program, Step, Value
 from guided_backprop.backends.jax.relus import Facts
 from guided_backprop.backends.operations import Kind
@@ -12,6 +13,8 @@ from guided_backprop.rules import SMOOTH
 
 # Copies and casts, which patterns do not see.
 _UNSEEN = frozenset({"cast", "copy", "mark"})
+# An average pooling is a sum over windows that is divided by their size.
+_SUM, _WINDOWS = "reduce_sum", "reduce_window_sum"
 
 
 class Graph:
@@ -38,7 +41,7 @@ class Graph:
         operands: list[Value | float] = [self.source(value) for value in step.inputs]
         if step.exponent is not None:
             operands.append(step.exponent)
-        return step.word, operands
+        return "sum" if step.name == _WINDOWS else step.word, operands
 
     def constant(self, value: Value) -> float | None:
         """Return the number that a value is everywhere; an array of weights is no number, even if all are equal."""
@@ -49,6 +52,15 @@ class Graph:
         known = self._facts.known(value)
         is_number = known is not None and np.ndim(known) == 0 and np.issubdtype(np.asarray(known).dtype, np.number)
         return float(known) if is_number and np.isrealobj(known) else float("nan")
+
+    def summed(self, value: Value) -> int | None:
+        """Return how many values each number of a sum is the sum of."""
+        step = self.source(value).step
+        if step is None or step.name not in (_SUM, _WINDOWS):
+            return None
+        if step.name == _WINDOWS:
+            return int(np.prod(step.eqn.params["window_dimensions"]))
+        return int(np.prod([step.inputs[0].aval.shape[axis] for axis in step.eqn.params["axes"]]))
 
     def users(self, value: Value) -> Sequence[Value]:
         """Return the values that are made of a value directly; what a block gives out is one of them."""
@@ -84,7 +96,8 @@ def mark_activations(program: Program, facts: Facts) -> None:
     graph = Graph(facts)
     steps = [step for step in program.steps() if step.is_on_path and not step.is_inside]
     values = {step.outputs[0]: step for step in steps if len(step.outputs) == 1 and step.word not in _UNSEEN}
-    for match in composites(graph, list(values)).values():
+    relus = [value for value, step in values.items() if step.relu is not None]
+    for match in [*composites(graph, list(values)).values(), *guards(graph, relus).values()]:
         x = match.bound.get("x", match.bound.get("shifted"))
         if isinstance(x, Value):
             _mark(values[match.last], match.name, graph.unshifted(x))

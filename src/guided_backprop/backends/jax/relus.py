@@ -14,8 +14,6 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.program import REBUILT, Block, Program, Relu, Step, Value
 from guided_backprop.backends.operations import Kind
 
-# Words of operations value by value: a square root behind them is taken of what went in.
-_POINTWISE = frozenset("add broadcast cast copy div mark mul neg pow reshape squeeze sub".split())
 _MOVES = frozenset("broadcast cast copy reshape squeeze stop_gradient transpose".split())
 _OF_A_RELU = frozenset("broadcast cast clamp mark maximum minimum".split())
 
@@ -126,7 +124,7 @@ class Facts:
     def of_maximum(self, step: Step) -> Relu | None:
         """Return how a maximum is a ReLU, and what a minimum in front of it caps it at."""
         operand = self.operand_against_zero(step)
-        if operand is None or self.is_floor_of_root(step, operand):
+        if operand is None:
             return None
         front = step.inputs[operand].step
         if front is not None and self._is_cap_alone(front, step.inputs[operand]):
@@ -155,26 +153,6 @@ class Facts:
             if step.inputs[operand].carries and self.is_zero(step.inputs[1 - operand]):
                 return operand
         return None
-
-    def is_floor_of_root(self, step: Step, operand: int) -> bool:
-        """Tell whether ``max(variance, 0)`` guards a square root: a variance is no activation.
-
-        It is one if it is reduced from many values, and if all that it is used for is the root.
-        """
-        return _is_reduced(step.inputs[operand]) and self._leads_to_root(step.outputs[0])
-
-    def _leads_to_root(self, value: Value) -> bool:
-        if not value.uses or id(value) in self.results:
-            return False
-        return all(
-            step.word in ("rsqrt", "sqrt")
-            or (
-                step.word in _POINTWISE
-                and sum(each.depends for each in step.inputs) == 1
-                and self._leads_to_root(step.outputs[0])
-            )
-            for step in value.uses
-        )
 
     def _custom_relu(self, step: Step, vouch: Vouch) -> Relu | None:
         name = custom_name(step)
@@ -293,18 +271,3 @@ def _backward(block: Block) -> None:
                 is_carried = step.word == "scan" and index < step.eqn.params["num_carry"]
                 value.is_live = is_carried or not is_same or step.outputs[index].is_live
             _backward(inner)
-
-
-def _is_reduced(value: Value, depth: int = 12) -> bool:
-    """Tell whether ``value`` is computed, value by value, from sums over many values."""
-    step = value.step
-    if not value.depends or depth == 0:
-        return False
-    if step is None:
-        return value.outer is not None and _is_reduced(value.outer, depth - 1)
-    if step.word == "sum":
-        return True
-    depending = [each for each in step.inputs if each.depends]
-    if step.word == "where" and not step.inputs[0].depends:
-        return all(_is_reduced(each, depth - 1) for each in depending)
-    return step.word in _POINTWISE and all(_is_reduced(each, depth - 1) for each in depending)

@@ -7,10 +7,11 @@ from functools import cache
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
 
+from guided_backprop.backends.guards import guards
 from guided_backprop.backends.patterns import Match, composites
 from guided_backprop.backends.tensorflow.nodes import OVERRIDE, Graph, operand_refs, producer, word_of
 from guided_backprop.backends.tensorflow.operations import COPIES, SHAPES
-from guided_backprop.backends.tensorflow.relus import Relu
+from guided_backprop.backends.tensorflow.relus import EXPLICIT, Relu
 
 # What patterns have for operands: what is summed, and not along which axes.
 _FIRST_ALONE = frozenset({"max", "sum"})
@@ -50,7 +51,11 @@ class GraphView:
             operands.append(2.0)
         elif word == "div" and len(operands) == 1:
             operands.insert(0, 1.0)
+        word = "squared_difference" if node.op == "SquaredDifference" else word
         return word, operands[:1] if word in _FIRST_ALONE else operands
+
+    def summed(self, value: str) -> None:
+        """Return nothing: of a sum the graph does not tell how many it sums."""
 
     def constant(self, value: str) -> float | None:
         """Return the number that a value is everywhere."""
@@ -85,4 +90,7 @@ def _first_output(operation: str) -> str:
 def composites_of(graph: Graph, order: list[NodeDef], relus: Mapping[str, Relu]) -> dict[str, Match[str]]:
     """Return the composite activations of a graph by the node that each ends with."""
     values = [value for node in order if graph.depends(value := value_of(node))]
-    return {producer(last): match for last, match in composites(GraphView(graph, relus), values).items()}
+    view = GraphView(graph, relus)
+    written = [value for value in values if (node := graph.node(value)) is not None and node.op in EXPLICIT]
+    found = composites(view, values) | guards(view, [value for value in written if producer(value) in relus])
+    return {producer(last): match for last, match in found.items()}

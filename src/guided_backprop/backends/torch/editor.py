@@ -96,6 +96,8 @@ class Editor:
             elif node in self._gates:
                 # It lets everything pass by itself.
                 self._after(node, partial(self._gates[node].close, PLAIN))
+            elif row(node).kind is Kind.HIDDEN:
+                prepare(node, PLAIN, path.children[node])
         if self.watch is None:
             self.coverage()
 

@@ -6,6 +6,8 @@ from typing import Final, NamedTuple
 import torch
 from torch.autograd.graph import Node
 
+from guided_backprop.backends.guards import guards
+from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.patterns import composites
 from guided_backprop.backends.torch.graph.nodes import Path, parents, word_of
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, row
@@ -15,6 +17,9 @@ from guided_backprop.backends.torch.graph.relus import relu_of, saved
 _UNSEEN: Final = OPERATIONS.called("cast", "copy")
 _SUMS: Final = frozenset({"add", "sub"})
 _UNKNOWN: Final = float("nan")
+# Operations that may be an explicit ReLU; and those that the table calls by the word of another.
+_EXPLICIT: Final = frozenset({"clamp", "leaky_relu", "maximum", "relu"})
+_OWN_WORDS: Final = {"copysign": "copysign", "mse_loss": "squared_difference", "var": "var", "var_mean": "var_mean"}
 
 #: The numbers that were added or subtracted, which the graph does not keep, by the node's place in time.
 Shifts = Mapping[int, float]
@@ -73,7 +78,10 @@ class Graph:
             # With a multiple of the second operand it is another operation.
             word = word if saved(value, "alpha") == 1 else "lerp"
             operands += [Operand(value, 1)] if len(operands) == 1 else []
-        return word, operands + _attributes(value, word)
+        return _OWN_WORDS.get(operation(value), word), operands + _attributes(value, word)
+
+    def summed(self, value: Ref) -> None:
+        """Return nothing: of a sum the graph does not tell how many it sums."""
 
     def constant(self, value: Ref) -> float | None:
         """Return the number that an operand is; NaN if it is an array, or a number that nothing tells."""
@@ -124,7 +132,10 @@ class Graph:
 def composites_of(path: Path, shifts: Shifts) -> dict[Node, Composite]:
     """Return the composite activations of a graph, by the node that each ends in."""
     activations = {}
-    for last, match in composites(Graph(path, shifts), path.ends).items():
+    graph = Graph(path, shifts)
+    # Those of an optimised model are functions of our own.
+    relus = [node for node in path.concerns if row(node).word in _EXPLICIT or row(node).kind is Kind.HIDDEN]
+    for last, match in (composites(graph, path.ends) | guards(graph, relus)).items():
         parts = frozenset(part for part in match.parts if not isinstance(part, (Operand, float)))
         if not isinstance(last, Operand):
             activations[last] = Composite(match.name, parts)
@@ -150,7 +161,7 @@ _MADE_OF_TWO: Final = OPERATIONS.called("mul", "div", "pow")
 
 def _attributes(node: Node, word: str) -> list[float]:
     """Return the numbers that belong to an operation and are no operands in the graph: an exponent, a bound."""
-    if word == "pow" and not hasattr(node, "_raw_saved_exponent"):
+    if word == "pow" and operation(node) not in _OWN_WORDS and not hasattr(node, "_raw_saved_exponent"):
         return [float(saved(node, "exponent"))]
     if word in ("maximum", "minimum"):
         bound = saved(node, word[:3])

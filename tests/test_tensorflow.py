@@ -19,6 +19,7 @@ import networks
 import networks_keras
 from guided_backprop.backends.base import Attributed, Setup
 from guided_backprop.backends.tensorflow import TensorFlowBackend
+from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.errors import ImageError, LabelError, ModelError, NoReluError, OpaqueRegionError, ScoreError
 from guided_backprop.labels.parse import parse_label
 from guided_backprop.rules import DECONV, GUIDED, PLAIN
@@ -613,6 +614,53 @@ def test_a_python_branch_on_a_tensor_is_followed():
         return net(x)
 
     np.testing.assert_allclose(explain(model).attribution, oracle(), **TOLERANCE)
+
+
+def branch(x):
+    return tf.cond(tf.reduce_sum(x) > -1e30, lambda: tf.nn.relu(x), lambda: x)
+
+
+BESIDE = {
+    "a branch that nobody reads": lambda x, h: (branch(x), h)[1],
+    "a loop that nobody reads": lambda x, h: (tf.map_fn(tf.nn.relu, h), h)[1],
+    "a branch without a gradient": lambda x, h: h + tf.stop_gradient(branch(x)),
+    "a loop without a gradient": lambda x, h: h * tf.stop_gradient(tf.map_fn(lambda row: row + 2.0, x)),
+    "suppression of boxes": lambda x, h: h[
+        :,
+        : tf.size(
+            tf.image.non_max_suppression(tf.cast(h[0, :, None] * tf.ones([1, 4], h.dtype), tf.float32), [1.0] * 4, 4)
+        )
+        + 9,
+    ],
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_control_flow_beside_the_way_of_the_score(beside):
+    x, w = tf.constant(np.random.default_rng(0).normal(size=(3, 4))), np.random.default_rng(1).normal(size=(4, 4))
+    model = lambda x: BESIDE[beside](x, tf.nn.relu(x @ w))  # noqa: E731
+    by_hand = plain_gradient(lambda x: BESIDE[beside](x, hand_guided(x @ w)), x, np.eye(4)[[1, 1, 1]])
+    np.testing.assert_allclose(explain(model, x, 1).attribution, by_hand, **TOLERANCE)
+    assert explain(model, x, 1, "saliency").coverage
+
+
+def test_an_auxiliary_output_with_a_branch():
+    def model(x):
+        h = tf.nn.relu(x * 2.0)
+        return {"logits": h, "auxiliary": branch(h)}
+
+    one = TensorFlowBackend(Setup(model, output="logits"))
+    np.testing.assert_array_equal(explain_with(one, np.array([[1.0, -1.0]]), 0).attribution, [[2.0, 0.0]])
+
+
+def test_a_fault_of_the_library_says_so(monkeypatch):
+    def fail(*_):
+        raise ValueError("model/guided_backprop_function_7")
+
+    monkeypatch.setattr(Editor, "differentiate", fail)
+    with pytest.raises(ModelError, match="fault of guided-backprop") as caught:
+        explain(Net(tf.nn.relu))
+    assert "function_7" not in str(caught.value)
 
 
 def test_bad_labels_come_through():

@@ -23,7 +23,7 @@ from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.tensorflow.classify import classify
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
-from guided_backprop.backends.tensorflow.graph import Traced, graph_of, made_by, renamed, trace
+from guided_backprop.backends.tensorflow.graph import Traced, graph_of, keep_functions, made_by, renamed, trace
 from guided_backprop.backends.tensorflow.model import CULPRITS, TensorFlowNetwork, callable_of, slopes
 from guided_backprop.backends.tensorflow.nodes import constant_of
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
@@ -207,7 +207,12 @@ class TensorFlowBackend(Backend):
                 kind, copied = self._copy(kinds, given)
                 self._copies[kind] = copied
             if (kind, rules, labels) not in self._plans:
-                self._plans[kind, rules, labels] = self._build(self._copies[kind], rules, labels)
+                try:
+                    self._plans[kind, rules, labels] = self._build(self._copies[kind], rules, labels)
+                except GuidedBackpropError:
+                    raise
+                except Exception as error:
+                    raise self._failed(error, given) from error
             return self._plans[kind, rules, labels]
 
     def _copy(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, "_Copy"]:
@@ -256,19 +261,15 @@ class TensorFlowBackend(Backend):
                 results |= self._differentiate(editor, f"gradient {number}", inside or inputs, outputs, seeds)
             return results
 
-        try:
-            concrete = tf.function(
-                joint, input_signature=[tf.TensorSpec([], tf.int64), *copied.specs], autograph=False
-            ).get_concrete_function()
-        except GuidedBackpropError:
-            raise
-        except Exception as error:
-            raise _model_error(error, copied.specs) from error
+        signature = [tf.TensorSpec([], tf.int64), *copied.specs]
+        concrete = tf.function(joint, input_signature=signature, autograph=False).get_concrete_function()
         for editor in editors:
             if not editor.watch and not editor.bounds:
                 # Nothing is left to be seen in the values: raise before the model is run.
                 editor.coverage()
-        return _Plan(concrete, editors, copied.head)
+        plan = _Plan(concrete, editors, copied.head)
+        keep_functions(graph_def, plan)
+        return plan
 
     def _differentiate(
         self, editor: Editor, name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, weights: list[tf.Tensor]
@@ -321,9 +322,28 @@ class TensorFlowBackend(Backend):
         except Exception as error:
             if call.error is not None:
                 raise call.error from None
-            raise _model_error(error, tuple(tf.TensorSpec(each.shape, each.dtype) for each in inputs)) from error
+            raise self._failed(error, given) from error
         finally:
             del self._calls[token]
+
+    def _failed(self, error: Exception, given: Inputs) -> ModelError:
+        """Return what to say of an error of a copy: the model's own, or a fault of ours if the model has none."""
+        specs = tuple(tf.TensorSpec(each.shape, each.dtype) for each in given.arrays)
+        if self.is_out_of_memory(error):
+            return _model_error(error, specs)
+        forward = callable_of(self.network, given, self.setup.output, begins_inside=False)
+        try:
+            with self.network.unremembered(), tf.GradientTape() as tape:
+                tape.watch(given.arrays)
+                output = forward(*given.arrays)
+            tape.gradient(output, given.arrays)
+        except Exception:
+            return _model_error(error, specs)
+        return ModelError(
+            "the copy of a model must run wherever the model does; received a model that runs, and "
+            f"error={type(error).__name__} from its copy. This is a fault of guided-backprop: please report it, with "
+            "the model."
+        )
 
 
 class _OtherLabels(Exception):  # noqa: N818 - no error: the plan for that number is run instead
@@ -347,7 +367,7 @@ def _judge(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:
 
 
 def _model_error(error: Exception, specs: _Specs) -> ModelError:
-    reason = _reason(error)
+    reason = _reason(error).replace(f"{SCOPE}/", "")
     advice = "Check the images' shape and dtype."
     if "numpy" in reason or "Symbolic" in reason or "symbolic" in reason or "eager" in reason.lower():
         advice = "Write the model so that tf.function can trace it, without numpy()."

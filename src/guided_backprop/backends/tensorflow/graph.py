@@ -5,6 +5,7 @@ bodies of ``cond``, ``while`` and ``case``, whose gradients TensorFlow builds fr
 """
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.framework.op_def_pb2 import OpDef
+from tensorflow.python.eager import context
 from tensorflow.python.framework import op_def_registry
 
 CALLS = ("PartitionedCall", "StatefulPartitionedCall")
@@ -201,6 +203,18 @@ def renamed(graph_def: GraphDef) -> GraphDef:
             for called in [value.func] if value.WhichOneof("value") == "func" else value.list.func:
                 called.name = names.get(called.name, called.name)
     return copy
+
+
+def keep_functions(graph_def: GraphDef, user: object) -> None:
+    """Let TensorFlow know the functions of a graph for as long as ``user`` lives.
+
+    It makes itself known what a gradient is built through, and nothing that lies beside it.
+    """
+    known = context.context()
+    for function in graph_def.library.function:
+        name = function.signature.name
+        known.add_function_def(function)
+        weakref.finalize(user, known.remove_function, name).atexit = False
 
 
 def _length(node: NodeDef, output: OpDef.ArgDef) -> int:

@@ -44,7 +44,7 @@ class Method(ABC):
             convolutions and pooling, and one bit for each value of a ReLU. The maps are the same.
         undo_head: where the model ends in a softmax, log-softmax or sigmoid, explain the logit in front
             of it. A probability's own map is scaled down by up to millions and mixes all classes.
-        vouch: what is known of parts that hide what they compute, by the name an OpaqueRegionError gave
+        vouch: what is known of parts that hide what they compute, by the name that the error gave
             them: "plain" for one that contains no ReLU, "relu" for a custom function that is one.
 
     Raises:

@@ -30,7 +30,6 @@ _STACKS: Final = OPERATIONS.called("concatenate", "pad", "stack")
 _LARGEST: Final = OPERATIONS.of(Kind.CHOOSES) - OPERATIONS.called("abs", "norm")
 # They take a tensor for its shape alone.
 _SHAPED: Final = OPERATIONS.called("create")
-_DROPOUTS: Final = OPERATIONS.called("dropout")
 _HEADS: Final = OPERATIONS.of(Kind.HEAD)
 _SUMS: Final = OPERATIONS.called("add", "sub")
 
@@ -40,7 +39,7 @@ Watched = Literal["details", "everything"] | None
 
 
 class ForwardWatch(TorchDispatchMode):
-    """Finds ReLUs spelled as arithmetic, dropout, and the logits in front of the final softmax.
+    """Finds ReLUs spelled as arithmetic, and the logits in front of the final softmax.
 
     A tensor that says where x is positive (``x > 0``, ``|x|``, a stack of x and zeros) is followed through
     the operations that keep its size. Where it meets a tensor, the result is compared with that tensor and
@@ -52,7 +51,6 @@ class ForwardWatch(TorchDispatchMode):
 
     Attributes:
         spelled: what spells a ReLU, or may do so.
-        has_dropout: whether values were dropped.
         shifts: the numbers that were added or subtracted, by their node's place in time.
     """
 
@@ -60,7 +58,6 @@ class ForwardWatch(TorchDispatchMode):
         super().__init__()
         self._watched = watched
         self.spelled: set[str] = set()
-        self.has_dropout = False
         self.shifts: dict[int, float] = {}
         self._dependent = _Storages()
         self._signs = _Storages()
@@ -81,7 +78,6 @@ class ForwardWatch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = dispatched(func.overloadpacket.__name__)
-        self.has_dropout |= name in _DROPOUTS
         if name in _SUMS:
             self._note_shift(args)
         if self._watched == "details" and name not in _HEADS:

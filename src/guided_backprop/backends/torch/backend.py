@@ -23,6 +23,7 @@ from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import detached, no_rows, no_score, not_finite
 from guided_backprop.backends.torch.audit import ForwardWatch, Watched
+from guided_backprop.backends.torch.chance import ANY_DRAW, Draws, Generators, is_vouched, random_error
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, composites_of, needs_shifts
@@ -67,6 +68,7 @@ class TorchBackend(Backend):
         # Then the network returns the outputs, and the value inside of the model that the gradient is taken at.
         self._begins_inside = setup.begin is not None
         self._run_forward: Runner = _directly
+        self._generators = Generators(setup.model)
         # Set once a graph had something only its forward values can tell, so the next pass is watched at once.
         self._watched: Watched = None
 
@@ -167,7 +169,10 @@ class TorchBackend(Backend):
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
         inputs = inputs.map(lambda values: _leaf(values) if self.is_floating(values) else values)
         watch = ForwardWatch(self._watched) if self._watched else None
+        before = self._generators.states()
         run = self._forward_pass(inputs, watch, rules)
+        if self._generators.states() != before:
+            self._refuse_random(inputs, run.output, rules)
         is_gating = any(rule.needs_every_relu for rule in rules)
         if is_gating:
             refuse_opaque(run.path, self.setup.vouch)
@@ -182,6 +187,25 @@ class TorchBackend(Backend):
         if is_gating:
             refuse_halves(run.path, activations, self.setup.vouch)
         return replace(run, activations=activations), watch
+
+    def _refuse_random(self, inputs: Inputs, output: torch.Tensor, rules: Sequence[ReluRule]) -> None:
+        """Raise if the model draws random numbers, told by another run; no more than that is known of a generator.
+
+        What draws nothing in this run drew to be built in the first one, or begins with the same seed in each. And it
+        may be another thread that draws, where no operation here did and the output is the same.
+        """
+        if ANY_DRAW in self.setup.vouch:
+            return
+        before, draws = self._generators.states(), Draws(self._generators)
+        with draws:
+            again = self._forward_pass(inputs, None, rules).output
+        is_drawing = self._generators.states() != before
+        if (
+            is_drawing
+            and (draws.names or not torch.equal(again, output))
+            and not is_vouched(draws.names, self.setup.vouch)
+        ):
+            raise random_error(draws.names)
 
     def _forward_pass(self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:
         # Copies: a model may begin with an operation in place.

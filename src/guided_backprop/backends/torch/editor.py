@@ -16,6 +16,7 @@ from guided_backprop.backends.base import Vouch, per_image
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import coverage_of
 from guided_backprop.backends.torch.audit import BackwardWatch, ForwardWatch
+from guided_backprop.backends.torch.chance import is_vouched
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite
 from guided_backprop.backends.torch.graph.operations import operation, row
@@ -117,7 +118,7 @@ class Editor:
         if word == "batch_norm" and not nodes.uses_batch(node):
             return
         if kind is Kind.RANDOM or word in _TRAINABLE:
-            _refuse_training(node)
+            _refuse_training(node, self._vouch)
         if kind is Kind.HIDDEN:
             self._prepare(node, path)
         relu = relu_of(node, path.members) or self._vouched(node)
@@ -210,8 +211,8 @@ class Editor:
         return coverage_of(self._counts, self._rule)
 
 
-def _refuse_training(node: Node) -> None:
-    if nodes.is_random(node):
+def _refuse_training(node: Node, vouch: Vouch) -> None:
+    if nodes.is_random(node) and (row(node).word == "batch_norm" or not is_vouched({operation(node)}, vouch)):
         raise training_error(operation(node))
     if nodes.mixes_images(node):
         raise ModelError(

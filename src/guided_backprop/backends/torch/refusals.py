@@ -32,9 +32,7 @@ def refuse_halves(path: nodes.Path, activations: Mapping[Node, Composite], vouch
 
 
 def refuse_spelled(watch: ForwardWatch, vouch: Vouch, *, is_gating: bool) -> None:
-    """Raise if the watched forward pass dropped values, or spelled a ReLU as arithmetic that a rule would miss."""
-    if watch.has_dropout:
-        raise training_error("dropout")
+    """Raise if the watched forward pass spelled a ReLU as arithmetic that a rule would miss."""
     names = {name for name in watch.spelled if name not in vouch}
     if names and is_gating:
         raise spelled(names, "torch.relu")

@@ -1,0 +1,115 @@
+"""Whether a model draws random numbers: told by the generators' states, which are read and never set."""
+
+import ctypes
+import random
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from guided_backprop.arrays import Model
+from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
+from guided_backprop.backends.torch.own import Arguments, Function, Named
+from guided_backprop.errors import ModelError
+
+# NumPy's own generator unless it was replaced: its 624 words, and how many of them were used.
+_TWISTER_BYTES = 625 * 4
+#: What vouches for whatever draws.
+ANY_DRAW = "random"
+
+
+class Generators:
+    """The generators that a model may draw from: those of torch, NumPy and Python that all share, and its own.
+
+    A generator that a model makes for one call is not found; neither is the operating system's.
+
+    Args:
+        model: the user's model; its modules are searched for generators.
+    """
+
+    def __init__(self, model: Model) -> None:
+        modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+        kept = [value for module in modules for value in vars(module).values()]
+        self._torch = [torch.default_generator, *(value for value in kept if isinstance(value, torch.Generator))]
+        self._numpy = [value.bit_generator for value in kept if isinstance(value, np.random.Generator)]
+        self._numpy += [value._bit_generator for value in kept if isinstance(value, np.random.RandomState)]
+        self._python = [value for value in kept if isinstance(value, random.Random)]
+
+    def states(self) -> list[object]:
+        """Return their states, to be compared. This is read in each call: it takes microseconds."""
+        states: list[object] = [
+            generator.get_state().numpy().tobytes() for generator in (*self._torch, *_of_accelerators())
+        ]
+        shared: np.random.BitGenerator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        states += [_state_of(generator) for generator in (shared, *self._numpy)]
+        return [*states, random.getstate(), *(generator.getstate() for generator in self._python)]
+
+
+def _of_accelerators() -> Iterator[torch.Generator]:
+    """Iterate over the generators of the devices that are in use."""
+    for device in (torch.cuda, torch.xpu):
+        if device.is_initialized():
+            yield from device.default_generators
+
+
+def _state_of(generator: np.random.BitGenerator) -> object:
+    if type(generator) is np.random.MT19937:
+        # What its attribute says takes fifty times as long to be put together.
+        return ctypes.string_at(generator.ctypes.state_address, _TWISTER_BYTES)
+    return repr(generator.state)
+
+
+class Draws(TorchDispatchMode):
+    """Watches one forward pass for operations that draw.
+
+    Args:
+        generators: what they draw from.
+
+    Attributes:
+        names: which did.
+    """
+
+    def __init__(self, generators: Generators) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self._generators = generators
+
+    def __torch_dispatch__(
+        self, func: Function, types: Sequence[type], args: Arguments = (), kwargs: Named | None = None
+    ) -> object:
+        """Run the operation, and look at the generators if it may draw: attention does only with dropout."""
+        operation: torch._ops.OpOverload = func  # type: ignore[assignment]
+        if torch.Tag.nondeterministic_seeded not in operation.tags:
+            return func(*args, **(kwargs or {}))
+        before = self._generators.states()
+        result = func(*args, **(kwargs or {}))
+        if self._generators.states() != before:
+            self.names.add(dispatched(operation.overloadpacket.__name__))
+        return result
+
+
+def is_vouched(names: Collection[str], vouch: Vouch) -> bool:
+    """Tell whether the user says of all that draws that it may, by its name or by ``random``."""
+    return ANY_DRAW in vouch or (bool(names) and all(name in vouch or _word_of(name) in vouch for name in names))
+
+
+def _word_of(name: str) -> str:
+    return OPERATIONS[name].word
+
+
+def random_error(names: Collection[str]) -> ModelError:
+    """Return the error for a model that draws; no name where no operation of torch did."""
+    name = min(names, default=ANY_DRAW)
+    vouched = f'or pass vouch={{"{name}": "plain"}} to explain one draw.'
+    if _word_of(name) == "dropout":
+        return ModelError(
+            f"model must be in eval mode, or its map is random; received {name}, as by dropout in training mode. "
+            f"Call model.eval(), {vouched}"
+        )
+    received = f"random numbers, by {', '.join(sorted(names))}" if names else "other outputs in another run"
+    return ModelError(
+        f"model must give one output for one image, or its map is random; received {received}. "
+        f"Take the random part out, {vouched}"
+    )

@@ -1,11 +1,30 @@
-"""What holds for all tests: JAX compiles in less time, and each program once in a run."""
+"""What holds for all tests: how they share the cores, and that each JAX program is compiled once, in less time."""
 
 import os
+from collections import Counter
 
 import pytest
 
 # Set before anything computes, hence here: what is compiled here runs once, so it need not run fast.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Processes side by side that have a thread for each core wait for one another; those that tests start inherit this.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    FLAGS += " --xla_cpu_multi_thread_eigen=false"
+    os.environ |= dict.fromkeys(["OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"], "1")
+os.environ.setdefault("XLA_FLAGS", FLAGS)
+
+# Their tests share nothing and take long: each is given to whoever is free, before all others.
+SINGLY = ("test_tutorials.py", "test_keras.py", "test_examples.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests of a file run in one process, for what a file builds it builds once; the longest files first."""
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in SINGLY, -sizes[item.path]))
+    for item in items:
+        if item.path.name not in SINGLY:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)

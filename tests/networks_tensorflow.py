@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import reference
-from networks import LABELS, attribution, channels_last, mixed
+from networks import LABELS, attribution, channels_last, dense, mixed
 
 Activation = Callable[[Any], Any]
 Model = Callable[[Any], Any]
@@ -42,10 +42,10 @@ def to_tensorflow(network: reference.Layer, *activate: Activation, hold: Callabl
 class Net(tf.Module):
     """The mixed network with its weights in variables; one activation for all of its three ReLUs, or one for each."""
 
-    def __init__(self, *activate: Activation, cap: float | None = None) -> None:
+    def __init__(self, *activate: Activation) -> None:
         super().__init__()
         self.weights: list[tf.Variable] = []
-        network = mixed(reference.ReLU(cap), dilation=1)
+        network = mixed(reference.ReLU(), dilation=1)
         self.model = to_tensorflow(network, *(activate if len(activate) == 3 else activate * 3), hold=self._hold)
 
     def _hold(self, value: np.ndarray) -> tf.Variable:
@@ -57,9 +57,19 @@ class Net(tf.Module):
         return self.model(x)
 
 
-def oracle(rule: reference.Rule = "guided", cap: float | None = None, labels: list[int] = LABELS) -> reference.Array:
+def small_net(*activate: Activation) -> Model:
+    """Return the dense network; one activation for all of its three ReLUs, or one for each."""
+    return to_tensorflow(dense(reference.ReLU()), *(activate if len(activate) == 3 else activate * 3))
+
+
+def oracle(rule: reference.Rule = "guided", labels: list[int] = LABELS) -> reference.Array:
     """Return the right map of the mixed network, channels last."""
-    return channels_last(attribution(mixed(reference.ReLU(cap), dilation=1), rule, labels))
+    return channels_last(attribution(mixed(reference.ReLU(), dilation=1), rule, labels))
+
+
+def small_oracle(rule: reference.Rule = "guided", cap: float | None = None) -> reference.Array:
+    """Return the right map of the dense network, channels last."""
+    return channels_last(attribution(dense(reference.ReLU(cap)), rule))
 
 
 def _relu(layer: reference.ReLU) -> Activation:

@@ -452,3 +452,56 @@ def test_parameters_made_in_inference_mode_are_an_error():
 def test_the_oracle_has_the_classes_that_the_labels_name():
     assert max(LABELS) < CLASSES
     assert len(oracle()) == len(LABELS)
+
+
+# Hooks that the model itself put on its graph.
+
+
+def _keeping(kept, flip):
+    """Return hooks on a node that keep what they are given, and one that turns the sign of what leaves."""
+    return {
+        "node": lambda x, y: y.grad_fn.register_hook(lambda left, arrived: kept.append(left[0])),
+        "node, turned": lambda x, y: y.grad_fn.register_hook(lambda left, arrived: (-left[0],)),
+        "node, before": lambda x, y: y.grad_fn.register_prehook(lambda arrived: kept.append(arrived[0])),
+        "node, before, turned": lambda x, y: y.grad_fn.register_prehook(lambda arrived: (-arrived[0],)),
+        "y": lambda x, y: y.register_hook(kept.append),
+        "y, turned": lambda x, y: y.register_hook(torch.neg),
+        "x": lambda x, y: x.register_hook(kept.append),
+        "x, turned": lambda x, y: x.register_hook(torch.neg),
+    }[flip]
+
+
+@pytest.mark.parametrize("relu", [torch.relu, lambda x: x.clamp(min=0)])
+@pytest.mark.parametrize(
+    "hook",
+    ["node", "node, turned", "node, before", "node, before, turned", "y", "y, turned", "x", "x, turned"],
+)
+def test_the_rule_is_where_the_derivative_is_and_the_models_hooks_around_it(hook, relu):
+    kept = []
+
+    def model(v):
+        x = v * 1
+        y = relu(x)
+        if y.grad_fn is not None:
+            _keeping(kept, hook)(x, y)
+        # What arrives goes to another branch as well.
+        return y + 0
+
+    x, g = torch.tensor([[1.0, 2.0, 3.0, -1.0]]), torch.tensor([[1.0, -2.0, 3.0, 4.0]])
+    gate = x > 0
+    arrived = -g if hook in ("node, before, turned", "y, turned") else g
+    left = arrived.clamp(min=0) * gate
+    found = GuidedBackprop(model).explain(x, g)
+    np.testing.assert_array_equal(found, -left if hook in ("node, turned", "x, turned") else left)
+    # The first is kept where a model is optimised.
+    for gradient in kept[-1:]:
+        np.testing.assert_array_equal(gradient, g if hook in ("node, before", "y") else left)
+
+
+def test_an_old_backward_hook_of_a_relu_module():
+    seen = []
+    relu = nn.ReLU().eval()
+    relu.register_backward_hook(lambda module, left, arrived: seen.append(left[0]))
+    x, g = torch.tensor([[1.0, 2.0, -3.0]]), torch.tensor([[1.0, -2.0, 3.0]])
+    np.testing.assert_array_equal(GuidedBackprop(relu).explain(x, g), [[1, 0, 0]])
+    np.testing.assert_array_equal(seen[-1], [[1, 0, 0]])

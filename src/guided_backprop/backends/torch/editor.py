@@ -160,7 +160,14 @@ class Editor:
         self._handles.append(node.register_prehook(hook))
 
     def _after(self, node: Node, hook: Callable[..., Any]) -> None:
-        self._handles.append(node.register_hook(hook))
+        """Put a hook right after a node's own derivative: before those that the model put there."""
+        handle = node.register_hook(hook)
+        hooks = handle.hooks_dict_ref()
+        if hooks is not None and len(hooks) > 1:
+            # They run in the order in which they were put in; to move one within an OrderedDict does not change that.
+            others = {key: hooks.pop(key) for key in list(hooks) if key != handle.id}
+            hooks.update(others)
+        self._handles.append(handle)
 
     def _note(self, name: str, treatment: str) -> None:
         self._counts[name, treatment] += 1

@@ -505,3 +505,59 @@ def test_an_old_backward_hook_of_a_relu_module():
     x, g = torch.tensor([[1.0, 2.0, -3.0]]), torch.tensor([[1.0, -2.0, 3.0]])
     np.testing.assert_array_equal(GuidedBackprop(relu).explain(x, g), [[1, 0, 0]])
     np.testing.assert_array_equal(seen[-1], [[1, 0, 0]])
+
+
+# Complex values between real images and real scores.
+
+MIXING = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.complex128)
+BAND = (torch.arange(5) < 3).to(torch.complex128)
+
+
+def _complex(x: torch.Tensor) -> torch.Tensor:
+    return torch.complex(x, torch.zeros_like(x))
+
+
+COMPLEX = {
+    "a product by complex weights": lambda x, relu: relu(torch.fft.irfft2(torch.fft.rfft2(x) * MIXING)),
+    "a complex mask of frequencies": lambda x, relu: relu(torch.fft.irfft2(torch.fft.rfft2(x) * BAND)),
+    "a complex number": lambda x, relu: relu(((torch.fft.fft2(x) + 1j) * (2 - 1j)).imag),
+    "a complex exponent": lambda x, relu: relu((torch.fft.fft2(x) ** (1 + 0.5j)).real),
+    "a gate of magnitudes": lambda x, relu: (
+        (relu((z := torch.fft.fft2(x)).abs() - 3) * torch.polar(torch.ones_like(x), z.angle())).real
+    ),
+    "both parts": lambda x, relu: torch.complex(relu((z := torch.fft.fft2(x)).real), relu(z.imag)).abs(),
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_values_on_the_way(name):
+    weights = np.random.default_rng(0).normal(size=(4, 3, 8, 8))
+    for method, relu in ((GuidedBackprop, HandGuided.apply), (Saliency, torch.relu)):
+        x = images().requires_grad_()
+        (expected,) = torch.autograd.grad(COMPLEX[name](x, relu), x, torch.tensor(weights))
+        found = method(lambda x: COMPLEX[name](x, torch.relu)).explain(images(), weights)
+        np.testing.assert_allclose(found, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda x: (_complex(x) * (x > 0)).real,
+        lambda x: torch.view_as_real(_complex(x) * _complex((x > 0).double()))[..., 0],
+        lambda x: ((_complex(x) + x.abs()) / 2).real,
+    ],
+)
+def test_a_relu_spelled_with_complex_values_is_refused(spelled):
+    with pytest.raises(OpaqueRegionError, match="spelled"):
+        GuidedBackprop(lambda x: torch.relu(spelled(x) - 1).flatten(1)).explain(images(), 0)
+
+
+def test_values_that_cannot_be_looked_at_are_an_error_of_ours(monkeypatch):
+    def fails(values):
+        raise NotImplementedError("aminmax is not there")
+
+    monkeypatch.setattr("guided_backprop.backends.torch.graph.nodes.is_two_valued", fails)
+    model = lambda x: (torch.relu(x) * torch.rand(8, generator=torch.Generator().manual_seed(0)).double()).flatten(1)  # noqa: E731
+    with pytest.raises(OpaqueRegionError, match="received mul and NotImplementedError: aminmax is not there"):
+        GuidedBackprop(model).explain(images(), 0)
+    Saliency(model).explain(images(), 0)

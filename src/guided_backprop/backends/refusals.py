@@ -41,6 +41,15 @@ def spelled(names: Collection[str], relu: str) -> OpaqueRegionError:
     )
 
 
+def unreadable(what: str, error: Exception) -> OpaqueRegionError:
+    """Return the error for values that could not be looked at, whatever kept that from being done."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return OpaqueRegionError(
+        f"values must be ones that can be looked at, to tell whether a ReLU is spelled with them; received {what} and "
+        f"{type(error).__name__}: {reason:.200} Use Saliency(model), or write that part with other operations."
+    )
+
+
 def not_finite() -> ScoreError:
     """Return the error for a score or a gradient that is not a number to work with."""
     return ScoreError(

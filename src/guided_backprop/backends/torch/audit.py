@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.torch.graph.nodes import is_two_valued
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
@@ -90,9 +91,12 @@ class ForwardWatch(TorchDispatchMode):
         if results and tensors:
             if name in _HEADS:
                 self._heads.append((before[0].detach(), results[0].detach()))
-            is_image = [tensor.is_floating_point() and bool(self._dependent.get(tensor)) for tensor in tensors]
+            is_image = [_is_value(tensor) and bool(self._dependent.get(tensor)) for tensor in tensors]
             operands = [_Operand(*row) for row in zip(before, sources, is_image, strict=True)]
-            self._follow_signs(name, args, operands, results[0])
+            try:
+                self._follow_signs(name, args, operands, results[0])
+            except Exception as error:
+                raise unreadable(name, error) from error
         if name not in _SHAPED and any(self._dependent.get(tensor) for tensor in tensors):
             for leaf in results:
                 self._dependent.add(leaf, True)
@@ -104,7 +108,7 @@ class ForwardWatch(TorchDispatchMode):
         A tensor of no axes is one as well. It could depend on the images, as no row of a batch does.
         """
         numbers = [number for number in args if not isinstance(number, torch.Tensor) or number.ndim == 0]
-        if len(numbers) == 1:
+        if len(numbers) == 1 and not _is_complex(numbers[0]):
             self.shifts.setdefault(torch._C._autograd._get_sequence_nr() - 1, float(numbers[0]))
 
     def _follow_signs(self, name: str, args: tuple[Any, ...], operands: "list[_Operand]", result: torch.Tensor) -> None:
@@ -113,7 +117,7 @@ class ForwardWatch(TorchDispatchMode):
         is_sign = name in _SIGNS and len(dependent) == 1
         if is_sign or (name in _STACKS and dependent and _adds_zeros(name, args, operands)):
             self._signs.add(result, dependent[0].detach().clone())
-        elif name not in OPERATIONS and dependent and result.is_floating_point():
+        elif name not in OPERATIONS and dependent and _is_value(result):
             # Nothing is known of it: is it a ReLU of what it is given?
             if any(_is_relu_like(result, x) for x in dependent):
                 self.spelled.add(name)
@@ -130,7 +134,7 @@ class ForwardWatch(TorchDispatchMode):
         """Report a ReLU, or keep following a result that still only says where its source is positive."""
         sizes = {source.numel() for source in found}
         candidates = [x for x in (*operands, *found) if x.shape == result.shape and x.numel() in sizes]
-        is_value = bool(operands) and result.is_floating_point()
+        is_value = bool(operands) and _is_value(result)
         if is_value and any(_is_relu_like(result, x) for x in candidates):
             self.spelled.add(name)
         elif result.numel() in sizes and not (is_value and not is_two_valued(result)):
@@ -237,12 +241,27 @@ def _asks_for_infinity(name: str, args: tuple[Any, ...]) -> bool:
     return name in ("eq", "ne") and isinstance(args[1], float) and abs(args[1]) == float("inf")
 
 
+def _is_value(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _is_complex(number: torch.Tensor | complex) -> bool:
+    return number.is_complex() if isinstance(number, torch.Tensor) else isinstance(number, complex)
+
+
+def _real(values: torch.Tensor) -> torch.Tensor:
+    """Return the part that a ReLU of real values would be in."""
+    return values.real if values.is_complex() else values
+
+
 def _is_relu_like(y: torch.Tensor, x: torch.Tensor) -> bool:
+    y, x = _real(y), _real(x)
     return is_relu_like(as_numpy(y), as_numpy(x), max(1e-3, 4 * torch.finfo(y.dtype).eps))
 
 
 def _has_the_values_of_relu(y: torch.Tensor, x: torch.Tensor) -> bool:
     """Tell whether ``y`` is the ReLU of x in any order: a stack may have been moved before the maximum."""
+    y, x = _real(y), _real(x)
     return y.numel() == x.numel() and torch.equal(y.flatten().sort().values, x.clamp(min=0).flatten().sort().values)
 
 

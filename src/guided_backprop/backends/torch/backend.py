@@ -176,7 +176,7 @@ class TorchBackend(Backend):
         is_gating = any(rule.needs_every_relu for rule in rules)
         if is_gating:
             refuse_opaque(run.path, self.setup.vouch)
-        needed = _needed(run, undoes_head=undoes_head)
+        needed = _needed(run, undoes_head=undoes_head, is_gating=is_gating)
         if needed and self._watched not in (needed, "everything"):
             self._watched = needed
             watch = ForwardWatch(needed)
@@ -333,9 +333,9 @@ def _model_error(error: Exception, images: Sequence[torch.Tensor]) -> ModelError
     )
 
 
-def _needed(run: _Run, *, undoes_head: bool) -> Watched:
-    """Return what of the forward pass the graph leaves open."""
-    if any(nodes.may_spell_relu(node, run.path.members) for node in run.path.doubts):
+def _needed(run: _Run, *, undoes_head: bool, is_gating: bool) -> Watched:
+    """Return what of the forward pass the graph leaves open; a ReLU that is spelled matters to a rule that gates."""
+    if is_gating and any(nodes.may_spell_relu(node, run.path.members) for node in run.path.doubts):
         return "everything"
     is_headed = undoes_head and nodes.head_behind(run.output.grad_fn) is not None
     return "details" if is_headed or needs_shifts(run.path) else None

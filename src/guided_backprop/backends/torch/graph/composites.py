@@ -162,7 +162,8 @@ _MADE_OF_TWO: Final = OPERATIONS.called("mul", "div", "pow")
 def _attributes(node: Node, word: str) -> list[float]:
     """Return the numbers that belong to an operation and are no operands in the graph: an exponent, a bound."""
     if word == "pow" and operation(node) not in _OWN_WORDS and not hasattr(node, "_raw_saved_exponent"):
-        return [float(saved(node, "exponent"))]
+        exponent = saved(node, "exponent")
+        return [_UNKNOWN if isinstance(exponent, complex) else float(exponent)]
     if word in ("maximum", "minimum"):
         bound = saved(node, word[:3])
         return [float(bound)] if isinstance(bound, (int, float)) else []

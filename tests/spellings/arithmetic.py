@@ -182,8 +182,10 @@ ARITHMETIC: dict[str, Row] = {
         jax=refused(jax.checkpoint(lambda x: jnp.where(x > 0, x, 0))),
         keras=AS_BENEATH,
     ),
+    # On PyTorch, Keras' own is a where.
     "select": row(
         NO_FUNCTION,
+        torch=refused(lambda x: torch.where(~(x > 0), 0.0, x)),
         jax=refused(lambda x: jnp.select([x > 0], [x], 0.0)),
         keras=guided(lambda x: keras.ops.select([x > 0], [x], 0.0)),
     ),

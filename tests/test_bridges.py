@@ -129,10 +129,10 @@ def test_bad_targets_and_models():
         ours.GuidedBackprop(model).attribute(SQUARE, [0, 1, 2])
     with pytest.raises(OptionError, match="received interpolate_mode='bicubic'"):
         ours.GuidedGradCam(model, model.conv1).attribute(SQUARE, 0, interpolate_mode="bicubic")
-    model.train()
-    with pytest.raises(ModelError, match="received training=True"):
-        ours.GuidedBackprop(model).attribute(SQUARE, 0, additional_forward_args=ONES)
-    assert model.training
+    dropping = nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.ReLU(), nn.Dropout())
+    with pytest.raises(ModelError, match="received training=True on 3"):
+        ours.GuidedBackprop(dropping).attribute(SQUARE, 0)
+    assert dropping.training
 
 
 # Quantus.

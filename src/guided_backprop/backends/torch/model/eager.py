@@ -12,41 +12,6 @@ from typing import cast
 import torch
 
 from guided_backprop.arrays import Model, Outputs, Tensor
-from guided_backprop.backends.keras import is_keras
-
-
-def training_module(model: torch.nn.Module) -> str | None:
-    """Return the name of a module in training mode, or None.
-
-    An exported module says training=True for ever and refuses eval(), a frozen one says nothing: what was
-    exported is in the graph, and dropout or batch-norm in training mode are found there. A Keras layer is
-    told by an argument, and infers unless it is told to train.
-    """
-    if not _may_train(model):
-        return None
-    stack: list[tuple[str, torch.nn.Module | None]] = [("the model", model)]
-    while stack:
-        name, module = stack.pop()
-        if module is None or "eval" in vars(module) or is_keras(module):
-            continue
-        # A module without a forward of its own only holds others; torch.fx makes such, in training mode.
-        # A scripted one has no forward of its class.
-        forward = getattr(type(module), "forward", None)
-        if getattr(module, "training", False) and forward is not torch.nn.Module.forward:
-            return name
-        stack.extend(reversed(module._modules.items()))
-    return None
-
-
-def _may_train(model: torch.nn.Module) -> bool:
-    """Tell whether any module says training=True; most models are told from those that need a closer look by this."""
-    stack = [model]
-    while stack:
-        attributes = stack.pop().__dict__
-        if attributes.get("training", True):
-            return True
-        stack.extend(child for child in attributes["_modules"].values() if child is not None)
-    return False
 
 
 def unfused(model: Model) -> Callable[..., Outputs]:

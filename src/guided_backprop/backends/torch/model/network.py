@@ -8,8 +8,9 @@ import torch
 from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
-from guided_backprop.backends.torch.model.eager import training_module, unfused
+from guided_backprop.backends.torch.model.eager import unfused
 from guided_backprop.backends.torch.model.layers import layers_of, run_until, run_with
+from guided_backprop.backends.torch.model.mode import training_module
 from guided_backprop.backends.torch.model.randomize import TorchCopy
 from guided_backprop.errors import ModelError
 
@@ -37,7 +38,7 @@ class TorchNetwork(Network):
         if training is not None:
             raise ModelError(
                 "model must be in eval mode, or its map is random; "
-                f"received training=True on {training}. Call model.eval()."
+                f"received training=True on {training}, which asks for it. Call model.eval()."
             )
 
     def call(self, inputs: Inputs) -> Tensor:

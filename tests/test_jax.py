@@ -21,9 +21,11 @@ from guided_backprop.rules import DECONV, GUIDED, PLAIN
 from networks import CLASSES, LABELS, attribution, channels_last, dense, mixed
 from networks_jax import net, oracle, to_jax
 from spellings import column
-from spellings.arithmetic import ARITHMETIC, called_back_jax, exported, own_relu
+from spellings.arithmetic import ARITHMETIC
+from spellings.capped import CAPPED
 from spellings.forms import FORMS
-from spellings.relus import CAPPED, RELUS
+from spellings.functions import called_back_jax, exported, own_relu
+from spellings.relus import RELUS
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 IMAGES = channels_last(networks.IMAGES)

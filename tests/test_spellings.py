@@ -4,8 +4,9 @@ import pytest
 
 from spellings import FRAMEWORKS, Cell, column, guided, row
 from spellings.arithmetic import ARITHMETIC
+from spellings.capped import CAPPED
 from spellings.forms import FORMS
-from spellings.relus import CAPPED, RELUS
+from spellings.relus import RELUS
 
 TABLES = {"relus": RELUS, "capped": CAPPED, "arithmetic": ARITHMETIC, "forms": FORMS}
 

@@ -25,9 +25,11 @@ from guided_backprop.rules import DECONV, GUIDED, PLAIN
 from networks import CLASSES, LABELS, channels_last
 from networks_tensorflow import Net, oracle, small_net, small_oracle
 from spellings import column
-from spellings.arithmetic import ARITHMETIC, own_relu_tf
+from spellings.arithmetic import ARITHMETIC
+from spellings.capped import CAPPED
 from spellings.forms import FORMS
-from spellings.relus import CAPPED, RELUS
+from spellings.functions import own_relu_tf
+from spellings.relus import RELUS
 
 
 def both(table, *verdicts):

@@ -24,8 +24,8 @@ from guided_backprop import (
 )
 from networks import CLASSES, IMAGES, LABELS, mixed
 from networks_torch import Net, oracle, relu_net
-from spellings.arithmetic import OwnRelu, clamped_on_view
-from spellings.forms import compiled
+from spellings.functions import OwnRelu, clamped_on_view
+from spellings.models import compiled
 from spellings.relus import RELUS
 from variants import _each_variant  # noqa: F401 - runs all tests here in each way
 

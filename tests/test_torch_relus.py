@@ -20,9 +20,12 @@ from guided_backprop import (
 from networks import CLASSES, IMAGES, LABELS
 from networks_torch import Net, oracle, relu_net
 from spellings import column
-from spellings.arithmetic import ARITHMETIC, OwnRelu
-from spellings.forms import FORMS, Reentrant, warmed
-from spellings.relus import CAPPED, RELUS
+from spellings.arithmetic import ARITHMETIC
+from spellings.capped import CAPPED
+from spellings.forms import FORMS
+from spellings.functions import OwnRelu
+from spellings.models import Reentrant, warmed
+from spellings.relus import RELUS
 from variants import _each_variant  # noqa: F401 - runs all tests here in each way
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}

@@ -1,7 +1,8 @@
 """The ways people write a ReLU, and use the finished network: one row each, one column per framework.
 
-``relus`` has what is a ReLU or a capped one, ``arithmetic`` what computes a ReLU by other operations, ``forms`` what
-is done with a whole model. Each framework's tests read their column: ``column(RELUS, "torch", "guided")``.
+``relus`` has what is a ReLU, ``capped`` one with a cap, ``arithmetic`` what computes a ReLU by other operations,
+``forms`` what is done with a whole model; ``functions`` and ``models`` have what takes more than a line. Each
+framework's tests read their column: ``column(RELUS, "torch", "guided")``.
 
 A cell is code with what is expected of it, or says in words why the framework cannot write the row:
 

@@ -24,7 +24,7 @@ from guided_backprop import (
 )
 from networks import CLASSES, IMAGES, LABELS, mixed
 from networks_torch import Net, oracle, relu_net
-from spellings.functions import OwnRelu, clamped_on_view
+from spellings.functions import OwnRelu, magnitude_on_view
 from spellings.models import compiled
 from spellings.relus import RELUS
 from variants import _each_variant  # noqa: F401 - runs all tests here in each way
@@ -531,7 +531,7 @@ SITUATIONS = {
     "opaque": ({"activation": OwnRelu.apply}, 0, OpaqueRegionError),
     "spelled": ({"activation": RELUS["x * (x > 0)"]["torch"].write}, 0, OpaqueRegionError),
     "model fails": ({"activation": broken}, 0, ModelError),
-    "fails on the way back": ({"activation": clamped_on_view}, 0, OpaqueRegionError),
+    "fails on the way back": ({"activation": magnitude_on_view}, 0, OpaqueRegionError),
     "model in place": ({"activation": nn.ReLU(inplace=True)}, 0, None),
     "training": ({"training": True}, 0, ModelError),
     "with a hook": ({"hook": True}, 0, None),

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from guided_backprop import (
     DeconvNet,
@@ -152,6 +153,24 @@ def test_explaining_from_inside_a_compiled_function():
     whole = torch.compile(lambda x: method.explain(x, LABELS).attribution, backend="aot_eager", fullgraph=True)
     with pytest.raises(Exception, match="torch.compile|graph break|Unsupported"):
         whole(images())
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda explain, x: torch.func.vmap(lambda each: explain(each[None])[0])(x),
+        lambda explain, x: torch.func.vmap(lambda each: explain(x)[0] + each)(x),
+        lambda explain, x: torch.func.grad(lambda x: explain(x).sum())(x),
+        lambda explain, x: torch.func.jvp(explain, (x,), (x,)),
+        lambda explain, x: torch.func.functionalize(explain)(x),
+        lambda explain, x: make_fx(explain)(x),
+    ],
+)
+@pytest.mark.parametrize("method", [Saliency, GuidedBackprop])
+def test_explaining_from_inside_a_transform(transform, method):
+    explain = method(relu_net()).explain
+    with pytest.raises(ModelError, match="must not be compiled or transformed"):
+        transform(lambda x: explain(x, 0).attribution, images())
 
 
 class PlainRelu(torch.autograd.Function):

@@ -179,7 +179,7 @@ NETS = {
     ),
     "slope of 0": (lambda x: F.leaky_relu(x, 0), lambda x: F.elu(x, 0), lambda x: F.hardtanh(x, 0, CAP)),
     "slope of 0, in place": (lambda x: F.leaky_relu_(x, 0), lambda x: F.rrelu(x, 0, 0), lambda x: x.clamp_(0, CAP)),
-    "on a view": (on_a_view, torch.relu, lambda x: F.hardtanh(x, 0, CAP)),
+    "on a view": (on_a_view, torch.relu, lambda x: (lambda y: (y.view(len(y), 2, 4).clamp_(0, CAP), y)[1])(x.clone())),
 }
 
 

@@ -19,10 +19,10 @@ from spellings.functions import (
     assigned,
     called_back,
     called_back_jax,
-    clamped_on_view,
     every_third,
     every_third_torch,
     exported,
+    magnitude_on_view,
     masked_on_view,
     own_relu,
     own_relu_tf,
@@ -189,7 +189,7 @@ ARITHMETIC: dict[str, Row] = {
     "y[y < 0] = 0": row(NO_ASSIGNMENT, torch=refused(assigned), jax="what it traces is not indexed by a mask"),
     "y[x > 0] = x[x > 0]": row(NO_ASSIGNMENT, torch=refused(scattered), tensorflow=refused(scattered_tf)),
     "masked in place on a view": row(NO_ASSIGNMENT, torch=refused(masked_on_view)),
-    "clamped in place on a view": row(NO_ASSIGNMENT, torch=refused(clamped_on_view)),
+    "a magnitude in place on a view": row(NO_ASSIGNMENT, torch=refused(magnitude_on_view)),
     # By a magnitude.
     "(x + |x|) / 2": row(
         torch=refused(lambda x: (x + x.abs()) / 2),

@@ -93,9 +93,9 @@ def masked_on_view(x):
     return torch.cat([y[:, :2], x[:, 2:].relu()], 1)
 
 
-def clamped_on_view(x):
+def magnitude_on_view(x):
     y = x.clone()
-    y[:, :2].clamp_(min=0)
+    y[:, :2].abs_()
     return torch.cat([y[:, :2], x[:, 2:].relu()], 1)
 
 

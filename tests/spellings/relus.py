@@ -45,6 +45,22 @@ def on_whole_view(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def on_view(clamp):
+    """In place on one view, and on another in a checkpoint, where it runs once more on the way back."""
+
+    def clamped(x: torch.Tensor) -> torch.Tensor:
+        def block(y: torch.Tensor) -> torch.Tensor:
+            y = y * 1.0
+            clamp(y[:, 1:])
+            return y
+
+        y = x * 1.0
+        clamp(y[:, :1])
+        return checkpoint(block, y, use_reentrant=False)
+
+    return clamped
+
+
 def on_slices(x: torch.Tensor) -> torch.Tensor:
     """In place on a slice of one tensor, and on a slice of another."""
     y, z = x * 1.0, x * 1.0
@@ -145,6 +161,9 @@ RELUS: dict[str, Row] = {
     "relu_ by its other name": row(IN_PLACE, torch=guided(torch.relu_)),
     "x.relu_()": row(IN_PLACE, torch=guided(lambda x: x.relu_())),
     "in place on a view": row(IN_PLACE, torch=guided(on_whole_view)),
+    "clamp_ on a view": row(IN_PLACE, torch=guided(on_view(lambda x: x.clamp_(min=0)))),
+    "clip_ by a tensor on a view": row(IN_PLACE, torch=guided(on_view(lambda x: x.clip_(zero(x))))),
+    "leaky_relu_ on a view": row(IN_PLACE, torch=guided(on_view(lambda x: F.leaky_relu_(x, 0.0)))),
     "in place on slices": row(IN_PLACE, torch=guided(on_slices)),
     "clip(min=0)": row(ONE_BOUND, torch=guided(lambda x: x.clamp(min=0)), jax=guided(lambda x: jnp.clip(x, 0))),
     "clip(min=0) in place": row(IN_PLACE, torch=guided(lambda x: x.clamp_(min=0))),

@@ -19,7 +19,7 @@ from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.torch.graph.nodes import is_two_valued
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
-from guided_backprop.backends.torch.graph.relus import relu_of_derivative
+from guided_backprop.backends.torch.graph.relus import ClampDerivative, name_of, relu_of_derivative
 from guided_backprop.backends.torch.layouts import unambiguous
 from guided_backprop.backends.torch.leaving import leaving
 from guided_backprop.errors import ModelError, OpaqueRegionError
@@ -168,10 +168,11 @@ class BackwardWatch(TorchDispatchMode):
         self._rule = rule
         self._note = note
         self._inside = False
+        self._clamp = ClampDerivative()
 
     def enter(self, gradients: tuple[torch.Tensor, ...]) -> None:
         """Begin: a pre-hook of the node."""
-        self._inside = True
+        self._inside, self._clamp = True, ClampDerivative()
 
     def leave(self, inputs: tuple[torch.Tensor, ...], gradients: tuple[torch.Tensor, ...]) -> None:
         """End: a hook of the node."""
@@ -186,8 +187,12 @@ class BackwardWatch(TorchDispatchMode):
             args = (unambiguous(args[0], args[1]), *args[1:])
         activation = dispatched(name.removesuffix("_backward"))
         kind, word = OPERATIONS[activation]
-        if not self._inside or kind in _PASSING or activation in _PLACED:
+        # What is differentiated inside is a checkpoint's forward pass, run once more for what it saved.
+        is_passing = kind in _PASSING or activation in _PLACED or torch.is_grad_enabled()
+        if not self._inside or is_passing or self._clamp.takes(name, args):
             return func(*args, **kwargs)
+        if name == "where" and self._clamp.x is not None and not self._clamp.may_spell_relu:
+            return self._leave_clamp(self._clamp.x, args[1], func(*args, **kwargs))
         relu = relu_of_derivative(name, args)
         if relu is not None:
             self._note(relu, self._rule.name)
@@ -199,6 +204,19 @@ class BackwardWatch(TorchDispatchMode):
         if self._rule.needs_every_relu and kind is not Kind.SMOOTH:
             raise _hidden(name)
         return func(*args, **kwargs)
+
+    def _leave_clamp(self, x: torch.Tensor, g: torch.Tensor, derived: torch.Tensor) -> torch.Tensor:
+        """Return what leaves a clamp, which is a ReLU if it is one from 0."""
+        clamp, self._clamp = self._clamp, ClampDerivative()
+        if not clamp.is_relu:
+            self._note(clamp.word, self._rule.treatment(clamp.word))
+            return derived
+        self._note(name_of(clamp.cap), self._rule.name)
+        # At a tie the framework lets the gradient pass.
+        is_open = x > 0 if clamp.cap is None else (x > 0) & (x < clamp.cap)
+        y = x.clamp(min=0) if clamp.cap is None else torch.minimum(x.clamp(min=0), torch.as_tensor(clamp.cap).to(x))
+        values = (x, y) if self._rule.reads_values else (None, None)
+        return leaving(self._rule, g, torch.where(is_open, g, 0), *values)
 
     def _leave(self, name: str, args: tuple[Any, ...], derived: torch.Tensor) -> torch.Tensor:
         """Return what leaves a ReLU, of which the derivative was given the input, or the output."""

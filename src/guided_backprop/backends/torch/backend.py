@@ -31,7 +31,7 @@ from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
 from guided_backprop.backends.torch.model.network import TorchNetwork
-from guided_backprop.backends.torch.refusals import refuse_halves, refuse_opaque, refuse_spelled
+from guided_backprop.backends.torch.refusals import refuse_halves, refuse_opaque, refuse_spelled, refuse_traced
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import PLAIN, ReluRule
@@ -77,6 +77,7 @@ class TorchBackend(Backend):
         return KerasNetwork(model) if is_keras(model) else TorchNetwork(model)
 
     def check_kind(self, values: Any) -> None:
+        refuse_traced()
         is_dense = isinstance(values, torch.Tensor) and values.layout is torch.strided and not values.is_meta
         if isinstance(values, torch.Tensor) and (values.is_nested or not is_dense):
             raise ImageError(
@@ -158,11 +159,7 @@ class TorchBackend(Backend):
         return inputs.map(lambda values: _like(next(left), values) if self.is_floating(values) else None).images
 
     def _check_model(self) -> None:
-        if torch.compiler.is_compiling():
-            raise ModelError(
-                "explain must not be compiled itself; received a call from inside torch.compile. "
-                "Call it from eager code."
-            )
+        refuse_traced()
         self.network.check()
 
     def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.base import Vouch
@@ -11,6 +12,23 @@ from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite
 from guided_backprop.backends.torch.graph.relus import spelled_relu
 from guided_backprop.errors import ModelError, OpaqueRegionError
+
+
+def refuse_traced() -> None:
+    """Raise if the caller is being compiled, traced, or transformed by torch.func: its tensors have no values then."""
+    modes = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+    if torch.compiler.is_compiling():
+        caller = "torch.compile"
+    elif torch._C._functorch.peek_interpreter_stack() is not None:
+        caller = "a transform of torch.func"
+    elif any(torch._C._get_dispatch_mode(mode) is not None for mode in modes):
+        caller = "a trace"
+    else:
+        return
+    raise ModelError(
+        f"explain must not be compiled or transformed itself; received a call from inside {caller}. "
+        "Call it from eager code."
+    )
 
 
 def refuse_opaque(path: nodes.Path, vouch: Vouch) -> None:

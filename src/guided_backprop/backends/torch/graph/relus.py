@@ -173,10 +173,51 @@ _DERIVATIVES: Final[dict[str, tuple[int | None, int | None]]] = {
 
 def relu_of_derivative(name: str, args: tuple[Any, ...]) -> str | None:
     """Return the name of the ReLU that a derivative, as it is dispatched, is of; None if it is of none."""
+    if name == "rrelu_with_noise_backward":
+        return name_of(None) if args[3] == args[4] == 0 else None
     if name not in _DERIVATIVES:
         return None
     slope, cap = _DERIVATIVES[name]
     return name_of(None if cap is None else args[cap]) if slope is None or args[slope] == 0 else None
+
+
+class ClampDerivative:
+    """Follows the one derivative that is dispatched as several operations: ``where(x >= low and x <= high, g, 0)``.
+
+    Attributes:
+        x: the clamp's input; None if there was no comparison.
+    """
+
+    def __init__(self) -> None:
+        self.x: torch.Tensor | None = None
+        self._bounds: dict[str, Bound] = {}
+
+    def takes(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Note an operation; tell whether it is one in front of the choice itself."""
+        if name in ("ge", "le"):
+            self.x, self._bounds[name] = args[0], args[1]
+        return name in ("ge", "le", "logical_and", "logical_and_")
+
+    @property
+    def is_relu(self) -> bool:
+        """Whether it is that of a ReLU, with a cap or without."""
+        return _is_zero(self._bounds.get("ge"))
+
+    @property
+    def may_spell_relu(self) -> bool:
+        """Whether a ReLU can be spelled with it, as with ``min(x, 0)``."""
+        low, high = self._bounds.get("ge"), self._bounds.get("le")
+        return _is_zero(high) or _is_partly_zero(low) or _is_partly_zero(high)
+
+    @property
+    def cap(self) -> Bound:
+        """The upper bound, if there is one."""
+        return self._bounds.get("le")
+
+    @property
+    def word(self) -> str:
+        """How the coverage calls it."""
+        return "clamp" if len(self._bounds) == 2 else {"ge": "maximum", "le": "minimum"}[next(iter(self._bounds))]
 
 
 _CLIPS: Final = OPERATIONS.of(Kind.CLIP)

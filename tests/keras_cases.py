@@ -15,6 +15,7 @@ from guided_backprop import (
     GradCAM,
     GuidedBackprop,
     GuidedGradCAM,
+    ImageError,
     LabelError,
     ModelError,
     NoReluError,
@@ -394,3 +395,21 @@ def test_models_of_every_kind_are_copied():
     assert not any(is_changed(own, model))
     neuron = GuidedBackprop(to_keras(NETWORKS["residual"], CHANNELS_LAST, "float32"), output_layer=3)
     assert len(sanity_check(neuron, images("float32"), (1, "max"), modes=["cascading"]).blocks) < 4
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(3, (8, 8, 3)), (1, (8, 8, 1))])
+def test_one_image_without_a_batch_axis_is_refused(channels, shape):
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, channels)),
+            keras.layers.Conv2D(4, 3, activation="relu", padding="same", data_format="channels_last"),
+            keras.layers.Conv2D(channels, 1, data_format="channels_last"),
+        ]
+    )
+    image = np.random.default_rng(0).random(shape).astype("float32")
+    with pytest.raises(ImageError, match=r"takes for one image\. Pass images\[None\]"):
+        GuidedBackprop(model).explain(image, 0)
+    assert len(GuidedBackprop(model).explain(image[None], 0)) == 1
+    if channels == 1:
+        # Keras puts the axis of channels there itself.
+        assert len(GuidedBackprop(model).explain(np.zeros((2, 8, 8), "float32") + image[None, ..., 0], 0)) == 2

@@ -177,6 +177,43 @@ def test_bad_images(bad, error, message):
         GuidedBackprop(relu_net()).explain(bad, 0)
 
 
+WITHOUT_BATCH = {
+    "conv2d": (lambda: nn.Conv2d(3, 3, 3), (3, 8, 8)),
+    "of one channel": (lambda: nn.Conv2d(1, 1, 3), (1, 8, 8)),
+    "conv1d": (lambda: nn.Conv1d(3, 3, 3), (3, 8)),
+    "conv3d": (lambda: nn.Conv3d(3, 3, 3), (3, 4, 4, 4)),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 3, 3), (3, 8, 8)),
+    "padded, pooled": (
+        lambda: nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3, padding_mode="circular", padding=1)),
+        (3, 8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_BATCH)
+def test_one_image_without_a_batch_axis_is_refused(name):
+    build, shape = WITHOUT_BATCH[name]
+    image, model = torch.rand(shape), nn.Sequential(build(), nn.ReLU()).eval()
+    for method in (Saliency, GuidedBackprop):
+        with pytest.raises(ImageError, match=r"takes for one image\. Pass images\[None\]"):
+            method(model).explain(image, 0)
+    assert len(GuidedBackprop(model).explain(image[None], 0)) == 1
+
+
+def test_what_looks_like_one_image_and_is_a_batch():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    blur = torch.full((3, 1, 3, 3), 1 / 9)
+    for model, batch in (
+        (lambda x: torch.stack([net(image) for image in x]), torch.rand(2, 3, 8, 8)),
+        (lambda x: net(x[:, None].expand(-1, 3, -1, -1)), torch.rand(3, 8, 8)),
+        # Each image is a channel for a moment, and blurred alone.
+        (lambda x: net(F.conv2d(x[None], blur, groups=3)[0][:, None].expand(-1, 3, -1, -1)), torch.rand(3, 8, 8)),
+        (lambda x: net(x.unflatten(1, (3, 8, 8))), torch.rand(2, 192)),
+        (nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), torch.rand(3, 8)),
+    ):
+        assert len(GuidedBackprop(model).explain(batch, 0)) == len(batch)
+
+
 @pytest.mark.parametrize("reducer", [None, "absmax"])
 def test_no_images_have_no_explanations(reducer):
     explanations = GuidedBackprop(relu_net(), reducer=reducer).explain(images()[:0])

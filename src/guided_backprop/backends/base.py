@@ -134,6 +134,7 @@ class Backend(ABC):
         inputs = Inputs.of(images).arrays
         for values in inputs:
             self.check_kind(values)
+        self.network.check_inputs(Inputs.of(images))
         explained = [values for values in inputs if self.is_floating(values)]
         if not explained:
             received = f"images of dtype {inputs[0].dtype}" if inputs else "no input"

@@ -10,6 +10,7 @@ from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
 from guided_backprop.backends.keras_copy import KerasCopy
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
+from guided_backprop.backends.refusals import no_batch
 from guided_backprop.errors import ModelError
 
 # Keras 3, and Keras 2 on TensorFlow, under the name that it has beside Keras 3.
@@ -33,6 +34,10 @@ def _library_of(model: Model) -> ModuleType | None:
     """Return the library that ``model`` is a layer or model of."""
     imported = (sys.modules[name] for name in _LIBRARIES if name in sys.modules)
     return next((library for library in imported if isinstance(model, library.layers.Layer)), None)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want in (None, size) for want, size in zip(wanted, shape, strict=True))
 
 
 class KerasNetwork(Network):
@@ -63,6 +68,18 @@ class KerasNetwork(Network):
             raise ModelError(
                 "model must have weights; received a Keras model that was never built. Call it once, or build() it."
             )
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        specs = getattr(self.model, "inputs", None)
+        # By name, or one for several: what is whose is Keras' matter.
+        if inputs.form not in ("one", "tuple") or not specs or len(specs) != len(inputs.arrays):
+            return
+        for values, spec in zip(inputs.arrays, specs, strict=True):
+            wanted, shape = tuple(spec.shape)[1:], tuple(values.shape)
+            # Keras itself puts an axis of one channel behind images that have none.
+            is_without_channel = wanted[1:] and wanted[-1] == 1 and shape[-1] != 1 and _fits(shape[1:], wanted[:-1])
+            if _fits(shape, wanted) and not is_without_channel:
+                raise no_batch(shape)
 
     def call(self, inputs: Inputs) -> Tensor:
         # Keras takes several inputs as one argument.

@@ -42,6 +42,9 @@ class Network(ABC):
     def check(self) -> None:  # noqa: B027 - most kinds have nothing to check
         """Raise ModelError if the model is in training mode, or has no weights yet."""
 
+    def check_inputs(self, inputs: Inputs) -> None:  # noqa: B027 - most kinds do not say how many axes they want
+        """Raise ImageError if an input is one image, of a model that says how many axes a batch has."""
+
     def call(self, inputs: Inputs) -> Tensor:
         """Return the model's outputs; those and a value inside, where the gradient begins at a layer."""
         return inputs.call(self.model)

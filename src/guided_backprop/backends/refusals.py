@@ -6,7 +6,15 @@ from difflib import get_close_matches
 
 from guided_backprop.arrays import Layer, Model
 from guided_backprop.coverage import Coverage, Nonlinearity
-from guided_backprop.errors import LabelError, ModelError, NoReluError, OpaqueRegionError, OptionError, ScoreError
+from guided_backprop.errors import (
+    ImageError,
+    LabelError,
+    ModelError,
+    NoReluError,
+    OpaqueRegionError,
+    OptionError,
+    ScoreError,
+)
 from guided_backprop.rules import SMOOTH, Guided, ReluRule
 
 
@@ -47,6 +55,14 @@ def unreadable(what: str, error: Exception) -> OpaqueRegionError:
     return OpaqueRegionError(
         f"values must be ones that can be looked at, to tell whether a ReLU is spelled with them; received {what} and "
         f"{type(error).__name__}: {reason:.200} Use Saliency(model), or write that part with other operations."
+    )
+
+
+def no_batch(shape: Sequence[int]) -> ImageError:
+    """Return the error for one image without an axis of images in front of it."""
+    return ImageError(
+        f"images must be a batch, (N, ...); received images of shape {tuple(shape)}, which the model takes for one "
+        "image. Pass images[None]."
     )
 
 

@@ -21,7 +21,7 @@ from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Wei
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.refusals import detached, no_rows, no_score, not_finite
+from guided_backprop.backends.refusals import detached, no_batch, no_rows, no_score, not_finite
 from guided_backprop.backends.torch.audit import ForwardWatch, Watched
 from guided_backprop.backends.torch.chance import ANY_DRAW, Draws, Generators, is_vouched, random_error
 from guided_backprop.backends.torch.editor import Editor, Head
@@ -223,6 +223,8 @@ class TorchBackend(Backend):
         path = nodes.Path.between(output.grad_fn, firsts, with_firsts=not self._begins_inside)
         if not path.nodes:
             raise detached("detach(), no_grad(), numpy() or argmax()")
+        if not self._begins_inside and nodes.takes_for_one_image(path, firsts):
+            raise no_batch(leaves[0].shape)
         forget_images(path, firsts)
         return _Run(leaves, output, path, {} if lean is None else lean.gates, {})
 
@@ -260,6 +262,8 @@ class TorchBackend(Backend):
         for images in (given.rows(slice(1)), given):
             try:
                 (attributed,) = backend.attribute(images.images, weigh, [PLAIN])
+            except ImageError:
+                raise
             except GuidedBackpropError:
                 continue
             (gradients,) = attributed.attribution

@@ -210,6 +210,35 @@ def opaque_name(node: Node) -> str | None:
     return word
 
 
+def takes_for_one_image(path: Path, firsts: Sequence[Node]) -> bool:
+    """Tell whether a convolution takes the images, each at its place along axis 0, for the channels of one image.
+
+    It puts an axis in front of them then, and takes it away again. Beyond the first convolution nothing is looked for;
+    one that has as many groups as channels does to each alike, and mixes no images.
+    """
+    stack, seen = [first for first in firsts if first in path.members], set(firsts)
+    while stack:
+        node = stack.pop()
+        shape = node._input_metadata[0].shape
+        for child in path.children[node]:
+            made = child._input_metadata[0].shape
+            if operation(child) == "unsqueeze" and saved(child, "dim") == 0:
+                if any(_mixes(use, len(shape), shape[0]) for use in path.children[child]):
+                    return True
+            elif child not in seen and row(child).word != "conv" and len(made) == len(shape) and made[:1] == shape[:1]:
+                seen.add(child)
+                stack.append(child)
+    return False
+
+
+def _mixes(node: Node, axes: int, count: int) -> bool:
+    """Tell whether a node is a convolution of one image of so many axes and channels, whose groups are wider than 1."""
+    if operation(node) != "convolution" or node._input_metadata[0].shape[0] != 1:
+        return False
+    is_of_image = len(node._input_metadata[0].shape) == axes + 1
+    return is_of_image and (count == 1 or saved(node, "groups") != count)
+
+
 def runs_graphs(node: Node) -> bool:
     """Tell whether a node may differentiate a graph of its own, as a checkpoint of the user's own does.
 

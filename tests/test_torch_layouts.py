@@ -147,7 +147,7 @@ def test_planted_fault_values_read_elsewhere_are_caught(monkeypatch):
     # PyTorch 2.13; should another version read right by itself, this and layouts.py can go.
     image, model = torch.tensor(IMAGES[:1]), Tokens(ALONE["in a checkpoint"])
     right = np.asarray(Saliency(model).explain(image, 1))
-    monkeypatch.setattr(layouts, "unambiguous", lambda g, x: g)
+    monkeypatch.setattr(layouts, "unambiguous", lambda g, is_last: g)
     assert not np.allclose(Saliency(model).explain(image, 1), right, **TOLERANCE)
 
 

@@ -20,7 +20,7 @@ from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.torch.graph.nodes import is_two_valued
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.graph.relus import ClampDerivative, name_of, relu_of_derivative
-from guided_backprop.backends.torch.layouts import unambiguous
+from guided_backprop.backends.torch.layouts import lies_channels_last, unambiguous
 from guided_backprop.backends.torch.leaving import leaving
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import ReluRule
@@ -184,7 +184,7 @@ class BackwardWatch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         if name == "native_batch_norm_backward":
-            args = (unambiguous(args[0], args[1]), *args[1:])
+            args = (unambiguous(args[0], is_last=lies_channels_last(args[1])), *args[1:])
         activation = dispatched(name.removesuffix("_backward"))
         kind, word = OPERATIONS[activation]
         # What is differentiated inside is a checkpoint's forward pass, run once more for what it saved.

@@ -23,7 +23,7 @@ from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import detached, no_batch, no_rows, no_score, not_finite
 from guided_backprop.backends.torch.audit import ForwardWatch, Watched
-from guided_backprop.backends.torch.chance import ANY_DRAW, Draws, Generators, is_vouched, random_error
+from guided_backprop.backends.torch.chance import ANY_DRAW, Draws, Generators, have_drawn, is_vouched, random_error
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, composites_of, needs_shifts
@@ -69,6 +69,8 @@ class TorchBackend(Backend):
         self._begins_inside = setup.begin is not None
         self._run_forward: Runner = _directly
         self._generators = Generators(setup.model)
+        # Whether it ran once and drew nothing.
+        self._is_known = False
         # Set once a graph had something only its forward values can tell, so the next pass is watched at once.
         self._watched: Watched = None
 
@@ -159,16 +161,17 @@ class TorchBackend(Backend):
         return inputs.map(lambda values: _like(next(left), values) if self.is_floating(values) else None).images
 
     def _check_model(self) -> None:
-        refuse_traced()
         self.network.check()
 
     def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
         inputs = inputs.map(lambda values: _leaf(values) if self.is_floating(values) else values)
         watch = ForwardWatch(self._watched) if self._watched else None
-        before = self._generators.states()
+        is_known, self._is_known = self._is_known, True
+        before = self._generators.states(of_torch_alone=is_known)
         run = self._forward_pass(inputs, watch, rules)
-        if self._generators.states() != before:
+        if have_drawn(before, self._generators.states(of_torch_alone=is_known)):
+            self._is_known = False
             self._refuse_random(inputs, run.output, rules)
         is_gating = any(rule.needs_every_relu for rule in rules)
         if is_gating:
@@ -196,12 +199,9 @@ class TorchBackend(Backend):
         before, draws = self._generators.states(), Draws(self._generators)
         with draws:
             again = self._forward_pass(inputs, None, rules).output
-        is_drawing = self._generators.states() != before
-        if (
-            is_drawing
-            and (draws.names or not torch.equal(again, output))
-            and not is_vouched(draws.names, self.setup.vouch)
-        ):
+        has_drawn = have_drawn(before, self._generators.states())
+        is_drawing = has_drawn and (draws.names or not torch.equal(again, output))
+        if is_drawing and not is_vouched(draws.names, self.setup.vouch):
             raise random_error(draws.names)
 
     def _forward_pass(self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:

@@ -21,7 +21,7 @@ from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite
 from guided_backprop.backends.torch.graph.operations import operation, row
 from guided_backprop.backends.torch.graph.relus import Relu, relu_of, saved
-from guided_backprop.backends.torch.layouts import may_be_misread, read_right
+from guided_backprop.backends.torch.layouts import reader_of
 from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.leaving import Gradients, Shortcut, clamped, leaving, shortcut_of
 from guided_backprop.backends.torch.own import own_function, prepare
@@ -113,10 +113,12 @@ class Editor:
     def _treat(self, node: Node, path: nodes.Path) -> None:
         """Put the rule on one node, or note that it keeps its derivative."""
         kind, word = row(node)
-        if word == "batch_norm" and may_be_misread(node):
-            self._before(node, partial(read_right, node))
-        if word == "batch_norm" and not nodes.uses_batch(node):
-            return
+        if word == "batch_norm":
+            reader = reader_of(node)
+            if reader is not None:
+                self._before(node, reader)
+            if not nodes.uses_batch(node):
+                return
         if kind is Kind.RANDOM or word in _TRAINABLE:
             _refuse_training(node, self._vouch)
         if kind is Kind.HIDDEN:

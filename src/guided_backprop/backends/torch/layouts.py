@@ -1,5 +1,7 @@
 """How values lie in memory: all that is kept of some of them, and what PyTorch's batch-norm misreads."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Self
 
 import torch
@@ -29,33 +31,36 @@ def of_layout(layout: Layout) -> torch.Tensor:
     return torch.empty_strided(*layout[:2], dtype=layout.dtype, device=layout.device)
 
 
-def may_be_misread(node: Node) -> bool:
-    """Tell whether a batch-norm's derivative may read what arrives at another place than where it is."""
-    x = _input_of(node)
-    # With no axis of one value the strides leave nothing open. This is met by every batch-norm of every call.
-    return x is None or (1 in x.shape and x.ndim in _CHANNELS_LAST)
+def reader_of(node: Node) -> Callable[[Gradients], Gradients | None] | None:
+    """Return a pre-hook that makes a batch-norm's derivative read each value at its own place; None if it does anyway.
 
-
-def read_right(node: Node, gradients: Gradients) -> Gradients | None:
-    """Hand a batch-norm's derivative what arrives so that it reads each value at its own place: a pre-hook of the node.
-
-    Nothing changes where that is so already, which is nearly always.
+    With no axis of one value the strides leave nothing open. This is met by every batch-norm of every call.
     """
-    g = gradients[0]
-    if g is None:
+    shape = node._input_metadata[0].shape
+    if 1 not in shape or len(shape) not in _CHANNELS_LAST:
         return None
-    right = unambiguous(g, _input_of(node))
+    hook = getattr(getattr(node, "_raw_saved_input", None), "unpack_hook", None)
+    # To look at what a checkpoint keeps it would run once more.
+    x = getattr(node, "_saved_input", None) if hook in (None, of_layout) else None
+    return partial(_read_right, x is None or lies_channels_last(x))
+
+
+def _read_right(is_last: bool, gradients: Gradients) -> Gradients | None:
+    g = gradients[0]
+    if g is None or (not is_last and g.is_contiguous()):
+        return None
+    right = unambiguous(g, is_last=is_last)
     return None if right is g else (right, *gradients[1:])
 
 
-def _input_of(node: Node) -> torch.Tensor | None:
-    """Return what a batch-norm keeps of its input; None where to look at that would run a checkpoint once more."""
-    hook = getattr(getattr(node, "_raw_saved_input", None), "unpack_hook", None)
-    return getattr(node, "_saved_input", None) if hook in (None, of_layout) else None
+def lies_channels_last(x: torch.Tensor) -> bool:
+    """Tell whether values lie without gaps, channels last and not channels first."""
+    memory_format = _CHANNELS_LAST.get(x.ndim)
+    return memory_format is not None and x.is_contiguous(memory_format=memory_format) and not x.is_contiguous()
 
 
-def unambiguous(g: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
-    """Return a gradient so that PyTorch's batch-norm, whose input was x, reads each value at its own place.
+def unambiguous(g: torch.Tensor, *, is_last: bool) -> torch.Tensor:
+    """Return a gradient so that PyTorch's batch-norm reads each value at its own place.
 
     On a CPU it takes gradient and input to lie alike if both lie without gaps, channels first or last, and their
     strides say nothing against it; but strides along an axis of one value say nothing at all. So one image that was
@@ -64,14 +69,13 @@ def unambiguous(g: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
 
     Args:
         g: what arrives.
-        x: the batch-norm's input; None if it is not known.
+        is_last: whether the batch-norm's input lay channels last, or may have.
     """
     memory_format = _CHANNELS_LAST.get(g.ndim)
     if memory_format is None or 1 not in g.shape:
         return g
-    is_first, is_last = g.is_contiguous(), g.is_contiguous(memory_format=memory_format)
-    if is_last and not is_first:
+    if lies_channels_last(g):
         strides = torch.empty(g.shape, device="meta", memory_format=memory_format).stride()
         return g if strides == g.stride() else g.as_strided(g.shape, strides)
-    may_lie_otherwise = x is None or (x.is_contiguous(memory_format=memory_format) and not x.is_contiguous())
-    return g.clone(memory_format=memory_format) if is_first and not is_last and may_lie_otherwise else g
+    is_first_alone = g.is_contiguous() and not g.is_contiguous(memory_format=memory_format)
+    return g.clone(memory_format=memory_format) if is_last and is_first_alone else g

@@ -1,6 +1,7 @@
 """What is refused, and how the error says it: parts that hide what they compute, ReLUs spelled as arithmetic."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch.autograd.graph import Node
@@ -13,15 +14,17 @@ from guided_backprop.backends.torch.graph.composites import Composite
 from guided_backprop.backends.torch.graph.relus import spelled_relu
 from guided_backprop.errors import ModelError, OpaqueRegionError
 
+# The modes in which tensors have no values.
+_TRACES: Final = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+
 
 def refuse_traced() -> None:
     """Raise if the caller is being compiled, traced, or transformed by torch.func: its tensors have no values then."""
-    modes = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
     if torch.compiler.is_compiling():
         caller = "torch.compile"
     elif torch._C._functorch.peek_interpreter_stack() is not None:
         caller = "a transform of torch.func"
-    elif any(torch._C._get_dispatch_mode(mode) is not None for mode in modes):
+    elif any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACES):
         caller = "a trace"
     else:
         return

@@ -219,15 +219,16 @@ def takes_for_one_image(path: Path, firsts: Sequence[Node]) -> bool:
     stack, seen = [first for first in firsts if first in path.members], set(firsts)
     while stack:
         node = stack.pop()
-        shape = node._input_metadata[0].shape
-        for child in path.children[node]:
-            made = child._input_metadata[0].shape
-            if operation(child) == "unsqueeze" and saved(child, "dim") == 0:
-                if any(_mixes(use, len(shape), shape[0]) for use in path.children[child]):
+        # Most images go to a convolution at once.
+        uses = [use for use in path.children[node] if use not in seen and row(use).word != "conv"]
+        for use in uses:
+            shape, made = node._input_metadata[0].shape, use._input_metadata[0].shape
+            if operation(use) == "unsqueeze" and saved(use, "dim") == 0:
+                if any(_mixes(last, len(shape), shape[0]) for last in path.children[use]):
                     return True
-            elif child not in seen and row(child).word != "conv" and len(made) == len(shape) and made[:1] == shape[:1]:
-                seen.add(child)
-                stack.append(child)
+            elif len(made) == len(shape) and made[:1] == shape[:1]:
+                seen.add(use)
+                stack.append(use)
     return False
 
 

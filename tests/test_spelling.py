@@ -90,3 +90,10 @@ def test_planted_fault_two_values_refute():
     y.flat[np.flatnonzero(X.flat < -0.1)[7]] = 0.123
     y.flat[np.flatnonzero(X.flat > 0.1)[7]] = 0
     assert judge(y, X).verdict is Verdict.NONE
+
+
+def test_rounding_is_no_gate_and_rounding_from_0_is_one():
+    x = np.random.default_rng(0).normal(size=(8, 50))
+    assert judge(np.round(4 * x) / 4, x).verdict is Verdict.NONE
+    assert judge(np.clip(np.round(4 * x) / 4, 0, None), x).is_gate
+    assert judge(np.sign(x) * np.maximum(np.abs(x) - 0.5, 0), x - 0.5).verdict is Verdict.NONE

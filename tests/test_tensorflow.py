@@ -583,7 +583,7 @@ def normalised(x):
         (lambda x: tf.reshape(x, (7, -1)), "reshape|Reshape"),
         (reads_numpy, r"without numpy\(\)"),
         (lambda x: tf.nn.relu(np.asarray(x)), "tf.function must trace"),
-        (draws, "inference mode"),
+        (draws, "received random_uniform"),
         (normalised, "inference mode"),
     ],
 )

@@ -149,7 +149,7 @@ def leaving(relu, rule):
     @tf.function
     def run(x, g):
         (y,) = tf.graph_util.import_graph_def(renamed(graph_def), {"x:0": x}, [result], name="model")
-        with Editor(rule, {}, {}).at_work():
+        with Editor(rule, {}).at_work():
             return tf.gradients(y, x, g)[0]
 
     return run(tf.constant(X), tf.constant(G)).numpy()

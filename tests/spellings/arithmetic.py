@@ -158,7 +158,7 @@ ARITHMETIC: dict[str, Row] = {
     ),
     "einsum": row(
         torch=refused(lambda x: torch.einsum("nc...,nc...->nc...", x, (x > 0).to(x.dtype))),
-        tensorflow=hole(lambda x: tf.einsum("n...c,n...c->n...c", x, tf.cast(x > 0, x.dtype))),
+        tensorflow=refused(lambda x: tf.einsum("n...c,n...c->n...c", x, tf.cast(x > 0, x.dtype))),
         jax=refused(lambda x: jnp.einsum("n...c,n...c->n...c", x, (x > 0).astype(x.dtype))),
         keras=AS_BENEATH,
     ),
@@ -223,7 +223,7 @@ ARITHMETIC: dict[str, Row] = {
     ),
     "(x + (x ** 2) ** 0.5) / 2": row(
         torch=refused(lambda x: (x + (x**2) ** 0.5) / 2),
-        tensorflow=hole(lambda x: (x + (x**2.0) ** 0.5) / 2.0),
+        tensorflow=refused(lambda x: (x + (x**2.0) ** 0.5) / 2.0),
         jax=hole(lambda x: (x + (x**2) ** 0.5) / 2),
         keras=AS_BENEATH,
     ),
@@ -235,7 +235,7 @@ ARITHMETIC: dict[str, Row] = {
     ),
     "(x + max(x, -x)) / 2": row(
         torch=hole(lambda x: (x + torch.maximum(x, -x)) / 2),
-        tensorflow=hole(lambda x: (x + tf.maximum(x, -x)) / 2.0),
+        tensorflow=refused(lambda x: (x + tf.maximum(x, -x)) / 2.0),
         jax=refused(lambda x: (x + jnp.maximum(x, -x)) / 2),
         keras=AS_BENEATH,
     ),
@@ -272,7 +272,7 @@ ARITHMETIC: dict[str, Row] = {
     "stack and amax": row(NO_FUNCTION, torch=refused(lambda x: torch.stack([x, torch.zeros_like(x)], -1).amax(-1))),
     "stack, transpose, max": row(
         torch=refused(lambda x: torch.stack([x, torch.zeros_like(x)]).movedim(0, -1).max(-1).values),
-        tensorflow=hole(
+        tensorflow=refused(
             lambda x: tf.reduce_max(tf.transpose(tf.stack([x, tf.zeros_like(x)]), [*range(1, len(x.shape) + 1), 0]), -1)
         ),
         jax=refused(lambda x: jnp.moveaxis(jnp.stack([x, jnp.zeros_like(x)]), 0, -1).max(-1)),
@@ -280,13 +280,13 @@ ARITHMETIC: dict[str, Row] = {
     ),
     "stack and sort": row(
         torch=hole(lambda x: torch.stack([x, torch.zeros_like(x)], -1).sort(-1).values[..., 1]),
-        tensorflow=hole(lambda x: tf.sort(tf.stack([x, tf.zeros_like(x)], -1), -1)[..., 1]),
+        tensorflow=refused(lambda x: tf.sort(tf.stack([x, tf.zeros_like(x)], -1), -1)[..., 1]),
         jax=refused(lambda x: jnp.sort(jnp.stack([x, jnp.zeros_like(x)], -1), -1)[..., 1]),
         keras=AS_BENEATH,
     ),
     "pad and max": row(
         torch=refused(lambda x: F.pad(x[..., None], (0, 1)).amax(-1)),
-        tensorflow=hole(lambda x: tf.reduce_max(tf.pad(x[..., None], [[0, 0]] * len(x.shape) + [[0, 1]]), -1)),
+        tensorflow=refused(lambda x: tf.reduce_max(tf.pad(x[..., None], [[0, 0]] * len(x.shape) + [[0, 1]]), -1)),
         jax=hole(lambda x: jnp.pad(x[..., None], [(0, 0)] * x.ndim + [(0, 1)]).max(-1)),
         keras=AS_BENEATH,
     ),
@@ -335,19 +335,19 @@ ARITHMETIC: dict[str, Row] = {
     ),
     "where(x > 0, x, -0.5)": row(
         torch=refused(lambda x: torch.where(x > 0, x, -0.5)),
-        tensorflow=hole(lambda x: tf.where(x > 0, x, -0.5)),
+        tensorflow=refused(lambda x: tf.where(x > 0, x, -0.5)),
         jax=refused(lambda x: jnp.where(x > 0, x, -0.5)),
         keras=AS_BENEATH,
     ),
     "maximum with a bound 0 in places": row(
         torch=refused(lambda x: torch.maximum(x, scale_torch(x).clamp(max=0) * 1e9)),
-        tensorflow=hole(lambda x: tf.maximum(x, np.minimum(scale(x), 0) * 1e9)),
+        tensorflow=refused(lambda x: tf.maximum(x, np.minimum(scale(x), 0) * 1e9)),
         jax=refused(lambda x: jnp.maximum(x, np.minimum(scale(x), 0) * 1e9)),
         keras=AS_BENEATH,
     ),
     "clip with a bound 0 in places": row(
         torch=refused(lambda x: x.clamp(min=scale_torch(x).clamp(max=0) * 1e9)),
-        tensorflow=hole(lambda x: tf.clip_by_value(x, np.minimum(scale(x), 0) * 1e9, INF)),
+        tensorflow=refused(lambda x: tf.clip_by_value(x, np.minimum(scale(x), 0) * 1e9, INF)),
         jax=refused(lambda x: jnp.clip(x, np.minimum(scale(x), 0) * 1e9)),
         keras=AS_BENEATH,
     ),

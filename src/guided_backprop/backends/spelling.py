@@ -144,7 +144,8 @@ def _gate(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) ->
             if slopes is not None and found.is_in_all_rows and (not kept or is_sure):
                 verdict = Verdict.CONVEX if (slopes > 0).all() else Verdict.CONCAVE
                 return Judgement(verdict, found.constants.reshape(shape))
-            if found.is_full and found.has_closed_several and not is_by_rank and (slopes is not None or not kept):
+            is_partial = found.is_full and found.has_closed_several and not found.is_in_steps
+            if is_partial and not is_by_rank and (slopes is not None or not kept):
                 weak = weak if weak and weak.is_gate else Judgement(Verdict.PARTIAL if is_sure else Verdict.UNSETTLED)
     if not is_by_rank and _is_gate_in_places(y, x):
         return Judgement(Verdict.PARTIAL)
@@ -201,6 +202,17 @@ class _Gate:
         is_closed = self.y == self.constants
         return len(np.unique(self.x[is_closed])) > 1
 
+    @property
+    def is_in_steps(self) -> bool:
+        """Whether what is open goes in steps too, as of rounding, and what is closed is no wider than one of them."""
+        is_open = self.y != self.constants
+        steps, which = np.unique(self.y[is_open], return_inverse=True)
+        x, closed = self.x[is_open], self.x[self.y == self.constants]
+        low, high = np.full(len(steps), np.inf), np.full(len(steps), -np.inf)
+        np.minimum.at(low, which, x)
+        np.maximum.at(high, which, x)
+        return bool(2 * len(steps) < len(np.unique(x)) and closed.max() - closed.min() <= 2 * (high - low).max())
+
     def slopes(self, rounding: float) -> NumpyArray | None:
         """Return of each row that is open somewhere how steep it is there; None if it is not straight or is not closed.
 
@@ -246,6 +258,10 @@ def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
     if signs.size < _FEW or not (signs.all() or (~signs).all()):
         return False
     is_other = (x > 0) != signs[0]
+    size = np.abs(x)
+    if (kept := ~is_closed & ~is_other & (x != 0)).any() and size[is_closed].max() <= size[kept].min():
+        # What is closed lies around 0, as of a soft shrink.
+        return False
     is_multiple = np.abs(y) > 0
     return bool((is_other & ~is_closed).sum() >= _FEW and is_multiple[is_other & (x != 0)].all())
 

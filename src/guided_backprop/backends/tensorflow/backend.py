@@ -8,6 +8,7 @@ import itertools
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +20,13 @@ from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Wei
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.refusals import detached, no_rows, not_finite, spelled
-from guided_backprop.backends.spelling import is_relu_like
 from guided_backprop.backends.tensorflow.classify import classify
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import Traced, graph_of, keep_functions, made_by, renamed, trace
 from guided_backprop.backends.tensorflow.model import CULPRITS, TensorFlowNetwork, callable_of, slopes
 from guided_backprop.backends.tensorflow.nodes import constant_of
+from guided_backprop.backends.tensorflow.values import Watch
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
 
@@ -52,7 +53,7 @@ class _Copy:
         captured: what it captured.
         output: the name of its output.
         inside: the name of the value that the gradient is taken at; None for the inputs.
-        watched: of each node whose values alone tell whether it spells a ReLU, the tensors it may be one of.
+        watch: the operations that may be ReLUs for all that their names say.
         head: the final softmax or sigmoid that is undone.
     """
 
@@ -62,7 +63,7 @@ class _Copy:
     captured: list[tf.Tensor]
     output: str
     inside: str | None
-    watched: dict[str, list[str]]
+    watch: "Watch"
     head: str | None
 
 
@@ -150,7 +151,7 @@ class TensorFlowBackend(Backend):
             except _OtherLabels as found:
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=found.count)
         for editor in plan.editors:
-            _judge(editor, results)
+            _check_bounds(editor, results)
         if call.scores is not None:
             scores = [call.scores]
         elif plan.head is not None:
@@ -207,6 +208,8 @@ class TensorFlowBackend(Backend):
                 kind, copied = self._copy(kinds, given)
                 self._copies[kind] = copied
             if (kind, rules, labels) not in self._plans:
+                if any(rule.needs_every_relu for rule in rules):
+                    self._refuse_spelled(self._copies[kind].watch, given)
                 try:
                     self._plans[kind, rules, labels] = self._build(self._copies[kind], rules, labels)
                 except GuidedBackpropError:
@@ -215,18 +218,30 @@ class TensorFlowBackend(Backend):
                     raise self._failed(error, given) from error
             return self._plans[kind, rules, labels]
 
+    def _refuse_spelled(self, watch: Watch, given: Inputs) -> None:
+        """Raise if the values of these images show a ReLU that is no operation of its own."""
+        try:
+            found = watch.found(given.arrays)
+        except Exception as error:
+            raise self._failed(error, given) from error
+        if found:
+            # What is made of it is found as well.
+            raise spelled({found[0].name}, "tf.nn.relu")
+
     def _copy(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, "_Copy"]:
         """Trace the model, and mark in a copy of its graph what each node is."""
         kind, traced = self._trace(kinds, given)
-        findings = classify(traced.definition, traced.nested, [constant_of(each) for each in traced.captured])
+        captured = [constant_of(each) for each in traced.captured]
+        findings = classify(traced.definition, traced.nested, captured, self.setup.vouch)
         head = findings.undo_head() if kind.undoes_head else None
         graph_def, flat_names = graph_of(traced)
-        watched = {f"{SCOPE}/{name}": [flat_names[ref] for ref in refs] for name, refs in findings.watched.items()}
         signature = traced.definition.signature
         arguments = [arg.name for arg in signature.input_arg]
         output, *inside = (flat_names[made_by(traced.definition, arg.name)] for arg in signature.output_arg)
         first = inside[0] if inside else None
-        return kind, _Copy(kind.specs, graph_def, arguments, traced.captured, output, first, watched, head)
+        bring = partial(_bring, arguments, traced.captured)
+        watch = Watch(findings.places, graph_def, flat_names, kind.specs, bring)
+        return kind, _Copy(kind.specs, graph_def, arguments, traced.captured, output, first, watch, head)
 
     def _trace(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, Traced]:
         error: Exception | None = None
@@ -244,15 +259,12 @@ class TensorFlowBackend(Backend):
 
     def _build(self, copied: "_Copy", rules: _Rules, labels: int) -> _Plan:
         """Differentiate the copy under each rule, once for each label."""
-        editors = [Editor(rule, self.setup.vouch, copied.watched) for rule in rules]
+        editors = [Editor(rule, self.setup.vouch) for rule in rules]
         graph_def = renamed(copied.graph_def)
 
         def joint(token: tf.Tensor, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            graph = tf.compat.v1.get_default_graph()
-            here = [*inputs, *map(graph.capture, copied.captured)]
-            named = {f"{name}:0": tensor for name, tensor in zip(copied.arguments, here, strict=True)}
             names = [copied.output, *([copied.inside] if copied.inside else [])]
-            outputs, *inside = tf.graph_util.import_graph_def(graph_def, named, names, name=SCOPE)
+            outputs, *inside = _bring(copied.arguments, copied.captured, graph_def, inputs, names)
             weights = tf.numpy_function(self._weigh, [token, outputs], tf.float64)
             weights.set_shape([labels, *outputs.shape])
             seeds = tf.unstack(tf.cast(weights, outputs.dtype))
@@ -264,7 +276,7 @@ class TensorFlowBackend(Backend):
         signature = [tf.TensorSpec([], tf.int64), *copied.specs]
         concrete = tf.function(joint, input_signature=signature, autograph=False).get_concrete_function()
         for editor in editors:
-            if not editor.watch and not editor.bounds:
+            if not editor.bounds:
                 # Nothing is left to be seen in the values: raise before the model is run.
                 editor.coverage()
         plan = _Plan(concrete, editors, copied.head)
@@ -354,14 +366,18 @@ class _OtherLabels(Exception):  # noqa: N818 - no error: the plan for that numbe
         self.count = count
 
 
-def _judge(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:
-    """Raise if the values of this call show a ReLU that is spelled as arithmetic."""
-    found = {name for key, name in editor.bounds.items() if not results[key].numpy().any()}
-    for key, (name, candidates) in editor.watch.items():
-        result = results[key].numpy()
-        rounding = 1e-3 if result.dtype.itemsize > 2 else 4e-2
-        if any(is_relu_like(result, results[candidate].numpy(), rounding) for candidate in candidates):
-            found.add(name)
+def _bring(
+    arguments: list[str], captured: list[tf.Tensor], graph_def: GraphDef, inputs: Sequence[tf.Tensor], names: list[str]
+) -> list[tf.Tensor]:
+    """Put a copy of a graph into the one that is being built, on inputs; return the tensors of these names."""
+    here = [*inputs, *map(tf.compat.v1.get_default_graph().capture, captured)]
+    named = {f"{name}:0": tensor for name, tensor in zip(arguments, here, strict=True)}
+    return list(tf.graph_util.import_graph_def(graph_def, named, names, name=SCOPE))
+
+
+def _check_bounds(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:
+    """Raise if a bound of this call makes a ReLU of a maximum or minimum."""
+    found = {name for key, name in editor.bounds.items() if not results[key].numpy().all()}
     if found:
         raise spelled(found, "tf.nn.relu")
 

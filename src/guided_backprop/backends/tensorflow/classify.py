@@ -6,10 +6,12 @@ looked for first. Apart from that no order matters: no node is two things.
 
 from collections.abc import Mapping
 from math import isnan
+from types import MappingProxyType
 
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
+from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.backends.patterns import Match
 from guided_backprop.backends.tensorflow.composites import composites_of
@@ -23,8 +25,9 @@ from guided_backprop.backends.tensorflow.nodes import (
     word_of,
 )
 from guided_backprop.backends.tensorflow.operations import OPERATIONS, REARRANGES
-from guided_backprop.backends.tensorflow.relus import Relu, against_zero, relus_of
-from guided_backprop.backends.tensorflow.spelled import watched
+from guided_backprop.backends.tensorflow.relus import Relu, relus_of
+from guided_backprop.backends.tensorflow.taint import Taint
+from guided_backprop.backends.tensorflow.traces import Place
 from guided_backprop.errors import ModelError
 
 _HEADS = OPERATIONS.of(Kind.HEAD)
@@ -35,13 +38,18 @@ _BATCH_NORMS = OPERATIONS.called("batch_norm")
 _RECURRENT = {b"gru": "gru", b"lstm": "lstm", b"rnn_tanh": "rnn"}
 
 
-def classify(definition: FunctionDef, nested: Mapping[str, FunctionDef], captured: list[float | None]) -> "Findings":
+def classify(
+    definition: FunctionDef,
+    nested: Mapping[str, FunctionDef],
+    captured: list[float | None],
+    vouch: Vouch = MappingProxyType({}),
+) -> "Findings":
     """Write on each node of the traced function, and of what is nested in it, how its gradient is to be built."""
     names = [arg.name for arg in definition.signature.input_arg]
-    inputs = [None] * (len(names) - len(captured))
-    graph = Graph(definition, dict(zip(names, [*inputs, *captured], strict=True)))
-    findings = Findings(graph, nested)
-    findings.read()
+    images = names[: len(names) - len(captured)]
+    graph = Graph(definition, dict(zip(names, [*[None] * len(images), *captured], strict=True)))
+    findings = Findings(graph, nested, vouch)
+    findings.read(images)
     return findings
 
 
@@ -50,14 +58,18 @@ class Findings:
 
     Attributes:
         graph: the function.
-        watched: of each node whose values alone tell whether it spells a ReLU, the tensors it may be one of.
+        places: the operations that may be ReLUs for all that their names say.
     """
 
-    def __init__(self, graph: Graph, nested: Mapping[str, FunctionDef]) -> None:
+    def __init__(self, graph: Graph, nested: Mapping[str, FunctionDef], vouch: Vouch) -> None:
         self.graph = graph
-        self.watched: dict[str, list[str]] = {}
+        self._vouch = vouch
+        self.places: list[Place] = []
         self._nested = nested
         self._composites: Mapping[str, Match[str]] = {}
+        # Of each function, the outermost being without a name, its graph and the names of its composite activations.
+        self._graphs: dict[str, Graph] = {}
+        self._activations: dict[str, dict[str, str]] = {}
 
     def undo_head(self) -> str | None:
         """Mark the softmax or sigmoid that the function ends in; return its name."""
@@ -80,42 +92,35 @@ class Findings:
                 graph.mark(part, "head" if is_first else "pass", match.name if is_first else "")
         return match.name
 
-    def read(self) -> None:
-        """Mark the nodes of the function, then those of the functions inside it."""
-        self._composites = self._read(self.graph, is_nested=False)
+    def read(self, images: list[str]) -> None:
+        """Mark the nodes of the function, then those of the functions inside it, and follow what the images taint."""
+        self._composites = self._read(self.graph)
+        self.places = Taint(self._nested, self._graph_of, self._activations, self._vouch).places(self.graph, images)
 
-    def _read(self, graph: Graph, *, is_nested: bool) -> Mapping[str, Match[str]]:
+    def _graph_of(self, name: str) -> Graph:
+        """Return the graph of a function that is held by another; a condition's has not been looked at."""
+        if name not in self._graphs:
+            body = self._nested[name]
+            self._graphs[name] = Graph(body, {arg.name: None for arg in body.signature.input_arg})
+        return self._graphs[name]
+
+    def _read(self, graph: Graph, name: str = "") -> Mapping[str, Match[str]]:
         order = graph.ordered()
         _forget_recomputations(order)
         relus = relus_of(graph, order)
         composites = composites_of(graph, order, relus)
+        self._graphs[name] = graph
+        self._activations[name] = {last: match.name for last, match in composites.items()}
         _mark_activations(graph, composites, relus)
         for node in order:
             _mark_custom(graph, node, composites)
-        candidates = watched(graph, order)
         for node in order:
             if not graph.role(node):
-                self._mark_rest(graph, node, candidates.get(node.name), is_nested=is_nested)
+                _mark_rest(graph, node)
             self._descend(graph, node)
         for node in graph.ancestors(list(graph.definition.ret.values())):
-            _check_inference(node)
+            _check_inference(graph, node, self._vouch)
         return composites
-
-    def _mark_rest(self, graph: Graph, node: NodeDef, candidates: list[str] | None, *, is_nested: bool) -> None:
-        """Mark what may spell a ReLU, or is only listed."""
-        row, bound, listed = OPERATIONS[node.op], _unknown_bound(graph, node), _listed(graph, node) or ""
-        if _is_negative_part(graph, node):
-            graph.mark(node, "spelled", f"{row.word} with 0", listed=listed)
-        elif bound is not None:
-            graph.mark(node, "bound", row.word, bound, listed=listed)
-        elif candidates is not None:
-            graph.mark(node, "spelled" if is_nested else "watch", row.word, listed=listed)
-            self.watched.update({} if is_nested else {node.name: candidates})
-        elif row.kind is Kind.UNKNOWN and registered(node.op) is not None:
-            # In a loop or a branch no value of it is seen.
-            graph.mark(node, "opaque" if is_nested else "unknown", row.word)
-        elif listed:
-            graph.mark(node, "plain", listed)
 
     def _descend(self, graph: Graph, node: NodeDef) -> None:
         if OPERATIONS[node.op].kind is not Kind.HOLDS:
@@ -139,7 +144,18 @@ class Findings:
 
     def _enter(self, body: FunctionDef, values: list[float | None]) -> None:
         arguments = {arg.name: value for arg, value in zip(body.signature.input_arg, values, strict=True)}
-        self._read(Graph(body, arguments), is_nested=True)
+        self._read(Graph(body, arguments), body.signature.name)
+
+
+def _mark_rest(graph: Graph, node: NodeDef) -> None:
+    """Mark a bound that only the run tells, what nobody has heard of, and what is only listed."""
+    row, bound, listed = OPERATIONS[node.op], _unknown_bound(graph, node), _listed(graph, node) or ""
+    if bound is not None:
+        graph.mark(node, "bound", row.word, bound, listed=listed)
+    elif row.kind is Kind.UNKNOWN and registered(node.op) is not None:
+        graph.mark(node, "unknown", row.word)
+    elif listed:
+        graph.mark(node, "plain", listed)
 
 
 def _forget_recomputations(order: list[NodeDef]) -> None:
@@ -186,13 +202,6 @@ def _is_of_composite(graph: Graph, node: NodeDef, composites: Mapping[str, Match
     return all(graph.copied(ref) == match.bound.get("x") for ref in arguments if graph.depends(ref))
 
 
-def _is_negative_part(graph: Graph, node: NodeDef) -> bool:
-    """Tell whether a node is ``minimum(x, 0)``, of which ``x - minimum(x, 0)`` and others make a ReLU."""
-    if node.op == "ClipByValue":
-        return graph.constant(operand_refs(node)[2]) == 0
-    return node.op == "Minimum" and against_zero(graph, node) is not None
-
-
 def _unknown_bound(graph: Graph, node: NodeDef) -> int | None:
     """Return which operand is a bound that only the run tells: at 0 it makes a ReLU of a maximum or minimum."""
     if node.op not in ("ClipByValue", "Maximum", "Minimum"):
@@ -214,10 +223,18 @@ def _listed(graph: Graph, node: NodeDef) -> str | None:
     return row.word if row.kind in LISTED and row.kind is not Kind.UNKNOWN else None
 
 
-def _check_inference(node: NodeDef) -> None:
-    """Raise if a node belongs to training: dropout and noise, or batch-norm that mixes the images."""
-    if node.op in _RANDOM or (node.op in _BATCH_NORMS and attribute(node, "is_training").b):
+def _check_inference(graph: Graph, node: NodeDef, vouch: Vouch) -> None:
+    """Raise if a node draws random numbers, or if batch-norm mixes the images."""
+    word = word_of(node)
+    # A seed that is made of the image is no chance.
+    if node.op in _RANDOM and not any(map(graph.depends, operand_refs(node))) and not {word, "random"} & set(vouch):
         raise ModelError(
-            "model must be in inference mode, or its map is random; "
-            f"received {word_of(node)} in training mode. Call the model with training=False."
+            "model must give one output for one image, or its map is random; "
+            f"received {word} between score and image. Call the model with training=False, "
+            f'or pass vouch={{"{word}": "plain"}} for the map of one draw.'
+        )
+    if node.op in _BATCH_NORMS and attribute(node, "is_training").b:
+        raise ModelError(
+            "model must be in inference mode, or an image's map depends on the others; "
+            f"received {word} in training mode. Call the model with training=False."
         )

@@ -9,12 +9,14 @@ from tensorflow.python.framework import op_def_registry
 
 from guided_backprop.backends.guards import guards
 from guided_backprop.backends.patterns import Match, composites
-from guided_backprop.backends.tensorflow.nodes import OVERRIDE, Graph, operand_refs, producer, word_of
-from guided_backprop.backends.tensorflow.operations import COPIES, SHAPES
+from guided_backprop.backends.tensorflow.nodes import OVERRIDE, Graph, is_copy, operand_refs, producer, word_of
+from guided_backprop.backends.tensorflow.operations import SHAPES
 from guided_backprop.backends.tensorflow.relus import EXPLICIT, Relu
 
 # What patterns have for operands: what is summed, and not along which axes.
 _FIRST_ALONE = frozenset({"max", "sum"})
+# What TensorFlow tells the axis, or the shape, before the value.
+_VALUE_LAST = frozenset({"Fill", "Split"})
 # What stands for the caller of a function among the users of a value.
 _CALLER = "^"
 
@@ -47,6 +49,8 @@ class GraphView:
             return "relu6" if (relu.low, relu.high) == (0, 6) else "relu", [self._input(node, relu)]
         word = word_of(node)
         operands: list[str | float] = [self._graph.copied(ref) for ref in operand_refs(node)]
+        if node.op in _VALUE_LAST:
+            operands.reverse()
         if node.op == "Square":
             operands.append(2.0)
         elif word == "div" and len(operands) == 1:
@@ -65,7 +69,7 @@ class GraphView:
         """Return the values that are made of a value directly; what a function returns goes to its caller."""
         users = [_CALLER] if value in self._returned else []
         for node in self._readers[value]:
-            if node.op in COPIES:
+            if is_copy(node):
                 users += self.users(value_of(node))
             elif node.op not in SHAPES:
                 users.append(value_of(node))

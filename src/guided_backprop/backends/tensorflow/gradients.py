@@ -29,19 +29,15 @@ class Editor:
     Attributes:
         heads: for each label, the logits in front of the final softmax or sigmoid, and the gradient that
             arrives there.
-        watch: of each tensor whose values alone tell whether it is a ReLU, the operation's name, and the
-            tensors that it may be a ReLU of; all by their names.
         bounds: of each bound of a maximum or minimum that must not be 0, the operation's name.
     """
 
-    def __init__(self, rule: ReluRule, vouch: Vouch, watched: dict[str, list[str]]) -> None:
+    def __init__(self, rule: ReluRule, vouch: Vouch) -> None:
         self.rule = rule
         self.heads: list[tuple[tf.Tensor, tf.Tensor]] = []
-        self.watch: dict[str, tuple[str, list[str]]] = {}
         self.bounds: dict[str, str] = {}
         self._seen: dict[str, tf.Tensor] = {}
         self._vouch = vouch
-        self._watched = watched
         self._noted: set[tf.Operation] = set()
         self._counts: Counter[tuple[str, str]] = Counter()
 
@@ -80,8 +76,8 @@ class Editor:
                 return self._head(op, gradients[0], role, name)
             case "plain":
                 gradients = self._listed(op, gradients, name)
-            case "bound" | "spelled" | "watch":
-                self._suspected(op, role, name)
+            case "bound":
+                self._bounded(op, name)
         return original_gradient(op, gradients)
 
     def _note(self, op: tf.Operation, name: str, treatment: str) -> None:
@@ -123,12 +119,10 @@ class Editor:
         return self._vouched(op, gradients, name)
 
     def _unknown(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
-        """Look at the values of an operation that has no row, unless it is known what it is."""
-        if name in self._vouch or not self.rule.needs_every_relu:
+        """List an operation that has no row, whose values are looked at unless it is known what it is."""
+        if name in self._vouch:
             return self._opaque(op, gradients, name)
         self._note(op, name, "plain")
-        inputs = [self._see(x) for x in op.inputs if x.dtype.is_floating]
-        self.watch.update({self._see(y): (name, inputs) for y in op.outputs if y.dtype.is_floating})
         return original_gradient(op, gradients)
 
     def _vouched(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
@@ -158,19 +152,14 @@ class Editor:
             self._counts[name, "undone"] = 1
         return [g]
 
-    def _suspected(self, op: tf.Operation, role: str, name: str) -> None:
-        """Raise, or remember to look at the values, if a node may spell a ReLU."""
+    def _bounded(self, op: tf.Operation, name: str) -> None:
+        """Remember to look at a bound that must not be 0; raise where no call can see it."""
         self._note(op, op.get_attr(nodes.LISTED).decode(), "plain")
         if not self.rule.needs_every_relu or name in self._vouch:
             return
-        is_top = op.name.startswith(f"{SCOPE}/")
-        if role == "spelled" or (role == "bound" and not is_top):
+        if not op.name.startswith(f"{SCOPE}/"):
             raise spelled({name}, "tf.nn.relu")
-        if role == "bound":
-            self.bounds[self._see(op.inputs[op.get_attr(nodes.OPERAND)])] = name
-        else:
-            candidates = [op.graph.get_tensor_by_name(f"{SCOPE}/{ref}") for ref in self._watched[op.name]]
-            self.watch[self._see(op.outputs[0])] = (name, [self._see(each) for each in candidates])
+        self.bounds[self._see(op.inputs[op.get_attr(nodes.OPERAND)])] = name
 
     def _see(self, tensor: tf.Tensor) -> str:
         self._seen[tensor.name] = tensor

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from tensorflow.core.framework.attr_value_pb2 import AttrValue
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.python.framework import op_def_registry
 
 from guided_backprop.backends.tensorflow.operations import COPIES, OPERATIONS, SHAPES
 
@@ -34,6 +35,11 @@ UNKNOWN = float("nan")
 
 # What gives out the one value that fills its first operand.
 _SAME = OPERATIONS.called("broadcast", "cast", "identity", "reshape", "stop_gradient", "transpose")
+
+
+# Kinds of values: real numbers, and what else a gradient goes through.
+FLOATS = frozenset(kind.as_datatype_enum for kind in (tf.float16, tf.bfloat16, tf.float32, tf.float64))
+VALUES = FLOATS | {kind.as_datatype_enum for kind in (tf.complex64, tf.complex128, tf.variant, tf.resource)}
 
 
 def attribute(node: NodeDef, name: str) -> AttrValue:
@@ -56,6 +62,12 @@ def word_of(node: NodeDef) -> str:
     return OPERATIONS[node.op].word
 
 
+def is_copy(node: NodeDef) -> bool:
+    """Tell whether a node gives out the values that it is given; a cast of real numbers to others rounds them."""
+    rounds = attribute(node, "SrcT").type in FLOATS and attribute(node, "DstT").type not in FLOATS
+    return node.op in COPIES and not (node.op == "Cast" and rounds)
+
+
 class Graph:
     """A flat function definition that can be asked who feeds whom.
 
@@ -69,6 +81,7 @@ class Graph:
         self.definition = definition
         self.nodes: dict[str, NodeDef] = {node.name: node for node in definition.node_def}
         self._constants: dict[str, float | None] = dict(arguments)
+        self._made: dict[str, dict[str, int]] = {}
 
     @cached_property
     def consumers(self) -> Mapping[str, list[NodeDef]]:
@@ -88,10 +101,30 @@ class Graph:
         """Return the node that a reference names, or None if it names an argument."""
         return self.nodes.get(producer(ref))
 
+    @cached_property
+    def _kinds(self) -> dict[str, int]:
+        return {arg.name: arg.type for arg in self.definition.signature.input_arg}
+
+    def outputs_of(self, node: NodeDef) -> list[str]:
+        """Return the references to what a node gives."""
+        return [f"{node.name}:{name}" for name in self._outputs(node)]
+
+    def kind_of(self, ref: str) -> int:
+        """Return what kind of values a reference stands for, as TensorFlow numbers them; 0 if nobody knows."""
+        node = self.node(ref)
+        if node is None:
+            return self._kinds.get(producer(ref), 0)
+        return self._outputs(node).get(ref.partition(":")[2], 0)
+
+    def _outputs(self, node: NodeDef) -> dict[str, int]:
+        if node.name not in self._made:
+            self._made[node.name] = _outputs(node)
+        return self._made[node.name]
+
     def copied(self, ref: str) -> str:
         """Return the reference behind operations that only copy or cast."""
         node = self.node(ref)
-        while node is not None and node.op in COPIES:
+        while node is not None and is_copy(node):
             ref = operand_refs(node)[0]
             node = self.node(ref)
         return ref
@@ -99,7 +132,7 @@ class Graph:
     def source(self, ref: str) -> str:
         """Return the reference to the same values behind copies, be they without a gradient."""
         node = self.node(ref)
-        while node is not None and (node.op in COPIES or word_of(node) == "stop_gradient"):
+        while node is not None and (is_copy(node) or word_of(node) == "stop_gradient"):
             ref = operand_refs(node)[0]
             node = self.node(ref)
         return ref
@@ -111,7 +144,7 @@ class Graph:
             if len(users) != 1:
                 return None
             node = users[0]
-            if node.op not in COPIES:
+            if not is_copy(node):
                 return node
         return None
 
@@ -201,6 +234,20 @@ class Graph:
             seen.add(name)
             yield self.nodes[name]
             stack.extend(map(producer, operand_refs(self.nodes[name])))
+
+
+def _outputs(node: NodeDef) -> dict[str, int]:
+    """Return the kinds of what a node gives, by what stands behind its name in references."""
+    definition = op_def_registry.get(node.op)
+    found: dict[str, int] = {}
+    for arg in definition.output_arg if definition is not None else ():
+        kinds = [arg.type or attribute(node, arg.type_attr).type]
+        if arg.type_list_attr:
+            kinds = list(attribute(node, arg.type_list_attr).list.type)
+        elif arg.number_attr:
+            kinds *= attribute(node, arg.number_attr).i
+        found |= {f"{arg.name}:{index}": kind for index, kind in enumerate(kinds)}
+    return found
 
 
 def _joined(parts: list[float | None]) -> float | None:

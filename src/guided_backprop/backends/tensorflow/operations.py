@@ -111,7 +111,10 @@ OPERATIONS = Table(
         Kind.NORM: "LRN=local_response_norm",
         Kind.RANDOM: """
             Multinomial=multinomial ParameterizedTruncatedNormal=random_normal RandomGamma=random_gamma
-            RandomPoisson=random_poisson RandomPoissonV2=random_poisson RandomStandardNormal=random_normal
+            RandomPoisson=random_poisson RandomPoissonV2=random_poisson RandomShuffle=shuffle
+            RandomStandardNormal=random_normal StatelessRandomBinomial=random_binomial
+            StatelessRandomPoisson=random_poisson StatelessRandomUniformInt=random_uniform
+            StatelessRandomUniformIntV2=random_uniform StatelessShuffle=shuffle
             RandomUniform=random_uniform RandomUniformInt=random_uniform StatefulRandomBinomial=random_binomial
             StatefulStandardNormalV2=random_normal StatefulTruncatedNormal=random_normal StatefulUniform=random_uniform
             StatefulUniformFullInt=random_uniform StatefulUniformInt=random_uniform StatelessMultinomial=multinomial

@@ -75,9 +75,9 @@ def _maximum(graph: Graph, node: NodeDef) -> Relu | None:
 
 
 def _chosen(graph: Graph, node: NodeDef) -> Relu | None:
-    """``where(x > t, x, constant)``."""
+    """``where(x > t, x, 0)``."""
     mask, x, other = operand_refs(node)
-    return None if graph.depends(other) else _above(graph, mask, x, 1)
+    return _above(graph, mask, x, 1) if graph.constant(other) == 0 else None
 
 
 def _masked(graph: Graph, node: NodeDef) -> Relu | None:

@@ -1,0 +1,298 @@
+"""Where a ReLU may be hidden: what was chosen by size, or depends on the images without a gradient, is followed.
+
+The argument is that of backends/spelling.py. *Taint* starts at every choice and at every operation that passes no
+gradient of what depends on the images; it spreads through everything, into loops and branches and out of them, and ends
+at what the rule guides. Every operation that carries a gradient and meets taint is a :class:`Place`: values judge it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from math import isnan
+
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.tensorflow.nodes import FLOATS, VALUES, Graph, attribute, operand_refs, producer, word_of
+from guided_backprop.backends.tensorflow.operations import COMPARISONS, OPERATIONS, REARRANGES, SHAPES
+from guided_backprop.backends.tensorflow.signs import never_negative
+from guided_backprop.backends.tensorflow.traces import (
+    Body,
+    Origin,
+    Place,
+    Trace,
+    candidates_of,
+    leading_in,
+    moved_from,
+    passes_gradient,
+)
+
+# Curves that tell a sign: roots and logarithms of squares, and what is made of straight pieces.
+_TELLS_SIGN = frozenset(
+    "acos acosh asin atan2 celu cholesky clamp det eig elu hardsigmoid hardswish leaky_relu log log1p norm pow prelu "
+    "qr rsqrt selu softshrink sqrt svd xlogy".split()
+)
+# What compares values with each other alone, unless a constant is among them.
+_BY_RANK = frozenset("argmax argmin max max_pool min sort".split())
+# Whose number of values depends on values.
+_SIZED = frozenset("DynamicPartition Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Where".split())
+# Derivatives of what chooses: they choose too.
+_GATES = OPERATIONS.called("gate") | {name for name in OPERATIONS if name.startswith("MaxPool") and "Grad" in name}
+_KEEPS_ZERO = frozenset("cast div identity mul neg".split())
+
+
+class Taint:
+    """The places of a traced function, in the order in which values flow.
+
+    Args:
+        nested: the functions that are held by others.
+        graph_of: the graph of one of these, in which the ReLUs are marked.
+        composites: the nodes in which composite activations end, with their names, by function.
+        vouch: what is excused.
+    """
+
+    def __init__(
+        self,
+        nested: Mapping[str, FunctionDef],
+        graph_of: Callable[[str], Graph],
+        composites: Mapping[str, Mapping[str, str]],
+        vouch: Vouch,
+    ) -> None:
+        self._nested, self._graph_of, self._composites, self._vouch = nested, graph_of, composites, vouch
+        self._places: dict[tuple[str, str], Place] = {}
+        # Of each function what a gradient comes to in it, and which node of which function holds it.
+        self._leading: dict[str, set[str]] = {}
+        self._holders: dict[str, tuple[str, str]] = {}
+
+    def places(self, graph: Graph, images: Sequence[str]) -> list[Place]:
+        """Return the places of a function of these images."""
+        self._places = {}
+        arguments = {name: Trace(depends=True, is_active=graph.kind_of(name) in VALUES) for name in images}
+        self._follow(graph, "", "", arguments)
+        return [place for place in self._places.values() if self._leads(place.function, producer(place.ref))]
+
+    def _leads(self, function: str, node: str) -> bool:
+        """Tell whether a gradient comes to a node."""
+        return node in self._leading[function] and (not function or self._leads(*self._holders[function]))
+
+    def _follow(self, graph: Graph, name: str, path: str, arguments: Mapping[str, Trace]) -> Body:
+        body = Body(graph, name, path, arguments)
+        for node in graph.ordered():
+            operands = [body.trace(ref) for ref in operand_refs(node)]
+            if not any(operand.depends for operand in operands):
+                body.traces[node.name] = Trace(is_positive=_is_positive(graph, node, operands))
+            elif OPERATIONS[node.op].kind is Kind.HOLDS and self._hold(body, node, operands):
+                pass
+            else:
+                body.traces[node.name] = self._step(body, node, operands)
+                self._nominate(body, node, operands, _value_refs(graph, node))
+        self._leading[name] = leading_in(body)
+        return body
+
+    def _step(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Trace:
+        """Return what is known of what one operation gives."""
+        graph, row = body.graph, OPERATIONS[node.op]
+        if node.op in SHAPES:
+            is_sized = any(operand.is_sized for operand in operands)
+            origins = frozenset({Origin(body.name, node.name)}) if is_sized else frozenset()
+            return Trace(is_sized, is_positive=True, origins=origins)
+        is_active = any(operand.is_active for operand in operands)
+        is_number = any(graph.kind_of(ref) in VALUES for ref in graph.outputs_of(node))
+        passes = is_active and is_number and passes_gradient(node)
+        is_positive = _is_positive(graph, node, operands)
+        is_sized = node.op in _SIZED or any(operand.is_sized for operand in operands)
+        is_sized = is_sized and row.word not in ("sum", "mean")
+        depending = [ref for ref in operand_refs(node) if body.trace(ref).depends]
+        if all(map(graph.depends, depending)) and not any(map(graph.depends, graph.outputs_of(node))):
+            # The same for all images, as zeros of the shape of something of theirs; but not a size that they decide.
+            return Trace(is_sized=is_sized, is_positive=is_positive)
+        if is_active and self._ends_taint(body, node):
+            return Trace(True, passes, False, is_positive)
+        origins = frozenset().union(*(operand.origins for operand in operands))
+        if is_active and (not passes or self._chooses(body, node)):
+            origins |= {Origin(body.name, node.name, _is_rank(body, node), _is_bound(graph, node))}
+        return Trace(True, passes, is_sized, is_positive, origins)
+
+    def _ends_taint(self, body: Body, node: NodeDef) -> bool:
+        role = body.graph.role(node)
+        composite = self._composites.get(body.name, {}).get(node.name)
+        is_smooth = composite is not None and composite not in _TELLS_SIGN
+        return role in ("relu", "joined", "opaque") or is_smooth or self._is_vouched(body, node)
+
+    def _is_vouched(self, body: Body, node: NodeDef) -> bool:
+        return word_of(node) in self._vouch or _called(body, node) in self._vouch
+
+    def _chooses(self, body: Body, node: NodeDef) -> bool:
+        row = OPERATIONS[node.op]
+        if row.kind is Kind.HOLDS or node.op in _GATES:
+            return True
+        if row.word == "pow" and node.op != "Pow":
+            return False
+        if node.op == "Pow":
+            exponent = body.graph.constant(operand_refs(node)[1])
+            return exponent is None or isnan(exponent) or exponent < 1 or exponent != int(exponent)
+        composite = self._composites.get(body.name, {}).get(node.name)
+        return row.kind in (Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN) or (composite or row.word) in _TELLS_SIGN
+
+    def _nominate(self, body: Body, node: NodeDef, operands: Sequence[Trace], refs: Sequence[str]) -> None:
+        """Make a place of what carries a gradient and meets taint, or chooses itself."""
+        if self._is_excused(body, node):
+            return
+        if not (any(operand.origins for operand in operands) or self._chooses(body, node)):
+            return
+        for ref in refs:
+            found = body.trace(ref)
+            if found.is_active and found.origins and body.graph.kind_of(ref) in FLOATS:
+                candidates = tuple(candidates_of(body, node, found, partial(self._chooses, body)))
+                place = Place(
+                    _called(body, node), word_of(node), body.name, ref, candidates, _is_explicit(body.graph, node)
+                )
+                self._places[body.name, ref] = place
+
+    def _is_excused(self, body: Body, node: NodeDef) -> bool:
+        """Tell whether it is known what a node is, or another place is looked at instead of it."""
+        graph = body.graph
+        is_known = graph.role(node) in ("relu", "joined", "part", "opaque", "bound") or self._ends_taint(body, node)
+        is_moved = node.op in REARRANGES and len(operand_refs(node)) - (node.op in ("Reshape", "Transpose")) == 1
+        is_composite = node.name in self._composites.get(body.name, {})
+        return is_known or is_moved or is_composite or _is_bound(graph, node) or _is_piece(graph, node)
+
+    def _hold(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> bool:
+        """Follow values into what an operation holds, and out of it; tell whether it holds functions."""
+        if "body" in node.attr:
+            results = self._loop(body, node, operands)
+        elif "then_branch" in node.attr or "branches" in node.attr:
+            results = self._branch(body, node, operands)
+        else:
+            return False
+        refs = [f"{node.name}:output:{index}" for index in range(len(results))]
+        own = Origin(body.name, node.name)
+        for ref, result in zip(refs, results, strict=True):
+            # What chooses in there is looked at in there, and once more from here.
+            body.traces[ref] = replace(result, origins=result.origins | {own}) if result.origins else result
+        self._nominate(body, node, operands, refs)
+        return True
+
+    def _branch(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> list[Trace]:
+        names = ("then_branch", "else_branch") if "then_branch" in node.attr else ()
+        held = [attribute(node, name).func.name for name in names] or [
+            function.name for function in attribute(node, "branches").list.func
+        ]
+        every = [self._called(body, node, name, operands[1:]) for name in held]
+        results = every[0]
+        for other in every[1:]:
+            results = [one.joined(two) for one, two in zip(results, other, strict=True)]
+        if operands[0].depends:
+            origins = operands[0].origins | {Origin(body.name, node.name)}
+            results = [replace(one, depends=True, origins=one.origins | origins) for one in results]
+        return results
+
+    def _loop(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> list[Trace]:
+        traces = list(operands)
+        while True:
+            results = self._called(body, node, attribute(node, "body").func.name, traces)
+            condition = attribute(node, "cond").func.name
+            (goes_on,) = self._called(body, node, condition, traces)
+            self._leading[condition] = set()
+            if goes_on.depends:
+                origins = goes_on.origins | {Origin(body.name, node.name)}
+                results = [replace(one, depends=True, origins=one.origins | origins) for one in results]
+            joined = [one.joined(two) for one, two in zip(traces, results, strict=True)]
+            if joined == traces:
+                return traces
+            traces = joined
+
+    def _called(self, body: Body, node: NodeDef, name: str, traces: Sequence[Trace]) -> list[Trace]:
+        signature = self._nested[name].signature
+        arguments = {arg.name: trace for arg, trace in zip(signature.input_arg, traces, strict=True)}
+        self._holders[name] = body.name, node.name
+        inner = self._follow(self._graph_of(name), name, f"{body.path}{node.name}/", arguments)
+        return [inner.trace(self._nested[name].ret[arg.name]) for arg in signature.output_arg]
+
+
+def _is_positive(graph: Graph, node: NodeDef, operands: Sequence[Trace]) -> bool:
+    return never_negative(graph, node, [operand.is_positive for operand in operands])
+
+
+def _called(body: Body, node: NodeDef) -> str:
+    """Return what people read of a node, and vouch for."""
+    return f"{word_of(node)} at {body.path}{node.name}"
+
+
+def _value_refs(graph: Graph, node: NodeDef) -> list[str]:
+    return [ref for ref in graph.outputs_of(node) if graph.kind_of(ref) in FLOATS]
+
+
+def _is_rank(body: Body, node: NodeDef) -> bool:
+    """Tell whether a choice compares values of the images with each other, and with no constant."""
+    refs = operand_refs(node)
+    if node.op in COMPARISONS or word_of(node) in ("equal", "not_equal"):
+        return all(body.trace(ref).depends for ref in refs)
+    if word_of(node) not in _BY_RANK:
+        return False
+    return not _holds_constant(body, refs[0])
+
+
+def _holds_constant(body: Body, ref: str) -> bool:
+    """Tell whether constants may be among values, as they were put together and changed one by one."""
+    for piece in moved_from(body.graph, ref):
+        node = body.graph.node(piece)
+        if not body.trace(piece).depends and body.graph.kind_of(piece) in FLOATS:
+            return True
+        if node is None:
+            continue
+        inner = [ref for ref in operand_refs(node) if body.trace(ref).depends and _is_curve(body.graph, node)]
+        if word_of(node) == "pad" or any(_holds_constant(body, each) for each in inner):
+            return True
+    return False
+
+
+def _is_bound(graph: Graph, node: NodeDef) -> bool:
+    """Tell whether a node is a maximum, minimum or clamp with constants none of which is 0."""
+    if node.op not in ("ClipByValue", "Maximum", "Minimum"):
+        return False
+    if graph.role(node) == "bound":
+        return True
+    bounds = [bound for bound in map(graph.constant, operand_refs(node)) if bound is not None]
+    return bool(bounds) and len(bounds) == len(node.input) - 1 and 0 not in bounds
+
+
+def _is_explicit(graph: Graph, node: NodeDef) -> bool:
+    """Tell whether a node is a minimum with 0, or a multiple of one."""
+    while True:
+        if node.op in ("ClipByValue", "Minimum"):
+            return True
+        moving = [ref for ref in operand_refs(node) if graph.depends(ref)]
+        inner = graph.node(moving[0]) if len(moving) == 1 else None
+        if inner is None or (word_of(node) not in _KEEPS_ZERO and OPERATIONS[node.op].kind is not Kind.MOVES):
+            return False
+        node = inner
+
+
+def _is_piece(graph: Graph, node: NodeDef) -> bool:
+    """Tell whether a choice is a piece of a function of the same values that ends in a choice: that is looked at."""
+    if word_of(node) != "where":
+        inner = graph.node(next(filter(graph.depends, operand_refs(node)), ""))
+        return inner is not None and _is_curve(graph, node) and _is_piece(graph, inner)
+    user = graph.only_user(node)
+    while user is not None and word_of(user) != "where" and _is_curve(graph, user):
+        user = graph.only_user(user)
+    if user is None or word_of(user) != "where":
+        return False
+    compared = [set(_compared(graph, operand_refs(each)[0])) for each in (node, user)]
+    return bool(compared[0] & compared[1])
+
+
+def _is_curve(graph: Graph, node: NodeDef) -> bool:
+    """Tell whether a node is a function of one value that depends on the images, value by value."""
+    is_one = sum(map(graph.depends, operand_refs(node))) == 1
+    return is_one and (OPERATIONS[node.op].kind is Kind.SMOOTH or word_of(node) in ("add", "div", "mul", "neg", "sub"))
+
+
+def _compared(graph: Graph, mask: str) -> Iterator[str]:
+    """Yield what a mask compares."""
+    comparison = graph.node(graph.source(mask))
+    if comparison is not None and comparison.op in COMPARISONS:
+        yield from (graph.source(ref) for ref in operand_refs(comparison) if graph.depends(ref))

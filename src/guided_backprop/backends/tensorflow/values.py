@@ -1,0 +1,278 @@
+"""The values of the places that may hide a ReLU: seen in a run of the model's graph, and judged.
+
+The run is one of its own, forward only, over few images; what it shows is kept, so later calls look only at what was
+not settled for good. Values inside of loops and branches are seen as well, by a call out to Python put beside them.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.framework.graph_pb2 import GraphDef
+from tensorflow.python.framework.func_graph import FuncGraph
+
+from guided_backprop.arrays import NumpyArray, Tensor
+from guided_backprop.backends.spelling import Verdict, judge, other_images
+from guided_backprop.backends.tensorflow.gradients import Editor
+from guided_backprop.backends.tensorflow.graph import keep_functions, renamed
+from guided_backprop.backends.tensorflow.nodes import Graph
+from guided_backprop.backends.tensorflow.traces import Candidate, Place
+from guided_backprop.rules import ReluRule
+
+#: How many images are looked at, and how many values of one place inside of a loop.
+_IMAGES = 8
+_VALUES = 1 << 20
+
+Pair = tuple[int, int]
+Import = Callable[[GraphDef, Sequence[tf.Tensor], list[str]], list[tf.Tensor]]
+
+
+class Shut(ReluRule):
+    """Nothing passes a ReLU: what is left of a gradient went around all of them."""
+
+    name = "shut"
+    needs_every_relu = False
+
+    def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: Any) -> Tensor:
+        """Return nothing."""
+        return xp.zeros_like(derived)
+
+
+class Watch:
+    """The places of one copy of a model's graph, until each is settled.
+
+    Args:
+        places: what may hide a ReLU.
+        graph_def: the graph.
+        flat_names: the names in it of what the nodes of the outermost function give.
+        specs: the signatures of its inputs.
+        bring: puts a graph into the one that is being built, on inputs, and returns the tensors of these names.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        graph_def: GraphDef,
+        flat_names: Mapping[str, str],
+        specs: Sequence[tf.TensorSpec],
+        bring: Import,
+    ) -> None:
+        self._places, self._graph_def, self._flat_names = places, graph_def, flat_names
+        self._specs, self._bring = specs, bring
+        self._open: dict[Pair, None] = dict.fromkeys(
+            (number, index) for number, place in enumerate(places) for index, _ in enumerate(place.candidates)
+        )
+        self._seen: dict[int, list[list[NumpyArray]]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._run: Callable[..., object] | None = None
+        self._kept: list[object] = []
+
+    def found(self, arrays: Sequence[tf.Tensor]) -> list[Place]:
+        """Return the places that are ReLUs, as these images show them, or that no image tells."""
+        with self._lock:
+            if not self._open:
+                return []
+            few = [values[:_IMAGES] if self._is_free else values for values in arrays]
+            verdicts = self._judged(few)
+            for others in _others(few):
+                if all(verdict is not Verdict.UNSETTLED for verdict in verdicts.values()):
+                    break
+                try:
+                    verdicts = self._judged(others)
+                except tf.errors.OpError:
+                    # The model says of itself that it takes no such images.
+                    continue
+            self._seen.clear()
+            refused = {pair for pair, verdict in verdicts.items() if self._is_refused(pair, verdict, few)}
+            self._open = dict.fromkeys(pair for pair in self._open if pair in refused)
+            return [self._places[number] for number in dict.fromkeys(number for number, _ in sorted(refused))]
+
+    @property
+    def _is_free(self) -> bool:
+        return all(spec.shape[0] is None for spec in self._specs)
+
+    def _candidate(self, pair: Pair) -> Candidate:
+        return self._places[pair[0]].candidates[pair[1]]
+
+    def _judged(self, arrays: Sequence[tf.Tensor]) -> dict[Pair, Verdict]:
+        """Run the graph, and return what is not refuted by all that was seen."""
+        if self._run is None:
+            self._run = self._build()
+        self._run(*arrays)
+        verdicts: dict[Pair, Verdict] = {}
+        for pair in list(self._open):
+            seen, verdict = self._seen.get(pair[0]), Verdict.UNSETTLED
+            if seen:
+                y, x = (_together([each[place] for each in seen]) for place in (0, pair[1] + 1))
+                verdict = self._judge(y, x, self._candidate(pair))
+            if verdict is Verdict.NONE:
+                del self._open[pair]
+            else:
+                verdicts[pair] = verdict
+        still = {number for number, _ in self._open}
+        for number in [number for number in self._seen if number not in still]:
+            del self._seen[number]
+        return verdicts
+
+    def _judge(self, y: NumpyArray, x: NumpyArray, candidate: Candidate) -> Verdict:
+        rounding = 1e-3 if y.dtype.itemsize > 2 else 4e-2
+        judged = judge(y, x, rounding, is_by_rank=candidate.is_by_rank)
+        if candidate.is_bounded and judged.is_gate and (judged.closed is None or np.nan_to_num(judged.closed).any()):
+            # A bound that is not 0 is no ReLU until it is shifted to 0.
+            return Verdict.NONE
+        if judged.verdict is Verdict.UNSETTLED and not _is_straight(y, x, rounding):
+            # Of a ReLU the open side is straight, though no value be closed.
+            return Verdict.NONE
+        return judged.verdict
+
+    def _is_refused(self, pair: Pair, verdict: Verdict, arrays: Sequence[tf.Tensor]) -> bool:
+        place, candidate = self._places[pair[0]], self._candidate(pair)
+        if verdict is Verdict.UNSETTLED:
+            return not candidate.is_positive
+        if verdict is Verdict.CONCAVE and place.is_explicit:
+            return False
+        return bool(place.function) or self._is_led_to(place, candidate, arrays)
+
+    def _is_led_to(self, place: Place, candidate: Candidate, arrays: Sequence[tf.Tensor]) -> bool:
+        """Tell whether a place has a derivative towards what it is a ReLU of, around all ReLUs that are guided."""
+        graph_def, editor = renamed(self._graph_def), Editor(Shut(), {})
+
+        def derive(*inputs: tf.Tensor) -> tf.Tensor:
+            y, x = self._bring(graph_def, inputs, [self._flat(place.ref), self._flat(candidate.ref)])
+            seeds = tf.cast(tf.random.stateless_uniform(tf.shape(y), [1, 2], 1.0, 2.0), y.dtype)
+            with editor.at_work():
+                (gradient,) = tf.gradients(y, [x], seeds)
+            return tf.constant(False) if gradient is None else tf.reduce_any(tf.convert_to_tensor(gradient) != 0)
+
+        concrete = tf.function(derive, input_signature=self._specs, autograph=False).get_concrete_function()
+        keep_functions(graph_def, concrete)
+        return bool(concrete(*arrays))
+
+    def _flat(self, ref: str) -> str:
+        return self._flat_names[ref]
+
+    def _build(self) -> Callable[..., object]:
+        """Return what runs the graph and has its values seen."""
+        graph_def = GraphDef()
+        graph_def.CopyFrom(self._graph_def)
+        inside = {function.signature.name: function for function in graph_def.library.function}
+        outside = []
+        for number, place in enumerate(self._places):
+            if place.function:
+                self._see_inside(inside[place.function], number, place)
+            else:
+                outside.append((number, place))
+        _let_run(graph_def, {place.function for place in self._places if place.function})
+        graph_def = renamed(graph_def)
+
+        def forward(*inputs: tf.Tensor) -> None:
+            refs = [[place.ref, *(each.ref for each in place.candidates)] for _, place in outside]
+            every = [self._flat(ref) for each in refs for ref in each]
+            tensors = iter(self._bring(graph_def, inputs, every))
+            for (number, _), each in zip(outside, refs, strict=True):
+                tf.numpy_function(partial(self._see, number), [next(tensors) for _ in each], [])
+
+        concrete: Callable[..., object]
+        concrete = tf.function(forward, input_signature=self._specs, autograph=False).get_concrete_function()
+        keep_functions(graph_def, self)
+        return concrete
+
+    def _see(self, number: int, y: NumpyArray, *candidates: NumpyArray) -> None:
+        """Keep the values of a place for as long as they may show something."""
+        place = self._places[number]
+        y, candidates = np.asarray(y), tuple(map(np.asarray, candidates))
+        if place.function and sum(each[0].size for each in self._seen[number]) > _VALUES:
+            return
+        kept = [x if x.size == y.size else np.zeros(0) for x in candidates]
+        for index, x in enumerate(kept):
+            if x.size == 0:
+                self._open.pop((number, index), None)
+        if not place.function and not self._seen.get(number):
+            # What one look refutes is kept no longer: that is nearly all.
+            for index, x in enumerate(kept):
+                if (number, index) in self._open and self._judge(y, x, place.candidates[index]) is Verdict.NONE:
+                    del self._open[number, index]
+        if any((number, index) in self._open for index in range(len(kept))):
+            self._seen[number].append([np.array(y), *(np.array(x.reshape(y.shape)) if x.size else x for x in kept)])
+
+    def _see_inside(self, function: FunctionDef, number: int, place: Place) -> None:
+        """Put a call out to Python beside a place in a function that is held by another."""
+        scratch = FuncGraph("see")
+        refs = [place.ref, *(candidate.ref for candidate in place.candidates)]
+        with scratch.as_default():
+            kinds = [tf.as_dtype(Graph(function, {}).kind_of(ref)) for ref in refs]
+            placeholders = [tf.compat.v1.placeholder(kind) for kind in kinds]
+            tf.numpy_function(partial(self._see, number), placeholders, [])
+        self._kept.append(scratch)
+        (call,) = [op.node_def for op in scratch.get_operations() if "token" in op.node_def.attr]
+        node = function.node_def.add()
+        node.CopyFrom(call)
+        node.name = f"guided_backprop_see_{next(_NUMBERS)}"
+        del node.input[:]
+        node.input.extend(refs)
+        function.control_ret[node.name] = node.name
+        function.signature.control_output.append(node.name)
+        function.signature.is_stateful = True
+
+
+_NUMBERS = count()
+_STATEFUL = {"StatelessWhile": "While", "StatelessIf": "If", "StatelessCase": "Case"}
+
+
+def _let_run(graph_def: GraphDef, functions: set[str]) -> None:
+    """Say of what holds these functions that it does more than give out values, so that nothing of it is left out."""
+    if not functions:
+        return
+    for node in (*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)):
+        node.op = _STATEFUL.get(node.op, node.op)
+    for function in graph_def.library.function:
+        for node in function.node_def:
+            if node.op in _STATEFUL.values():
+                function.control_ret[node.name] = node.name
+                if node.name not in function.signature.control_output:
+                    function.signature.control_output.append(node.name)
+                function.signature.is_stateful = True
+
+
+def _is_straight(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
+    """Tell whether y lies on a straight line over x: one for all, or one for each channel or position."""
+    y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
+    groups = {tuple(range(y.ndim)), (0,)} | {
+        tuple(axis for axis in range(y.ndim) if axis != kept) for kept in (1, y.ndim - 1) if 0 < kept < y.ndim
+    }
+    with np.errstate(all="ignore"):
+        return any(_are_lines(y, x, axes, rounding) for axes in groups)
+
+
+def _are_lines(y: NumpyArray, x: NumpyArray, axes: tuple[int, ...], rounding: float) -> bool:
+    off_x, off_y = (each - each.mean(axes, keepdims=True) for each in (x, y))
+    spread = np.square(off_x).sum(axes, keepdims=True)
+    slope = np.divide((off_x * off_y).sum(axes, keepdims=True), spread, out=np.zeros_like(spread), where=spread > 0)
+    return not (np.abs(off_y - slope * off_x) > rounding * np.abs(y).max()).any()
+
+
+def _together(values: list[NumpyArray]) -> NumpyArray:
+    """Return the values of several runs as one array, the first axis being that of images or of turns of a loop."""
+    if len(values) == 1:
+        return values[0] if values[0].ndim else values[0][None]
+    if len({each.shape for each in values}) == 1:
+        return np.concatenate(values) if values[0].ndim else np.stack(values)
+    if len({each.shape[1:] for each in values}) == 1 and values[0].ndim:
+        return np.concatenate(values)
+    return np.concatenate([each.ravel() for each in values])
+
+
+def _others(arrays: Sequence[tf.Tensor]) -> Iterator[list[tf.Tensor]]:
+    """Yield other images, the numbers among the inputs being others."""
+    every = [list(other_images(each.numpy())) if each.dtype.is_floating else None for each in arrays]
+    for turn in range(max(len(each) for each in every if each is not None)):
+        yield [
+            given if each is None else tf.constant(each[turn], given.dtype)
+            for given, each in zip(arrays, every, strict=True)
+        ]

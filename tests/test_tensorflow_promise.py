@@ -1,0 +1,284 @@
+"""TensorFlow: what the argument of backends/spelling.py finds, member by member, and what it leaves alone."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from guided_backprop import GuidedBackprop, ModelError, OpaqueRegionError, Saliency
+from guided_backprop.backends.tensorflow import taint, traces, values
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+RNG = np.random.default_rng(0)
+FIRST, LAST = RNG.normal(size=(6, 8)), RNG.normal(size=(8, 4))
+IMAGES = tf.constant(RNG.normal(size=(9, 6)))
+WEIGHTS = RNG.normal(size=(9, 4))
+SCALE = np.linspace(0.5, 1.5, 8)
+
+
+def net(inside, relu=tf.nn.relu):
+    """A ReLU with something behind it."""
+    return lambda x: relu(inside(x @ FIRST) @ RNG_SQUARE) @ LAST
+
+
+RNG_SQUARE = RNG.normal(size=(8, 8))
+
+
+@tf.custom_gradient
+def by_hand(x):
+    return tf.maximum(x, 0.0), lambda g: tf.maximum(g, 0.0) * tf.cast(x > 0, g.dtype)
+
+
+def expected(inside):
+    with tf.GradientTape() as tape:
+        tape.watch(IMAGES)
+        outputs = net(inside, by_hand)(IMAGES)
+    return tape.gradient(outputs, IMAGES, tf.constant(WEIGHTS)).numpy()
+
+
+def mask(x):
+    return tf.cast(x > 0, x.dtype)
+
+
+def stacked(x):
+    return tf.stack([x, tf.zeros_like(x)], -1)
+
+
+def flat(function):
+    return lambda x: tf.reshape(function(tf.reshape(x, [-1])), tf.shape(x))
+
+
+def places(v):
+    return tf.where(v > 0)
+
+
+def partitioned(v):
+    which = tf.cast(v > 0, tf.int32)
+    parts, indices = tf.dynamic_partition(v, which, 2), tf.dynamic_partition(tf.range(tf.size(v)), which, 2)
+    return tf.dynamic_stitch(indices, [tf.zeros_like(parts[0]), parts[1]])
+
+
+def segmented(v):
+    kept = v > 0
+    return tf.math.unsorted_segment_sum(tf.boolean_mask(v, kept), tf.where(kept)[:, 0], tf.size(v))
+
+
+def called_out(x):
+    kept = tf.numpy_function(lambda values: (values > 0).astype(values.dtype), [x], x.dtype)
+    return x * tf.ensure_shape(kept, x.shape)
+
+
+def looped(x):
+    kept = mask(x)
+    return tf.while_loop(lambda turn, y: turn < 1, lambda turn, y: (turn + 1, y * kept), (0, x))[1]
+
+
+def cut(v):
+    return tf.while_loop(lambda y: y < 0, lambda y: [y * 0.0], [v])[0]
+
+
+def quantised(x):
+    return tf.cast(tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), 0.0, 6.0), x.dtype)
+
+
+SPELLED = {
+    "a mask that is scaled": lambda x: x * (mask(x) * SCALE) / SCALE,
+    "a mask that is padded": lambda x: (tf.pad(x, [[0, 0], [1, 1]]) * tf.pad(mask(x), [[0, 0], [1, 1]]))[:, 1:-1],
+    "a mask that is tiled": lambda x: (tf.tile(x, [1, 2]) * tf.tile(mask(x), [1, 2]))[:, :8],
+    "a mask that is concatenated": lambda x: (tf.concat([x, -x], 1) * tf.concat([mask(x), mask(-x)], 1))[:, :8],
+    "a mask in a matrix product": lambda x: tf.linalg.matvec(tf.linalg.diag(mask(x)), x),
+    "a mask in an einsum": lambda x: tf.einsum("nc,ncd->nd", x, tf.linalg.diag(mask(x))),
+    "a mask in a loop": looped,
+    "a mask made in a loop": lambda x: tf.map_fn(lambda row: row * tf.round(tf.sigmoid(row)), x),
+    "a branch for each value": flat(
+        lambda v: tf.map_fn(lambda one: tf.cond(one > 0, lambda: one, lambda: 0.0 * one), v)
+    ),
+    "a loop for each value": flat(lambda v: tf.map_fn(cut, v)),
+    "how many": flat(lambda v: tf.map_fn(lambda one: one * tf.cast(tf.shape(tf.where(one[None] > 0))[0], v.dtype), v)),
+    "scattered": flat(lambda v: tf.tensor_scatter_nd_update(tf.zeros_like(v), places(v), tf.boolean_mask(v, v > 0))),
+    "segments": flat(segmented),
+    "a sparse tensor": flat(
+        lambda v: tf.sparse.to_dense(tf.SparseTensor(places(v), tf.gather_nd(v, places(v)), tf.shape(v, tf.int64)))
+    ),
+    "parts": flat(partitioned),
+    "one of two": lambda x: tf.one_hot(tf.cast(x > 0, tf.int32), 2, dtype=x.dtype)[..., 1] * x,
+    "gathered": lambda x: tf.gather(stacked(x), tf.cast(x <= 0, tf.int32)[..., None], axis=-1, batch_dims=2)[..., 0],
+    "top-k": lambda x: tf.math.top_k(stacked(x), 1)[0][..., 0],
+    "sorted": lambda x: tf.sort(stacked(x), -1, "DESCENDING")[..., 0],
+    "sorted upwards": lambda x: tf.sort(stacked(x), -1)[..., 1],
+    "pooled": lambda x: tf.reshape(
+        tf.nn.max_pool2d(tf.reshape(stacked(x), [1, -1, 2, 1]), [1, 2], [1, 2], "VALID"), tf.shape(x)
+    ),
+    "the least of the negative": lambda x: -tf.reduce_min(stacked(-x), -1),
+    "a detached ratio": lambda x: x * tf.stop_gradient(tf.nn.relu(x) / x),
+    "straight through": lambda x: x + tf.stop_gradient(tf.nn.relu(x) - x),
+    "rounded": lambda x: x * tf.round(tf.sigmoid(x)),
+    "cast to integers": lambda x: x * tf.cast(tf.cast(2.0 * tf.sigmoid(x), tf.int32), x.dtype),
+    "bits": lambda x: x * tf.cast(tf.bitcast(x, tf.int64) >= 0, x.dtype) * 1.0,
+    "divided by infinity": lambda x: x / tf.where(x > 0, tf.ones_like(x), np.inf * tf.ones_like(x)),
+    "multiply_no_nan": lambda x: tf.math.multiply_no_nan(x, 2.0 * mask(x)) / 2.0,
+    "divide_no_nan": lambda x: tf.math.divide_no_nan(x, mask(x)),
+    "fake quantisation": quantised,
+    "a logarithm": lambda x: (x + tf.exp(tf.math.log(x * x) / 2.0)) / 2.0,
+    "a root below": lambda x: (x + x * x * tf.math.rsqrt(x * x)) / 2.0,
+    "a complex magnitude": lambda x: (x + tf.abs(tf.complex(x, tf.zeros_like(x)))) / 2.0,
+    "a leaky ReLU and its leak": lambda x: (tf.nn.leaky_relu(x, 0.125) - 0.125 * x) / 0.875,
+    "a bound and its shift": lambda x: tf.maximum(x, 0.25) - 0.25,
+    "a clamp and its shift": lambda x: tf.clip_by_value(x, 0.25, 1e9) - 0.25,
+    "where it is largest": lambda x: x * tf.cast(tf.argmax(stacked(-x), -1), x.dtype),
+    "searched": lambda x: (
+        x * tf.reshape(tf.cast(tf.searchsorted([0.0], tf.reshape(tf.cast(x, tf.float32), [-1])), x.dtype), tf.shape(x))
+    ),
+    "the gradient of a ReLU": lambda x: tf.raw_ops.ReluGrad(gradients=x, features=x),
+    "a mask from NumPy": called_out,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLED)
+def test_what_computes_a_relu_is_refused(spelling):
+    with pytest.raises(OpaqueRegionError, match="vouch"):
+        GuidedBackprop(net(SPELLED[spelling])).explain(IMAGES, WEIGHTS)
+
+
+def routed(x):
+    return tf.where(x >= tf.math.top_k(x, 4)[0][..., -1:], x, tf.zeros_like(x))
+
+
+def suppressed(x):
+    boxes = RNG.uniform(size=(8, 4)).astype(np.float32)
+    chosen = tf.image.non_max_suppression(boxes, tf.cast(x[0], tf.float32), 3)
+    return x + tf.reduce_sum(tf.gather(x, chosen, axis=1), 1, keepdims=True)
+
+
+def normalised(x):
+    mean = tf.reduce_mean(x, -1, keepdims=True)
+    return (x - mean) * tf.math.rsqrt(tf.maximum(tf.reduce_mean(x * x, -1, keepdims=True) - mean * mean, 0.0) + 1e-5)
+
+
+def attended(x):
+    rows = tf.reshape(x, [-1, 4, 2])
+    scores = tf.matmul(rows, rows, transpose_b=True)
+    scores = tf.where(tf.linalg.band_part(tf.ones([4, 4]), -1, 0) > 0, scores, tf.constant(-1e9, x.dtype))
+    return tf.reshape(tf.nn.softmax(scores) @ rows, tf.shape(x))
+
+
+def smoothed(x):
+    single = tf.cast(tf.exp(x), tf.float32)[:, None, None]
+    return tf.cast(tf.nn.local_response_normalization(single, 2)[:, 0, 0], x.dtype)
+
+
+MEANT = {
+    "local response norm": smoothed,
+    "a mask that keeps all": flat(lambda v: tf.boolean_mask(v, v > -1e9)),
+    "padding": lambda x: x * tf.cast(tf.reduce_any(x != 0, -1, keepdims=True), x.dtype),
+    "a NaN guard": lambda x: tf.where(tf.math.is_nan(x), tf.zeros_like(x), x),
+    "a NaN guard in a loop": lambda x: tf.map_fn(lambda row: tf.where(tf.math.is_nan(row), tf.zeros_like(row), row), x),
+    "pruning": lambda x: x * tf.constant(np.arange(8) % 2, x.dtype),
+    "routing": routed,
+    "hard attention": lambda x: x * tf.one_hot(tf.argmax(x, -1), 8, dtype=x.dtype) + x,
+    "suppression": suppressed,
+    "a variance that is guarded": normalised,
+    "l2": lambda x: tf.math.l2_normalize(x, -1),
+    "a distance": lambda x: x * tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(x - 1.0), -1, keepdims=True), 1e-12)),
+    "probabilities": lambda x: tf.math.log(tf.clip_by_value(tf.nn.softmax(x), 1e-7, 1 - 1e-7)),
+    "hard tanh": lambda x: 2.0 * tf.clip_by_value(x, -1.0, 1.0),
+    "masked attention": attended,
+    "an embedding": lambda x: x + tf.gather(tf.constant(RNG_SQUARE), tf.argmax(x, -1)),
+    "batch norm": lambda x: tf.nn.batch_normalization(x, 0.1, 1.2, 0.1, 1.5, 1e-3),
+    "dropout": lambda x: tf.nn.dropout(x, 0.0),
+    "safe ELU": lambda x: tf.where(x > 0, x, tf.math.expm1(tf.where(x > 0, tf.zeros_like(x), x))),
+    "safe logarithm": lambda x: tf.math.log(tf.where(tf.exp(x) > 1e-3, tf.exp(x), 1.0)),
+    "Huber": lambda x: tf.where(tf.abs(x) < 1, 0.5 * x * x, tf.abs(x) - 0.5),
+    "soft shrink": keras.activations.soft_shrink,
+    "squareplus": keras.activations.squareplus,
+    "rounding": lambda x: x + tf.stop_gradient(tf.round(4.0 * x) / 4.0 - x),
+    "a detached scale": lambda x: x / tf.stop_gradient(tf.math.reduce_std(x) + 1.0),
+    "a clipped norm": lambda x: tf.clip_by_norm(x, 1.0, -1),
+    "a median": lambda x: x - tf.sort(x, -1)[..., 4:5],
+    "quantisation around 0": lambda x: tf.cast(
+        tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), -6.0, 6.0), x.dtype
+    ),
+    "maxout": lambda x: tf.maximum(x, tf.reverse(x, [-1])),
+    "signed root": lambda x: tf.sign(x) * tf.sqrt(tf.abs(x) + 1e-3),
+}
+
+
+@pytest.mark.parametrize("inside", MEANT)
+def test_what_is_no_relu_is_explained(inside):
+    found = GuidedBackprop(net(MEANT[inside])).explain(IMAGES, WEIGHTS)
+    np.testing.assert_allclose(found, expected(MEANT[inside]), rtol=1e-6, atol=1e-8)
+
+
+def test_the_mask_of_a_relu_is_no_second_one():
+    """relu(x) * (x > 0) is a gate of x by values, and has no derivative towards it but the one that is guided."""
+    inside = lambda x: tf.nn.relu(x) * mask(x) * 1.0  # noqa: E731
+    found = GuidedBackprop(net(inside)).explain(IMAGES, WEIGHTS)
+    np.testing.assert_allclose(found, expected(lambda x: by_hand(x) * mask(x)), rtol=1e-9)
+
+
+def test_a_relu_of_a_part_is_no_guard():
+    """TensorFlow tells the axis before the value, and an axis is never negative."""
+    relu = lambda x: tf.concat([tf.maximum(part, 0.0) for part in tf.split(x, 2, 1)], 1)  # noqa: E731
+    np.testing.assert_allclose(GuidedBackprop(net(relu)).explain(IMAGES, WEIGHTS), expected(by_hand), rtol=1e-9)
+
+
+def test_one_place_can_be_vouched_for():
+    inside = lambda x: x * tf.round(tf.sigmoid(x))  # noqa: E731
+    with pytest.raises(OpaqueRegionError) as caught:
+        GuidedBackprop(net(inside)).explain(IMAGES, WEIGHTS)
+    place = str(caught.value).split('{"')[1].split('"')[0]
+    assert place.startswith("mul at ")
+    found = GuidedBackprop(net(inside), vouch={place: "plain"}).explain(IMAGES, WEIGHTS)
+    np.testing.assert_allclose(found, expected(inside), rtol=1e-9)
+    twice = lambda x: inside(inside(x @ FIRST) @ RNG_SQUARE) @ LAST  # noqa: E731
+    with pytest.raises(OpaqueRegionError, match="mul at "):
+        GuidedBackprop(twice, vouch={place: "plain"}).explain(IMAGES, WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "inside", [lambda x: x * mask(x), lambda x: x * tf.abs(x), lambda x: tf.where(abs(x) > 0.1, x, 0)]
+)
+def test_the_images_themselves_meet_a_mask(inside):
+    model = lambda x: tf.nn.relu(inside(x) @ FIRST) @ LAST  # noqa: E731
+    try:
+        assert GuidedBackprop(model).explain(IMAGES, WEIGHTS).coverage
+    except OpaqueRegionError as error:
+        pytest.fail(str(error))
+
+
+@pytest.mark.parametrize("method", [GuidedBackprop, Saliency])
+def test_random_numbers_are_refused_unless_they_are_meant(method):
+    model = lambda x: tf.nn.relu((x + tf.random.normal([6], dtype=x.dtype)) @ FIRST) @ LAST  # noqa: E731
+    with pytest.raises(ModelError, match=r'random_normal.*vouch=\{"random_normal": "plain"\}'):
+        method(model).explain(IMAGES, WEIGHTS)
+    for name in ("random_normal", "random"):
+        assert method(model, vouch={name: "plain"}).explain(IMAGES, WEIGHTS).coverage
+
+
+# Planted faults: what is followed less far finds less.
+
+
+@pytest.mark.parametrize(
+    ("fault", "missed"),
+    [
+        (lambda patch: patch.setattr(taint.Taint, "_chooses", lambda *_: False), "top-k"),
+        (lambda patch: patch.setattr(taint, "passes_gradient", lambda _: True), "rounded"),
+        (lambda patch: patch.setattr(traces, "moved_from", lambda graph, ref: [ref]), "pooled"),
+        (lambda patch: patch.setattr(values.Watch, "_see", lambda *_: None), "a mask in a loop"),
+    ],
+)
+def test_planted_fault_taint_that_is_not_followed(fault, missed, monkeypatch):
+    fault(monkeypatch)
+    monkeypatch.setattr(values.Watch, "_is_refused", refuses_gates(values.Watch._is_refused))
+    assert GuidedBackprop(net(SPELLED[missed])).explain(IMAGES, WEIGHTS).coverage
+
+
+def refuses_gates(judged):
+    """Only what was seen to be a gate, and not what was not seen at all."""
+    return lambda watch, pair, verdict, arrays: verdict.name != "UNSETTLED" and judged(watch, pair, verdict, arrays)

@@ -26,7 +26,9 @@ the rules here, a test compares it with this one.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
+
+import numpy as np
 
 from guided_backprop.arrays import Tensor
 
@@ -78,6 +80,16 @@ class ReluRule(ABC):
             y: its output, likewise.
             xp: the functions on arrays of that framework, by NumPy's names.
         """
+
+    @property
+    def is_shut_by_gate(self) -> bool:
+        """Whether nothing leaves where the gate is closed.
+
+        Then the rule can act on what arrives at a ReLU that is spelled as arithmetic, and the own derivative of that
+        does the rest.
+        """
+        g, shut = np.array([1.0, -1.0]), np.zeros(2)
+        return not self.leaving(g, shut, g - 2, shut, cast("ArrayFunctions", np)).any()
 
     def guides(self, activation: str) -> bool:
         """Tell whether the rule acts on an activation that is no ReLU."""

@@ -7,6 +7,8 @@ framework's tests read their column: ``column(RELUS, "torch", "guided")``.
 A cell is code with what is expected of it, or says in words why the framework cannot write the row:
 
     guided     the map is that of the oracle, under every method
+    judged     the same under GuidedBackprop, for its values show what it is; DeconvNet refuses it, and saliency gives
+               the plain gradient
     refused    an OpaqueRegionError, under every method but saliency
     a hole     neither, as yet: the map is another one, and nothing says so. A test asserts the hole, and fails once it
                is mended.
@@ -18,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Verdict = Literal["guided", "refused", "a hole"]
+Verdict = Literal["guided", "judged", "refused", "a hole"]
 Framework = Literal["torch", "tensorflow", "jax", "keras"]
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "tensorflow", "jax", "keras")
 
@@ -33,6 +35,10 @@ class Cell:
 
 def guided(write: Callable[..., Any]) -> Cell:
     return Cell(write, "guided")
+
+
+def judged(write: Callable[..., Any]) -> Cell:
+    return Cell(write, "judged")
 
 
 def refused(write: Callable[..., Any]) -> Cell:

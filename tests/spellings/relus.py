@@ -12,7 +12,7 @@ from keras import layers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spellings import Row, guided, refused, row
+from spellings import Row, guided, judged, refused, row
 
 IN_PLACE = "its arrays are not changed in place"
 ONE_FUNCTION = "it has one function for that, and no second name or method"
@@ -241,13 +241,13 @@ RELUS: dict[str, Row] = {
         keras=guided(lambda x: keras.ops.maximum(x, keras.ops.zeros((1, *x.shape[1:]), dtype=kind(x)))),
     ),
     "maximum(x, x - x)": row(
-        torch=refused(lambda x: torch.maximum(x, x - x)),
+        torch=judged(lambda x: torch.maximum(x, x - x)),
         tensorflow=refused(lambda x: tf.maximum(x, x - x)),
         jax=guided(lambda x: jnp.maximum(x, x - x)),
         keras=guided(lambda x: keras.ops.maximum(x, x - x)),
     ),
     "maximum(x, 0 * x)": row(
-        torch=refused(lambda x: torch.maximum(x, 0 * x)),
+        torch=judged(lambda x: torch.maximum(x, 0 * x)),
         tensorflow=guided(lambda x: tf.maximum(x, 0.0 * x)),
         jax=guided(lambda x: jnp.maximum(x, 0 * x)),
         keras=guided(lambda x: keras.ops.maximum(x, 0 * x)),
@@ -273,7 +273,7 @@ RELUS: dict[str, Row] = {
         NO_FUNCTION, torch=guided(lambda x: torch.fmax(zero(x), x)), jax=guided(lambda x: jnp.fmax(0.0, x))
     ),
     "fmax(x - x, x)": row(
-        NO_FUNCTION, torch=refused(lambda x: torch.fmax(x - x, x)), jax=guided(lambda x: jnp.fmax(x - x, x))
+        NO_FUNCTION, torch=judged(lambda x: torch.fmax(x - x, x)), jax=guided(lambda x: jnp.fmax(x - x, x))
     ),
     "threshold(0, 0)": row(
         NO_FUNCTION,
@@ -301,25 +301,25 @@ RELUS: dict[str, Row] = {
         keras=refused(lambda x: keras.ops.elu(x, 0.0)),
     ),
     "where(x > 0, x, 0)": row(
-        torch=refused(lambda x: torch.where(x > 0, x, 0.0)),
+        torch=judged(lambda x: torch.where(x > 0, x, 0.0)),
         tensorflow=guided(lambda x: tf.where(x > 0, x, 0.0)),
         jax=refused(lambda x: jnp.where(x > 0, x, 0)),
         keras=guided(lambda x: keras.ops.where(x > 0, x, 0.0)),
     ),
     "where(x > 0, x, zeros)": row(
-        torch=refused(lambda x: torch.where(x > 0, x, torch.zeros_like(x))),
+        torch=judged(lambda x: torch.where(x > 0, x, torch.zeros_like(x))),
         tensorflow=guided(lambda x: tf.where(x > 0, x, tf.zeros_like(x))),
         jax=refused(lambda x: jnp.where(x > 0, x, jnp.zeros_like(x))),
         keras=guided(lambda x: keras.ops.where(x > 0, x, keras.ops.zeros_like(x))),
     ),
     "x * (x > 0)": row(
-        torch=refused(lambda x: x * (x > 0)),
+        torch=judged(lambda x: x * (x > 0)),
         tensorflow=guided(lambda x: x * tf.cast(x > 0, x.dtype)),
         jax=refused(lambda x: x * (x > 0)),
         keras=guided(lambda x: x * keras.ops.cast(x > 0, kind(x))),
     ),
     "(x >= 0) * x": row(
-        torch=refused(lambda x: (x >= 0).double() * x),
+        torch=judged(lambda x: (x >= 0).double() * x),
         tensorflow=guided(lambda x: tf.cast(x >= 0, x.dtype) * x),
         jax=refused(lambda x: (x >= 0).astype(x.dtype) * x),
         keras=guided(lambda x: keras.ops.cast(x >= 0, kind(x)) * x),

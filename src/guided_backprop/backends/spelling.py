@@ -43,11 +43,13 @@ class Judgement:
 
     Attributes:
         verdict: the finding.
-        closed: where y has this value the gate is closed; an array that broadcasts against y.
+        closed: where y has this value the gate is closed; an array that broadcasts against y. NaN: it is nowhere.
+        slope: the multiple of x that y is elsewhere, likewise.
     """
 
     verdict: Verdict
     closed: NumpyArray | None = None
+    slope: NumpyArray | None = None
 
     @property
     def is_gate(self) -> bool:
@@ -141,11 +143,13 @@ def _gate(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) ->
                 continue
             slopes = found.slopes(rounding)
             is_sure = found.evidence >= _EVIDENCE
-            if slopes is not None and found.is_in_all_rows and (not kept or is_sure):
-                verdict = Verdict.CONVEX if (slopes > 0).all() else Verdict.CONCAVE
-                return Judgement(verdict, found.constants.reshape(shape))
+            if slopes is not None and found.is_in_all_rows and (is_sure or not (kept or is_by_rank)):
+                is_rising = (slopes[np.isfinite(slopes)] > 0).all()
+                verdict = Verdict.CONVEX if is_rising else Verdict.CONCAVE
+                return Judgement(verdict, found.constants.reshape(shape), (side * slopes).reshape(shape))
+            is_chance = is_by_rank and (slopes is None or found.evidence < _EVIDENCE / 2)
             is_partial = found.is_full and found.has_closed_several and not found.is_in_steps
-            if is_partial and not is_by_rank and (slopes is not None or not kept):
+            if is_partial and not is_chance and (slopes is not None or not kept):
                 weak = weak if weak and weak.is_gate else Judgement(Verdict.PARTIAL if is_sure else Verdict.UNSETTLED)
     if not is_by_rank and _is_gate_in_places(y, x):
         return Judgement(Verdict.PARTIAL)
@@ -214,9 +218,9 @@ class _Gate:
         return bool(2 * len(steps) < len(np.unique(x)) and closed.max() - closed.min() <= 2 * (high - low).max())
 
     def slopes(self, rounding: float) -> NumpyArray | None:
-        """Return of each row that is open somewhere how steep it is there; None if it is not straight or is not closed.
+        """Return how steep each row is where it is open, NaN if it is nowhere; None if one is not straight.
 
-        A value that is closed where the straight line would be just there closes nothing.
+        None as well if nothing is closed: a value closes nothing where the straight line would be just there.
         """
         is_open = (self.y != self.constants) & np.isfinite(self.x)
         if not np.isfinite(self.y[is_open]).all():
@@ -232,7 +236,9 @@ class _Gate:
             off = np.abs(np.where(is_open, y - line, 0)) > rounding * scale
             is_closing = (y == constants) & (np.abs(constants - line) > rounding * np.maximum(scale, np.abs(constants)))
             if not off.any() and is_closing.any() and (slope != 0).all():
-                return slope
+                slopes = np.full((len(rows), 1), np.nan)
+                slopes[rows] = slope
+                return slopes
         return None
 
 

@@ -7,7 +7,7 @@ thread could see is changed, and how a ReLU was written does not matter.
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import detached, no_batch, no_rows, no_score, not_finite
-from guided_backprop.backends.torch.audit import ForwardWatch, Watched
+from guided_backprop.backends.spelling import other_images
 from guided_backprop.backends.torch.chance import ANY_DRAW, Draws, Generators, have_drawn, is_vouched, random_error
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.graph import nodes
@@ -31,7 +31,9 @@ from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
 from guided_backprop.backends.torch.model.network import TorchNetwork
-from guided_backprop.backends.torch.refusals import refuse_halves, refuse_opaque, refuse_spelled, refuse_traced
+from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_traced
+from guided_backprop.backends.torch.spelled import Spelled, Values, settle
+from guided_backprop.backends.torch.watch import ForwardWatch, Place, Watched
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import PLAIN, ReluRule
@@ -52,6 +54,7 @@ class _Run:
     path: nodes.Path
     gates: Mapping[Node, Gate]
     activations: Mapping[Node, Composite]
+    spelled: Sequence[Spelled] = ()
 
 
 class TorchBackend(Backend):
@@ -71,8 +74,10 @@ class TorchBackend(Backend):
         self._generators = Generators(setup.model)
         # Whether it ran once and drew nothing.
         self._is_known = False
-        # Set once a graph had something only its forward values can tell, so the next pass is watched at once.
-        self._watched: Watched = None
+        # What of the next pass is watched: all, as long as nothing is known of the model.
+        self._watched: Watched = "everything"
+        # The graphs, by what their nodes are, of which it is known that nothing hides a ReLU there.
+        self._clear: set[int] = set()
 
     @classmethod
     def network_of(cls, model: Any) -> Network:
@@ -112,7 +117,15 @@ class TorchBackend(Backend):
             weights, scores = (weigh(outputs), None) if score is None else _slopes(score, run.output)
             found = []
             for position, rule in enumerate(rules):
-                editor = Editor(run.path, rule, self.setup.vouch, head, run.gates, activations=run.activations)
+                editor = Editor(
+                    run.path,
+                    rule,
+                    self.setup.vouch,
+                    head,
+                    run.gates,
+                    activations=run.activations,
+                    spelled=run.spelled,
+                )
                 with editor:
                     found.append(self._under(editor, run, weights, outputs, inputs, is_last=position == len(rules) - 1))
         return found if scores is None else [replace(each, scores=scores) for each in found]
@@ -166,27 +179,64 @@ class TorchBackend(Backend):
     def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
         inputs = inputs.map(lambda values: _leaf(values) if self.is_floating(values) else values)
-        watch = ForwardWatch(self._watched) if self._watched else None
+        is_gating = any(rule.needs_every_relu for rule in rules)
+        watched = self._watched if is_gating or self._watched != "everything" else None
+        watch = ForwardWatch(watched) if watched else None
         is_known, self._is_known = self._is_known, True
         before = self._generators.states(of_torch_alone=is_known)
         run = self._forward_pass(inputs, watch, rules)
         if have_drawn(before, self._generators.states(of_torch_alone=is_known)):
             self._is_known = False
             self._refuse_random(inputs, run.output, rules)
-        is_gating = any(rule.needs_every_relu for rule in rules)
         if is_gating:
             refuse_opaque(run.path, self.setup.vouch)
-        needed = _needed(run, undoes_head=undoes_head, is_gating=is_gating)
-        if needed and self._watched not in (needed, "everything"):
-            self._watched = needed
-            watch = ForwardWatch(needed)
+        needed = _needed(run, undoes_head=undoes_head)
+        is_open = is_gating and run.path.signature not in self._clear
+        if (is_open and watched != "everything") or (needed and watched is None):
+            watch = ForwardWatch("everything" if is_open else needed)
             run = self._forward_pass(inputs, watch, rules)
         activations = composites_of(run.path, {} if watch is None else watch.shifts)
-        if watch is not None:
-            refuse_spelled(watch, self.setup.vouch, is_gating=is_gating)
-        if is_gating:
-            refuse_halves(run.path, activations, self.setup.vouch)
-        return replace(run, activations=activations), watch
+        run = replace(run, activations=activations)
+        if watch is not None and is_open:
+            run, watch = self._settled(run, watch, inputs, rules)
+        if watched != "everything" or is_gating:
+            self._watched = "everything" if run.spelled else needed
+        return run, watch
+
+    def _settled(
+        self, run: _Run, watch: ForwardWatch, inputs: Inputs, rules: Sequence[ReluRule]
+    ) -> tuple[_Run, ForwardWatch]:
+        """Settle what is nominated; what is a ReLU on these images alone is none, and what follows it counts."""
+        refuted: frozenset[int] = frozenset()
+        while True:
+            inside = frozenset[Node]().union(*(activation.parts for activation in run.activations.values()))
+            settled = settle(watch, run.path, inside, self.setup.vouch, partial(self._elsewhere, inputs, rules))
+            if settled.refuted <= refuted:
+                break
+            refuted |= settled.refuted
+            watch = ForwardWatch("everything", refuted=refuted)
+            run = self._forward_pass(inputs, watch, rules)
+            run = replace(run, activations=composites_of(run.path, watch.shifts))
+        if settled.is_sure and inputs.count:
+            self._clear.add(run.path.signature)
+        return replace(run, spelled=settled.relus), watch
+
+    def _elsewhere(self, inputs: Inputs, rules: Sequence[ReluRule], places: frozenset[Place]) -> list[Values]:
+        """Return the values at some places on other images, as far as the model takes them."""
+        found: list[Values] = []
+        floating = [values for values in inputs.arrays if values.requires_grad]
+        for others in zip(*(other_images(as_numpy(values)) for values in floating), strict=True):
+            left = iter(others)
+            given = inputs.map(
+                lambda values, left=left: (
+                    _leaf(torch.as_tensor(next(left)).to(values)) if values.requires_grad else values
+                )
+            )
+            watch = ForwardWatch("everything", wanted=places)
+            with suppress(GuidedBackpropError):
+                self._forward_pass(given, watch, rules)
+            found.append({suspect.place: suspect.values for suspect in watch.suspects})
+        return found
 
     def _refuse_random(self, inputs: Inputs, output: torch.Tensor, rules: Sequence[ReluRule]) -> None:
         """Raise if the model draws random numbers, told by another run; no more than that is known of a generator.
@@ -334,10 +384,8 @@ def _model_error(error: Exception, images: Sequence[torch.Tensor]) -> ModelError
     )
 
 
-def _needed(run: _Run, *, undoes_head: bool, is_gating: bool) -> Watched:
-    """Return what of the forward pass the graph leaves open; a ReLU that is spelled matters to a rule that gates."""
-    if is_gating and any(nodes.may_spell_relu(node, run.path.members) for node in run.path.doubts):
-        return "everything"
+def _needed(run: _Run, *, undoes_head: bool) -> Watched:
+    """Return what of the forward pass the graph leaves open, beside what may hide a ReLU."""
     is_headed = undoes_head and nodes.head_behind(run.output.grad_fn) is not None
     return "details" if is_headed or needs_shifts(run.path) else None
 

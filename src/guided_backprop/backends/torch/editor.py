@@ -1,7 +1,7 @@
 """Puts a rule on the nodes of one autograd graph, and keeps the record of what was done."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +15,7 @@ from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Vouch, per_image
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import coverage_of
-from guided_backprop.backends.torch.audit import BackwardWatch, ForwardWatch
+from guided_backprop.backends.torch.audit import BackwardWatch
 from guided_backprop.backends.torch.chance import is_vouched
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite
@@ -26,6 +26,8 @@ from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.leaving import Gradients, Shortcut, clamped, leaving, shortcut_of
 from guided_backprop.backends.torch.own import own_function, prepare
 from guided_backprop.backends.torch.refusals import training_error
+from guided_backprop.backends.torch.spelled import Spelled, closing
+from guided_backprop.backends.torch.watch import ForwardWatch
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import PLAIN, Guided, ReluRule
@@ -65,6 +67,7 @@ class Editor:
         head: the final softmax or sigmoid that is undone, if any.
         gates: of the ReLUs that keep one bit a value, what lets the gradient through.
         activations: the composite activations, by the node that each ends in.
+        spelled: the ReLUs that are spelled as arithmetic.
 
     Attributes:
         head: as given.
@@ -81,6 +84,7 @@ class Editor:
         gates: Mapping[Node, Gate],
         *,
         activations: Mapping[Node, Composite],
+        spelled: Sequence[Spelled] = (),
     ) -> None:
         self.scores: list[NDArray[np.float64]] = []
         self.watch: BackwardWatch | None = None
@@ -91,6 +95,9 @@ class Editor:
         parts = frozenset[Node]().union(*(activation.parts for activation in activations.values()))
         for node, activation in activations.items():
             self._activation(node, activation.name, is_written_out=True)
+        if rule.needs_every_relu:
+            self._close(spelled)
+            parts |= {relu.node for relu in spelled}
         for node in path.concerns:
             if node not in parts:
                 self._treat(node, path)
@@ -157,6 +164,17 @@ class Editor:
             self._after(relu.node, partial(self._gates[relu.node].close, self._rule))
         elif not (is_hidden and own_function(relu.node)):
             self._edit(relu, is_hidden=is_hidden)
+
+    def _close(self, spelled: Sequence[Spelled]) -> None:
+        """Put the rule on what arrives at ReLUs that are spelled as arithmetic."""
+        if spelled and not self._rule.is_shut_by_gate:
+            raise OpaqueRegionError(
+                f"the {self._rule.name} rule passes gradients where a gate is shut, so a ReLU must be an operation "
+                f"of its own; received one spelled as arithmetic, with {spelled[0].name}. Write it as torch.relu."
+            )
+        for node, hook in closing(spelled, lambda g, derived, y: leaving(self._rule, g, derived, None, y)):
+            self._note("relu", self._rule.name)
+            self._before(node, hook)
 
     def _before(self, node: Node, hook: Callable[..., Any]) -> None:
         self._handles.append(node.register_prehook(hook))

@@ -1,17 +1,12 @@
 """What is refused, and how the error says it: parts that hide what they compute, ReLUs spelled as arithmetic."""
 
-from collections.abc import Mapping
 from typing import Final
 
 import torch
-from torch.autograd.graph import Node
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.refusals import hidden, spelled
-from guided_backprop.backends.torch.audit import ForwardWatch
+from guided_backprop.backends.refusals import hidden
 from guided_backprop.backends.torch.graph import nodes
-from guided_backprop.backends.torch.graph.composites import Composite
-from guided_backprop.backends.torch.graph.relus import spelled_relu
 from guided_backprop.errors import ModelError, OpaqueRegionError
 
 # The modes in which tensors have no values.
@@ -41,22 +36,6 @@ def refuse_opaque(path: nodes.Path, vouch: Vouch) -> None:
         if name is not None and name not in vouch:
             advice = _advice(name)
             raise hidden(name) if advice is None else OpaqueRegionError(advice)
-
-
-def refuse_halves(path: nodes.Path, activations: Mapping[Node, Composite], vouch: Vouch) -> None:
-    """Raise if the graph alone says that a ReLU is spelled, with no single node that stands for it."""
-    parts = frozenset[Node]().union(*(activation.parts for activation in activations.values()))
-    for node in path.doubts:
-        name = None if node in parts else spelled_relu(node, path.members)
-        if name is not None and name not in vouch:
-            raise spelled({name}, "torch.relu")
-
-
-def refuse_spelled(watch: ForwardWatch, vouch: Vouch, *, is_gating: bool) -> None:
-    """Raise if the watched forward pass spelled a ReLU as arithmetic that a rule would miss."""
-    names = {name for name in watch.spelled if name not in vouch}
-    if names and is_gating:
-        raise spelled(names, "torch.relu")
 
 
 def _advice(name: str) -> str | None:

@@ -10,23 +10,15 @@ from torch.autograd.graph import Node
 
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.backends.patterns import ROOTS
-from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, row, row_of
 from guided_backprop.backends.torch.graph.relus import is_constant, saved
 from guided_backprop.backends.torch.own import own_function
-from guided_backprop.errors import GuidedBackpropError
 
 # Parts of torch that are Python functions of their own, and that are known.
 _PLAIN_MODULES: Final = {"torch.nn.modules._functions", "torch.nn.parallel._functions"}
 _IN_PLACE_ON_VIEW: Final = "torch::autograd::CopySlices"
 # What only copies, casts or reshapes values: a head is looked for behind it.
 _RESHAPES: Final = OPERATIONS.called("broadcast", "cast", "copy", "reshape", "transpose")
-# Out of these a ReLU can be spelled without a mask: x + |x|, and |x| as the root of a square.
-_MAGNITUDES: Final = frozenset({"abs", "hypot", "norm", "pow", "sign", "sqrt"})
-# Products with a mask; of the first the two factors can be looked at.
-_GATES: Final = frozenset({"mul", "div"})
-_BLENDS: Final = frozenset({"addcmul", "lerp"})
-_SAMPLE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +62,11 @@ class Path:
         concerns, doubts, ends = ([node for node, answers in asked if answers[question]] for question in range(3))
         return cls(nodes, members, concerns, doubts, ends, children)
 
+    @property
+    def signature(self) -> int:
+        """A number for what the nodes are: the same for each batch that takes the same way through the model."""
+        return hash(tuple((node.name(), len(self.children[node])) for node in self.nodes))
+
 
 def _children(last: Node | None) -> dict[Node, list[Node]]:
     """Return all nodes that lead to the last one, each with those that gradients come to it from."""
@@ -91,8 +88,8 @@ def _children(last: Node | None) -> dict[Node, list[Node]]:
 def _questions(name: str) -> tuple[bool, bool, bool]:
     """Return whether nodes of this name are concerns, doubts, and ends of a composite activation."""
     kind, word = row_of(name)
-    is_listed = kind in LISTED or kind in (Kind.MASKS, Kind.RANDOM) or word in _GATES | _BLENDS | _MAGNITUDES
-    is_concern = is_listed or word == "batch_norm" or name == _IN_PLACE_ON_VIEW
+    # A division by a number is none, which the name does not say.
+    is_concern = kind in LISTED or kind is Kind.RANDOM or word in ("div", "batch_norm") or name == _IN_PLACE_ON_VIEW
     return is_concern, is_concern and word not in ("relu", "batch_norm"), word in ROOTS
 
 
@@ -147,27 +144,6 @@ def head_behind(node: Node | None) -> Node | None:
     while node is not None and operation(node) in _RESHAPES:
         node = next(parents(node), None)
     return node if node is not None and row(node).kind is Kind.HEAD else None
-
-
-def may_spell_relu(node: Node, on_path: Container[Node]) -> bool:
-    """Tell whether a ReLU can be spelled with ``node`` and only the forward values tell whether one was."""
-    try:
-        return _may_spell_relu(node, on_path)
-    except GuidedBackpropError:
-        raise
-    except Exception as error:
-        raise unreadable(operation(node), error) from error
-
-
-def _may_spell_relu(node: Node, on_path: Container[Node]) -> bool:
-    kind, word = row(node)
-    if word in _GATES and kind is Kind.LINEAR:
-        return _is_gate(node, "self") or _is_gate(node, "other")
-    # What is gathered is values as they were; whether a mask chose them, it does not show.
-    is_masking = kind is Kind.MASKS and word != "gather"
-    if kind is Kind.UNKNOWN or is_masking or word in _MAGNITUDES | _BLENDS or is_in_place_on_view(node):
-        return True
-    return kind is Kind.CHOOSES and any(_is_padded_stack(parent, on_path) for parent in parents(node))
 
 
 def is_in_place_on_view(node: Node) -> bool:
@@ -247,36 +223,3 @@ def runs_graphs(node: Node) -> bool:
     """
     is_function = isinstance(node, torch.autograd.function.BackwardCFunction)
     return is_function and opaque_name(node) not in (None, "CompiledFunction")
-
-
-def _is_padded_stack(node: Node, on_path: Container[Node]) -> bool:
-    while operation(node) in _RESHAPES and node in on_path:
-        node = next(parents(node))
-    word = row(node).word
-    if word in ("stack", "concatenate"):
-        return any(edge not in on_path for edge, _ in node.next_functions)
-    return word == "pad"
-
-
-def _is_gate(node: Node, factor: str) -> bool:
-    """Tell whether a saved factor is a mask at sampled positions."""
-    raw = getattr(node, f"_raw_saved_{factor}", None)
-    if getattr(raw, "unpack_hook", None) is not None:
-        # To look at it a checkpointed block would run once more: watch the forward pass instead.
-        return True
-    values = saved(node, factor)
-    if not isinstance(values, torch.Tensor) or values.ndim == 0:
-        return False
-    return values.dtype == torch.bool or is_two_valued(values.detach().flatten()[:: max(1, values.numel() // _SAMPLE)])
-
-
-def is_two_valued(values: torch.Tensor) -> bool:
-    """Tell whether ``values`` is a mask: 0 and one other value, or one value only."""
-    if values.is_complex():
-        others = values[values != 0]
-        return bool((others == others[:1]).all())
-    # Numbers of one byte have no largest one.
-    low, high = (values.float() if values.is_floating_point() and values.itemsize == 1 else values).aminmax()
-    values = values.to(low.dtype)
-    is_two = ((values == low) | (values == high)).all()
-    return bool(is_two & ((low == high) | (low == 0) | (high == 0)))

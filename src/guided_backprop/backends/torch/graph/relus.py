@@ -1,18 +1,18 @@
-"""Which nodes of PyTorch's autograd graph are ReLUs, told by what they saved; and which alone say that one is spelled.
+"""Which nodes of PyTorch's autograd graph are ReLUs, told by what they saved.
 
 A node is known by its operation and by what it saved (``_saved_min == 0``), never by how the forward pass was
 written: that is why ``F.relu``, ``x.clamp(min=0)`` and ``torch.maximum(x, zeros)`` are all ReLUs here. For each
 operation that is one with the right bounds there is a recogniser.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, operation_of, row, row_of
+from guided_backprop.backends.torch.graph.operations import operation, operation_of, row_of
 from guided_backprop.backends.torch.own import OwnRelu, own_function
 from guided_backprop.errors import OpaqueRegionError
 
@@ -67,22 +67,6 @@ def relu_of(node: Node, on_path: Container[Node]) -> Relu | None:
         return recognise(node, on_path)
     own = own_function(node) if row_of(name).kind is Kind.HIDDEN else None
     return Relu(node, name_of(node.cap)) if own is not None and issubclass(own, OwnRelu) else None  # type: ignore[attr-defined]
-
-
-def spelled_relu(node: Node, on_path: Container[Node]) -> str | None:
-    """Return the name of an operation whose graph alone says that a ReLU can be spelled with it, or None.
-
-    Out of x and ``min(x, 0)`` one is ``x - min(x, 0)``; ``max(x, 0 * x)`` is another, and so is a maximum
-    with a bound that is 0 in places.
-    """
-    name = operation(node)
-    if name not in _CLIPS:
-        return None
-    if any(_is_zero(saved(node, bound)) for bound in ("max", "max_val")):
-        return f"{name}(max=0)"
-    if _is_partly_zero(saved(node, "min")):
-        return f"{name} with a bound that is 0 in places"
-    return None if saved(node, "other") is None else _spelled_by_two(node, name, on_path)
 
 
 def name_of(cap: Bound) -> str:
@@ -220,23 +204,21 @@ class ClampDerivative:
         return "clamp" if len(self._bounds) == 2 else {"ge": "maximum", "le": "minimum"}[next(iter(self._bounds))]
 
 
-_CLIPS: Final = OPERATIONS.of(Kind.CLIP)
+def is_called_as_relu(name: str, args: Sequence[Any], depends: Callable[[Any], bool]) -> bool:
+    """Tell whether an operation that is being dispatched is a ReLU: what its node will be known by.
 
-
-def _spelled_by_two(node: Node, name: str, on_path: Container[Node]) -> str | None:
-    """Look for a ReLU in the larger, or smaller, of two."""
-    is_maximum = OPERATIONS[name].word == "maximum"
-    for operand, side in enumerate(("self", "other")):
-        bound = saved(node, side)
-        if not is_constant(node, operand, on_path):
-            behind = node.next_functions[operand][0]
-            if behind is not None and row(behind).word in ("mul", "sub") and _is_zero(bound):
-                return f"{name} with a product or difference that is 0"
-        elif not is_maximum and _is_zero(bound):
-            return f"{name} with 0"
-        elif is_maximum and _is_partly_zero(bound):
-            return f"{name} with a bound that is 0 in places"
-    return None
+    Args:
+        name: the operation, as the table knows it.
+        args: what it is called with.
+        depends: whether an argument depends on the images.
+    """
+    if name in ("relu", "threshold"):
+        return True
+    if name in ("clamp", "clamp_min", "hardtanh"):
+        return len(args) > 1 and args[1] is not None and not depends(args[1]) and _is_zero(args[1])
+    if name in ("maximum", "fmax"):
+        return any(not depends(arg) and _is_zero(arg) for arg in args[:2])
+    return False
 
 
 def _is_zero(bound: Bound) -> bool:

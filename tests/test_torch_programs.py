@@ -1,0 +1,164 @@
+"""Random PyTorch programs of ordinary operations, their ReLUs written in any way: each map right, or refused by name.
+
+The reference runs the same program with a ReLU whose derivative is written by hand. ``make fuzz`` tries thousands.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from guided_backprop import GuidedBackprop
+from guided_backprop.errors import OpaqueRegionError, ScoreError
+from spellings import column
+from spellings.arithmetic import ARITHMETIC
+from spellings.relus import RELUS
+
+EXAMPLES = int(os.environ.get("GUIDED_BACKPROP_EXAMPLES", "80"))
+WIDTH = 8
+RANDOM = torch.Generator().manual_seed(0)
+WEIGHT = torch.randn(6, WIDTH, WIDTH, generator=RANDOM, dtype=torch.float64) / 2
+KEPT = torch.arange(WIDTH) % 3 > 0
+
+
+class HandGuided(torch.autograd.Function):
+    """The rule written by hand."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g.clamp(min=0) * (x > 0)
+
+
+def normalised(x):
+    """E[x^2] - E[x]^2, which rounding alone makes negative."""
+    mean = x.mean(1, keepdim=True)
+    return (x - mean) * torch.rsqrt(((x * x).mean(1, keepdim=True) - mean**2).clamp(min=0) + 1e-3)
+
+
+def routed(x):
+    """The two likeliest of eight go on."""
+    chances = F.softmax(x, 1)
+    values, places = chances.topk(2, 1)
+    return torch.zeros_like(x).scatter(1, places, values / values.sum(1, keepdim=True)) @ WEIGHT[0]
+
+
+# No ReLU is in these, and none may be found.
+STEPS = {
+    **{f"linear {at}": lambda x, at=at: x @ WEIGHT[at] for at in range(4)},
+    "shift": lambda x: x + WEIGHT[0, 0],
+    "scale": lambda x: x * WEIGHT[1, 0],
+    "negative": torch.neg,
+    "residual": lambda x: x + torch.tanh(x @ WEIGHT[4]),
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "softmax": lambda x: F.softmax(x, 1) * WIDTH,
+    "layer norm": lambda x: F.layer_norm(x, (WIDTH,)),
+    "layer norm by hand": normalised,
+    "l2 norm": lambda x: F.normalize(x) * 2,
+    "absolute": torch.abs,
+    "square": lambda x: x * x / 2,
+    "clamp": lambda x: x.clamp(-0.7, 0.7),
+    "leaky": lambda x: F.leaky_relu(x, 0.1),
+    "leaky by where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "maxout": lambda x: torch.maximum(x, x @ WEIGHT[5]),
+    "largest of all": lambda x: x - x.amax(1, keepdim=True) / 2,
+    "pruned": lambda x: x * KEPT,
+    "image's mask": lambda x: torch.where(x.mean(1, keepdim=True) > 0, x, 0.5 * x),
+    "NaN guard": lambda x: torch.where(torch.isnan(x), 0.0, x),
+    "sorted": lambda x: x.sort(1).values,
+    "turned": lambda x: x.flip(1),
+    "pooled": lambda x: F.max_pool1d(x[:, None], 3, 1, 1)[:, 0],
+    "averaged": lambda x: F.avg_pool1d(x[:, None], 3, 1, 1)[:, 0],
+    "local response": lambda x: F.local_response_norm(x[..., None], 3)[..., 0],
+    "routed": routed,
+    "hard attention": lambda x: x * F.one_hot(x.argmax(1), WIDTH) + x,
+    "gated": lambda x: x * torch.sigmoid(x @ WEIGHT[3]),
+    "scaled by a detached size": lambda x: x / (1 + x.detach().norm(dim=1, keepdim=True)),
+    "halves": lambda x: torch.cat([x[:, 4:] * x[:, :4], x[:, :4]], 1),
+}
+WRITTEN = column(RELUS, "torch", "guided")
+SPELLED = {
+    name: write
+    for name, write in column(RELUS | ARITHMETIC, "torch", "judged").items()
+    # Others are ReLUs with a mask or a threshold besides.
+    if not any(word in name for word in ("pad", "S, x - S", "-0.5"))
+}
+
+
+def program(steps, relus):
+    """Return a model; each step that is "relu" takes the next of these."""
+
+    def model(x):
+        turns = iter(relus)
+        for step in steps:
+            # What is never negative by how it was made has no ReLU: its values get both signs first.
+            x = next(turns)(STEPS["linear 2"](x)) if step == "relu" else STEPS[step](x)
+        return x
+
+    return model
+
+
+steps = st.lists(st.sampled_from([*STEPS, "relu", "relu", "relu", "relu"]), min_size=2, max_size=9)
+batches = st.sampled_from([1, 2, 5])
+
+
+def compared(names, relus, count, seed):
+    """Return the map of a program and the right one, or None if it is refused."""
+    names = ["linear 0", "relu", "linear 1", *names]
+    turns = [F.relu, *relus]
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, WIDTH, generator=generator, dtype=torch.float64)
+    weights = torch.randn(count, WIDTH, generator=generator, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((program(names, [HandGuided.apply] * len(turns))(leaf) * weights).sum(), leaf)
+    try:
+        return GuidedBackprop(program(names, turns)).explain(x, weights.numpy()), expected
+    except (OpaqueRegionError, ScoreError) as error:
+        return None, error
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps, batches, st.integers(0, 9), st.data())
+def test_a_program_with_relus_is_right_and_never_refused(names, count, seed, data):
+    ways = data.draw(
+        st.lists(st.sampled_from(sorted(WRITTEN)), min_size=names.count("relu"), max_size=names.count("relu"))
+    )
+    found, expected = compared(names, [WRITTEN[way] for way in ways], count, seed)
+    assert found is not None, expected
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps, batches, st.integers(0, 9), st.data())
+def test_a_program_with_spelled_relus_is_right_or_refused(names, count, seed, data):
+    ways = data.draw(
+        st.lists(st.sampled_from(sorted(SPELLED)), min_size=names.count("relu"), max_size=names.count("relu"))
+    )
+    found, expected = compared(names, [SPELLED[way] for way in ways], count, seed)
+    if found is not None:
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_planted_fault_a_missed_relu_is_caught():
+    names = ["linear 0", "relu", "linear 1"]
+    found, expected = compared(names, [lambda x: x + (F.relu(x) - x).detach()], 5, 0)
+    assert found is None
+    assert "straight" not in str(expected)
+    x = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    maps = [
+        GuidedBackprop(program(["linear 0", "relu", *names], relus)).explain(x, 1)
+        for relus in ([F.relu] * 2, [F.relu, F.softplus])
+    ]
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(*maps, rtol=1e-2, atol=1e-3)

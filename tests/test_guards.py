@@ -138,6 +138,13 @@ def test_what_is_nearly_a_guard_is_a_relu(case, framework):
     np.testing.assert_allclose(found.attribution, guided_maps(RELUS[case], guards=False), rtol=1e-9, atol=1e-12)
 
 
+def test_the_layer_norm_of_equinox_has_no_relu():
+    import equinox as eqx
+
+    with pytest.raises(NoReluError, match="maximum x1"):
+        GuidedBackprop(jax.vmap(eqx.nn.LayerNorm(6))).explain(jnp.asarray(IMAGES), 1)
+
+
 def test_power_pooling_alone_has_no_relu():
     layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.LPPool2d(2, 2), torch.nn.Flatten(), torch.nn.Linear(36, 3)]
     with pytest.raises(NoReluError, match="maximum x1"):

@@ -74,7 +74,8 @@ def test_every_spelling_of_a_relu(spelling):
     model = net(ACTIVATIONS[spelling])
     found = attribute(model, IMAGES, LABELS)
     np.testing.assert_allclose(found.attribution, oracle(), **TOLERANCE)
-    assert {row.name for row in found.coverage} - {"max_pool"} <= {"relu"}
+    others = {row.name for row in found.coverage if row.treatment == "plain"} - {"max_pool"}
+    assert spelling in ARITHMETIC or not others
     np.testing.assert_allclose(found.outputs, model(jnp.asarray(IMAGES)), rtol=1e-12)
 
 
@@ -165,10 +166,18 @@ def test_worked_example(spelling):
     """x = [5, 0, -5, 10], g = [1, -2, 3, -4]; the tie at 0 is closed in every spelling."""
     x = np.array([[5.0, 0.0, -5.0, 10.0]] * 2)
     g = np.array([[1.0, -2.0, 3.0, -4.0], [1.0, 2.0, 3.0, -4.0]])
-    found = by_rule(lambda x: ACTIVATIONS[spelling](x * 1.0), x, g)
-    np.testing.assert_array_equal(found["saliency"], [[1, 0, 0, -4]] * 2)
-    np.testing.assert_array_equal(found["deconvnet"], [[1, 0, 3, 0], [1, 2, 3, 0]])
-    np.testing.assert_array_equal(found["guided"], [[1, 0, 0, 0]] * 2)
+    model = lambda x: ACTIVATIONS[spelling](x * 1.0)  # noqa: E731
+    # Where no operation is a ReLU, Saliency is the framework's own derivative: at the tie half open, or NaN.
+    is_explicit = spelling not in ARITHMETIC and "*" not in spelling
+    found = (
+        by_rule(model, x, g)
+        if is_explicit
+        else {name: attribute(model, x, g, RULES[name]).attribution for name in ("deconvnet", "guided")}
+    )
+    if is_explicit:
+        np.testing.assert_array_equal(found["saliency"], [[1, 0, 0, -4]] * 2)
+    np.testing.assert_allclose(found["deconvnet"], [[1, 0, 3, 0], [1, 2, 3, 0]], rtol=1e-15)
+    np.testing.assert_allclose(found["guided"], [[1, 0, 0, 0]] * 2, rtol=1e-15)
 
 
 @pytest.mark.parametrize("relu6", [jax.nn.relu6, lambda x: jnp.clip(x, 0, 6), lambda x: lax.clamp(0.0, x, 6.0)])
@@ -553,11 +562,10 @@ def test_the_output_is_that_of_the_compiled_model():
 def test_a_bound_that_is_zero_in_places_is_refused(bounded):
     bound = np.tile(np.array([0.0, -1e9, 0.0, -1e9], np.float32), (2, 1))
     method = GuidedBackprop(lambda x: jax.nn.relu(bounded(x, bound) @ jnp.ones((4, 3))))
-    with pytest.raises(OpaqueRegionError, match="0 in places"):
+    with pytest.raises(OpaqueRegionError, match="vouch"):
         method.explain(jnp.ones((2, 4)), 1)
 
 
-def test_a_relu_with_another_constant_below_is_refused():
+def test_a_relu_with_another_constant_below_is_guided():
     method = GuidedBackprop(lambda x: jax.nn.relu(jnp.where(x > 0, x, -0.5) @ jnp.ones((4, 3))))
-    with pytest.raises(OpaqueRegionError, match="select_n"):
-        method.explain(jnp.ones((2, 4)), 1)
+    assert str(method.explain(jnp.ones((2, 4)), 1).coverage) == "relu x2 guided"

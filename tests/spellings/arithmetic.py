@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jax import lax
 from torch.utils.checkpoint import checkpoint
 
-from spellings import Row, guided, hole, judged, refused, row
+from spellings import Row, guided, judged, refused, row
 from spellings.functions import (
     OwnRelu,
     assigned,
@@ -38,6 +38,7 @@ from spellings.relus import INF, ONE_BOUND, kind, zero
 NO_FUNCTION = "it has no such function"
 NO_ASSIGNMENT = "its arrays are not assigned to"
 LOOPS_IN_PYTHON = "its loops and branches are Python's own"
+IN_PROGRAMS = "it is among the programs, as no ReLU by value"
 AS_BENEATH = "its functions are those of the framework beneath it"
 
 ARITHMETIC: dict[str, Row] = {
@@ -45,63 +46,63 @@ ARITHMETIC: dict[str, Row] = {
     "where(x <= 0, zeros, x)": row(
         torch=judged(lambda x: torch.where(x <= 0, torch.zeros_like(x), x)),
         tensorflow=refused(lambda x: tf.where(x <= 0, tf.zeros_like(x), x)),
-        jax=refused(lambda x: jnp.where(x <= 0, jnp.zeros_like(x), x)),
+        jax=guided(lambda x: jnp.where(x <= 0, jnp.zeros_like(x), x)),
         keras=refused(lambda x: keras.ops.where(x <= 0, keras.ops.zeros_like(x), x)),
     ),
     "where(stop_gradient(x) > 0, x, 0)": row(
         torch=judged(lambda x: torch.where(x.detach() > 0, x, 0.0)),
         tensorflow=guided(lambda x: tf.where(tf.stop_gradient(x) > 0, x, 0.0)),
-        jax=refused(lambda x: jnp.where(lax.stop_gradient(x) > 0, x, 0.0)),
+        jax=guided(lambda x: jnp.where(lax.stop_gradient(x) > 0, x, 0.0)),
         keras=guided(lambda x: keras.ops.where(keras.ops.stop_gradient(x) > 0, x, 0.0)),
     ),
     "where(x >= 0, 2 x, 0) / 2": row(
         torch=judged(lambda x: torch.where(x >= 0, 2 * x, 0) / 2),
         tensorflow=refused(lambda x: tf.where(x >= 0, 2.0 * x, 0.0) / 2.0),
-        jax=refused(lambda x: jnp.where(x >= 0, 2 * x, 0) / 2),
+        jax=guided(lambda x: jnp.where(x >= 0, 2 * x, 0) / 2),
         keras=refused(lambda x: keras.ops.where(x >= 0, 2 * x, 0.0) / 2),
     ),
     "where((x > 0) & (x < inf), x, 0)": row(
         torch=judged(lambda x: torch.where((x > 0) & (x < INF), x, 0)),
         tensorflow=refused(lambda x: tf.where((x > 0) & (x < INF), x, 0.0)),
-        jax=refused(lambda x: jnp.where((x > 0) & (x < jnp.inf), x, 0)),
+        jax=guided(lambda x: jnp.where((x > 0) & (x < jnp.inf), x, 0)),
         keras=AS_BENEATH,
     ),
     "where(zeros < x, x, 0)": row(
         torch=judged(lambda x: torch.where(torch.zeros_like(x) < x, x, 0.0)),
         tensorflow=guided(lambda x: tf.where(tf.zeros_like(x) < x, x, 0.0)),
-        jax=refused(lambda x: jnp.where(jnp.zeros(()) < x, x, 0)),
+        jax=guided(lambda x: jnp.where(jnp.zeros(()) < x, x, 0)),
         keras=AS_BENEATH,
     ),
     "where in a loop": row(
         torch=judged(lambda x: torch.stack([torch.where(image <= 0, 0.0, image) for image in x])),
         tensorflow=refused(lambda x: tf.map_fn(lambda y: tf.where(y <= 0, tf.zeros_like(y), y), x)),
-        jax=refused(lambda x: lax.map(jax.jit(lambda x: jnp.where(x > 0, x, 0)), x)),
+        jax=guided(lambda x: lax.map(jax.jit(lambda x: jnp.where(x > 0, x, 0)), x)),
         keras=LOOPS_IN_PYTHON,
     ),
     "where in a checkpoint": row(
         torch=judged(lambda x: checkpoint(lambda x: torch.where(x <= 0, 0.0, x), x, use_reentrant=False)),
         tensorflow=refused(tf.recompute_grad(lambda x: tf.where(x <= 0, tf.zeros_like(x), x))),
-        jax=refused(jax.checkpoint(lambda x: jnp.where(x > 0, x, 0))),
+        jax=guided(jax.checkpoint(lambda x: jnp.where(x > 0, x, 0))),
         keras=AS_BENEATH,
     ),
     # On PyTorch, Keras' own is a where.
     "select": row(
         NO_FUNCTION,
         torch=judged(lambda x: torch.where(~(x > 0), 0.0, x)),
-        jax=refused(lambda x: jnp.select([x > 0], [x], 0.0)),
+        jax=guided(lambda x: jnp.select([x > 0], [x], 0.0)),
         keras=guided(lambda x: keras.ops.select([x > 0], [x], 0.0)),
     ),
     "select of the lower level": row(
         torch="its where has none",
         tensorflow=refused(lambda x: tf.raw_ops.SelectV2(condition=x <= 0, t=tf.zeros_like(x), e=x)),
-        jax=refused(lambda x: lax.select(x > 0, x, jnp.zeros_like(x))),
+        jax=guided(lambda x: lax.select(x > 0, x, jnp.zeros_like(x))),
         keras=AS_BENEATH,
     ),
-    "piecewise": row(NO_FUNCTION, jax=refused(lambda x: jnp.piecewise(x, [x > 0], [lambda x: x, 0.0]))),
+    "piecewise": row(NO_FUNCTION, jax=guided(lambda x: jnp.piecewise(x, [x > 0], [lambda x: x, 0.0]))),
     "vmap of a branch": row(
         LOOPS_IN_PYTHON,
         tensorflow="its vectorized_map of a branch is a loop",
-        jax=refused(
+        jax=guided(
             lambda x: jax.vmap(lambda x: lax.cond(x > 0, lambda x: x, lambda x: 0.0 * x, x))(x.ravel()).reshape(x.shape)
         ),
     ),
@@ -109,25 +110,25 @@ ARITHMETIC: dict[str, Row] = {
     "(x > 0).astype * x": row(
         torch=judged(lambda x: (x > 0).double() * x),
         tensorflow="x * (x > 0) is written so, among the ReLUs",
-        jax=refused(lambda x: (x > 0).astype(x.dtype) * x),
+        jax=guided(lambda x: (x > 0).astype(x.dtype) * x),
         keras=AS_BENEATH,
     ),
     "2 * ~(x < 0) * x / 2": row(
         torch=judged(lambda x: 2.0 * (~(x < 0)).double() * x / 2),
         tensorflow=refused(lambda x: 2.0 * tf.cast(~(x < 0), x.dtype) * x / 2.0),
-        jax=refused(lambda x: 2.0 * (~(x < 0)).astype(x.dtype) * x / 2),
+        jax=guided(lambda x: 2.0 * (~(x < 0)).astype(x.dtype) * x / 2),
         keras=AS_BENEATH,
     ),
     "x * not(x < 0)": row(
         torch=judged(lambda x: x * torch.logical_not(x < 0)),
         tensorflow=refused(lambda x: x * tf.cast(tf.logical_not(x < 0), x.dtype)),
-        jax=refused(lambda x: x * jnp.logical_not(x < 0)),
+        jax=guided(lambda x: x * jnp.logical_not(x < 0)),
         keras=refused(lambda x: x * keras.ops.cast(keras.ops.logical_not(x < 0), kind(x))),
     ),
     "2 * (x > 0) * x / 2": row(
         torch=judged(lambda x: 2.0 * (x > 0) * x / 2.0),
         tensorflow=refused(lambda x: 2.0 * tf.cast(x > 0, x.dtype) * x / 2.0),
-        jax=refused(lambda x: 2.0 * (x > 0) * x / 2.0),
+        jax=guided(lambda x: 2.0 * (x > 0) * x / 2.0),
         keras=AS_BENEATH,
     ),
     "mask of the flat": row(
@@ -135,31 +136,31 @@ ARITHMETIC: dict[str, Row] = {
         tensorflow=refused(
             lambda x: tf.reshape(tf.reshape(x, [-1]) * tf.cast(tf.reshape(x, [-1]) > 0, x.dtype), tf.shape(x))
         ),
-        jax=refused(lambda x: (x.ravel() * (x > 0).ravel()).reshape(x.shape)),
+        jax=guided(lambda x: (x.ravel() * (x > 0).ravel()).reshape(x.shape)),
         keras=AS_BENEATH,
     ),
     "mask of the transposed": row(
         torch=judged(lambda x: (x.transpose(0, 1) * (x > 0).transpose(0, 1)).transpose(0, 1)),
         tensorflow=refused(lambda x: turned(turned(x) * tf.cast(turned(x) > 0, x.dtype))),
-        jax=refused(lambda x: (x.T * (x > 0).T).T),
+        jax=guided(lambda x: (x.T * (x > 0).T).T),
         keras=AS_BENEATH,
     ),
     "mask of what was moved and moved back": row(
         torch=judged(lambda x: torch.movedim(torch.movedim(x, 0, 1) * 1, 1, 0) * (x > 0)),
         tensorflow=refused(lambda x: turned(turned(x) * 1.0) * tf.cast(x > 0, x.dtype)),
-        jax=refused(lambda x: jnp.moveaxis(jnp.moveaxis(x, 0, 1) * 1, 1, 0) * (x > 0)),
+        jax=guided(lambda x: jnp.moveaxis(jnp.moveaxis(x, 0, 1) * 1, 1, 0) * (x > 0)),
         keras=AS_BENEATH,
     ),
     "mask made outside of a checkpoint": row(
         torch=judged(lambda x: checkpoint(torch.mul, x, x > 0, use_reentrant=False)),
         tensorflow=guided(lambda x: tf.recompute_grad(lambda x, mask: x * mask)(x, tf.cast(x > 0, x.dtype))),
-        jax=refused(lambda x: jax.checkpoint(lambda x, mask: x * mask)(x, x > 0)),
+        jax=guided(lambda x: jax.checkpoint(lambda x, mask: x * mask)(x, x > 0)),
         keras=AS_BENEATH,
     ),
     "einsum": row(
         torch=judged(lambda x: torch.einsum("nc...,nc...->nc...", x, (x > 0).to(x.dtype))),
         tensorflow=refused(lambda x: tf.einsum("n...c,n...c->n...c", x, tf.cast(x > 0, x.dtype))),
-        jax=refused(lambda x: jnp.einsum("n...c,n...c->n...c", x, (x > 0).astype(x.dtype))),
+        jax=guided(lambda x: jnp.einsum("n...c,n...c->n...c", x, (x > 0).astype(x.dtype))),
         keras=AS_BENEATH,
     ),
     "addcmul": row(NO_FUNCTION, torch=judged(lambda x: torch.addcmul(torch.zeros_like(x), x, (x > 0).double()))),
@@ -167,19 +168,19 @@ ARITHMETIC: dict[str, Row] = {
     "heaviside": row(
         torch=judged(lambda x: x * torch.heaviside(x.detach(), torch.zeros_like(x))),
         tensorflow=NO_FUNCTION,
-        jax=refused(lambda x: x * jnp.heaviside(lax.stop_gradient(x), 0)),
+        jax=guided(lambda x: x * jnp.heaviside(lax.stop_gradient(x), 0)),
         keras=AS_BENEATH,
     ),
     "x * max(sign(x), 0)": row(
         torch=judged(lambda x: x * x.detach().sign().clamp(min=0)),
         tensorflow=refused(lambda x: x * tf.maximum(tf.sign(x), 0.0)),
-        jax=refused(lambda x: x * jnp.maximum(lax.stop_gradient(jnp.sign(x)), 0)),
+        jax=guided(lambda x: x * jnp.maximum(lax.stop_gradient(jnp.sign(x)), 0)),
         keras=refused(lambda x: x * keras.ops.maximum(keras.ops.sign(x), 0.0)),
     ),
     "x * (sign(x) + 1) / 2": row(
         torch=judged(lambda x: x * (torch.sign(x) + 1) / 2),
         tensorflow=refused(lambda x: x * (tf.sign(x) + 1.0) / 2.0),
-        jax=refused(lambda x: x * (jnp.sign(x) + 1) / 2),
+        jax=guided(lambda x: x * (jnp.sign(x) + 1) / 2),
         keras=AS_BENEATH,
     ),
     # Filled and assigned.
@@ -194,79 +195,79 @@ ARITHMETIC: dict[str, Row] = {
     "(x + |x|) / 2": row(
         torch=judged(lambda x: (x + x.abs()) / 2),
         tensorflow=refused(lambda x: (x + tf.abs(x)) / 2.0),
-        jax=refused(lambda x: (x + jnp.abs(x)) / 2),
+        jax=guided(lambda x: (x + jnp.abs(x)) / 2),
         keras=refused(lambda x: (x + keras.ops.absolute(x)) / 2),
     ),
     "0.3 x + 0.3 |x|": row(
         torch=judged(lambda x: (0.3 * x + 0.3 * x.abs()) / 0.6),
         tensorflow=refused(lambda x: (0.3 * x + 0.3 * tf.abs(x)) / 0.6),
-        jax=refused(lambda x: (0.3 * x + 0.3 * jnp.abs(x)) / 0.6),
+        jax=guided(lambda x: (0.3 * x + 0.3 * jnp.abs(x)) / 0.6),
         keras=AS_BENEATH,
     ),
     "(x - -|x|) / 2": row(
         torch=judged(lambda x: (x - -x.abs()) / 2),
         tensorflow=refused(lambda x: (x - -tf.abs(x)) / 2.0),
-        jax=refused(lambda x: (x - -jnp.abs(x)) / 2),
+        jax=guided(lambda x: (x - -jnp.abs(x)) / 2),
         keras=AS_BENEATH,
     ),
     "(x + sqrt(x * x)) / 2": row(
         torch=judged(lambda x: (x + (x * x).sqrt()) / 2),
         tensorflow=refused(lambda x: (x + tf.sqrt(x * x)) / 2.0),
-        jax=refused(lambda x: (x + jnp.sqrt(x * x)) / 2),
+        jax=guided(lambda x: (x + jnp.sqrt(x * x)) / 2),
         keras=AS_BENEATH,
     ),
     "(x + sqrt(square(x))) / 2": row(
         torch=judged(lambda x: (x + torch.square(x).sqrt()) / 2),
         tensorflow=refused(lambda x: (x + tf.sqrt(tf.square(x))) / 2.0),
-        jax=refused(lambda x: (x + jnp.sqrt(jnp.square(x))) / 2),
+        jax=guided(lambda x: (x + jnp.sqrt(jnp.square(x))) / 2),
         keras=AS_BENEATH,
     ),
     "(x + (x ** 2) ** 0.5) / 2": row(
         torch=judged(lambda x: (x + (x**2) ** 0.5) / 2),
         tensorflow=refused(lambda x: (x + (x**2.0) ** 0.5) / 2.0),
-        jax=hole(lambda x: (x + (x**2) ** 0.5) / 2),
+        jax=guided(lambda x: (x + (x**2) ** 0.5) / 2),
         keras=AS_BENEATH,
     ),
     "(x + norm) / 2": row(
         torch=judged(lambda x: (x + x.unsqueeze(-1).norm(dim=-1)) / 2),
         tensorflow=refused(lambda x: (x + tf.norm(x[..., None], axis=-1)) / 2.0),
-        jax=hole(lambda x: (x + jnp.linalg.norm(x[..., None], axis=-1)) / 2),
+        jax=guided(lambda x: (x + jnp.linalg.norm(x[..., None], axis=-1)) / 2),
         keras=AS_BENEATH,
     ),
     "(x + max(x, -x)) / 2": row(
         torch=judged(lambda x: (x + torch.maximum(x, -x)) / 2),
         tensorflow=refused(lambda x: (x + tf.maximum(x, -x)) / 2.0),
-        jax=refused(lambda x: (x + jnp.maximum(x, -x)) / 2),
+        jax=guided(lambda x: (x + jnp.maximum(x, -x)) / 2),
         keras=AS_BENEATH,
     ),
     # By the part below 0.
     "x - minimum(x, 0)": row(
         torch=judged(lambda x: x - torch.minimum(x, zero(x))),
         tensorflow=refused(lambda x: x - tf.minimum(x, 0.0)),
-        jax=refused(lambda x: x - jnp.minimum(x, 0)),
+        jax=guided(lambda x: x - jnp.minimum(x, 0)),
         keras=refused(lambda x: x - keras.ops.minimum(x, 0.0)),
     ),
     "-minimum(-x, 0)": row(
         torch=judged(lambda x: -torch.minimum(-x, zero(x))),
         tensorflow=refused(lambda x: -tf.minimum(-x, 0.0)),
-        jax=refused(lambda x: -jnp.minimum(-x, 0)),
+        jax=guided(lambda x: -jnp.minimum(-x, 0)),
         keras=refused(lambda x: -keras.ops.minimum(-x, 0.0)),
     ),
     "x - clip(max=0)": row(
-        ONE_BOUND, torch=judged(lambda x: x - x.clamp(max=0)), jax=refused(lambda x: x - jnp.clip(x, max=0))
+        ONE_BOUND, torch=judged(lambda x: x - x.clamp(max=0)), jax=guided(lambda x: x - jnp.clip(x, max=0))
     ),
     "x - clamp_max": row(NO_FUNCTION, torch=judged(lambda x: x - x.clamp_max(0))),
     "x - clip(-inf, 0)": row(
         torch=judged(lambda x: x - x.clamp(-INF, 0.0)),
         tensorflow=refused(lambda x: x - tf.clip_by_value(x, -INF, 0.0)),
-        jax=refused(lambda x: x - lax.clamp(-jnp.inf, x, 0.0)),
+        jax=guided(lambda x: x - lax.clamp(-jnp.inf, x, 0.0)),
         keras=AS_BENEATH,
     ),
     # By a choice among a stack.
     "stack and max": row(
         torch=judged(lambda x: torch.stack([x, torch.zeros_like(x)]).max(0).values),
         tensorflow=refused(lambda x: tf.reduce_max(tf.stack([x, tf.zeros_like(x)]), 0)),
-        jax=refused(lambda x: jnp.stack([x, jnp.zeros_like(x)]).max(0)),
+        jax=guided(lambda x: jnp.stack([x, jnp.zeros_like(x)]).max(0)),
         keras=refused(lambda x: keras.ops.max(keras.ops.stack([x, keras.ops.zeros_like(x)]), 0)),
     ),
     "stack and amax": row(NO_FUNCTION, torch=judged(lambda x: torch.stack([x, torch.zeros_like(x)], -1).amax(-1))),
@@ -275,19 +276,19 @@ ARITHMETIC: dict[str, Row] = {
         tensorflow=refused(
             lambda x: tf.reduce_max(tf.transpose(tf.stack([x, tf.zeros_like(x)]), [*range(1, len(x.shape) + 1), 0]), -1)
         ),
-        jax=refused(lambda x: jnp.moveaxis(jnp.stack([x, jnp.zeros_like(x)]), 0, -1).max(-1)),
+        jax=guided(lambda x: jnp.moveaxis(jnp.stack([x, jnp.zeros_like(x)]), 0, -1).max(-1)),
         keras=AS_BENEATH,
     ),
     "stack and sort": row(
         torch=judged(lambda x: torch.stack([x, torch.zeros_like(x)], -1).sort(-1).values[..., 1]),
         tensorflow=refused(lambda x: tf.sort(tf.stack([x, tf.zeros_like(x)], -1), -1)[..., 1]),
-        jax=refused(lambda x: jnp.sort(jnp.stack([x, jnp.zeros_like(x)], -1), -1)[..., 1]),
+        jax=guided(lambda x: jnp.sort(jnp.stack([x, jnp.zeros_like(x)], -1), -1)[..., 1]),
         keras=AS_BENEATH,
     ),
     "pad and max": row(
         torch=judged(lambda x: F.pad(x[..., None], (0, 1)).amax(-1)),
         tensorflow=refused(lambda x: tf.reduce_max(tf.pad(x[..., None], [[0, 0]] * len(x.shape) + [[0, 1]]), -1)),
-        jax=hole(lambda x: jnp.pad(x[..., None], [(0, 0)] * x.ndim + [(0, 1)]).max(-1)),
+        jax=guided(lambda x: jnp.pad(x[..., None], [(0, 0)] * x.ndim + [(0, 1)]).max(-1)),
         keras=AS_BENEATH,
     ),
     # Hidden.
@@ -309,13 +310,13 @@ ARITHMETIC: dict[str, Row] = {
     "where((x > 0) & pad, x, 0)": row(
         torch=judged(lambda x: torch.where((x > 0) & ~every_third_torch(x), x, 0.0)),
         tensorflow=refused(lambda x: tf.where((x > 0) & ~every_third(x), x, 0.0)),
-        jax=refused(lambda x: jnp.where((x > 0) & ~every_third(x), x, 0.0)),
+        jax=IN_PROGRAMS,
         keras=AS_BENEATH,
     ),
     "x * ((x > 0) * pad)": row(
         torch=judged(lambda x: x * ((x > 0) * ~every_third_torch(x))),
         tensorflow=refused(lambda x: x * tf.cast((x > 0) & ~every_third(x), x.dtype)),
-        jax=refused(lambda x: x * ((x > 0) * ~every_third(x))),
+        jax=IN_PROGRAMS,
         keras=AS_BENEATH,
     ),
     "masked_fill((x < 0) | pad)": row(
@@ -330,13 +331,13 @@ ARITHMETIC: dict[str, Row] = {
     "where(x > S, x - S, 0)": row(
         torch=judged(lambda x: torch.where(x > scale_torch(x), x - scale_torch(x), 0.0)),
         tensorflow=refused(lambda x: tf.where(x > scale(x), x - scale(x), 0.0)),
-        jax=refused(lambda x: jnp.where(x > scale(x), x - scale(x), 0.0)),
+        jax=IN_PROGRAMS,
         keras=AS_BENEATH,
     ),
     "where(x > 0, x, -0.5)": row(
         torch=judged(lambda x: torch.where(x > 0, x, -0.5)),
         tensorflow=refused(lambda x: tf.where(x > 0, x, -0.5)),
-        jax=refused(lambda x: jnp.where(x > 0, x, -0.5)),
+        jax=IN_PROGRAMS,
         keras=AS_BENEATH,
     ),
     "maximum with a bound 0 in places": row(

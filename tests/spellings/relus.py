@@ -303,25 +303,25 @@ RELUS: dict[str, Row] = {
     "where(x > 0, x, 0)": row(
         torch=judged(lambda x: torch.where(x > 0, x, 0.0)),
         tensorflow=guided(lambda x: tf.where(x > 0, x, 0.0)),
-        jax=refused(lambda x: jnp.where(x > 0, x, 0)),
+        jax=guided(lambda x: jnp.where(x > 0, x, 0)),
         keras=guided(lambda x: keras.ops.where(x > 0, x, 0.0)),
     ),
     "where(x > 0, x, zeros)": row(
         torch=judged(lambda x: torch.where(x > 0, x, torch.zeros_like(x))),
         tensorflow=guided(lambda x: tf.where(x > 0, x, tf.zeros_like(x))),
-        jax=refused(lambda x: jnp.where(x > 0, x, jnp.zeros_like(x))),
+        jax=guided(lambda x: jnp.where(x > 0, x, jnp.zeros_like(x))),
         keras=guided(lambda x: keras.ops.where(x > 0, x, keras.ops.zeros_like(x))),
     ),
     "x * (x > 0)": row(
         torch=judged(lambda x: x * (x > 0)),
         tensorflow=guided(lambda x: x * tf.cast(x > 0, x.dtype)),
-        jax=refused(lambda x: x * (x > 0)),
+        jax=guided(lambda x: x * (x > 0)),
         keras=guided(lambda x: x * keras.ops.cast(x > 0, kind(x))),
     ),
     "(x >= 0) * x": row(
         torch=judged(lambda x: (x >= 0).double() * x),
         tensorflow=guided(lambda x: tf.cast(x >= 0, x.dtype) * x),
-        jax=refused(lambda x: (x >= 0).astype(x.dtype) * x),
+        jax=guided(lambda x: (x >= 0).astype(x.dtype) * x),
         keras=guided(lambda x: keras.ops.cast(x >= 0, kind(x)) * x),
     ),
     "in a compiled function": row(

@@ -111,7 +111,9 @@ class _Guard:
         if word in _NEVER_NEGATIVE or self._squared(value) is not None:
             return True
         if word == "where":
-            operands = operands[1:]
+            is_fixed = self._constant(operands[0]) is not None
+            # What stands for no value at all, as a variance of nothing is NaN.
+            operands = [each for each in operands[1:] if not (is_fixed and isnan(self._constant(each) or 0.0))]
         elif word in _KEEPS_FIRST:
             operands = operands[:1]
         elif word not in _KEEPS_ALL:

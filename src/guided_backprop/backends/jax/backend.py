@@ -4,7 +4,7 @@ The model is traced anew unless it is a module that says that it did not change,
 parameters that it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.arrays import Inputs
-from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
+from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
 from guided_backprop.backends.jax.cache import Compiled, key_of
 from guided_backprop.backends.jax.composites import mark_activations
 from guided_backprop.backends.jax.coverage import count
+from guided_backprop.backends.jax.gates import Record
 from guided_backprop.backends.jax.heads import Head, head_of
 from guided_backprop.backends.jax.masks import Audit
 from guided_backprop.backends.jax.network import JaxNetwork
-from guided_backprop.backends.jax.program import Program
-from guided_backprop.backends.jax.relus import Facts
+from guided_backprop.backends.jax.program import CUSTOM, Program, Step
+from guided_backprop.backends.jax.relus import Facts, custom_name
 from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.jax.state import state_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
@@ -29,7 +30,7 @@ from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import coverage_of, detached, hidden, no_rows, no_score, not_finite, spelled
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OpaqueRegionError
 from guided_backprop.rules import PLAIN, ReluRule
 
 
@@ -66,6 +67,7 @@ class JaxBackend(Backend):
         self._begins_inside = setup.begin is not None
         self._compiled = Compiled()
         self._plans = Compiled()
+        self._judged = Compiled()
 
     @classmethod
     def network_of(cls, model: Any) -> Network:
@@ -146,8 +148,9 @@ class JaxBackend(Backend):
         if isinstance(plan, _Plan) and state is not None and before == state:
             return plan
         program = self._trace(inputs)
-        head, coverages = self._analyse(program, rules, undo_head=undo_head)
-        key = (rules, head is not None, key_of(program))
+        known = self._analyse(program, rules, inputs.arrays)
+        head, coverages = _covered(program, rules, undo_head=undo_head)
+        key = (rules, head is not None, known)
         forward, backward = self._compiled.get(key, lambda: _functions(program, head, rules))
         plan = _Plan(program.constants, forward, backward, coverages, None if head is None else head.name)
         if state is not None:
@@ -190,34 +193,50 @@ class JaxBackend(Backend):
             raise no_rows(count, _described(output), "array")
         return (output, *inside) if inside else output
 
-    def _analyse(
-        self, program: Program, rules: Sequence[ReluRule], *, undo_head: bool
-    ) -> tuple[Head | None, list[Coverage]]:
-        """Find the ReLUs and the head, and raise if there is something that must not pass unseen."""
+    def _analyse(self, program: Program, rules: Sequence[ReluRule], images: Sequence[jax.Array]) -> Hashable:
+        """Find the ReLUs, and raise if there is something that must not pass unseen.
+
+        Returns:
+            What the program has in common with those that run and derive alike.
+        """
         facts = Facts(program)
-        output = program.block.outputs[0]
-        if not output.carries:
+        if not program.block.outputs[0].carries:
             raise detached("stop_gradient(), argmax() or round()")
         facts.find_relus(program, self.setup.vouch)
         mark_activations(program, facts)
-        audit = Audit(facts, self.setup.vouch)
+        audit = Audit(self.setup.vouch)
         audit.visit(program.block)
-        if audit.has_random_mask:
+        if audit.has_random_mask and self.setup.vouch.get("random_bits") != "plain":
             raise ModelError(
-                "model must be in eval mode, or its map is random; received values that are dropped at random. "
-                "Call model.eval(), or pass deterministic=True."
+                "model must be in eval mode, or its map is random; received noise, or values dropped at random. "
+                'Call model.eval(), pass deterministic=True, or vouch={"random_bits": "plain"} if a fixed key is meant.'
             )
-        if any(rule.needs_every_relu for rule in rules):
-            _refuse(audit, self.setup.vouch)
-        head = head_of(output) if undo_head else None
-        coverages = []
-        for rule in rules:
-            counts = count(program.block, rule)
-            if head is not None and counts[head.name, "plain"]:
-                counts[head.name, "plain"] -= 1
-                counts[head.name, "undone"] += 1
-            coverages.append(coverage_of(+counts, rule))
-        return head, coverages
+        known = key_of(program)
+        if not any(rule.needs_every_relu for rule in rules):
+            return known
+        for name in sorted(audit.opaque - set(self.setup.vouch)):
+            raise hidden(name)
+        try:
+            record = self._judged.get(known, lambda: Record.of(program, facts, self.setup.vouch, images))
+        except GuidedBackpropError:
+            raise
+        except Exception as error:
+            raise _model_error(error, images) from error
+        _refuse(record.mark(program), program, rules)
+        return known, record.key()
+
+
+def _covered(program: Program, rules: Sequence[ReluRule], *, undo_head: bool) -> tuple[Head | None, list[Coverage]]:
+    """Return the head that is undone, and what was done with each non-linearity under each rule."""
+    head = head_of(program.block.outputs[0]) if undo_head else None
+    coverages = []
+    for rule in rules:
+        counts = count(program.block, rule)
+        if head is not None and counts[head.name, "plain"]:
+            counts[head.name, "plain"] -= 1
+            counts[head.name, "undone"] += 1
+        coverages.append(coverage_of(+counts, rule))
+    return head, coverages
 
 
 def _functions(program: Program, head: Head | None, rules: Sequence[ReluRule]) -> tuple[Any, Any]:
@@ -310,11 +329,21 @@ def _described(output: Any) -> str:
     return f"{output.shape} {output.dtype}" if hasattr(output, "shape") else type(output).__name__
 
 
-def _refuse(audit: Audit, vouch: Vouch) -> None:
-    for name in sorted(audit.opaque - set(vouch)):
+def _refuse(refused: Sequence[Step], program: Program, rules: Sequence[ReluRule]) -> None:
+    """Raise for what gates values and is no ReLU, or is one that a rule cannot act on."""
+    names = {custom_name(step) for step in refused}
+    for name in sorted(custom_name(step) for step in refused if step.name in CUSTOM):
         raise hidden(name)
-    if audit.spelled:
-        raise spelled(audit.spelled, "jax.nn.relu")
+    if names:
+        raise spelled(names, "jax.nn.relu")
+    for step in program.steps():
+        if any(value.gate is not None and value.gate.x is None for value in step.outputs):
+            for rule in rules:
+                if rule.needs_every_relu and (rule.reads_values or not rule.is_shut_by_gate):
+                    raise OpaqueRegionError(
+                        f"the {rule.name} rule needs the input of every ReLU; received one spelled as arithmetic, with "
+                        f"{step.name}. Write it as jax.nn.relu."
+                    )
 
 
 def _model_error(error: Exception, images: Sequence[jax.Array]) -> ModelError:

@@ -16,6 +16,7 @@ def count(block: Block, rule: ReluRule) -> Counts:
     for step in block.steps:
         if not step.is_on_path or step.is_inside or step.is_part:
             continue
+        counts["relu", rule.name] += sum(value.gate is not None for value in step.outputs)
         if step.relu is not None:
             counts[step.relu.name, rule.name] += 1
         elif step.activation is not None:
@@ -24,7 +25,7 @@ def count(block: Block, rule: ReluRule) -> Counts:
             counts.update(_inside(step, rule))
         elif (name := _listed_as(step)) is not None:
             counts[name, PLAIN.name] += 1
-    return counts
+    return +counts
 
 
 def _listed_as(step: Step) -> str | None:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jax.extend import core
 
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.jax.operations import JITTED, OPERATIONS
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import no_layer
@@ -43,6 +44,7 @@ class Value:
         depends: whether it is computed from the images.
         carries: whether a gradient flows through it to the images.
         is_live: whether a gradient flows to it from the output.
+        gate: how it is a ReLU that no single operation is, or None.
     """
 
     aval: Shaped
@@ -55,6 +57,26 @@ class Value:
     depends: bool = False
     carries: bool = False
     is_live: bool = False
+    gate: "Gate | None" = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Gate:
+    """How a value is a ReLU of another, or a multiple of one, though no single operation there is a ReLU.
+
+    Attributes:
+        closed: where it has this value the gate is closed; an array that broadcasts against it.
+        slack: how far rounding may have put it from there.
+        x: what it is the ReLU of, if all gradients to it come through that; else None.
+        slope: the multiple of x that it is where the gate is open, if that is one number; else None.
+        is_at_zero: whether the gate is closed up to x = 0 at least: then x tells it, which rounding leaves alone.
+    """
+
+    closed: NumpyArray
+    slack: float
+    x: Value | None = None
+    slope: float | None = None
+    is_at_zero: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guided_backprop.backends.jax.program import REBUILT, REMATS, Activation, Block, Relu, Step, Value
+from guided_backprop.backends.jax.program import REBUILT, REMATS, Activation, Block, Gate, Relu, Step, Value
 from guided_backprop.backends.jax.relus import custom_name
 from guided_backprop.errors import OpaqueRegionError
 from guided_backprop.rules import GUIDED, Guided, Plain, ReluRule
@@ -46,6 +46,9 @@ class Runner:
                 operands = [self.read(value, values) for value in step.inputs]
                 results = self._step(step, operands)
             values.update(zip(step.outputs, results, strict=True))
+            for value in step.outputs:
+                if value.gate is not None:
+                    values[value] = self._gated(value.gate, values[value], values)
         return values
 
     def read(self, value: Value, values: dict[Value, Array]) -> Array:
@@ -95,6 +98,16 @@ class Runner:
             return y
 
         return _ruled(self._rule, forward, x, operands, cap)
+
+    def _gated(self, gate: Gate, y: Array, values: dict[Value, Array]) -> Array:
+        """Return y, which is a ReLU though no operation there is one; going back, the rule says what leaves."""
+        if type(self._rule) is Plain:
+            return y
+        if gate.x is None or gate.slope is None:
+            return _closed_behind(self._rule, gate, y)
+        # What made y is left out on the way back: at a root of 0 it has no derivative.
+        y = jax.lax.stop_gradient(y)
+        return _ruled_slope(self._rule, gate, gate.slope, self.read(gate.x, values), y)
 
     def _custom(self, step: Step, operands: list[Array]) -> Array:
         """Run a ReLU that brings a derivative of its own, which is then its forward gate."""
@@ -157,6 +170,45 @@ def _ruled(rule: ReluRule, forward: Callable[..., Array], x: Array, others: list
     return ruled(x, others, cap)
 
 
+def _is_closed(gate: Gate, y: Array) -> Array:
+    closed = jnp.asarray(gate.closed, y.dtype)
+    return y == closed if gate.slack == 0 else jnp.abs(y - closed) <= gate.slack
+
+
+def _closed_behind(rule: ReluRule, gate: Gate, y: Array) -> Array:
+    """Return y; going back, the rule closes what arrives, and what made y applies its own derivative."""
+
+    def back(is_closed: Array, g: Array) -> tuple[Array]:
+        return (rule.leaving(g, jnp.where(is_closed, jnp.zeros_like(g), g), None, None, jnp),)
+
+    ruled = jax.custom_vjp(lambda y: y)
+    ruled.defvjp(lambda y: (y, _is_closed(gate, y)), back)
+    return ruled(y)  # type: ignore[no-any-return]
+
+
+def _ruled_slope(rule: ReluRule, gate: Gate, slope: float, x: Array, y: Array) -> Array:
+    """Return y, a multiple of a ReLU of x, or of -x; going back, what leaves the ReLU goes to x."""
+    size, sign = abs(slope), 1.0 if slope > 0 else -1.0
+
+    def keep(x: Array, y: Array) -> tuple[Array, Kept]:
+        is_open = y != jnp.asarray(gate.closed, y.dtype) if gate.is_at_zero else ~_is_closed(gate, y)
+        is_open = is_open & (sign * x.reshape(y.shape) > 0) if gate.is_at_zero else is_open
+        kept = (sign * x.reshape(y.shape), y / size) if rule.reads_values else (None, None)
+        return y, (is_open, kept)
+
+    def back(kept: Kept, g: Array) -> tuple[Array, Array]:
+        is_open, (before, after) = kept
+        g = size * g if size != 1.0 else g
+        derived = jnp.where(is_open, g, jnp.zeros_like(g))
+        left = rule.leaving(g, derived, before, after, jnp)
+        return (sign * left).reshape(shape).astype(dtype), jnp.zeros_like(g)
+
+    shape, dtype = x.shape, x.dtype
+    ruled = jax.custom_vjp(lambda x, y: y)
+    ruled.defvjp(keep, back)
+    return ruled(x, y)  # type: ignore[no-any-return]
+
+
 def _ruled_derivative(
     rule: ReluRule, name: str, forward: Callable[..., Array], carrying: list[Array], others: list[Array]
 ) -> Array:
@@ -217,7 +269,10 @@ def _summed_to(g: Array, shape: tuple[int, ...]) -> Array:
 def _has_activation(block: Block) -> bool:
     """Tell whether there is something in a block that a rule may act on."""
     return any(
-        step.relu is not None or step.activation is not None or any(map(_has_activation, step.blocks))
+        step.relu is not None
+        or step.activation is not None
+        or any(value.gate is not None for value in step.outputs)
+        or any(map(_has_activation, step.blocks))
         for step in block.steps
     )
 

@@ -1,0 +1,424 @@
+"""Judges by values what may hide a ReLU: which values are ReLUs that no single operation is, and which are none.
+
+The program is run once on the first images, and on others where those are no evidence. What is found holds for the
+program from then on.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.jax.program import CUSTOM, Block, Gate, Program, Step, Value
+from guided_backprop.backends.jax.relus import Facts
+from guided_backprop.backends.jax.taint import Nominee, Taint
+from guided_backprop.backends.jax.watch import Asked, Values, steps_between, watched
+from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.spelling import Verdict, judge, other_images
+
+# Never below 0, whatever they are made of; and not below 0 if what they are made of is not.
+_POSITIVE = frozenset("abs cosh exp exp2 logsumexp norm relu relu6 sigmoid softmax softplus".split())
+_KEEPING = frozenset(
+    """
+    add avg_pool broadcast cast concatenate conv copy cumsum div expm1 flip gather log1p mark matmul max max_pool min
+    minimum mul pad pow prod reshape rsqrt scatter slice sort split sqrt squeeze stack sum transpose where
+    """.split()
+)
+_CHOSEN_BY_SIZE = frozenset({"maximum", "clamp"})
+_EXPLICIT = frozenset({"clamp", "minimum"})
+_ENDS = ((np.min, np.inf), (np.max, -np.inf))
+_DEEPEST = 40
+# The images themselves, and two that are made of them.
+_MOST_LOOKS = 3
+# How far values, and derivatives of 0, may be off.
+_ROUNDING, _NEARLY = 1e-3, 1e-5
+
+
+class _Finding(Enum):
+    PLAIN = auto()
+    GUIDED = auto()
+    CONCAVE = auto()
+    REFUSED = auto()
+
+
+@dataclass
+class Findings:
+    """What values say of a program.
+
+    Attributes:
+        gates: the values that are ReLUs, and how.
+        spelled: steps that gate values, though not as a ReLU does, or not for sure.
+    """
+
+    gates: dict[Value, Gate] = field(default_factory=dict)
+    spelled: list[Step] = field(default_factory=list)
+
+
+class Judge:
+    """Judges one program.
+
+    Args:
+        program: the program.
+        facts: what is known of its values.
+        vouch: the places that are excused.
+        images: the first images, one array for each input.
+    """
+
+    def __init__(self, program: Program, facts: Facts, vouch: Vouch, images: Sequence[jax.Array]) -> None:
+        self._program, self._facts, self._vouch = program, facts, vouch
+        self._images = images
+        self._looks: list[dict[Asked, NumpyArray | None]] = []
+        self._nominees: dict[Value, Nominee] = {}
+        self._runs: dict[tuple[Asked, ...], Values] = {}
+
+    def findings(self) -> Findings:
+        """Judge what is nominated, in the order in which it is computed: behind a ReLU there is less to judge."""
+        found, concave = Findings(), dict[Value, Nominee]()
+        self._nominees = nominees = self._nominated(found)
+        for y, nominee in self._nominees.items():
+            if y not in nominees:
+                continue
+            finding, gate = self._judge(y, nominee)
+            if gate is not None and finding is _Finding.GUIDED:
+                found.gates[y] = gate
+                nominees = self._nominated(found)
+            elif finding is _Finding.CONCAVE:
+                concave[y] = nominee
+            elif finding is _Finding.REFUSED or self._has_zeros_in_bound(nominee.step):
+                found.spelled.append(nominee.step)
+        for y, nominee in concave.items():
+            is_explicit = nominee.step.word in _EXPLICIT
+            if not is_explicit and not any(self._leads(y, gate) for gate in found.gates):
+                found.spelled.append(nominee.step)
+        return found
+
+    def _has_zeros_in_bound(self, step: Step) -> bool:
+        """Tell a maximum that is a ReLU in some places: there may be few of them."""
+        return step.word in _CHOSEN_BY_SIZE and any(map(self._facts.is_partly_zero, step.inputs[:2]))
+
+    def _nominated(self, found: Findings) -> dict[Value, Nominee]:
+        taint = Taint(self._facts, self._vouch, found.gates)
+        taint.visit(self._program.block)
+        return taint.nominees
+
+    def _leads(self, value: Value, gate: Value) -> bool:
+        block = self._nominees[gate].block
+        return self._nominees[value].block is not block or bool(steps_between(value, gate, block))
+
+    def _judge(self, y: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
+        """Judge a value as a ReLU of each candidate; best is one that all gradients come through."""
+        worst, found = _Finding.PLAIN, None
+        for x in nominee.candidates:
+            finding, gate = self._judge_as(y, x, nominee)
+            if gate is not None and finding is _Finding.GUIDED and gate.is_at_zero:
+                return finding, gate
+            found = gate if found is None or (found.x is None and gate is not None) else found
+            if finding.value > worst.value:
+                worst = finding
+        return (worst, None) if found is None else (_Finding.GUIDED, found)
+
+    def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
+        """Judge a value as a ReLU of one candidate."""
+        plain, refused = (_Finding.PLAIN, None), (_Finding.REFUSED, None)
+        verdict, closed, looks = self._verdict(y, x, nominee)
+        if verdict is Verdict.NONE:
+            return plain
+        ys, xs, slopes = self._seen(y, looks), self._seen(x, looks), self._derivative(y, x, looks)
+        if ys is None or xs is None or slopes is None:
+            # No image took this branch.
+            return refused
+        if not slopes.any() or (verdict is Verdict.UNSETTLED and not _may_be_one(ys, xs)):
+            return plain
+        if verdict not in (Verdict.CONVEX, Verdict.CONCAVE) or closed is None or nominee.step.name in CUSTOM:
+            return plain if _is_of_one(nominee.step) else refused
+        gate = _gate_of(y, x, nominee.block, _Seen(ys, xs.reshape(ys.shape), slopes.reshape(ys.shape), closed))
+        if gate is None:
+            return refused
+        return (_Finding.GUIDED, gate) if verdict is Verdict.CONVEX else (_Finding.CONCAVE, None)
+
+    def _verdict(self, y: Value, x: Value, nominee: Nominee) -> tuple[Verdict, NumpyArray | None, int]:
+        """Return what values say, where the gate is closed, and of how many sets of images they are."""
+        verdict, closed, looks = Verdict.UNSETTLED, None, 1
+        for looks in range(1, _MOST_LOOKS + 1):
+            ys, xs = self._seen(y, looks), self._seen(x, looks)
+            if ys is None or xs is None:
+                continue
+            judgement = judge(_snapped(ys, y), xs.reshape(ys.shape), _ROUNDING, is_by_rank=nominee.is_by_rank)
+            verdict, closed = judgement.verdict, judgement.closed
+            if _is_permuted(ys, xs):
+                verdict = Verdict.NONE
+            if verdict is Verdict.UNSETTLED and is_never_negative(x, self._facts):
+                verdict = Verdict.NONE
+            if verdict is not Verdict.UNSETTLED:
+                break
+        return verdict, closed, looks
+
+    def _seen(self, value: Value, looks: int) -> NumpyArray | None:
+        """Return what a value was on so many sets of images, one set behind the other; None if it was not computed."""
+        while len(self._looks) < looks:
+            self._looks.append(self._look(len(self._looks), self._wanted()))
+        return _joined([look[value] for look in self._looks[:looks]])
+
+    def _derivative(self, y: Value, x: Value, looks: int) -> NumpyArray | None:
+        pair = (x, y)
+        return _joined([self._look(number, [pair])[pair] for number in range(looks)])
+
+    def _wanted(self) -> list[Asked]:
+        values = [value for y, nominee in self._nominees.items() for value in (y, *nominee.candidates)]
+        return list(dict.fromkeys(values))
+
+    def _look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
+        """Run the program on the images, the first time; on others that are made of them after that."""
+        places: dict[Asked, Block] = {}
+        for y, nominee in self._nominees.items():
+            for x in nominee.candidates:
+                places |= {y: nominee.block, x: nominee.block, (x, y): nominee.block}
+        key = tuple(asked)
+        if key not in self._runs:
+            self._runs[key] = watched(self._program.block, asked, places)
+        return self._runs[key](self._program.constants, self._inputs(number))
+
+    def _inputs(self, number: int) -> list[jax.Array]:
+        given = [images if number == 0 else _others(images, number - 1) for images in self._images]
+        first = self._program.first
+        if first is None:
+            return given
+        inside = watched(first, [first.outputs[0]], {first.outputs[0]: first})(self._program.constants, given)
+        (value,) = inside.values()
+        return [*given, jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Values of y and x, the derivative of one by the other, and what y is where it is closed."""
+
+    y: NumpyArray
+    x: NumpyArray
+    slopes: NumpyArray
+    closed: NumpyArray
+
+
+def _gate_of(y: Value, x: Value, block: Block, seen: _Seen) -> Gate | None:
+    """Return the gate, if the derivative is that of one: the slope where it is open, and 0 where it is closed.
+
+    At a tie every derivative is right, and the gate is closed.
+    """
+    constant = _one_number(seen.closed)
+    if constant is None and seen.closed.shape[0] != 1:
+        return None
+    closed = seen.closed if constant is None else np.asarray(constant)
+    is_closed = _snapped(seen.y, y) == closed
+    slack = _slack(seen, closed, is_closed, y)
+    is_tie = is_closed & ((seen.x == 0) | (seen.x == _threshold(seen, is_closed)))
+    opened = seen.slopes[~is_closed]
+    if not opened.any():
+        return None
+    steepest = np.abs(opened).max()
+    if (np.abs(seen.slopes[is_closed & ~is_tie]) > _NEARLY * steepest).any() or not _is_straight(seen, ~is_closed):
+        return None
+    slope = float(np.median(opened))
+    is_one = bool((np.abs(opened - slope) <= _NEARLY * steepest).all())
+    if not (is_one and is_gateway(x, y, block)):
+        return Gate(closed, slack)
+    side = np.sign(slope) * seen.x
+    is_at_zero = bool(side[is_closed].min() < 0) and not (side[~is_closed] <= 0).any()
+    return Gate(closed, slack, x, slope, is_at_zero=is_at_zero)
+
+
+def _slack(seen: _Seen, closed: NumpyArray, is_closed: NumpyArray, y: Value) -> float:
+    """Return how far rounding may leave a closed value from its constant: compiled otherwise, it is rounded otherwise.
+
+    What a mask closes is left at nothing at all.
+    """
+    left = float(np.abs(seen.y - closed)[is_closed].max(initial=0.0))
+    is_sum = y.step is not None and y.step.kind is Kind.LINEAR and y.step.word != "mul"
+    steepest = float(np.abs(seen.slopes).max(initial=0.0))
+    size = max(np.abs(seen.y[np.isfinite(seen.y)]).max(initial=0.0), steepest * np.abs(seen.x).max(initial=0.0))
+    return max(4 * left, 2 * float(jnp.finfo(y.aval.dtype).eps) * float(size) if is_sum else 0.0)  # type: ignore[no-untyped-call]
+
+
+def _is_of_one(step: Step) -> bool:
+    """Tell a curve, or sums and multiples, of one value: where that is no gate there is nothing to multiply with."""
+    return step.kind in (Kind.SMOOTH, Kind.LINEAR) and sum(value.depends for value in step.inputs) == 1
+
+
+def _step(values: NumpyArray, value: Value) -> float:
+    """Return what values are known to: compiled, a sum of two opposite numbers is not always 0."""
+    finite = np.abs(values[np.isfinite(values)])
+    eps = float(jnp.finfo(value.aval.dtype).eps)  # type: ignore[no-untyped-call]
+    return 32 * eps * float(finite.max(initial=0.0))
+
+
+def _snapped(values: NumpyArray, value: Value) -> NumpyArray:
+    """Return values without what rounding may have left of them."""
+    step = _step(values, value)
+    snapped: NumpyArray = values if step == 0 else np.round(values / step) * step + 0.0
+    return snapped
+
+
+def _threshold(seen: _Seen, is_closed: NumpyArray) -> float:
+    """Return the value of x that closed and open meet at."""
+    closed, opened = seen.x[is_closed], seen.x[~is_closed]
+    return float(closed.max() if opened.size and closed.max() <= opened.min() else closed.min())
+
+
+def _is_straight(seen: _Seen, is_open: NumpyArray) -> bool:
+    """Tell whether, by channel or by position, the derivative is that of a straight line through the values."""
+    kept = [axis for axis in range(seen.y.ndim) if axis and (axis in (1, seen.y.ndim - 1) or seen.closed.size > 1)]
+    summed = [axis for axis in range(seen.y.ndim) if axis not in kept]
+    shape = [seen.y.shape[axis] for axis in kept]
+    rows = [
+        np.transpose(each, [*kept, *summed]).reshape(int(np.prod(shape)), -1)
+        for each in (seen.y, seen.x, seen.slopes, is_open)
+    ]
+    for *row, opened in zip(*rows, strict=True):
+        y, x, slopes = (each[opened] for each in row)
+        if y.size < 2:
+            continue
+        first, last = x.argmin(), x.argmax()
+        rise = x[last] - x[first]
+        steep = slopes if rise == 0 else (y[last] - y[first]) / rise
+        if (np.abs(slopes - steep) > 10 * _ROUNDING * np.abs(slopes).max()).any():
+            return False
+    return True
+
+
+def is_gateway(x: Value, y: Value, block: Block) -> bool:
+    """Tell whether all gradients from y to the images come through x."""
+    stack, seen = [y], {x}
+    while stack:
+        value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value.step is None or value in block.inputs:
+            return False
+        stack.extend(each for each in value.step.inputs if each.carries)
+    return True
+
+
+def is_never_negative(value: Value, facts: Facts, depth: int = _DEEPEST) -> bool:
+    """Tell whether no number of a value is below 0, by what makes it."""
+    while value.outer is not None or value.stack is not None:
+        value = value.outer or value.stack or value
+    if not value.depends:
+        known = facts.known(value)
+        return known is not None and not (np.asarray(known) < 0).any()
+    step = value.step
+    if step is None or depth == 0:
+        return False
+    if step.relu is not None or value.gate is not None or step.exponent in (2.0, 4.0):
+        return True
+    if step.activation is not None or step.word in _POSITIVE:
+        word = step.word if step.activation is None else step.activation.name
+        return word in _POSITIVE or (word == "maximum" and step.kind is not Kind.CLIP)
+    if step.word == "mul" and step.inputs[0] is step.inputs[1]:
+        return True
+    if step.word in _CHOSEN_BY_SIZE:
+        return any(is_never_negative(each, facts, depth - 1) for each in step.inputs[:2])
+    operands = step.inputs[1:] if step.word == "where" else step.inputs[:1] if step.word == "gather" else step.inputs
+    operands = [each for each in operands if jnp.issubdtype(each.aval.dtype, jnp.floating)]
+    return step.word in _KEEPING and all(is_never_negative(each, facts, depth - 1) for each in operands)
+
+
+def _is_permuted(y: NumpyArray, x: NumpyArray) -> bool:
+    """Tell whether values are the same in another order: to select closes nothing."""
+    y, x = y.ravel(), x.ravel()
+    return not np.array_equal(y, x) and np.array_equal(np.sort(y), np.sort(x))
+
+
+def _may_be_one(y: NumpyArray, x: NumpyArray) -> bool:
+    """Tell whether y is one constant, or a multiple of x by channel or by position: the rest is no ReLU's open side."""
+    if (y == y.flat[0]).all():
+        return True
+    ratios = np.divide(y, x.reshape(y.shape), out=np.full(y.shape, np.nan), where=x.reshape(y.shape) != 0)
+    for kept in ((), *((axis,) for axis in {1, y.ndim - 1} if 0 < axis < y.ndim), tuple(range(1, y.ndim))):
+        axes = tuple(axis for axis in range(y.ndim) if axis not in kept)
+        with np.errstate(all="ignore"):
+            low, high = (how(ratios, axis=axes, initial=far, where=~np.isnan(ratios)) for how, far in _ENDS)
+            if not (high - low > _ROUNDING * np.abs(high)).any():
+                return True
+    return False
+
+
+def _one_number(closed: NumpyArray) -> float | None:
+    known = closed[~np.isnan(closed)]
+    return float(known[0]) if known.size and (known == known[0]).all() else None
+
+
+def _joined(looks: Sequence[NumpyArray | None]) -> NumpyArray | None:
+    computed = [values for values in looks if values is not None]
+    return np.concatenate([np.atleast_1d(values) for values in computed]) if computed else None
+
+
+def _others(images: jax.Array, number: int) -> jax.Array:
+    """Return other images of the same kind; integers stay what they are."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        return images
+    others: Iterator[NumpyArray] = other_images(np.asarray(images, np.float64))
+    # Of several sizes as well: of two values alone nothing can be told.
+    sizes = 1 + 0.5 * np.sin(np.arange(images.size, dtype=np.float64)).reshape(images.shape)
+    return jnp.asarray([*others][number] * sizes, images.dtype)
+
+
+def numbered(program: Program) -> dict[Value, int]:
+    """Return the results of all steps, numbered: two programs that are alike have the same."""
+    numbers: dict[Value, int] = {}
+    for value in _all_values(program):
+        numbers.setdefault(value, len(numbers))
+    return numbers
+
+
+def _all_values(program: Program) -> Iterator[Value]:
+    yield from program.block.inputs
+    for step in program.steps():
+        for block in step.blocks:
+            yield from block.inputs
+        yield from step.outputs
+
+
+@dataclass(frozen=True)
+class Record:
+    """Findings that hold for all programs that are alike: values and steps by their numbers.
+
+    Attributes:
+        gates: for each gate the number of its value, what it is where it is closed and how far off, the number of x,
+            the slope, and whether it opens at 0.
+        spelled: the numbers of the first results of steps that are refused.
+    """
+
+    gates: tuple[tuple[int, NumpyArray, float, int | None, float | None, bool], ...]
+    spelled: tuple[int, ...]
+
+    @classmethod
+    def of(cls, program: Program, facts: Facts, vouch: Vouch, images: Sequence[jax.Array]) -> "Record":
+        """Judge a program on these images."""
+        numbers, found = numbered(program), Judge(program, facts, vouch, images).findings()
+        gates = (
+            (
+                numbers[y],
+                gate.closed,
+                gate.slack,
+                None if gate.x is None else numbers[gate.x],
+                gate.slope,
+                gate.is_at_zero,
+            )
+            for y, gate in found.gates.items()
+        )
+        return cls(tuple(gates), tuple(numbers[step.outputs[0]] for step in found.spelled))
+
+    def mark(self, program: Program) -> list[Step]:
+        """Note the gates on the values of a program; return the steps that are refused."""
+        values = list(numbered(program))
+        for y, closed, slack, x, slope, is_at_zero in self.gates:
+            values[y].gate = Gate(closed, slack, None if x is None else values[x], slope, is_at_zero=is_at_zero)
+        return [step for number in self.spelled if (step := values[number].step) is not None]
+
+    def key(self) -> Hashable:
+        """Return what two records that say the same have in common."""
+        return tuple((y, closed.tobytes(), closed.shape, *rest) for y, closed, *rest in self.gates)

@@ -1,0 +1,268 @@
+"""Nominates what may hide a ReLU: by where values come from, before anything is run.
+
+For a ReLU without an operation that is one, either values are chosen among by their size, or something of the images
+that carries no gradient (a comparison, an index, a detached value) meets a value that carries one. Both are followed:
+what was touched is *tainted*, through everything, until a ReLU that the rule guides. What is made of something tainted
+is nominated, and judged by its values. Where nothing is nominated nothing is run.
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.jax.program import CUSTOM, REBUILT, Block, Step, Value
+from guided_backprop.backends.jax.relus import Facts, custom_name
+from guided_backprop.backends.operations import Kind
+
+_CHOOSING = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
+#: Curves that a size can be told by: the root of a square, the angle of a number, a singular value.
+_BENT = frozenset("acos acosh asin atan2 cbrt cholesky eig log lu pow qr rsqrt sqrt svd".split())
+#: Composite activations that are choices themselves.
+_OPEN_COMPOSITES = frozenset({"clamp", "norm"})
+_GUARD = "maximum"
+#: What compares values with each other alone.
+_RANKS = frozenset("argmax argmin max max_pool min sort".split())
+_COMPARISONS = frozenset("equal greater greater_equal less less_equal not_equal".split())
+_MOVING = frozenset({"concatenate", "gather", "pad", "scatter", "where"})
+_SCALING = frozenset({"add", "div", "mul", "neg", "sub"})
+#: What has no value, or no derivative, for some numbers.
+_UNDEFINED = frozenset({"log", "pow", "rsqrt", "sqrt"})
+_FARTHEST = 64
+
+
+class Level(IntEnum):
+    """How far a value is tainted."""
+
+    CLEAN = 0
+    #: Values were compared with each other, and with no constant.
+    BY_RANK = 1
+    TAINTED = 2
+
+
+class Nominee(NamedTuple):
+    """A value that may be a ReLU of another.
+
+    Attributes:
+        step: what makes it.
+        block: where.
+        candidates: what it may be the ReLU of: as many numbers, in the same block.
+        is_by_rank: whether nothing was compared with a constant.
+    """
+
+    step: Step
+    block: Block
+    candidates: tuple[Value, ...]
+    is_by_rank: bool
+
+
+class Taint:
+    """What is tainted in a program.
+
+    Args:
+        facts: what is known of its values.
+        vouch: the places that are excused.
+        ended: values that are guided ReLUs, by the judgement.
+
+    Attributes:
+        nominees: what has to be judged, in the order in which it is computed.
+    """
+
+    def __init__(self, facts: Facts, vouch: Vouch, ended: Iterable[Value] = ()) -> None:
+        self.nominees: dict[Value, Nominee] = {}
+        self._facts, self._vouch, self._ended = facts, vouch, frozenset(ended)
+        self._levels: dict[Value, Level] = {}
+        self._origins: dict[Value, frozenset[Value]] = {}
+        self._blocks: dict[Value, Block] = {}
+        self._order: dict[Value, int] = {}
+
+    def visit(self, block: Block) -> None:
+        """Follow the taint through a block, in the order in which its steps run."""
+        self._enlist(block.inputs, block)
+        for step in block.steps:
+            self._enlist(step.outputs, block)
+            if any(value.depends for value in step.inputs):
+                self._follow(step, block)
+
+    def _enlist(self, values: Sequence[Value], block: Block) -> None:
+        for value in values:
+            self._blocks[value] = block
+            self._order.setdefault(value, len(self._order))
+
+    def level(self, value: Value) -> Level:
+        """Return how far a value is tainted."""
+        return self._levels.get(value, Level.CLEAN)
+
+    def _follow(self, step: Step, block: Block) -> None:
+        inside = self._visit_inside(step)
+        if _ends(step) or custom_name(step) in self._vouch or step.name in self._vouch:
+            return
+        level = max(map(self.level, step.inputs))
+        origins = frozenset[Value]().union(*(self._origins.get(value, ()) for value in step.inputs))
+        starts = self._starts(step)
+        if starts or inside:
+            origins |= {value for value in step.inputs if value.carries}
+        level = max(level, starts, inside)
+        if level is Level.CLEAN:
+            return
+        for value in step.outputs:
+            if not value.depends or value in self._ended:
+                continue
+            self._levels[value], self._origins[value] = level, origins
+            if value.carries and value.is_live and not self._is_excused(step):
+                self._nominate(value, step, block)
+
+    def _is_excused(self, step: Step) -> bool:
+        """Tell whether it is known what a step is, whatever is made of its results."""
+        return step.is_inside or step.is_part or _is_guard(step) or self._is_clip(step) or self._is_nan_guard(step)
+
+    def _is_clip(self, step: Step) -> bool:
+        """Tell an explicit clamp by numbers: a ReLU has been found by them already."""
+        is_clip = step.kind is Kind.CLIP or (step.activation is not None and step.activation.name == "clamp")
+        bounds = [value for value in step.inputs if not value.depends]
+        return is_clip and bool(bounds or step.jitted) and all(map(self._facts.is_uniform, bounds))
+
+    def _is_nan_guard(self, step: Step) -> bool:
+        """Tell ``where(x > 0, sqrt(x), 0)``, and the root of ``where(x > 0, x, 1)``; a logarithm likewise."""
+        if step.word in _UNDEFINED and step.inputs[0].step is not None:
+            return self._is_nan_guard(step.inputs[0].step)
+        if step.word != "where" or not any(map(self._facts.is_uniform, step.inputs[1:])):
+            return False
+        uses = step.outputs[0].uses
+        cases = [each.step for each in step.inputs[1:] if each.carries and each.step is not None]
+        return (bool(uses) and all(use.word in _UNDEFINED for use in uses)) or any(
+            case.word in _UNDEFINED for case in cases
+        )
+
+    def _starts(self, step: Step) -> Level:
+        """Return how far a step taints what it makes of values that carry a gradient."""
+        carrying = [value for value in step.inputs if value.carries]
+        if not carrying or _is_guard(step):
+            return Level.CLEAN
+        is_cut = any(value.depends and not value.carries for value in step.outputs)
+        if not is_cut and not self._chooses(step):
+            return Level.CLEAN
+        is_by_rank = (step.word in _RANKS and not any(map(self._has_constants, carrying))) or (
+            step.word in _COMPARISONS and all(v.depends and not self._facts.is_zero(v) for v in step.inputs)
+        )
+        return Level.BY_RANK if is_by_rank else Level.TAINTED
+
+    def _chooses(self, step: Step) -> bool:
+        if step.activation is not None:
+            return step.activation.name in _OPEN_COMPOSITES
+        is_whole_power = step.exponent is not None and step.exponent >= 0
+        return step.kind in _CHOOSING or (step.word in _BENT and not is_whole_power)
+
+    def _has_constants(self, value: Value, depth: int = _FARTHEST) -> bool:
+        """Tell whether a constant was put beside the values, or in the place of some."""
+        step = value.step
+        if step is None or depth == 0 or not (step.kind is Kind.MOVES or step.word in _MOVING):
+            return False
+        if len(step.inputs) > 1 and any(not v.depends and _is_floating(v) for v in step.inputs):
+            return True
+        return any(self._has_constants(each, depth - 1) for each in step.inputs if each.depends)
+
+    def _visit_inside(self, step: Step) -> Level:
+        """Follow the taint through what a step holds; return how far that taints its results."""
+        if step.name in CUSTOM and step.blocks and step.jitted is None:
+            # What a custom function computes is seen, and not what its derivative is: it is judged as a whole.
+            inside = Taint(self._facts, self._vouch)
+            inside.visit(step.blocks[0])
+            is_suspect = bool(inside.nominees) or any(map(inside.level, step.blocks[0].outputs))
+            return Level.TAINTED if is_suspect else Level.CLEAN
+        if step.name not in REBUILT or not step.blocks:
+            return Level.CLEAN
+        level = Level.CLEAN
+        for block in step.blocks:
+            self._enter(step, block)
+            level = max([level, *map(self.level, block.outputs)])
+        return level
+
+    def _enter(self, step: Step, block: Block) -> None:
+        """Let a block begin with what is tainted outside of it; a loop goes on until nothing changes."""
+        outer = step.inputs[1:] if step.word == "cond" else step.inputs
+        sources = outer if len(outer) == len(block.inputs) else [None] * len(block.inputs)
+        for value, source in zip(block.inputs, sources, strict=True):
+            if source is not None:
+                self._raise(value, self.level(source))
+        self.visit(block)
+        if step.word == "scan":
+            start, carried = step.eqn.params["num_consts"], step.eqn.params["num_carry"]
+            pairs = list(zip(block.inputs[start : start + carried], block.outputs[:carried], strict=True))
+            while sum(self._raise(value, self.level(result)) for value, result in pairs):
+                self.visit(block)
+
+    def _raise(self, value: Value, level: Level) -> bool:
+        """Taint a value at least so far; tell whether that changed anything."""
+        has_changed = level > self.level(value)
+        if has_changed:
+            self._levels[value] = level
+            self._origins[value] = frozenset({value} if value.carries else ())
+        return has_changed
+
+    def _nominate(self, y: Value, step: Step, block: Block) -> None:
+        starts = [*(value for value in step.inputs if value.carries), *self._origins[y]]
+        size, same = int(np.prod(y.aval.shape)), _same_as(y)
+        candidates = [
+            value
+            for value in self._moved_from([self._inside(value, block) for value in starts], block)
+            if value not in same and value.carries and _is_floating(value) and int(np.prod(value.aval.shape)) == size
+        ]
+        if candidates and _is_floating(y):
+            is_by_rank = self.level(y) is Level.BY_RANK
+            # The first that is computed comes first: it is what the others were made of.
+            ordered = sorted(dict.fromkeys(candidates), key=self._order.__getitem__)
+            self.nominees[y] = Nominee(step, block, tuple(ordered), is_by_rank)
+
+    def _inside(self, value: Value, block: Block) -> Value:
+        """Return what a value from outside of a block is inside of it, if it comes in."""
+        return next((each for each in block.inputs if value in (each.outer, each.stack)), value)
+
+    def _moved_from(self, values: Sequence[Value], block: Block) -> list[Value]:
+        """Return the values of a block, and what they are made of by steps that only move or scale values."""
+        found: dict[Value, None] = {}
+        stack = list(values)[::-1]
+        while stack and len(found) < _FARTHEST:
+            value = stack.pop()
+            if value in found or self._blocks.get(value) is not block:
+                continue
+            found[value] = None
+            if value.step is not None and _passes(value.step):
+                stack.extend(each for each in value.step.inputs if each.carries)
+        return list(found)
+
+
+def _passes(step: Step) -> bool:
+    """Tell whether a step only moves values, or takes multiples and sums of one value with constants."""
+    is_scaling = step.word in _SCALING and sum(value.depends for value in step.inputs) == 1
+    return is_scaling or step.kind is Kind.MOVES or step.word in _MOVING
+
+
+def _same_as(value: Value) -> set[Value]:
+    """Return the values that one is a mere copy of, in whatever shape: none of them is gated."""
+    same = {value}
+    while value.step is not None and value.step.kind is Kind.MOVES:
+        depending = [each for each in value.step.inputs if each.depends]
+        if len(depending) != 1:
+            break
+        (value,) = depending
+        same.add(value)
+    return same
+
+
+def _ends(step: Step) -> bool:
+    """Tell whether a step is an activation as a whole: what comes out is that activation's."""
+    if step.relu is not None:
+        return True
+    return step.activation is not None and step.activation.name not in {*_OPEN_COMPOSITES, _GUARD}
+
+
+def _is_guard(step: Step) -> bool:
+    return step.activation is not None and step.activation.name == _GUARD
+
+
+def _is_floating(value: Value) -> bool:
+    return bool(jnp.issubdtype(value.aval.dtype, jnp.floating))

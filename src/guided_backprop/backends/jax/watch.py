@@ -1,0 +1,186 @@
+"""Runs a program once to see values inside of it: those of loops for all their turns, and derivatives between two."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.jax.program import REMATS, Block, Step, Value
+
+#: A value, or what the second is differentiated by.
+Asked = Value | tuple[Value, Value]
+#: For each that was asked for: its values, and whether they were computed, each with an axis for each loop around it.
+Found = dict[Asked, tuple[Array, Array]]
+
+
+class Watch:
+    """Runs blocks as they are, and keeps what is asked for.
+
+    Args:
+        constants: the arrays that the model closed over.
+        asked: the values, and the pairs ``(x, y)`` of which the derivative of y by x is wanted.
+        places: the block that each is in.
+    """
+
+    def __init__(self, constants: Sequence[Array], asked: Iterable[Asked], places: Mapping[Asked, Block]) -> None:
+        self._constants = constants
+        self._asked: dict[int, list[Asked]] = {}
+        for each in asked:
+            self._asked.setdefault(id(places[each]), []).append(each)
+
+    def run(self, block: Block, inputs: Sequence[Array]) -> tuple[dict[Value, Array], Found]:
+        """Run a block; return all its values, and what was asked for of it and of the blocks inside."""
+        values: dict[Value, Array] = dict(zip(block.inputs, inputs, strict=True))
+        found: Found = {}
+        for step in block.steps:
+            operands = [self._read(value, values) for value in step.inputs]
+            results = self._step(step, operands, found) if self._holds(step) else step.run(operands)
+            values.update(zip(step.outputs, results, strict=True))
+        for each in self._asked.get(id(block), ()):
+            kept = self._derivative(*each, block, values) if isinstance(each, tuple) else values[each]
+            found[each] = kept, jnp.ones((), bool)
+        return values, found
+
+    def _read(self, value: Value, values: Mapping[Value, Array]) -> Array:
+        if value.literal is not None:
+            return jnp.asarray(value.literal, value.aval.dtype)
+        return self._constants[value.constant] if value.constant is not None else values[value]
+
+    def _holds(self, step: Step) -> bool:
+        """Tell whether something is asked for inside of a step."""
+        return any(id(block) in self._asked or any(map(self._holds, block.steps)) for block in step.blocks)
+
+    def _step(self, step: Step, operands: list[Array], found: Found) -> list[Array]:
+        if step.word == "scan":
+            return self._scan(step, operands, found)
+        if step.word == "cond":
+            return self._cond(step, operands, found)
+        if step.name in REMATS:
+            results, inner = self._block(step.blocks[0], operands)
+            found.update(inner)
+            return list(results)
+        return step.run(operands)
+
+    def _block(self, block: Block, operands: Sequence[Array]) -> tuple[list[Array], Found]:
+        values, found = self.run(block, operands)
+        return [self._read(value, values) for value in block.outputs], found
+
+    def _scan(self, step: Step, operands: list[Array], found: Found) -> list[Array]:
+        params = step.eqn.params
+        start, carried = params["num_consts"], params["num_carry"]
+        keys: list[Asked] = []
+
+        def turn(carry: Any, slices: Any) -> Any:
+            results, inner = self._block(step.blocks[0], [*operands[:start], *carry, *slices])
+            keys[:] = list(inner)
+            return tuple(results[:carried]), (tuple(results[carried:]), tuple(inner.values()))
+
+        first = tuple(operands[start : start + carried])
+        last, (stacked, kept) = jax.lax.scan(
+            turn, first, tuple(operands[start + carried :]), length=params["length"], reverse=params["reverse"]
+        )
+        found.update(zip(keys, kept, strict=True))
+        return [*last, *stacked]
+
+    def _cond(self, step: Step, operands: list[Array], found: Found) -> list[Array]:
+        """Keep what the branch that is taken computes; zeros stand for the others."""
+        shapes = [jax.eval_shape(partial(self._kept, block), *operands[1:]) for block in step.blocks]
+
+        def branch(number: int) -> Callable[..., Any]:
+            def taken(*given: Array) -> Any:
+                results, inner = self._block(step.blocks[number], given)
+                zeros = [jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shape) for shape in shapes]
+                zeros[number] = list(inner.values())
+                return tuple(results), zeros
+
+            return taken
+
+        results, kept = jax.lax.switch(operands[0], [branch(n) for n in range(len(step.blocks))], *operands[1:])
+        for block, values in zip(step.blocks, kept, strict=True):
+            found.update(zip(self._keys(block), values, strict=True))
+        return list(results)
+
+    def _kept(self, block: Block, *given: Array) -> list[tuple[Array, Array]]:
+        return list(self._block(block, given)[1].values())
+
+    def _keys(self, block: Block) -> list[Asked]:
+        """Return what is asked for of a block, in the order in which running it finds that."""
+        steps = [step for step in block.steps if self._holds(step) and _is_entered(step)]
+        inside = [key for step in steps for inner in step.blocks for key in self._keys(inner)]
+        return [*inside, *self._asked.get(id(block), ())]
+
+    def _derivative(self, x: Value, y: Value, block: Block, values: Mapping[Value, Array]) -> Array:
+        """Return what the values of x get of a gradient of ones at y; no gradient passes a ReLU that is guided."""
+        steps = steps_between(x, y, block)
+
+        def of(given: Array) -> Array:
+            inside = {**values, x: given}
+            for step in steps:
+                results = step.run([self._read(value, inside) for value in step.inputs])
+                results = [jax.lax.stop_gradient(each) for each in results] if step.relu is not None else results
+                inside.update(zip(step.outputs, results, strict=True))
+            return inside[y]
+
+        result, back = jax.vjp(of, values[x])
+        (derived,) = back(jnp.ones_like(result))
+        return derived  # type: ignore[no-any-return]
+
+
+def _is_entered(step: Step) -> bool:
+    """Tell whether the values inside of a step can be seen."""
+    return step.word in ("scan", "cond") or step.name in REMATS
+
+
+def steps_between(x: Value, y: Value, block: Block) -> list[Step]:
+    """Return the steps of a block that lead from x to y, in the order in which they run."""
+    reached, leading = {x}, []
+    for step in block.steps:
+        if any(value in reached for value in step.inputs) and x not in step.outputs:
+            reached.update(step.outputs)
+            leading.append(step)
+    needed, kept = {y}, []
+    for step in reversed(leading):
+        if any(value in needed for value in step.outputs):
+            needed.update(step.inputs)
+            kept.append(step)
+    return kept[::-1]
+
+
+#: From constants and images to the values of what is asked for.
+Values = Callable[[Sequence[Array], Sequence[Array]], dict[Asked, NumpyArray | None]]
+
+
+def watched(block: Block, asked: Sequence[Asked], places: Mapping[Asked, Block]) -> Values:
+    """Return a function of constants and images that gives the values of what is asked for, as NumPy.
+
+    Those inside of a loop come turn by turn along axis 0; None is given for what was not computed.
+    """
+    order: list[Asked] = list(asked)
+
+    @jax.jit
+    def run(constants: Sequence[Array], inputs: Sequence[Array]) -> list[tuple[Array, Array] | None]:
+        _, found = Watch(constants, order, places).run(block, inputs)
+        return [found.get(each) for each in order]
+
+    def values(constants: Sequence[Array], inputs: Sequence[Array]) -> dict[Asked, NumpyArray | None]:
+        return {each: _flat(each, kept) for each, kept in zip(order, run(constants, inputs), strict=True)}
+
+    return values
+
+
+def _flat(asked: Asked, kept: tuple[Array, Array] | None) -> NumpyArray | None:
+    """Return values with the turns of all loops along axis 0, those alone that were computed."""
+    if kept is None:
+        return None
+    values, is_computed = np.asarray(kept[0], np.float64), np.asarray(kept[1])
+    shape = (asked[0] if isinstance(asked, tuple) else asked).aval.shape
+    values = values.reshape(-1, *shape)[is_computed.ravel()]
+    if not len(values):
+        return None
+    joined: NumpyArray = values.reshape(-1, *shape[1:])
+    return joined

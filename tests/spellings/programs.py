@@ -1,0 +1,157 @@
+"""Further ways to compute a ReLU, and what is near to one, in JAX alone: in loops, by indices, by a choice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def with_zeros(x, axis=-1):
+    return jnp.stack([x, jnp.zeros_like(x)], axis)
+
+
+def by_index(x):
+    flat = x.ravel()
+    places = jnp.nonzero(flat > 0, size=flat.size, fill_value=flat.size)[0]
+    return jnp.zeros(flat.size + 1, x.dtype).at[places].set(flat[places])[:-1].reshape(x.shape)
+
+
+def rows(x):
+    return jnp.arange(len(x))[:, None]
+
+
+def columns(x):
+    return jnp.arange(x.shape[1])[None]
+
+
+def filled_in_a_loop(x):
+    """The mask is made of what the loop closes over."""
+    return lax.fori_loop(0, x.shape[1], lambda i, y: y.at[:, i].set(x[:, i] * (x[:, i] > 0)), x * 0)
+
+
+def copied_sign(x):
+    return lax.map(lambda s: lax.cond(s > 0, lambda s: s, lambda s: 0.0 * s, s), x.ravel()).reshape(x.shape)
+
+
+#: Each is a ReLU of x ``(N, features)``.
+GUIDED = {
+    "fori_loop that closes over x": filled_in_a_loop,
+    "scan over x": lambda x: lax.scan(lambda carry, s: (carry, jnp.where(s > 0, s, 0)), 0, x)[1],
+    "scan over x and a mask": lambda x: lax.scan(lambda carry, s: (carry, s[0] * s[1]), 0, (x, (x > 0) * 1.0))[1],
+    "scan that carries x": lambda x: lax.scan(lambda carry, s: (jnp.where(carry > 0, carry, 0), s), x, jnp.ones(3))[0],
+    "a mask from a while loop": lambda x: (
+        x * lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, (x > 0) * 1.0), (0, jnp.zeros_like(x)))[1]
+    ),
+    "cond on single values": copied_sign,
+    "at[:].multiply": lambda x: x.at[:].multiply(x > 0),
+    "at[].set": lambda x: x.at[jnp.where(x < 0, rows(x), len(x)), columns(x)].set(0.0, mode="drop"),
+    "at[].get": lambda x: x.at[jnp.where(x > 0, rows(x), len(x)), columns(x)].get(mode="fill", fill_value=0.0),
+    "nonzero and a scatter": by_index,
+    "copysign": lambda x: (x + jnp.copysign(x, 1.0)) / 2,
+    "take_along_axis": lambda x: jnp.take_along_axis(
+        jnp.stack([x * 0, x], -1), (x > 0).astype(int)[..., None], -1
+    ).squeeze(-1),
+    "one_hot": lambda x: (jax.nn.one_hot((x > 0).astype(int), 2) * jnp.stack([x * 0, x], -1)).sum(-1),
+    "argmax": lambda x: x * jnp.argmax(jnp.stack([x * 0, x], -1), -1),
+    "argsort": lambda x: x * jnp.argsort(with_zeros(x), -1)[..., 0],
+    "median": lambda x: jnp.median(jnp.stack([x, x * 0, x * 0 + 1e9], -1), -1),
+    "quantile": lambda x: jnp.quantile(with_zeros(x), 1.0, axis=-1),
+    "cummax": lambda x: lax.cummax(with_zeros(x), x.ndim)[..., 1],
+    "top_k": lambda x: lax.top_k(with_zeros(x), 1)[0][..., 0],
+    "-cummin": lambda x: -lax.cummin(with_zeros(-x), x.ndim)[..., 1],
+    "reduce_window": lambda x: lax.reduce_window(
+        with_zeros(x), -jnp.inf, lax.max, (1, 1, 2), (1, 1, 2), "VALID"
+    ).squeeze(-1),
+    "segment_max": lambda x: jax.ops.segment_max(
+        jnp.concatenate([x.ravel(), x.ravel() * 0]), jnp.tile(jnp.arange(x.size), 2), x.size
+    ).reshape(x.shape),
+    "max of an outer product": lambda x: (x[..., None] * jnp.array([1.0, 0.0])).max(-1),
+    "singular value": lambda x: (x + jnp.linalg.svd(x[..., None, None], compute_uv=False)[..., 0]) / 2,
+    "rounded up": lambda x: x * jnp.clip(jnp.ceil(x), 0, 1),
+    "rounded sigmoid": lambda x: x * jnp.round(jax.nn.sigmoid(x)),
+    "bits": lambda x: x * (1 - (lax.bitcast_convert_type(x, jnp.int64) < 0)),
+    "detached ratio": lambda x: x * lax.stop_gradient(jax.nn.relu(x) / jnp.where(x == 0, 1, x)),
+    "diagonal matrix": lambda x: jnp.einsum("nc,nck->nk", x, jnp.eye(x.shape[1]) * (x > 0)[:, None]),
+    "tiled mask": lambda x: (jnp.tile(x, (1, 2)) * (jnp.tile(x, (1, 2)) > 0))[:, : x.shape[1]],
+    "padded mask": lambda x: (jnp.pad(x, ((0, 0), (1, 1))) * jnp.pad(x > 0, ((0, 0), (1, 1))))[:, 1:-1],
+    "a part of x": lambda x: jnp.concatenate([x[:, :4] * (x[:, :4] > 0), jax.nn.relu(x[:, 4:])], 1),
+    "by logarithm": lambda x: (x + jnp.exp(jnp.log(x * x) / 2)) / 2,
+    "by an angle": lambda x: x * (1 - jnp.arctan2(jnp.zeros_like(x), x) / np.pi),
+    "digitize": lambda x: x * jnp.digitize(x, jnp.zeros(1)),
+}
+#: These hide one in a way that values or derivatives leave open.
+REFUSED = {
+    "straight-through": lambda x: x + lax.stop_gradient(jax.nn.relu(x) - x),
+}
+
+#: These open and close by the size of x, and are no ReLU by value; and where they are open.
+GATED = {
+    "a second mask": (lambda x: jnp.where((x > 0) & KEPT, x, 0.0), lambda x: (x > 0) & KEPT),
+    "a product of masks": (lambda x: x * ((x > 0) * KEPT), lambda x: (x > 0) & KEPT),
+    "thresholds by channel": (lambda x: jnp.where(x > SHIFT, x - SHIFT, 0.0), lambda x: x > SHIFT),
+    "another constant": (lambda x: jnp.where(x > 0, x, -0.5), lambda x: x > 0),
+}
+
+SHIFT = np.linspace(-0.5, 1.5, 8)
+WEIGHT = np.random.default_rng(1).normal(size=(8, 8))
+EXPERTS = np.random.default_rng(2).normal(size=(3, 8, 8))
+KEPT = np.arange(8) != 3
+
+
+def attention(x, mask=True):
+    tokens = x.reshape(-1, 4, 2)
+    scores = jnp.where(mask, jnp.einsum("nqd,nkd->nqk", tokens, tokens), -1e9)
+    return (jax.nn.softmax(scores, -1) @ tokens).reshape(x.shape)
+
+
+def routed(x):
+    p = jax.nn.softmax(x @ WEIGHT[:, :3])
+    largest, places = lax.top_k(p, 2)
+    gates = jnp.zeros_like(p).at[rows(x), places].set(largest)
+    return jnp.einsum("ne,nd,edk->nk", gates, x, EXPERTS)
+
+
+def response_norm(x):
+    squares = jnp.convolve((x * x).ravel(), jnp.ones(3) / 3, mode="same").reshape(x.shape)
+    return x / (1 + squares) ** 0.75
+
+
+def layer_norm(x):
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+#: No ReLU is in these, in front of one or behind one.
+FINE = {
+    "local response norm": response_norm,
+    "all rows kept": lambda x: x[np.array([True] * len(x))],
+    "padding mask": lambda x: jnp.where(KEPT, x, 0),
+    "root with a guard": lambda x: jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0),
+    "logarithm with a guard": lambda x: jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), 0.0),
+    "pruned weights": lambda x: x @ (WEIGHT * (abs(WEIGHT) > 0.5)),
+    "experts by top-k": routed,
+    "expert by argmax": lambda x: jnp.einsum("nd,ndk->nk", x, jnp.asarray(EXPERTS)[jnp.argmax(x[:, :3], -1)]),
+    "hard attention": lambda x: (
+        jnp.take_along_axis(x.reshape(-1, 4, 2), jnp.argmax(x.reshape(-1, 4, 2).sum(2), 1)[:, None, None], 1).repeat(
+            4, 1
+        )
+    ).reshape(x.shape),
+    "layer norm": layer_norm,
+    "root mean square": lambda x: x * lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6),
+    "unit length": lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12),
+    "attention": attention,
+    "causal attention": lambda x: attention(x, np.tril(np.ones((4, 4), bool))),
+    "embedding of a label": lambda x: x + jnp.asarray(WEIGHT)[jnp.argmax(x, -1)],
+    "positions": lambda x: x + jnp.asarray(WEIGHT)[jnp.arange(len(x))],
+    "clipped probabilities": lambda x: jnp.log(jnp.clip(jax.nn.softmax(x), 1e-7, 1.0)) @ WEIGHT,
+    "resized": lambda x: jax.image.resize(x.reshape(-1, 4, 2), (len(x), 8, 4), "bilinear")[:, ::2, ::2].reshape(
+        x.shape
+    ),
+    "interpolated": lambda x: jax.vmap(lambda v: jnp.interp(jnp.linspace(0, 7, 8), jnp.arange(8.0), v))(x),
+    "max pooling": lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2), (1, 1), "SAME"),
+    "maxout": lambda x: jnp.maximum(x @ WEIGHT, x @ WEIGHT.T),
+    "signed root": lambda x: jnp.sign(x) * jnp.sqrt(abs(x)),
+    "sorted": lambda x: jnp.sort(x, -1),
+    "gate by the mean": lambda x: x * jax.nn.sigmoid(x.mean(-1, keepdims=True)),
+    "divided by the spread": lambda x: x / (1 + x.std(-1, keepdims=True)),
+    "hard tanh": lambda x: jnp.clip(x, -1, 1),
+}

@@ -1,0 +1,130 @@
+"""ReLUs of a JAX program that no operation is: found by their values and guided, or refused; and what is none."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from guided_backprop import DeconvNet, GuidedBackprop, Saliency, compare
+from guided_backprop.backends.jax import gates, taint
+from guided_backprop.errors import ModelError, NoReluError, OpaqueRegionError
+from spellings.programs import FINE, GATED, GUIDED, REFUSED
+
+RNG = np.random.default_rng(0)
+FIRST, SECOND, LAST = RNG.normal(size=(6, 8)), RNG.normal(size=(8, 8)), RNG.normal(size=(8, 4))
+IMAGES, WEIGHTS = RNG.normal(size=(5, 6)), RNG.normal(size=(5, 4))
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@jax.custom_vjp
+def by_hand(x):
+    """The rule written by hand."""
+    return jnp.maximum(x, 0)
+
+
+by_hand.defvjp(lambda x: (jnp.maximum(x, 0), x > 0), lambda is_open, g: (jnp.maximum(g, 0) * is_open,))
+
+
+def network(activation):
+    return lambda x: activation(jax.nn.relu(x @ FIRST) @ SECOND) @ LAST
+
+
+def maps(model):
+    return [
+        each.attribution for each in compare(jnp.asarray(IMAGES), WEIGHTS, [GuidedBackprop(model), DeconvNet(model)])
+    ]
+
+
+def explained(model, method=GuidedBackprop, **options):
+    return method(model, **options).explain(jnp.asarray(IMAGES), WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def right():
+    with jax.enable_x64(True):
+        return maps(network(jax.nn.relu))
+
+
+@pytest.mark.parametrize("program", GUIDED)
+def test_a_relu_that_values_show_is_guided(program, right):
+    for found, expected in zip(maps(network(GUIDED[program])), right, strict=True):
+        np.testing.assert_allclose(found, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("program", GATED)
+def test_what_opens_and_closes_by_size_is_guided(program):
+    gated, is_open = GATED[program]
+    ruled = jax.custom_vjp(gated)
+    ruled.defvjp(lambda x: (gated(x), is_open(x)), lambda is_open, g: (jnp.maximum(g, 0) * is_open,))
+    model = lambda x: ruled(by_hand(x @ FIRST) @ SECOND) @ LAST  # noqa: E731
+    expected = jax.grad(lambda x: (model(x) * WEIGHTS).sum())(IMAGES)
+    np.testing.assert_allclose(explained(network(gated)).attribution, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("program", REFUSED)
+def test_what_values_leave_open_is_refused(program):
+    with pytest.raises(OpaqueRegionError, match="vouch"):
+        explained(network(REFUSED[program]))
+
+
+@pytest.mark.parametrize("program", FINE)
+def test_what_is_no_relu_keeps_its_derivative(program):
+    """In front of a ReLU, and behind it, where all values are of one sign."""
+    part = FINE[program]
+
+    def model(x, relu):
+        return part(relu(part(x @ FIRST) @ SECOND)) @ LAST
+
+    found = explained(lambda x: model(x, jax.nn.relu))
+    expected = jax.grad(lambda x: (model(x, by_hand) * WEIGHTS).sum())(IMAGES)
+    np.testing.assert_allclose(found.attribution, expected, **TOLERANCE)
+
+
+def test_where_nothing_is_nominated_nothing_is_run(monkeypatch):
+    monkeypatch.setattr(gates, "watched", None)
+    explained(network(jax.nn.relu))
+    with pytest.raises(ModelError):
+        explained(network(lambda x: x * (x > 0)))
+
+
+@pytest.mark.parametrize("stopped", ["mul", "convert_element_type", "gt"])
+def test_planted_fault_a_taint_that_stops_is_caught(stopped, monkeypatch, right):
+    whole = taint.Taint._follow
+    monkeypatch.setattr(
+        taint.Taint, "_follow", lambda self, step, block: None if step.name == stopped else whole(self, step, block)
+    )
+    found = explained(network(lambda x: x * (x > 0)))
+    assert not np.allclose(found.attribution, right[0], rtol=1e-2)
+
+
+def test_images_of_one_sign_are_no_evidence():
+    """All that comes in is positive: other images have to tell the ReLU from the identity."""
+    model = lambda x: jnp.where(x > 0, x, 0) @ LAST[:6]  # noqa: E731
+    found = GuidedBackprop(model).explain(jnp.abs(IMAGES), WEIGHTS)
+    assert ("relu", 1, "guided") in found.coverage
+    with pytest.raises(NoReluError):
+        GuidedBackprop(lambda x: jnp.where(jnp.isnan(x), 0, x) @ LAST[:6]).explain(jnp.abs(IMAGES), WEIGHTS)
+
+
+def test_a_place_can_be_vouched_for():
+    model = network(lambda x: x * (x > 0))
+    found = explained(model, vouch={"mul": "plain"})
+    assert ("relu", 1, "guided") in found.coverage
+
+
+@pytest.mark.parametrize("noise", [jax.random.normal, jax.random.uniform])
+def test_noise_is_refused_and_weights_drawn_inside_are_not(noise):
+    key = jax.random.key(0)
+    for method in (GuidedBackprop, Saliency):
+        with pytest.raises(ModelError, match="random"):
+            explained(network(lambda x: jax.nn.relu(x) + noise(key, x.shape)), method)
+    noisy = network(lambda x: jax.nn.relu(x) * noise(key, x.shape))
+    explained(noisy, vouch={"random_bits": "plain"})
+    weight, bias = (lambda: jax.random.normal(key, (6, 4))), (lambda: jax.random.normal(key, (4,)))
+    explained(lambda x: jax.nn.relu(x @ weight() + bias()))

@@ -101,6 +101,14 @@ def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
     yield (images * np.where(np.sin(steps * steps) > 0, 1.0, -1.0)).astype(images.dtype)
 
 
+def is_multiple(y: NumpyArray, x: NumpyArray) -> bool:
+    """Tell whether ``y`` is x times one number, as ``x + |x|`` is where nothing is negative."""
+    x = x.reshape(y.shape)
+    with np.errstate(all="ignore"):
+        ratios = y[x != 0] / x[x != 0]
+        return ratios.size > 0 and bool(np.ptp(ratios) <= 1e-3 * np.abs(ratios).max())
+
+
 def _judged(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) -> Judgement:
     is_possible = ((y == 0) & (x != 0)).any() or np.unique(y).size < y.size
     if not is_possible and not _is_unsettled(y, x):
@@ -270,9 +278,3 @@ def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
         return False
     is_multiple = np.abs(y) > 0
     return bool((is_other & ~is_closed).sum() >= _FEW and is_multiple[is_other & (x != 0)].all())
-
-
-def is_relu_like(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
-    """Tell whether ``y`` is a ReLU of x, or may be one for all that values say."""
-    found = judge(y, x, rounding)
-    return found.verdict in (Verdict.CONVEX, Verdict.CONCAVE) or (found.verdict is Verdict.UNSETTLED and bool(y.any()))

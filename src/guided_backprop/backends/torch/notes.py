@@ -182,8 +182,10 @@ def _is_even(args: Sequence[Any]) -> bool:
 
 def _sign_of_constant(tensor: torch.Tensor) -> int:
     """Return the sign of a constant; one that is 0 in places has that of the others."""
-    if tensor.numel() == 0 or tensor.is_complex() or tensor.dtype == torch.bool:
+    if tensor.numel() == 0 or tensor.dtype == torch.bool:
         return 1
+    if tensor.is_complex() or tensor.layout is not torch.strided:
+        return 0
     low, high = tensor.aminmax()
     return 1 if low >= 0 else -1 if high <= 0 else 0
 

@@ -131,20 +131,13 @@ def _answer(
         return "unsure" if found.verdict is Verdict.UNSETTLED else "plain"
     if found.verdict is Verdict.UNSETTLED:
         is_told = is_settled or suspect.x.sign or bool((y == y.flat[0]).all())
-        may_be = suspect.is_direct or _is_multiple(y, x)
-        return "unsure" if is_told or not may_be else "refused"
+        return "unsure" if is_told or not suspect.is_direct else "refused"
     if found.verdict is Verdict.CONVEX and not is_settled and node is not None and derivative is not None:
         assert found.closed is not None
         is_open = suspect.values[0] != found.closed
         if _agrees(suspect, found, derivative):
             return Spelled(node, suspect.place[1], _named(suspect), suspect.values[0], is_open)
     return "unfinished" if is_settled else "refused"
-
-
-def _is_multiple(y: NumpyArray, x: NumpyArray) -> bool:
-    """Tell whether y is x times one number, as ``x + |x|`` is where nothing is negative."""
-    ratios = (y / np.where(x == 0, 1, x).reshape(y.shape))[x.reshape(y.shape) != 0]
-    return ratios.size > 0 and bool(np.ptp(ratios) <= 1e-3 * np.abs(ratios).max())
 
 
 def _named(suspect: Suspect) -> str:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import unreadable
-from guided_backprop.backends.spelling import Judgement, Verdict, judge
+from guided_backprop.backends.spelling import Judgement, Verdict, is_multiple, judge
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.notes import Note, Notes, Operand, Value, merged, sign_of
@@ -59,7 +59,8 @@ class Suspect:
         x: what it may be a ReLU of.
         values: the result, and x.
         judgement: what they say.
-        is_direct: whether something without a gradient, or a choice, is met by this very operation.
+        is_direct: whether something without a gradient, or a choice, is met by this very operation; or several values
+            add up to a multiple of x.
         is_by_rank: whether all that chose compared values with each other.
         is_of_two: whether it is the larger or smaller of two values that depend on the images.
         is_on_view: whether it was written into a part of something, so that the graph does not show it.
@@ -201,7 +202,7 @@ class ForwardWatch(TorchDispatchMode):
                     x,
                     values,
                     judgement,
-                    is_direct=is_direct,
+                    is_direct=is_direct or (step.adds_up and is_multiple(*values)),
                     is_by_rank=step.is_by_rank,
                     is_of_two=step.is_of_two,
                     is_on_view=is_on_view,
@@ -240,6 +241,11 @@ class _Step:
     def is_of_two(self) -> bool:
         """Whether it is the larger or smaller of two values that depend on the images."""
         return self._kind is Kind.CLIP and len(self._active) > 1
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether its result is made of several values that depend on the images, and none of them as it was."""
+        return len(self.dependent) > 1 and self._kind is not Kind.MOVES
 
     def _ranks(self) -> bool:
         """Tell whether what chooses here compared values of the images with each other, and with no constant."""

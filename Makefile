@@ -6,7 +6,7 @@ READY := .venv/.ready
 DEMO_READY := .venv/.demo-ready
 DOCS_READY := .venv/.docs-ready
 
-.PHONY: demo test check lint types docs format browser tutorials spellings bench neurons trust clean
+.PHONY: demo test check lint types docs format browser fuzz tutorials spellings bench neurons trust clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -18,6 +18,10 @@ demo: $(DEMO_READY)
 # Two processes, each with files of its own: what a file builds once it builds in one of them.
 test: $(READY) browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+# Thousands of random programs, where the tests try some: each map right, or refused by name.
+fuzz: $(READY)
+	GUIDED_BACKPROP_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_*_programs.py
 
 check: lint types docs test
 

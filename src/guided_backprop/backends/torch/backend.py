@@ -21,21 +21,21 @@ from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Wei
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.refusals import detached, no_batch, no_rows, no_score, not_finite
+from guided_backprop.backends.refusals import detached, no_batch, no_rows, not_finite
 from guided_backprop.backends.spelling import other_images
 from guided_backprop.backends.torch.chance import ANY_DRAW, Draws, Generators, have_drawn, is_vouched, random_error
-from guided_backprop.backends.torch.editor import Editor, Head
+from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, composites_of, needs_shifts
 from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
 from guided_backprop.backends.torch.model.network import TorchNetwork
-from guided_backprop.backends.torch.refusals import refuse_opaque, refuse_traced
+from guided_backprop.backends.torch.refusals import described, model_error, refuse_opaque, refuse_traced
 from guided_backprop.backends.torch.spelled import Spelled, Values, settle
 from guided_backprop.backends.torch.watch import ForwardWatch, Place, Watched
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
+from guided_backprop.errors import GuidedBackpropError, ImageError
 from guided_backprop.rules import PLAIN, ReluRule
 
 #: Runs a model's forward function on images.
@@ -114,7 +114,7 @@ class TorchBackend(Backend):
             last = nodes.head_behind(run.output.grad_fn) if undoes else None
             head = None if last is None else Head.of(last, watch)
             outputs = as_numpy(run.output)
-            weights, scores = (weigh(outputs), None) if score is None else _slopes(score, run.output)
+            weights, scores = (weigh(outputs), None) if score is None else slopes(score, run.output)
             found = []
             for position, rule in enumerate(rules):
                 editor = Editor(
@@ -208,13 +208,14 @@ class TorchBackend(Backend):
     ) -> tuple[_Run, ForwardWatch]:
         """Settle what is nominated; what is a ReLU on these images alone is none, and what follows it counts."""
         refuted: frozenset[int] = frozenset()
+        raised: frozenset[int] = frozenset()
         while True:
             inside = frozenset[Node]().union(*(activation.parts for activation in run.activations.values()))
             settled = settle(watch, run.path, inside, self.setup.vouch, partial(self._elsewhere, inputs, rules))
-            if settled.refuted <= refuted:
+            if settled.refuted <= refuted and settled.raised <= raised:
                 break
-            refuted |= settled.refuted
-            watch = ForwardWatch("everything", refuted=refuted)
+            refuted, raised = refuted | settled.refuted, raised | settled.raised
+            watch = ForwardWatch("everything", refuted=refuted, raised=raised)
             run = self._forward_pass(inputs, watch, rules)
             run = replace(run, activations=composites_of(run.path, watch.shifts))
         if settled.is_sure and inputs.count:
@@ -235,7 +236,7 @@ class TorchBackend(Backend):
             watch = ForwardWatch("everything", wanted=places)
             with suppress(GuidedBackpropError):
                 self._forward_pass(given, watch, rules)
-            found.append({suspect.place: suspect.values for suspect in watch.suspects})
+            found.append(watch.values)
         return found
 
     def _refuse_random(self, inputs: Inputs, output: torch.Tensor, rules: Sequence[ReluRule]) -> None:
@@ -295,7 +296,7 @@ class TorchBackend(Backend):
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise _model_error(error, given.arrays) from error
+            raise model_error(error, given.arrays) from error
         return other
 
     def _slope(self, given: Inputs, run_forward: Runner) -> list[torch.Tensor] | None:
@@ -332,10 +333,10 @@ class TorchBackend(Backend):
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise _model_error(error, given.arrays) from error
+            raise model_error(error, given.arrays) from error
         is_real = isinstance(output, torch.Tensor) and output.is_floating_point()
         if not is_real or output.ndim == 0 or len(output) != given.count:
-            raise no_rows(given.count, _described(output), "tensor")
+            raise no_rows(given.count, described(output), "tensor")
         return output, inside
 
     def _backward(
@@ -350,38 +351,7 @@ class TorchBackend(Backend):
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise _model_error(error, run.leaves) from error
-
-
-def _slopes(score: Score, output: torch.Tensor) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """Return a score's plain derivative at the model's output, and its values ``(1, N)``."""
-    given = output.detach().requires_grad_()
-    try:
-        scores = score(given.clone())
-    except Exception as error:
-        raise no_score(f"{type(error).__name__}: {error}") from error
-    if not isinstance(scores, torch.Tensor) or scores.shape != given.shape[:1] or not scores.is_floating_point():
-        raise no_score(_described(scores))
-    if not scores.requires_grad:
-        raise detached("detach(), no_grad(), numpy() or argmax()")
-    (slopes,) = torch.autograd.grad(scores.sum(), given, materialize_grads=True)
-    return [as_numpy(slopes).astype(np.float64)], as_numpy(scores).astype(np.float64)[None]
-
-
-def _described(output: Any) -> str:
-    return f"{tuple(output.shape)} {output.dtype}" if isinstance(output, torch.Tensor) else type(output).__name__
-
-
-def _model_error(error: Exception, images: Sequence[torch.Tensor]) -> ModelError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    advice = "Check the images' shape, dtype and device."
-    if "Inference tensors" in reason:
-        advice = "Build or load the model outside torch.inference_mode()."
-    received = "; ".join(f"{tuple(each.shape)}, {each.dtype}, {each.device}" for each in images)
-    return ModelError(
-        f"model must accept and differentiate the images; received images of shape {received} "
-        f"and {type(error).__name__}: {reason} {advice}"
-    )
+            raise model_error(error, run.leaves) from error
 
 
 def _needed(run: _Run, *, undoes_head: bool) -> Watched:

@@ -12,9 +12,9 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from guided_backprop.arrays import as_numpy
-from guided_backprop.backends.base import Vouch, per_image
+from guided_backprop.backends.base import Score, Vouch, per_image
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.refusals import coverage_of
+from guided_backprop.backends.refusals import coverage_of, detached, no_score
 from guided_backprop.backends.torch.audit import BackwardWatch
 from guided_backprop.backends.torch.chance import is_vouched
 from guided_backprop.backends.torch.graph import nodes
@@ -25,7 +25,7 @@ from guided_backprop.backends.torch.layouts import reader_of
 from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.leaving import Gradients, Shortcut, clamped, leaving, shortcut_of
 from guided_backprop.backends.torch.own import own_function, prepare
-from guided_backprop.backends.torch.refusals import training_error
+from guided_backprop.backends.torch.refusals import described, training_error
 from guided_backprop.backends.torch.spelled import Spelled, closing
 from guided_backprop.backends.torch.watch import ForwardWatch
 from guided_backprop.coverage import Coverage
@@ -273,3 +273,18 @@ def _leave(rule: ReluRule, relu: Relu, inputs: Gradients, gradients: Gradients) 
     x, y = (None if each is None else each.expand_as(g) for each in (x, y))
     left = leaving(rule, g, derived, x, y).sum_to_size(form.shape).to(form.dtype)
     return (*inputs[:operand], left, *inputs[operand + 1 :])
+
+
+def slopes(score: Score, output: torch.Tensor) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Return a score's plain derivative at the model's output, and its values ``(1, N)``."""
+    given = output.detach().requires_grad_()
+    try:
+        scores = score(given.clone())
+    except Exception as error:
+        raise no_score(f"{type(error).__name__}: {error}") from error
+    if not isinstance(scores, torch.Tensor) or scores.shape != given.shape[:1] or not scores.is_floating_point():
+        raise no_score(described(scores))
+    if not scores.requires_grad:
+        raise detached("detach(), no_grad(), numpy() or argmax()")
+    (slope,) = torch.autograd.grad(scores.sum(), given, materialize_grads=True)
+    return [as_numpy(slope).astype(np.float64)], as_numpy(scores).astype(np.float64)[None]

@@ -93,10 +93,13 @@ class Notes:
 
     def __init__(self) -> None:
         self._notes: dict[int, tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
+        # Sparse tensors have no storage of their own; they are kept, so that no other gets their number.
+        self._sparse: dict[int, tuple[torch.Tensor, Note]] = {}
 
     def put(self, tensor: torch.Tensor, note: Note, *, is_alone: bool = False) -> None:
         """Note something of a tensor, and of all that shares its memory unless it stands ``is_alone``."""
         if tensor.layout is not torch.strided:
+            self._sparse[id(tensor)] = (tensor, note)
             return
         reference = StorageWeakRef(tensor.untyped_storage())
         known = self._notes.get(reference.cdata)
@@ -109,7 +112,7 @@ class Notes:
     def of(self, tensor: torch.Tensor) -> Note | None:
         """Return what is known of a tensor; None if it does not depend on the images."""
         if tensor.layout is not torch.strided:
-            return None
+            return self._sparse[id(tensor)][1] if id(tensor) in self._sparse else None
         known = self._notes.get(tensor.untyped_storage()._cdata)
         if known is None:
             return None

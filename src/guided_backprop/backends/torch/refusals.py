@@ -1,5 +1,6 @@
 """What is refused, and how the error says it: parts that hide what they compute, ReLUs spelled as arithmetic."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -61,4 +62,22 @@ def _advice(name: str) -> str | None:
 def training_error(name: str) -> ModelError:
     return ModelError(
         f"model must be in eval mode, or its map is random; received {name} in training mode. Call model.eval()."
+    )
+
+
+def described(output: object) -> str:
+    """Return how an error names what a model gave."""
+    return f"{tuple(output.shape)} {output.dtype}" if isinstance(output, torch.Tensor) else type(output).__name__
+
+
+def model_error(error: Exception, images: Sequence[torch.Tensor]) -> ModelError:
+    """Return the error for a model that failed on the images."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    advice = "Check the images' shape, dtype and device."
+    if "Inference tensors" in reason:
+        advice = "Build or load the model outside torch.inference_mode()."
+    received = "; ".join(f"{tuple(each.shape)}, {each.dtype}, {each.device}" for each in images)
+    return ModelError(
+        f"model must accept and differentiate the images; received images of shape {received} "
+        f"and {type(error).__name__}: {reason} {advice}"
     )

@@ -52,12 +52,14 @@ class Settled:
 
     Attributes:
         relus: those that are ReLUs.
-        refuted: the operations that looked like ReLUs and are none: the pass has to be watched again without them.
+        refuted: the operations that looked like ReLUs and are none: the pass has to be watched again, for what follows.
+        raised: those that did not look like ReLUs and are, likewise.
         is_sure: whether no other images could show anything else, so that they need not be watched.
     """
 
     relus: list[Spelled]
     refuted: frozenset[int]
+    raised: frozenset[int]
     is_sure: bool
 
 
@@ -83,8 +85,11 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
         and (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
     }
     if not suspects:
-        return Settled([], frozenset(), is_sure=True)
+        return Settled([], frozenset(), frozenset(), is_sure=True)
     others = elsewhere(frozenset(suspect.place for suspect in suspects.values()))
+    raised = {suspect.place[0] for suspect in suspects.values() if _is_raised(suspect, numbers, path, others)}
+    if not raised <= watch.raised:
+        return Settled([], frozenset(), frozenset(raised), is_sure=False)
     relus, refuted, is_sure = [], set(), True
     unfinished: list[tuple[Suspect, Node]] = []
     for place, group in groupby(suspects.items(), lambda item: item[1].place[:2]):
@@ -104,7 +109,18 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
             is_sure &= "unsure" not in answers
             refuted |= {place[0]} if "refuted" in answers else set()
     _refuse_unfinished(unfinished, {relu.node for relu in relus}, path)
-    return Settled(relus, frozenset(refuted), is_sure=is_sure and not relus)
+    return Settled(relus, frozenset(refuted), frozenset(raised), is_sure=is_sure and not relus)
+
+
+def _is_raised(suspect: Suspect, numbers: Mapping[int, Node], path: Path, others: Sequence[Values]) -> bool:
+    """Tell whether other images show that something is a ReLU of which the given ones left it open."""
+    if suspect.judgement.verdict is not Verdict.UNSETTLED or suspect.number not in numbers:
+        return False
+    found = judge(*_together(suspect, others), _rounding(suspect), is_by_rank=suspect.is_by_rank)
+    if found.verdict is not Verdict.CONVEX:
+        return False
+    derivative = _derivative(numbers[suspect.number], suspect, path)
+    return derivative is not None and bool(derivative.any()) and _agrees(suspect, found, derivative)
 
 
 def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[Node], path: Path) -> None:

@@ -86,7 +86,8 @@ class ForwardWatch(TorchDispatchMode):
         watched: "everything", or "details" where the graph leaves nothing open but the logits, and numbers that were
             added, which is much faster.
         wanted: of which places the values are kept whatever they say.
-        refuted: of which operations it is known that they are no ReLUs.
+        refuted: of which operations other images showed that they are no ReLUs.
+        raised: of which operations they showed that they are.
 
     Attributes:
         suspects: what may spell a ReLU.
@@ -95,10 +96,15 @@ class ForwardWatch(TorchDispatchMode):
     """
 
     def __init__(
-        self, watched: Watched = "everything", wanted: Set[Place] = frozenset(), refuted: Set[int] = frozenset()
+        self,
+        watched: Watched = "everything",
+        *,
+        wanted: Set[Place] = frozenset(),
+        refuted: Set[int] = frozenset(),
+        raised: Set[int] = frozenset(),
     ) -> None:
         super().__init__()
-        self._watched, self._wanted, self._refuted = watched, wanted, refuted
+        self._watched, self._wanted, self._refuted, self.raised = watched, wanted, refuted, raised
         self.suspects: list[Suspect] = []
         self.settled: set[int] = set()
         self.shifts: dict[int, float] = {}
@@ -110,6 +116,11 @@ class ForwardWatch(TorchDispatchMode):
     def follow(self, images: torch.Tensor) -> None:
         """Say what the forward pass starts from: only what depends on it can be a ReLU of it."""
         self._notes.put(images, Note())
+
+    @property
+    def values(self) -> dict[Place, tuple[NumpyArray, NumpyArray]]:
+        """The results that were kept, each with what it may be a ReLU of."""
+        return {suspect.place: suspect.values for suspect in self.suspects}
 
     def logits_of(self, probabilities: torch.Tensor) -> torch.Tensor | None:
         """Return the input of the last softmax or sigmoid whose result is ``probabilities``."""
@@ -178,7 +189,7 @@ class ForwardWatch(TorchDispatchMode):
         """Judge a result that is nominated; return the gates that it falls by, or None if it is a ReLU itself."""
         falling = step.falling
         is_direct = step.nominates(result)
-        is_real = result.is_floating_point() and result.numel() > 0
+        is_real = result.layout is torch.strided and result.is_floating_point() and result.numel() > 0
         if is_direct is None or not is_real or self._count in self._refuted:
             return falling
         found: list[Suspect] = []
@@ -212,7 +223,7 @@ class ForwardWatch(TorchDispatchMode):
         kept = [each for each in found if each in rising or not rising or each.place in self._wanted]
         first = len(self.suspects)
         self.suspects += kept
-        if rising:
+        if rising or self._count in self.raised:
             self.settled |= falling
             return None
         # Whatever it looks like, of this a ReLU may be made, which then stands for both.
@@ -228,6 +239,8 @@ class _Step:
         self.dependent = [operand for operand in operands if operand.note is not None]
         self._tainted = [operand for operand in self.dependent if operand.is_tainted]
         self._active = [operand for operand in self.dependent if operand.is_active]
+        # What is written over is not read: it may be memory that nothing was written to before.
+        self._read = operands[1:] if name == "copy" and len(operands) > 1 else operands
         is_passing = self._kind is not Kind.COMPARES and name not in _DETACHES
         passes = is_passing and bool(self._active) and torch.is_grad_enabled()
         self._is_choice = self._kind is Kind.CHOOSES or name in _REDUCES
@@ -262,6 +275,9 @@ class _Step:
     def nominates(self, result: torch.Tensor) -> bool | None:
         """Return None if the result cannot be a ReLU, else whether a choice or taint is met right here."""
         if not self._passes or self._is_relu or self.name in _KNOWN - _MAGNITUDES:
+            return None
+        if self.name in ("copy", "clone"):
+            # It is what it is a copy of.
             return None
         masks = any(operand.is_mask for operand in self.dependent)
         if self._is_choice or self._kind is Kind.UNKNOWN:
@@ -304,7 +320,7 @@ class _Step:
                 yield value
 
     def _all_candidates(self) -> Iterator[Value]:
-        for operand in self.dependent:
+        for operand in (each for each in self._read if each.note is not None):
             # To leave values out of something, or to put them in order, zeroes none of them.
             if operand.value is not None and self.name not in _GATHERS and self._word != "sort":
                 yield operand.value
@@ -318,8 +334,8 @@ class _Step:
         if falling is None or (self._is_relu and not self._tainted):
             # What the rule acts on ends the taint, but not what came before it.
             return Note(sign=1 if self._is_relu else 0)
-        own = [operand.value for operand in self._active if operand.value is not None]
-        parts = [part for operand in self._active if operand.note for part in operand.note.parts]
+        own = [operand.value for operand in self._read if operand.value is not None]
+        parts = [part for operand in self._read if operand.note for part in operand.note.parts]
         is_moved = self._kind is Kind.MOVES or self.name in _GATHERS
         # The largest of values that depend on the images, none of which was put there, is one of them.
         is_bound = self._kind is Kind.CLIP or (self._word == "max_pool" and not parts)

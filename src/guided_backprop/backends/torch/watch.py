@@ -37,6 +37,7 @@ _MAGNITUDES: Final = OPERATIONS.called("abs", "hypot", "norm", "pow", "sqrt", "r
 _KNOWN: Final = OPERATIONS.of(Kind.SMOOTH, Kind.HEAD, Kind.NORM, Kind.RELU, Kind.RANDOM, Kind.HIDDEN)
 # Curves of one value, of which it is known that they are no gates.
 _CURVES: Final = OPERATIONS.called("abs", "hardshrink", "huber_loss", "modulo", "norm", "renorm", "softshrink")
+_CHOICES: Final = frozenset({"max", "max_pool", "min", "sort"})
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
 # They choose among values that come to one place.
 _REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
@@ -280,6 +281,9 @@ class _Step:
             # It is what it is a copy of.
             return None
         masks = any(operand.is_mask for operand in self.dependent)
+        if self._word in _CHOICES and not any(operand.note.parts for operand in self.dependent if operand.note):
+            # One of values that depend on the images, none of which was put there: that zeroes none of them.
+            return False if self._tainted else None
         if self._is_choice or self._kind is Kind.UNKNOWN:
             return None if self.name in _CURVES and not self._tainted else True
         if self._kind is Kind.CLIP:

@@ -85,7 +85,7 @@ class Judge:
                 continue
             finding, gate = self._judge(y, nominee)
             if gate is not None and finding is _Finding.GUIDED:
-                found.gates[y] = gate
+                found.gates[y] = y.gate = gate
                 nominees = self._nominated(found)
             elif finding is _Finding.CONCAVE:
                 concave[y] = nominee

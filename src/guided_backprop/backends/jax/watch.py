@@ -122,8 +122,10 @@ class Watch:
             inside = {**values, x: given}
             for step in steps:
                 results = step.run([self._read(value, inside) for value in step.inputs])
-                results = [jax.lax.stop_gradient(each) for each in results] if step.relu is not None else results
-                inside.update(zip(step.outputs, results, strict=True))
+                for value, result in zip(step.outputs, results, strict=True):
+                    # What is guided is cut off, whether an operation of its own or found by its values.
+                    is_guided = value is not y and (step.relu is not None or value.gate is not None)
+                    inside[value] = jax.lax.stop_gradient(result) if is_guided else result
             return inside[y]
 
         result, back = jax.vjp(of, values[x])

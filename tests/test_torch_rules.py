@@ -14,6 +14,7 @@ from guided_backprop.backends.torch.fast.gated import GatedRelu
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.own import own_function
 from guided_backprop.rules import DECONV, GUIDED, OPEN, PLAIN, Guided, Plain, ReluRule
+from spellings.functions import OwnRelu
 from variants import VARIANTS
 
 RULES = [PLAIN, DECONV, GUIDED, OPEN]
@@ -211,16 +212,6 @@ def test_an_optimised_model_applies_a_rule_of_ones_own_in_its_relus():
 
 
 def test_a_rule_that_reads_values_needs_them():
-    class OwnRelu(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.clamp(min=0)
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * (ctx.saved_tensors[0] > 0)
-
     class Mine(Method):
         rule = RectGrad()
 

@@ -1,7 +1,7 @@
 """What every backend reports in the same words: the coverage, and what it refuses."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
 from guided_backprop.arrays import Layer, Model
@@ -49,12 +49,27 @@ def spelled(names: Collection[str], relu: str) -> OpaqueRegionError:
     )
 
 
+def is_plain(name: str, vouch: Mapping[str, str], relu: str) -> bool:
+    """Tell whether an operation that is seen is vouched for; raise if it is as a ReLU, which nothing could act on."""
+    if vouch.get(name) == "relu":
+        raise OpaqueRegionError(
+            'only a function that hides what it computes can be vouched for as "relu"; received '
+            f'vouch={{"{name}": "relu"}}, an operation that is seen. Write it as {relu}, or pass "plain".'
+        )
+    return name in vouch
+
+
+def reason_of(error: Exception) -> str:
+    """Return what another library's error says, in a line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def unreadable(what: str, error: Exception) -> OpaqueRegionError:
     """Return the error for values that could not be looked at, whatever kept that from being done."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return OpaqueRegionError(
         f"values must be ones that can be looked at, to tell whether a ReLU is spelled with them; received {what} and "
-        f"{type(error).__name__}: {reason:.200} Use Saliency(model), or write that part with other operations."
+        f"{type(error).__name__}: {reason_of(error):.200} Use Saliency(model), or write that part with other "
+        "operations."
     )
 
 

@@ -15,11 +15,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from math import lgamma
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from guided_backprop.arrays import NumpyArray
+from guided_backprop.arrays import NumpyArray, Tensor
+from guided_backprop.rules import ReluRule
+
+
+class Shut(ReluRule):
+    """Nothing passes a ReLU: what is left of a gradient went around all of them."""
+
+    name = "shut"
+    needs_every_relu = False
+
+    def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: Any) -> Tensor:
+        """Return nothing."""
+        return xp.zeros_like(derived)
 
 
 class Verdict(Enum):
@@ -61,6 +73,10 @@ class Judgement:
 _SAMPLE: Final = 32768
 # That so many values lie as a gate would have them, while they do not depend on x, has a chance of exp(-14): 1e-6.
 _EVIDENCE: Final = 14.0
+# So much more evidence is asked for by channel, where values were compared with each other.
+_BY_RANK: Final = 10.0
+# By how much the last ones of the other images are larger.
+_FAR: Final = 64.0
 # So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
 _FEW: Final = 12
 
@@ -94,11 +110,22 @@ def judge(y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, is_by_rank: b
 
 
 def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
-    """Yield images on which values that had one sign are likely to have the other: turned in sign, all and by turns."""
+    """Yield images on which values that had one sign are likely to have the other.
+
+    They are turned in sign, all and by turns. The last ones are far larger besides, which is more than a bias makes up
+    for. They are judged alone, and for what the others did not tell: beside them small values look like none.
+    """
     yield -images
     # No two neighbours along any axis alike, and no period that a stride of the model could have.
     steps = np.arange(images.size, dtype=np.float64).reshape(images.shape)
-    yield (images * np.where(np.sin(steps * steps) > 0, 1.0, -1.0)).astype(images.dtype)
+    turned = images * np.where(np.sin(steps * steps) > 0, 1.0, -1.0)
+    yield turned.astype(images.dtype)
+    yield (-_FAR * turned).astype(images.dtype)
+
+
+def is_evidence(others: NumpyArray, first: NumpyArray) -> bool:
+    """Tell whether values on other images are such as the first ones were, and did not run over."""
+    return bool(np.isfinite(others).all() or not np.isfinite(first).all())
 
 
 def is_multiple(y: NumpyArray, x: NumpyArray) -> bool:
@@ -128,7 +155,7 @@ def _is_unsettled(y: NumpyArray, x: NumpyArray) -> bool:
     return is_of_one_sign and bool(((y != 0) == (x != 0)).all())
 
 
-def _groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
+def groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
     """Yield the axes along which constant, threshold and multiple are one: all, all but one, and the images alone."""
     yield tuple(range(y.ndim))
     if y.ndim > 1:
@@ -141,7 +168,7 @@ def _groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
 def _gate(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) -> Judgement | None:
     """Return how y is a gate of x, if it is."""
     weak = None
-    for axes in _groupings(y):
+    for axes in groupings(y):
         kept = [axis for axis in range(y.ndim) if axis not in axes]
         order, shape = (*kept, *axes), tuple(y.shape[axis] if axis in kept else 1 for axis in range(y.ndim))
         rows = [np.transpose(each, order).reshape(int(np.prod(shape)), -1) for each in (y, x)]
@@ -150,12 +177,14 @@ def _gate(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) ->
             if found is None:
                 continue
             slopes = found.slopes(rounding)
-            is_sure = found.evidence >= _EVIDENCE
-            if slopes is not None and found.is_in_all_rows and (is_sure or not (kept or is_by_rank)):
+            # Where the largest are open, those of one channel are likely to be its largest, without any threshold.
+            needed = _EVIDENCE * (_BY_RANK if is_by_rank and kept else 1)
+            is_sure = found.evidence >= needed
+            if slopes is not None and found.is_in_all_rows and (is_sure or (found.is_at_zero and not is_by_rank)):
                 is_rising = (slopes[np.isfinite(slopes)] > 0).all()
                 verdict = Verdict.CONVEX if is_rising else Verdict.CONCAVE
                 return Judgement(verdict, found.constants.reshape(shape), (side * slopes).reshape(shape))
-            is_chance = is_by_rank and (slopes is None or found.evidence < _EVIDENCE / 2)
+            is_chance = is_by_rank and (slopes is None or found.evidence < needed / 2)
             is_partial = found.is_full and found.has_closed_several and not found.is_in_steps
             if is_partial and not is_chance and (slopes is not None or not kept):
                 weak = weak if weak and weak.is_gate else Judgement(Verdict.PARTIAL if is_sure else Verdict.UNSETTLED)
@@ -207,6 +236,13 @@ class _Gate:
             return cls(y, x, constants, True, is_in_all_rows, _surprise(is_closed[has_both]))
         is_second = is_one and not is_by_rank and constants[0, 0] == 0 and low[0] > 0 and bool((x < 0).any())
         return cls(y, x, constants, False, True, 0.0) if is_second else None
+
+    @property
+    def is_at_zero(self) -> bool:
+        """Whether nothing below 0 is open, and all above it but for a second mask: few values show a ReLU then."""
+        is_closed = self.y == self.constants
+        is_wrong = (~is_closed & (self.x < 0)) | (is_closed & (self.x > 0) & self.is_full)
+        return len(self.y) == 1 and not is_wrong.any()
 
     @property
     def has_closed_several(self) -> bool:

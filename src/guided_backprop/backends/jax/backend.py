@@ -17,18 +17,27 @@ from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Wei
 from guided_backprop.backends.jax.cache import Compiled, key_of
 from guided_backprop.backends.jax.composites import mark_activations
 from guided_backprop.backends.jax.coverage import count
-from guided_backprop.backends.jax.gates import Record
+from guided_backprop.backends.jax.findings import Record
 from guided_backprop.backends.jax.heads import Head, head_of
 from guided_backprop.backends.jax.masks import Audit
 from guided_backprop.backends.jax.network import JaxNetwork
 from guided_backprop.backends.jax.program import CUSTOM, Program, Step
-from guided_backprop.backends.jax.relus import Facts, custom_name
+from guided_backprop.backends.jax.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.jax.state import state_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.refusals import coverage_of, detached, hidden, no_rows, no_score, not_finite, spelled
+from guided_backprop.backends.refusals import (
+    coverage_of,
+    detached,
+    hidden,
+    no_rows,
+    no_score,
+    not_finite,
+    reason_of,
+    spelled,
+)
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OpaqueRegionError
 from guided_backprop.rules import PLAIN, ReluRule
@@ -331,7 +340,7 @@ def _described(output: Any) -> str:
 
 def _refuse(refused: Sequence[Step], program: Program, rules: Sequence[ReluRule]) -> None:
     """Raise for what gates values and is no ReLU, or is one that a rule cannot act on."""
-    names = {custom_name(step) for step in refused}
+    names = {place_of(step) for step in refused}
     for name in sorted(custom_name(step) for step in refused if step.name in CUSTOM):
         raise hidden(name)
     if names:
@@ -342,16 +351,15 @@ def _refuse(refused: Sequence[Step], program: Program, rules: Sequence[ReluRule]
                 if rule.needs_every_relu and (rule.reads_values or not rule.is_shut_by_gate):
                     raise OpaqueRegionError(
                         f"the {rule.name} rule needs the input of every ReLU; received one spelled as arithmetic, with "
-                        f"{step.name}. Write it as jax.nn.relu."
+                        f"{place_of(step)}. Write it as jax.nn.relu."
                     )
 
 
 def _model_error(error: Exception, images: Sequence[jax.Array]) -> ModelError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     received = "; ".join(f"{each.shape}, {each.dtype}" for each in images)
     return ModelError(
         f"model must accept and differentiate the images; received images of shape {received} "
-        f"and {type(error).__name__}: {reason} Check the images' shape and dtype."
+        f"and {type(error).__name__}: {reason_of(error)} Check the images' shape and dtype."
     )
 
 

@@ -4,7 +4,7 @@ The program is run once on the first images, and on others where those are no ev
 program from then on.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -19,7 +19,7 @@ from guided_backprop.backends.jax.relus import Facts
 from guided_backprop.backends.jax.taint import Nominee, Taint
 from guided_backprop.backends.jax.watch import Asked, Values, steps_between, watched
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.spelling import Verdict, judge, other_images
+from guided_backprop.backends.spelling import Judgement, Verdict, groupings, is_evidence, judge, other_images
 
 # Never below 0, whatever they are made of; and not below 0 if what they are made of is not.
 _POSITIVE = frozenset("abs cosh exp exp2 logsumexp norm relu relu6 sigmoid softmax softplus".split())
@@ -33,8 +33,8 @@ _CHOSEN_BY_SIZE = frozenset({"maximum", "clamp"})
 _EXPLICIT = frozenset({"clamp", "minimum"})
 _ENDS = ((np.min, np.inf), (np.max, -np.inf))
 _DEEPEST = 40
-# The images themselves, and two that are made of them.
-_MOST_LOOKS = 3
+# The images themselves, and two that are made of them; what is far larger is looked at alone, and last.
+_NEAR_LOOKS = 3
 # How far values, and derivatives of 0, may be off.
 _ROUNDING, _NEARLY = 1e-3, 1e-5
 
@@ -74,7 +74,10 @@ class Judge:
         self._images = images
         self._looks: list[dict[Asked, NumpyArray | None]] = []
         self._nominees: dict[Value, Nominee] = {}
+        self._taint = Taint(facts, vouch)
         self._runs: dict[tuple[Asked, ...], Values] = {}
+        # The inputs of each look: the images, and what is computed in front of where the gradient begins.
+        self._given: dict[int, list[jax.Array]] = {}
 
     def findings(self) -> Findings:
         """Judge what is nominated, in the order in which it is computed: behind a ReLU there is less to judge."""
@@ -102,9 +105,9 @@ class Judge:
         return step.word in _CHOSEN_BY_SIZE and any(map(self._facts.is_partly_zero, step.inputs[:2]))
 
     def _nominated(self, found: Findings) -> dict[Value, Nominee]:
-        taint = Taint(self._facts, self._vouch, found.gates)
-        taint.visit(self._program.block)
-        return taint.nominees
+        self._taint = Taint(self._facts, self._vouch, found.gates)
+        self._taint.visit(self._program.block)
+        return self._taint.nominees
 
     def _leads(self, value: Value, gate: Value) -> bool:
         block = self._nominees[gate].block
@@ -126,12 +129,16 @@ class Judge:
         """Judge a value as a ReLU of one candidate."""
         plain, refused = (_Finding.PLAIN, None), (_Finding.REFUSED, None)
         verdict, closed, looks = self._verdict(y, x, nominee)
-        if verdict is Verdict.NONE:
+        if nominee.step.word == "abs" and x in nominee.step.inputs:
+            return plain
+        is_at_zero = closed is not None and not np.nan_to_num(closed).any()
+        is_bounded = not is_at_zero and self._taint.is_bounded(steps_between(x, y, nominee.block))
+        if verdict is Verdict.NONE or is_bounded:
             return plain
         ys, xs, slopes = self._seen(y, looks), self._seen(x, looks), self._derivative(y, x, looks)
         if ys is None or xs is None or slopes is None:
-            # No image took this branch.
-            return refused
+            # No image took this branch; but curves, sums and multiples of one value gate nothing.
+            return plain if all(map(_is_of_one, steps_between(x, y, nominee.block))) else refused
         if not slopes.any() or (verdict is Verdict.UNSETTLED and not _may_be_one(ys, xs)):
             return plain
         if verdict not in (Verdict.CONVEX, Verdict.CONCAVE) or closed is None or nominee.step.name in CUSTOM:
@@ -143,26 +150,35 @@ class Judge:
 
     def _verdict(self, y: Value, x: Value, nominee: Nominee) -> tuple[Verdict, NumpyArray | None, int]:
         """Return what values say, where the gate is closed, and of how many sets of images they are."""
-        verdict, closed, looks = Verdict.UNSETTLED, None, 1
-        for looks in range(1, _MOST_LOOKS + 1):
-            ys, xs = self._seen(y, looks), self._seen(x, looks)
+        verdict, closed, used, before = Verdict.UNSETTLED, None, 1, None
+        for looks in range(1, _NEAR_LOOKS + 2):
+            is_far = looks > _NEAR_LOOKS
+            ys, xs = (self._seen(each, looks, first=_NEAR_LOOKS if is_far else 0) for each in (y, x))
             if ys is None or xs is None:
                 continue
-            judgement = judge(_snapped(ys, y), xs.reshape(ys.shape), _ROUNDING, is_by_rank=nominee.is_by_rank)
+            if before is not None and not all(map(is_evidence, (ys, xs), before)):
+                break
+            before, used = (ys, xs), looks
+            judgement = _judged(y, ys, xs, nominee)
+            if is_far and judgement.is_gate:
+                # What it is it has to be on all of them.
+                ys, xs = self._seen(y, looks), self._seen(x, looks)
+                judgement = judgement if ys is None or xs is None else _judged(y, ys, xs, nominee)
             verdict, closed = judgement.verdict, judgement.closed
-            if _is_permuted(ys, xs):
-                verdict = Verdict.NONE
             if verdict is Verdict.UNSETTLED and is_never_negative(x, self._facts):
                 verdict = Verdict.NONE
             if verdict is not Verdict.UNSETTLED:
                 break
-        return verdict, closed, looks
+        return verdict, closed, used
 
-    def _seen(self, value: Value, looks: int) -> NumpyArray | None:
-        """Return what a value was on so many sets of images, one set behind the other; None if it was not computed."""
+    def _seen(self, value: Value, looks: int, first: int = 0) -> NumpyArray | None:
+        """Return what a value was on so many sets of images, one set behind the other; None if it was not computed.
+
+        What came before the ``first`` set is left out.
+        """
         while len(self._looks) < looks:
             self._looks.append(self._look(len(self._looks), self._wanted()))
-        return _joined([look[value] for look in self._looks[:looks]])
+        return _joined([look[value] for look in self._looks[first:looks]])
 
     def _derivative(self, y: Value, x: Value, looks: int) -> NumpyArray | None:
         pair = (x, y)
@@ -174,14 +190,19 @@ class Judge:
 
     def _look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
         """Run the program on the images, the first time; on others that are made of them after that."""
+        key = tuple(asked)
+        if key not in self._runs:
+            self._runs[key] = watched(self._program.block, asked, self._places())
+        if number not in self._given:
+            self._given[number] = self._inputs(number)
+        return self._runs[key](self._program.constants, self._given[number])
+
+    def _places(self) -> dict[Asked, Block]:
         places: dict[Asked, Block] = {}
         for y, nominee in self._nominees.items():
             for x in nominee.candidates:
                 places |= {y: nominee.block, x: nominee.block, (x, y): nominee.block}
-        key = tuple(asked)
-        if key not in self._runs:
-            self._runs[key] = watched(self._program.block, asked, places)
-        return self._runs[key](self._program.constants, self._inputs(number))
+        return places
 
     def _inputs(self, number: int) -> list[jax.Array]:
         given = [images if number == 0 else _others(images, number - 1) for images in self._images]
@@ -191,6 +212,12 @@ class Judge:
         inside = watched(first, [first.outputs[0]], {first.outputs[0]: first})(self._program.constants, given)
         (value,) = inside.values()
         return [*given, jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)]
+
+
+def _judged(y: Value, ys: NumpyArray, xs: NumpyArray, nominee: Nominee) -> Judgement:
+    if _is_permuted(ys, xs):
+        return Judgement(Verdict.NONE)
+    return judge(_snapped(ys, y), xs.reshape(ys.shape), _ROUNDING, is_by_rank=nominee.is_by_rank)
 
 
 @dataclass(frozen=True)
@@ -337,8 +364,7 @@ def _may_be_one(y: NumpyArray, x: NumpyArray) -> bool:
     if (y == y.flat[0]).all():
         return True
     ratios = np.divide(y, x.reshape(y.shape), out=np.full(y.shape, np.nan), where=x.reshape(y.shape) != 0)
-    for kept in ((), *((axis,) for axis in {1, y.ndim - 1} if 0 < axis < y.ndim), tuple(range(1, y.ndim))):
-        axes = tuple(axis for axis in range(y.ndim) if axis not in kept)
+    for axes in groupings(y):
         with np.errstate(all="ignore"):
             low, high = (how(ratios, axis=axes, initial=far, where=~np.isnan(ratios)) for how, far in _ENDS)
             if not (high - low > _ROUNDING * np.abs(high)).any():
@@ -364,61 +390,3 @@ def _others(images: jax.Array, number: int) -> jax.Array:
     # Of several sizes as well: of two values alone nothing can be told.
     sizes = 1 + 0.5 * np.sin(np.arange(images.size, dtype=np.float64)).reshape(images.shape)
     return jnp.asarray([*others][number] * sizes, images.dtype)
-
-
-def numbered(program: Program) -> dict[Value, int]:
-    """Return the results of all steps, numbered: two programs that are alike have the same."""
-    numbers: dict[Value, int] = {}
-    for value in _all_values(program):
-        numbers.setdefault(value, len(numbers))
-    return numbers
-
-
-def _all_values(program: Program) -> Iterator[Value]:
-    yield from program.block.inputs
-    for step in program.steps():
-        for block in step.blocks:
-            yield from block.inputs
-        yield from step.outputs
-
-
-@dataclass(frozen=True)
-class Record:
-    """Findings that hold for all programs that are alike: values and steps by their numbers.
-
-    Attributes:
-        gates: for each gate the number of its value, what it is where it is closed and how far off, the number of x,
-            the slope, and whether it opens at 0.
-        spelled: the numbers of the first results of steps that are refused.
-    """
-
-    gates: tuple[tuple[int, NumpyArray, float, int | None, float | None, bool], ...]
-    spelled: tuple[int, ...]
-
-    @classmethod
-    def of(cls, program: Program, facts: Facts, vouch: Vouch, images: Sequence[jax.Array]) -> "Record":
-        """Judge a program on these images."""
-        numbers, found = numbered(program), Judge(program, facts, vouch, images).findings()
-        gates = (
-            (
-                numbers[y],
-                gate.closed,
-                gate.slack,
-                None if gate.x is None else numbers[gate.x],
-                gate.slope,
-                gate.is_at_zero,
-            )
-            for y, gate in found.gates.items()
-        )
-        return cls(tuple(gates), tuple(numbers[step.outputs[0]] for step in found.spelled))
-
-    def mark(self, program: Program) -> list[Step]:
-        """Note the gates on the values of a program; return the steps that are refused."""
-        values = list(numbered(program))
-        for y, closed, slack, x, slope, is_at_zero in self.gates:
-            values[y].gate = Gate(closed, slack, None if x is None else values[x], slope, is_at_zero=is_at_zero)
-        return [step for number in self.spelled if (step := values[number].step) is not None]
-
-    def key(self) -> Hashable:
-        """Return what two records that say the same have in common."""
-        return tuple((y, closed.tobytes(), closed.shape, *rest) for y, closed, *rest in self.gates)

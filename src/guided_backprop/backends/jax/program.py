@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
 from jax.extend import core
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.jax.operations import JITTED, OPERATIONS
+from guided_backprop.backends.jax.calls import Jaxpr, is_of_jax, jitted_name, line_of
+from guided_backprop.backends.jax.operations import OPERATIONS
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import no_layer
 
-Jaxpr = core.Jaxpr | core.ClosedJaxpr
 #: What is known of an array before it has values; its class has no public name.
 Shaped = Any
 
@@ -101,6 +100,7 @@ class Step:
         activation: the composite activation that ends here, or None.
         is_inside: whether it is a part of the ReLU that the next step stands for.
         is_part: whether it is a part of a composite activation that ends elsewhere.
+        called: the equation of the model's own code that it comes from, where JAX's own functions call it; else None.
     """
 
     eqn: core.JaxprEqn
@@ -112,6 +112,12 @@ class Step:
     activation: "Activation | None" = None
     is_inside: bool = False
     is_part: bool = False
+    called: core.JaxprEqn | None = None
+
+    @property
+    def line(self) -> str:
+        """The line of the model's code that asked for it; or ""."""
+        return line_of(self.called or self.eqn)
 
     @property
     def name(self) -> str:
@@ -203,7 +209,7 @@ class Program:
         self._known: dict[int, Value] = {}
         images = [Value(var.aval) for var in traced.jaxpr.invars]
         steps: list[Step] = []
-        outputs = self._inline(traced, images, steps)
+        outputs = self._inline(traced, images, steps, None)
         self.block = Block(images, steps, outputs)
         # What is run before the block, if that begins inside of the model.
         self.first: Block | None = None
@@ -267,7 +273,9 @@ class Program:
             raise no_layer(name, names)
         return named[str(chosen)]
 
-    def _inline(self, closed: Jaxpr, inputs: Sequence[Value], steps: list[Step]) -> list[Value]:
+    def _inline(
+        self, closed: Jaxpr, inputs: Sequence[Value], steps: list[Step], called: core.JaxprEqn | None
+    ) -> list[Value]:
         jaxpr, constants = (closed.jaxpr, closed.consts) if isinstance(closed, core.ClosedJaxpr) else (closed, [])
         values: dict[core.Var, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, constant in zip(jaxpr.constvars, constants, strict=True):
@@ -280,22 +288,25 @@ class Program:
 
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
-            results = self._expand(eqn, operands, steps)
+            results = self._expand(eqn, operands, steps, called)
             values.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _expand(self, eqn: core.JaxprEqn, operands: list[Value], steps: list[Step]) -> list[Value]:
+    def _expand(
+        self, eqn: core.JaxprEqn, operands: list[Value], steps: list[Step], called: core.JaxprEqn | None
+    ) -> list[Value]:
         jitted = None
         if eqn.primitive.name in _CALLS:
             jitted = jitted_name(eqn)
             if jitted is None:
                 inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-                return self._inline(inner, operands, steps)
-        step = Step(eqn, operands, [Value(var.aval) for var in eqn.outvars], jitted=jitted)
+                # JAX traces a function of its own once for all places that call it.
+                return self._inline(inner, operands, steps, called or (eqn if is_of_jax(inner) else None))
+        step = Step(eqn, operands, [Value(var.aval) for var in eqn.outvars], jitted=jitted, called=called)
         if step.word == "scan":
-            step.blocks = [self._loop(eqn, operands)]
+            step.blocks = [self._loop(eqn, operands, called)]
         elif step.kind in (Kind.HOLDS, Kind.HIDDEN, Kind.UNKNOWN):
-            step.blocks = [self._block(inner, outer) for inner, outer in _inner(eqn, operands)]
+            step.blocks = [self._block(inner, outer, called) for inner, outer in _inner(eqn, operands)]
         for value in operands:
             value.uses.append(step)
         for value in step.outputs:
@@ -303,16 +314,16 @@ class Program:
         steps.append(step)
         return step.outputs
 
-    def _block(self, closed: Jaxpr, outer: Sequence[Value | None]) -> Block:
+    def _block(self, closed: Jaxpr, outer: Sequence[Value | None], called: core.JaxprEqn | None) -> Block:
         jaxpr = closed.jaxpr if isinstance(closed, core.ClosedJaxpr) else closed
         inputs = [Value(var.aval, outer=value) for var, value in zip(jaxpr.invars, outer, strict=True)]
         steps: list[Step] = []
-        return Block(inputs, steps, self._inline(closed, inputs, steps))
+        return Block(inputs, steps, self._inline(closed, inputs, steps, called))
 
-    def _loop(self, eqn: core.JaxprEqn, operands: list[Value]) -> Block:
+    def _loop(self, eqn: core.JaxprEqn, operands: list[Value], called: core.JaxprEqn | None) -> Block:
         constants, carried = eqn.params["num_consts"], eqn.params["num_carry"]
         outer = [*operands[:constants], *[None] * (len(operands) - constants)]
-        block = self._block(eqn.params["jaxpr"], outer)
+        block = self._block(eqn.params["jaxpr"], outer, called)
         for value, stack in zip(block.inputs[constants + carried :], operands[constants + carried :], strict=True):
             value.stack = stack
         return block
@@ -359,30 +370,3 @@ def _inner(eqn: core.JaxprEqn, operands: list[Value]) -> Iterator[tuple[Jaxpr, l
                     inputs = (inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner).invars
                     is_same = len(inputs) == len(operands)
                     yield inner, list(operands) if is_same else [None] * len(inputs)
-
-
-def jitted_name(eqn: core.JaxprEqn) -> str | None:
-    """Return which function of jax.nn a jitted call is, by its row; or None: a name alone may be the user's own."""
-    name = eqn.params.get("name")
-    if name not in JITTED:
-        return None
-    original: Callable[..., Any] | None = getattr(jax.nn, name, getattr(jax.numpy, name, None))
-    if original is None:
-        return None
-    shapes: list[Shaped] = [atom.aval for atom in eqn.invars]
-    operands = [
-        jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)  # type: ignore[no-untyped-call]
-        for aval in shapes
-    ]
-    try:
-        traced = jax.make_jaxpr(original)(*operands)
-    except (TypeError, ValueError):
-        return None
-    expected = traced.jaxpr.eqns[0] if len(traced.jaxpr.eqns) == 1 else None
-    if expected is None or "jaxpr" not in expected.params:
-        return None
-    return JITTED[name] if _text(expected.params["jaxpr"]) == _text(eqn.params["jaxpr"]) else None
-
-
-def _text(closed: Jaxpr) -> str:
-    return str(closed).replace("weak_type=True", "weak_type=False")

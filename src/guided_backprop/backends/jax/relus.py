@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.jax.calls import source_of
 from guided_backprop.backends.jax.program import REBUILT, Block, Program, Relu, Step, Value
 from guided_backprop.backends.operations import Kind
 
@@ -205,12 +206,14 @@ def custom_name(step: Step) -> str:
     """Return the name of a custom function, as it is in the model's source; of anything else that of the operation."""
     if step.word != "custom_function":
         return step.name
-    for block in step.eqn.params.values():
-        info = getattr(getattr(block, "jaxpr", block), "debug_info", None)
-        source = getattr(info, "func_src_info", None)
-        if source:
-            return str(source).split(" at ")[0].rsplit(".", 1)[-1]
-    return step.name
+    sources = (source_of(block) for block in step.eqn.params.values())
+    found = next(filter(None, sources), step.name)
+    return found.split(" at ")[0].rsplit(".", 1)[-1]
+
+
+def place_of(step: Step) -> str:
+    """Return the name of an operation, and which line of the model asked for it."""
+    return f"{custom_name(step)} at {step.line}" if step.line else custom_name(step)
 
 
 def _forward(block: Block) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.program import CUSTOM, REBUILT, Block, Step, Value
-from guided_backprop.backends.jax.relus import Facts, custom_name
+from guided_backprop.backends.jax.relus import Facts, custom_name, place_of
 from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.refusals import is_plain
 
 _CHOOSING = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
 #: Curves that a size can be told by: the root of a square, the angle of a number, a singular value.
@@ -98,9 +99,11 @@ class Taint:
 
     def _follow(self, step: Step, block: Block) -> None:
         inside = self._visit_inside(step)
-        if _ends(step) or custom_name(step) in self._vouch or step.name in self._vouch:
+        if _ends(step) or self._is_vouched(step):
             return
-        level = max(map(self.level, step.inputs))
+        # What comes out without a gradient is a mask: it is by rank if what it was compared with is.
+        is_mask = not any(value.carries for value in step.outputs)
+        level = max(map(self.level, _masks(step) if is_mask else step.inputs), default=Level.CLEAN)
         origins = frozenset[Value]().union(*(self._origins.get(value, ()) for value in step.inputs))
         starts = self._starts(step)
         if starts or inside:
@@ -114,6 +117,15 @@ class Taint:
             self._levels[value], self._origins[value] = level, origins
             if value.carries and value.is_live and not self._is_excused(step):
                 self._nominate(value, step, block)
+
+    def is_bounded(self, steps: Sequence[Step]) -> bool:
+        """Tell whether all that chooses among these steps are bounds: what one closes at, other than 0, is no ReLU."""
+        choosing = [step for step in steps if self._starts(step)]
+        return bool(choosing) and all(map(self._is_clip, choosing))
+
+    def _is_vouched(self, step: Step) -> bool:
+        names = (custom_name(step), step.name, place_of(step)) if self._vouch else ()
+        return any(is_plain(name, self._vouch, "jax.nn.relu") for name in names)
 
     def _is_excused(self, step: Step) -> bool:
         """Tell whether it is known what a step is, whatever is made of its results."""
@@ -212,7 +224,7 @@ class Taint:
             if value not in same and value.carries and _is_floating(value) and int(np.prod(value.aval.shape)) == size
         ]
         if candidates and _is_floating(y):
-            is_by_rank = self.level(y) is Level.BY_RANK
+            is_by_rank = all(self.level(value) is Level.BY_RANK for value in _masks(step) or [y])
             # The first that is computed comes first: it is what the others were made of.
             ordered = sorted(dict.fromkeys(candidates), key=self._order.__getitem__)
             self.nominees[y] = Nominee(step, block, tuple(ordered), is_by_rank)
@@ -258,6 +270,11 @@ def _ends(step: Step) -> bool:
     if step.relu is not None:
         return True
     return step.activation is not None and step.activation.name not in {*_OPEN_COMPOSITES, _GUARD}
+
+
+def _masks(step: Step) -> list[Value]:
+    """Return what a step is given of the images that carries no gradient."""
+    return [value for value in step.inputs if value.depends and not value.carries]
 
 
 def _is_guard(step: Step) -> bool:

@@ -39,8 +39,8 @@ class Watch:
         found: Found = {}
         for step in block.steps:
             operands = [self._read(value, values) for value in step.inputs]
-            results = self._step(step, operands, found) if self._holds(step) else step.run(operands)
-            values.update(zip(step.outputs, results, strict=True))
+            results = self._step(step, operands, found)
+            values.update((value, _cut(value, result)) for value, result in zip(step.outputs, results, strict=True))
         for each in self._asked.get(id(block), ()):
             kept = self._derivative(*each, block, values) if isinstance(each, tuple) else values[each]
             found[each] = kept, jnp.ones((), bool)
@@ -52,10 +52,16 @@ class Watch:
         return self._constants[value.constant] if value.constant is not None else values[value]
 
     def _holds(self, step: Step) -> bool:
-        """Tell whether something is asked for inside of a step."""
-        return any(id(block) in self._asked or any(map(self._holds, block.steps)) for block in step.blocks)
+        """Tell whether inside of a step something is asked for, or no gradient passes."""
+        return any(
+            id(block) in self._asked
+            or any(self._holds(inner) or any(map(_is_guided, inner.outputs)) for inner in block.steps)
+            for block in step.blocks
+        )
 
     def _step(self, step: Step, operands: list[Array], found: Found) -> list[Array]:
+        if not self._holds(step):
+            return step.run(operands)
         if step.word == "scan":
             return self._scan(step, operands, found)
         if step.word == "cond":
@@ -121,16 +127,24 @@ class Watch:
         def of(given: Array) -> Array:
             inside = {**values, x: given}
             for step in steps:
-                results = step.run([self._read(value, inside) for value in step.inputs])
+                results = self._step(step, [self._read(value, inside) for value in step.inputs], {})
                 for value, result in zip(step.outputs, results, strict=True):
-                    # What is guided is cut off, whether an operation of its own or found by its values.
-                    is_guided = value is not y and (step.relu is not None or value.gate is not None)
-                    inside[value] = jax.lax.stop_gradient(result) if is_guided else result
+                    inside[value] = result if value is y else _cut(value, result)
             return inside[y]
 
         result, back = jax.vjp(of, values[x])
         (derived,) = back(jnp.ones_like(result))
         return derived  # type: ignore[no-any-return]
+
+
+def _is_guided(value: Value) -> bool:
+    """Tell a ReLU's result, whether it is an operation of its own or was found by its values."""
+    return value.gate is not None or (value.step is not None and value.step.relu is not None)
+
+
+def _cut(value: Value, result: Array) -> Array:
+    """Let no gradient pass a ReLU that is guided: what is left of one went around it."""
+    return jax.lax.stop_gradient(result) if _is_guided(value) else result
 
 
 def _is_entered(step: Step) -> bool:

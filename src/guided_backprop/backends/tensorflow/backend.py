@@ -24,7 +24,7 @@ from guided_backprop.backends.tensorflow.classify import classify
 from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import Traced, graph_of, keep_functions, made_by, renamed, trace
-from guided_backprop.backends.tensorflow.model import CULPRITS, TensorFlowNetwork, callable_of, slopes
+from guided_backprop.backends.tensorflow.model import CULPRITS, TensorFlowNetwork, callable_of, model_error, slopes
 from guided_backprop.backends.tensorflow.nodes import constant_of
 from guided_backprop.backends.tensorflow.values import Watch
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
@@ -255,7 +255,7 @@ class TensorFlowBackend(Backend):
             except Exception as caught:
                 error = caught
         assert error is not None
-        raise _model_error(error, kinds[-1].specs) from error
+        raise model_error(error, kinds[-1].specs) from error
 
     def _build(self, copied: "_Copy", rules: _Rules, labels: int) -> _Plan:
         """Differentiate the copy under each rule, once for each label."""
@@ -342,7 +342,7 @@ class TensorFlowBackend(Backend):
         """Return what to say of an error of a copy: the model's own, or a fault of ours if the model has none."""
         specs = tuple(tf.TensorSpec(each.shape, each.dtype) for each in given.arrays)
         if self.is_out_of_memory(error):
-            return _model_error(error, specs)
+            return model_error(error, specs)
         forward = callable_of(self.network, given, self.setup.output, begins_inside=False)
         try:
             with self.network.unremembered(), tf.GradientTape() as tape:
@@ -350,7 +350,7 @@ class TensorFlowBackend(Backend):
                 output = forward(*given.arrays)
             tape.gradient(output, given.arrays)
         except Exception:
-            return _model_error(error, specs)
+            return model_error(error, specs)
         return ModelError(
             "the copy of a model must run wherever the model does; received a model that runs, and "
             f"error={type(error).__name__} from its copy. This is a fault of guided-backprop: please report it, with "
@@ -380,23 +380,3 @@ def _check_bounds(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:
     found = {name for key, name in editor.bounds.items() if not results[key].numpy().all()}
     if found:
         raise spelled(found, "tf.nn.relu")
-
-
-def _model_error(error: Exception, specs: _Specs) -> ModelError:
-    reason = _reason(error).replace(f"{SCOPE}/", "")
-    advice = "Check the images' shape and dtype."
-    if "numpy" in reason or "Symbolic" in reason or "symbolic" in reason or "eager" in reason.lower():
-        advice = "Write the model so that tf.function can trace it, without numpy()."
-    received = "; ".join(f"{tuple(spec.shape)}, {spec.dtype.name}" for spec in specs)
-    return ModelError(
-        f"model must accept, and tf.function must trace and differentiate, the images; received images of shape "
-        f"{received} and {type(error).__name__}: {reason} {advice}"
-    )
-
-
-def _reason(error: Exception) -> str:
-    """Return the line of TensorFlow's long messages that says what is wrong."""
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    said = [line for line in lines if line and not line.startswith(("[[", "File ", "Detected at", "Graph execution"))]
-    is_traceback = len(said) < len(lines) - 1 or (bool(said) and said[0].startswith("in user code"))
-    return (said[-1] if is_traceback else said[0]) if said else type(error).__name__

@@ -1,6 +1,6 @@
 """A TensorFlow model as the backend asks it: a function or a SavedModel's signature; and how any model is called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import detached, no_layers, no_rows, no_score
+from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.errors import ModelError
 
 # What cuts a gradient off.
@@ -89,3 +90,24 @@ def _signature(function: Any, inputs: Inputs) -> Any:
     names = list(function.structured_input_signature[1])
     is_one = len(names) == 1 and inputs.form == "one"
     return function(**{names[0]: inputs.images}) if is_one else inputs.call(function)
+
+
+def model_error(error: Exception, specs: Sequence[tf.TensorSpec]) -> ModelError:
+    """Return the error for a model that failed on the images."""
+    reason = _reason(error).replace(f"{SCOPE}/", "")
+    advice = "Check the images' shape and dtype."
+    if "numpy" in reason or "Symbolic" in reason or "symbolic" in reason or "eager" in reason.lower():
+        advice = "Write the model so that tf.function can trace it, without numpy()."
+    received = "; ".join(f"{tuple(spec.shape)}, {spec.dtype.name}" for spec in specs)
+    return ModelError(
+        f"model must accept, and tf.function must trace and differentiate, the images; received images of shape "
+        f"{received} and {type(error).__name__}: {reason} {advice}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of TensorFlow's long messages that says what is wrong."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    said = [line for line in lines if line and not line.startswith(("[[", "File ", "Detected at", "Graph execution"))]
+    is_traceback = len(said) < len(lines) - 1 or (bool(said) and said[0].startswith("in user code"))
+    return (said[-1] if is_traceback else said[0]) if said else type(error).__name__

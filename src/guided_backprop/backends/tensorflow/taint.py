@@ -15,6 +15,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.refusals import is_plain
 from guided_backprop.backends.tensorflow.nodes import FLOATS, VALUES, Graph, attribute, operand_refs, producer, word_of
 from guided_backprop.backends.tensorflow.operations import COMPARISONS, OPERATIONS, REARRANGES, SHAPES
 from guided_backprop.backends.tensorflow.signs import never_negative
@@ -36,6 +37,8 @@ _TELLS_SIGN = frozenset(
 )
 # What compares values with each other alone, unless a constant is among them.
 _BY_RANK = frozenset("argmax argmin max max_pool min sort".split())
+# What compares with nothing itself.
+_AS_BEFORE = frozenset("isfinite isinf isnan stop_gradient".split())
 # Whose number of values depends on values.
 _SIZED = frozenset("DynamicPartition Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Where".split())
 # Derivatives of what chooses: they choose too.
@@ -112,7 +115,8 @@ class Taint:
             return Trace(True, passes, False, is_positive)
         origins = frozenset().union(*(operand.origins for operand in operands))
         if is_active and (not passes or self._chooses(body, node)):
-            origins |= {Origin(body.name, node.name, _is_rank(body, node), _is_bound(graph, node))}
+            is_curve = passes and row.kind is not Kind.UNKNOWN and (row.word in _TELLS_SIGN or row.word == "abs")
+            origins |= {Origin(body.name, node.name, _is_rank(body, node), _is_bound(graph, node), is_curve)}
         return Trace(True, passes, is_sized, is_positive, origins)
 
     def _ends_taint(self, body: Body, node: NodeDef) -> bool:
@@ -122,7 +126,10 @@ class Taint:
         return role in ("relu", "joined", "opaque") or is_smooth or self._is_vouched(body, node)
 
     def _is_vouched(self, body: Body, node: NodeDef) -> bool:
-        return word_of(node) in self._vouch or _called(body, node) in self._vouch
+        names = word_of(node), _called(body, node)
+        if OPERATIONS[node.op].kind is Kind.UNKNOWN:
+            return any(name in self._vouch for name in names)
+        return any(is_plain(name, self._vouch, "tf.nn.relu") for name in names)
 
     def _chooses(self, body: Body, node: NodeDef) -> bool:
         row = OPERATIONS[node.op]
@@ -230,6 +237,9 @@ def _is_rank(body: Body, node: NodeDef) -> bool:
     refs = operand_refs(node)
     if node.op in COMPARISONS or word_of(node) in ("equal", "not_equal"):
         return all(body.trace(ref).depends for ref in refs)
+    if word_of(node) in _AS_BEFORE:
+        before = frozenset().union(*(body.trace(ref).origins for ref in refs))
+        return bool(before) and all(origin.is_rank for origin in before)
     if word_of(node) not in _BY_RANK:
         return False
     return not _holds_constant(body, refs[0])

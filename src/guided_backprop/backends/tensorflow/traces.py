@@ -23,12 +23,14 @@ class Origin(NamedTuple):
         node: the operation.
         is_rank: whether it compares values with each other, and never with a constant.
         is_bound: whether it is a maximum or minimum with a constant that is not 0.
+        is_curve: whether it is a known function of one value, and none that closes: |x|, a root, an ELU.
     """
 
     function: str
     node: str
     is_rank: bool = False
     is_bound: bool = False
+    is_curve: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Candidate:
         ref: the value.
         is_positive: whether it is of one sign, whatever the images are.
         is_by_rank: whether all that chose between it and the place compared values with each other.
-        is_bounded: whether all that chose were bounds that are not 0.
+        is_bounded: whether nothing that chose could close but bounds that are not 0.
     """
 
     ref: str
@@ -142,8 +144,12 @@ def candidates_of(body: Body, node: NodeDef, found: Trace, chooses: Callable[[No
         if not known.is_active or graph.kind_of(ref) not in FLOATS or producer(ref) not in reached:
             continue
         between = _between(body, ref, node, reached, chooses)
-        if between:
-            is_by_rank, is_bounded = all(o.is_rank for o in between), all(o.is_bound for o in between)
+        # A known curve is no ReLU of what it is a curve of.
+        is_curve = all(origin.is_curve and origin.node == node.name for origin in between)
+        if between and not is_curve:
+            closing = [origin for origin in between if not origin.is_curve]
+            is_by_rank = bool(closing) and all(origin.is_rank for origin in closing)
+            is_bounded = bool(closing) and all(origin.is_bound for origin in closing)
             yield Candidate(ref, _is_of_one_sign(body, ref), is_by_rank, is_bounded)
 
 
@@ -180,7 +186,8 @@ def _between(
         for met in operand_refs(current):
             other = body.trace(met)
             if other.depends and (not other.is_active or producer(met) not in way):
-                between |= other.origins if not other.is_active else other.origins - upstream
+                own = other.origins - upstream
+                between |= own if own or other.is_active else other.origins
     return between
 
 

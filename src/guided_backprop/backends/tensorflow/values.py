@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,31 +16,22 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.python.framework.func_graph import FuncGraph
 
-from guided_backprop.arrays import NumpyArray, Tensor
-from guided_backprop.backends.spelling import Verdict, judge, other_images
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.spelling import Shut, Verdict, groupings, is_evidence, judge, other_images
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import keep_functions, renamed
 from guided_backprop.backends.tensorflow.nodes import Graph
 from guided_backprop.backends.tensorflow.traces import Candidate, Place
-from guided_backprop.rules import ReluRule
 
 #: How many images are looked at, and how many values of one place inside of a loop.
 _IMAGES = 8
 _VALUES = 1 << 20
 
+# So many sets of other images come before the one that is judged alone.
+_NEAR = 2
+
 Pair = tuple[int, int]
 Import = Callable[[GraphDef, Sequence[tf.Tensor], list[str]], list[tf.Tensor]]
-
-
-class Shut(ReluRule):
-    """Nothing passes a ReLU: what is left of a gradient went around all of them."""
-
-    name = "shut"
-    needs_every_relu = False
-
-    def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: Any) -> Tensor:
-        """Return nothing."""
-        return xp.zeros_like(derived)
 
 
 class Watch:
@@ -69,6 +59,7 @@ class Watch:
             (number, index) for number, place in enumerate(places) for index, _ in enumerate(place.candidates)
         )
         self._seen: dict[int, list[list[NumpyArray]]] = defaultdict(list)
+        self._firsts: dict[int, list[NumpyArray]] = {}
         self._lock = threading.Lock()
         self._run: Callable[..., object] | None = None
         self._kept: list[object] = []
@@ -80,18 +71,24 @@ class Watch:
                 return []
             few = [values[:_IMAGES] if self._is_free else values for values in arrays]
             verdicts = self._judged(few)
-            for others in _others(few):
-                if all(verdict is not Verdict.UNSETTLED for verdict in verdicts.values()):
+            for turn, others in enumerate(_others(few)):
+                if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
                     break
                 try:
-                    verdicts = self._judged(others)
+                    verdicts = self._judged(others) if turn < _NEAR else self._judged_alone(others, verdicts)
                 except tf.errors.OpError:
                     # The model says of itself that it takes no such images.
                     continue
             self._seen.clear()
+            self._firsts.clear()
             refused = {pair for pair, verdict in verdicts.items() if self._is_refused(pair, verdict, few)}
             self._open = dict.fromkeys(pair for pair in self._open if pair in refused)
             return [self._places[number] for number in dict.fromkeys(number for number, _ in sorted(refused))]
+
+    def _is_doubtful(self, pair: Pair, verdict: Verdict) -> bool:
+        """Tell whether other images may say more: what compares values with each other may be a gate by chance."""
+        candidate = self._candidate(pair)
+        return (verdict is Verdict.UNSETTLED and not candidate.is_positive) or candidate.is_by_rank
 
     @property
     def _is_free(self) -> bool:
@@ -105,20 +102,37 @@ class Watch:
         if self._run is None:
             self._run = self._build()
         self._run(*arrays)
-        verdicts: dict[Pair, Verdict] = {}
-        for pair in list(self._open):
-            seen, verdict = self._seen.get(pair[0]), Verdict.UNSETTLED
-            if seen:
-                y, x = (_together([each[place] for each in seen]) for place in (0, pair[1] + 1))
-                verdict = self._judge(y, x, self._candidate(pair))
-            if verdict is Verdict.NONE:
-                del self._open[pair]
-            else:
-                verdicts[pair] = verdict
+        verdicts = {pair: self._verdict(pair, self._seen.get(pair[0])) for pair in self._open}
+        return self._not_refuted(verdicts)
+
+    def _judged_alone(self, arrays: Sequence[tf.Tensor], verdicts: Mapping[Pair, Verdict]) -> dict[Pair, Verdict]:
+        """Judge what is in doubt by these images alone: beside values so large the others look like none."""
+        near = {number: list(seen) for number, seen in self._seen.items()}
+        self._seen.clear()
+        if self._run is not None:
+            self._run(*arrays)
+        found = dict(verdicts)
+        for pair in [pair for pair, verdict in verdicts.items() if self._is_doubtful(pair, verdict)]:
+            far = self._seen.get(pair[0])
+            verdict = self._verdict(pair, far)
+            if far and verdict not in (Verdict.NONE, Verdict.UNSETTLED):
+                # What it is it has to be on all of them.
+                verdict = self._verdict(pair, [*near.get(pair[0], ()), *far])
+            found[pair] = found[pair] if verdict is Verdict.UNSETTLED else verdict
+        return self._not_refuted(found)
+
+    def _not_refuted(self, verdicts: Mapping[Pair, Verdict]) -> dict[Pair, Verdict]:
+        self._open = {pair: None for pair in self._open if verdicts[pair] is not Verdict.NONE}
         still = {number for number, _ in self._open}
         for number in [number for number in self._seen if number not in still]:
             del self._seen[number]
-        return verdicts
+        return {pair: verdicts[pair] for pair in self._open}
+
+    def _verdict(self, pair: Pair, seen: list[list[NumpyArray]] | None) -> Verdict:
+        if not seen:
+            return Verdict.UNSETTLED
+        y, x = (_together([each[place] for each in seen]) for place in (0, pair[1] + 1))
+        return self._judge(y, x, self._candidate(pair))
 
     def _judge(self, y: NumpyArray, x: NumpyArray, candidate: Candidate) -> Verdict:
         rounding = 1e-3 if y.dtype.itemsize > 2 else 4e-2
@@ -134,7 +148,7 @@ class Watch:
     def _is_refused(self, pair: Pair, verdict: Verdict, arrays: Sequence[tf.Tensor]) -> bool:
         place, candidate = self._places[pair[0]], self._candidate(pair)
         if verdict is Verdict.UNSETTLED:
-            return not candidate.is_positive
+            return not (candidate.is_positive or candidate.is_by_rank)
         if verdict is Verdict.CONCAVE and place.is_explicit:
             return False
         return bool(place.function) or self._is_led_to(place, candidate, arrays)
@@ -189,11 +203,14 @@ class Watch:
         y, candidates = np.asarray(y), tuple(map(np.asarray, candidates))
         if place.function and sum(each[0].size for each in self._seen[number]) > _VALUES:
             return
+        first = self._firsts.setdefault(number, [y, *candidates])
+        if not all(map(is_evidence, (y, *candidates), first)):
+            return
         kept = [x if x.size == y.size else np.zeros(0) for x in candidates]
         for index, x in enumerate(kept):
             if x.size == 0:
                 self._open.pop((number, index), None)
-        if not place.function and not self._seen.get(number):
+        if not place.function and first[0] is y:
             # What one look refutes is kept no longer: that is nearly all.
             for index, x in enumerate(kept):
                 if (number, index) in self._open and self._judge(y, x, place.candidates[index]) is Verdict.NONE:
@@ -243,11 +260,8 @@ def _let_run(graph_def: GraphDef, functions: set[str]) -> None:
 def _is_straight(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
     """Tell whether y lies on a straight line over x: one for all, or one for each channel or position."""
     y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
-    groups = {tuple(range(y.ndim)), (0,)} | {
-        tuple(axis for axis in range(y.ndim) if axis != kept) for kept in (1, y.ndim - 1) if 0 < kept < y.ndim
-    }
     with np.errstate(all="ignore"):
-        return any(_are_lines(y, x, axes, rounding) for axes in groups)
+        return any(_are_lines(y, x, axes, rounding) for axes in groupings(y))
 
 
 def _are_lines(y: NumpyArray, x: NumpyArray, axes: tuple[int, ...], rounding: float) -> bool:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
-from guided_backprop.backends.torch.graph.relus import ClampDerivative, name_of, relu_of_derivative
+from guided_backprop.backends.torch.graph.relus import ClampDerivative, is_open, name_of, relu_of_derivative
 from guided_backprop.backends.torch.layouts import lies_channels_last, unambiguous
 from guided_backprop.backends.torch.leaving import leaving
 from guided_backprop.errors import ModelError, OpaqueRegionError
@@ -76,11 +76,10 @@ class BackwardWatch(TorchDispatchMode):
             self._note(clamp.word, self._rule.treatment(clamp.word))
             return derived
         self._note(name_of(clamp.cap), self._rule.name)
-        # At a tie the framework lets the gradient pass.
-        is_open = x > 0 if clamp.cap is None else (x > 0) & (x < clamp.cap)
         y = x.clamp(min=0) if clamp.cap is None else torch.minimum(x.clamp(min=0), torch.as_tensor(clamp.cap).to(x))
         values = (x, y) if self._rule.reads_values else (None, None)
-        return leaving(self._rule, g, torch.where(is_open, g, 0), *values)
+        # The framework lets the gradient pass at a tie, so it is not what it derived.
+        return leaving(self._rule, g, torch.where(is_open(x, clamp.cap), g, 0), *values)
 
     def _leave(self, name: str, args: tuple[Any, ...], derived: torch.Tensor) -> torch.Tensor:
         """Return what leaves a ReLU, of which the derivative was given the input, or the output."""

@@ -6,7 +6,7 @@ thread could see is changed, and how a ReLU was written does not matter.
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from guided_backprop.backends.spelling import other_images
 from guided_backprop.backends.torch.chance import ANY_DRAW, Draws, Generators, have_drawn, is_vouched, random_error
 from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
-from guided_backprop.backends.torch.graph.composites import Composite, composites_of, needs_shifts
+from guided_backprop.backends.torch.graph.composites import Composite, composites_of, inside_of, needs_shifts
 from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
@@ -106,7 +106,7 @@ class TorchBackend(Backend):
     def attribute(
         self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
-        self._check_model()
+        self.network.check()
         inputs = Inputs.of(images)
         with differentiable():
             undoes = self.setup.undo_head and score is None
@@ -158,7 +158,7 @@ class TorchBackend(Backend):
         return Attributed(attribution, scores, outputs, coverage, name)
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
-        self._check_model()
+        self.network.check()
         given = Inputs.of(images).map(lambda values: _as_tensor(values).clone())
         with differentiable(), torch.no_grad():
             return as_numpy(self._output_of(given)[0])
@@ -172,9 +172,6 @@ class TorchBackend(Backend):
         """Return the gradients in the form of the images."""
         left = iter(gradients)
         return inputs.map(lambda values: _like(next(left), values) if self.is_floating(values) else None).images
-
-    def _check_model(self) -> None:
-        self.network.check()
 
     def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
@@ -210,8 +207,8 @@ class TorchBackend(Backend):
         refuted: frozenset[int] = frozenset()
         raised: frozenset[int] = frozenset()
         while True:
-            inside = frozenset[Node]().union(*(activation.parts for activation in run.activations.values()))
-            settled = settle(watch, run.path, inside, self.setup.vouch, partial(self._elsewhere, inputs, rules))
+            elsewhere = partial(self._elsewhere, inputs, rules)
+            settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, elsewhere)
             if settled.refuted <= refuted and settled.raised <= raised:
                 break
             refuted, raised = refuted | settled.refuted, raised | settled.raised
@@ -222,9 +219,8 @@ class TorchBackend(Backend):
             self._clear.add(run.path.signature)
         return replace(run, spelled=settled.relus), watch
 
-    def _elsewhere(self, inputs: Inputs, rules: Sequence[ReluRule], places: frozenset[Place]) -> list[Values]:
-        """Return the values at some places on other images, as far as the model takes them."""
-        found: list[Values] = []
+    def _elsewhere(self, inputs: Inputs, rules: Sequence[ReluRule], places: frozenset[Place]) -> Iterator[Values]:
+        """Yield the values at some places on other images, as far as the model takes them."""
         floating = [values for values in inputs.arrays if values.requires_grad]
         for others in zip(*(other_images(as_numpy(values)) for values in floating), strict=True):
             left = iter(others)
@@ -236,8 +232,7 @@ class TorchBackend(Backend):
             watch = ForwardWatch("everything", wanted=places)
             with suppress(GuidedBackpropError):
                 self._forward_pass(given, watch, rules)
-            found.append(watch.values)
-        return found
+            yield watch.values
 
     def _refuse_random(self, inputs: Inputs, output: torch.Tensor, rules: Sequence[ReluRule]) -> None:
         """Raise if the model draws random numbers, told by another run; no more than that is known of a generator.
@@ -286,7 +281,7 @@ class TorchBackend(Backend):
         self.check_images(images)
         if not Inputs.of(images).count:
             raise ImageError("images to try must not be empty; received no image. Pass at least one.")
-        self._check_model()
+        self.network.check()
         other = copy.copy(self)
         given = Inputs.of(images).map(_as_tensor)
         gates = self.setup.memory != "lean"

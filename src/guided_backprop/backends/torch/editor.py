@@ -18,7 +18,7 @@ from guided_backprop.backends.refusals import coverage_of, detached, no_score
 from guided_backprop.backends.torch.audit import BackwardWatch
 from guided_backprop.backends.torch.chance import is_vouched
 from guided_backprop.backends.torch.graph import nodes
-from guided_backprop.backends.torch.graph.composites import Composite
+from guided_backprop.backends.torch.graph.composites import Composite, inside_of
 from guided_backprop.backends.torch.graph.operations import operation, row
 from guided_backprop.backends.torch.graph.relus import Relu, relu_of, saved
 from guided_backprop.backends.torch.layouts import reader_of
@@ -92,7 +92,7 @@ class Editor:
         self._rule, self._vouch, self._gates = rule, vouch, gates
         self._counts: Counter[tuple[str, str]] = Counter()
         self._handles: list[RemovableHandle] = []
-        parts = frozenset[Node]().union(*(activation.parts for activation in activations.values()))
+        parts = inside_of(activations)
         for node, activation in activations.items():
             self._activation(node, activation.name, is_written_out=True)
         if rule.needs_every_relu:

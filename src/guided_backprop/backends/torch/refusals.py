@@ -6,7 +6,7 @@ from typing import Final
 import torch
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.refusals import hidden
+from guided_backprop.backends.refusals import hidden, reason_of
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.errors import ModelError, OpaqueRegionError
 
@@ -72,7 +72,7 @@ def described(output: object) -> str:
 
 def model_error(error: Exception, images: Sequence[torch.Tensor]) -> ModelError:
     """Return the error for a model that failed on the images."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = reason_of(error)
     advice = "Check the images' shape, dtype and device."
     if "Inference tensors" in reason:
         advice = "Build or load the model outside torch.inference_mode()."

@@ -5,8 +5,10 @@ passes on to x as a ReLU would let it; else it is refused. What no value tells i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from itertools import groupby
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -15,16 +17,20 @@ from torch.autograd.graph import GradientEdge, Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.refusals import spelled
-from guided_backprop.backends.spelling import Judgement, Verdict, judge
-from guided_backprop.backends.torch.graph.nodes import Path
+from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.refusals import is_plain, spelled
+from guided_backprop.backends.spelling import Judgement, Shut, Verdict, is_evidence, is_multiple
+from guided_backprop.backends.torch.audit import BackwardWatch
+from guided_backprop.backends.torch.graph.nodes import Path, is_in_place_on_view
+from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of
-from guided_backprop.backends.torch.watch import ForwardWatch, Place, Suspect
+from guided_backprop.backends.torch.watch import ForwardWatch, Place, Suspect, judged
 
 #: A result, and what it may be a ReLU of, by their place.
 Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]
-#: Runs the model, watched for some places, on other images, and returns the values there; none where it fails.
-Elsewhere = Callable[[frozenset[Place]], Sequence[Values]]
+#: Runs the model, watched for some places, on one set of other images after the other, and yields the values there;
+#: none where it fails.
+Elsewhere = Callable[[frozenset[Place]], Iterator[Values]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,10 @@ class Settled:
     is_sure: bool
 
 
+# The images that say most; the others, which are far larger, are for what these do not tell.
+_NEAR = 2
+
+
 def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, elsewhere: Elsewhere) -> Settled:
     """Say of each suspect whether it is a ReLU.
 
@@ -76,51 +86,64 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
     Raises:
         OpaqueRegionError: a ReLU is spelled so that it cannot be guided, or nothing tells whether it is one.
     """
-    numbers = {node._sequence_nr(): node for node in path.nodes} if watch.suspects else {}
+    numbers = {node._sequence_nr(): node for node in path.nodes}
+    _check_relus(watch, numbers, path, inside, vouch)
     suspects = {
         order: suspect
         for order, suspect in enumerate(watch.suspects)
-        if suspect.name not in vouch
-        and _named(suspect) not in vouch
+        if not _is_vouched(suspect, numbers.get(suspect.number), vouch)
         and (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
     }
     if not suspects:
         return Settled([], frozenset(), frozenset(), is_sure=True)
-    others = elsewhere(frozenset(suspect.place for suspect in suspects.values()))
-    raised = {suspect.place[0] for suspect in suspects.values() if _is_raised(suspect, numbers, path, others)}
-    if not raised <= watch.raised:
-        return Settled([], frozenset(), frozenset(raised), is_sure=False)
-    relus, refuted, is_sure = [], set(), True
+    looks = elsewhere(frozenset(suspect.place for suspect in suspects.values()))
+    others = list(islice(looks, _NEAR))
+    cases = [
+        _Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled)
+        for order, suspect in suspects.items()
+    ]
+    if any(case.is_in_doubt for case in cases):
+        far = next(looks)
+        cases = [replace(case, far=far.get(case.suspect.place)) if case.is_in_doubt else case for case in cases]
+    with _shut(path):
+        raised = frozenset(case.suspect.place[0] for case in cases if case.is_raised)
+        if not raised <= watch.raised:
+            return Settled([], frozenset(), raised, is_sure=False)
+        return _settled(cases, path, raised)
+
+
+def _check_relus(
+    watch: ForwardWatch, numbers: Mapping[int, Node], path: Path, inside: frozenset[Node], vouch: Vouch
+) -> None:
+    """Raise if the graph does not know as a ReLU what was called as one, and was not judged for that."""
+    for number, (name, line) in watch.relus.items():
+        node = numbers.get(number)
+        is_this = node is not None and node not in inside and operation_of(node.name()) == name
+        is_vouched = name in vouch or f"{name} at {line}" in vouch
+        if node is not None and is_this and not is_vouched and relu_of(node, path.members) is None:
+            raise spelled({f"{name} at {line}"}, "torch.relu")
+
+
+def _settled(cases: "Sequence[_Case]", path: Path, raised: frozenset[int]) -> Settled:
+    relus, refuted, is_sure = [], set[int](), True
     unfinished: list[tuple[Suspect, Node]] = []
-    for place, group in groupby(suspects.items(), lambda item: item[1].place[:2]):
+    for (number, _), group in groupby(cases, lambda case: case.suspect.place[:2]):
         answers: set[str] = set()
-        for order, suspect in group:
-            node = numbers.get(suspect.number)
-            answer = _answer(suspect, node, path, others, is_settled=order in watch.settled)
-            if answer == "unfinished" and node is not None:
-                unfinished.append((suspect, node))
+        for case in group:
+            answer = case.answer()
+            if answer == "unfinished" and case.node is not None:
+                unfinished.append((case.suspect, case.node))
             if isinstance(answer, Spelled):
                 relus.append(answer)
                 break
             answers.add(answer)
         else:
             if "refused" in answers:
-                raise spelled({_named(suspect)}, "torch.relu")
+                raise spelled({_named(case.suspect)}, "torch.relu")
             is_sure &= "unsure" not in answers
-            refuted |= {place[0]} if "refuted" in answers else set()
+            refuted |= {number} if "refuted" in answers else set()
     _refuse_unfinished(unfinished, {relu.node for relu in relus}, path)
-    return Settled(relus, frozenset(refuted), frozenset(raised), is_sure=is_sure and not relus)
-
-
-def _is_raised(suspect: Suspect, numbers: Mapping[int, Node], path: Path, others: Sequence[Values]) -> bool:
-    """Tell whether other images show that something is a ReLU of which the given ones left it open."""
-    if suspect.judgement.verdict is not Verdict.UNSETTLED or suspect.number not in numbers:
-        return False
-    found = judge(*_together(suspect, others), _rounding(suspect), is_by_rank=suspect.is_by_rank)
-    if found.verdict is not Verdict.CONVEX:
-        return False
-    derivative = _derivative(numbers[suspect.number], suspect, path)
-    return derivative is not None and bool(derivative.any()) and _agrees(suspect, found, derivative)
+    return Settled(relus, frozenset(refuted), raised, is_sure=is_sure and not relus)
 
 
 def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[Node], path: Path) -> None:
@@ -131,29 +154,113 @@ def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[No
             raise spelled({_named(suspect)}, "torch.relu")
 
 
-def _answer(
-    suspect: Suspect, node: Node | None, path: Path, others: Sequence[Values], *, is_settled: bool
-) -> Spelled | Literal["plain", "refuted", "unsure", "unfinished", "refused"]:
-    """Say of one suspect whether it is a ReLU, or what else is to be done about it."""
-    y, x = _together(suspect, others)
-    found = judge(y, x, _rounding(suspect), is_by_rank=suspect.is_by_rank)
-    if found.verdict is Verdict.NONE:
-        return "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
-    if found.verdict is Verdict.PARTIAL and suspect.is_of_two:
-        return "plain"
-    derivative = None if node is None else _derivative(node, suspect, path)
-    if derivative is not None and not derivative.any():
-        # What passes a gradient on to x is a ReLU operation by itself, or nothing is.
-        return "unsure" if found.verdict is Verdict.UNSETTLED else "plain"
-    if found.verdict is Verdict.UNSETTLED:
-        is_told = is_settled or suspect.x.sign or bool((y == y.flat[0]).all())
-        return "unsure" if is_told or not suspect.is_direct else "refused"
-    if found.verdict is Verdict.CONVEX and not is_settled and node is not None and derivative is not None:
-        assert found.closed is not None
-        is_open = suspect.values[0] != found.closed
-        if _agrees(suspect, found, derivative):
-            return Spelled(node, suspect.place[1], _named(suspect), suspect.values[0], is_open)
-    return "unfinished" if is_settled else "refused"
+@dataclass(frozen=True)
+class _Case:
+    """A suspect, and all that is known of it.
+
+    Attributes:
+        suspect: the result that may be a ReLU.
+        node: its node; None if the graph does not show it.
+        path: the graph.
+        others: values on other images.
+        is_settled: whether a later result is made of it, which is a ReLU.
+        far: values on images that are far larger; None as long as they are not asked for.
+    """
+
+    suspect: Suspect
+    node: Node | None
+    path: Path
+    others: Sequence[Values]
+    is_settled: bool
+    far: tuple[NumpyArray, NumpyArray] | None = None
+
+    @cached_property
+    def values(self) -> tuple[NumpyArray, NumpyArray]:
+        """The result and x, on all images that the model was run on, but those that are far larger."""
+        return _together(self.suspect, self.others)
+
+    @cached_property
+    def judgement(self) -> Judgement:
+        """What the values say."""
+        near = self._judged(self.values)
+        if near.verdict is not Verdict.UNSETTLED or self.far is None or not _is_alike(self.far, self.suspect.values):
+            return near
+        far = self._judged(self.far)
+        if not far.is_gate:
+            return far
+        # What it is it has to be on all of them.
+        return self._judged(_joined([self.values, self.far]))
+
+    def _judged(self, values: tuple[NumpyArray, NumpyArray]) -> Judgement:
+        return judged(self.suspect.x, values, is_by_rank=self.suspect.is_by_rank)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no value tells what it is."""
+        return self.judgement.verdict is Verdict.UNSETTLED
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether other images may tell it."""
+        return self.is_open and self.suspect.x.sign == 0
+
+    @cached_property
+    def derivative(self) -> NumpyArray | None:
+        """The derivative of the result towards x; None if the graph cannot tell it."""
+        return None if self.node is None else _derivative(self.node, self.suspect)
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether values and derivative are those of a ReLU."""
+        return (
+            self.judgement.verdict is Verdict.CONVEX
+            and self.derivative is not None
+            and bool(self.derivative.any())
+            and _agrees(self.suspect, self.judgement, self.derivative)
+        )
+
+    @property
+    def is_raised(self) -> bool:
+        """Whether other images show that it is a ReLU, which the given ones left open."""
+        return self.suspect.judgement.verdict is Verdict.UNSETTLED and self.is_gate
+
+    def _adds_up(self) -> bool:
+        """Tell whether several values add up to what the open side of a ReLU is, as ``x + |x|`` does.
+
+        No ReLU is below 0: what falls there as x does is closed nowhere. And what comes through a ReLU that is an
+        operation of its own, as half of ``x + relu(x)``, is guided there.
+        """
+        pairs = [self.values] if self.far is None else [self.values, self.far]
+        if not self.suspect.adds_up or not all((y >= 0).all() and is_multiple(y, x) for y, x in pairs):
+            return False
+        y, x = self.suspect.values
+        return self.derivative is None or np.allclose(self.derivative * x.reshape(y.shape), y, rtol=1e-2)
+
+    def answer(self) -> Spelled | Literal["plain", "refuted", "unsure", "unfinished", "refused"]:
+        """Say whether it is a ReLU, or what else is to be done about it."""
+        suspect, verdict = self.suspect, self.judgement.verdict
+        if verdict is Verdict.NONE:
+            return "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
+        if verdict is Verdict.PARTIAL and suspect.is_of_two:
+            return "plain"
+        if self.derivative is not None and not self.derivative.any():
+            # What passes a gradient on to x is a ReLU operation by itself, or nothing is.
+            return "unsure" if self.is_open else "plain"
+        if self.is_open:
+            is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
+            is_told = self.is_settled or suspect.x.sign != 0 or suspect.x.is_bounded or is_constant
+            is_direct = suspect.is_direct or self._adds_up()
+            return "unsure" if is_told or not is_direct else "refused"
+        if self.is_gate and not self.is_settled and self.node is not None:
+            y = suspect.values[0]
+            return Spelled(self.node, suspect.place[1], _named(suspect), y, y != self.judgement.closed)
+        return "unfinished" if self.is_settled else "refused"
+
+
+def _is_vouched(suspect: Suspect, node: Node | None, vouch: Vouch) -> bool:
+    if node is not None and row(node).kind is Kind.UNKNOWN and suspect.name in vouch:
+        return True
+    return any(is_plain(name, vouch, "torch.relu") for name in (suspect.name, _named(suspect)))
 
 
 def _named(suspect: Suspect) -> str:
@@ -166,35 +273,48 @@ def _together(suspect: Suspect, others: Sequence[Values]) -> tuple[NumpyArray, N
     pairs = [(y, x)]
     for values in others:
         other = values.get(suspect.place)
-        if other is not None and other[0].shape == y.shape and other[1].shape == x.shape:
+        if other is not None and _is_alike(other, suspect.values):
             pairs.append(other)
-    if y.ndim == 0 or len(pairs) == 1:
-        return y, x
-    return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1].reshape(y.shape) for pair in pairs])
+    return (y, x) if y.ndim == 0 else _joined(pairs)
 
 
-def _rounding(suspect: Suspect) -> float:
-    return max(1e-3, 4 * float(torch.finfo(suspect.x.tensor.dtype).eps))
+def _joined(pairs: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, NumpyArray]:
+    return np.concatenate([y for y, _ in pairs]), np.concatenate([x.reshape(y.shape) for y, x in pairs])
 
 
-def _derivative(node: Node, suspect: Suspect, path: Path) -> NumpyArray | None:
-    """Return the derivative of a result, added up, towards x: past all ReLUs that are operations of their own.
+def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:
+    """Tell whether values on other images can be put beside the first ones."""
+    return all(
+        other.shape == each.shape and is_evidence(other, each) for other, each in zip(others, first, strict=True)
+    )
 
-    None if the graph cannot tell it.
-    """
-    handles = [each.register_prehook(_nothing) for each in path.concerns if relu_of(each, path.members) is not None]
-    y, edge = suspect.values[0], suspect.x.edge
-    assert edge is not None
+
+@contextmanager
+def _shut(path: Path) -> Iterator[None]:
+    """Let no gradient pass the ReLUs that are operations of their own: what is left of one went around them."""
+    watch = BackwardWatch(Shut(), lambda name, treatment: None)
+    handles = [node.register_prehook(_nothing) for node in path.concerns if relu_of(node, path.members) is not None]
+    hidden = [node for node in path.concerns if is_in_place_on_view(node)]
+    handles += [node.register_prehook(watch.enter) for node in hidden]
+    handles += [node.register_hook(watch.leave) for node in hidden]
     try:
-        seed = torch.ones(y.shape, dtype=suspect.x.tensor.dtype, device=suspect.x.tensor.device)
-        (found,) = torch.autograd.grad(
-            [GradientEdge(node, suspect.place[1])], [edge], [seed], retain_graph=True, allow_unused=True
-        )
-    except RuntimeError:
-        return None
+        with watch if hidden else nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _derivative(node: Node, suspect: Suspect) -> NumpyArray | None:
+    """Return the derivative of a result, added up, towards x; None if the graph cannot tell it."""
+    y = suspect.values[0]
+    seed = torch.ones(y.shape, dtype=suspect.x.tensor.dtype, device=suspect.x.tensor.device)
+    try:
+        (found,) = torch.autograd.grad(
+            [GradientEdge(node, suspect.place[1])], [suspect.x.edge], [seed], retain_graph=True, allow_unused=True
+        )
+    except RuntimeError:
+        return None
     return np.zeros(y.shape) if found is None else as_numpy(found).reshape(y.shape)
 
 

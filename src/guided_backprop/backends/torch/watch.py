@@ -6,10 +6,11 @@ watched as they are dispatched, by a mode that sees those of this thread between
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,10 +18,11 @@ from torch.utils._pytree import tree_leaves
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import unreadable
-from guided_backprop.backends.spelling import Judgement, Verdict, is_multiple, judge
+from guided_backprop.backends.spelling import Judgement, Verdict, judge
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
-from guided_backprop.backends.torch.notes import Note, Notes, Operand, Value, merged, sign_of
+from guided_backprop.backends.torch.notes import Note, Notes, Operand, Value
+from guided_backprop.backends.torch.step import Step
 
 #: What of a forward pass is watched.
 Watched = Literal["details", "everything"] | None
@@ -31,21 +33,6 @@ Place = tuple[int, int, int]
 _SHAPED: Final = OPERATIONS.called("create")
 _HEADS: Final = OPERATIONS.of(Kind.HEAD)
 _SUMS: Final = OPERATIONS.called("add", "sub")
-# The magnitude of a value, or its root: of x and this a ReLU can be made.
-_MAGNITUDES: Final = OPERATIONS.called("abs", "hypot", "norm", "pow", "sqrt", "rsqrt", "atan2")
-# They are what their row says, whatever they are given.
-_KNOWN: Final = OPERATIONS.of(Kind.SMOOTH, Kind.HEAD, Kind.NORM, Kind.RELU, Kind.RANDOM, Kind.HIDDEN)
-# Curves of one value, of which it is known that they are no gates.
-_CURVES: Final = OPERATIONS.called("abs", "hardshrink", "huber_loss", "modulo", "norm", "renorm", "softshrink")
-_CHOICES: Final = frozenset({"max", "max_pool", "min", "sort"})
-_DETACHES: Final = OPERATIONS.called("stop_gradient")
-# They choose among values that come to one place.
-_REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
-_GATHERS: Final = OPERATIONS.called("gather")
-# Value by value: with a constant they bend nothing.
-_POINTWISE: Final = OPERATIONS.called("add", "sub", "rsub", "mul", "div", "neg", "lerp", "addcmul")
-# They compare values with each other, and not with a constant.
-_RANKS: Final = OPERATIONS.called("argmax", "argmin", "argsort", "unique", "sort", "max", "min", "max_pool")
 
 
 @dataclass(frozen=True)
@@ -60,8 +47,8 @@ class Suspect:
         x: what it may be a ReLU of.
         values: the result, and x.
         judgement: what they say.
-        is_direct: whether something without a gradient, or a choice, is met by this very operation; or several values
-            add up to a multiple of x.
+        is_direct: whether something without a gradient, or a choice, is met by this very operation.
+        adds_up: whether it is made of several values that depend on the images, and is none of them.
         is_by_rank: whether all that chose compared values with each other.
         is_of_two: whether it is the larger or smaller of two values that depend on the images.
         is_on_view: whether it was written into a part of something, so that the graph does not show it.
@@ -75,6 +62,7 @@ class Suspect:
     values: tuple[NumpyArray, NumpyArray]
     judgement: Judgement
     is_direct: bool
+    adds_up: bool
     is_by_rank: bool
     is_of_two: bool
     is_on_view: bool
@@ -94,6 +82,7 @@ class ForwardWatch(TorchDispatchMode):
         suspects: what may spell a ReLU.
         settled: those of them, by their order, that a later one is made of, which is a ReLU.
         shifts: the numbers that were added or subtracted, by their node's place in time.
+        relus: what was taken for a ReLU by what it was called with, and where, by their node's place in time.
     """
 
     def __init__(
@@ -109,6 +98,7 @@ class ForwardWatch(TorchDispatchMode):
         self.suspects: list[Suspect] = []
         self.settled: set[int] = set()
         self.shifts: dict[int, float] = {}
+        self.relus: dict[int, tuple[str, str]] = {}
         self._count = 0
         self._notes = Notes()
         # The final softmax is among the last ones; those of attention would fill the memory.
@@ -149,7 +139,7 @@ class ForwardWatch(TorchDispatchMode):
             self._heads.append((operands[0].tensor.detach(), results[0].detach()))
         if is_dependent:
             try:
-                self._look(func, name, args, tensors=tensors, operands=operands, results=results)
+                self._look(func, name, args, kwargs, tensors=tensors, operands=operands, results=results)
             except Exception as error:
                 raise unreadable(name, error) from error
         return result
@@ -159,20 +149,23 @@ class ForwardWatch(TorchDispatchMode):
         func: Any,
         name: str,
         args: tuple[Any, ...],
+        named: Mapping[str, Any],
         *,
         tensors: list[torch.Tensor],
         operands: list[Operand],
         results: list[torch.Tensor],
     ) -> None:
         """Judge what an operation gave, if it is nominated, and note what is known of it."""
-        step = _Step(name, args, operands, is_called_as_relu(name, args, self._depends))
+        step = Step(name, args, named, operands, is_relu=is_called_as_relu(name, args, self._depends))
+        if step.is_relu:
+            self.relus[_last_number()] = name, _line()
         is_view = func._schema.is_mutable and tensors[0]._is_view()
         for output, each in enumerate(results):
             is_shared = not func._schema.is_mutable and any(_is_shared(each, tensor) for tensor in tensors)
             falling = self._judged(step, each, output, is_on_view=is_view)
             # A view is what it is a view of, unless it alone is a gate.
             if not is_shared or falling is None or falling - step.falling:
-                self._notes.put(each, step.note(falling), is_alone=is_shared)
+                self._notes.put(each, step.note(falling, each), is_alone=is_shared)
 
     def _depends(self, tensor: Any) -> bool:
         return isinstance(tensor, torch.Tensor) and self._notes.of(tensor) is not None
@@ -186,7 +179,7 @@ class ForwardWatch(TorchDispatchMode):
         if len(numbers) == 1 and not _is_complex(numbers[0]):
             self.shifts.setdefault(_last_number(), float(numbers[0]))
 
-    def _judged(self, step: "_Step", result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | None:
+    def _judged(self, step: Step, result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | None:
         """Judge a result that is nominated; return the gates that it falls by, or None if it is a ReLU itself."""
         falling = step.falling
         is_direct = step.nominates(result)
@@ -197,10 +190,9 @@ class ForwardWatch(TorchDispatchMode):
         for candidate, x in enumerate(step.candidates(result)):
             place = self._count, output, candidate
             values = as_numpy(result), as_numpy(x.tensor)
-            rounding = max(1e-3, 4 * torch.finfo(result.dtype).eps)
-            judgement = judge(*values, rounding, is_by_rank=step.is_by_rank)
+            judgement = judged(x, values, is_by_rank=step.is_by_rank)
             is_constant = bool((values[0] == values[0].flat[0]).all())
-            is_told = judgement.verdict is Verdict.UNSETTLED and x.sign != 0 and not is_constant
+            is_told = judgement.verdict is Verdict.UNSETTLED and (x.sign != 0 or x.is_bounded) and not is_constant
             # The larger of two that both depend on the images may be 0 in places, and is no ReLU for that.
             is_told |= step.is_of_two and judgement.verdict is Verdict.PARTIAL
             if place not in self._wanted and (judgement.verdict is Verdict.NONE or is_told):
@@ -214,7 +206,8 @@ class ForwardWatch(TorchDispatchMode):
                     x,
                     values,
                     judgement,
-                    is_direct=is_direct or (step.adds_up and is_multiple(*values)),
+                    is_direct=is_direct,
+                    adds_up=step.adds_up,
                     is_by_rank=step.is_by_rank,
                     is_of_two=step.is_of_two,
                     is_on_view=is_on_view,
@@ -231,129 +224,15 @@ class ForwardWatch(TorchDispatchMode):
         return falling.union(range(first, len(self.suspects)))
 
 
-class _Step:
-    """One operation, with what it was given."""
-
-    def __init__(self, name: str, args: tuple[Any, ...], operands: list[Operand], is_relu: bool) -> None:
-        self.name, self._args, self._operands, self._is_relu = name, args, operands, is_relu
-        self._kind, self._word = OPERATIONS[name]
-        self.dependent = [operand for operand in operands if operand.note is not None]
-        self._tainted = [operand for operand in self.dependent if operand.is_tainted]
-        self._active = [operand for operand in self.dependent if operand.is_active]
-        # What is written over is not read: it may be memory that nothing was written to before.
-        self._read = operands[1:] if name == "copy" and len(operands) > 1 else operands
-        is_passing = self._kind is not Kind.COMPARES and name not in _DETACHES
-        passes = is_passing and bool(self._active) and torch.is_grad_enabled()
-        self._is_choice = self._kind is Kind.CHOOSES or name in _REDUCES
-        self._is_start = self._is_choice or self._kind is Kind.CLIP or name in _MAGNITUDES or not passes
-        self._passes = passes
-        self.is_by_rank = self._ranks()
-        #: The gates that what was given falls by.
-        self.falling = frozenset[int]().union(*(each.note.falling for each in self.dependent if each.note))
-
-    @property
-    def is_of_two(self) -> bool:
-        """Whether it is the larger or smaller of two values that depend on the images."""
-        return self._kind is Kind.CLIP and len(self._active) > 1
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether its result is made of several values that depend on the images, and none of them as it was."""
-        return len(self.dependent) > 1 and self._kind is not Kind.MOVES
-
-    def _ranks(self) -> bool:
-        """Tell whether what chooses here compared values of the images with each other, and with no constant."""
-        masks = [operand for operand in self.dependent if operand.is_mask]
-        if self._is_start and self._active:
-            # A stack with constants is compared with those.
-            is_own = self.name in _RANKS or (self._kind is Kind.COMPARES and len(self.dependent) > 1)
-            if not is_own or any(operand.note.parts for operand in self.dependent if operand.note):
-                return False
-        elif not masks:
-            masks = self._tainted
-        return all(operand.note.is_by_rank and operand.note.is_tainted for operand in masks if operand.note)
-
-    def nominates(self, result: torch.Tensor) -> bool | None:
-        """Return None if the result cannot be a ReLU, else whether a choice or taint is met right here."""
-        if not self._passes or self._is_relu or self.name in _KNOWN - _MAGNITUDES:
-            return None
-        if self.name in ("copy", "clone"):
-            # It is what it is a copy of.
-            return None
-        masks = any(operand.is_mask for operand in self.dependent)
-        if self._word in _CHOICES and not any(operand.note.parts for operand in self.dependent if operand.note):
-            # One of values that depend on the images, none of which was put there: that zeroes none of them.
-            return False if self._tainted else None
-        if self._is_choice or self._kind is Kind.UNKNOWN:
-            return None if self.name in _CURVES and not self._tainted else True
-        if self._kind is Kind.CLIP:
-            return self._bounds()
-        if len(self.dependent) > 1:
-            return masks if self._tainted else None
-        if not self._tainted or self.name in _MAGNITUDES:
-            return None
-        return self._follows(result)
-
-    def _bounds(self) -> bool | None:
-        """Say it of a bound: by numbers that are not 0 it is what it is; by 0 it falls where a ReLU rises."""
-        if len(self.dependent) > 1:
-            return any(operand.is_mask for operand in self.dependent)
-        tensors = [operand.tensor for operand in self._operands if operand.note is None]
-        has_zero = any(bool((tensor == 0).any()) for tensor in tensors)
-        return True if has_zero or 0 in [arg for arg in self._args if isinstance(arg, (int, float))] else None
-
-    def _follows(self, result: torch.Tensor) -> bool | None:
-        """Say it of what is made of one tainted value and constants: sums, and what leaves values out."""
-        (operand,) = self.dependent
-        note = operand.note
-        if note is None or (note.is_clipped and not note.falling):
-            return None
-        if note.falling:
-            return False
-        is_mixing = self._kind is Kind.LINEAR and self.name not in _POINTWISE
-        return False if is_mixing or result.numel() != operand.tensor.numel() else None
-
-    def candidates(self, result: torch.Tensor) -> Iterator[Value]:
-        """Yield what the result may be a ReLU of: as many values, with a gradient, that are as they were."""
-        seen = set()
-        for value in self._all_candidates():
-            key = (value.tensor.data_ptr(), value.version, value.tensor.shape)
-            is_fit = value.tensor.numel() == result.numel() and value.tensor.is_floating_point()
-            if is_fit and value.edge is not None and value.is_as_it_was and key not in seen:
-                seen.add(key)
-                yield value
-
-    def _all_candidates(self) -> Iterator[Value]:
-        for operand in (each for each in self._read if each.note is not None):
-            # To leave values out of something, or to put them in order, zeroes none of them.
-            if operand.value is not None and self.name not in _GATHERS and self._word != "sort":
-                yield operand.value
-            yield from () if operand.note is None else operand.note.parts
-        for operand in self._tainted:
-            yield from () if operand.note is None else operand.note.sources
-
-    def note(self, falling: frozenset[int] | None) -> Note:
-        """Return what is known of the result; ``falling`` is None if it is a ReLU."""
-        sign = sign_of(self.name, self._args, self._operands)
-        if falling is None or (self._is_relu and not self._tainted):
-            # What the rule acts on ends the taint, but not what came before it.
-            return Note(sign=1 if self._is_relu else 0)
-        own = [operand.value for operand in self._read if operand.value is not None]
-        parts = [part for operand in self._read if operand.note for part in operand.note.parts]
-        is_moved = self._kind is Kind.MOVES or self.name in _GATHERS
-        # The largest of values that depend on the images, none of which was put there, is one of them.
-        is_bound = self._kind is Kind.CLIP or (self._word == "max_pool" and not parts)
-        is_clipped = is_bound or not self._is_start
-        return Note(
-            is_tainted=self._is_start or bool(self._tainted),
-            is_clipped=is_clipped
-            and all(each.note.is_clipped and not each.is_mask for each in self._tainted if each.note),
-            is_by_rank=self.is_by_rank,
-            sign=sign,
-            parts=tuple(own + parts) if is_moved else (),
-            sources=merged(self.dependent, *(own + parts if self._is_start else ())),
-            falling=falling,
-        )
+def judged(x: Value, values: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool) -> Judgement:
+    """Judge whether a result is a ReLU of ``x``; what an explicit bound closes at another value than 0 is none."""
+    # How far multiples of one number may be apart in this dtype.
+    rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
+    found = judge(*values, rounding, is_by_rank=is_by_rank)
+    is_at_bound = x.is_bounded and found.is_gate and (found.closed is None or np.nan_to_num(found.closed).any())
+    # Nor is a part of what is of one sign anyway.
+    is_none = is_at_bound or (found.verdict is Verdict.PARTIAL and x.sign != 0)
+    return Judgement(Verdict.NONE) if is_none else found
 
 
 def _is_shared(result: torch.Tensor, tensor: torch.Tensor) -> bool:

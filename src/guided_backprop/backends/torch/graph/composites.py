@@ -142,6 +142,11 @@ def composites_of(path: Path, shifts: Shifts) -> dict[Node, Composite]:
     return activations
 
 
+def inside_of(activations: Mapping[Node, Composite]) -> frozenset[Node]:
+    """Return the nodes that composite activations are made of."""
+    return frozenset[Node]().union(*(activation.parts for activation in activations.values()))
+
+
 def needs_shifts(path: Path) -> bool:
     """Tell whether a number that was added decides what the graph is, as in ``relu6(x + 3) / 6``.
 

@@ -39,7 +39,7 @@ class Relu(NamedTuple):
 
     def is_open(self, x: torch.Tensor) -> torch.Tensor:
         """Return where the gate is open, given the ReLU's input."""
-        return x > 0 if self.cap is None else (x > 0) & (x < self.cap)
+        return is_open(x, self.cap)
 
     def values(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return the ReLU's input and output, as far as the graph keeps them.
@@ -67,6 +67,11 @@ def relu_of(node: Node, on_path: Container[Node]) -> Relu | None:
         return recognise(node, on_path)
     own = own_function(node) if row_of(name).kind is Kind.HIDDEN else None
     return Relu(node, name_of(node.cap)) if own is not None and issubclass(own, OwnRelu) else None  # type: ignore[attr-defined]
+
+
+def is_open(x: torch.Tensor, cap: Bound) -> torch.Tensor:
+    """Return where the gate of a ReLU with this cap is open: at a tie it is not."""
+    return x > 0 if cap is None else (x > 0) & (x < cap)
 
 
 def name_of(cap: Bound) -> str:
@@ -214,6 +219,8 @@ def is_called_as_relu(name: str, args: Sequence[Any], depends: Callable[[Any], b
     """
     if name in ("relu", "threshold"):
         return True
+    if name in ("leaky_relu", "prelu", "elu"):
+        return len(args) > 1 and not depends(args[1]) and _is_zero(args[1])
     if name in ("clamp", "clamp_min", "hardtanh"):
         return len(args) > 1 and args[1] is not None and not depends(args[1]) and _is_zero(args[1])
     if name in ("maximum", "fmax"):

@@ -1,0 +1,62 @@
+"""What a call in a jaxpr is: which function it is of, whether JAX's own, and which line of the model asked for it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend import core
+
+import guided_backprop
+from guided_backprop.backends.jax.operations import JITTED
+
+Jaxpr = core.Jaxpr | core.ClosedJaxpr
+
+_OF_JAX = str(Path(jax.__file__).parent)
+_NOT_THE_MODELS = (_OF_JAX, str(Path(guided_backprop.__file__).parent))
+
+
+def line_of(eqn: core.JaxprEqn) -> str:
+    """Return the line of the model's code that asked for an equation, the last one of neither JAX nor this library."""
+    traceback = eqn.source_info.traceback
+    frames: Sequence[Any] = traceback.frames if traceback is not None else ()
+    own = (frame for frame in frames if not frame.file_name.startswith(_NOT_THE_MODELS))
+    return next((f"{frame.file_name.rpartition('/')[2]}:{frame.line_num}" for frame in own), "")
+
+
+def source_of(jaxpr: Any) -> str:
+    """Return the function that a jaxpr is of, ``name at file:line``; empty where this version of JAX does not say."""
+    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
+    return str(getattr(info, "func_src_info", None) or "")
+
+
+def is_of_jax(jaxpr: Jaxpr) -> bool:
+    """Tell whether a jaxpr is of a function of JAX's own."""
+    return source_of(jaxpr).partition(" at ")[2].startswith(_OF_JAX)
+
+
+def jitted_name(eqn: core.JaxprEqn) -> str | None:
+    """Return which function of jax.nn a jitted call is, by its row; or None: a name alone may be the user's own."""
+    name = eqn.params.get("name")
+    if name not in JITTED:
+        return None
+    original: Callable[..., Any] | None = getattr(jax.nn, name, getattr(jax.numpy, name, None))
+    if original is None:
+        return None
+    shapes: list[Any] = [atom.aval for atom in eqn.invars]
+    operands = [
+        jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)  # type: ignore[no-untyped-call]
+        for aval in shapes
+    ]
+    try:
+        traced = jax.make_jaxpr(original)(*operands)
+    except (TypeError, ValueError):
+        return None
+    expected = traced.jaxpr.eqns[0] if len(traced.jaxpr.eqns) == 1 else None
+    if expected is None or "jaxpr" not in expected.params:
+        return None
+    return JITTED[name] if _text(expected.params["jaxpr"]) == _text(eqn.params["jaxpr"]) else None
+
+
+def _text(closed: Jaxpr) -> str:
+    return str(closed).replace("weak_type=True", "weak_type=False")

@@ -17,13 +17,15 @@ os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 # Their tests share nothing and take long: each is given to whoever is free, before all others.
 SINGLY = ("test_tutorials.py", "test_keras.py", "test_examples.py")
+# They take long though they hold few tests: begun last, they would be waited for.
+LONG = ("test_kernels.py", "test_app.py", "test_report.py", "test_jax_programs.py", "test_properties.py")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the tests of a file run in one process, for what a file builds it builds once; the longest files first."""
     sizes = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name not in SINGLY, -sizes[item.path]))
+    items.sort(key=lambda item: (item.path.name not in SINGLY, item.path.name not in LONG, -sizes[item.path]))
     for item in items:
         if item.path.name not in SINGLY:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -21,7 +21,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import guided_backprop
 from guided_backprop import GuidedBackprop, GuidedGradCAM, ImageError, LabelError, OptionError, Saliency
@@ -176,16 +176,24 @@ def address(folder: Path) -> Iterator[str]:
             running.terminate()
 
 
-@pytest.fixture
-def tab(address: str) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "The tests need Chromium. Run: make browser."
+    # A machine that does much else may take long.
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
-        page = browser.new_page(viewport={"width": 1200, "height": 1100})
-        page.set_default_timeout(15_000)
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def tab(browser: Browser, address: str) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1200, "height": 1100})
+    page.set_default_timeout(60_000)
+    yield page
+    page.close()
 
 
 def shown(tab: Page, name: str) -> np.ndarray:

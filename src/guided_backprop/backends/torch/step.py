@@ -33,6 +33,7 @@ _REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
 _GATHERS: Final = OPERATIONS.called("gather")
 # Value by value: with a constant they bend nothing.
 _POINTWISE: Final = OPERATIONS.called("add", "sub", "rsub", "mul", "div", "neg", "lerp", "addcmul")
+_PACKED: Final = frozenset({"convolution_pointwise", "convolution_transpose_pointwise", "linear_pointwise"})
 # They compare values with each other, and not with a constant.
 _RANKS: Final = OPERATIONS.called("argmax", "argmin", "argsort", "unique", *_CHOICES)
 
@@ -55,7 +56,9 @@ class Step:
         # What is written over is not read: it may be memory that nothing was written to before.
         self._read = operands[1:] if name == "copy" and len(operands) > 1 else operands
         is_passing = self._kind is not Kind.COMPARES and name not in _DETACHES
-        passes = is_passing and bool(self._active) and torch.is_grad_enabled()
+        # Packed layers run in a function of their own, which gives their results a gradient.
+        has_gradient = torch.is_grad_enabled() or name in _PACKED
+        passes = is_passing and bool(self._active) and has_gradient
         self._is_choice = self._kind is Kind.CHOOSES or name in _REDUCES
         self._is_start = self._is_choice or self._kind is Kind.CLIP or name in _MAGNITUDES or not passes
         self._passes = passes

@@ -41,7 +41,8 @@ OPERATIONS: Final = Table(
             addmv=matmul addr=matmul affine_grid_generator=matmul avg_pool2d=avg_pool avg_pool3d=avg_pool
             baddbmm=matmul bilinear=matmul bmm=matmul complex conj conj_physical=conj conv_depthwise2d=conv
             conv_depthwise3d=conv conv_tbc=conv convolution=conv convolution_backward_overrideable=conv
-            convolution_overrideable=conv cudnn_affine_grid_generator=matmul cudnn_convolution=conv
+            convolution_overrideable=conv convolution_pointwise=conv convolution_transpose_pointwise=conv
+            linear_pointwise=matmul cudnn_affine_grid_generator=matmul cudnn_convolution=conv
             cudnn_convolution_transpose=conv cumsum deg2rad=mul div dot=matmul fft_c2c=fft fft_c2r=fft fft_r2c=fft
             grouped_mm=matmul imag int_mm=matmul ldexp=mul lerp linalg_cross=mul linear=matmul
             matmul mean miopen_convolution=conv miopen_convolution_transpose=conv miopen_depthwise_convolution=conv

@@ -12,6 +12,7 @@ from keras import layers
 import guided_backprop
 import networks
 from guided_backprop import (
+    DeconvNet,
     GradCAM,
     GuidedBackprop,
     GuidedGradCAM,
@@ -123,6 +124,9 @@ def test_every_spelling_of_a_relu(spelling):
         return
     is_right = np.allclose(GuidedBackprop(model).explain(ROWS, 1), by_hand(model), rtol=1e-4, atol=1e-5)
     assert is_right == (verdict in ("guided", "judged"))
+    if verdict == "judged":
+        with pytest.raises(OpaqueRegionError, match="deconv|vouch"):
+            DeconvNet(model).explain(ROWS, 1)
 
 
 def test_activation_argument_and_one_hot_labels():

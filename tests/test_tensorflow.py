@@ -42,7 +42,8 @@ def both(table, *verdicts):
     }
 
 
-ACTIVATIONS, SPELLED, HOLES = (both(RELUS | ARITHMETIC, verdict) for verdict in ("guided", "refused", "a hole"))
+ACTIVATIONS, SPELLED = (both(RELUS | ARITHMETIC, verdict) for verdict in ("guided", "refused"))
+assert not both(RELUS | ARITHMETIC, "a hole")
 CAPS, MODELS = both(CAPPED, "guided"), both(FORMS, "guided")
 RULES = {"saliency": PLAIN, "deconvnet": DECONV, "guided": GUIDED}
 IMAGES = channels_last(networks.IMAGES)
@@ -123,13 +124,6 @@ def test_a_relu_spelled_as_arithmetic_is_refused(spelling):
             explain_with(one)
     plain = plain_gradient(net, IMAGES, np.eye(CLASSES)[LABELS])
     np.testing.assert_allclose(explain_with(one, rule="saliency").attribution, plain, **TOLERANCE)
-
-
-@pytest.mark.parametrize("spelling", HOLES)
-def test_a_known_hole(spelling):
-    """Neither guided nor refused as yet. Once it is, this fails, and its cell in the table says what it is."""
-    result = explain(Net(HOLES[spelling], tf.nn.relu, tf.nn.relu))
-    assert not np.allclose(result.attribution, oracle(), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("missed", [0, 1, 2])

@@ -269,7 +269,7 @@ def test_random_numbers_are_refused_unless_they_are_meant(method):
     [
         (lambda patch: patch.setattr(taint.Taint, "_chooses", lambda *_: False), "top-k"),
         (lambda patch: patch.setattr(taint, "passes_gradient", lambda _: True), "rounded"),
-        (lambda patch: patch.setattr(traces, "moved_from", lambda graph, ref: [ref]), "pooled"),
+        (lambda patch: patch.setattr(traces, "_made_of", lambda body, ref: iter([ref])), "pooled"),
         (lambda patch: patch.setattr(values.Watch, "_see", lambda *_: None), "a mask in a loop"),
     ],
 )

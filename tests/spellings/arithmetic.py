@@ -31,6 +31,7 @@ from spellings.functions import (
     scaled_relu,
     scattered,
     scattered_tf,
+    second,
     turned,
 )
 from spellings.relus import INF, ONE_BOUND, kind, zero
@@ -169,6 +170,44 @@ ARITHMETIC: dict[str, Row] = {
         torch=judged(lambda x: x * torch.heaviside(x.detach(), torch.zeros_like(x))),
         tensorflow=NO_FUNCTION,
         jax=guided(lambda x: x * jnp.heaviside(lax.stop_gradient(x), 0)),
+        keras=AS_BENEATH,
+    ),
+    "max(x - 1, -1) + 1": row(
+        torch=judged(lambda x: (x - 1).clamp(min=-1) + 1),
+        tensorflow=refused(lambda x: tf.maximum(x - 1.0, -1.0) + 1.0),
+        jax=guided(lambda x: jnp.maximum(x - 1, -1) + 1),
+        keras=AS_BENEATH,
+    ),
+    "x * (x > -x)": row(
+        torch=judged(lambda x: x * (x > -x)),
+        tensorflow=refused(lambda x: x * tf.cast(x > -x, x.dtype)),
+        jax=guided(lambda x: x * (x > -x)),
+        keras=AS_BENEATH,
+    ),
+    "(max(stack([x, -x])) + x) / 2": row(
+        torch=judged(lambda x: (torch.stack([x, -x]).amax(0) + x) / 2),
+        tensorflow=refused(lambda x: (tf.reduce_max(tf.stack([x, -x]), 0) + x) / 2.0),
+        jax=guided(lambda x: (jnp.stack([x, -x]).max(0) + x) / 2),
+        keras=AS_BENEATH,
+    ),
+    "max(2 * stack([x, 0])) / 2": row(
+        torch=judged(lambda x: (torch.stack([x, torch.zeros_like(x)]) * 2).amax(0) / 2),
+        tensorflow=refused(lambda x: tf.reduce_max(tf.stack([x, tf.zeros_like(x)]) * 2.0, 0) / 2.0),
+        jax=guided(lambda x: (jnp.stack([x, jnp.zeros_like(x)]) * 2).max(0) / 2),
+        keras=AS_BENEATH,
+    ),
+    "max(stack([x, x]) where a mask is)": row(
+        torch=judged(lambda x: torch.stack([x, x]).masked_fill(second(x.ndim, torch.tensor), 0.0).amax(0)),
+        tensorflow=refused(
+            lambda x: tf.reduce_max(tf.where(second(len(x.shape), tf.constant), 0 * x[None], tf.stack([x, x])), 0)
+        ),
+        jax=guided(lambda x: jnp.where(second(x.ndim, jnp.array), 0, jnp.stack([x, x])).max(0)),
+        keras=AS_BENEATH,
+    ),
+    "x * one_hot(argmax([0, x]))": row(
+        torch=judged(lambda x: x * F.one_hot(torch.stack([0 * x, x], -1).argmax(-1), 2)[..., 1]),
+        tensorflow=refused(lambda x: x * tf.one_hot(tf.argmax(tf.stack([0 * x, x], -1), -1), 2, dtype=x.dtype)[..., 1]),
+        jax=guided(lambda x: x * jax.nn.one_hot(jnp.stack([0 * x, x], -1).argmax(-1), 2)[..., 1]),
         keras=AS_BENEATH,
     ),
     "x * max(sign(x), 0)": row(

@@ -129,3 +129,8 @@ def scale_torch(x):
 def turned(x):
     """The last axis to the front, and the images to the back."""
     return tf.transpose(x, [*range(len(x.shape))][::-1])
+
+
+def second(axes, array):
+    """Return a mask of two values, along an axis in front of others: the second one is left out."""
+    return array(np.array([False, True]).reshape(2, *[1] * axes))

@@ -29,6 +29,11 @@ _GUARD = "maximum"
 _RANKS = frozenset("argmax argmin max max_pool min sort".split())
 _COMPARISONS = frozenset("equal greater greater_equal less less_equal not_equal".split())
 _MOVING = frozenset({"concatenate", "gather", "pad", "scatter", "where"})
+#: What gives values beside others, or in their place.
+_PUTS = frozenset({"concatenate", "pad", "scatter", "stack"})
+#: What adds several values up.
+_MIXING = frozenset({"avg_pool", "conv", "cumsum", "fft", "matmul", "sum"})
+_SPREADING = frozenset({"broadcast", "cast", "copy", "mark", "reshape"})
 _SCALING = frozenset({"add", "div", "mul", "neg", "sub"})
 #: What has no value, or no derivative, for some numbers.
 _UNDEFINED = frozenset({"log", "pow", "rsqrt", "sqrt"})
@@ -157,9 +162,11 @@ class Taint:
         is_cut = any(value.depends and not value.carries for value in step.outputs)
         if not is_cut and not self._chooses(step):
             return Level.CLEAN
-        is_by_rank = (step.word in _RANKS and not any(map(self._has_constants, carrying))) or (
-            step.word in _COMPARISONS and all(v.depends and not self._facts.is_zero(v) for v in step.inputs)
-        )
+        if step.word in _COMPARISONS:
+            sizes = {int(np.prod(_spread_from(value).aval.shape)) for value in step.inputs}
+            is_by_rank = all(v.depends and not self._facts.is_zero(v) for v in step.inputs) and len(sizes) > 1
+        else:
+            is_by_rank = step.word in _RANKS and not any(map(self._is_put_together, carrying))
         return Level.BY_RANK if is_by_rank else Level.TAINTED
 
     def _chooses(self, step: Step) -> bool:
@@ -168,14 +175,28 @@ class Taint:
         is_whole_power = step.exponent is not None and step.exponent >= 0
         return step.kind in _CHOOSING or (step.word in _BENT and not is_whole_power)
 
-    def _has_constants(self, value: Value, depth: int = _FARTHEST) -> bool:
-        """Tell whether a constant was put beside the values, or in the place of some."""
-        step = value.step
-        if step is None or depth == 0 or not (step.kind is Kind.MOVES or step.word in _MOVING):
-            return False
-        if len(step.inputs) > 1 and any(not v.depends and _is_floating(v) for v in step.inputs):
-            return True
-        return any(self._has_constants(each, depth - 1) for each in step.inputs if each.depends)
+    def _is_put_together(self, value: Value) -> bool:
+        """Tell whether there are constants, or several values of one place, among values, before they were mixed."""
+        for _ in range(_FARTHEST):
+            value = value.outer or value
+            step = value.step
+            if step is None or step.word in _MIXING:
+                return False
+            depending = [each for each in step.inputs if each.depends and _is_floating(each)]
+            constant = [each for each in step.inputs if not each.depends and _is_floating(each)]
+            largest = max((int(np.prod(each.aval.shape)) for each in depending), default=0)
+            if step.word in _PUTS or int(np.prod(value.aval.shape)) > largest:
+                return True
+            if (step.word == "where" and constant) or (step.word == "mul" and any(map(self._has_zeros, constant))):
+                return True
+            if len(depending) != 1:
+                return False
+            (value,) = depending
+        return True
+
+    def _has_zeros(self, value: Value) -> bool:
+        known = self._facts.known(value)
+        return known is None or not bool(np.all(known))
 
     def _visit_inside(self, step: Step) -> Level:
         """Follow the taint through what a step holds; return how far that taints its results."""
@@ -270,6 +291,13 @@ def _ends(step: Step) -> bool:
     if step.relu is not None:
         return True
     return step.activation is not None and step.activation.name not in {*_OPEN_COMPOSITES, _GUARD}
+
+
+def _spread_from(value: Value) -> Value:
+    """Return what a value is that was spread over others, as the largest of each row."""
+    while value.step is not None and value.step.word in _SPREADING:
+        value = value.step.inputs[0]
+    return value
 
 
 def _masks(step: Step) -> list[Value]:

@@ -16,7 +16,15 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain
-from guided_backprop.backends.tensorflow.nodes import FLOATS, VALUES, Graph, attribute, operand_refs, producer, word_of
+from guided_backprop.backends.tensorflow.nodes import (
+    FLOATS,
+    VALUES,
+    Graph,
+    attribute,
+    operand_refs,
+    producer,
+    word_of,
+)
 from guided_backprop.backends.tensorflow.operations import COMPARISONS, OPERATIONS, REARRANGES, SHAPES
 from guided_backprop.backends.tensorflow.signs import never_negative
 from guided_backprop.backends.tensorflow.traces import (
@@ -26,7 +34,6 @@ from guided_backprop.backends.tensorflow.traces import (
     Trace,
     candidates_of,
     leading_in,
-    moved_from,
     passes_gradient,
 )
 
@@ -37,6 +44,9 @@ _TELLS_SIGN = frozenset(
 )
 # What compares values with each other alone, unless a constant is among them.
 _BY_RANK = frozenset("argmax argmin max max_pool min sort".split())
+# What gives values beside others, or in their place, and what adds several of them up.
+_PUTS = frozenset({"broadcast", "concatenate", "pad", "scatter", "stack"})
+_MIXING = frozenset({"avg_pool", "conv", "cumsum", "einsum", "fft", "matmul", "mean", "sum"})
 # What compares with nothing itself.
 _AS_BEFORE = frozenset("isfinite isinf isnan stop_gradient".split())
 # Whose number of values depends on values.
@@ -236,27 +246,45 @@ def _is_rank(body: Body, node: NodeDef) -> bool:
     """Tell whether a choice compares values of the images with each other, and with no constant."""
     refs = operand_refs(node)
     if node.op in COMPARISONS or word_of(node) in ("equal", "not_equal"):
-        return all(body.trace(ref).depends for ref in refs)
+        return all(body.trace(ref).depends for ref in refs) and any(_is_of_many(body.graph, ref) for ref in refs)
     if word_of(node) in _AS_BEFORE:
         before = frozenset().union(*(body.trace(ref).origins for ref in refs))
         return bool(before) and all(origin.is_rank for origin in before)
     if word_of(node) not in _BY_RANK:
         return False
-    return not _holds_constant(body, refs[0])
+    return not _is_put_together(body, refs[0])
 
 
-def _holds_constant(body: Body, ref: str) -> bool:
-    """Tell whether constants may be among values, as they were put together and changed one by one."""
-    for piece in moved_from(body.graph, ref):
-        node = body.graph.node(piece)
-        if not body.trace(piece).depends and body.graph.kind_of(piece) in FLOATS:
+def _is_put_together(body: Body, ref: str) -> bool:
+    """Tell whether there are constants, or several values of one place, among values, before they were mixed."""
+    graph = body.graph
+    while True:
+        node = graph.node(ref)
+        if node is None or word_of(node) in _MIXING:
+            return False
+        word, refs = word_of(node), [each for each in operand_refs(node) if graph.kind_of(each) in FLOATS]
+        depending = [each for each in refs if body.trace(each).depends]
+        constant = [each for each in refs if each not in depending]
+        if word in _PUTS or (word == "where" and constant):
             return True
-        if node is None:
-            continue
-        inner = [ref for ref in operand_refs(node) if body.trace(ref).depends and _is_curve(body.graph, node)]
-        if word_of(node) == "pad" or any(_holds_constant(body, each) for each in inner):
+        if word == "mul" and any(not _is_number(graph.constant(each)) for each in constant):
             return True
-    return False
+        if len(depending) != 1:
+            return False
+        (ref,) = depending
+
+
+def _is_number(constant: float | None) -> bool:
+    """Tell whether a factor is one number, and not 0: another may leave values out."""
+    return constant is not None and not isnan(constant) and constant != 0
+
+
+def _is_of_many(graph: Graph, ref: str) -> bool:
+    """Tell whether a value is told by several others, as the largest of a row."""
+    node = graph.node(ref)
+    while node is not None and OPERATIONS[node.op].kind is Kind.MOVES and word_of(node) not in _PUTS:
+        node = graph.node(next(filter(graph.depends, operand_refs(node)), ""))
+    return node is not None and (word_of(node) in _BY_RANK or word_of(node) in ("mean", "norm", "sum"))
 
 
 def _is_bound(graph: Graph, node: NodeDef) -> bool:

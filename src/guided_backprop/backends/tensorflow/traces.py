@@ -192,12 +192,22 @@ def _between(
 
 
 def _made_of(body: Body, ref: str) -> Iterator[str]:
-    """Yield a value, and what it was made of: by moves, as a square, or without a gradient."""
-    yield from moved_from(body.graph, ref)
-    for behind in moved_from(body.graph, ref):
-        node = body.graph.node(behind)
-        if node is not None and (word_of(node) == "pow" or node.op in ("Abs", "Mul", "StopGradient")):
-            yield from operand_refs(node)
+    """Yield a value, and what it was made of: by moves, multiples and choices, as a square, or without a gradient."""
+    graph = body.graph
+    found, stack = dict[str, None](), [ref]
+    while stack and len(found) < _FAR:
+        current = stack.pop()
+        if current in found:
+            continue
+        found[current] = None
+        node = graph.node(current)
+        if node is None:
+            continue
+        is_one = sum(body.trace(each).is_active for each in operand_refs(node)) == 1
+        is_scaled = is_one and word_of(node) in ("add", "div", "neg", "sub", "where")
+        if _is_moved(node) or is_scaled or word_of(node) == "pow" or node.op in ("Abs", "Mul", "StopGradient"):
+            stack += operand_refs(node)
+    yield from found
 
 
 def moved_from(graph: Graph, ref: str) -> list[str]:
@@ -210,7 +220,7 @@ def moved_from(graph: Graph, ref: str) -> list[str]:
             continue
         found.append(current)
         node = graph.node(current)
-        if node is not None and (OPERATIONS[node.op].kind is Kind.MOVES or word_of(node) in ("gather", "scatter")):
+        if node is not None and _is_moved(node):
             stack += operand_refs(node)
     return found
 
@@ -243,3 +253,7 @@ def leading_in(body: Body) -> set[str]:
         if passes_gradient(node):
             stack += [producer(ref) for ref in operand_refs(node) if body.trace(ref).is_active]
     return leading
+
+
+def _is_moved(node: NodeDef) -> bool:
+    return OPERATIONS[node.op].kind is Kind.MOVES or word_of(node) in ("gather", "scatter")

@@ -100,6 +100,7 @@ class Notes:
 
     def __init__(self) -> None:
         self._notes: dict[int, tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
+        self._unwritten: dict[int, StorageWeakRef] = {}
         # Sparse tensors have no storage of their own; they are kept, so that no other gets their number.
         self._sparse: dict[int, tuple[torch.Tensor, Note]] = {}
 
@@ -115,6 +116,23 @@ class Notes:
             return
         # While the weak reference lives, its address is not used again.
         self._notes[reference.cdata] = (reference, note, {})
+
+    def put_unwritten(self, tensor: torch.Tensor) -> None:
+        """Note that something was given memory that nothing was written to."""
+        reference = StorageWeakRef(tensor.untyped_storage())
+        self._unwritten[reference.cdata] = reference
+
+    def put_written(self, tensor: torch.Tensor) -> None:
+        """Note that all of a tensor was written."""
+        if tensor.layout is torch.strided and not tensor._is_view():
+            self._unwritten.pop(tensor.untyped_storage()._cdata, None)
+
+    def is_unwritten(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a view is of such memory.
+
+        What was written there since was looked at where it came from, and the rest may be anything.
+        """
+        return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._unwritten
 
     def of(self, tensor: torch.Tensor) -> Note | None:
         """Return what is known of a tensor; None if it does not depend on the images."""

@@ -33,6 +33,7 @@ _REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
 _GATHERS: Final = OPERATIONS.called("gather")
 # Value by value: with a constant they bend nothing.
 _POINTWISE: Final = OPERATIONS.called("add", "sub", "rsub", "mul", "div", "neg", "lerp", "addcmul")
+_SHIFTS: Final = frozenset({"add", "sub"})
 _PACKED: Final = frozenset({"convolution_pointwise", "convolution_transpose_pointwise", "linear_pointwise"})
 # They compare values with each other, and not with a constant.
 _RANKS: Final = OPERATIONS.called("argmax", "argmin", "argsort", "unique", *_CHOICES)
@@ -86,9 +87,13 @@ class Step:
         masks = [operand for operand in self.dependent if operand.is_mask]
         notes = [operand.note for operand in self.dependent if operand.note]
         if self._kind is Kind.COMPARES or (self._is_start and self._active):
-            is_own = self.name in _RANKS or (self._kind is Kind.COMPARES and len(notes) > 1)
-            is_free = not any(note.has_constants for note in notes)
-            is_free = is_free and not any(is_one_number(operand.tensor) for operand in self.dependent)
+            sizes = {operand.tensor.numel() for operand in self.dependent}
+            is_own = self.name in _RANKS or (self._kind is Kind.COMPARES and len(sizes) > 1)
+            # Of two values at one place, as x and -x, the larger one tells the sign of x.
+            is_stacked = any(part.tensor.numel() < max(sizes) for note in notes for part in note.parts)
+            has_constants = any(note.has_constants for note in notes)
+            has_constants |= any(is_one_number(operand.tensor) for operand in self.dependent)
+            is_free = not (is_stacked or has_constants)
             return is_own and is_free and all(each.note.is_by_rank for each in masks if each.note)
         if self._kind in (Kind.RELU, Kind.CLIP) or (self._kind is Kind.SMOOTH and masks):
             return False
@@ -135,10 +140,13 @@ class Step:
         """Say it of what is made of one tainted value and constants: sums, and what leaves values out."""
         (operand,) = self.dependent
         note = operand.note
-        if note is None or (note.is_clipped and not note.falling):
+        if note is None:
             return None
-        if note.falling:
+        if note.falling or self._word in _SHIFTS:
+            # A bound that is not 0 is a ReLU once it is shifted there.
             return False
+        if note.is_clipped:
+            return None
         return False if self._is_mixing or result.numel() != operand.tensor.numel() else None
 
     def candidates(self, result: torch.Tensor) -> Iterator[Value]:

@@ -31,6 +31,7 @@ Place = tuple[int, int, int]
 
 # They take a tensor for its shape alone.
 _SHAPED: Final = OPERATIONS.called("create")
+_EMPTY: Final = frozenset({"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"})
 _HEADS: Final = OPERATIONS.of(Kind.HEAD)
 _SUMS: Final = OPERATIONS.called("add", "sub")
 
@@ -135,6 +136,11 @@ class ForwardWatch(TorchDispatchMode):
         operands = [Operand(tensor, note, is_kept=is_kept) for tensor, note in zip(tensors, notes, strict=True)]
         result = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if func._schema.is_mutable and tensors:
+            self._notes.put_written(tensors[0])
+        if name in _EMPTY:
+            for each in results:
+                self._notes.put_unwritten(each)
         if name in _HEADS and operands:
             self._heads.append((operands[0].tensor.detach(), results[0].detach()))
         if is_dependent:
@@ -162,7 +168,8 @@ class ForwardWatch(TorchDispatchMode):
         is_view = func._schema.is_mutable and tensors[0]._is_view()
         for output, each in enumerate(results):
             is_shared = not func._schema.is_mutable and any(_is_shared(each, tensor) for tensor in tensors)
-            falling = self._judged(step, each, output, is_on_view=is_view)
+            is_piece = is_shared and self._notes.is_unwritten(each)
+            falling = step.falling if is_piece else self._judged(step, each, output, is_on_view=is_view)
             # A view is what it is a view of, unless it alone is a gate.
             if not is_shared or falling is None or falling - step.falling:
                 self._notes.put(each, step.note(falling, each), is_alone=is_shared)
@@ -192,7 +199,7 @@ class ForwardWatch(TorchDispatchMode):
             values = as_numpy(result), as_numpy(x.tensor)
             judgement = judged(x, values, is_by_rank=step.is_by_rank)
             is_constant = bool((values[0] == values[0].flat[0]).all())
-            is_told = judgement.verdict is Verdict.UNSETTLED and (x.sign != 0 or x.is_bounded) and not is_constant
+            is_told = judgement.verdict is Verdict.UNSETTLED and x.sign != 0 and not is_constant
             # The larger of two that both depend on the images may be 0 in places, and is no ReLU for that.
             is_told |= step.is_of_two and judgement.verdict is Verdict.PARTIAL
             if place not in self._wanted and (judgement.verdict is Verdict.NONE or is_told):

@@ -77,6 +77,7 @@ class Note:
     Attributes:
         is_tainted: whether something was chosen by size, or passed on without a gradient, among what it was made of.
         is_clipped: whether all of that was bounds: a value by itself is then no other than what the bound made it.
+        is_bound: whether it is what a bound made, or a multiple of that.
         is_by_rank: whether all of that compared values with each other, and none with a constant.
         has_constants: whether numbers that do not depend on the images were put among its values.
         sign: as of :class:`Value`.
@@ -87,6 +88,7 @@ class Note:
 
     is_tainted: bool = False
     is_clipped: bool = True
+    is_bound: bool = False
     is_by_rank: bool = True
     has_constants: bool = False
     sign: int = 0

@@ -73,6 +73,12 @@ class Step:
         return self._kind is Kind.LINEAR and self.name not in _POINTWISE
 
     @property
+    def _is_of_a_bound(self) -> bool:
+        """Whether it moves or multiplies what a bound made."""
+        is_one = len(self.dependent) == 1 and (self._kind is Kind.MOVES or self.name in _POINTWISE)
+        return is_one and any(each.note.is_bound for each in self.dependent if each.note)
+
+    @property
     def is_of_two(self) -> bool:
         """Whether it is the larger or smaller of two values that depend on the images."""
         return self._kind is Kind.CLIP and len(self._active) > 1
@@ -142,7 +148,7 @@ class Step:
         note = operand.note
         if note is None:
             return None
-        if note.falling or self._word in _SHIFTS:
+        if note.falling or (note.is_bound and self._word in _SHIFTS):
             # A bound that is not 0 is a ReLU once it is shifted there.
             return False
         if note.is_clipped:
@@ -193,6 +199,7 @@ class Step:
             is_tainted=self._is_start or bool(self._tainted),
             is_clipped=is_clipped
             and all(each.note.is_clipped and not each.is_mask for each in self._tainted if each.note),
+            is_bound=self._kind is Kind.CLIP or self._is_of_a_bound,
             is_by_rank=self.is_by_rank,
             has_constants=not self._is_mixing and puts_constants(self.name, self._args, self._operands, result),
             sign=sign,

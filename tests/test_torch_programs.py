@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guided_backprop import GuidedBackprop
+from guided_backprop.backends.torch.notes import Note
+from guided_backprop.backends.torch.step import Step
 from guided_backprop.errors import OpaqueRegionError, ScoreError
 from spellings import column
 from spellings.arithmetic import ARITHMETIC
@@ -150,3 +152,17 @@ def test_planted_fault_a_missed_relu_is_caught():
     ]
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(*maps, rtol=1e-2, atol=1e-3)
+
+
+def test_planted_fault_a_taint_that_stops_at_one_operation_is_caught(monkeypatch):
+    noted = Step.note
+
+    def stops(self, falling, result):
+        return Note() if self.name == "abs" else noted(self, falling, result)
+
+    monkeypatch.setattr(Step, "note", stops)
+    found, expected = compared(["relu"], [ARITHMETIC["(x + |x|) / 2"]["torch"].write], 5, 0)
+    assert not np.allclose(found, expected, rtol=1e-2, atol=1e-3)
+    monkeypatch.undo()
+    found, expected = compared(["relu"], [ARITHMETIC["(x + |x|) / 2"]["torch"].write], 5, 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)

@@ -16,7 +16,7 @@ from jax import lax
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError, ScoreError
 
-EXAMPLES = int(os.environ.get("GUIDED_BACKPROP_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("GUIDED_BACKPROP_EXAMPLES", "25"))
 RNG = np.random.default_rng(0)
 DENSE, BIAS = RNG.normal(size=(4, 8, 8)).astype(np.float32) / 2, RNG.normal(size=8).astype(np.float32)
 IMAGES, WEIGHTS = RNG.normal(size=(2, 7, 8)).astype(np.float32)

@@ -258,11 +258,10 @@ LIBRARIES: dict[str, Callable[[nn.Module], Array]] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """One cell; the note says which error, or which map; a refusal is an error on purpose."""
+    """One cell; the note says which error, or which map."""
 
     word: Literal["right", "error", "**wrong**"]
     note: str = ""
-    is_refusal: bool = False
 
 
 def is_close(found: Array, wanted: Array) -> bool:
@@ -285,7 +284,7 @@ def verdict(explain: Callable[[nn.Module], Array], spelling: Spelling) -> Verdic
         attribution = explain(model)
     except Exception as error:
         note = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        return Verdict("error", note, isinstance(error, guided_backprop.GuidedBackpropError))
+        return Verdict("error", note)
     return judge(attribution, is_shared=spelling.is_shared)
 
 

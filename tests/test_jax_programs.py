@@ -4,19 +4,17 @@ The reference is the same program with the rule as a ``jax.custom_vjp``, differe
 tries thousands.
 """
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError, ScoreError
+from random_programs import composed, often
 
-EXAMPLES = int(os.environ.get("GUIDED_BACKPROP_EXAMPLES", "25"))
 RNG = np.random.default_rng(0)
 DENSE, BIAS = RNG.normal(size=(4, 8, 8)).astype(np.float32) / 2, RNG.normal(size=8).astype(np.float32)
 IMAGES, WEIGHTS = RNG.normal(size=(2, 7, 8)).astype(np.float32)
@@ -120,12 +118,7 @@ HIDDEN = {
 
 
 def program(names, relu, hidden):
-    def run(x):
-        for name in names:
-            x = hidden[name](x @ DENSE[2]) if name in hidden else ORDINARY[name](x, relu)
-        return relu(x @ DENSE[3]) @ DENSE[1]
-
-    return run
+    return composed(names, ORDINARY, relu, hidden, DENSE)
 
 
 def outcome(names):
@@ -143,7 +136,7 @@ def outcome(names):
     return "right" if off < 1e-3 else f"off by {off:.2g}"
 
 
-SETTINGS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+SETTINGS = often(25)
 STEPS = st.sampled_from(sorted(ORDINARY))
 # Twice it compares values with zeros, and is a ReLU.
 PROGRAMS = st.lists(STEPS, max_size=6).filter(lambda names: names.count("top-k") < 2)

@@ -10,12 +10,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError, ScoreError
+from random_programs import composed, often
 
-EXAMPLES = int(os.environ.get("GUIDED_BACKPROP_EXAMPLES", "40"))
 RNG = np.random.default_rng(0)
 DENSE, BIAS = [RNG.normal(size=(8, 8)) / 2 for _ in range(4)], RNG.normal(size=8)
 IMAGES, WEIGHTS = tf.constant(RNG.normal(size=(7, 8))), RNG.normal(size=(7, 8))
@@ -111,12 +111,7 @@ HIDDEN = {
 
 
 def program(names, relu, hidden):
-    def run(x):
-        for name in names:
-            x = hidden[name](x @ DENSE[2]) if name in hidden else ORDINARY[name](x, relu)
-        return relu(x @ DENSE[3]) @ DENSE[1]
-
-    return run
+    return composed(names, ORDINARY, relu, hidden, DENSE)
 
 
 def outcome(names):
@@ -135,7 +130,7 @@ def outcome(names):
     return "right" if is_right else "wrong"
 
 
-SETTINGS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+SETTINGS = often(40)
 STEPS = st.sampled_from(sorted(ORDINARY))
 
 

@@ -75,6 +75,11 @@ _SAMPLE: Final = 32768
 _EVIDENCE: Final = 14.0
 # So much more evidence is asked for by channel, where values were compared with each other.
 _BY_RANK: Final = 10.0
+#: What gives values beside others, or in their place; and what adds several of them up: words of the table.
+PUTS: Final = frozenset({"concatenate", "pad", "scatter", "stack"})
+MIXING: Final = frozenset({"avg_pool", "conv", "cumsum", "einsum", "fft", "matmul", "mean", "sum"})
+#: So many sets of other images come before the one that is far larger.
+NEAR: Final = 2
 # By how much the last ones of the other images are larger.
 _FAR: Final = 64.0
 # So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
@@ -121,6 +126,11 @@ def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
     turned = images * np.where(np.sin(steps * steps) > 0, 1.0, -1.0)
     yield turned.astype(images.dtype)
     yield (-_FAR * turned).astype(images.dtype)
+
+
+def closes_elsewhere(closed: NumpyArray | None) -> bool:
+    """Tell whether what is closed has another value than 0, or none that is known, as where a bound is not 0."""
+    return closed is None or bool(np.nan_to_num(closed).any())
 
 
 def is_evidence(others: NumpyArray, first: NumpyArray) -> bool:
@@ -312,5 +322,4 @@ def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
     if (kept := ~is_closed & ~is_other & (x != 0)).any() and size[is_closed].max() <= size[kept].min():
         # What is closed lies around 0, as of a soft shrink.
         return False
-    is_multiple = np.abs(y) > 0
-    return bool((is_other & ~is_closed).sum() >= _FEW and is_multiple[is_other & (x != 0)].all())
+    return bool((is_other & ~is_closed).sum() >= _FEW and (np.abs(y) > 0)[is_other & (x != 0)].all())

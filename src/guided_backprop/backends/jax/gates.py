@@ -16,25 +16,25 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.program import CUSTOM, Block, Gate, Program, Step, Value
 from guided_backprop.backends.jax.relus import Facts
+from guided_backprop.backends.jax.signs import BOUNDS_FROM_BELOW, is_never_negative
 from guided_backprop.backends.jax.taint import Nominee, Taint
 from guided_backprop.backends.jax.watch import Asked, Values, steps_between, watched
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.spelling import Judgement, Verdict, groupings, is_evidence, judge, other_images
-
-# Never below 0, whatever they are made of; and not below 0 if what they are made of is not.
-_POSITIVE = frozenset("abs cosh exp exp2 logsumexp norm relu relu6 sigmoid softmax softplus".split())
-_KEEPING = frozenset(
-    """
-    add avg_pool broadcast cast concatenate conv copy cumsum div expm1 flip gather log1p mark matmul max max_pool min
-    minimum mul pad pow prod reshape rsqrt scatter slice sort split sqrt squeeze stack sum transpose where
-    """.split()
+from guided_backprop.backends.spelling import (
+    NEAR,
+    Judgement,
+    Verdict,
+    closes_elsewhere,
+    groupings,
+    is_evidence,
+    judge,
+    other_images,
 )
-_CHOSEN_BY_SIZE = frozenset({"maximum", "clamp"})
+
 _EXPLICIT = frozenset({"clamp", "minimum"})
 _ENDS = ((np.min, np.inf), (np.max, -np.inf))
-_DEEPEST = 40
-# The images themselves, and two that are made of them; what is far larger is looked at alone, and last.
-_NEAR_LOOKS = 3
+# The images themselves, and those that are made of them; what is far larger is looked at alone, and last.
+_NEAR_LOOKS = 1 + NEAR
 # How far values, and derivatives of 0, may be off.
 _ROUNDING, _NEARLY = 1e-3, 1e-5
 
@@ -102,7 +102,7 @@ class Judge:
 
     def _has_zeros_in_bound(self, step: Step) -> bool:
         """Tell a maximum that is a ReLU in some places: there may be few of them."""
-        return step.word in _CHOSEN_BY_SIZE and any(map(self._facts.is_partly_zero, step.inputs[:2]))
+        return step.word in BOUNDS_FROM_BELOW and any(map(self._facts.is_partly_zero, step.inputs[:2]))
 
     def _nominated(self, found: Findings) -> dict[Value, Nominee]:
         self._taint = Taint(self._facts, self._vouch, found.gates)
@@ -128,17 +128,18 @@ class Judge:
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of one candidate."""
         plain, refused = (_Finding.PLAIN, None), (_Finding.REFUSED, None)
-        verdict, closed, looks = self._verdict(y, x, nominee)
         if nominee.step.word == "abs" and x in nominee.step.inputs:
             return plain
-        is_at_zero = closed is not None and not np.nan_to_num(closed).any()
-        is_bounded = not is_at_zero and self._taint.is_bounded(steps_between(x, y, nominee.block))
-        if verdict is Verdict.NONE or is_bounded:
+        verdict, closed, looks = self._verdict(y, x, nominee)
+        if verdict is Verdict.NONE:
+            return plain
+        between = steps_between(x, y, nominee.block)
+        if closes_elsewhere(closed) and self._taint.is_bounded(between):
             return plain
         ys, xs, slopes = self._seen(y, looks), self._seen(x, looks), self._derivative(y, x, looks)
         if ys is None or xs is None or slopes is None:
             # No image took this branch; but curves, sums and multiples of one value gate nothing.
-            return plain if all(map(_is_of_one, steps_between(x, y, nominee.block))) else refused
+            return plain if all(map(_is_of_one, between)) else refused
         if not slopes.any() or (verdict is Verdict.UNSETTLED and not _may_be_one(ys, xs)):
             return plain
         if verdict not in (Verdict.CONVEX, Verdict.CONCAVE) or closed is None or nominee.step.name in CUSTOM:
@@ -327,30 +328,6 @@ def is_gateway(x: Value, y: Value, block: Block) -> bool:
             return False
         stack.extend(each for each in value.step.inputs if each.carries)
     return True
-
-
-def is_never_negative(value: Value, facts: Facts, depth: int = _DEEPEST) -> bool:
-    """Tell whether no number of a value is below 0, by what makes it."""
-    while value.outer is not None or value.stack is not None:
-        value = value.outer or value.stack or value
-    if not value.depends:
-        known = facts.known(value)
-        return known is not None and not (np.asarray(known) < 0).any()
-    step = value.step
-    if step is None or depth == 0:
-        return False
-    if step.relu is not None or value.gate is not None or step.exponent in (2.0, 4.0):
-        return True
-    if step.activation is not None or step.word in _POSITIVE:
-        word = step.word if step.activation is None else step.activation.name
-        return word in _POSITIVE or (word == "maximum" and step.kind is not Kind.CLIP)
-    if step.word == "mul" and step.inputs[0] is step.inputs[1]:
-        return True
-    if step.word in _CHOSEN_BY_SIZE:
-        return any(is_never_negative(each, facts, depth - 1) for each in step.inputs[:2])
-    operands = step.inputs[1:] if step.word == "where" else step.inputs[:1] if step.word == "gather" else step.inputs
-    operands = [each for each in operands if jnp.issubdtype(each.aval.dtype, jnp.floating)]
-    return step.word in _KEEPING and all(is_never_negative(each, facts, depth - 1) for each in operands)
 
 
 def _is_permuted(y: NumpyArray, x: NumpyArray) -> bool:

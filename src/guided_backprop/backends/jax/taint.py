@@ -18,6 +18,7 @@ from guided_backprop.backends.jax.program import CUSTOM, REBUILT, Block, Step, V
 from guided_backprop.backends.jax.relus import Facts, custom_name, place_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain
+from guided_backprop.backends.spelling import MIXING, PUTS
 
 _CHOOSING = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
 #: Curves that a size can be told by: the root of a square, the angle of a number, a singular value.
@@ -29,10 +30,6 @@ _GUARD = "maximum"
 _RANKS = frozenset("argmax argmin max max_pool min sort".split())
 _COMPARISONS = frozenset("equal greater greater_equal less less_equal not_equal".split())
 _MOVING = frozenset({"concatenate", "gather", "pad", "scatter", "where"})
-#: What gives values beside others, or in their place.
-_PUTS = frozenset({"concatenate", "pad", "scatter", "stack"})
-#: What adds several values up.
-_MIXING = frozenset({"avg_pool", "conv", "cumsum", "fft", "matmul", "sum"})
 _SPREADING = frozenset({"broadcast", "cast", "copy", "mark", "reshape"})
 _SCALING = frozenset({"add", "div", "mul", "neg", "sub"})
 #: What has no value, or no derivative, for some numbers.
@@ -180,12 +177,12 @@ class Taint:
         for _ in range(_FARTHEST):
             value = value.outer or value
             step = value.step
-            if step is None or step.word in _MIXING:
+            if step is None or step.word in MIXING:
                 return False
             depending = [each for each in step.inputs if each.depends and _is_floating(each)]
             constant = [each for each in step.inputs if not each.depends and _is_floating(each)]
             largest = max((int(np.prod(each.aval.shape)) for each in depending), default=0)
-            if step.word in _PUTS or int(np.prod(value.aval.shape)) > largest:
+            if step.word in PUTS or int(np.prod(value.aval.shape)) > largest:
                 return True
             if (step.word == "where" and constant) or (step.word == "mul" and any(map(self._has_zeros, constant))):
                 return True

@@ -16,6 +16,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain
+from guided_backprop.backends.spelling import MIXING, PUTS
 from guided_backprop.backends.tensorflow.nodes import (
     FLOATS,
     VALUES,
@@ -44,9 +45,8 @@ _TELLS_SIGN = frozenset(
 )
 # What compares values with each other alone, unless a constant is among them.
 _BY_RANK = frozenset("argmax argmin max max_pool min sort".split())
-# What gives values beside others, or in their place, and what adds several of them up.
-_PUTS = frozenset({"broadcast", "concatenate", "pad", "scatter", "stack"})
-_MIXING = frozenset({"avg_pool", "conv", "cumsum", "einsum", "fft", "matmul", "mean", "sum"})
+# Sizes are not known here, so whatever spreads values counts.
+_PUTS = PUTS | {"broadcast"}
 # What compares with nothing itself.
 _AS_BEFORE = frozenset("isfinite isinf isnan stop_gradient".split())
 # Whose number of values depends on values.
@@ -260,7 +260,7 @@ def _is_put_together(body: Body, ref: str) -> bool:
     graph = body.graph
     while True:
         node = graph.node(ref)
-        if node is None or word_of(node) in _MIXING:
+        if node is None or word_of(node) in MIXING:
             return False
         word, refs = word_of(node), [each for each in operand_refs(node) if graph.kind_of(each) in FLOATS]
         depending = [each for each in refs if body.trace(each).depends]

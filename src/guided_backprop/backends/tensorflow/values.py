@@ -17,7 +17,16 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.spelling import Shut, Verdict, groupings, is_evidence, judge, other_images
+from guided_backprop.backends.spelling import (
+    NEAR,
+    Shut,
+    Verdict,
+    closes_elsewhere,
+    groupings,
+    is_evidence,
+    judge,
+    other_images,
+)
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import keep_functions, renamed
 from guided_backprop.backends.tensorflow.nodes import Graph
@@ -26,9 +35,6 @@ from guided_backprop.backends.tensorflow.traces import Candidate, Place
 #: How many images are looked at, and how many values of one place inside of a loop.
 _IMAGES = 8
 _VALUES = 1 << 20
-
-# So many sets of other images come before the one that is judged alone.
-_NEAR = 2
 
 Pair = tuple[int, int]
 Import = Callable[[GraphDef, Sequence[tf.Tensor], list[str]], list[tf.Tensor]]
@@ -75,7 +81,7 @@ class Watch:
                 if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
                     break
                 try:
-                    verdicts = self._judged(others) if turn < _NEAR else self._judged_alone(others, verdicts)
+                    verdicts = self._judged(others) if turn < NEAR else self._judged_alone(others, verdicts)
                 except tf.errors.OpError:
                     # The model says of itself that it takes no such images.
                     continue
@@ -137,7 +143,7 @@ class Watch:
     def _judge(self, y: NumpyArray, x: NumpyArray, candidate: Candidate) -> Verdict:
         rounding = 1e-3 if y.dtype.itemsize > 2 else 4e-2
         judged = judge(y, x, rounding, is_by_rank=candidate.is_by_rank)
-        if candidate.is_bounded and judged.is_gate and (judged.closed is None or np.nan_to_num(judged.closed).any()):
+        if candidate.is_bounded and judged.is_gate and closes_elsewhere(judged.closed):
             # A bound that is not 0 is no ReLU until it is shifted to 0.
             return Verdict.NONE
         if judged.verdict is Verdict.UNSETTLED and not _is_straight(y, x, rounding):

@@ -19,7 +19,7 @@ from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, spelled
-from guided_backprop.backends.spelling import Judgement, Shut, Verdict, is_evidence, is_multiple
+from guided_backprop.backends.spelling import NEAR, Judgement, Shut, Verdict, is_evidence, is_multiple
 from guided_backprop.backends.torch.audit import BackwardWatch
 from guided_backprop.backends.torch.graph.nodes import Path, is_in_place_on_view
 from guided_backprop.backends.torch.graph.operations import operation_of, row
@@ -69,10 +69,6 @@ class Settled:
     is_sure: bool
 
 
-# The images that say most; the others, which are far larger, are for what these do not tell.
-_NEAR = 2
-
-
 def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, elsewhere: Elsewhere) -> Settled:
     """Say of each suspect whether it is a ReLU.
 
@@ -97,7 +93,7 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
     if not suspects:
         return Settled([], frozenset(), frozenset(), is_sure=True)
     looks = elsewhere(frozenset(suspect.place for suspect in suspects.values()))
-    others = list(islice(looks, _NEAR))
+    others = list(islice(looks, NEAR))
     cases = [
         _Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled)
         for order, suspect in suspects.items()

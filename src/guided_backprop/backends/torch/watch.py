@@ -10,7 +10,6 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import unreadable
-from guided_backprop.backends.spelling import Judgement, Verdict, judge
+from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.notes import Note, Notes, Operand, Value
@@ -236,7 +235,7 @@ def judged(x: Value, values: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool)
     # How far multiples of one number may be apart in this dtype.
     rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
     found = judge(*values, rounding, is_by_rank=is_by_rank)
-    is_at_bound = x.is_bounded and found.is_gate and (found.closed is None or np.nan_to_num(found.closed).any())
+    is_at_bound = x.is_bounded and found.is_gate and closes_elsewhere(found.closed)
     # Nor is a part of what is of one sign anyway.
     is_none = is_at_bound or (found.verdict is Verdict.PARTIAL and x.sign != 0)
     return Judgement(Verdict.NONE) if is_none else found

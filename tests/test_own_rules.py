@@ -10,7 +10,8 @@ from jax import lax
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.methods.gradients import Method
-from guided_backprop.rules import DECONV, GUIDED, PLAIN, ReluRule
+from guided_backprop.rules import DECONV, GUIDED, OPEN, PLAIN, ReluRule
+from own_rules import Functions, Halved, Rect
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 rng = np.random.default_rng(0)
@@ -25,44 +26,16 @@ def _float64():
         yield
 
 
-@dataclass(frozen=True)
-class Rect(ReluRule):
-    """As RectGrad (Kim et al. 2019, arXiv:1902.04893): closed where y * g is among the lowest of its image."""
-
-    share: float
-
-    name = "rect"
-    reads_values = True
-
-    def leaving(self, g, derived, x, y, xp):
-        importance = y * g
-        threshold = quantile(importance, self.share, xp)
-        return xp.where(importance > threshold, derived, xp.zeros_like(g))
-
-
-class Halved(ReluRule):
-    """Half of every negative gradient passes, wherever the input was; reads neither x nor y, and has no equality."""
-
-    name = "halved"
-
-    def leaving(self, g, derived, x, y, xp):
-        assert x is None
-        assert y is None
-        return xp.where(g < 0, g / 2, g)
-
-
-def quantile(values, share, xp):
-    """Return the quantile of each row, ``(N, 1)``, in any framework."""
-    ranked = xp.sort(values, axis=-1)
-    return ranked[:, int(share * values.shape[-1])][:, None]
-
-
 class RectGrad(Method):
     rule = Rect(0.4)
 
 
 class HalfGrad(Method):
     rule = Halved()
+
+
+class FunctionsGrad(Method):
+    rule = Functions()
 
 
 def expected(method, cap=np.inf):
@@ -74,6 +47,8 @@ def expected(method, cap=np.inf):
         y, is_open = np.clip(x, 0, cap), (x > 0) & (x < cap)
         if method is HalfGrad:
             return np.where(g < 0, g / 2, g)
+        if method is FunctionsGrad:
+            return method.rule.leaving(g, g * is_open, x, y, np)
         return g * is_open * (y * g > np.sort(y * g, axis=1)[:, [int(0.4 * 8)]])
 
     g = back(second, np.tile(LAST[:, LABEL], (6, 1))) @ SECOND.T
@@ -146,6 +121,11 @@ def test_jax(form, method):
         np.testing.assert_allclose(
             GuidedBackprop(net(jax.nn.relu)).explain(jnp.asarray(IMAGES), LABEL), found, rtol=1e-2
         )
+
+
+def test_jax_functions_of_a_rule():
+    found = FunctionsGrad(net(jax.nn.relu)).explain(jnp.asarray(IMAGES), LABEL)
+    np.testing.assert_allclose(found, expected(FunctionsGrad), **TOLERANCE)
 
 
 def test_jax_values_are_those_of_a_maximum_that_broadcasts():
@@ -230,7 +210,7 @@ X = np.concatenate([rng.normal(size=20), [0.0, 0.0, 0.0, 1.0, 2.0, -1.0, 3.0, -3
 G = np.concatenate([rng.normal(size=20), [1.0, -1.0, np.nan, 1.0, 1.0, 1.0, np.nan, np.nan, np.inf, -np.inf]])[None]
 
 
-@pytest.mark.parametrize("rule", [PLAIN, DECONV, GUIDED], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [PLAIN, DECONV, GUIDED, OPEN], ids=lambda rule: rule.name)
 @pytest.mark.parametrize(
     ("relu", "cap"),
     [

@@ -10,7 +10,7 @@ from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph import graph_of, renamed, trace
 from guided_backprop.methods.gradients import Method
 from guided_backprop.rules import DECONV, GUIDED, OPEN, PLAIN, ReluRule
-from test_own_rules import FIRST, IMAGES, LABEL, LAST, SECOND, TOLERANCE, HalfGrad, RectGrad, expected
+from test_own_rules import FIRST, IMAGES, LABEL, LAST, SECOND, TOLERANCE, FunctionsGrad, HalfGrad, RectGrad, expected
 
 
 def net(relu):
@@ -84,6 +84,10 @@ def test_a_rule_that_reads_values(form):
 @pytest.mark.parametrize("form", [*FORMS, *ROW_BY_ROW])
 def test_a_rule_that_reads_gradients_alone(form):
     check(HalfGrad, *{**FORMS, **ROW_BY_ROW}[form])
+
+
+def test_functions_of_a_rule():
+    check(FunctionsGrad, *FORMS["relu"])
 
 
 def test_values_are_those_of_a_maximum_that_broadcasts():

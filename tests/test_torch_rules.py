@@ -14,6 +14,7 @@ from guided_backprop.backends.torch.fast.gated import GatedRelu
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.own import own_function
 from guided_backprop.rules import DECONV, GUIDED, OPEN, PLAIN, Guided, Plain, ReluRule
+from own_rules import Functions, Rect
 from spellings.functions import OwnRelu
 from variants import VARIANTS
 
@@ -99,21 +100,33 @@ def test_a_rule_derived_from_a_named_one_has_no_shortcut():
     assert type(PLAIN) is Plain
 
 
-# Rules of a user's own: RectGrad as of arXiv:1902.04893, per image; and one that looks at no values.
-
-
 @dataclass(frozen=True)
-class RectGrad(ReluRule):
-    """Passes a gradient where it and what the unit gave matter most."""
-
-    share: float = 0.7
-    name = "rectgrad"
-    reads_values = True
+class HalfGuided(Guided):
+    name = "half guided"
 
     def leaving(self, g, derived, x, y, xp):
-        products = y * g
-        tau = xp.quantile(products.reshape(len(products), -1), self.share, 1)
-        return xp.where(products > tau.reshape(-1, *[1] * (products.ndim - 1)), derived, xp.zeros_like(derived))
+        return super().leaving(g, derived, x, y, xp) / 2
+
+
+@pytest.mark.parametrize("activation", [torch.relu, F.gelu, OwnRelu.apply])
+def test_a_rule_derived_from_a_named_one_acts_as_itself(activation):
+    class Half(Method):
+        rule = HalfGuided(guides_smooth=True)
+
+    class Whole(Method):
+        rule = Guided(guides_smooth=True)
+
+    def model(x):
+        return activation(x @ torch.tensor(WEIGHTS[0])) @ torch.tensor(WEIGHTS[3])
+
+    half, whole = (
+        method(model, vouch={"OwnRelu": "relu"}).explain(torch.tensor(IMAGES), 1) for method in (Half, Whole)
+    )
+    np.testing.assert_allclose(half, np.asarray(whole) / 2, rtol=1e-12)
+    assert half.coverage[0].treatment == "half guided"
+
+
+# Rules of a user's own: some that look at values, and one that looks at none.
 
 
 @dataclass(frozen=True)
@@ -184,9 +197,12 @@ NETS = {
 }
 
 
+# On a view a ReLU has the view's axes, which this rule goes by.
+RULES = [(Rect(0.7), net) for net in NETS] + [(Halved(), net) for net in NETS] + [(Functions(), "functions")]
+
+
 @pytest.mark.parametrize("way", VARIANTS)
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("rule", [RectGrad(), Halved()], ids=lambda rule: rule.name)
+@pytest.mark.parametrize(("rule", "net"), RULES, ids=lambda each: getattr(each, "name", each))
 def test_a_rule_of_ones_own(rule, net, way):
     class Mine(Method):
         pass
@@ -213,9 +229,9 @@ def test_an_optimised_model_applies_a_rule_of_ones_own_in_its_relus():
 
 def test_a_rule_that_reads_values_needs_them():
     class Mine(Method):
-        rule = RectGrad()
+        rule = Rect(0.7)
 
-    with pytest.raises(OpaqueRegionError, match="the rectgrad rule reads the values of every ReLU; received OwnRelu"):
+    with pytest.raises(OpaqueRegionError, match="the rect rule reads the values of every ReLU; received OwnRelu"):
         Mine(lambda x: OwnRelu.apply(x * 2), vouch={"OwnRelu": "relu"}).explain(torch.tensor(IMAGES))
 
     class Blind(Method):

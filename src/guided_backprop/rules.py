@@ -38,8 +38,23 @@ SMOOTH = frozenset("celu elu gelu hardswish leaky_relu mish prelu rrelu selu sil
 
 
 class ArrayFunctions(Protocol):
-    """What a rule is written with: ``numpy``, ``torch``, ``jax.numpy`` or ``tensorflow.experimental.numpy``."""
+    """What a rule is written with, the same in all frameworks; as NumPy has them, axes by ``axis=``.
 
+    It is ``numpy``, ``jax.numpy``, ``tensorflow.experimental.numpy``, or what stands for these in PyTorch. A framework
+    has more, of its own.
+    """
+
+    abs: Callable[..., Tensor]
+    max: Callable[..., Tensor]
+    maximum: Callable[..., Tensor]
+    mean: Callable[..., Tensor]
+    min: Callable[..., Tensor]
+    minimum: Callable[..., Tensor]
+    reshape: Callable[..., Tensor]
+    sign: Callable[..., Tensor]
+    sort: Callable[..., Tensor]
+    sqrt: Callable[..., Tensor]
+    sum: Callable[..., Tensor]
     where: Callable[..., Tensor]
     zeros_like: Callable[..., Tensor]
 

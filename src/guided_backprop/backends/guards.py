@@ -12,6 +12,7 @@ from math import isclose, isnan
 from typing import NamedTuple, Protocol, TypeGuard, TypeVar
 
 from guided_backprop.backends.patterns import MOVES, Match, View
+from guided_backprop.backends.signs import MAGNITUDES
 
 Ref = TypeVar("Ref")
 Other = TypeVar("Other")
@@ -21,8 +22,6 @@ NAME = "maximum"
 
 #: What may be a guard: a ReLU, by its own name in a view.
 _RELU = "relu"
-#: Never below 0, of whatever they are made.
-_NEVER_NEGATIVE = frozenset({"abs", "huber_loss", "hypot", "norm", "squared_difference", "var"})
 #: Not below 0 if what they are made of is not, in all of their operands.
 _KEEPS_ALL = frozenset("add concatenate div minimum mul stack".split())
 #: The same of the first alone: what follows says which, where and how.
@@ -108,7 +107,7 @@ class _Guard:
         if made is None or depth == 0:
             return False
         word, operands = made
-        if word in _NEVER_NEGATIVE or self._squared(value) is not None:
+        if word in MAGNITUDES or self._squared(value) is not None:
             return True
         if word == "where":
             is_fixed = self._constant(operands[0]) is not None

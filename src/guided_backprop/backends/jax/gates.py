@@ -16,7 +16,7 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.program import CUSTOM, Block, Gate, Program, Step, Value
 from guided_backprop.backends.jax.relus import Facts
-from guided_backprop.backends.jax.signs import BOUNDS_FROM_BELOW, is_never_negative
+from guided_backprop.backends.jax.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.taint import Nominee, Taint
 from guided_backprop.backends.jax.watch import Asked, Values, steps_between, watched
 from guided_backprop.backends.operations import Kind
@@ -74,7 +74,7 @@ class Judge:
         self._images = images
         self._looks: list[dict[Asked, NumpyArray | None]] = []
         self._nominees: dict[Value, Nominee] = {}
-        self._taint = Taint(facts, vouch)
+        self._taint, self._signs = Taint(facts, vouch), Signs(facts)
         self._runs: dict[tuple[Asked, ...], Values] = {}
         # The inputs of each look: the images, and what is computed in front of where the gradient begins.
         self._given: dict[int, list[jax.Array]] = {}
@@ -105,7 +105,7 @@ class Judge:
         return step.word in BOUNDS_FROM_BELOW and any(map(self._facts.is_partly_zero, step.inputs[:2]))
 
     def _nominated(self, found: Findings) -> dict[Value, Nominee]:
-        self._taint = Taint(self._facts, self._vouch, found.gates)
+        self._taint, self._signs = Taint(self._facts, self._vouch, found.gates), Signs(self._facts)
         self._taint.visit(self._program.block)
         return self._taint.nominees
 
@@ -166,7 +166,7 @@ class Judge:
                 ys, xs = self._seen(y, looks), self._seen(x, looks)
                 judgement = judgement if ys is None or xs is None else _judged(y, ys, xs, nominee)
             verdict, closed = judgement.verdict, judgement.closed
-            if verdict is Verdict.UNSETTLED and is_never_negative(x, self._facts):
+            if verdict is Verdict.UNSETTLED and self._signs.of(x):
                 verdict = Verdict.NONE
             if verdict is not Verdict.UNSETTLED:
                 break

@@ -1,44 +1,98 @@
-"""Which values of a program are never negative, by what makes them."""
+"""Which sign the numbers of a program's values have, by the steps that make them."""
+
+from typing import Final
 
 import jax.numpy as jnp
 import numpy as np
 
-from guided_backprop.backends.jax.program import Value
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends import guards
+from guided_backprop.backends.jax.program import Step, Value
 from guided_backprop.backends.jax.relus import Facts
-from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.operations import Kind, Operation
+from guided_backprop.backends.signs import Sign, sign_of, sign_of_numbers
 
-# Never below 0, whatever they are made of; and not below 0 if what they are made of is not.
-_POSITIVE = frozenset("abs cosh exp exp2 logsumexp norm relu relu6 sigmoid softmax softplus".split())
-_KEEPING = frozenset(
-    """
-    add avg_pool broadcast cast concatenate conv copy cumsum div expm1 flip gather log1p mark matmul max max_pool min
-    minimum mul pad pow prod reshape rsqrt scatter slice sort split sqrt squeeze stack sum transpose where
-    """.split()
-)
+# They go by the word of what they are like, and may give another sign.
+_UNLIKE_THEIR_WORD: Final = frozenset({"scatter-sub", "scatter_sub", "scatter-mul", "scatter_mul"})
 #: What no value comes below the bound of.
-BOUNDS_FROM_BELOW = frozenset({"maximum", "clamp"})
-_DEEPEST = 40
+BOUNDS_FROM_BELOW: Final = frozenset({"maximum", "clamp"})
 
 
-def is_never_negative(value: Value, facts: Facts, depth: int = _DEEPEST) -> bool:
-    """Tell whether no number of a value is below 0, by what makes it."""
+class Signs:
+    """The signs of the values of one program.
+
+    Args:
+        facts: what is known of its values.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._signs: dict[Value, Sign] = {}
+
+    def of(self, value: Value) -> Sign:
+        """Return the sign that all numbers of a value have by what makes it."""
+        waiting = [value]
+        while waiting:
+            current = _outside(waiting[-1])
+            behind = [] if current.step is None else [_outside(each) for each in current.step.inputs]
+            unknown = [each for each in behind if each.depends and each not in self._signs]
+            if unknown and current.depends and current not in self._signs:
+                waiting += unknown
+                continue
+            waiting.pop()
+            if current not in self._signs:
+                self._signs[current] = self._sign_of(current)
+        return self._signs[_outside(value)]
+
+    def _sign_of(self, value: Value) -> Sign:
+        """Return the sign of a value, where those of what it is made of are known."""
+        if not value.depends:
+            known = self._facts.known(value)
+            return Sign.UNKNOWN if known is None else _sign_of_array(np.asarray(known))
+        step = value.step
+        if value.aval.dtype == bool:
+            return Sign.NOT_NEGATIVE
+        if step is None or jnp.issubdtype(value.aval.dtype, jnp.complexfloating):
+            return Sign.UNKNOWN
+        if step.relu is not None or value.gate is not None:
+            return Sign.NOT_NEGATIVE
+        if step.activation is not None:
+            # A guard is never negative, and neither are some activations, whatever they are made of.
+            is_guard = step.activation.name == guards.NAME and step.kind is not Kind.CLIP
+            return Sign.NOT_NEGATIVE if is_guard else sign_of(Operation(Kind.SMOOTH, step.activation.name), [])
+        if step.name in _UNLIKE_THEIR_WORD:
+            return Sign.UNKNOWN
+        is_square = step.word == "mul" and step.inputs[0] is step.inputs[1]
+        of = [self._signs.get(each) or self._constant(each) for each in map(_outside, _made_of(step))]
+        return sign_of(Operation(step.kind, step.word), of, step.exponent, is_square=is_square)
+
+    def _constant(self, value: Value) -> Sign:
+        return Sign.UNKNOWN if value.depends else self._sign_of(value)
+
+
+def _outside(value: Value) -> Value:
+    """Return the same value outside of all loops and branches, or what it is a slice of there."""
     while value.outer is not None or value.stack is not None:
         value = value.outer or value.stack or value
-    if not value.depends:
-        known = facts.known(value)
-        return known is not None and not (np.asarray(known) < 0).any()
-    step = value.step
-    if step is None or depth == 0:
-        return False
-    if step.relu is not None or value.gate is not None or step.exponent in (2.0, 4.0):
-        return True
-    if step.activation is not None or step.word in _POSITIVE:
-        word = step.word if step.activation is None else step.activation.name
-        return word in _POSITIVE or (word == "maximum" and step.kind is not Kind.CLIP)
-    if step.word == "mul" and step.inputs[0] is step.inputs[1]:
-        return True
-    if step.word in BOUNDS_FROM_BELOW:
-        return any(is_never_negative(each, facts, depth - 1) for each in step.inputs[:2])
-    operands = step.inputs[1:] if step.word == "where" else step.inputs[:1] if step.word == "gather" else step.inputs
-    operands = [each for each in operands if jnp.issubdtype(each.aval.dtype, jnp.floating)]
-    return step.word in _KEEPING and all(is_never_negative(each, facts, depth - 1) for each in operands)
+    return value
+
+
+def _made_of(step: Step) -> list[Value]:
+    """Return the numbers that a result is made of, in the order of the vocabulary."""
+    if step.word == "clamp" and len(step.inputs) == 3:
+        lower, x, upper = step.inputs
+        return [x, lower, upper]
+    if step.word == "gather":
+        return step.inputs[:1]
+    if step.kind is Kind.MASKS:
+        return [each for each in step.inputs if jnp.issubdtype(each.aval.dtype, jnp.floating)]
+    return step.inputs
+
+
+def _sign_of_array(values: NumpyArray) -> Sign:
+    if values.size == 0:
+        return Sign.ZERO
+    if values.dtype.kind == "b":
+        return Sign.NOT_NEGATIVE
+    is_ordered = jnp.issubdtype(values.dtype, jnp.floating) or jnp.issubdtype(values.dtype, jnp.integer)
+    return sign_of_numbers(float(values.min()), float(values.max())) if is_ordered else Sign.UNKNOWN

@@ -1,46 +1,49 @@
-"""Which values are never negative, whatever the images are: no value of theirs tells a ReLU from the identity."""
+"""Which sign the numbers of a node have, by what makes them."""
 
 from collections.abc import Sequence
+from math import isnan
+from typing import Final
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.tensorflow.nodes import Graph, attribute, operand_refs, word_of
+from guided_backprop.backends.signs import Sign, sign_of, sign_of_numbers
+from guided_backprop.backends.tensorflow.nodes import VALUES, Graph, attribute, operand_refs, word_of
 from guided_backprop.backends.tensorflow.operations import OPERATIONS, SHAPES
 
-_ALWAYS = frozenset("abs exp hardsigmoid norm relu relu6 rsqrt sigmoid softmax softplus sqrt".split())
-_IF_ALL_ARE = frozenset(
-    "add avg_pool clamp conv cumsum div einsum identity_n log1p matmul max max_pool mean min minimum mul prod "
-    "resize scatter_add sort sum where".split()
-)
+# They go by the word of what they are like, and may give another sign.
+_UNLIKE_THEIR_WORD: Final = frozenset("ResizeBicubic ScaleAndTranslate TensorScatterSub".split())
+_SQUARES: Final = frozenset("L2Loss Square SquaredDifference".split())
 
 
-def never_negative(graph: Graph, node: NodeDef, operands: Sequence[bool]) -> bool:
-    """Tell whether what a node gives is never negative, ``operands`` saying so of what it reads."""
-    word, refs = word_of(node), operand_refs(node)
+def sign_of_node(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> Sign:
+    """Return the sign that all that a node gives has, ``operands`` being those of what it reads."""
+    refs = operand_refs(node)
     if node.op == "Const":
-        return _is_positive(tf.make_ndarray(attribute(node, "value").tensor))
-    if word in _ALWAYS or node.op in SHAPES or graph.role(node) == "relu" or node.op in ("Square", "SquaredDifference"):
-        return True
-    if node.op == "Pow":
-        return operands[0] or graph.constant(refs[1]) in (2.0, 4.0, 6.0)
-    if node.op == "Mul" and _is_square(graph, *refs):
-        return True
-    known = [is_positive or _is_known(graph, ref) for is_positive, ref in zip(operands, refs, strict=True)]
-    if word in ("maximum", "clamp"):
-        return any(known[:2])
-    if word == "where":
-        return all(known[1:])
-    if word == "gather" or OPERATIONS[node.op].kind is Kind.MOVES:
-        return _are_all(graph, known, refs)
-    return word in _IF_ALL_ARE and _are_all(graph, known, refs)
+        return _sign_of_array(tf.make_ndarray(attribute(node, "value").tensor))
+    if node.op in SHAPES or graph.role(node) == "relu":
+        return Sign.NOT_NEGATIVE
+    kinds = [tf.as_dtype(graph.kind_of(ref)) for ref in graph.outputs_of(node) if graph.kind_of(ref)]
+    if any(kind.is_complex for kind in kinds) or node.op in _UNLIKE_THEIR_WORD:
+        return Sign.UNKNOWN
+    if kinds and all(kind.is_bool for kind in kinds):
+        return Sign.NOT_NEGATIVE
+    known = [sign or _sign_of_constant(graph, ref) for sign, ref in zip(operands, refs, strict=True)]
+    if any(graph.kind_of(ref) in VALUES for ref in graph.outputs_of(node)) and word_of(node) != "cast":
+        # Sizes, axes, places and masks are no numbers that a result is made of.
+        known = [sign for sign, ref in zip(known, refs, strict=True) if graph.kind_of(ref) in VALUES]
+    row = OPERATIONS[node.op]
+    is_square = node.op == "Mul" and _is_square(graph, *refs)
+    return sign_of(row, known[:1] if row.word == "gather" else known, _exponent(graph, node), is_square=is_square)
 
 
-def _are_all(graph: Graph, known: Sequence[bool], refs: Sequence[str]) -> bool:
-    return all(is_positive or _is_index(graph, ref) for is_positive, ref in zip(known, refs, strict=True))
+def _exponent(graph: Graph, node: NodeDef) -> float | None:
+    if node.op in _SQUARES:
+        return 2.0
+    exponent = graph.constant(operand_refs(node)[1]) if node.op == "Pow" else None
+    return None if exponent is None or isnan(exponent) else exponent
 
 
 def _is_square(graph: Graph, left: str, right: str) -> bool:
@@ -67,15 +70,15 @@ def _multiple(graph: Graph, ref: str) -> tuple[str, float]:
         ref = moving[0]
 
 
-def _is_known(graph: Graph, ref: str) -> bool:
+def _sign_of_constant(graph: Graph, ref: str) -> Sign:
     constant = graph.constant(ref)
-    return constant is not None and constant >= 0
+    return Sign.UNKNOWN if constant is None else sign_of_numbers(constant, constant)
 
 
-def _is_index(graph: Graph, ref: str) -> bool:
-    kind = graph.kind_of(ref)
-    return tf.as_dtype(kind).is_integer or tf.as_dtype(kind).is_bool if kind else False
-
-
-def _is_positive(values: NumpyArray) -> bool:
-    return values.dtype.kind in "iufbV" and bool((values.astype(np.float64) >= 0).all())
+def _sign_of_array(values: NumpyArray) -> Sign:
+    if values.size == 0:
+        return Sign.ZERO
+    if values.dtype.kind not in "iufbV":
+        return Sign.UNKNOWN
+    numbers = values.astype(np.float64)
+    return sign_of_numbers(numbers.min(), numbers.max())

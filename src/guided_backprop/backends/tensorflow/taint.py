@@ -14,8 +14,9 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
+from guided_backprop.backends.signs import Sign, sign_of
 from guided_backprop.backends.spelling import MIXING, PUTS
 from guided_backprop.backends.tensorflow.nodes import (
     FLOATS,
@@ -27,7 +28,7 @@ from guided_backprop.backends.tensorflow.nodes import (
     word_of,
 )
 from guided_backprop.backends.tensorflow.operations import COMPARISONS, OPERATIONS, REARRANGES, SHAPES
-from guided_backprop.backends.tensorflow.signs import never_negative
+from guided_backprop.backends.tensorflow.signs import sign_of_node
 from guided_backprop.backends.tensorflow.traces import (
     Body,
     Origin,
@@ -95,7 +96,7 @@ class Taint:
         for node in graph.ordered():
             operands = [body.trace(ref) for ref in operand_refs(node)]
             if not any(operand.depends for operand in operands):
-                body.traces[node.name] = Trace(is_positive=_is_positive(graph, node, operands))
+                body.traces[node.name] = Trace(sign=self._sign(body, node, operands))
             elif OPERATIONS[node.op].kind is Kind.HOLDS and self._hold(body, node, operands):
                 pass
             else:
@@ -110,24 +111,30 @@ class Taint:
         if node.op in SHAPES:
             is_sized = any(operand.is_sized for operand in operands)
             origins = frozenset({Origin(body.name, node.name)}) if is_sized else frozenset()
-            return Trace(is_sized, is_positive=True, origins=origins)
+            return Trace(is_sized, sign=Sign.NOT_NEGATIVE, origins=origins)
         is_active = any(operand.is_active for operand in operands)
         is_number = any(graph.kind_of(ref) in VALUES for ref in graph.outputs_of(node))
         passes = is_active and is_number and passes_gradient(node)
-        is_positive = _is_positive(graph, node, operands)
+        sign = self._sign(body, node, operands)
         is_sized = node.op in _SIZED or any(operand.is_sized for operand in operands)
         is_sized = is_sized and row.word not in ("sum", "mean")
         depending = [ref for ref in operand_refs(node) if body.trace(ref).depends]
         if all(map(graph.depends, depending)) and not any(map(graph.depends, graph.outputs_of(node))):
             # The same for all images, as zeros of the shape of something of theirs; but not a size that they decide.
-            return Trace(is_sized=is_sized, is_positive=is_positive)
+            return Trace(is_sized=is_sized, sign=sign)
         if is_active and self._ends_taint(body, node):
-            return Trace(True, passes, False, is_positive)
+            return Trace(True, passes, False, sign)
         origins = frozenset().union(*(operand.origins for operand in operands))
         if is_active and (not passes or self._chooses(body, node)):
             is_curve = passes and row.kind is not Kind.UNKNOWN and (row.word in _TELLS_SIGN or row.word == "abs")
             origins |= {Origin(body.name, node.name, _is_rank(body, node), _is_bound(graph, node), is_curve)}
-        return Trace(True, passes, is_sized, is_positive, origins)
+        return Trace(True, passes, is_sized, sign, origins)
+
+    def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:
+        """Return the sign of all that a node gives; of a composite activation's end, that of the activation."""
+        composite = self._composites.get(body.name, {}).get(node.name)
+        own = sign_of_node(body.graph, node, [operand.sign for operand in operands])
+        return own if composite is None else own or sign_of(Operation(Kind.SMOOTH, composite), [])
 
     def _ends_taint(self, body: Body, node: NodeDef) -> bool:
         role = body.graph.role(node)
@@ -227,10 +234,6 @@ class Taint:
         self._holders[name] = body.name, node.name
         inner = self._follow(self._graph_of(name), name, f"{body.path}{node.name}/", arguments)
         return [inner.trace(self._nested[name].ret[arg.name]) for arg in signature.output_arg]
-
-
-def _is_positive(graph: Graph, node: NodeDef, operands: Sequence[Trace]) -> bool:
-    return never_negative(graph, node, [operand.is_positive for operand in operands])
 
 
 def _called(body: Body, node: NodeDef) -> str:

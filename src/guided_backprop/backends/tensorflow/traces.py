@@ -8,6 +8,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import ops
 
 from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.tensorflow.nodes import FLOATS, VALUES, Graph, operand_refs, producer, word_of
 from guided_backprop.backends.tensorflow.operations import OPERATIONS
 
@@ -41,14 +42,14 @@ class Trace:
         depends: whether it depends on the images.
         is_active: whether it carries a gradient to them.
         is_sized: whether how many values it has depends on the images.
-        is_positive: whether it is not negative, whatever the images are.
+        sign: the sign that all of it has, whatever the images are.
         origins: where its taint started.
     """
 
     depends: bool = False
     is_active: bool = False
     is_sized: bool = False
-    is_positive: bool = False
+    sign: Sign = Sign.UNKNOWN
     origins: frozenset[Origin] = frozenset()
 
     def joined(self, other: "Trace") -> "Trace":
@@ -57,7 +58,7 @@ class Trace:
             self.depends or other.depends,
             self.is_active or other.is_active,
             self.is_sized or other.is_sized,
-            self.is_positive and other.is_positive,
+            self.sign & other.sign,
             self.origins | other.origins,
         )
 
@@ -68,13 +69,13 @@ class Candidate:
 
     Attributes:
         ref: the value.
-        is_positive: whether it is of one sign, whatever the images are.
+        sign: the sign that all of it has, whatever the images are.
         is_by_rank: whether all that chose between it and the place compared values with each other.
         is_bounded: whether nothing that chose could close but bounds that are not 0.
     """
 
     ref: str
-    is_positive: bool
+    sign: Sign
     is_by_rank: bool
     is_bounded: bool
 
@@ -150,21 +151,7 @@ def candidates_of(body: Body, node: NodeDef, found: Trace, chooses: Callable[[No
             closing = [origin for origin in between if not origin.is_curve]
             is_by_rank = bool(closing) and all(origin.is_rank for origin in closing)
             is_bounded = bool(closing) and all(origin.is_bound for origin in closing)
-            yield Candidate(ref, _is_of_one_sign(body, ref), is_by_rank, is_bounded)
-
-
-def _is_of_one_sign(body: Body, ref: str) -> bool:
-    """Tell whether a value is never negative, or the negative of such a one."""
-    while True:
-        if body.trace(ref).is_positive:
-            return True
-        node = body.graph.node(ref)
-        if node is None or (word_of(node) != "neg" and OPERATIONS[node.op].kind is not Kind.MOVES):
-            return False
-        depending = [each for each in operand_refs(node) if body.trace(each).depends]
-        if len(depending) != 1:
-            return False
-        ref = depending[0]
+            yield Candidate(ref, known.sign, is_by_rank, is_bounded)
 
 
 def _between(

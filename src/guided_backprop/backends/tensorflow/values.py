@@ -87,14 +87,14 @@ class Watch:
                     continue
             self._seen.clear()
             self._firsts.clear()
-            refused = {pair for pair, verdict in verdicts.items() if self._is_refused(pair, verdict, few)}
+            refused = self._refused(verdicts, few)
             self._open = dict.fromkeys(pair for pair in self._open if pair in refused)
             return [self._places[number] for number in dict.fromkeys(number for number, _ in sorted(refused))]
 
     def _is_doubtful(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether other images may say more: what compares values with each other may be a gate by chance."""
         candidate = self._candidate(pair)
-        return (verdict is Verdict.UNSETTLED and not candidate.is_positive) or candidate.is_by_rank
+        return (verdict is Verdict.UNSETTLED and not candidate.sign) or candidate.is_by_rank
 
     @property
     def _is_free(self) -> bool:
@@ -151,28 +151,38 @@ class Watch:
             return Verdict.NONE
         return judged.verdict
 
-    def _is_refused(self, pair: Pair, verdict: Verdict, arrays: Sequence[tf.Tensor]) -> bool:
-        place, candidate = self._places[pair[0]], self._candidate(pair)
-        if verdict is Verdict.UNSETTLED:
-            return not (candidate.is_positive or candidate.is_by_rank)
-        if verdict is Verdict.CONCAVE and place.is_explicit:
-            return False
-        return bool(place.function) or self._is_led_to(place, candidate, arrays)
+    def _refused(self, verdicts: Mapping[Pair, Verdict], arrays: Sequence[tf.Tensor]) -> set[Pair]:
+        """Return the pairs that are ReLUs, or that no image tells."""
+        refused, asked = set[Pair](), list[Pair]()
+        for pair, verdict in verdicts.items():
+            place, candidate = self._places[pair[0]], self._candidate(pair)
+            if verdict is Verdict.UNSETTLED:
+                refused |= set() if candidate.sign or candidate.is_by_rank else {pair}
+            elif place.function:
+                refused.add(pair)
+            elif not (verdict is Verdict.CONCAVE and place.is_explicit):
+                asked.append(pair)
+        return refused | self._led(asked, arrays)
 
-    def _is_led_to(self, place: Place, candidate: Candidate, arrays: Sequence[tf.Tensor]) -> bool:
-        """Tell whether a place has a derivative towards what it is a ReLU of, around all ReLUs that are guided."""
+    def _led(self, pairs: Sequence[Pair], arrays: Sequence[tf.Tensor]) -> set[Pair]:
+        """Return the pairs with a derivative of one towards the other, around all ReLUs that are guided."""
+        if not pairs:
+            return set()
         graph_def, editor = renamed(self._graph_def), Editor(Shut(), {})
+        wanted: dict[str, list[str]] = defaultdict(list)
+        pairs = sorted(pairs)
+        for pair in pairs:
+            wanted[self._flat(self._places[pair[0]].ref)].append(self._flat(self._candidate(pair).ref))
 
         def derive(*inputs: tf.Tensor) -> tf.Tensor:
-            y, x = self._bring(graph_def, inputs, [self._flat(place.ref), self._flat(candidate.ref)])
-            seeds = tf.cast(tf.random.stateless_uniform(tf.shape(y), [1, 2], 1.0, 2.0), y.dtype)
+            names = list(dict.fromkeys(ref for y, refs in wanted.items() for ref in (y, *refs)))
+            values = dict(zip(names, self._bring(graph_def, inputs, names), strict=True))
             with editor.at_work():
-                (gradient,) = tf.gradients(y, [x], seeds)
-            return tf.constant(False) if gradient is None else tf.reduce_any(tf.convert_to_tensor(gradient) != 0)
+                return tf.concat([_are_led(values[y], [values[x] for x in refs]) for y, refs in wanted.items()], 0)
 
         concrete = tf.function(derive, input_signature=self._specs, autograph=False).get_concrete_function()
         keep_functions(graph_def, concrete)
-        return bool(concrete(*arrays))
+        return {pair for pair, is_led in zip(pairs, concrete(*arrays).numpy(), strict=True) if is_led}
 
     def _flat(self, ref: str) -> str:
         return self._flat_names[ref]
@@ -242,6 +252,14 @@ class Watch:
         function.control_ret[node.name] = node.name
         function.signature.control_output.append(node.name)
         function.signature.is_stateful = True
+
+
+def _are_led(y: tf.Tensor, candidates: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Tell to which of some values a gradient with respect to y comes."""
+    seeds = tf.cast(tf.random.stateless_uniform(tf.shape(y), [1, 2], 1.0, 2.0), y.dtype)
+    gradients = tf.gradients(y, candidates, seeds)
+    none = tf.constant(False)
+    return tf.stack([none if each is None else tf.reduce_any(tf.convert_to_tensor(each) != 0) for each in gradients])
 
 
 _NUMBERS = count()

@@ -1,12 +1,35 @@
 """What leaves a ReLU on the way back: the rule's formula, and faster forms of the rules that are named in rules.py."""
 
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 
 from guided_backprop.rules import ArrayFunctions, Deconv, Guided, Open, Plain, ReluRule
 
-_FUNCTIONS = cast("ArrayFunctions", torch)
+
+class _Functions:
+    """PyTorch's functions as NumPy has them; those that are the same are PyTorch's own."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def max(self, values: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.amax(values, () if axis is None else axis, keepdim=keepdims)
+
+    def min(self, values: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.amin(values, () if axis is None else axis, keepdim=keepdims)
+
+    def maximum(self, one: torch.Tensor, other: torch.Tensor | float) -> torch.Tensor:
+        return torch.maximum(one, torch.as_tensor(other, dtype=one.dtype, device=one.device))
+
+    def minimum(self, one: torch.Tensor, other: torch.Tensor | float) -> torch.Tensor:
+        return torch.minimum(one, torch.as_tensor(other, dtype=one.dtype, device=one.device))
+
+    def sort(self, values: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        return torch.sort(values, dim=axis).values
+
+
+_FUNCTIONS = cast("ArrayFunctions", _Functions())
 
 #: What arrives at, or leaves, a node: for each of its operands or results a gradient, or none.
 Gradients = tuple[torch.Tensor | None, ...]

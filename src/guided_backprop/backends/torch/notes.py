@@ -1,49 +1,23 @@
 """What a watched forward pass notes of values: whether they are tainted, by what, and whether they have one sign."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
+from guided_backprop.backends.torch.signs import sign_of_tensor
 
 #: A value may be a ReLU of what it was made of some steps ago: of so many of these, the last ones, values are kept.
 MOST_SOURCES: Final = 16
 
 # Where a view lies in its storage.
 _Place = tuple[int, tuple[int, ...], tuple[int, ...]]
-
-#: Words of what is never negative, whatever it is given.
-_NEVER_NEGATIVE: Final = frozenset(
-    """
-    abs exp hardsigmoid norm relu relu6 rsqrt sigmoid softmax softplus sqrt
-    """.split()
-)
-# They give 0 and 1.
-_COMPARISONS: Final = frozenset("eq ge gt isfinite isinf isnan le lt ne".split())
-_NEVER_POSITIVE: Final = frozenset({"log_softmax", "log_sigmoid"})
-# What has the sign of all its operands: sums, means, pools, choices.
-_KEEPS_SIGN: Final = frozenset("add avg_pool max max_pool maximum mean min minimum scatter sort sum where".split())
-# Curves through 0 that rise there: they keep the sign of one value. A leaky ReLU may fall below 0.
-_CURVES: Final = frozenset(
-    """
-    asinh atan celu elu erf expm1 gelu hardswish log1p mish selu silu sinh softsign tanh
-    """.split()
-)
-# Never negative where nothing is that they are made of.
-_PRODUCTS: Final = frozenset({"cumprod", "matmul", "pow", "prod"})
-# They keep the sign of what is not negative.
-_LEAKY: Final = frozenset({"leaky_relu", "prelu", "rrelu"})
-# One operand of this sign is enough.
-_BOUNDS: Final = {"maximum": 1, "minimum": -1}
-_UNLIKE_THEIR_WORD: Final = frozenset(
-    {"copysign", "linalg_cross", "linalg_matrix_exp", "nll_loss", "nll_loss2d", "addcdiv", "ldexp"}
-)
 
 
 @dataclass(frozen=True)
@@ -53,14 +27,14 @@ class Value:
     Attributes:
         tensor: the values, that nothing else changes or that are known to have changed since.
         edge: where a gradient with respect to it ends.
-        sign: 1 if it is never negative, -1 if it is never positive, by how it was made; else 0.
+        sign: the sign that all of it has by how it was made.
         version: how often it had been changed in place.
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
     """
 
     tensor: torch.Tensor
     edge: GradientEdge
-    sign: int
+    sign: Sign
     version: int
     is_bounded: bool = False
 
@@ -91,7 +65,7 @@ class Note:
     is_bound: bool = False
     is_by_rank: bool = True
     has_constants: bool = False
-    sign: int = 0
+    sign: Sign = Sign.UNKNOWN
     parts: tuple[Value, ...] = ()
     sources: tuple[Value, ...] = ()
     falling: frozenset[int] = frozenset()
@@ -174,54 +148,9 @@ class Operand:
         self.value = Value(kept.detach(), get_gradient_edge(tensor), self.sign, kept._version) if has_edge else None
 
     @property
-    def sign(self) -> int:
-        """Return the sign that all its values have by how they were made; 0 if it is not known."""
-        return 0 if self.note is None else self.note.sign
-
-
-def sign_of(name: str, args: Sequence[Any], named: Mapping[str, Any], operands: Sequence[Operand]) -> Literal[-1, 0, 1]:
-    """Return the sign of all values of a result by how it was made: never negative 1, never positive -1, else 0."""
-    kind, word = OPERATIONS[name]
-    numbers = [number for number in args if isinstance(number, (int, float))]
-    if name in _UNLIKE_THEIR_WORD or any(isinstance(each, (int, float)) and each < 0 for each in named.values()):
-        # Such as what is added times -1.
-        return 0
-    if name in _COMPARISONS:
-        return 1
-    if word in _NEVER_NEGATIVE or (word == "pow" and _is_even(args)):
-        return 1 if name != "threshold" or min(numbers) >= 0 else 0
-    if word in _NEVER_POSITIVE:
-        return -1
-    chosen = _values_among(word, operands)
-    signs = [each.sign if each.note is not None else _sign_of_constant(each.tensor) for each in chosen]
-    if name == "mul" and len(operands) == 2 and operands[0].tensor is operands[1].tensor:
-        return 1
-    if name in ("mul", "div", "neg"):
-        return _sign(prod([*signs, *map(_sign, numbers)], start=-1 if name == "neg" else 1))
-    if word in _CURVES or (word == "clamp" and _is_around_zero(args)):
-        return _sign(signs[0])
-    # To add 0, or to put it in the place of something, leaves the sign.
-    signs += [_sign(number) for number in numbers if number and word in ("add", "where", *_PRODUCTS, *_BOUNDS)]
-    return _common(kind, word, signs)
-
-
-def _common(kind: Kind, word: str, signs: Sequence[int]) -> Literal[-1, 0, 1]:
-    """Return the sign of what is put together of values of these signs."""
-    if word in _LEAKY:
-        return _sign(max(signs[0], 0))
-    if word in _BOUNDS and _BOUNDS[word] in signs:
-        return _sign(_BOUNDS[word])
-    is_kept = kind is Kind.MOVES or word in _KEEPS_SIGN or (kind is Kind.MASKS and word == "gather")
-    if len(set(signs)) != 1 or not (is_kept or (word in _PRODUCTS and signs[0] == 1)):
-        return 0
-    return _sign(signs[0])
-
-
-def _values_among(word: str, operands: Sequence[Operand]) -> list[Operand]:
-    """Return the operands whose values a result has, without masks and places."""
-    if word == "where":
-        return [operand for operand in operands if operand.tensor.dtype != torch.bool]
-    return [operands[0], *operands[2:]] if word == "scatter" else list(operands)
+    def sign(self) -> Sign:
+        """Return the sign that all its values have by how they were made."""
+        return sign_of_tensor(self.tensor) if self.note is None else self.note.sign
 
 
 def puts_constants(name: str, args: Sequence[Any], operands: Sequence[Operand], result: torch.Tensor) -> bool:
@@ -254,29 +183,6 @@ def _is_same(values: torch.Tensor, others: torch.Tensor) -> bool:
     """Tell whether two tensors have the same values."""
     is_known = values.layout is torch.strided and others.layout is torch.strided
     return is_known and values.shape == others.shape and torch.equal(values, others)
-
-
-def _sign(number: float) -> Literal[-1, 0, 1]:
-    return 1 if number > 0 else -1 if number < 0 else 0
-
-
-def _is_around_zero(args: Sequence[Any]) -> bool:
-    low, high = (number if isinstance(number, (int, float)) else 0 for number in (*args[1:3], 0, 0)[:2])
-    return low <= 0 <= high
-
-
-def _is_even(args: Sequence[Any]) -> bool:
-    return len(args) > 1 and isinstance(args[1], (int, float)) and args[1] % 2 == 0
-
-
-def _sign_of_constant(tensor: torch.Tensor) -> int:
-    """Return the sign of a constant; one that is 0 in places has that of the others."""
-    if tensor.numel() == 0 or tensor.dtype == torch.bool:
-        return 1
-    if tensor.is_complex() or tensor.layout is not torch.strided:
-        return 0
-    low, high = tensor.aminmax()
-    return 1 if low >= 0 else -1 if high <= 0 else 0
 
 
 def merged(operands: Sequence[Operand], *extra: Value) -> tuple[Value, ...]:

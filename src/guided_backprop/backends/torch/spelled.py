@@ -198,7 +198,7 @@ class _Case:
     @property
     def is_in_doubt(self) -> bool:
         """Whether other images may tell it."""
-        return self.is_open and self.suspect.x.sign == 0
+        return self.is_open and not self.suspect.x.sign
 
     @cached_property
     def derivative(self) -> NumpyArray | None:
@@ -244,7 +244,7 @@ class _Case:
             return "unsure" if self.is_open else "plain"
         if self.is_open:
             is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
-            is_told = self.is_settled or suspect.x.sign != 0 or suspect.x.is_bounded or is_constant
+            is_told = self.is_settled or bool(suspect.x.sign) or suspect.x.is_bounded or is_constant
             is_direct = suspect.is_direct or self._adds_up()
             return "unsure" if is_told or not is_direct else "refused"
         if self.is_gate and not self.is_settled and self.node is not None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import torch
 
 from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.notes import (
     MOST_SOURCES,
@@ -16,8 +17,8 @@ from guided_backprop.backends.torch.notes import (
     is_one_number,
     merged,
     puts_constants,
-    sign_of,
 )
+from guided_backprop.backends.torch.signs import sign_of_result
 
 # The magnitude of a value, or its root: of x and this a ReLU can be made.
 _MAGNITUDES: Final = OPERATIONS.called("abs", "hypot", "norm", "pow", "sqrt", "rsqrt", "atan2")
@@ -183,11 +184,10 @@ class Step:
 
     def note(self, falling: frozenset[int] | None, result: torch.Tensor) -> Note:
         """Return what is known of the result; ``falling`` is None if it is a ReLU."""
-        is_open = self.is_relu and self.name != "threshold"
-        sign = 1 if is_open else sign_of(self.name, self._args, self._named, self._operands)
+        sign = Sign.NOT_NEGATIVE if result.dtype == torch.bool else self._sign()
         if falling is None or (self.is_relu and not self._tainted):
             # What the rule acts on ends the taint, but not what came before it.
-            return Note(sign=sign if self.is_relu else 0)
+            return Note(sign=sign if self.is_relu else Sign.UNKNOWN)
         own = [operand.value for operand in self._read if operand.value is not None]
         parts = [part for operand in self._read if operand.note for part in operand.note.parts]
         is_spread = bool(own) and result.numel() > max(value.tensor.numel() for value in own)
@@ -207,3 +207,9 @@ class Step:
             sources=merged(self.dependent, *self._new_sources(own + parts)),
             falling=falling,
         )
+
+    def _sign(self) -> Sign:
+        if self.is_relu and self.name != "threshold":
+            return Sign.NOT_NEGATIVE
+        tensors, signs = [each.tensor for each in self._operands], [each.sign for each in self._operands]
+        return sign_of_result(self.name, self._args, self._named, tensors, signs)

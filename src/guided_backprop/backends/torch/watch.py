@@ -198,7 +198,7 @@ class ForwardWatch(TorchDispatchMode):
             values = as_numpy(result), as_numpy(x.tensor)
             judgement = judged(x, values, is_by_rank=step.is_by_rank)
             is_constant = bool((values[0] == values[0].flat[0]).all())
-            is_told = judgement.verdict is Verdict.UNSETTLED and x.sign != 0 and not is_constant
+            is_told = judgement.verdict is Verdict.UNSETTLED and bool(x.sign) and not is_constant
             # The larger of two that both depend on the images may be 0 in places, and is no ReLU for that.
             is_told |= step.is_of_two and judgement.verdict is Verdict.PARTIAL
             if place not in self._wanted and (judgement.verdict is Verdict.NONE or is_told):
@@ -237,7 +237,7 @@ def judged(x: Value, values: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool)
     found = judge(*values, rounding, is_by_rank=is_by_rank)
     is_at_bound = x.is_bounded and found.is_gate and closes_elsewhere(found.closed)
     # Nor is a part of what is of one sign anyway.
-    is_none = is_at_bound or (found.verdict is Verdict.PARTIAL and x.sign != 0)
+    is_none = is_at_bound or (found.verdict is Verdict.PARTIAL and bool(x.sign))
     return Judgement(Verdict.NONE) if is_none else found
 
 

@@ -37,19 +37,27 @@ def room_of(name: str, floors: list[list[str]]) -> tuple[int, str]:
 
 
 def imports(name: str, trees: dict[str, ast.Module]) -> Iterator[str]:
-    """Yield the files that a file imports, wherever in it: in functions and for type checkers too."""
-    for node in ast.walk(trees[name]):
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("guided_backprop"):
+    """Yield the files that a file imports, wherever in it, and in whatever way."""
+    for module in _modules(trees[name]):
+        if module.split(".")[0] != "guided_backprop":
             continue
-        module = (node.module or "").replace(".", "/").removeprefix("guided_backprop").lstrip("/")
-        for alias in node.names:
-            inner = f"{module}/{alias.name}".lstrip("/")
-            if inner in trees:
-                yield inner
-            elif module in trees:
+        path = module.replace(".", "/").removeprefix("guided_backprop").lstrip("/")
+        # A name of a module, a module, or a folder.
+        above = path.rpartition("/")[0]
+        ways = (path, f"{path}/__init__".lstrip("/"), above, f"{above}/__init__".lstrip("/"))
+        yield next(way for way in ways if way in trees)
+
+
+def _modules(tree: ast.Module) -> Iterator[str]:
+    """Yield what is imported, with its dots: ``import a.b``, ``from a import b``, ``import_module("a.b")``."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom(module=str(module)):
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+            case ast.Call(func=ast.Name("import_module"), args=[ast.Constant(str(module))]):
                 yield module
-            else:
-                yield f"{module}/__init__".lstrip("/")
 
 
 def upward(trees: dict[str, ast.Module], floors: list[list[str]]) -> list[str]:
@@ -123,6 +131,8 @@ def test_an_import_that_goes_up_is_seen():
     for name, line in {
         "rules": "from guided_backprop.methods import gradients",
         "arrays": "from guided_backprop.backends import base",
+        "errors": "import guided_backprop",
+        "coverage": "import_module('guided_backprop.backends.torch.model.layers')",
     }.items():
         assert len(upward(TREES | {name: ast.parse(line)}, rooms())) == 1
     inside = ast.parse("def run():\n    from guided_backprop.backends.torch.backend import TorchBackend\n")
@@ -142,6 +152,13 @@ def test_nobody_reaches_into_the_privates_of_another():
     assert reaches(TREES) == []
     planted = ast.parse("class A:\n    def _b(self): ...\ndef f(a):\n    a._b()\n")
     assert reaches({"planted": planted}) == ["planted:4 a._b"]
+
+
+def test_the_idea_of_pytorch_reads_in_an_hour():
+    """What docs/design.md says to read of it: all but what makes it faster or leaner, calls a model, or judges values."""
+    beside = re.compile(r"backends/torch/(fast/|hidden/|model/|lean$|layouts$)")
+    files = [path for name, path in FILES.items() if name.startswith("backends/torch/") and not beside.match(name)]
+    assert 1_000 < sum(len(path.read_text().splitlines()) for path in files) < 1_800
 
 
 def share_of_any(trees: dict[str, ast.Module]) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, Saliency, compare
-from guided_backprop.backends.jax import gates, taint
+from guided_backprop.backends.jax.hidden import gates, taint
 from guided_backprop.errors import ModelError, NoReluError, OpaqueRegionError
 from spellings.programs import FINE, GATED, GUIDED, REFUSED
 

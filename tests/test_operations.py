@@ -14,10 +14,10 @@ from jax.interpreters import ad, mlir
 from tensorflow.python.framework import op_def_registry, ops
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError, Saliency
-from guided_backprop.backends.jax import operations as in_jax
+from guided_backprop.backends.jax.graph import operations as in_jax
 from guided_backprop.backends.operations import LISTED, NONLINEARITIES, Kind, Table
-from guided_backprop.backends.tensorflow import operations as in_tensorflow
-from guided_backprop.backends.tensorflow import relus
+from guided_backprop.backends.tensorflow.graph import operations as in_tensorflow
+from guided_backprop.backends.tensorflow.graph import relus
 
 TABLES = {"jax": in_jax.OPERATIONS, "tensorflow": in_tensorflow.OPERATIONS}
 IMAGES = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
@@ -115,7 +115,7 @@ def test_jax_a_row_that_is_removed_makes_an_operation_unknown(monkeypatch):
     smaller = without(in_jax.OPERATIONS, "tanh")
     model = lambda x: jax.nn.relu(jnp.tanh(x) @ WEIGHT)  # noqa: E731
     assert ("tanh", 1, "plain") in GuidedBackprop(model).explain(jnp.asarray(IMAGES), 1).coverage
-    monkeypatch.setattr("guided_backprop.backends.jax.program.OPERATIONS", smaller)
+    monkeypatch.setattr("guided_backprop.backends.jax.graph.program.OPERATIONS", smaller)
     with pytest.raises(OpaqueRegionError, match="received tanh "):
         GuidedBackprop(model).explain(jnp.asarray(IMAGES), 1)
 

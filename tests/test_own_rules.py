@@ -222,8 +222,8 @@ G = np.concatenate([rng.normal(size=20), [1.0, -1.0, np.nan, 1.0, 1.0, 1.0, np.n
 )
 def test_jax_named_rules_are_the_formula(rule, relu, cap):
     """Also where a ReLU brings a derivative of its own, and the guided rule acts on what arrives there."""
-    from guided_backprop.backends.jax.program import Program
-    from guided_backprop.backends.jax.relus import Facts
+    from guided_backprop.backends.jax.graph.program import Program
+    from guided_backprop.backends.jax.graph.relus import Facts
     from guided_backprop.backends.jax.run import Runner
 
     program = Program(jax.make_jaxpr(relu)(X))

@@ -20,15 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from guided_backprop.backends import signs as in_all
-from guided_backprop.backends.jax.program import Program
-from guided_backprop.backends.jax.relus import Facts
-from guided_backprop.backends.jax.signs import Signs
+from guided_backprop.backends.jax.graph.program import Program
+from guided_backprop.backends.jax.graph.relus import Facts
+from guided_backprop.backends.jax.hidden.signs import Signs
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of, sign_of_numbers
-from guided_backprop.backends.tensorflow.nodes import Graph, operand_refs
-from guided_backprop.backends.tensorflow.signs import sign_of_node
+from guided_backprop.backends.tensorflow.graph.nodes import Graph, operand_refs
+from guided_backprop.backends.tensorflow.hidden.signs import sign_of_node
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
-from guided_backprop.backends.torch.signs import sign_of_result, sign_of_tensor
+from guided_backprop.backends.torch.hidden.signs import sign_of_result, sign_of_tensor
 
 SIGNS = (Sign.UNKNOWN, Sign.NOT_NEGATIVE, Sign.NOT_POSITIVE, Sign.ZERO)
 
@@ -319,7 +319,7 @@ def test_what_torch_gives_has_the_sign():
 
 
 def test_a_wrong_claim_is_seen(monkeypatch):
-    monkeypatch.setattr("guided_backprop.backends.torch.signs._UNLIKE_THEIR_WORD", frozenset())
+    monkeypatch.setattr("guided_backprop.backends.torch.hidden.signs._UNLIKE_THEIR_WORD", frozenset())
     wrong = " ".join(claimed_in_torch(TORCH).wrong)
     assert all(name in wrong for name in ("std_mean", "upsample_bicubic2d", "copysign", "linalg_matrix_exp"))
 

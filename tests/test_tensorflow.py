@@ -43,7 +43,6 @@ def both(table, *verdicts):
 
 
 ACTIVATIONS, SPELLED = (both(RELUS | ARITHMETIC, verdict) for verdict in ("guided", "refused"))
-assert not both(RELUS | ARITHMETIC, "a hole")
 CAPS, MODELS = both(CAPPED, "guided"), both(FORMS, "guided")
 RULES = {"saliency": PLAIN, "deconvnet": DECONV, "guided": GUIDED}
 IMAGES = channels_last(networks.IMAGES)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from guided_backprop import GuidedBackprop, ModelError, OpaqueRegionError, Saliency
-from guided_backprop.backends.tensorflow import taint, traces, values
+from guided_backprop.backends.tensorflow.hidden import taint, traces, values
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError, Saliency
 from guided_backprop.backends.operations import LISTED, NONLINEARITIES, Kind, Table
-from guided_backprop.backends.torch import audit
 from guided_backprop.backends.torch.graph import nodes, operations, relus
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, UNKNOWN_ON_PURPOSE, dispatched, operation_of
+from guided_backprop.backends.torch.hidden import audit
 
 IMAGES = torch.tensor(np.random.default_rng(0).normal(size=(4, 6)))
 WEIGHT = torch.tensor(np.random.default_rng(1).normal(size=(6, 6)))

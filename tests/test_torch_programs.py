@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends.torch.notes import Note
-from guided_backprop.backends.torch.step import Step
+from guided_backprop.backends.torch.hidden.notes import Note
+from guided_backprop.backends.torch.hidden.step import Step
 from guided_backprop.errors import OpaqueRegionError, ScoreError
 from random_programs import often
 from spellings import column

@@ -95,13 +95,26 @@ def test_a_relu_spelled_as_arithmetic_is_refused(spelling):
     np.testing.assert_allclose(Saliency(model).explain(images(), LABELS), gradient, **TOLERANCE)
 
 
-@pytest.mark.parametrize("spelling", column(CAPPED, "torch", "a hole"))
-def test_a_known_hole_of_a_capped_relu(spelling):
-    """The gate of the minimum stays shut under DeconvNet, which reads no gate."""
-    for rule, method in METHODS.items():
-        explanations = method(Net(CAPPED[spelling]["torch"].write, cap=1.0)).explain(images(), LABELS)
-        is_right = np.allclose(explanations, oracle(rule, cap=1.0), **TOLERANCE)
-        assert is_right == (rule != "deconvnet")
+@pytest.mark.parametrize("spelling", column(CAPPED, "torch", "judged"))
+def test_a_cap_that_is_another_operation(spelling):
+    """The minimum's own gate stays shut under DeconvNet, which reads no gate: it is refused there."""
+    model = Net(CAPPED[spelling]["torch"].write, cap=1.0)
+    for rule in ("saliency", "guided"):
+        np.testing.assert_allclose(METHODS[rule](model).explain(images(), LABELS), oracle(rule, cap=1.0), **TOLERANCE)
+    with pytest.raises(OpaqueRegionError, match="cap as one operation; received a ReLU and minimum"):
+        METHODS["deconvnet"](model).explain(images(), LABELS)
+    vouched = METHODS["deconvnet"](model, vouch={"minimum": "plain"}).explain(images(), LABELS)
+    assert not np.allclose(vouched, oracle("deconvnet", cap=1.0), **TOLERANCE)
+
+
+def test_a_minimum_behind_a_relu_that_is_used_elsewhere_too():
+    """These are two: what uses the ReLU as well sees no cap."""
+
+    def twice(x):
+        y = F.relu(x)
+        return torch.minimum(y, torch.ones_like(y)) + y
+
+    assert DeconvNet(Net(twice, nn.ReLU(), nn.ReLU())).explain(images(), LABELS).coverage
 
 
 @pytest.mark.parametrize("spelling", JUDGED)
@@ -607,7 +620,7 @@ def test_values_that_cannot_be_looked_at_are_an_error_of_ours(monkeypatch):
     def fails(*values, **options):
         raise NotImplementedError("aminmax is not there")
 
-    monkeypatch.setattr("guided_backprop.backends.torch.watch.judge", fails)
+    monkeypatch.setattr("guided_backprop.backends.torch.hidden.watch.judge", fails)
     model = lambda x: (torch.relu(x) * (x > 1)).flatten(1)  # noqa: E731
     with pytest.raises(OpaqueRegionError, match="received mul and NotImplementedError: aminmax is not there"):
         GuidedBackprop(model).explain(images(), 0)

@@ -62,6 +62,11 @@ class Record(Sequence[Explanation]):
     channel_axis: Any = None
     batch_size: int = 0
 
+    @property
+    def is_of_classes(self) -> bool:
+        """Whether a class of each image was explained, by its id."""
+        return self.labels.dtype.kind == "i" and self.labels.ndim == 1 and self.outputs.ndim > 1
+
     def __len__(self) -> int:
         return len(self.scores)
 

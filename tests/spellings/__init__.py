@@ -10,8 +10,6 @@ A cell is code with what is expected of it, or says in words why the framework c
     judged     the same under GuidedBackprop, for its values show what it is; DeconvNet refuses it, and saliency gives
                the plain gradient
     refused    an OpaqueRegionError, under every method but saliency
-    a hole     neither, as yet: the map is another one, and nothing says so. A test asserts the hole, and fails once it
-               is mended.
 
 What is expected of Keras' cell is what is expected of the framework beneath it.
 """
@@ -20,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Verdict = Literal["guided", "judged", "refused", "a hole"]
+Verdict = Literal["guided", "judged", "refused"]
 Framework = Literal["torch", "tensorflow", "jax", "keras"]
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "tensorflow", "jax", "keras")
 
@@ -43,10 +41,6 @@ def judged(write: Callable[..., Any]) -> Cell:
 
 def refused(write: Callable[..., Any]) -> Cell:
     return Cell(write, "refused")
-
-
-def hole(write: Callable[..., Any]) -> Cell:
-    return Cell(write, "a hole")
 
 
 Row = dict[Framework, Cell | str]

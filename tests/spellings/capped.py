@@ -10,7 +10,7 @@ from jax import lax
 from keras import layers
 from torch import nn
 
-from spellings import Row, guided, hole, row
+from spellings import Row, guided, judged, row
 from spellings.relus import (
     IN_PLACE,
     NO_LAYER,
@@ -47,25 +47,25 @@ CAPPED: dict[str, Row] = {
         keras=guided(lambda x: keras.ops.clip(x, keras.ops.zeros_like(x), keras.ops.ones_like(x))),
     ),
     "minimum(relu(x), 1)": row(
-        torch=hole(lambda x: torch.minimum(F.relu(x), zero(x) + 1)),
+        torch=judged(lambda x: torch.minimum(F.relu(x), zero(x) + 1)),
         tensorflow=guided(lambda x: tf.minimum(tf.nn.relu(x), 1.0)),
-        jax=hole(lambda x: jnp.minimum(jax.nn.relu(x), 1)),
+        jax=guided(lambda x: jnp.minimum(jax.nn.relu(x), 1)),
         keras=guided(lambda x: keras.ops.minimum(keras.ops.relu(x), 1)),
     ),
     "minimum(maximum(x, 0), 1)": row(
-        torch=hole(lambda x: torch.minimum(torch.maximum(x, zero(x)), zero(x) + 1)),
+        torch=judged(lambda x: torch.minimum(torch.maximum(x, zero(x)), zero(x) + 1)),
         tensorflow=guided(lambda x: tf.minimum(tf.maximum(x, 0.0), 1.0)),
         jax=guided(lambda x: jnp.minimum(jnp.maximum(x, 0), 1)),
         keras=guided(lambda x: keras.ops.minimum(keras.ops.maximum(x, 0), 1)),
     ),
     "minimum(1, maximum(0, x))": row(
-        torch=hole(lambda x: torch.minimum(zero(x) + 1, torch.maximum(zero(x), x))),
+        torch=judged(lambda x: torch.minimum(zero(x) + 1, torch.maximum(zero(x), x))),
         tensorflow=guided(lambda x: tf.minimum(ZERO_TF + 1.0, tf.maximum(ZERO_TF, x))),
         jax=guided(lambda x: jnp.minimum(jnp.ones_like(x), jnp.maximum(ZERO_NUMPY, x))),
         keras=guided(lambda x: keras.ops.minimum(1.0, keras.ops.maximum(0.0, x))),
     ),
     "maximum(minimum(x, 1), 0)": row(
-        torch=hole(lambda x: torch.maximum(torch.minimum(x, zero(x) + 1), zero(x))),
+        torch=judged(lambda x: torch.maximum(torch.minimum(x, zero(x) + 1), zero(x))),
         tensorflow=guided(lambda x: tf.maximum(tf.minimum(x, 1.0), 0.0)),
         jax=guided(lambda x: jnp.maximum(jnp.minimum(x, 1.0), 0)),
         keras=guided(lambda x: keras.ops.maximum(keras.ops.minimum(x, 1.0), 0)),

@@ -58,6 +58,9 @@ class Entries(Label):
     def explained(self, outputs: NumpyArray, channel_axis: int = 1) -> NumpyArray:
         return self._entries(moved(outputs, channel_axis, 1), 0)
 
+    def fixed(self, given: Labels, explained: NumpyArray) -> Labels:
+        return [tuple(map(int, entry)) for entry in explained]
+
     def _entries(self, channels: NumpyArray, start: int) -> NDArray[np.int64]:
         """Return the entry ``(N, D)`` that each image from ``start`` on is asked for; all are checked."""
         if channels.ndim == 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import NumpyArray, Tensor
+from guided_backprop.arrays import Labels, NumpyArray, Tensor
 
 #: How much each of the model's outputs weighs in the score: of the outputs' shape.
 Weighting = NDArray[np.float64]
@@ -45,6 +45,15 @@ class Label(ABC):
     def scores(self, outputs: NumpyArray) -> NDArray[np.float64] | None:
         """Return the score of each image where it is not the weighted sum of outputs, else None."""
         return None
+
+    def fixed(self, given: Labels, explained: NumpyArray) -> Labels:
+        """Return labels that ask another model for the same: another one has another top class, and other maxima.
+
+        Args:
+            given: what the user asked for.
+            explained: what was explained of it.
+        """
+        return given
 
     def is_many(self, outputs: NumpyArray) -> bool:
         """Tell whether each image has a row of labels."""

@@ -31,6 +31,9 @@ class Strongest(Label):
     def weigh(self, outputs: NumpyArray, start: int = 0, channel_axis: int = 1) -> list[Weighting]:
         return [self.explained(outputs, channel_axis)]
 
+    def fixed(self, given: Labels, explained: NumpyArray) -> Labels:
+        return explained
+
     def explained(self, outputs: NumpyArray, channel_axis: int = 1) -> NumpyArray:
         channels = moved(outputs, channel_axis, 1)
         if channels.ndim < 3:

@@ -274,8 +274,8 @@ class Report:
 
 def _has_classes(explanations: Explanations) -> bool:
     """Tell whether class ids were explained, and there are others."""
-    outputs, labels = explanations.outputs, explanations.labels
-    return outputs.ndim == 2 and outputs.shape[1] > 1 and labels.ndim == 1 and labels.dtype.kind == "i"
+    outputs = explanations.outputs
+    return explanations.is_of_classes and outputs.ndim == 2 and outputs.shape[1] > 1
 
 
 def _other_classes(outputs: NumpyArray, labels: NumpyArray) -> NDArray[np.intp]:

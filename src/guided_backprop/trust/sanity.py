@@ -11,6 +11,7 @@ from guided_backprop.arrays import Images, Labels, as_numpy
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.methods.smooth_grad import SmoothGrad
@@ -92,9 +93,8 @@ def sanity_check(
         raise LabelError(
             f"labels must be one per image; received {clean.scores.shape[1]} of each. Pass one class id per image."
         )
-    return _Check(method, clean, _fixed(labels, clean), seed).result(
-        modes, blocks, progress or (lambda done, steps: None)
-    )
+    fixed = parse_label(labels, len(clean)).fixed(labels, clean.labels)
+    return _Check(method, clean, fixed, seed).result(modes, blocks, progress or (lambda done, steps: None))
 
 
 class _Check:
@@ -210,8 +210,7 @@ class _Check:
         return steps
 
     def _has_classes(self) -> bool:
-        labels, outputs = self._clean.labels, self._clean.outputs
-        if labels.dtype.kind == "i" and labels.ndim == 1 and outputs.ndim > 1 and self._class_scores().shape[1] > 1:
+        if self._clean.is_of_classes and self._class_scores().shape[1] > 1:
             return True
         self._notes.append("labels are not compared: what is explained is not one of several classes")
         return False
@@ -318,14 +317,6 @@ def _named(layers: list[tuple[str, ...]], name: str) -> _Bundle:
 def _name(bundle: _Bundle) -> str:
     first, last = bundle[0][0], bundle[-1][0]
     return first if first == last else f"{first} to {last}"
-
-
-def _fixed(labels: Labels, clean: Explanations) -> Labels:
-    """Return what was explained of the model itself: a randomised one has another top class, and other maxima."""
-    if labels is None or isinstance(labels, str):
-        return clean.labels
-    is_entries = isinstance(labels, tuple) or (isinstance(labels, list) and isinstance(labels[0], tuple))
-    return [tuple(map(int, row)) for row in clean.labels] if is_entries else labels
 
 
 def _check_options(method: object, images: Images, modes: Sequence[str], seed: int) -> None:

@@ -15,14 +15,14 @@ import numpy as np
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
 from guided_backprop.backends.jax.cache import Compiled, key_of
-from guided_backprop.backends.jax.composites import mark_activations
 from guided_backprop.backends.jax.coverage import count
-from guided_backprop.backends.jax.findings import Record
-from guided_backprop.backends.jax.heads import Head, head_of
-from guided_backprop.backends.jax.masks import Audit
+from guided_backprop.backends.jax.graph.composites import mark_activations
+from guided_backprop.backends.jax.graph.heads import Head, head_of
+from guided_backprop.backends.jax.graph.program import CUSTOM, Program, Step
+from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
+from guided_backprop.backends.jax.hidden.findings import Record
+from guided_backprop.backends.jax.hidden.masks import Audit
 from guided_backprop.backends.jax.network import JaxNetwork
-from guided_backprop.backends.jax.program import CUSTOM, Program, Step
-from guided_backprop.backends.jax.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.jax.state import state_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras

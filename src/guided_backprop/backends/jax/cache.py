@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from guided_backprop.backends.jax.program import CUSTOM, Block, Program, Shaped, Step, Value, alone
+from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Program, Shaped, Step, Value, alone
 
 _MOST = 16
 

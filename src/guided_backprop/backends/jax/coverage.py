@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from guided_backprop.backends.jax.program import Block, Step
-from guided_backprop.backends.jax.relus import custom_name
+from guided_backprop.backends.jax.graph.program import Block, Step
+from guided_backprop.backends.jax.graph.relus import custom_name
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.rules import PLAIN, ReluRule
 

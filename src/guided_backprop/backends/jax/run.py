@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from guided_backprop.backends.jax.program import REBUILT, REMATS, Activation, Block, Gate, Relu, Step, Value
-from guided_backprop.backends.jax.relus import custom_name
+from guided_backprop.backends.jax.graph.program import REBUILT, REMATS, Activation, Block, Gate, Relu, Step, Value
+from guided_backprop.backends.jax.graph.relus import custom_name
 from guided_backprop.errors import OpaqueRegionError
-from guided_backprop.rules import GUIDED, Guided, Plain, ReluRule
+from guided_backprop.rules import GUIDED, ArrayFunctions, Guided, Plain, ReluRule
 
 Arrays = tuple[Array, ...]
 # What JAX keeps for the backward pass: any tree of arrays.
 Kept = Any
 Params = Mapping[str, Any]
+_FUNCTIONS = cast("ArrayFunctions", jnp)
 
 
 class Runner:
@@ -163,7 +164,7 @@ def _ruled(rule: ReluRule, forward: Callable[..., Array], x: Array, others: list
     def back(kept: Kept, g: Array) -> tuple[Array, None, None]:
         is_open, (x, y) = kept
         derived = jnp.where(is_open, g, jnp.zeros_like(g))
-        return _summed_to(rule.leaving(g, derived, x, y, jnp), shape), None, None
+        return _summed_to(rule.leaving(g, derived, x, y, _FUNCTIONS), shape), None, None
 
     ruled = jax.custom_vjp(forward)
     ruled.defvjp(keep, back)
@@ -179,7 +180,7 @@ def _closed_behind(rule: ReluRule, gate: Gate, y: Array) -> Array:
     """Return y; going back, the rule closes what arrives, and what made y applies its own derivative."""
 
     def back(is_closed: Array, g: Array) -> tuple[Array]:
-        return (rule.leaving(g, jnp.where(is_closed, jnp.zeros_like(g), g), None, None, jnp),)
+        return (rule.leaving(g, jnp.where(is_closed, jnp.zeros_like(g), g), None, None, _FUNCTIONS),)
 
     ruled = jax.custom_vjp(lambda y: y)
     ruled.defvjp(lambda y: (y, _is_closed(gate, y)), back)
@@ -200,7 +201,7 @@ def _ruled_slope(rule: ReluRule, gate: Gate, slope: float, x: Array, y: Array) -
         is_open, (before, after) = kept
         g = size * g if size != 1.0 else g
         derived = jnp.where(is_open, g, jnp.zeros_like(g))
-        left = rule.leaving(g, derived, before, after, jnp)
+        left = rule.leaving(g, derived, before, after, _FUNCTIONS)
         return (sign * left).reshape(shape).astype(dtype), jnp.zeros_like(g)
 
     shape, dtype = x.shape, x.dtype
@@ -238,7 +239,7 @@ def _ruled_derivative(
     def back(kept: Kept, g: Array) -> tuple[list[Array], None]:
         derivative, (carrying, y) = kept
         (derived,) = derivative(g)
-        return [rule.leaving(g, each, x, y, jnp) for each, x in zip(derived, carrying, strict=True)], None
+        return [rule.leaving(g, each, x, y, _FUNCTIONS) for each, x in zip(derived, carrying, strict=True)], None
 
     ruled = jax.custom_vjp(forward)
     ruled.defvjp(keep, back)
@@ -254,7 +255,7 @@ def _guided(y: Array) -> Array:
     return y
 
 
-_guided.defvjp(lambda y: (y, None), lambda _, g: (GUIDED.leaving(g, g, None, None, jnp),))
+_guided.defvjp(lambda y: (y, None), lambda _, g: (GUIDED.leaving(g, g, None, None, _FUNCTIONS),))
 
 
 def _summed_to(g: Array, shape: tuple[int, ...]) -> Array:

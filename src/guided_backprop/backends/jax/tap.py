@@ -7,7 +7,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from guided_backprop.arrays import Images, Inputs
-from guided_backprop.backends.jax.program import Program
+from guided_backprop.backends.jax.graph.program import Program
 
 
 def tap(name: str, value: jax.Array) -> jax.Array:

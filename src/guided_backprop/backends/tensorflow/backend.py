@@ -21,12 +21,19 @@ from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.refusals import detached, no_rows, not_finite, spelled
 from guided_backprop.backends.tensorflow.classify import classify
-from guided_backprop.backends.tensorflow.custom import SCOPE
 from guided_backprop.backends.tensorflow.gradients import Editor
-from guided_backprop.backends.tensorflow.graph import Traced, graph_of, keep_functions, made_by, renamed, trace
+from guided_backprop.backends.tensorflow.graph.custom import SCOPE
+from guided_backprop.backends.tensorflow.graph.functions import (
+    Traced,
+    graph_of,
+    keep_functions,
+    made_by,
+    renamed,
+    trace,
+)
+from guided_backprop.backends.tensorflow.graph.nodes import constant_of
+from guided_backprop.backends.tensorflow.hidden.values import Watch
 from guided_backprop.backends.tensorflow.model import CULPRITS, TensorFlowNetwork, callable_of, model_error, slopes
-from guided_backprop.backends.tensorflow.nodes import constant_of
-from guided_backprop.backends.tensorflow.values import Watch
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
 

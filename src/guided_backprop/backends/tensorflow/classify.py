@@ -14,9 +14,9 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.backends.patterns import Match
-from guided_backprop.backends.tensorflow.composites import composites_of
-from guided_backprop.backends.tensorflow.custom import custom_name, is_recomputation, registered
-from guided_backprop.backends.tensorflow.nodes import (
+from guided_backprop.backends.tensorflow.graph.composites import composites_of
+from guided_backprop.backends.tensorflow.graph.custom import custom_name, is_recomputation, registered
+from guided_backprop.backends.tensorflow.graph.nodes import (
     OVERRIDE,
     Graph,
     attribute,
@@ -24,10 +24,10 @@ from guided_backprop.backends.tensorflow.nodes import (
     producer,
     word_of,
 )
-from guided_backprop.backends.tensorflow.operations import OPERATIONS, REARRANGES
-from guided_backprop.backends.tensorflow.relus import Relu, relus_of
-from guided_backprop.backends.tensorflow.taint import Taint
-from guided_backprop.backends.tensorflow.traces import Place
+from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, REARRANGES
+from guided_backprop.backends.tensorflow.graph.relus import Relu, relus_of
+from guided_backprop.backends.tensorflow.hidden.taint import Taint
+from guided_backprop.backends.tensorflow.hidden.traces import Place
 from guided_backprop.errors import ModelError
 
 _HEADS = OPERATIONS.of(Kind.HEAD)

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.refusals import coverage_of, hidden, spelled
-from guided_backprop.backends.tensorflow import nodes
-from guided_backprop.backends.tensorflow.custom import SCOPE, original_gradient
-from guided_backprop.backends.tensorflow.operations import COPIES
+from guided_backprop.backends.tensorflow.graph import nodes
+from guided_backprop.backends.tensorflow.graph.custom import SCOPE, original_gradient
+from guided_backprop.backends.tensorflow.graph.operations import COPIES
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OpaqueRegionError
 from guided_backprop.rules import Deconv, Guided, Open, Plain, ReluRule

@@ -13,7 +13,7 @@ from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import detached, no_layers, no_rows, no_score
-from guided_backprop.backends.tensorflow.custom import SCOPE
+from guided_backprop.backends.tensorflow.graph.custom import SCOPE
 from guided_backprop.errors import ModelError
 
 # What cuts a gradient off.

@@ -23,17 +23,24 @@ from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import detached, no_batch, no_rows, not_finite
 from guided_backprop.backends.spelling import other_images
-from guided_backprop.backends.torch.chance import ANY_DRAW, Draws, Generators, have_drawn, is_vouched, random_error
 from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, composites_of, inside_of, needs_shifts
 from guided_backprop.backends.torch.graph.operations import row
+from guided_backprop.backends.torch.hidden.chance import (
+    ANY_DRAW,
+    Draws,
+    Generators,
+    have_drawn,
+    is_vouched,
+    random_error,
+)
+from guided_backprop.backends.torch.hidden.spelled import Spelled, Values, settle
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
 from guided_backprop.backends.torch.model.network import TorchNetwork
 from guided_backprop.backends.torch.refusals import described, model_error, refuse_opaque, refuse_traced
-from guided_backprop.backends.torch.spelled import Spelled, Values, settle
-from guided_backprop.backends.torch.watch import ForwardWatch, Place, Watched
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError
 from guided_backprop.rules import PLAIN, ReluRule

@@ -15,22 +15,22 @@ from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Score, Vouch, per_image
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import coverage_of, detached, no_score
-from guided_backprop.backends.torch.audit import BackwardWatch
-from guided_backprop.backends.torch.chance import is_vouched
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, inside_of
 from guided_backprop.backends.torch.graph.operations import operation, row
 from guided_backprop.backends.torch.graph.relus import Relu, relu_of, saved
+from guided_backprop.backends.torch.hidden.audit import BackwardWatch
+from guided_backprop.backends.torch.hidden.chance import is_vouched
+from guided_backprop.backends.torch.hidden.spelled import Spelled, closing
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch
 from guided_backprop.backends.torch.layouts import reader_of
 from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.leaving import Gradients, Shortcut, clamped, leaving, shortcut_of
 from guided_backprop.backends.torch.own import own_function, prepare
 from guided_backprop.backends.torch.refusals import described, training_error
-from guided_backprop.backends.torch.spelled import Spelled, closing
-from guided_backprop.backends.torch.watch import ForwardWatch
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError, OpaqueRegionError
-from guided_backprop.rules import PLAIN, Guided, ReluRule
+from guided_backprop.rules import PLAIN, Guided, Plain, ReluRule
 
 # What may belong to training, beside what is random: their names do not say it.
 _TRAINABLE: Final = frozenset({"batch_norm", "rrelu"})
@@ -143,7 +143,18 @@ class Editor:
         else:
             name = nodes.word_of(node, path.members)
             if name is not None:
+                self._refuse_cap(node, path)
                 self._activation(node, name)
+
+    def _refuse_cap(self, node: Node, path: nodes.Path) -> None:
+        """Raise if a node and a ReLU beside it are one ReLU with a cap, and the rule makes another map of the two."""
+        is_the_same = type(self._rule) in (Plain, Guided) or not self._rule.needs_every_relu
+        if not (is_the_same or operation(node) in self._vouch) and nodes.is_cap_of_relu(node, path):
+            raise OpaqueRegionError(
+                f"the {self._rule.name} rule acts on a ReLU with a cap as one operation; received a ReLU and "
+                f"{operation(node)}. Write it as torch.clamp(x, 0, cap), or pass vouch={{{operation(node)!r}: 'plain'}} "
+                "if these are two."
+            )
 
     def _prepare(self, node: Node, path: nodes.Path) -> None:
         """See to what a function hides: one of ours is told the rule, another's graphs are watched."""

@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.backends.patterns import ROOTS
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, row, row_of
-from guided_backprop.backends.torch.graph.relus import is_constant, saved
+from guided_backprop.backends.torch.graph.relus import is_constant, relu_of, saved
 from guided_backprop.backends.torch.own import own_function
 
 # Parts of torch that are Python functions of their own, and that are known.
@@ -137,6 +137,18 @@ _WORDS: Final[dict[str, Callable[[Node, Container[Node]], str | None]]] = {
     "clamp": _of_clamp,
     **dict.fromkeys(OPERATIONS.called("batch_norm"), _of_batch_norm),
 }
+
+
+def is_cap_of_relu(node: Node, path: Path) -> bool:
+    """Tell whether a node is a minimum with a constant, and a ReLU in front of it or behind it is used with it alone."""
+    before = [parent for parent in parents(node) if parent in path.members]
+    if word_of(node, path.members) != "minimum" or len(before) != 1:
+        return False
+    pairs = [(before[0], node), *((node, user) for user in path.children[node])]
+    return any(
+        path.children[first] == [second] and relu_of(first if second is node else second, path.members) is not None
+        for first, second in pairs
+    )
 
 
 def head_behind(node: Node | None) -> Node | None:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.jax.program import CUSTOM, REBUILT, Block, Step, Value
-from guided_backprop.backends.jax.relus import Facts, custom_name, place_of
+from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
+from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain
 from guided_backprop.backends.spelling import MIXING, PUTS

@@ -9,8 +9,8 @@ from tensorflow.python.framework import ops
 
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.tensorflow.nodes import FLOATS, VALUES, Graph, operand_refs, producer, word_of
-from guided_backprop.backends.tensorflow.operations import OPERATIONS
+from guided_backprop.backends.tensorflow.graph.nodes import FLOATS, VALUES, Graph, operand_refs, producer, word_of
+from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS
 
 # Nobody writes one through more operations that only move values.
 _FAR = 64

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from guided_backprop.backends.guards import guards
-from guided_backprop.backends.jax.program import Activation, Program, Step, Value
-from guided_backprop.backends.jax.relus import Facts
+from guided_backprop.backends.jax.graph.program import Activation, Program, Step, Value
+from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.patterns import MOVES, composites
 from guided_backprop.rules import SMOOTH

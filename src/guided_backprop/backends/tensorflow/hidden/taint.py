@@ -18,7 +18,7 @@ from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
 from guided_backprop.backends.signs import Sign, sign_of
 from guided_backprop.backends.spelling import MIXING, PUTS
-from guided_backprop.backends.tensorflow.nodes import (
+from guided_backprop.backends.tensorflow.graph.nodes import (
     FLOATS,
     VALUES,
     Graph,
@@ -27,9 +27,9 @@ from guided_backprop.backends.tensorflow.nodes import (
     producer,
     word_of,
 )
-from guided_backprop.backends.tensorflow.operations import COMPARISONS, OPERATIONS, REARRANGES, SHAPES
-from guided_backprop.backends.tensorflow.signs import sign_of_node
-from guided_backprop.backends.tensorflow.traces import (
+from guided_backprop.backends.tensorflow.graph.operations import COMPARISONS, OPERATIONS, REARRANGES, SHAPES
+from guided_backprop.backends.tensorflow.hidden.signs import sign_of_node
+from guided_backprop.backends.tensorflow.hidden.traces import (
     Body,
     Origin,
     Place,

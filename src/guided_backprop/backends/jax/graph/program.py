@@ -14,8 +14,8 @@ from jax import Array
 from jax.extend import core
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.jax.calls import Jaxpr, is_of_jax, jitted_name, line_of
-from guided_backprop.backends.jax.operations import OPERATIONS
+from guided_backprop.backends.jax.graph.calls import Jaxpr, is_of_jax, jitted_name, line_of
+from guided_backprop.backends.jax.graph.operations import OPERATIONS
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import no_layer
 

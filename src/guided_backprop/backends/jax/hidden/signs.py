@@ -7,8 +7,8 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends import guards
-from guided_backprop.backends.jax.program import Step, Value
-from guided_backprop.backends.jax.relus import Facts
+from guided_backprop.backends.jax.graph.program import Step, Value
+from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of, sign_of_numbers
 

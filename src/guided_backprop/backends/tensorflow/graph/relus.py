@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from guided_backprop.backends.tensorflow.nodes import OVERRIDE, Graph, attribute, operand_refs, word_of
-from guided_backprop.backends.tensorflow.operations import COMPARISONS
+from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE, Graph, attribute, operand_refs, word_of
+from guided_backprop.backends.tensorflow.graph.operations import COMPARISONS
 
 _INFINITY = float("inf")
 

@@ -7,13 +7,12 @@ from typing import Any
 import jax
 from jax.extend import core
 
-import guided_backprop
-from guided_backprop.backends.jax.operations import JITTED
+from guided_backprop.backends.jax.graph.operations import JITTED
 
 Jaxpr = core.Jaxpr | core.ClosedJaxpr
 
 _OF_JAX = str(Path(jax.__file__).parent)
-_NOT_THE_MODELS = (_OF_JAX, str(Path(guided_backprop.__file__).parent))
+_NOT_THE_MODELS = (_OF_JAX, str(Path(__file__).parents[3]))
 
 
 def line_of(eqn: core.JaxprEqn) -> str:

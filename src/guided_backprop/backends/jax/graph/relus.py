@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.jax.calls import source_of
-from guided_backprop.backends.jax.program import REBUILT, Block, Program, Relu, Step, Value
+from guided_backprop.backends.jax.graph.calls import is_of_jax, source_of
+from guided_backprop.backends.jax.graph.program import REBUILT, Block, Program, Relu, Step, Value
 from guided_backprop.backends.operations import Kind
 
 _MOVES = frozenset("broadcast cast copy reshape squeeze stop_gradient transpose".split())
@@ -138,10 +138,15 @@ class Facts:
         if step.inputs[0].carries == step.inputs[1].carries:
             return None
         x, cap = step.inputs if step.inputs[0].carries else step.inputs[::-1]
-        if x.step is None or x.step.word != "maximum" or not self._is_alone(x) or cap.depends:
+        if x.step is None or not self._is_alone(x) or cap.depends or self.is_zero(cap):
             return None
-        operand = self.operand_against_zero(x.step)
-        return None if operand is None or self.is_zero(cap) else self._capped(cap, operand, x.step)
+        if x.step.word == "maximum":
+            operand = self.operand_against_zero(x.step)
+            return None if operand is None else self._capped(cap, operand, x.step)
+        # Of JAX's own ReLU it is known that its derivative is no other.
+        is_own = x.step.name == "custom_jvp_call" and is_of_jax(x.step.eqn.params["call_jaxpr"])
+        relu = self._custom_relu(x.step, {}) if is_own else None
+        return None if relu is None or relu.name != "relu" else self._capped(cap, relu.operand, x.step)
 
     def of_clamp(self, step: Step) -> Relu | None:
         """Return how bounds from 0 on are a ReLU."""

@@ -11,8 +11,8 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow.python.framework.func_graph import FuncGraph
 
-from guided_backprop.backends.tensorflow.graph import PREFIX
-from guided_backprop.backends.tensorflow.nodes import ORIGINAL, attribute
+from guided_backprop.backends.tensorflow.graph.functions import PREFIX
+from guided_backprop.backends.tensorflow.graph.nodes import ORIGINAL, attribute
 
 #: From an operation and what arrives at it to what leaves it.
 GradientFunction = Callable[..., Sequence[tf.Tensor | None] | tf.Tensor | None]

@@ -7,9 +7,9 @@ import jax
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.jax.gates import Judge
-from guided_backprop.backends.jax.program import Gate, Program, Step, Value
-from guided_backprop.backends.jax.relus import Facts
+from guided_backprop.backends.jax.graph.program import Gate, Program, Step, Value
+from guided_backprop.backends.jax.graph.relus import Facts
+from guided_backprop.backends.jax.hidden.gates import Judge
 
 
 def numbered(program: Program) -> dict[Value, int]:

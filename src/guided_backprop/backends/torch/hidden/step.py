@@ -9,7 +9,7 @@ import torch
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
-from guided_backprop.backends.torch.notes import (
+from guided_backprop.backends.torch.hidden.notes import (
     MOST_SOURCES,
     Note,
     Operand,
@@ -18,7 +18,7 @@ from guided_backprop.backends.torch.notes import (
     merged,
     puts_constants,
 )
-from guided_backprop.backends.torch.signs import sign_of_result
+from guided_backprop.backends.torch.hidden.signs import sign_of_result
 
 # The magnitude of a value, or its root: of x and this a ReLU can be made.
 _MAGNITUDES: Final = OPERATIONS.called("abs", "hypot", "norm", "pow", "sqrt", "rsqrt", "atan2")

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
-from guided_backprop.backends.torch.signs import sign_of_tensor
+from guided_backprop.backends.torch.hidden.signs import sign_of_tensor
 
 #: A value may be a ReLU of what it was made of some steps ago: of so many of these, the last ones, values are kept.
 MOST_SOURCES: Final = 16

@@ -28,9 +28,9 @@ from guided_backprop.backends.spelling import (
     other_images,
 )
 from guided_backprop.backends.tensorflow.gradients import Editor
-from guided_backprop.backends.tensorflow.graph import keep_functions, renamed
-from guided_backprop.backends.tensorflow.nodes import Graph
-from guided_backprop.backends.tensorflow.traces import Candidate, Place
+from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
+from guided_backprop.backends.tensorflow.graph.nodes import Graph
+from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
 #: How many images are looked at, and how many values of one place inside of a loop.
 _IMAGES = 8

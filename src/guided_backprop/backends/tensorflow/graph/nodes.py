@@ -18,7 +18,7 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
 
-from guided_backprop.backends.tensorflow.operations import COPIES, OPERATIONS, SHAPES
+from guided_backprop.backends.tensorflow.graph.operations import COPIES, OPERATIONS, SHAPES
 
 GRADIENT = "GuidedBackprop"
 OVERRIDE = "_gradient_op_type"

@@ -14,11 +14,11 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.jax.program import CUSTOM, Block, Gate, Program, Step, Value
-from guided_backprop.backends.jax.relus import Facts
-from guided_backprop.backends.jax.signs import BOUNDS_FROM_BELOW, Signs
-from guided_backprop.backends.jax.taint import Nominee, Taint
-from guided_backprop.backends.jax.watch import Asked, Values, steps_between, watched
+from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
+from guided_backprop.backends.jax.graph.relus import Facts
+from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
+from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
+from guided_backprop.backends.jax.hidden.watch import Asked, Values, steps_between, watched
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import (
     NEAR,

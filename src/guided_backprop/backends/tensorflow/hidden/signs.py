@@ -10,8 +10,8 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.signs import Sign, sign_of, sign_of_numbers
-from guided_backprop.backends.tensorflow.nodes import VALUES, Graph, attribute, operand_refs, word_of
-from guided_backprop.backends.tensorflow.operations import OPERATIONS, SHAPES
+from guided_backprop.backends.tensorflow.graph.nodes import VALUES, Graph, attribute, operand_refs, word_of
+from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, SHAPES
 
 # They go by the word of what they are like, and may give another sign.
 _UNLIKE_THEIR_WORD: Final = frozenset("ResizeBicubic ScaleAndTranslate TensorScatterSub".split())

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.jax.program import REMATS, Block, Step, Value
+from guided_backprop.backends.jax.graph.program import REMATS, Block, Step, Value
 
 #: A value, or what the second is differentiated by.
 Asked = Value | tuple[Value, Value]

@@ -1,8 +1,8 @@
 """What must not pass unseen: parts that hide what they do, and random masks."""
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.jax.program import REBUILT, Block, Step, Value
-from guided_backprop.backends.jax.relus import custom_name
+from guided_backprop.backends.jax.graph.program import REBUILT, Block, Step, Value
+from guided_backprop.backends.jax.graph.relus import custom_name
 from guided_backprop.backends.operations import Kind
 
 # These show what they compute; only what their derivative is, is their own.

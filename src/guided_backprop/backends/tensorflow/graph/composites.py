@@ -9,9 +9,9 @@ from tensorflow.python.framework import op_def_registry
 
 from guided_backprop.backends.guards import guards
 from guided_backprop.backends.patterns import Match, composites
-from guided_backprop.backends.tensorflow.nodes import OVERRIDE, Graph, is_copy, operand_refs, producer, word_of
-from guided_backprop.backends.tensorflow.operations import SHAPES
-from guided_backprop.backends.tensorflow.relus import EXPLICIT, Relu
+from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE, Graph, is_copy, operand_refs, producer, word_of
+from guided_backprop.backends.tensorflow.graph.operations import SHAPES
+from guided_backprop.backends.tensorflow.graph.relus import EXPLICIT, Relu
 
 # What patterns have for operands: what is summed, and not along which axes.
 _FIRST_ALONE = frozenset({"max", "sum"})

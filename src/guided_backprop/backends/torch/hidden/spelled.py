@@ -20,11 +20,11 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, spelled
 from guided_backprop.backends.spelling import NEAR, Judgement, Shut, Verdict, is_evidence, is_multiple
-from guided_backprop.backends.torch.audit import BackwardWatch
 from guided_backprop.backends.torch.graph.nodes import Path, is_in_place_on_view
 from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of
-from guided_backprop.backends.torch.watch import ForwardWatch, Place, Suspect, judged
+from guided_backprop.backends.torch.hidden.audit import BackwardWatch
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Suspect, judged
 
 #: A result, and what it may be a ReLU of, by their place.
 Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from guided_backprop.backends.jax.program import Step, Value
+from guided_backprop.backends.jax.graph.program import Step, Value
 
 _HEADS = frozenset({"log_sigmoid", "log_softmax", "sigmoid", "softmax"})
 _MOVES = frozenset("broadcast cast copy reshape squeeze transpose".split())

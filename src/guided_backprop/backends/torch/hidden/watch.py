@@ -20,8 +20,8 @@ from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
-from guided_backprop.backends.torch.notes import Note, Notes, Operand, Value
-from guided_backprop.backends.torch.step import Step
+from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value
+from guided_backprop.backends.torch.hidden.step import Step
 
 #: What of a forward pass is watched.
 Watched = Literal["details", "everything"] | None

@@ -31,6 +31,16 @@ def normalised(mean: Function, inverse_root: Function) -> Function:
     return lambda x: (x - mean(x)) * inverse_root(mean((x - mean(x)) ** 2) + 1e-5)
 
 
+def of_matrices(in_torch: Function, in_tensorflow: Function, in_jax: Function) -> tuple[Function, Function, Function]:
+    """Return functions of matrices that are symmetric and positive: of each image, one."""
+    matrix = np.array([[2.0, 0.5], [0.5, 1.0]], np.float32)
+    return (
+        lambda x: in_torch(x[:, :1, None] * torch.tensor(matrix)),
+        lambda x: in_tensorflow(x[:, :1, None] * tf.constant(matrix)),
+        lambda x: in_jax(x[:, :1, None] * jnp.asarray(matrix)),
+    )
+
+
 # What the three list, beside the ReLU in front; and how it is written in PyTorch, TensorFlow and JAX.
 ROWS: dict[str, tuple[str, Function, Function, Function]] = {
     # Curves.
@@ -56,6 +66,32 @@ ROWS: dict[str, tuple[str, Function, Function, Function]] = {
     "erfc": ("erfc x1", torch.erfc, tf.math.erfc, jax.scipy.special.erfc),
     "erfinv": ("erfinv x1", torch.erfinv, tf.math.erfinv, jax.scipy.special.erfinv),
     "lgamma": ("lgamma x1", torch.lgamma, tf.math.lgamma, jax.scipy.special.gammaln),
+    "polygamma": (
+        "polygamma x1",
+        lambda x: torch.polygamma(1, x),
+        lambda x: tf.math.polygamma(tf.ones_like(x), x),
+        lambda x: jax.scipy.special.polygamma(1, x),
+    ),
+    "zeta": (
+        "zeta x1",
+        lambda x: torch.special.zeta(torch.full_like(x, 2), x),
+        lambda x: tf.math.zeta(tf.fill(tf.shape(x), 2.0), x),
+        lambda x: jax.scipy.special.zeta(jnp.full_like(x, 2), x),
+    ),
+    "igamma": (
+        "igamma x1",
+        lambda x: torch.special.gammainc(torch.ones_like(x), x),
+        lambda x: tf.math.igamma(tf.ones_like(x), x),
+        lambda x: jax.scipy.special.gammainc(jnp.ones_like(x), x),
+    ),
+    "bessel": ("bessel x1", torch.special.i0e, tf.math.bessel_i0e, jax.scipy.special.i0e),
+    "abs": ("abs x1", torch.abs, tf.abs, jnp.abs),
+    "modulo": (
+        "modulo x1",
+        lambda x: torch.remainder(x, 0.5),
+        lambda x: tf.math.floormod(x, 0.5),
+        lambda x: jnp.remainder(x, 0.5),
+    ),
     "digamma": ("digamma x1", torch.digamma, tf.math.digamma, jax.scipy.special.digamma),
     # Exponentials, logarithms, powers and divisions.
     "exp": ("exp x1", torch.exp, tf.exp, jnp.exp),
@@ -117,6 +153,31 @@ ROWS: dict[str, tuple[str, Function, Function, Function]] = {
         lambda x: F.avg_pool1d(x[:, None], 2),
         lambda x: tf.nn.avg_pool1d(x[..., None], 2, 2, "VALID"),
         lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2), (1, 2), "VALID") / 2,
+    ),
+    # Of matrices.
+    "cholesky": ("cholesky x1", *of_matrices(torch.linalg.cholesky, tf.linalg.cholesky, jnp.linalg.cholesky)),
+    "eigenvalues": ("eig x1", *of_matrices(torch.linalg.eigvalsh, tf.linalg.eigvalsh, jnp.linalg.eigvalsh)),
+    "singular values": (
+        "svd x1",
+        *of_matrices(
+            torch.linalg.svdvals,
+            lambda x: tf.linalg.svd(x, compute_uv=False),
+            lambda x: jnp.linalg.svd(x, compute_uv=False),
+        ),
+    ),
+    "triangular solve": (
+        "inv x1",
+        *of_matrices(
+            lambda x: torch.linalg.solve_triangular(x, torch.ones(2, 2, 1), upper=False),
+            lambda x: tf.linalg.triangular_solve(x, tf.ones((2, 2, 1))),
+            lambda x: jax.lax.linalg.triangular_solve(x, jnp.ones((2, 2, 1)), left_side=True, lower=True),
+        ),
+    ),
+    "qr": (
+        "pow x1, qr x1",
+        *of_matrices(
+            lambda x: torch.linalg.qr(x).R ** 2, lambda x: tf.linalg.qr(x).r ** 2, lambda x: jnp.linalg.qr(x).R ** 2
+        ),
     ),
     "logsumexp": (
         "logsumexp x1",

@@ -138,6 +138,7 @@ _MADE: Final[dict[str, Callable[[Sequence[Sign]], Sign]]] = {
     "matmul": _product,
     "maximum": _maximum,
     "minimum": _minimum,
+    "modulo": _if_not_negative,
     "mul": _product,
     "neg": lambda signs: turned(signs[0]),
     "pow": _first_if_not_negative,

@@ -152,8 +152,8 @@ class Editor:
         if not (is_the_same or operation(node) in self._vouch) and nodes.is_cap_of_relu(node, path):
             raise OpaqueRegionError(
                 f"the {self._rule.name} rule acts on a ReLU with a cap as one operation; received a ReLU and "
-                f"{operation(node)}. Write it as torch.clamp(x, 0, cap), or pass vouch={{{operation(node)!r}: 'plain'}} "
-                "if these are two."
+                f"{operation(node)}. Write it as torch.clamp(x, 0, cap); if these are two, pass "
+                f"vouch={{{operation(node)!r}: 'plain'}}."
             )
 
     def _prepare(self, node: Node, path: nodes.Path) -> None:

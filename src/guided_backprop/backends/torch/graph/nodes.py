@@ -140,7 +140,7 @@ _WORDS: Final[dict[str, Callable[[Node, Container[Node]], str | None]]] = {
 
 
 def is_cap_of_relu(node: Node, path: Path) -> bool:
-    """Tell whether a node is a minimum with a constant, and a ReLU in front of it or behind it is used with it alone."""
+    """Tell whether a node is a minimum with a constant, beside a ReLU: they are one ReLU with a cap, and no more."""
     before = [parent for parent in parents(node) if parent in path.members]
     if word_of(node, path.members) != "minimum" or len(before) != 1:
         return False

@@ -21,7 +21,7 @@ _UNLIKE_THEIR_WORD: Final = frozenset(
 )
 _SQUARES: Final = frozenset({"mse_loss", "var"})
 # Numbers among what they are given are values, and no sizes or places.
-_OF_NUMBERS: Final = frozenset("add clamp div maximum minimum mul pow rsub sub where".split())
+_OF_NUMBERS: Final = frozenset("add clamp div maximum minimum modulo mul pow rsub sub where".split())
 # The last thing that they are given may be such a number.
 _LAST_IS_NUMBER: Final = frozenset({"constant_pad_nd", "fill", *OPERATIONS.called("scatter")})
 

@@ -161,6 +161,27 @@ def test_the_idea_of_pytorch_reads_in_an_hour():
     assert 1_000 < sum(len(path.read_text().splitlines()) for path in files) < 1_800
 
 
+def branches(function: ast.FunctionDef) -> int:
+    """Return how often a function chooses or repeats: also within expressions, and by "and" and "or"."""
+    kinds = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.comprehension, ast.match_case)
+    every = list(ast.walk(function))
+    within = [len(node.ifs) if isinstance(node, ast.comprehension) else 0 for node in every]
+    within += [len(node.values) - 1 for node in every if isinstance(node, ast.BoolOp)]
+    return sum(isinstance(node, kinds) for node in every) + sum(within)
+
+
+def test_functions_are_not_dense():
+    functions = {
+        f"{file}.{node.name}": branches(node)
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: count for name, count in functions.items() if count > 20} == {}
+    (planted,) = ast.parse("def f(x): return [a and b for a in x if a or b] if x else 0").body
+    assert branches(planted) == 5
+
+
 def share_of_any(trees: dict[str, ast.Module]) -> float:
     """Return the share of annotations that say ``Any``."""
     annotations = []

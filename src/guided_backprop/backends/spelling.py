@@ -78,6 +78,10 @@ _BY_RANK: Final = 10.0
 #: What gives values beside others, or in their place; and what adds several of them up: words of the table.
 PUTS: Final = frozenset({"concatenate", "pad", "scatter", "stack"})
 MIXING: Final = frozenset({"avg_pool", "conv", "cumsum", "einsum", "fft", "matmul", "mean", "sum"})
+#: What compares values with each other alone, unless there is a constant among them.
+RANKS: Final = frozenset("argmax argmin argsort max max_pool min sort unique".split())
+#: Curves that a size can be told by: the root of a square, the angle of a number, a singular value.
+BENT: Final = frozenset("acos acosh asin atan2 cbrt cholesky eig log lu pow qr rsqrt sqrt svd".split())
 #: So many sets of other images come before the one that is far larger.
 NEAR: Final = 2
 # By how much the last ones of the other images are larger.
@@ -178,29 +182,25 @@ def groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
 def _gate(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) -> Judgement | None:
     """Return how y is a gate of x, if it is."""
     weak = None
-    for axes in groupings(y):
-        kept = [axis for axis in range(y.ndim) if axis not in axes]
-        order, shape = (*kept, *axes), tuple(y.shape[axis] if axis in kept else 1 for axis in range(y.ndim))
-        rows = [np.transpose(each, order).reshape(int(np.prod(shape)), -1) for each in (y, x)]
+    for rows, shape in _by_rows(y, x):
+        is_one = shape.count(1) == len(shape)
         for side in (1.0, -1.0):
-            found = _Gate.of(rows[0], side * rows[1], is_one=not kept, is_by_rank=is_by_rank)
-            if found is None:
-                continue
-            slopes = found.slopes(rounding)
-            # Where the largest are open, those of one channel are likely to be its largest, without any threshold.
-            needed = _EVIDENCE * (_BY_RANK if is_by_rank and kept else 1)
-            is_sure = found.evidence >= needed
-            if slopes is not None and found.is_in_all_rows and (is_sure or (found.is_at_zero and not is_by_rank)):
-                is_rising = (slopes[np.isfinite(slopes)] > 0).all()
-                verdict = Verdict.CONVEX if is_rising else Verdict.CONCAVE
-                return Judgement(verdict, found.constants.reshape(shape), (side * slopes).reshape(shape))
-            is_chance = is_by_rank and (slopes is None or found.evidence < needed / 2)
-            is_partial = found.is_full and found.has_closed_several and not found.is_in_steps
-            if is_partial and not is_chance and (slopes is not None or not kept):
-                weak = weak if weak and weak.is_gate else Judgement(Verdict.PARTIAL if is_sure else Verdict.UNSETTLED)
+            gate = _Gate.of(rows[0], side * rows[1], is_one=is_one, is_by_rank=is_by_rank)
+            said = None if gate is None else gate.judged(rounding, side, shape, is_by_rank=is_by_rank)
+            if said is not None and said.verdict in (Verdict.CONVEX, Verdict.CONCAVE):
+                return said
+            weak = weak if said is None or (weak and weak.is_gate) else said
     if not is_by_rank and _is_gate_in_places(y, x):
         return Judgement(Verdict.PARTIAL)
     return weak
+
+
+def _by_rows(y: NumpyArray, x: NumpyArray) -> Iterator[tuple[list[NumpyArray], tuple[int, ...]]]:
+    """Yield y and x by rows that have a gate of their own, and the shape in which there is one number for each row."""
+    for axes in groupings(y):
+        kept = [axis for axis in range(y.ndim) if axis not in axes]
+        shape = tuple(y.shape[axis] if axis in kept else 1 for axis in range(y.ndim))
+        yield [np.transpose(each, (*kept, *axes)).reshape(int(np.prod(shape)), -1) for each in (y, x)], shape
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,26 @@ class _Gate:
             return cls(y, x, constants, True, is_in_all_rows, _surprise(is_closed[has_both]))
         is_second = is_one and not is_by_rank and constants[0, 0] == 0 and low[0] > 0 and bool((x < 0).any())
         return cls(y, x, constants, False, True, 0.0) if is_second else None
+
+    def judged(self, rounding: float, side: float, shape: tuple[int, ...], *, is_by_rank: bool) -> Judgement | None:
+        """Return what these rows say, ``side`` being what x was turned by; None if they are no gate at all."""
+        slopes, is_by_channel = self.slopes(rounding), len(self.y) > 1
+        # Where the largest are open, those of one channel are likely to be its largest, without any threshold.
+        needed = _EVIDENCE * (_BY_RANK if is_by_rank and is_by_channel else 1)
+        is_sure = self.evidence >= needed
+        if slopes is not None and self.is_in_all_rows and (is_sure or (self.is_at_zero and not is_by_rank)):
+            is_rising = (slopes[np.isfinite(slopes)] > 0).all()
+            verdict = Verdict.CONVEX if is_rising else Verdict.CONCAVE
+            return Judgement(verdict, self.constants.reshape(shape), (side * slopes).reshape(shape))
+        is_chance = is_by_rank and (slopes is None or self.evidence < needed / 2)
+        if is_chance or not self.is_partial or (slopes is None and is_by_channel):
+            return None
+        return Judgement(Verdict.PARTIAL if is_sure else Verdict.UNSETTLED)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it closes several values below a threshold, whatever it does above."""
+        return self.is_full and self.has_closed_several and not self.is_in_steps
 
     @property
     def is_at_zero(self) -> bool:

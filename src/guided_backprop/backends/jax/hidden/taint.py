@@ -18,16 +18,12 @@ from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, S
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain
-from guided_backprop.backends.spelling import MIXING, PUTS
+from guided_backprop.backends.spelling import BENT, MIXING, PUTS, RANKS
 
 _CHOOSING = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
-#: Curves that a size can be told by: the root of a square, the angle of a number, a singular value.
-_BENT = frozenset("acos acosh asin atan2 cbrt cholesky eig log lu pow qr rsqrt sqrt svd".split())
 #: Composite activations that are choices themselves.
 _OPEN_COMPOSITES = frozenset({"clamp", "norm"})
 _GUARD = "maximum"
-#: What compares values with each other alone.
-_RANKS = frozenset("argmax argmin max max_pool min sort".split())
 _COMPARISONS = frozenset("equal greater greater_equal less less_equal not_equal".split())
 _MOVING = frozenset({"concatenate", "gather", "pad", "scatter", "where"})
 _SPREADING = frozenset({"broadcast", "cast", "copy", "mark", "reshape"})
@@ -163,14 +159,14 @@ class Taint:
             sizes = {int(np.prod(_spread_from(value).aval.shape)) for value in step.inputs}
             is_by_rank = all(v.depends and not self._facts.is_zero(v) for v in step.inputs) and len(sizes) > 1
         else:
-            is_by_rank = step.word in _RANKS and not any(map(self._is_put_together, carrying))
+            is_by_rank = step.word in RANKS and not any(map(self._is_put_together, carrying))
         return Level.BY_RANK if is_by_rank else Level.TAINTED
 
     def _chooses(self, step: Step) -> bool:
         if step.activation is not None:
             return step.activation.name in _OPEN_COMPOSITES
         is_whole_power = step.exponent is not None and step.exponent >= 0
-        return step.kind in _CHOOSING or (step.word in _BENT and not is_whole_power)
+        return step.kind in _CHOOSING or (step.word in BENT and not is_whole_power)
 
     def _is_put_together(self, value: Value) -> bool:
         """Tell whether there are constants, or several values of one place, among values, before they were mixed."""

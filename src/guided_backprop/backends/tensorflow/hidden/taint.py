@@ -17,7 +17,7 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
 from guided_backprop.backends.signs import Sign, sign_of
-from guided_backprop.backends.spelling import MIXING, PUTS
+from guided_backprop.backends.spelling import BENT, MIXING, PUTS, RANKS
 from guided_backprop.backends.tensorflow.graph.nodes import (
     FLOATS,
     VALUES,
@@ -40,12 +40,9 @@ from guided_backprop.backends.tensorflow.hidden.traces import (
 )
 
 # Curves that tell a sign: roots and logarithms of squares, and what is made of straight pieces.
-_TELLS_SIGN = frozenset(
-    "acos acosh asin atan2 celu cholesky clamp det eig elu hardsigmoid hardswish leaky_relu log log1p norm pow prelu "
-    "qr rsqrt selu softshrink sqrt svd xlogy".split()
+_TELLS_SIGN = BENT | frozenset(
+    "celu clamp det elu hardsigmoid hardswish leaky_relu log1p norm prelu selu softshrink xlogy".split()
 )
-# What compares values with each other alone, unless a constant is among them.
-_BY_RANK = frozenset("argmax argmin max max_pool min sort".split())
 # Sizes are not known here, so whatever spreads values counts.
 _PUTS = PUTS | {"broadcast"}
 # What compares with nothing itself.
@@ -126,9 +123,13 @@ class Taint:
             return Trace(True, passes, False, sign)
         origins = frozenset().union(*(operand.origins for operand in operands))
         if is_active and (not passes or self._chooses(body, node)):
-            is_curve = passes and row.kind is not Kind.UNKNOWN and (row.word in _TELLS_SIGN or row.word == "abs")
-            origins |= {Origin(body.name, node.name, _is_rank(body, node), _is_bound(graph, node), is_curve)}
+            origins |= {self._origin(body, node, passes=passes)}
         return Trace(True, passes, is_sized, sign, origins)
+
+    def _origin(self, body: Body, node: NodeDef, *, passes: bool) -> Origin:
+        kind, word = OPERATIONS[node.op]
+        is_curve = passes and kind is not Kind.UNKNOWN and (word in _TELLS_SIGN or word == "abs")
+        return Origin(body.name, node.name, _is_rank(body, node), _is_bound(body.graph, node), is_curve)
 
     def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:
         """Return the sign of all that a node gives; of a composite activation's end, that of the activation."""
@@ -253,7 +254,7 @@ def _is_rank(body: Body, node: NodeDef) -> bool:
     if word_of(node) in _AS_BEFORE:
         before = frozenset().union(*(body.trace(ref).origins for ref in refs))
         return bool(before) and all(origin.is_rank for origin in before)
-    if word_of(node) not in _BY_RANK:
+    if word_of(node) not in RANKS:
         return False
     return not _is_put_together(body, refs[0])
 
@@ -287,7 +288,7 @@ def _is_of_many(graph: Graph, ref: str) -> bool:
     node = graph.node(ref)
     while node is not None and OPERATIONS[node.op].kind is Kind.MOVES and word_of(node) not in _PUTS:
         node = graph.node(next(filter(graph.depends, operand_refs(node)), ""))
-    return node is not None and (word_of(node) in _BY_RANK or word_of(node) in ("mean", "norm", "sum"))
+    return node is not None and (word_of(node) in RANKS or word_of(node) in ("mean", "norm", "sum"))
 
 
 def _is_bound(graph: Graph, node: NodeDef) -> bool:

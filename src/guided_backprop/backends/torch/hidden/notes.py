@@ -155,22 +155,32 @@ class Operand:
 
 def puts_constants(name: str, args: Sequence[Any], operands: Sequence[Operand], result: torch.Tensor) -> bool:
     """Tell whether among the values of a result some do not depend on the images, in places of their own."""
-    kind, word = OPERATIONS[name]
     if any(operand.note.has_constants for operand in operands if operand.note is not None):
         return True
+    kind, word = OPERATIONS[name]
     floating = [operand for operand in operands if operand.tensor.is_floating_point()]
-    constant = [operand.tensor for operand in floating if operand.note is None]
     if kind is Kind.MOVES:
-        is_put = len(floating) > 1 and any(is_one_number(operand.tensor) for operand in floating)
-        return name == "constant_pad_nd" or is_put or (len(floating) > 1 and bool(constant))
+        return name == "constant_pad_nd" or _are_put_together(floating)
     if word == "mul":
-        is_by_zero = any(isinstance(arg, (int, float)) and arg == 0 for arg in args)
-        return is_by_zero or any(not bool(tensor.all()) for tensor in constant)
-    if kind is not Kind.MASKS or word == "gather":
-        return False
-    has_constant = bool(constant) or any(isinstance(arg, float) for arg in args)
-    is_filled = not any(operand.is_active and _is_same(operand.tensor, result) for operand in floating)
-    return has_constant and is_filled
+        return _leaves_out(args, floating)
+    return kind is Kind.MASKS and word != "gather" and _fills(args, floating, result)
+
+
+def _are_put_together(operands: Sequence[Operand]) -> bool:
+    """Tell whether several values are put beside each other, and one of them is a constant or one number."""
+    return len(operands) > 1 and any(each.note is None or is_one_number(each.tensor) for each in operands)
+
+
+def _leaves_out(factors: Sequence[Any], operands: Sequence[Operand]) -> bool:
+    """Tell whether a factor is 0, or 0 in places."""
+    is_by_zero = any(isinstance(factor, (int, float)) and factor == 0 for factor in factors)
+    return is_by_zero or any(not bool(each.tensor.all()) for each in operands if each.note is None)
+
+
+def _fills(args: Sequence[Any], operands: Sequence[Operand], result: torch.Tensor) -> bool:
+    """Tell whether a constant stands in the place of some values now."""
+    has_constant = any(each.note is None for each in operands) or any(isinstance(arg, float) for arg in args)
+    return has_constant and not any(each.is_active and _is_same(each.tensor, result) for each in operands)
 
 
 def is_one_number(values: torch.Tensor) -> bool:

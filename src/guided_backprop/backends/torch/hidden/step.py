@@ -8,6 +8,7 @@ import torch
 
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
+from guided_backprop.backends.spelling import RANKS
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import (
     MOST_SOURCES,
@@ -37,7 +38,7 @@ _POINTWISE: Final = OPERATIONS.called("add", "sub", "rsub", "mul", "div", "neg",
 _SHIFTS: Final = frozenset({"add", "sub"})
 _PACKED: Final = frozenset({"convolution_pointwise", "convolution_transpose_pointwise", "linear_pointwise"})
 # They compare values with each other, and not with a constant.
-_RANKS: Final = OPERATIONS.called("argmax", "argmin", "argsort", "unique", *_CHOICES)
+_RANKS: Final = OPERATIONS.called(*RANKS)
 
 
 class Step:
@@ -92,19 +93,22 @@ class Step:
     def _ranks(self) -> bool:
         """Tell whether what chooses here compared values of the images with each other, and with no constant."""
         masks = [operand for operand in self.dependent if operand.is_mask]
-        notes = [operand.note for operand in self.dependent if operand.note]
         if self._kind is Kind.COMPARES or (self._is_start and self._active):
-            sizes = {operand.tensor.numel() for operand in self.dependent}
-            is_own = self.name in _RANKS or (self._kind is Kind.COMPARES and len(sizes) > 1)
-            # Of two values at one place, as x and -x, the larger one tells the sign of x.
-            is_stacked = any(part.tensor.numel() < max(sizes) for note in notes for part in note.parts)
-            has_constants = any(note.has_constants for note in notes)
-            has_constants |= any(is_one_number(operand.tensor) for operand in self.dependent)
-            is_free = not (is_stacked or has_constants)
-            return is_own and is_free and all(each.note.is_by_rank for each in masks if each.note)
+            return self._compares_values() and all(each.note.is_by_rank for each in masks if each.note)
         if self._kind in (Kind.RELU, Kind.CLIP) or (self._kind is Kind.SMOOTH and masks):
             return False
         return all(each.note.is_by_rank and each.note.is_tainted for each in masks or self._tainted if each.note)
+
+    def _compares_values(self) -> bool:
+        """Tell whether it chooses itself, among values of other places none of which was put there."""
+        notes = [operand.note for operand in self.dependent if operand.note]
+        sizes = {operand.tensor.numel() for operand in self.dependent}
+        if self.name not in _RANKS and not (self._kind is Kind.COMPARES and len(sizes) > 1):
+            return False
+        # Of two values at one place, as x and -x, the larger one tells the sign of x.
+        is_stacked = any(part.tensor.numel() < max(sizes) for note in notes for part in note.parts)
+        is_put = any(is_one_number(operand.tensor) for operand in self.dependent)
+        return not (is_stacked or is_put or any(note.has_constants for note in notes))
 
     def nominates(self, result: torch.Tensor) -> bool | None:
         """Return None if the result cannot be a ReLU, else whether a choice or taint is met right here."""
@@ -190,23 +194,31 @@ class Step:
             return Note(sign=sign if self.is_relu else Sign.UNKNOWN)
         own = [operand.value for operand in self._read if operand.value is not None]
         parts = [part for operand in self._read if operand.note for part in operand.note.parts]
-        is_spread = bool(own) and result.numel() > max(value.tensor.numel() for value in own)
-        is_moved = self._kind is Kind.MOVES or self.name in _GATHERS or is_spread
-        # The largest of values that depend on the images, none of which was put there, is one of them.
-        is_bound = self._kind is Kind.CLIP or (self._word == "max_pool" and not parts)
-        is_clipped = is_bound or not self._is_start
         return Note(
             is_tainted=self._is_start or bool(self._tainted),
-            is_clipped=is_clipped
-            and all(each.note.is_clipped and not each.is_mask for each in self._tainted if each.note),
+            is_clipped=self._is_clipped(has_parts=bool(parts)),
             is_bound=self._kind is Kind.CLIP or self._is_of_a_bound,
             is_by_rank=self.is_by_rank,
             has_constants=not self._is_mixing and puts_constants(self.name, self._args, self._operands, result),
             sign=sign,
-            parts=tuple(own + parts)[:MOST_SOURCES] if is_moved else () if self._is_mixing else tuple(parts),
+            parts=self._parts(own, parts, result),
             sources=merged(self.dependent, *self._new_sources(own + parts)),
             falling=falling,
         )
+
+    def _is_clipped(self, *, has_parts: bool) -> bool:
+        """Tell whether all that chose up to here were bounds."""
+        # The largest of values that depend on the images, none of which was put there, is one of them.
+        is_bound = self._kind is Kind.CLIP or (self._word == "max_pool" and not has_parts)
+        were_bounds = all(each.note.is_clipped and not each.is_mask for each in self._tainted if each.note)
+        return were_bounds and (is_bound or not self._is_start)
+
+    def _parts(self, own: list[Value], before: list[Value], result: torch.Tensor) -> tuple[Value, ...]:
+        """Return what the result was put together of, before anything added several values up."""
+        is_spread = bool(own) and result.numel() > max(value.tensor.numel() for value in own)
+        if self._kind is Kind.MOVES or self.name in _GATHERS or is_spread:
+            return tuple(own + before)[:MOST_SOURCES]
+        return () if self._is_mixing else tuple(before)
 
     def _sign(self) -> Sign:
         if self.is_relu and self.name != "threshold":

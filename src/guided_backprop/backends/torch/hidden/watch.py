@@ -6,7 +6,7 @@ watched as they are dispatched, by a mode that sees those of this thread between
 
 import sys
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -128,18 +128,14 @@ class ForwardWatch(TorchDispatchMode):
         if self._watched == "details" and name not in _HEADS:
             return func(*args, **kwargs)
         self._count += 1
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        tensors = _tensors_in((args, kwargs))
         notes = [self._notes.of(tensor) for tensor in tensors]
         is_dependent = self._watched == "everything" and name not in _SHAPED and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)
         operands = [Operand(tensor, note, is_kept=is_kept) for tensor, note in zip(tensors, notes, strict=True)]
         result = func(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        if func._schema.is_mutable and tensors:
-            self._notes.put_written(tensors[0])
-        if name in _EMPTY:
-            for each in results:
-                self._notes.put_unwritten(each)
+        results = _tensors_in(result)
+        self._note_memory(name, tensors[:1] if func._schema.is_mutable else [], results)
         if name in _HEADS and operands:
             self._heads.append((operands[0].tensor.detach(), results[0].detach()))
         if is_dependent:
@@ -148,6 +144,13 @@ class ForwardWatch(TorchDispatchMode):
             except Exception as error:
                 raise unreadable(name, error) from error
         return result
+
+    def _note_memory(self, name: str, changed: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
+        """Note what was written in place, and what was given memory that nothing was written to."""
+        for each in changed:
+            self._notes.put_written(each)
+        for each in results if name in _EMPTY else ():
+            self._notes.put_unwritten(each)
 
     def _look(
         self,
@@ -192,7 +195,21 @@ class ForwardWatch(TorchDispatchMode):
         is_real = result.layout is torch.strided and result.is_floating_point() and result.numel() > 0
         if is_direct is None or not is_real or self._count in self._refuted:
             return falling
-        found: list[Suspect] = []
+        found = list(self._suspects(step, result, output, is_direct=is_direct, is_on_view=is_on_view))
+        rising = [suspect for suspect in found if suspect.judgement.verdict is Verdict.CONVEX]
+        kept = [each for each in found if each in rising or not rising or each.place in self._wanted]
+        first = len(self.suspects)
+        self.suspects += kept
+        if rising or self._count in self.raised:
+            self.settled |= falling
+            return None
+        # Whatever it looks like, of this a ReLU may be made, which then stands for both.
+        return falling.union(range(first, len(self.suspects)))
+
+    def _suspects(
+        self, step: Step, result: torch.Tensor, output: int, *, is_direct: bool, is_on_view: bool
+    ) -> Iterator[Suspect]:
+        """Yield what the result may be a ReLU of, where its values do not contradict it."""
         for candidate, x in enumerate(step.candidates(result)):
             place = self._count, output, candidate
             values = as_numpy(result), as_numpy(x.tensor)
@@ -201,10 +218,8 @@ class ForwardWatch(TorchDispatchMode):
             is_told = judgement.verdict is Verdict.UNSETTLED and bool(x.sign) and not is_constant
             # The larger of two that both depend on the images may be 0 in places, and is no ReLU for that.
             is_told |= step.is_of_two and judgement.verdict is Verdict.PARTIAL
-            if place not in self._wanted and (judgement.verdict is Verdict.NONE or is_told):
-                continue
-            found.append(
-                Suspect(
+            if place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
+                yield Suspect(
                     place,
                     step.name,
                     _line(),
@@ -218,16 +233,6 @@ class ForwardWatch(TorchDispatchMode):
                     is_of_two=step.is_of_two,
                     is_on_view=is_on_view,
                 )
-            )
-        rising = [suspect for suspect in found if suspect.judgement.verdict is Verdict.CONVEX]
-        kept = [each for each in found if each in rising or not rising or each.place in self._wanted]
-        first = len(self.suspects)
-        self.suspects += kept
-        if rising or self._count in self.raised:
-            self.settled |= falling
-            return None
-        # Whatever it looks like, of this a ReLU may be made, which then stands for both.
-        return falling.union(range(first, len(self.suspects)))
 
 
 def judged(x: Value, values: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool) -> Judgement:
@@ -239,6 +244,10 @@ def judged(x: Value, values: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool)
     # Nor is a part of what is of one sign anyway.
     is_none = is_at_bound or (found.verdict is Verdict.PARTIAL and bool(x.sign))
     return Judgement(Verdict.NONE) if is_none else found
+
+
+def _tensors_in(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _is_shared(result: torch.Tensor, tensor: torch.Tensor) -> bool:

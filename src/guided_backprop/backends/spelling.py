@@ -90,7 +90,9 @@ _FAR: Final = 64.0
 _FEW: Final = 12
 
 
-def judge(y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, is_by_rank: bool = False) -> Judgement:
+def judge(
+    y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, is_by_rank: bool = False, is_of_one_sign: bool = False
+) -> Judgement:
     """Tell what values say of whether ``y`` is a ReLU of x.
 
     It is one where it is one constant for x below a threshold and a multiple of x, or of x and a shift, above it, or
@@ -103,6 +105,8 @@ def judge(y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, is_by_rank: b
         rounding: how far a multiple may be off, as a share of the largest value.
         is_by_rank: whether all that chose among the values compared them with each other (a top-k, a sort) and never
             with a constant. Then the largest are open and need not be positive.
+        is_of_one_sign: whether x never changes its sign, however the images are. Then what is closed here and there is
+            closed by something else.
     """
     if y.size != x.size or y.size == 0 or y.ndim == 0:
         return Judgement(Verdict.NONE)
@@ -115,7 +119,8 @@ def judge(y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, is_by_rank: b
             found = _judged(y[part], x[part], rounding, is_by_rank=is_by_rank)
             if found.verdict is Verdict.NONE:
                 return found
-        return _judged(y, x, rounding, is_by_rank=is_by_rank)
+        found = _judged(y, x, rounding, is_by_rank=is_by_rank)
+        return Judgement(Verdict.NONE) if is_of_one_sign and found.verdict is Verdict.PARTIAL else found
 
 
 def other_images(images: NumpyArray) -> Iterator[NumpyArray]:

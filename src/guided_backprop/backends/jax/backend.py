@@ -18,7 +18,7 @@ from guided_backprop.backends.jax.cache import Compiled, key_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.graph.composites import mark_activations
 from guided_backprop.backends.jax.graph.heads import Head, head_of
-from guided_backprop.backends.jax.graph.program import CUSTOM, Program, Step
+from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Program, Step
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.hidden.findings import Record
 from guided_backprop.backends.jax.hidden.masks import Audit
@@ -257,39 +257,20 @@ def _functions(program: Program, head: Head | None, rules: Sequence[ReluRule]) -
     # NumPy array for as long as anybody holds on to them.
     block, first = program.block, program.first
 
-    def explained(
-        rule: ReluRule, inside: list[jax.Array], inputs: list[jax.Array], constants: list[Any]
-    ) -> tuple[jax.Array, jax.Array]:
-        runner = Runner(rule, constants)
-        values = runner.run(block, [*inputs, *inside])
-        output = runner.read(block.outputs[0], values)
-        if head is None:
-            return output, output
-        value = values[head.logits]
-        for step in head.moves:
-            (value,) = step.run([value])
-        return value.astype(output.dtype), output
-
     @jax.jit
     def forward(
         constants: list[Any], images: list[jax.Array], others: list[jax.Array]
     ) -> tuple[jax.Array, jax.Array, list[jax.Array], list[Any]]:
-        def inputs(images: list[jax.Array]) -> list[jax.Array]:
-            floats, rest = iter(images), iter(others)
-            count = len(images) + len(others)
-            is_float = [jnp.issubdtype(value.aval.dtype, jnp.floating) for value in block.inputs[:count]]
-            return [next(floats) if each else next(rest) for each in is_float]
-
         inside, pullbacks = [], []
         if first is not None:
             runner = Runner(PLAIN, constants)
-            inside = [runner.read(first.outputs[0], runner.run(first, inputs(images)))]
+            inside = [runner.read(first.outputs[0], runner.run(first, _inputs(block, images, others)))]
         for rule in rules:
             value, pullback, output = jax.vjp(
-                lambda values, rule=rule: (
-                    explained(rule, [], inputs(values), constants)
+                lambda values, runner=Runner(rule, constants): (
+                    _explained(block, head, runner, _inputs(block, values, others))
                     if first is None
-                    else explained(rule, values, inputs(images), constants)
+                    else _explained(block, head, runner, [*_inputs(block, images, others), *values])
                 ),
                 inside or images,
                 has_aux=True,
@@ -303,6 +284,27 @@ def _functions(program: Program, head: Head | None, rules: Sequence[ReluRule]) -
         return gradients  # type: ignore[no-any-return]
 
     return forward, backward
+
+
+def _inputs(block: Block, images: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:
+    """Return the images, which are floating-point numbers, and the other inputs, in the order of the model."""
+    floats, rest = iter(images), iter(others)
+    given = block.inputs[: len(images) + len(others)]
+    return [next(floats) if jnp.issubdtype(value.aval.dtype, jnp.floating) else next(rest) for value in given]
+
+
+def _explained(
+    block: Block, head: Head | None, runner: Runner, inputs: Sequence[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Return what is differentiated, which is what a head is undone of, and the model's output."""
+    values = runner.run(block, inputs)
+    output = runner.read(block.outputs[0], values)
+    if head is None:
+        return output, output
+    value = values[head.logits]
+    for step in head.moves:
+        (value,) = step.run([value])
+    return value.astype(output.dtype), output
 
 
 def _forward(program: Program) -> Any:

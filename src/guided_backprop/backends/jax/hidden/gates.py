@@ -160,17 +160,24 @@ class Judge:
             if before is not None and not all(map(is_evidence, (ys, xs), before)):
                 break
             before, used = (ys, xs), looks
-            judgement = _judged(y, ys, xs, nominee)
+            judgement = self._judged(y, x, nominee, ys, xs)
             if is_far and judgement.is_gate:
                 # What it is it has to be on all of them.
                 ys, xs = self._seen(y, looks), self._seen(x, looks)
-                judgement = judgement if ys is None or xs is None else _judged(y, ys, xs, nominee)
+                judgement = judgement if ys is None or xs is None else self._judged(y, x, nominee, ys, xs)
             verdict, closed = judgement.verdict, judgement.closed
             if verdict is Verdict.UNSETTLED and self._signs.of(x):
                 verdict = Verdict.NONE
             if verdict is not Verdict.UNSETTLED:
                 break
         return verdict, closed, used
+
+    def _judged(self, y: Value, x: Value, nominee: Nominee, ys: NumpyArray, xs: NumpyArray) -> Judgement:
+        if _is_permuted(ys, xs):
+            return Judgement(Verdict.NONE)
+        is_of_one_sign = bool(self._signs.of(x))
+        ys, xs = _snapped(ys, y), xs.reshape(ys.shape)
+        return judge(ys, xs, _ROUNDING, is_by_rank=nominee.is_by_rank, is_of_one_sign=is_of_one_sign)
 
     def _seen(self, value: Value, looks: int, first: int = 0) -> NumpyArray | None:
         """Return what a value was on so many sets of images, one set behind the other; None if it was not computed.
@@ -213,12 +220,6 @@ class Judge:
         inside = watched(first, [first.outputs[0]], {first.outputs[0]: first})(self._program.constants, given)
         (value,) = inside.values()
         return [*given, jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)]
-
-
-def _judged(y: Value, ys: NumpyArray, xs: NumpyArray, nominee: Nominee) -> Judgement:
-    if _is_permuted(ys, xs):
-        return Judgement(Verdict.NONE)
-    return judge(_snapped(ys, y), xs.reshape(ys.shape), _ROUNDING, is_by_rank=nominee.is_by_rank)
 
 
 @dataclass(frozen=True)

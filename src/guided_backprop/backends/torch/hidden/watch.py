@@ -239,11 +239,9 @@ def judged(x: Value, values: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool)
     """Judge whether a result is a ReLU of ``x``; what an explicit bound closes at another value than 0 is none."""
     # How far multiples of one number may be apart in this dtype.
     rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
-    found = judge(*values, rounding, is_by_rank=is_by_rank)
+    found = judge(*values, rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign))
     is_at_bound = x.is_bounded and found.is_gate and closes_elsewhere(found.closed)
-    # Nor is a part of what is of one sign anyway.
-    is_none = is_at_bound or (found.verdict is Verdict.PARTIAL and bool(x.sign))
-    return Judgement(Verdict.NONE) if is_none else found
+    return Judgement(Verdict.NONE) if is_at_bound else found
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:

@@ -340,7 +340,8 @@ def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
     """Tell whether y is closed only where x is negative, or only where it is positive, though not everywhere there."""
     is_closed = (y == 0) & (x != 0)
     signs = x[is_closed] > 0
-    if signs.size < _FEW or not (signs.all() or (~signs).all()):
+    if signs.size < _FEW or not (signs.all() or (~signs).all()) or np.unique(x[is_closed]).size == 1:
+        # One value that is 0 there was closed before, as what a ReLU gave less a number.
         return False
     is_other = (x > 0) != signs[0]
     size = np.abs(x)

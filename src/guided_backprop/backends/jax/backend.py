@@ -266,8 +266,9 @@ def _functions(program: Program, head: Head | None, rules: Sequence[ReluRule]) -
             runner = Runner(PLAIN, constants)
             inside = [runner.read(first.outputs[0], runner.run(first, _inputs(block, images, others)))]
         for rule in rules:
+            runner = Runner(rule, constants)
             value, pullback, output = jax.vjp(
-                lambda values, runner=Runner(rule, constants): (
+                lambda values, runner=runner: (
                     _explained(block, head, runner, _inputs(block, values, others))
                     if first is None
                     else _explained(block, head, runner, [*_inputs(block, images, others), *values])

@@ -127,7 +127,8 @@ class Taint:
 
     def _is_excused(self, step: Step) -> bool:
         """Tell whether it is known what a step is, whatever is made of its results."""
-        return step.is_inside or step.is_part or _is_guard(step) or self._is_clip(step) or self._is_nan_guard(step)
+        is_known = step.is_inside or step.is_part or _is_guard(step)
+        return is_known or _is_branch(step) or self._is_clip(step) or self._is_nan_guard(step)
 
     def _is_clip(self, step: Step) -> bool:
         """Tell an explicit clamp by numbers: a ReLU has been found by them already."""
@@ -277,6 +278,11 @@ def _same_as(value: Value) -> set[Value]:
         (value,) = depending
         same.add(value)
     return same
+
+
+def _is_branch(step: Step) -> bool:
+    """Tell a branch of several values: one number chooses for all of them. What it holds is looked at in there."""
+    return step.word == "cond" and all(int(np.prod(value.aval.shape)) > 1 for value in step.outputs)
 
 
 def _ends(step: Step) -> bool:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import tensorflow as tf
 import torch
 from jax import lax
@@ -70,6 +71,7 @@ WORDS: Mapping[str, Callable[..., Any]] = {
     "cumsum": lambda x: np.cumsum(x, 0),
     "div": lambda x, y: np.divide(x, y, out=np.full_like(x, np.nan), where=y != 0),
     "einsum": lambda x, y: np.einsum("ij,jk->ik", x, y),
+    "erfc": scipy.special.erfc,
     "exp": np.exp,
     "expm1": np.expm1,
     "floor": np.floor,

@@ -26,7 +26,7 @@ class Sign(Flag):
 MAGNITUDES: Final = frozenset({"abs", "huber_loss", "hypot", "norm", "squared_difference", "var"})
 _NOT_NEGATIVE: Final = MAGNITUDES | frozenset(
     """
-    argmax argmin cosh exp hardsigmoid nonzero one_hot relu relu6 rsqrt sigmoid softmax softplus sparse_plus sqrt
+    argmax argmin cosh erfc exp hardsigmoid nonzero one_hot relu relu6 rsqrt sigmoid softmax softplus sparse_plus sqrt
     squareplus
     """.split()
 )

@@ -224,7 +224,7 @@ class JaxBackend(Backend):
         if not any(rule.needs_every_relu for rule in rules):
             return known
         for name in sorted(audit.opaque - set(self.setup.vouch)):
-            raise hidden(name)
+            raise _hidden(name)
         try:
             record = self._judged.get(known, lambda: Record.of(program, facts, self.setup.vouch, images))
         except GuidedBackpropError:
@@ -356,6 +356,16 @@ def _refuse(refused: Sequence[Step], program: Program, rules: Sequence[ReluRule]
                         f"the {rule.name} rule needs the input of every ReLU; received one spelled as arithmetic, with "
                         f"{place_of(step)}. Write it as jax.nn.relu."
                     )
+
+
+def _hidden(name: str) -> OpaqueRegionError:
+    """Return the error for what hides its ReLUs; of an exported function only its code and its derivative are left."""
+    if name != "call_exported":
+        return hidden(name)
+    return OpaqueRegionError(
+        "an exported function hides its ReLUs; received call_exported between score and image. "
+        "Pass the function as it was before jax.export."
+    )
 
 
 def _model_error(error: Exception, images: Sequence[jax.Array]) -> ModelError:

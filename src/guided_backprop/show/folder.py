@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from guided_backprop.arrays import NumpyArray, as_numpy
+from guided_backprop.backends import FRAMEWORKS
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.record import Record

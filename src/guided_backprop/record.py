@@ -212,9 +212,9 @@ def _brief(value: Any) -> str:
     return f"[{', '.join(numbers)}]" if array.ndim else numbers[0]
 
 
-def _as_array(values: Any, dtype: DTypeLike | None, copy: bool | None) -> NumpyArray:
-    array = as_numpy(values)
+def _as_array(attribution: Any, dtype: DTypeLike | None, copy: bool | None) -> NumpyArray:
+    array = as_numpy(attribution)
     converted = array if dtype is None else array.astype(dtype, copy=False)
-    if copy is False and (converted is not array or "bfloat16" in str(values.dtype)):
+    if copy is False and (converted is not array or "bfloat16" in str(attribution.dtype)):
         raise ValueError(f"an array of dtype {dtype} needs a copy; received copy=False. Pass copy=None.")
     return converted.copy() if copy and converted is array else converted

@@ -62,7 +62,7 @@ def framework_of(model: Model, *images: Images) -> str | None:
                 "Set KERAS_BACKEND before Keras is imported."
             )
         return under_keras
-    owners = _owners(type(model)) or set().union(*(_owners(type(values)) for values in images))
+    owners = _owners(type(model)) or set().union(*(_owners(type(image)) for image in images))
     if len(owners) != 1 and len(imported) == 1:
         return imported[0]
     return owners.pop() if len(owners) == 1 else None

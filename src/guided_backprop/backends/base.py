@@ -132,22 +132,22 @@ class Backend(ABC):
     def check_images(self, images: Images) -> None:
         """Raise ImageError unless each input is a batch, and those that are explained are finite numbers."""
         inputs = Inputs.of(images).arrays
-        for values in inputs:
-            self.check_kind(values)
+        for array in inputs:
+            self.check_kind(array)
         self.network.check_inputs(Inputs.of(images))
-        explained = [values for values in inputs if self.is_floating(values)]
+        explained = [array for array in inputs if self.is_floating(array)]
         if not explained:
             received = f"images of dtype {inputs[0].dtype}" if inputs else "no input"
             raise ImageError(
                 f"images must be real floating-point numbers; received {received}. "
                 "Preprocess them as for the model, for example to float32 in [0, 1]."
             )
-        if any(not self.is_finite(values) for values in explained):
+        if any(not self.is_finite(array) for array in explained):
             raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
-        if len({len(values) for values in inputs}) > 1:
+        if len({len(array) for array in inputs}) > 1:
             raise ImageError(
                 "images of several inputs must have one row per image in each; received inputs of "
-                f"{', '.join(str(len(values)) for values in inputs)} rows. Give all the same number."
+                f"{', '.join(str(len(array)) for array in inputs)} rows. Give all the same number."
             )
 
     @abstractmethod
@@ -229,15 +229,15 @@ class Backend(ABC):
         """Return an attribution for ``images``, of no meaning; used for a batch of no images."""
         return self._functions_for(images).zeros_like(images)
 
-    def _functions_for(self, values: Array) -> Any:
-        return np if isinstance(values, np.ndarray) else self.functions
+    def _functions_for(self, array: Array) -> Any:
+        return np if isinstance(array, np.ndarray) else self.functions
 
 
-def per_image(weights: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
+def per_image(weights: ArrayLike, outputs: ArrayLike) -> NDArray[np.float64]:
     """Return the weighted sum of each row; what has no weight does not count, not even if it is infinite."""
-    weights, values = np.asarray(weights, np.float64), np.asarray(values, np.float64)
-    if np.isfinite(values).all():
-        return np.asarray((weights * values).reshape(len(weights), -1).sum(axis=1))
-    product = np.multiply(weights, values, out=np.zeros(weights.shape), where=weights != 0)
+    weights, outputs = np.asarray(weights, np.float64), np.asarray(outputs, np.float64)
+    if np.isfinite(outputs).all():
+        return np.asarray((weights * outputs).reshape(len(weights), -1).sum(axis=1))
+    product = np.multiply(weights, outputs, out=np.zeros(weights.shape), where=weights != 0)
     summed: NDArray[np.float64] = product.reshape(len(product), -1).sum(axis=1)
     return summed

@@ -60,15 +60,15 @@ def guards(view: Sums[Ref], values: Sequence[Ref]) -> dict[Ref, Match[Ref]]:
         view: the graph.
         values: the values that one may be.
     """
-    found = {}
+    matches = {}
     for value in values:
         made = view.made(value)
         if made is None or not made[0].startswith(_RELU) or len(made[1]) != 1:
             continue
         x = made[1][0]
         if not isinstance(x, float) and _Guard(view).is_guard(x, value):
-            found[value] = Match(NAME, value, {"x": x}, frozenset({value}))
-    return found
+            matches[value] = Match(NAME, value, {"x": x}, frozenset({value}))
+    return matches
 
 
 class _Guard:
@@ -112,13 +112,13 @@ class _Guard:
         if word == "where":
             is_fixed = self._constant(operands[0]) is not None
             # What stands for no value at all, as a variance of nothing is NaN.
-            operands = [each for each in operands[1:] if not (is_fixed and isnan(self._constant(each) or 0.0))]
+            operands = [operand for operand in operands[1:] if not (is_fixed and isnan(self._constant(operand) or 0.0))]
         elif word in _KEEPS_FIRST:
             operands = operands[:1]
         elif word not in _KEEPS_ALL:
             return False
         return bool(operands) and all(
-            self.is_never_negative(each, is_lenient=is_lenient, depth=depth - 1) for each in operands
+            self.is_never_negative(operand, is_lenient=is_lenient, depth=depth - 1) for operand in operands
         )
 
     def _is_variance(self, terms: Sequence[_Term]) -> bool:
@@ -143,7 +143,9 @@ class _Guard:
             return False
         factors = self._factors(products[0].value)
         of = [self._squared(self._unsummed(term.value)) for term in squares]
-        is_of_both = bool(factors) and {self._unmoved(each) for each in factors} == {self._unmoved(each) for each in of}
+        is_of_both = bool(factors) and {self._unmoved(factor) for factor in factors} == {
+            self._unmoved(base) for base in of
+        }
         first, second = (term.factor for term in squares)
         return is_of_both and first == second and isclose(products[0].factor, -2 * first, rel_tol=_ROUNDING)
 
@@ -173,7 +175,7 @@ class _Guard:
         word, operands = made
         if word in _ROOTS or (word == "pow" and operands[-1] in (0.5, -0.5)):
             return True
-        depending = sum(self._constant(each) is None for each in operands)
+        depending = sum(self._constant(operand) is None for operand in operands)
         return word in _POINTWISE and depending == 1 and self._leads_to_root(value, depth - 1)
 
     def _terms(self, value: object, factor: float, depth: int = _DEEPEST) -> Iterator[_Term]:
@@ -233,8 +235,8 @@ class _Guard:
         made = self._made(self._unsummed(value))
         if made is None or made[0] not in _PRODUCTS | {"mul"}:
             return []
-        operands = [each for each in made[1] if not isinstance(each, float)][:2]
-        return operands if all(self._constant(each) is None for each in operands) else []
+        operands = [operand for operand in made[1] if not isinstance(operand, float)][:2]
+        return operands if all(self._constant(operand) is None for operand in operands) else []
 
     def _unmoved(self, value: object) -> object:
         while (made := self._made(value)) is not None and made[0] in MOVES:

@@ -74,8 +74,8 @@ class KerasNetwork(Network):
         # By name, or one for several: what is whose is Keras' matter.
         if inputs.form not in ("one", "tuple") or not specs or len(specs) != len(inputs.arrays):
             return
-        for values, spec in zip(inputs.arrays, specs, strict=True):
-            wanted, shape = tuple(spec.shape)[1:], tuple(values.shape)
+        for array, spec in zip(inputs.arrays, specs, strict=True):
+            wanted, shape = tuple(spec.shape)[1:], tuple(array.shape)
             # Keras itself puts an axis of one channel behind images that have none.
             is_without_channel = wanted[1:] and wanted[-1] == 1 and shape[-1] != 1 and _fits(shape[1:], wanted[:-1])
             if _fits(shape, wanted) and not is_without_channel:

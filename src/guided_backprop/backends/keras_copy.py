@@ -38,8 +38,8 @@ class KerasCopy(PrivateCopy):
 
     def __init__(self, model: Model, run: Callable[[Model], object], seed: int) -> None:
         self.model = _copied(model)
-        values = [as_numpy(variable.value) for variable in model.weights]
-        given = {id(copied): value for copied, value in zip(self.model.weights, values, strict=True)}
+        arrays = [as_numpy(variable.value) for variable in model.weights]
+        given = {id(copied): value for copied, value in zip(self.model.weights, arrays, strict=True)}
         last: dict[int, int] = {}
         with _watched(self.model, last):
             run(self.model)
@@ -66,7 +66,7 @@ def _copied(model: Model) -> Model:
     tracking = sys.modules["keras.src.utils.tracking"]
     layers = _inside(model)
     memo: dict[int, object] = {id(layer): object.__new__(type(layer)) for layer in layers}
-    memo |= {id(each): each for layer in layers for each in _of_training(layer)}
+    memo |= {id(part): part for layer in layers for part in _of_training(layer)}
     try:
         # Lists and dictionaries of layers are filled again: nothing new that a layer would have to know of.
         with tracking.DotNotTrackScope():
@@ -85,23 +85,23 @@ def _of_training(layer: Layer) -> Iterator[object]:
     """Yield what a layer holds that only training uses."""
     keras = sys.modules["keras"]
     for value in vars(layer).values():
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(each, (keras.Loss, keras.Metric, keras.Optimizer)):
-                yield each
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, (keras.Loss, keras.Metric, keras.Optimizer)):
+                yield part
 
 
 def _inside(model: Model) -> list[Layer]:
     """Return the model and all layers in it, also those that a layer holds for itself, as a Sequential its graph."""
     keras = sys.modules["keras"]
-    found, left = {}, [model]
+    layers, left = {}, [model]
     while left:
         layer = left.pop()
-        if id(layer) not in found:
-            found[id(layer)] = layer
+        if id(layer) not in layers:
+            layers[id(layer)] = layer
             # On torch, a layer is a module too, and holds them as such.
             held = [*vars(layer).values(), *vars(layer).get("_modules", {}).values()]
             left += [*_layers(layer), *(value for value in held if isinstance(value, keras.Layer))]
-    return list(found.values())
+    return list(layers.values())
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def _layers(model: Model) -> list[Layer]:
 
 def _own(layer: Layer) -> list[Variable]:
     """Return the weights that belong to no layer inside of this one."""
-    inside = {id(weight) for each in layer._flatten_layers(include_self=False) for weight in each.weights}
+    inside = {id(weight) for inner in layer._flatten_layers(include_self=False) for weight in inner.weights}
     return [weight for weight in layer.weights if id(weight) not in inside]
 
 

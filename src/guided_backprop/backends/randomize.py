@@ -59,18 +59,18 @@ class Weight(NamedTuple):
         """Return what a fresh layer would have in its place."""
         shape, words = self.value.shape, self.words
         if self.is_kernel:
-            values = _truncated(generator, shape) * np.sqrt(2 / self._fan_in())
+            weight = _truncated(generator, shape) * np.sqrt(2 / self._fan_in())
         elif words & {"var", "variance"}:
-            values = np.ones(shape)
+            weight = np.ones(shape)
         elif "mean" in words:
-            values = np.zeros(shape)
+            weight = np.zeros(shape)
         elif "alpha" in words:
-            values = np.full(shape, 0.25)
+            weight = np.full(shape, 0.25)
         else:
             # A vector that is called weight is a normalisation's.
             centre = 1.0 if words & {*_SCALES, "weight"} else 0.0
-            values = centre + _SHIFT * _truncated(generator, shape)
-        return np.asarray(values, self.value.dtype)
+            weight = centre + _SHIFT * _truncated(generator, shape)
+        return np.asarray(weight, self.value.dtype)
 
     def _fan_in(self) -> int:
         """Return how many inputs one output adds up: "weight" has its outputs first, a "kernel" has them last."""
@@ -122,19 +122,19 @@ class PrivateCopy(ABC):
 def _together(weights: Sequence[Weight]) -> list[tuple[str, ...]]:
     """Return the layers from output to input, with those that have no kernel beside the one in front of them."""
     kernels = {weight.layer for weight in weights if weight.is_kernel}
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     for layer in dict.fromkeys(weight.layer for weight in weights):
-        has_room = bool(found) and (layer not in kernels or not kernels.intersection(found[-1]))
+        has_room = bool(groups) and (layer not in kernels or not kernels.intersection(groups[-1]))
         if has_room:
-            found[-1].insert(0 if layer in kernels else len(found[-1]), layer)
+            groups[-1].insert(0 if layer in kernels else len(groups[-1]), layer)
         else:
-            found.append([layer])
-    return [tuple(layers) for layers in reversed(found)]
+            groups.append([layer])
+    return [tuple(layers) for layers in reversed(groups)]
 
 
 def _truncated(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Return draws of mean 0 and standard deviation 1 from a normal distribution without its tails."""
-    values = generator.standard_normal(shape)
-    while (is_far := np.abs(values) > 2).any():
-        values[is_far] = generator.standard_normal(np.count_nonzero(is_far))
-    return values / _LEFT
+    draws = generator.standard_normal(shape)
+    while (is_far := np.abs(draws) > 2).any():
+        draws[is_far] = generator.standard_normal(np.count_nonzero(is_far))
+    return draws / _LEFT

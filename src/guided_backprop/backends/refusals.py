@@ -22,11 +22,11 @@ def coverage_of(counts: Counter[tuple[str, str]], rule: ReluRule) -> Coverage:
     """Return how often each ``(name, treatment)`` was met; raise if a rule found no ReLU to act on."""
     rows = Coverage(Nonlinearity(name, count, how) for (name, how), count in sorted(counts.items()))
     if rule.needs_every_relu and not any(row.treatment == rule.name for row in rows):
-        found = ", ".join(f"{name} x{count}" for name, count, _ in rows) or "no non-linearity"
+        listed = ", ".join(f"{name} x{count}" for name, count, _ in rows) or "no non-linearity"
         is_smooth = isinstance(rule, Guided) and any(row.name in SMOOTH for row in rows)
         instead = ', or smooth="guide", which extends the method' if is_smooth else ""
         raise NoReluError(
-            f"the {rule.name} rule needs at least one ReLU between score and image; found {found}. "
+            f"the {rule.name} rule needs at least one ReLU between score and image; found {listed}. "
             f"Use Saliency(model){instead}."
         )
     return rows
@@ -42,9 +42,9 @@ def hidden(name: str) -> OpaqueRegionError:
 
 def spelled(names: Collection[str], relu: str) -> OpaqueRegionError:
     """Return the error for ReLUs that are spelled as arithmetic; ``relu`` is how to write one."""
-    found = ", ".join(sorted(names))
+    listed = ", ".join(sorted(names))
     return OpaqueRegionError(
-        f"a ReLU must be an operation of its own; received one spelled as arithmetic, with {found}. "
+        f"a ReLU must be an operation of its own; received one spelled as arithmetic, with {listed}. "
         f'Write it as {relu}, or pass vouch={{"{min(names)}": "plain"}} if it is no ReLU.'
     )
 

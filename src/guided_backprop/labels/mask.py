@@ -25,10 +25,10 @@ class Mask:
         Raises:
             LabelError: it is not finite numbers or booleans.
         """
-        values = as_numpy(mask)
-        if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-            raise LabelError(f"mask must be finite numbers; received mask of dtype {values.dtype}. Pass booleans.")
-        return cls(values.astype(np.float64), count)
+        array = as_numpy(mask)
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+            raise LabelError(f"mask must be finite numbers; received mask of dtype {array.dtype}. Pass booleans.")
+        return cls(array.astype(np.float64), count)
 
     def within(self, channels: NumpyArray, start: int) -> NumpyArray:
         """Return the channels ``(N, C, ...)`` of the images from ``start`` on, with nothing outside of the mask.

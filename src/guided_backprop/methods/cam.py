@@ -144,7 +144,7 @@ class GuidedGradCAM(Method):
         guided = super().explain_batch(backend, images, weigh, score)
         pairs = zip(guided.attribution, cams.attribution, strict=True)
         maps = [
-            Inputs.of(guided_map).map(lambda values, cam: values * cam, Inputs.of(cam)).images
+            Inputs.of(guided_map).map(lambda gradient, cam: gradient * cam, Inputs.of(cam)).images
             for guided_map, cam in pairs
         ]
         return replace(guided, attribution=maps)
@@ -178,19 +178,19 @@ def _cams(backend: Backend, images: Images, inside: Attributed, interpolation: I
     return Attributed(maps, inside.scores, inside.outputs, inside.coverage, inside.head)
 
 
-def _fitted(backend: Backend, cam: NDArray[np.float64], interpolation: Interpolation, values: Any) -> Any:
+def _fitted(backend: Backend, cam: NDArray[np.float64], interpolation: Interpolation, array: Any) -> Any:
     """Return the map at the size of one of the model's inputs; None if that is of integers."""
-    if not backend.is_floating(values):
+    if not backend.is_floating(array):
         return None
-    axis = backend.channel_axis(values)
-    if axis is None or len(values.shape) != cam.ndim + 1:
-        raise _no_positions(cam.shape, values)
-    sizes = [size for each, size in enumerate(values.shape) if each not in (0, axis)]
-    return backend.from_numpy(np.expand_dims(resized(cam, sizes, interpolation), axis), values)
+    axis = backend.channel_axis(array)
+    if axis is None or len(array.shape) != cam.ndim + 1:
+        raise _no_positions(cam.shape, array)
+    sizes = [size for position, size in enumerate(array.shape) if position not in (0, axis)]
+    return backend.from_numpy(np.expand_dims(resized(cam, sizes, interpolation), axis), array)
 
 
 def _no_positions(shape: tuple[int, ...], images: Any) -> OptionError:
-    images = ", ".join(str(tuple(values.shape)) for values in Inputs.of(images).arrays)
+    images = ", ".join(str(tuple(array.shape)) for array in Inputs.of(images).arrays)
     return OptionError(
         f"layer and images must both have positions, along as many axes; received a layer of shape {shape} (without "
         f"channels, if it has some) and images of shape {images}. Name a convolutional layer."

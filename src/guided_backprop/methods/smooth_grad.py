@@ -125,15 +125,15 @@ class SmoothGrad:
     def _noisy(self, backend: Backend, inputs: Inputs, rows: NumpyArray, samples: NumpyArray) -> Inputs:
         """Return copies of the images at ``rows``, each with its own noise."""
 
-        def copies(values: Array) -> Tensor:
-            array = as_numpy(values)[rows]
-            if not backend.is_floating(values):
-                return backend.from_numpy(array, values)
+        def copies(images: Array) -> Tensor:
+            array = as_numpy(images)[rows]
+            if not backend.is_floating(images):
+                return backend.from_numpy(array, images)
             noise = np.empty(array.shape)
             for index, (row, sample) in enumerate(zip(rows, samples, strict=True)):
                 noise[index] = generators[row, sample].normal(size=array.shape[1:])
             spread = np.ptp(array.reshape(len(array), -1).astype(np.float64), axis=1) * self.noise
-            return backend.from_numpy(array + noise * spread.reshape(-1, *[1] * (array.ndim - 1)), values)
+            return backend.from_numpy(array + noise * spread.reshape(-1, *[1] * (array.ndim - 1)), images)
 
         keys = zip(rows.tolist(), samples.tolist(), strict=True)
         generators = {key: np.random.default_rng([self.seed, *key]) for key in keys}
@@ -153,10 +153,10 @@ class SmoothGrad:
             # Welford's update: both differences are small where the maps agree, so nothing cancels.
             square[row] += (before * (new - mean[row]) - square[row]) / number
 
-    def _result(self, backend: Backend, clean: Explanations, found: list[Inputs], target: Label) -> Explanations:
+    def _result(self, backend: Backend, clean: Explanations, moments: list[Inputs], target: Label) -> Explanations:
         """Return the explanations with these maps, in the images' kind, and reduced as the method says."""
         inputs, is_many = Inputs.of(clean.images), target.is_many(clean.outputs)
-        maps = [label.map(backend.from_numpy, inputs).images for label in found]
+        maps = [label.map(backend.from_numpy, inputs).images for label in moments]
         scores = clean.scores.T if is_many else clean.scores[None]
         whole = Attributed(maps, scores, clean.outputs, clean.coverage, clean.head)
         together = put_together(backend, whole, clean.reducer, Inputs.of(clean.channel_axis), is_many=is_many)

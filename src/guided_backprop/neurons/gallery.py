@@ -109,7 +109,7 @@ class NeuronGallery:
                 "a picture needs images (N, C, H, W) or (N, H, W, C); "
                 f"received crops of shape {self.crops.shape[2:]}. Use crops and attribution as arrays."
             )
-        tiles = [*map(picture, pixels[0]), *(colour_picture(each, percentile) for each in pixels[1])]
+        tiles = [*map(picture, pixels[0]), *(colour_picture(attribution, percentile) for attribution in pixels[1])]
         framed = [np.pad(tile, [(_GAP, _GAP), (_GAP, _GAP), (0, 0)], constant_values=255) for tile in tiles]
         return np.concatenate(framed, axis=1)
 
@@ -197,13 +197,13 @@ class _Strongest:
 
     def add(self, images: Images, outputs: NumpyArray, channel_axis: int) -> None:
         """Look at one batch."""
-        values = as_numpy(images)
-        if not len(values):
+        pixels = as_numpy(images)
+        if not len(pixels):
             return
-        first = next((image for rows in self.found for *_, image in rows), values[0])
-        if first.shape != values.shape[1:]:
+        first = next((image for rows in self.found for *_, image in rows), pixels[0])
+        if first.shape != pixels.shape[1:]:
             raise ImageError(
-                f"images must all have one shape; received {first.shape} and {values.shape[1:]}. Resize them."
+                f"images must all have one shape; received {first.shape} and {pixels.shape[1:]}. Resize them."
             )
         by_channel = np.moveaxis(outputs, channel_axis, 1)
         if not ((self.channels >= 0) & (self.channels < by_channel.shape[1])).all():
@@ -212,14 +212,14 @@ class _Strongest:
                 "Count from 0."
             )
         for rows, channel in zip(self.found, self.channels, strict=True):
-            planes = by_channel[:, channel].reshape(len(values), -1)
+            planes = by_channel[:, channel].reshape(len(pixels), -1)
             places, strengths = planes.argmax(axis=1), planes.max(axis=1)
             for row in np.argsort(-strengths, kind="stable")[: self._count]:
                 position = tuple(map(int, np.unravel_index(places[row], by_channel.shape[2:])))
-                rows.append((float(strengths[row]), self._seen + int(row), position, values[row].copy()))
-            rows.sort(key=lambda each: (-each[0], each[1]))
+                rows.append((float(strengths[row]), self._seen + int(row), position, pixels[row].copy()))
+            rows.sort(key=lambda entry: (-entry[0], entry[1]))
             del rows[self._count :]
-        self._seen += len(values)
+        self._seen += len(pixels)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,9 @@ class _Explainer:
     axes: list[Axis]
 
     def explain(self, best: _Strongest) -> NeuronGallery:
-        rows = [(channel, *each) for channel, found in zip(best.channels, best.found, strict=True) for each in found]
+        rows = [
+            (channel, *entry) for channel, entries in zip(best.channels, best.found, strict=True) for entry in entries
+        ]
         shape = (len(best.channels), len(best.found[0]))
         channels, activations, numbers, positions, images = zip(*rows, strict=True)
         maps, coverage, share = self._maps(channels, np.array(activations), positions, np.stack(images))
@@ -245,7 +247,7 @@ class _Explainer:
             activations=np.reshape(activations, shape),
             boxes=np.reshape(boxes, (*shape, -1, 2)).astype(np.int64),
             crops=_stacked([image[part] for image, part in zip(images, parts, strict=True)], shape),
-            attribution=_stacked([each[part] for each, part in zip(maps, parts, strict=True)], shape),
+            attribution=_stacked([attribution[part] for attribution, part in zip(maps, parts, strict=True)], shape),
             share=share,
             coverage=coverage,
             method=self.method.name,
@@ -268,19 +270,19 @@ class _Explainer:
         pixels = np.stack([image[part] for image, part in zip(images, parts, strict=True)])
         if pixels.size < images.size:
             inside = [(int(channel), *(at for *_, at in crop)) for channel, crop in zip(channels, crops, strict=True)]
-            found = self._try(pixels, inside)
-            if found is not None:
-                is_same = np.abs(found.scores - activations) <= _ROUNDING * np.abs(activations).max()
+            explained = self._try(pixels, inside)
+            if explained is not None:
+                is_same = np.abs(explained.scores - activations) <= _ROUNDING * np.abs(activations).max()
                 for row in np.flatnonzero(is_same):
-                    maps[row][parts[row]] = as_numpy(found.attribution)[row]
-                coverages.append(found.coverage)
+                    maps[row][parts[row]] = as_numpy(explained.attribution)[row]
+                coverages.append(explained.coverage)
                 left = np.flatnonzero(~is_same)
                 run += pixels.size
         if left.size:
             entries = [(int(channels[row]), *positions[row]) for row in left.tolist()]
-            found = self.method.explain(self.backend.from_numpy(images[left], self.like), entries)
-            maps[left] = as_numpy(found.attribution)
-            coverages.append(found.coverage)
+            explained = self.method.explain(self.backend.from_numpy(images[left], self.like), entries)
+            maps[left] = as_numpy(explained.attribution)
+            coverages.append(explained.coverage)
             run += images[left].size
         return maps, Coverage.merge(coverages), run / images.size
 

@@ -66,9 +66,9 @@ def receptive_field(backend: Backend, images: Images, outputs: NumpyArray, seed:
         outputs: what the layer returns for images of this shape, ``(N, ...)``.
         seed: chooses the noise.
     """
-    values = as_numpy(images)
+    pixels = as_numpy(images)
     channel = backend.channel_axis(images)
-    lengths = [size for axis, size in enumerate(values.shape) if axis not in (0, channel)]
+    lengths = [size for axis, size in enumerate(pixels.shape) if axis not in (0, channel)]
     whole = [Axis(length, length) for length in lengths]
     out_channel = backend.channel_axis(outputs)
     sizes = [size for axis, size in enumerate(outputs.shape) if axis not in (0, out_channel)]
@@ -84,12 +84,12 @@ def receptive_field(backend: Backend, images: Images, outputs: NumpyArray, seed:
         return [np.moveaxis(weights, 1, out_channel)]
 
     rng = np.random.default_rng(seed)
-    mean, spread = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)) or 1.0
+    mean, spread = float(pixels.mean(dtype=np.float64)), float(pixels.std(dtype=np.float64)) or 1.0
     support = np.zeros((2, *lengths), bool)
     for _ in range(_PROBES):
-        noise = backend.from_numpy(rng.normal(mean, spread, (2, *values.shape[1:])), images)
-        found = as_numpy(backend.attribute(noise, weigh, [OPEN])[0].attribution[0])
-        support |= (np.moveaxis(found, channel, 1) != 0).any(axis=1)
+        noise = backend.from_numpy(rng.normal(mean, spread, (2, *pixels.shape[1:])), images)
+        gradient = as_numpy(backend.attribute(noise, weigh, [OPEN])[0].attribution[0])
+        support |= (np.moveaxis(gradient, channel, 1) != 0).any(axis=1)
     edges = map(_edges, support)
     return [
         _axis(length, position, here, there) if size > 1 else Axis(length, length)

@@ -276,21 +276,21 @@ def _shown(attribution: Pixels, of: Channels) -> NDArray[np.float64]:
     return _colours(pixels) if of == "colour" else np.asarray((pixels / pixels.shape[2]).sum(axis=2))
 
 
-def _scale(values: NDArray[np.float64], percentile: float) -> float:
+def _scale(attribution: NDArray[np.float64], percentile: float) -> float:
     """Return the percentile of the magnitudes, or else their maximum."""
     if not 0 < percentile <= 100:
         raise OptionError(
             f"percentile must be in (0, 100]; received percentile={percentile!r}. Pass 99 for the usual look."
         )
-    magnitude = np.abs(values)
+    magnitude = np.abs(attribution)
     return float(np.percentile(magnitude, percentile)) or float(magnitude.max())
 
 
-def _scaled(values: NDArray[np.float64], percentile: float) -> NDArray[np.float64]:
-    """Return ``values`` divided by their scale, in [-1, 1]."""
-    full = _scale(values, percentile)
+def _scaled(attribution: NDArray[np.float64], percentile: float) -> NDArray[np.float64]:
+    """Return ``attribution`` divided by its scale, in [-1, 1]."""
+    full = _scale(attribution, percentile)
     # Clipped before the division: a quotient by a tiny scale can overflow.
-    return np.clip(values, -full, full) / full if full > 0 else np.zeros_like(values)
+    return np.clip(attribution, -full, full) / full if full > 0 else np.zeros_like(attribution)
 
 
 def _ramped(shares: NDArray[np.float64], ramp: NDArray[np.int_]) -> NDArray[np.float64]:

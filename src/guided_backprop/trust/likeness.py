@@ -98,9 +98,9 @@ class Likeness:
         )
 
 
-def summaries(found: Sequence[Likeness]) -> list[Trust]:
+def summaries(likenesses: Sequence[Likeness]) -> list[Trust]:
     """Return what several images together say: how alike the maps of several classes are, and how like edges."""
-    rivals = [rival for each in found for rival in each.rivals]
+    rivals = [rival for likeness in likenesses for rival in likeness.rivals]
     guided = [rival.guided for rival in rivals if rival.guided is not None]
     checks = []
     if guided:
@@ -114,7 +114,7 @@ def summaries(found: Sequence[Likeness]) -> list[Trust]:
                 _spread(guided, [rival.plain for rival in rivals]),
             )
         )
-    edges = [each.guided_edges for each in found], [each.plain_edges for each in found]
+    edges = [likeness.guided_edges for likeness in likenesses], [likeness.plain_edges for likeness in likenesses]
     if rows := _spread(*edges):
         checks.append(
             Trust(
@@ -179,8 +179,8 @@ def _down(value: float) -> str:
 
 def _spread(guided: Sequence[float | None], plain: Sequence[float | None]) -> list[Mapping[str, str]]:
     rows: list[Mapping[str, str]] = []
-    for method, values in (("GuidedBackprop", guided), ("Saliency", plain)):
-        known = [value for value in values if value is not None]
+    for method, measured in (("GuidedBackprop", guided), ("Saliency", plain)):
+        known = [value for value in measured if value is not None]
         if known:
             figures = {"lowest": min(known), "median": float(np.median(known)), "highest": max(known)}
             rows.append({"method": method, **{name: number(value, 3) for name, value in figures.items()}})

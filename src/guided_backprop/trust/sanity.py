@@ -145,7 +145,7 @@ class _Check:
 
     def _add(self, mode: str, block: str, metrics: Mapping[str, NDArray[np.float64]]) -> None:
         self._rows += [
-            Row(mode, block, metric, float(values.mean()), float(values.std())) for metric, values in metrics.items()
+            Row(mode, block, metric, float(figures.mean()), float(figures.std())) for metric, figures in metrics.items()
         ]
 
     def _copy(self) -> PrivateCopy:
@@ -174,10 +174,14 @@ class _Check:
         """Compare with random maps, and with the edges in the images."""
         generator = np.random.default_rng([self._seed, 1])
         shape = self._clean.attribution.shape
-        found = [
+        similarities = [
             self._maps.similarity(Maps(generator.standard_normal(shape), self._axis)) for _ in range(self._repeats)
         ]
-        self._add("random", "", {metric: np.concatenate([each[metric] for each in found]) for metric in found[0]})
+        self._add(
+            "random",
+            "",
+            {metric: np.concatenate([similarity[metric] for similarity in similarities]) for metric in similarities[0]},
+        )
         if not self._maps.is_picture:
             self._notes.append("SSIM, HOG and edges are for pictures of at least 5 pixels a side")
             return
@@ -232,24 +236,29 @@ class _Check:
         if ids.shape == self._clean.outputs.shape:
             # Integers of the output's shape would be taken for weights.
             ids = np.concatenate([ids, labels[:, None]], axis=1)
-        found: dict[str, list[list[NDArray[np.float64]]]] = {"cosine": [], "spearman_abs": [], "spearman": []}
+        measured: dict[str, list[list[NDArray[np.float64]]]] = {"cosine": [], "spearman_abs": [], "spearman": []}
         for start in range(0, len(labels), _ROWS):
             rows = slice(start, start + _ROWS)
             maps = as_numpy(self._method.explain(self._images[rows], ids[rows]).attribution)
             first = Maps(maps[:, 0], self._axis)
-            for each in found.values():
-                each.append([])
+            for batches in measured.values():
+                batches.append([])
             for other in range(1, 1 + runners.shape[1] + drawn.shape[1]):
                 alike = first.similarity(Maps(maps[:, other], self._axis))
-                found["cosine"][-1].append(cosines(maps[:, 0], maps[:, other]))
+                measured["cosine"][-1].append(cosines(maps[:, 0], maps[:, other]))
                 for metric in ("spearman_abs", "spearman"):
-                    found[metric][-1].append(alike[metric])
+                    measured[metric][-1].append(alike[metric])
         # Of each image the mean over the other classes.
-        whole = {metric: np.concatenate([np.array(batch) for batch in each], axis=1) for metric, each in found.items()}
+        whole = {
+            metric: np.concatenate([np.array(batch) for batch in batches], axis=1)
+            for metric, batches in measured.items()
+        }
         split = runners.shape[1]
-        self._add("labels", "runners-up", {metric: each[:split].mean(axis=0) for metric, each in whole.items()})
+        self._add("labels", "runners-up", {metric: figures[:split].mean(axis=0) for metric, figures in whole.items()})
         if drawn.shape[1]:
-            self._add("labels", "random classes", {metric: each[split:].mean(axis=0) for metric, each in whole.items()})
+            self._add(
+                "labels", "random classes", {metric: figures[split:].mean(axis=0) for metric, figures in whole.items()}
+            )
 
     def _is_propagated(self) -> bool:
         is_one_pass = isinstance(self._method, Method) and self._method.is_one_pass
@@ -271,10 +280,10 @@ class _Check:
                 self._add("convergence", layer, {"cosine": depth.cosines})
 
         drawn = vectors(self._clean.outputs.shape, self._seed)
-        found = depths(method.subject, self._images, layers)
-        if len(found) == 2:
+        names = depths(method.subject, self._images, layers)
+        if len(names) == 2:
             self._notes.append("convergence is measured at the images alone: no layer inside can be named")
-        return [partial(step, layer) for layer in found]
+        return [partial(step, layer) for layer in names]
 
 
 #: The layers of one block, from output to input; what has no kernel beside the layer that it belongs to.
@@ -285,7 +294,7 @@ def _bundles(layers: list[tuple[str, ...]], blocks: int | Sequence[str]) -> list
     """Return the blocks from output to input."""
     if isinstance(blocks, int) and not isinstance(blocks, bool) and blocks > 0:
         if len(layers) <= blocks:
-            return [[each] for each in layers]
+            return [[group] for group in layers]
         if blocks == 1:
             return [layers]
         edges = np.linspace(1, len(layers), blocks).round().astype(int)
@@ -295,23 +304,23 @@ def _bundles(layers: list[tuple[str, ...]], blocks: int | Sequence[str]) -> list
             "blocks must be a positive integer, or the names of blocks from output to input; received "
             f"blocks={blocks!r}. Pass 12."
         )
-    found = [_named(layers, name) for name in blocks]
-    taken = [layer for bundle in found for each in bundle for layer in each]
+    bundles = [_named(layers, name) for name in blocks]
+    taken = [layer for bundle in bundles for group in bundle for layer in group]
     if len({*taken}) < len(taken):
         raise OptionError(f"blocks must have no layer in common; received blocks={blocks!r}. Name each layer once.")
-    return found
+    return bundles
 
 
 def _named(layers: list[tuple[str, ...]], name: str) -> _Bundle:
-    found = []
-    for each in layers:
-        inside = tuple(layer for layer in each if layer == name or layer.startswith((f"{name}.", f"{name}/")))
+    bundle = []
+    for group in layers:
+        inside = tuple(layer for layer in group if layer == name or layer.startswith((f"{name}.", f"{name}/")))
         # What has no kernel comes with the layer that it belongs to.
-        found += [each if each[0] in inside else inside] if inside else []
-    if not found:
-        known = ", ".join(repr(each[0]) for each in layers[:12])
+        bundle += [group if group[0] in inside else inside] if inside else []
+    if not bundle:
+        known = ", ".join(repr(group[0]) for group in layers[:12])
         raise OptionError(f"blocks must name layers with weights; received {name!r} of {known}. Pass one of these.")
-    return found
+    return bundle
 
 
 def _name(bundle: _Bundle) -> str:

@@ -35,23 +35,23 @@ class Maps:
     """
 
     def __init__(self, attribution: NumpyArray, channel_axis: int | None = None) -> None:
-        values = attribution.astype(np.float64)
-        self.signed: Array = _scaled(values if channel_axis is None else values.sum(axis=channel_axis))
-        magnitude = np.abs(values)
+        maps = attribution.astype(np.float64)
+        self.signed: Array = _scaled(maps if channel_axis is None else maps.sum(axis=channel_axis))
+        magnitude = np.abs(maps)
         self.magnitude: Array = _scaled(magnitude if channel_axis is None else magnitude.sum(axis=channel_axis))
 
     def similarity(self, other: Self) -> dict[str, Array]:
         """Return each metric, ``(N,)``, 1 for equal maps. Where either of two maps is constant it is 0."""
-        found = {
+        metrics = {
             "spearman_abs": self.rank_correlation(other),
             "spearman": _products(self._ranks, other._ranks),
         }
         if self.is_picture:
             is_clear = ~(self._is_flat | other._is_flat)
             pairs = zip(self.signed, other.signed, strict=True)
-            found["ssim"] = np.array([_ssim(*pair) for pair in pairs]) * is_clear
-            found["hog"] = _products(self._gradients, other._gradients) * is_clear
-        return found
+            metrics["ssim"] = np.array([_ssim(*pair) for pair in pairs]) * is_clear
+            metrics["hog"] = _products(self._gradients, other._gradients) * is_clear
+        return metrics
 
     def rank_correlation(self, other: Self) -> Array:
         """Return Spearman's rank correlation of magnitudes, ``(N,)``."""
@@ -85,8 +85,8 @@ class Maps:
         from skimage.feature import hog  # noqa: PLC0415
 
         cell = tuple(min(_CELL, side // _BLOCK) for side in self.signed.shape[1:])
-        found = [hog(each, pixels_per_cell=cell, cells_per_block=(_BLOCK, _BLOCK)) for each in self.signed]
-        return _standardised(np.array(found))
+        histograms = [hog(picture, pixels_per_cell=cell, cells_per_block=(_BLOCK, _BLOCK)) for picture in self.signed]
+        return _standardised(np.array(histograms))
 
 
 def cosines(one: NumpyArray, other: NumpyArray) -> Array:
@@ -98,7 +98,7 @@ def edges(images: NumpyArray) -> Array:
     """Return the magnitude of the Sobel gradient of each of ``(N, H, W)``."""
     from skimage.filters import sobel  # noqa: PLC0415
 
-    return np.array([sobel(each.astype(np.float64)) for each in images])
+    return np.array([sobel(image.astype(np.float64)) for image in images])
 
 
 def need_libraries() -> None:

@@ -126,10 +126,10 @@ class SanityCheck:
         beside = f"random maps are at {_number(random.mean)}"
         beside += f" and the edges in the images at {_number(edges.mean)}" if edges else ""
         mode = "cascading" if self.row("cascading", self.names[-1]) else "independent"
-        found = [[row.mean for name in self.names if (row := self.row(mode, name, each))] for each in _RANKS]
-        if not found[0]:
+        means = [[row.mean for name in self.names if (row := self.row(mode, name, metric))] for metric in _RANKS]
+        if not means[0]:
             return []
-        strength, signed = map(np.array, found)
+        strength, signed = map(np.array, means)
         if mode == "independent":
             many = f"between {_number(strength.min())} and {_number(strength.max())}"
             return [f"randomising one block leaves {self.method} maps at rank correlation {many}, where {beside}"]
@@ -254,8 +254,8 @@ class SanityCheck:
         rows = [row for row in self.rows if row.mode == mode and row.metric in ("cosine", _HEADLINE)]
         blocks = list(dict.fromkeys(row.block for row in rows))
         for number, metric in enumerate(dict.fromkeys(row.metric for row in rows)):
-            found = [row for row in rows if row.metric == metric]
-            means, spreads = [row.mean for row in found], [row.spread for row in found]
+            drawn = [row for row in rows if row.metric == metric]
+            means, spreads = [row.mean for row in drawn], [row.spread for row in drawn]
             if mode == "labels":
                 places = np.arange(len(blocks)) + 0.4 * number - 0.2
                 axes.bar(places, means, 0.36, yerr=spreads, capsize=3, label=METRICS.get(metric, metric))

@@ -130,9 +130,9 @@ def _pushed_back(eqn: core.JaxprEqn, inputs: tuple[jax.Array, ...], floats: list
     atoms = jax.make_jaxpr(lambda *inputs: inputs)(*_shapes(eqn.invars)).jaxpr.invars
     run = alone(eqn.replace(invars=atoms), atoms, eqn.outvars)
 
-    def of_floats(*values: jax.Array) -> list[jax.Array]:
+    def of_floats(*arrays: jax.Array) -> list[jax.Array]:
         filled = list(inputs[: len(atoms)])
-        for index, value in zip(floats, values, strict=True):
+        for index, value in zip(floats, arrays, strict=True):
             filled[index] = value
         return run(*filled)
 
@@ -174,15 +174,15 @@ def _key(value: object) -> Hashable:
 def _jaxpr_key(jaxpr: core.Jaxpr) -> Hashable:
     numbers: dict[core.Var, int] = {}
 
-    def atom(each: core.Var | core.Literal) -> Hashable:
-        if isinstance(each, core.Literal):
-            return "literal", str(each.aval), _key(np.asarray(each.val))
-        return numbers.setdefault(each, len(numbers)), str(each.aval)
+    def atom(var: core.Var | core.Literal) -> Hashable:
+        if isinstance(var, core.Literal):
+            return "literal", str(var.aval), _key(np.asarray(var.val))
+        return numbers.setdefault(var, len(numbers)), str(var.aval)
 
     def equation(eqn: core.JaxprEqn) -> Hashable:
         if eqn.primitive.name in CUSTOM:
             # Only first derivatives are taken, so inside of a derivative this is run and not differentiated.
-            params: Hashable = _key(next(each for each in eqn.params.values() if _is_jaxpr(each)))
+            params: Hashable = _key(next(parameter for parameter in eqn.params.values() if _is_jaxpr(parameter)))
         else:
             params = tuple((name, _key(parameter)) for name, parameter in sorted(eqn.params.items()))
         return eqn.primitive.name, tuple(map(atom, eqn.invars)), params, tuple(map(atom, eqn.outvars))

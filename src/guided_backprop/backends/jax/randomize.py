@@ -126,7 +126,7 @@ def _visit(jaxpr: Any, known: dict[Any, frozenset[int]], last: dict[int, int]) -
             continue
         bodies = [body for body in _bodies(eqn) if len(body.invars) == len(eqn.invars)]
         for body in bodies:
-            inner = {var: each for var, each in zip(body.invars, sources, strict=True) if each is not None}
+            inner = {var: source for var, source in zip(body.invars, sources, strict=True) if source is not None}
             _visit(body, inner, last)
         if not bodies:
             clock = max(last.values(), default=-1) + 1
@@ -134,8 +134,14 @@ def _visit(jaxpr: Any, known: dict[Any, frozenset[int]], last: dict[int, int]) -
 
 
 def _bodies(eqn: Any) -> list[Any]:
-    parameters = [each for value in eqn.params.values() for each in (value if isinstance(value, tuple) else (value,))]
-    return [each.jaxpr if isinstance(each, core.ClosedJaxpr) else each for each in parameters if _is_jaxpr(each)]
+    parameters = [
+        parameter for value in eqn.params.values() for parameter in (value if isinstance(value, tuple) else (value,))
+    ]
+    return [
+        parameter.jaxpr if isinstance(parameter, core.ClosedJaxpr) else parameter
+        for parameter in parameters
+        if _is_jaxpr(parameter)
+    ]
 
 
 def _is_jaxpr(parameter: Any) -> bool:

@@ -34,29 +34,29 @@ class Runner:
 
     def run(self, block: Block, inputs: Sequence[Array]) -> dict[Value, Array]:
         """Run a block and return all its values."""
-        values: dict[Value, Array] = dict(zip(block.inputs, inputs, strict=True))
+        arrays: dict[Value, Array] = dict(zip(block.inputs, inputs, strict=True))
         for step in block.steps:
             if step.is_inside:
                 continue
             activation = step.activation if step.is_on_path else None
             if step.relu is not None:
-                results = [self._relu(step, step.relu, values)]
+                results = [self._relu(step, step.relu, arrays)]
             elif activation is not None and self._rule.guides(activation.name):
-                results = [self._smooth(step, activation, values)]
+                results = [self._smooth(step, activation, arrays)]
             else:
-                operands = [self.read(value, values) for value in step.inputs]
+                operands = [self.read(value, arrays) for value in step.inputs]
                 results = self._step(step, operands)
-            values.update(zip(step.outputs, results, strict=True))
+            arrays.update(zip(step.outputs, results, strict=True))
             for value in step.outputs:
                 if value.gate is not None:
-                    values[value] = self._gated(value.gate, values[value], values)
-        return values
+                    arrays[value] = self._gated(value.gate, arrays[value], arrays)
+        return arrays
 
-    def read(self, value: Value, values: dict[Value, Array]) -> Array:
+    def read(self, value: Value, arrays: dict[Value, Array]) -> Array:
         """Return the array of one value."""
         if value.literal is not None:
             return jnp.asarray(value.literal, value.aval.dtype)
-        return self._constants[value.constant] if value.constant is not None else values[value]
+        return self._constants[value.constant] if value.constant is not None else arrays[value]
 
     def _step(self, step: Step, operands: list[Array]) -> list[Array]:
         is_whole = step.name not in REBUILT or not step.is_on_path
@@ -77,19 +77,19 @@ class Runner:
 
     def _function(self, block: Block) -> Callable[..., Arrays]:
         def function(*inputs: Array) -> Arrays:
-            values = self.run(block, inputs)
-            return tuple(self.read(value, values) for value in block.outputs)
+            arrays = self.run(block, inputs)
+            return tuple(self.read(value, arrays) for value in block.outputs)
 
         return function
 
-    def _relu(self, step: Step, relu: Relu, values: dict[Value, Array]) -> Array:
+    def _relu(self, step: Step, relu: Relu, arrays: dict[Value, Array]) -> Array:
         """Run a ReLU forward as it is; going back, the rule says what leaves it."""
         first = relu.inside or step
-        operands = [self.read(value, values) for value in first.inputs]
+        operands = [self.read(value, arrays) for value in first.inputs]
         if relu.is_custom:
             return self._custom(step, operands)
         x = operands.pop(relu.operand)
-        cap = None if relu.cap is None else self.read(relu.cap, values)
+        cap = None if relu.cap is None else self.read(relu.cap, arrays)
 
         def forward(x: Array, others: list[Array], cap: Array | None) -> Array:
             (y,) = first.run([*others[: relu.operand], x, *others[relu.operand :]])
@@ -100,7 +100,7 @@ class Runner:
 
         return _ruled(self._rule, forward, x, operands, cap)
 
-    def _gated(self, gate: Gate, y: Array, values: dict[Value, Array]) -> Array:
+    def _gated(self, gate: Gate, y: Array, arrays: dict[Value, Array]) -> Array:
         """Return y, which is a ReLU though no operation there is one; going back, the rule says what leaves."""
         if type(self._rule) is Plain:
             return y
@@ -108,7 +108,7 @@ class Runner:
             return _closed_behind(self._rule, gate, y)
         # What made y is left out on the way back: at a root of 0 it has no derivative.
         y = jax.lax.stop_gradient(y)
-        return _ruled_slope(self._rule, gate, gate.slope, self.read(gate.x, values), y)
+        return _ruled_slope(self._rule, gate, gate.slope, self.read(gate.x, arrays), y)
 
     def _custom(self, step: Step, operands: list[Array]) -> Array:
         """Run a ReLU that brings a derivative of its own, which is then its forward gate."""
@@ -116,20 +116,20 @@ class Runner:
 
         def forward(carrying: list[Array], others: list[Array]) -> Array:
             left, rest = iter(carrying), iter(others)
-            (y,) = step.run([next(left) if each else next(rest) for each in carries])
+            (y,) = step.run([next(left) if is_carrying else next(rest) for is_carrying in carries])
             return y
 
         others = [operand for operand, is_carrying in zip(operands, carries, strict=True) if not is_carrying]
         return _ruled_derivative(self._rule, custom_name(step), forward, list(compress(operands, carries)), others)
 
-    def _smooth(self, last: Step, activation: Activation, values: dict[Value, Array]) -> Array:
+    def _smooth(self, last: Step, activation: Activation, arrays: dict[Value, Array]) -> Array:
         """Run a smooth activation that the rule acts on; its own derivative is its forward gate."""
         made = {value for step in activation.steps for value in step.outputs}
         outside = [
             value
             for step in activation.steps
             for value in step.inputs
-            if value in values and value is not activation.x and value not in made
+            if value in arrays and value is not activation.x and value not in made
         ]
 
         def forward(carrying: list[Array], others: list[Array]) -> Array:
@@ -139,7 +139,7 @@ class Runner:
                 inside.update(zip(step.outputs, results, strict=True))
             return inside[last.outputs[0]]
 
-        x, others = self.read(activation.x, values), [values[value] for value in outside]
+        x, others = self.read(activation.x, arrays), [arrays[value] for value in outside]
         return _ruled_derivative(self._rule, activation.name, forward, [x], others)
 
 
@@ -239,7 +239,9 @@ def _ruled_derivative(
     def back(kept: Kept, g: Array) -> tuple[list[Array], None]:
         derivative, (carrying, y) = kept
         (derived,) = derivative(g)
-        return [rule.leaving(g, each, x, y, _FUNCTIONS) for each, x in zip(derived, carrying, strict=True)], None
+        return [
+            rule.leaving(g, gradient, x, y, _FUNCTIONS) for gradient, x in zip(derived, carrying, strict=True)
+        ], None
 
     ruled = jax.custom_vjp(forward)
     ruled.defvjp(keep, back)

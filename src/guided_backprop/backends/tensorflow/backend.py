@@ -155,8 +155,8 @@ class TensorFlowBackend(Backend):
             given = Inputs.of(images).map(tf.convert_to_tensor)
             try:
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=1)
-            except _OtherLabels as found:
-                plan, call, results = self._run(given, weigh, tuple(rules), score, labels=found.count)
+            except _OtherLabels as other:
+                plan, call, results = self._run(given, weigh, tuple(rules), score, labels=other.count)
         for editor in plan.editors:
             _check_bounds(editor, results)
         if call.scores is not None:
@@ -165,7 +165,7 @@ class TensorFlowBackend(Backend):
             logits = results["logits"].numpy()
             scores = [per_image(results[f"arrived {label}"].numpy(), logits) for label in range(len(call.weights))]
         else:
-            scores = [per_image(each, call.outputs) for each in call.weights]
+            scores = [per_image(weight, call.outputs) for weight in call.weights]
         activation = results["activation"].numpy() if self._begins_inside else None
         explained = images if activation is None else activation
         if not np.isfinite(scores).all():
@@ -194,20 +194,20 @@ class TensorFlowBackend(Backend):
     def _gradients(self, results: Mapping[str, tf.Tensor], name: str, images: Images) -> Images:
         """Return the gradients of one name in the form of the images."""
         inputs = Inputs.of(images)
-        found: list[Tensor] = [results.get(f"{name} {position}") for position in range(len(inputs.arrays))]
-        if any(each is not None and not self.is_finite(each) for each in found):
+        gradients: list[Tensor] = [results.get(f"{name} {position}") for position in range(len(inputs.arrays))]
+        if any(gradient is not None and not self.is_finite(gradient) for gradient in gradients):
             raise not_finite()
-        for position, values in enumerate(inputs.arrays):
-            if isinstance(values, np.ndarray) and found[position] is not None:
-                found[position] = found[position].numpy()
-        return inputs.like(found).images
+        for position, array in enumerate(inputs.arrays):
+            if isinstance(array, np.ndarray) and gradients[position] is not None:
+                gradients[position] = gradients[position].numpy()
+        return inputs.like(gradients).images
 
     def _plan(self, given: Inputs, rules: _Rules, labels: int, *, undoes_head: bool) -> _Plan:
         """Return the plan for such images, for any number of them unless the model is made for one number."""
-        shapes = [values.shape.as_list() for values in given.arrays]
+        shapes = [tensor.shape.as_list() for tensor in given.arrays]
         kinds = []
         for sizes in ([[None, *shape[1:]] for shape in shapes], shapes):
-            specs = (tf.TensorSpec(size, values.dtype) for size, values in zip(sizes, given.arrays, strict=True))
+            specs = (tf.TensorSpec(size, tensor.dtype) for size, tensor in zip(sizes, given.arrays, strict=True))
             kinds.append(_Kind(tuple(specs), given.form, undoes_head))
         with self._lock:
             kind = next((kind for kind in kinds if kind in self._copies), None)
@@ -228,17 +228,17 @@ class TensorFlowBackend(Backend):
     def _refuse_spelled(self, watch: Watch, given: Inputs) -> None:
         """Raise if the values of these images show a ReLU that is no operation of its own."""
         try:
-            found = watch.found(given.arrays)
+            relus = watch.found(given.arrays)
         except Exception as error:
             raise self._failed(error, given) from error
-        if found:
+        if relus:
             # What is made of it is found as well.
-            raise spelled({found[0].name}, "tf.nn.relu")
+            raise spelled({relus[0].name}, "tf.nn.relu")
 
     def _copy(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, "_Copy"]:
         """Trace the model, and mark in a copy of its graph what each node is."""
         kind, traced = self._trace(kinds, given)
-        captured = [constant_of(each) for each in traced.captured]
+        captured = [constant_of(tensor) for tensor in traced.captured]
         findings = classify(traced.definition, traced.nested, captured, self.setup.vouch)
         head = findings.undo_head() if kind.undoes_head else None
         graph_def, flat_names = graph_of(traced)
@@ -293,16 +293,16 @@ class TensorFlowBackend(Backend):
     def _differentiate(
         self, editor: Editor, name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, weights: list[tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        explained = [position for position, values in enumerate(inputs) if values.dtype.is_floating]
+        explained = [position for position, tensor in enumerate(inputs) if tensor.dtype.is_floating]
         results = {}
         with editor.at_work():
-            for label, each in enumerate(weights if outputs.dtype.is_floating else []):
-                gradients = tf.gradients(outputs, [inputs[position] for position in explained], each)
+            for label, weight in enumerate(weights if outputs.dtype.is_floating else []):
+                gradients = tf.gradients(outputs, [inputs[position] for position in explained], weight)
                 if all(gradient is None for gradient in gradients):
                     break
                 for position, gradient in zip(explained, gradients, strict=True):
-                    found = tf.zeros_like(inputs[position]) if gradient is None else tf.convert_to_tensor(gradient)
-                    results[f"{name} {label} {position}"] = found
+                    dense = tf.zeros_like(inputs[position]) if gradient is None else tf.convert_to_tensor(gradient)
+                    results[f"{name} {label} {position}"] = dense
         if not results:
             raise detached(CULPRITS)
         for label, (logits, arrived) in enumerate(editor.heads):
@@ -347,7 +347,7 @@ class TensorFlowBackend(Backend):
 
     def _failed(self, error: Exception, given: Inputs) -> ModelError:
         """Return what to say of an error of a copy: the model's own, or a fault of ours if the model has none."""
-        specs = tuple(tf.TensorSpec(each.shape, each.dtype) for each in given.arrays)
+        specs = tuple(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in given.arrays)
         if self.is_out_of_memory(error):
             return model_error(error, specs)
         forward = callable_of(self.network, given, self.setup.output, begins_inside=False)
@@ -384,6 +384,6 @@ def _bring(
 
 def _check_bounds(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:
     """Raise if a bound of this call makes a ReLU of a maximum or minimum."""
-    found = {name for key, name in editor.bounds.items() if not results[key].numpy().all()}
-    if found:
-        raise spelled(found, "tf.nn.relu")
+    names = {name for key, name in editor.bounds.items() if not results[key].numpy().all()}
+    if names:
+        raise spelled(names, "tf.nn.relu")

@@ -125,7 +125,7 @@ class Findings:
     def _descend(self, graph: Graph, node: NodeDef) -> None:
         if OPERATIONS[node.op].kind is not Kind.HOLDS:
             return
-        values = [graph.constant(ref) for ref in operand_refs(node)]
+        constants = [graph.constant(ref) for ref in operand_refs(node)]
         word = word_of(node)
         if word == "loop" and "body" in node.attr:
             body = self._nested[attribute(node, "body").func.name]
@@ -133,17 +133,17 @@ class Findings:
             for index, arg in enumerate(body.signature.input_arg):
                 if inner.source(body.ret[body.signature.output_arg[index].name]) != arg.name:
                     # What a loop changes may depend on the images after the first turn.
-                    values[index] = None
-            self._enter(body, values)
+                    constants[index] = None
+            self._enter(body, constants)
         elif word == "cond" and "then_branch" in node.attr:
             for branch in ("then_branch", "else_branch"):
-                self._enter(self._nested[attribute(node, branch).func.name], values[1:])
+                self._enter(self._nested[attribute(node, branch).func.name], constants[1:])
         elif word == "switch":
             for function in attribute(node, "branches").list.func:
-                self._enter(self._nested[function.name], values[1:])
+                self._enter(self._nested[function.name], constants[1:])
 
-    def _enter(self, body: FunctionDef, values: list[float | None]) -> None:
-        arguments = {arg.name: value for arg, value in zip(body.signature.input_arg, values, strict=True)}
+    def _enter(self, body: FunctionDef, constants: list[float | None]) -> None:
+        arguments = {arg.name: value for arg, value in zip(body.signature.input_arg, constants, strict=True)}
         self._read(Graph(body, arguments), body.signature.name)
 
 
@@ -206,8 +206,8 @@ def _unknown_bound(graph: Graph, node: NodeDef) -> int | None:
     """Return which operand is a bound that only the run tells: at 0 it makes a ReLU of a maximum or minimum."""
     if node.op not in ("ClipByValue", "Maximum", "Minimum"):
         return None
-    values = [graph.constant(ref) for ref in operand_refs(node)]
-    return next((index for index, value in enumerate(values) if value is not None and isnan(value)), None)
+    constants = [graph.constant(ref) for ref in operand_refs(node)]
+    return next((index for index, value in enumerate(constants) if value is not None and isnan(value)), None)
 
 
 def _listed(graph: Graph, node: NodeDef) -> str | None:

@@ -122,7 +122,7 @@ class TorchBackend(Backend):
             head = None if last is None else Head.of(last, watch)
             outputs = as_numpy(run.output)
             weights, scores = (weigh(outputs), None) if score is None else slopes(score, run.output)
-            found = []
+            attributed = []
             for position, rule in enumerate(rules):
                 editor = Editor(
                     run.path,
@@ -134,8 +134,10 @@ class TorchBackend(Backend):
                     spelled=run.spelled,
                 )
                 with editor:
-                    found.append(self._under(editor, run, weights, outputs, inputs, is_last=position == len(rules) - 1))
-        return found if scores is None else [replace(each, scores=scores) for each in found]
+                    attributed.append(
+                        self._under(editor, run, weights, outputs, inputs, is_last=position == len(rules) - 1)
+                    )
+        return attributed if scores is None else [replace(explained, scores=scores) for explained in attributed]
 
     def _under(
         self,
@@ -149,24 +151,24 @@ class TorchBackend(Backend):
     ) -> Attributed:
         """Explain under one rule."""
         gradients, coverage = [], Coverage()
-        for position, each in enumerate(weights):
-            gradients.append(self._backward(run, each, editor, is_last=is_last and position == len(weights) - 1))
+        for position, weight in enumerate(weights):
+            gradients.append(self._backward(run, weight, editor, is_last=is_last and position == len(weights) - 1))
             # What the backward pass notes is noted again in each further one.
             coverage = coverage or editor.coverage()
-        scores = np.stack(editor.scores or [per_image(each, outputs) for each in weights])
-        is_finite = all(_is_finite(each) for leaves in gradients for each in leaves)
+        scores = np.stack(editor.scores or [per_image(weight, outputs) for weight in weights])
+        is_finite = all(_is_finite(gradient) for leaves in gradients for gradient in leaves)
         if not (np.isfinite(scores).all() and is_finite):
             raise not_finite()
         name = None if editor.head is None else row(editor.head.node).word
         if self._begins_inside:
-            maps = [as_numpy(each) for (each,) in gradients]
+            maps = [as_numpy(gradient) for (gradient,) in gradients]
             return Attributed(maps, scores, outputs, coverage, name, as_numpy(run.leaves[0]))
-        attribution = [self._in_form(each, inputs) for each in gradients]
+        attribution = [self._in_form(leaves, inputs) for leaves in gradients]
         return Attributed(attribution, scores, outputs, coverage, name)
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
         self.network.check()
-        given = Inputs.of(images).map(lambda values: _as_tensor(values).clone())
+        given = Inputs.of(images).map(lambda array: _as_tensor(array).clone())
         with differentiable(), torch.no_grad():
             return as_numpy(self._output_of(given)[0])
 
@@ -178,11 +180,11 @@ class TorchBackend(Backend):
     def _in_form(self, gradients: tuple[torch.Tensor, ...], inputs: Inputs) -> Any:
         """Return the gradients in the form of the images."""
         left = iter(gradients)
-        return inputs.map(lambda values: _like(next(left), values) if self.is_floating(values) else None).images
+        return inputs.map(lambda array: _like(next(left), array) if self.is_floating(array) else None).images
 
     def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
-        inputs = inputs.map(lambda values: _leaf(values) if self.is_floating(values) else values)
+        inputs = inputs.map(lambda tensor: _leaf(tensor) if self.is_floating(tensor) else tensor)
         is_gating = any(rule.needs_every_relu for rule in rules)
         watched = self._watched if is_gating or self._watched != "everything" else None
         watch = ForwardWatch(watched) if watched else None
@@ -228,12 +230,12 @@ class TorchBackend(Backend):
 
     def _elsewhere(self, inputs: Inputs, rules: Sequence[ReluRule], places: frozenset[Place]) -> Iterator[Values]:
         """Yield the values at some places on other images, as far as the model takes them."""
-        floating = [values for values in inputs.arrays if values.requires_grad]
-        for others in zip(*(other_images(as_numpy(values)) for values in floating), strict=True):
+        floating = [tensor for tensor in inputs.arrays if tensor.requires_grad]
+        for others in zip(*(other_images(as_numpy(tensor)) for tensor in floating), strict=True):
             left = iter(others)
             given = inputs.map(
-                lambda values, left=left: (
-                    _leaf(torch.as_tensor(next(left)).to(values)) if values.requires_grad else values
+                lambda tensor, left=left: (
+                    _leaf(torch.as_tensor(next(left)).to(tensor)) if tensor.requires_grad else tensor
                 )
             )
             watch = ForwardWatch("everything", wanted=places)
@@ -260,12 +262,12 @@ class TorchBackend(Backend):
     def _forward_pass(self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:
         # Copies: a model may begin with an operation in place.
         given = inputs.map(torch.clone)
-        leaves = [values for values in inputs.arrays if values.requires_grad]
-        firsts = [values.grad_fn for values in given.arrays if values.requires_grad]
+        leaves = [tensor for tensor in inputs.arrays if tensor.requires_grad]
+        firsts = [tensor.grad_fn for tensor in given.arrays if tensor.requires_grad]
         if watch is not None:
-            for values in given.arrays:
-                if values.requires_grad:
-                    watch.follow(values)
+            for tensor in given.arrays:
+                if tensor.requires_grad:
+                    watch.follow(tensor)
         keeps_relus = any(rule.reads_values for rule in rules)
         lean = Lean(firsts, keeps_relus=keeps_relus) if self.setup.memory == "lean" else None
         with watch or nullcontext(), lean or nullcontext():
@@ -320,7 +322,7 @@ class TorchBackend(Backend):
             except GuidedBackpropError:
                 continue
             (gradients,) = attributed.attribution
-            return [_as_tensor(each) for each in Inputs.of(gradients).arrays if each is not None]
+            return [_as_tensor(gradient) for gradient in Inputs.of(gradients).arrays if gradient is not None]
         return None
 
     def _output_of(self, given: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -371,9 +373,9 @@ def _leaf(images: torch.Tensor) -> torch.Tensor:
     return (leaf.clone() if leaf.is_inference() else leaf).requires_grad_()
 
 
-def _is_finite(values: torch.Tensor) -> bool:
+def _is_finite(tensor: torch.Tensor) -> bool:
     # One sum says it of all values, unless they add up to infinity; to look at each takes thirty times as long.
-    return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def _as_tensor(images: Any) -> torch.Tensor:

@@ -21,9 +21,9 @@ class Layout(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, values: torch.Tensor) -> Self:
+    def of(cls, tensor: torch.Tensor) -> Self:
         """Return the layout of a tensor."""
-        return cls(values.shape, values.stride(), values.dtype, values.device)
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
 
 def of_layout(layout: Layout) -> torch.Tensor:

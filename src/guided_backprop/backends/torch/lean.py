@@ -32,7 +32,7 @@ class _Part(NamedTuple):
 
 _INPUT = _Part("self", Layout.of, of_layout)
 # Of the place of a maximum 32 bits are enough.
-_PLACE = _Part("result1", lambda values: values.to(torch.int32), lambda values: values.long())
+_PLACE = _Part("result1", lambda tensor: tensor.to(torch.int32), lambda tensor: tensor.long())
 _PARTS = {
     "adaptive_avg_pool2d": [_INPUT],
     "adaptive_avg_pool3d": [_INPUT],
@@ -70,9 +70,9 @@ class Lean(TorchFunctionMode):
     ) -> Any:
         """Run the function, then look at the nodes that it made."""
         result = func(*args, **(kwargs or {}))
-        for values in result if isinstance(result, (list, tuple)) else (result,):
-            if isinstance(values, torch.Tensor) and values.grad_fn is not None:
-                self._visit(values.grad_fn)
+        for tensor in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
+                self._visit(tensor.grad_fn)
         return result
 
     def _visit(self, last: Node) -> None:
@@ -121,12 +121,12 @@ class Gate:
         low, high = _bounds(node)
         self._bits: Any = None
 
-        def keep(values: torch.Tensor) -> Any:
-            self._bits = _packed(values > low if high is None else (values > low) & (values < high))
+        def keep(tensor: torch.Tensor) -> Any:
+            self._bits = _packed(tensor > low if high is None else (tensor > low) & (tensor < high))
             inside = low + 1 if high in (None, float("inf")) else (low + high) / 2
-            return torch.full((), inside, dtype=values.dtype, device=values.device).expand(values.shape)
+            return torch.full((), inside, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
-        kept = [_keep(node, name, keep, lambda values: values) for name in ("self", "result")]
+        kept = [_keep(node, name, keep, lambda tensor: tensor) for name in ("self", "result")]
         self.is_kept = any(kept)
 
     def close(self, rule: ReluRule, inputs: Gradients, gradients: Gradients) -> Gradients | None:

@@ -76,7 +76,7 @@ def model_error(error: Exception, images: Sequence[torch.Tensor]) -> ModelError:
     advice = "Check the images' shape, dtype and device."
     if "Inference tensors" in reason:
         advice = "Build or load the model outside torch.inference_mode()."
-    received = "; ".join(f"{tuple(each.shape)}, {each.dtype}, {each.device}" for each in images)
+    received = "; ".join(f"{tuple(image.shape)}, {image.dtype}, {image.device}" for image in images)
     return ModelError(
         f"model must accept and differentiate the images; received images of shape {received} "
         f"and {type(error).__name__}: {reason} {advice}"

@@ -87,7 +87,9 @@ class Graph:
             # It may have been guarded against infinities on the way.
             if made[0] not in MOVES | {"maximum", "where"}:
                 break
-            shift = next((each for each in reversed(made[1]) if isinstance(each, Value) and each.depends), 0.0)
+            shift = next(
+                (operand for operand in reversed(made[1]) if isinstance(operand, Value) and operand.depends), 0.0
+            )
         return value
 
 
@@ -95,12 +97,12 @@ def mark_activations(program: Program, facts: Facts) -> None:
     """Note each composite activation on the step that it ends with; the ReLUs in it are none of their own."""
     graph = Graph(facts)
     steps = [step for step in program.steps() if step.is_on_path and not step.is_inside]
-    values = {step.outputs[0]: step for step in steps if len(step.outputs) == 1 and step.word not in _UNSEEN}
-    relus = [value for value, step in values.items() if step.relu is not None]
-    for match in [*composites(graph, list(values)).values(), *guards(graph, relus).values()]:
+    makers = {step.outputs[0]: step for step in steps if len(step.outputs) == 1 and step.word not in _UNSEEN}
+    relus = [value for value, step in makers.items() if step.relu is not None]
+    for match in [*composites(graph, list(makers)).values(), *guards(graph, relus).values()]:
         x = match.bound.get("x", match.bound.get("shifted"))
         if isinstance(x, Value):
-            _mark(values[match.last], match.name, graph.unshifted(x))
+            _mark(makers[match.last], match.name, graph.unshifted(x))
     for step in steps:
         if step.relu is None and step.activation is None:
             _mark_whole(step)

@@ -40,6 +40,6 @@ def head_of(output: Value) -> Head | None:
 
 def _keeps_size(step: Step) -> bool:
     before, after = step.inputs[0].aval.shape, step.outputs[0].aval.shape
-    return sorted(each for each in before if each != 1) == sorted(each for each in after if each != 1) or (
+    return sorted(size for size in before if size != 1) == sorted(size for size in after if size != 1) or (
         step.word == "reshape"
     )

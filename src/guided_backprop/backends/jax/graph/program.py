@@ -259,7 +259,7 @@ class Program:
         position = steps.index(step)
         self.first = Block(self.block.inputs, steps[: position + 1], [value])
         # The value is an input now: the step that makes it makes another in its place.
-        outputs = [Value(each.aval) if each is value else each for each in step.outputs]
+        outputs = [Value(result.aval) if result is value else result for result in step.outputs]
         steps = [*steps[:position], replace(step, outputs=outputs), *steps[position + 1 :]]
         value.step = None
         self.block = Block([*self.block.inputs, value], steps, [output])
@@ -277,19 +277,19 @@ class Program:
         self, closed: Jaxpr, inputs: Sequence[Value], steps: list[Step], called: core.JaxprEqn | None
     ) -> list[Value]:
         jaxpr, constants = (closed.jaxpr, closed.consts) if isinstance(closed, core.ClosedJaxpr) else (closed, [])
-        values: dict[core.Var, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+        value_of: dict[core.Var, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, constant in zip(jaxpr.constvars, constants, strict=True):
-            values[var] = self._constant(var.aval, constant)
+            value_of[var] = self._constant(var.aval, constant)
 
         def read(atom: core.Var | core.Literal) -> Value:
             if not isinstance(atom, core.Literal):
-                return values[atom]
+                return value_of[atom]
             return self._constant(atom.aval, atom.val) if np.ndim(atom.val) else Value(atom.aval, literal=atom.val)
 
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
             results = self._expand(eqn, operands, steps, called)
-            values.update(zip(eqn.outvars, results, strict=True))
+            value_of.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
     def _expand(

@@ -62,8 +62,8 @@ class Facts:
             if any(operand is None for operand in operands):
                 return None
             operands = [
-                jnp.asarray(each, v.aval.dtype) if v.literal is not None else each
-                for each, v in zip(operands, value.step.inputs, strict=True)
+                jnp.asarray(operand, v.aval.dtype) if v.literal is not None else operand
+                for operand, v in zip(operands, value.step.inputs, strict=True)
             ]
             self._values.update(zip(value.step.outputs, value.step.run(operands), strict=True))
         return self._values[value]
@@ -212,8 +212,8 @@ def custom_name(step: Step) -> str:
     if step.word != "custom_function":
         return step.name
     sources = (source_of(block) for block in step.eqn.params.values())
-    found = next(filter(None, sources), step.name)
-    return found.split(" at ")[0].rsplit(".", 1)[-1]
+    name = next(filter(None, sources), step.name)
+    return name.split(" at ")[0].rsplit(".", 1)[-1]
 
 
 def place_of(step: Step) -> str:

@@ -96,5 +96,5 @@ def composites_of(graph: Graph, order: list[NodeDef], relus: Mapping[str, Relu])
     values = [value for node in order if graph.depends(value := value_of(node))]
     view = GraphView(graph, relus)
     written = [value for value in values if (node := graph.node(value)) is not None and node.op in EXPLICIT]
-    found = composites(view, values) | guards(view, [value for value in written if producer(value) in relus])
-    return {producer(last): match for last, match in found.items()}
+    matches = composites(view, values) | guards(view, [value for value in written if producer(value) in relus])
+    return {producer(last): match for last, match in matches.items()}

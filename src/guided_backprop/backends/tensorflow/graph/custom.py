@@ -86,14 +86,14 @@ def _transplanted(
     """Call a gradient function that holds tensors of the graph it was traced in, and move its result here."""
     graph = FuncGraph("custom_gradient")
     with graph.as_default():
-        arriving = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in gradients]
+        arriving = [tf.compat.v1.placeholder(gradient.dtype, gradient.shape) for gradient in gradients]
         leaving = tf.nest.flatten(function(op, *arriving))
     here = {}
     for placeholder, gradient in zip(arriving, gradients, strict=True):
         here[placeholder.name] = gradient
     for outside, inside in graph.captures:
         here[inside.name] = _here(op, outside)
-    names = [None if each is None else each.name for each in leaving]
+    names = [None if tensor is None else tensor.name for tensor in leaving]
     wanted = [name for name in names if name is not None]
     graph_def = graph.as_graph_def()
     for node in graph_def.node:

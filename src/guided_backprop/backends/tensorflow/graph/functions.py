@@ -183,10 +183,10 @@ def graph_of(traced: Traced) -> tuple[GraphDef, dict[str, str]]:
 def made_by(definition: FunctionDef, name: str) -> str:
     """Return the tensor that a function returns under a name, without the copies made to return it."""
     made = {node.name: node for node in definition.node_def}
-    found = str(definition.ret[name])
-    while (node := made.get(found.partition(":")[0])) is not None and node.op == "Identity":
-        found = str(node.input[0])
-    return found
+    ref = str(definition.ret[name])
+    while (node := made.get(ref.partition(":")[0])) is not None and node.op == "Identity":
+        ref = str(node.input[0])
+    return ref
 
 
 def renamed(graph_def: GraphDef) -> GraphDef:

@@ -172,16 +172,16 @@ class Graph:
         return self._constants[name]
 
     def _evaluate(self, node: NodeDef) -> float | None:
-        values = [self._constants[producer(ref)] for ref in operand_refs(node)]
+        constants = [self._constants[producer(ref)] for ref in operand_refs(node)]
         if node.op in SHAPES:
             # The shape of something that depends on the images is no value of theirs.
             return UNKNOWN
         if node.op in _VALUES:
-            return _VALUES[node.op](node, values)
+            return _VALUES[node.op](node, constants)
         if node.op in _SAME:
-            return values[0]
-        known = [value for value in values if value is not None]
-        if len(known) < len(values):
+            return constants[0]
+        known = [value for value in constants if value is not None]
+        if len(known) < len(constants):
             return 0.0 if word_of(node) == "mul" and 0.0 in known else None
         calculate = _ARITHMETIC.get((word_of(node), len(known)))
         return UNKNOWN if calculate is None or any(map(isnan, known)) else float(calculate(*known))
@@ -239,15 +239,15 @@ class Graph:
 def _outputs(node: NodeDef) -> dict[str, int]:
     """Return the kinds of what a node gives, by what stands behind its name in references."""
     definition = op_def_registry.get(node.op)
-    found: dict[str, int] = {}
+    outputs: dict[str, int] = {}
     for arg in definition.output_arg if definition is not None else ():
         kinds = [arg.type or attribute(node, arg.type_attr).type]
         if arg.type_list_attr:
             kinds = list(attribute(node, arg.type_list_attr).list.type)
         elif arg.number_attr:
             kinds *= attribute(node, arg.number_attr).i
-        found |= {f"{arg.name}:{index}": kind for index, kind in enumerate(kinds)}
-    return found
+        outputs |= {f"{arg.name}:{index}": kind for index, kind in enumerate(kinds)}
+    return outputs
 
 
 def _joined(parts: list[float | None]) -> float | None:
@@ -259,12 +259,12 @@ def _joined(parts: list[float | None]) -> float | None:
 
 #: Operations whose value something else than arithmetic tells.
 _VALUES: dict[str, Callable[[NodeDef, list[float | None]], float | None]] = {
-    "ConcatV2": lambda node, values: _joined(values[:-1]),
-    "Const": lambda node, values: _uniform(tf.make_ndarray(attribute(node, "value").tensor)),
-    "Fill": lambda node, values: values[1],
-    "OnesLike": lambda node, values: 1.0,
-    "Pack": lambda node, values: _joined(values),
-    "ZerosLike": lambda node, values: 0.0,
+    "ConcatV2": lambda node, constants: _joined(constants[:-1]),
+    "Const": lambda node, constants: _uniform(tf.make_ndarray(attribute(node, "value").tensor)),
+    "Fill": lambda node, constants: constants[1],
+    "OnesLike": lambda node, constants: 1.0,
+    "Pack": lambda node, constants: _joined(constants),
+    "ZerosLike": lambda node, constants: 0.0,
 }
 
 #: Arithmetic of constants, by its word and how many there are.

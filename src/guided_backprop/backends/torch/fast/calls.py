@@ -215,12 +215,12 @@ def is_plain(x: torch.Tensor) -> bool:
     return type(x) is torch.Tensor and x.is_floating_point() and not x.is_leaf and not x._is_view()
 
 
-def tensors_of(values: object) -> Iterator[torch.Tensor]:
+def tensors_of(nested: object) -> Iterator[torch.Tensor]:
     """Iterate over the tensors in nested lists, tuples and dictionaries."""
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, dict):
-        yield from tensors_of(list(values.values()))
-    elif isinstance(values, (list, tuple)):
-        for each in values:
-            yield from tensors_of(each)
+    if isinstance(nested, torch.Tensor):
+        yield nested
+    elif isinstance(nested, dict):
+        yield from tensors_of(list(nested.values()))
+    elif isinstance(nested, (list, tuple)):
+        for part in nested:
+            yield from tensors_of(part)

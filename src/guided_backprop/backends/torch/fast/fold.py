@@ -78,9 +78,9 @@ class Recorder(TorchFunctionMode):
 
     def folds(self, outputs: object) -> "Folds":
         """Return what can be folded: not what the model returned itself."""
-        for values in tensors_of(outputs):
-            self._unfoldable.add(id(self._made_by(values)))
-            self._folds_pads &= not self._is_padded(values)
+        for tensor in tensors_of(outputs):
+            self._unfoldable.add(id(self._made_by(tensor)))
+            self._folds_pads &= not self._is_padded(tensor)
         norms = {key: norm for key, norm in self._norms.items() if key not in self._unfoldable}
         kept = {key: pair for key, pair in self._weights.items() if key not in self._barred}
         kernels = {key: Kernel(*pair, norms.get(key)) for key, pair in kept.items()}
@@ -88,17 +88,17 @@ class Recorder(TorchFunctionMode):
 
     def _note_pads(self, args: Arguments, kwargs: Named, convolution: Convolution | None) -> None:
         """Padding can be left to a convolution if nothing else looks at what is padded."""
-        for values in tensors_of((args, kwargs)):
-            if self._is_padded(values) and (convolution is None or values is not convolution.images):
+        for tensor in tensors_of((args, kwargs)):
+            if self._is_padded(tensor) and (convolution is None or tensor is not convolution.images):
                 self._folds_pads = False
 
     def _note_norms(self, args: Arguments, kwargs: Named, call: Normalisation | None) -> None:
         """A batch-norm can be folded into a convolution if nothing else looks at what that returned."""
-        for values in tensors_of((args, kwargs)):
-            weight = self._made_by(values)
+        for tensor in tensors_of((args, kwargs)):
+            weight = self._made_by(tensor)
             if weight is None:
                 continue
-            is_read = call is not None and values is call.x and call.norm.is_scaling
+            is_read = call is not None and tensor is call.x and call.norm.is_scaling
             if call is not None and is_read and id(weight) not in self._norms:
                 self._norms[id(weight)] = call.norm
             else:
@@ -111,14 +111,14 @@ class Recorder(TorchFunctionMode):
         self._weights[id(weight)] = weight, call.bias
         self._results[id(result)] = ref(result), weight
 
-    def _is_padded(self, values: torch.Tensor) -> bool:
-        made = self._pads.get(id(values))
-        return made is not None and made() is values
+    def _is_padded(self, tensor: torch.Tensor) -> bool:
+        made = self._pads.get(id(tensor))
+        return made is not None and made() is tensor
 
-    def _made_by(self, values: torch.Tensor) -> torch.Tensor | None:
+    def _made_by(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return the weight of the convolution that returned this tensor, if one did."""
-        made = self._results.get(id(values))
-        return made[1] if made is not None and made[0]() is values else None
+        made = self._results.get(id(tensor))
+        return made[1] if made is not None and made[0]() is tensor else None
 
 
 class Folds(NamedTuple):

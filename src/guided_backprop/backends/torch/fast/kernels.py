@@ -109,7 +109,7 @@ class Kernel:
         sums = torch.mv(self.weight.detach().reshape(len(self.weight), -1), self._numbers)
         if self.norm is None:
             return sums
-        return torch.cat([sums, *(each for each in (self.bias, *self.norm.tensors) if each is not None)])
+        return torch.cat([sums, *(tensor for tensor in (self.bias, *self.norm.tensors) if tensor is not None)])
 
 
 def _are_equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
@@ -252,9 +252,9 @@ def _is_for_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     given = (weight,) if bias is None else (weight, bias)
     return (
         _HAS_ONEDNN
-        and all(type(each) in (torch.Tensor, torch.nn.Parameter) for each in (x, *given))
+        and all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in (x, *given))
         and are_constant(*given)
-        and all(each.is_cpu and each.dtype == torch.float32 for each in (x, *given))
+        and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in (x, *given))
         and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
         and x.numel() > 0
         and torch._C._get_mkldnn_enabled()

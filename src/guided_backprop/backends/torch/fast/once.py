@@ -28,9 +28,9 @@ class Unlike(BaseException):
     """The run differs from the one that was watched. Not an Exception, so that no handler of the model's takes it."""
 
 
-def are_constant(*values: torch.Tensor | None) -> bool:
+def are_constant(*weights: torch.Tensor | None) -> bool:
     """Tell whether these weights do not depend on the images: what is given here is the gradient to those alone."""
-    return all(each is None or each.grad_fn is None for each in values)
+    return all(weight is None or weight.grad_fn is None for weight in weights)
 
 
 def once(backward: Callable[[Kept, torch.Tensor], Gradients]) -> Callable[[Kept, torch.Tensor], Gradients]:

@@ -63,35 +63,35 @@ class Plan:
         folded.finish(outputs)
         return outputs
 
-    def _copy(self, values: torch.Tensor) -> torch.Tensor:
-        is_turned = self.is_channels_last and values.ndim == 4
-        return values.clone(memory_format=torch.channels_last if is_turned else torch.preserve_format)
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        is_turned = self.is_channels_last and tensor.ndim == 4
+        return tensor.clone(memory_format=torch.channels_last if is_turned else torch.preserve_format)
 
     def _agrees(self, forward: Forward, inputs: Inputs, outputs: Outputs) -> bool:
         try:
-            found = list(tensors_of(self._folded(forward, inputs)))
+            folded = list(tensors_of(self._folded(forward, inputs)))
         except (Unlike, RuntimeError):
             return False
         expected = list(tensors_of(outputs))
-        return len(found) == len(expected) and all(map(_is_close, found, expected))
+        return len(folded) == len(expected) and all(map(_is_close, folded, expected))
 
 
 def _directly(forward: Forward, inputs: Inputs) -> Outputs:
     return forward(inputs)
 
 
-def _are_alike(found: Sequence[torch.Tensor] | None, expected: Sequence[torch.Tensor] | None) -> bool:
+def _are_alike(gradients: Sequence[torch.Tensor] | None, expected: Sequence[torch.Tensor] | None) -> bool:
     """Tell whether gradients are the same but for rounding; nothing is to be said of a model that has none."""
-    if found is None or expected is None:
-        return found is expected
+    if gradients is None or expected is None:
+        return gradients is expected
     return all(
         bool((one - other).norm() <= _FLIPS.get(other.dtype, 0.2) * other.norm())
-        for one, other in zip(found, expected, strict=True)
+        for one, other in zip(gradients, expected, strict=True)
     )
 
 
-def _is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def _is_close(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
     if not expected.is_floating_point():
         return True
     tolerance = _ROUNDING.get(expected.dtype, 0.05)
-    return torch.allclose(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    return torch.allclose(tensor, expected, rtol=0, atol=tolerance * float(expected.abs().max()))

@@ -34,9 +34,9 @@ class StandIns:
         # waiting nor spent says nothing, for it may be another tensor's by now.
         self._misshapen: set[int] = set()
 
-    def put(self, values: torch.Tensor, meaning: Normalised | Padding) -> torch.Tensor:
+    def put(self, tensor: torch.Tensor, meaning: Normalised | Padding) -> torch.Tensor:
         """Return what stands in for what is meant: a view of these values."""
-        stand_in = values.view_as(values)
+        stand_in = tensor.view_as(tensor)
         self.waiting[id(stand_in)] = stand_in, meaning
         if isinstance(meaning, Padding):
             self._misshapen.add(id(stand_in))
@@ -44,26 +44,28 @@ class StandIns:
             self._misshapen.discard(id(stand_in))
         return stand_in
 
-    def take(self, values: torch.Tensor, kind: type[Meaning]) -> Meaning | None:
+    def take(self, tensor: torch.Tensor, kind: type[Meaning]) -> Meaning | None:
         """Return what a tensor means to the function that asks; None if it does not wait for one of this kind."""
-        stand_in, meaning = self.waiting.get(id(values), (None, None))
+        stand_in, meaning = self.waiting.get(id(tensor), (None, None))
         if stand_in is None or not isinstance(meaning, kind):
             return None
-        key, spent = id(values), self.spent
+        key, spent = id(tensor), self.spent
         del self.waiting[key]
         # As a WeakValueDictionary, which takes ten times as long to tell whether it is empty.
         spent[key] = ref(stand_in, lambda _: spent.pop(key, None))
         return meaning
 
-    def bar(self, values: object) -> None:
+    def bar(self, nested: object) -> None:
         """Raise Unlike if any of these tensors stands in for another."""
-        if (self.waiting or self.spent) and any(self._has(each) for each in tensors_of(values)):
+        if (self.waiting or self.spent) and any(self._has(tensor) for tensor in tensors_of(nested)):
             raise Unlike
 
-    def bar_misshapen(self, values: object) -> None:
+    def bar_misshapen(self, nested: object) -> None:
         """Raise Unlike if any of these tensors stands in for one of another shape."""
-        if self._misshapen and any(id(each) in self._misshapen and self._has(each) for each in tensors_of(values)):
+        if self._misshapen and any(
+            id(tensor) in self._misshapen and self._has(tensor) for tensor in tensors_of(nested)
+        ):
             raise Unlike
 
-    def _has(self, values: torch.Tensor) -> bool:
-        return id(values) in self.waiting or id(values) in self.spent
+    def _has(self, tensor: torch.Tensor) -> bool:
+        return id(tensor) in self.waiting or id(tensor) in self.spent

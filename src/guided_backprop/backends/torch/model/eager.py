@@ -30,11 +30,11 @@ def unfused(model: Model) -> Callable[..., Outputs]:
     arguments = model._c._get_method("forward").schema.arguments[1:]
 
     def forward(*inputs: Tensor, **named: Tensor) -> Outputs:
-        names = [each.name for each in arguments]
+        names = [argument.name for argument in arguments]
         given = dict(zip(names, inputs, strict=False)) | named
         if len(inputs) > len(names) or not given.keys() <= set(names):
             raise TypeError(f"forward() takes {', '.join(names)}; it was given {len(inputs)} and {sorted(named)}.")
-        return function(model._c, *(given.get(each.name, each.default_value) for each in arguments))
+        return function(model._c, *(given.get(argument.name, argument.default_value) for argument in arguments))
 
     return forward
 

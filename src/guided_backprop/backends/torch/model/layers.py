@@ -42,14 +42,14 @@ def run_with(model: torch.nn.Module, name: str) -> Callable[..., tuple[Outputs, 
     """
 
     def forward(*inputs: Tensor, **named: Tensor) -> tuple[Outputs, torch.Tensor]:
-        values: list[torch.Tensor] = []
-        output = _replaced(model, name, lambda layer: _Start(layer, values))(*inputs, **named)
-        if len(values) != 1:
+        leaves: list[torch.Tensor] = []
+        output = _replaced(model, name, lambda layer: _Start(layer, leaves))(*inputs, **named)
+        if len(leaves) != 1:
             raise ModelError(
-                f"the layer must be run once by the model; received layer={name!r}, which was run {len(values)} times. "
+                f"the layer must be run once by the model; received layer={name!r}, which was run {len(leaves)} times. "
                 "Name a layer that is on the way to the model's output, once."
             )
-        return output, values[0]
+        return output, leaves[0]
 
     return forward
 

@@ -105,7 +105,7 @@ def _reads_of_class(kind: type[Any]) -> _Reads:
         name = names.pop()
         for function in _of_class(kind, name):
             reads |= _reads_of_function(function)
-            called = {each for code in _codes(function) for each in code.co_names}
+            called = {word for code in _codes(function) for word in code.co_names}
             names += called - seen
             seen |= called
     return reads

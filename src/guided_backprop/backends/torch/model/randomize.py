@@ -79,8 +79,8 @@ class _Uses(TorchDispatchMode):
 
 def _tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Return parameters and statistics of floating-point numbers by name; one that has several names once."""
-    found = [*model.named_parameters(), *model.named_buffers()]
-    return [(name, each.detach()) for name, each in found if each.is_floating_point() and each.numel()]
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, tensor.detach()) for name, tensor in named if tensor.is_floating_point() and tensor.numel()]
 
 
 def _weight(model: torch.nn.Module, name: str, value: torch.Tensor) -> Weight:

@@ -218,9 +218,7 @@ class ExplanationFolder:
 def versions() -> dict[str, str]:
     """Return the versions of Python, NumPy and the frameworks in use."""
     frameworks = {
-        name: str(sys.modules[name].__version__)
-        for name in ("torch", "tensorflow", "jax")
-        if hasattr(sys.modules.get(name), "__version__")
+        name: str(sys.modules[name].__version__) for name in FRAMEWORKS if hasattr(sys.modules.get(name), "__version__")
     }
     return {"python": platform.python_version(), "numpy": np.__version__, **frameworks}
 

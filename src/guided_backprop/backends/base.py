@@ -151,20 +151,20 @@ class Backend(ABC):
             )
 
     @abstractmethod
-    def check_kind(self, values: Tensor) -> None:
-        """Raise ImageError unless ``values`` is an array ``(N, ...)`` of a kind that the framework takes."""
+    def check_kind(self, array: Tensor) -> None:
+        """Raise ImageError unless ``array`` is ``(N, ...)``, of a kind that the framework takes."""
 
     @abstractmethod
-    def is_floating(self, values: Array) -> bool:
-        """Tell whether ``values`` are real floating-point numbers that a gradient can be taken by."""
+    def is_floating(self, array: Array) -> bool:
+        """Tell whether ``array`` holds real floating-point numbers that a gradient can be taken by."""
 
     @abstractmethod
-    def is_finite(self, values: Array) -> bool:
+    def is_finite(self, array: Array) -> bool:
         """Tell whether no value is NaN or infinite."""
 
-    def channel_axis(self, values: Array) -> int | None:
+    def channel_axis(self, array: Array) -> int | None:
         """Return where channels are in one input, or in an output; None if it has no channels and positions."""
-        axes = len(values.shape)
+        axes = len(array.shape)
         if axes <= 2:
             return None
         return axes - 1 if self.network.is_channels_last else 1
@@ -192,8 +192,8 @@ class Backend(ABC):
         """Return the model's output ``(N, ...)`` for images that ``check_images`` accepted; runs forward only."""
 
     @abstractmethod
-    def from_numpy(self, values: NumpyArray, like: Array) -> Tensor:
-        """Return ``values`` as an array of the kind and dtype, and on the device, of ``like``."""
+    def from_numpy(self, array: NumpyArray, like: Array) -> Tensor:
+        """Return ``array`` as one of the kind and dtype, and on the device, of ``like``."""
 
     def optimized(self, images: Images) -> "Backend":
         """Return a backend of the same model that is faster, having run it on these images; or this one."""

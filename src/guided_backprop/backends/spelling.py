@@ -116,11 +116,11 @@ def judge(
         part = np.ix_(*(np.linspace(0, size - 1, min(size, side)).astype(int) for size in y.shape))
         if y[part].size < y.size:
             # A sample can only acquit.
-            found = _judged(y[part], x[part], rounding, is_by_rank=is_by_rank)
-            if found.verdict is Verdict.NONE:
-                return found
-        found = _judged(y, x, rounding, is_by_rank=is_by_rank)
-        return Judgement(Verdict.NONE) if is_of_one_sign and found.verdict is Verdict.PARTIAL else found
+            judgement = _judged(y[part], x[part], rounding, is_by_rank=is_by_rank)
+            if judgement.verdict is Verdict.NONE:
+                return judgement
+        judgement = _judged(y, x, rounding, is_by_rank=is_by_rank)
+        return Judgement(Verdict.NONE) if is_of_one_sign and judgement.verdict is Verdict.PARTIAL else judgement
 
 
 def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
@@ -160,10 +160,10 @@ def _judged(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) 
     if not is_possible and not _is_unsettled(y, x):
         # Closed values are alike, and most that is looked at has no two values alike.
         return Judgement(Verdict.NONE)
-    found = _gate(y, x, rounding, is_by_rank=is_by_rank)
-    if found is None and _is_unsettled(y, x):
+    judgement = _gate(y, x, rounding, is_by_rank=is_by_rank)
+    if judgement is None and _is_unsettled(y, x):
         return Judgement(Verdict.UNSETTLED)
-    return found or Judgement(Verdict.NONE)
+    return judgement or Judgement(Verdict.NONE)
 
 
 def _is_unsettled(y: NumpyArray, x: NumpyArray) -> bool:
@@ -205,7 +205,7 @@ def _by_rows(y: NumpyArray, x: NumpyArray) -> Iterator[tuple[list[NumpyArray], t
     for axes in groupings(y):
         kept = [axis for axis in range(y.ndim) if axis not in axes]
         shape = tuple(y.shape[axis] if axis in kept else 1 for axis in range(y.ndim))
-        yield [np.transpose(each, (*kept, *axes)).reshape(int(np.prod(shape)), -1) for each in (y, x)], shape
+        yield [np.transpose(array, (*kept, *axes)).reshape(int(np.prod(shape)), -1) for array in (y, x)], shape
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ class _Gate:
         y, x, is_open, constants = self.y[rows], self.x[rows], is_open[rows], self.constants[rows]
         first = np.where(is_open, x, np.inf).argmin(axis=1)[:, None]
         last = np.where(is_open, x, -np.inf).argmax(axis=1)[:, None]
-        (x1, x2), (y1, y2) = ([np.take_along_axis(each, at, 1) for at in (first, last)] for each in (x, y))
+        (x1, x2), (y1, y2) = ([np.take_along_axis(array, at, 1) for at in (first, last)] for array in (x, y))
         scale = np.abs(np.where(is_open, y, 0)).max(axis=1, keepdims=True)
         for slope, shift in _lines(x1, x2, y1, y2):
             line = slope * x + shift

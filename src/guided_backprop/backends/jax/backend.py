@@ -82,23 +82,23 @@ class JaxBackend(Backend):
     def network_of(cls, model: Any) -> Network:
         return KerasNetwork(model) if is_keras(model) else JaxNetwork(model)
 
-    def check_kind(self, values: Any) -> None:
-        if isinstance(values, jax.core.Tracer):
+    def check_kind(self, array: Any) -> None:
+        if isinstance(array, jax.core.Tracer):
             raise ImageError(
                 "images must be arrays with values; received images that are being traced. "
                 "Call explain outside of jax.jit, jax.grad and jax.vmap."
             )
-        if not isinstance(values, (jax.Array, np.ndarray)) or values.ndim == 0:
+        if not isinstance(array, (jax.Array, np.ndarray)) or array.ndim == 0:
             raise ImageError(
                 "images must be a jax.Array or a NumPy array of shape (N, ...); "
-                f"received images={type(values).__name__}. Stack the images to one batch."
+                f"received images={type(array).__name__}. Stack the images to one batch."
             )
 
-    def is_floating(self, values: Any) -> bool:
-        return bool(jnp.issubdtype(values.dtype, jnp.floating))
+    def is_floating(self, array: Any) -> bool:
+        return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
-    def is_finite(self, values: Any) -> bool:
-        return bool(jnp.isfinite(jnp.asarray(values)).all())
+    def is_finite(self, array: Any) -> bool:
+        return bool(jnp.isfinite(jnp.asarray(array)).all())
 
     def attribute(
         self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
@@ -108,31 +108,31 @@ class JaxBackend(Backend):
         given = inputs.map(jnp.asarray)
         leaves = given.arrays
         plan = self._plan(given, tuple(rules), undo_head=self.setup.undo_head and score is None)
-        explained = [values for values in leaves if self.is_floating(values)]
-        others = [values for values in leaves if not self.is_floating(values)]
+        explained = [leaf for leaf in leaves if self.is_floating(leaf)]
+        others = [leaf for leaf in leaves if not self.is_floating(leaf)]
         try:
             outputs, scored, inside, pullbacks = plan.forward(plan.constants, explained, others)
             weights, told = (weigh(_as_numpy(outputs)), None) if score is None else _slopes(score, outputs)
-            seeds = [jnp.asarray(each, scored.dtype) for each in weights]
+            seeds = [jnp.asarray(weight, scored.dtype) for weight in weights]
             gradients = [[plan.backward(pullback, seed) for seed in seeds] for pullback in pullbacks]
             jax.block_until_ready(gradients)  # type: ignore[no-untyped-call]
         except GuidedBackpropError:
             raise
         except Exception as error:
             raise _model_error(error, leaves) from error
-        scores = np.stack([per_image(each, _as_numpy(scored)) for each in weights]) if told is None else told
+        scores = np.stack([per_image(weight, _as_numpy(scored)) for weight in weights]) if told is None else told
         if not (np.isfinite(scores).all() and all(map(self.is_finite, jax.tree_util.tree_leaves(gradients)))):
             raise not_finite()
         common = (scores, _as_numpy(outputs))
         activation = _as_numpy(inside[0]) if self._begins_inside else None
-        found = []
+        attributed = []
         for under, coverage in zip(gradients, plan.coverages, strict=True):
             if self._begins_inside:
-                maps = [_as_numpy(each) for (each,) in under]
+                maps = [_as_numpy(gradient) for (gradient,) in under]
             else:
-                maps = [self._in_form(each, inputs) for each in under]
-            found.append(Attributed(maps, *common, coverage, plan.head, activation))
-        return found
+                maps = [self._in_form(derived, inputs) for derived in under]
+            attributed.append(Attributed(maps, *common, coverage, plan.head, activation))
+        return attributed
 
     def outputs(self, images: Any) -> np.ndarray[Any, Any]:
         self.network.check()
@@ -141,17 +141,17 @@ class JaxBackend(Backend):
         forward = self._compiled.get((None, key_of(program)), lambda: _forward(program))
         return _as_numpy(forward(program.constants, given.arrays))
 
-    def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
-        return values.astype(like.dtype) if isinstance(like, np.ndarray) else jnp.asarray(values, like.dtype)
+    def from_numpy(self, array: np.ndarray[Any, Any], like: Any) -> Any:
+        return array.astype(like.dtype) if isinstance(like, np.ndarray) else jnp.asarray(array, like.dtype)
 
     def _in_form(self, gradients: list[jax.Array], inputs: Inputs) -> Any:
         """Return the gradients in the form of the images."""
         left = iter(gradients)
-        return inputs.map(lambda values: _like(next(left), values) if self.is_floating(values) else None).images
+        return inputs.map(lambda array: _like(next(left), array) if self.is_floating(array) else None).images
 
     def _plan(self, inputs: Inputs, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
         """Return what runs the model on such images: that of the last call, as long as the model is what it was."""
-        kind = inputs.form, tuple((values.shape, values.dtype) for values in inputs.arrays), rules, undo_head
+        kind = inputs.form, tuple((array.shape, array.dtype) for array in inputs.arrays), rules, undo_head
         state = state_of(self.network)
         before, plan = self._plans.peek(kind) or (None, None)
         if isinstance(plan, _Plan) and state is not None and before == state:
@@ -170,8 +170,8 @@ class JaxBackend(Backend):
         leaves = inputs.arrays
 
         # A function of its own for each trace: what JAX remembers of the model may be older than it is.
-        def traced(*values: Any) -> Any:
-            outputs = self.network.call(inputs.like(values))
+        def traced(*arrays: Any) -> Any:
+            outputs = self.network.call(inputs.like(arrays))
             return self._explained(outputs, len(leaves[0]))
 
         try:
@@ -197,7 +197,7 @@ class JaxBackend(Backend):
         inside = []
         if self._begins_inside and self.network.begins_at is None:
             outputs, *inside = outputs
-        output = chosen(outputs, self.setup.output, lambda each: isinstance(each, jax.Array))
+        output = chosen(outputs, self.setup.output, lambda leaf: isinstance(leaf, jax.Array))
         if not isinstance(output, jax.Array):
             raise no_rows(count, _described(output), "array")
         return (output, *inside) if inside else output
@@ -268,10 +268,10 @@ def _functions(program: Program, head: Head | None, rules: Sequence[ReluRule]) -
         for rule in rules:
             runner = Runner(rule, constants)
             value, pullback, output = jax.vjp(
-                lambda values, runner=runner: (
-                    _explained(block, head, runner, _inputs(block, values, others))
+                lambda arrays, runner=runner: (
+                    _explained(block, head, runner, _inputs(block, arrays, others))
                     if first is None
-                    else _explained(block, head, runner, [*_inputs(block, images, others), *values])
+                    else _explained(block, head, runner, [*_inputs(block, images, others), *arrays])
                 ),
                 inside or images,
                 has_aux=True,
@@ -298,11 +298,11 @@ def _explained(
     block: Block, head: Head | None, runner: Runner, inputs: Sequence[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Return what is differentiated, which is what a head is undone of, and the model's output."""
-    values = runner.run(block, inputs)
-    output = runner.read(block.outputs[0], values)
+    arrays = runner.run(block, inputs)
+    output = runner.read(block.outputs[0], arrays)
     if head is None:
         return output, output
-    value = values[head.logits]
+    value = arrays[head.logits]
     for step in head.moves:
         (value,) = step.run([value])
     return value.astype(output.dtype), output
@@ -369,18 +369,18 @@ def _hidden(name: str) -> OpaqueRegionError:
 
 
 def _model_error(error: Exception, images: Sequence[jax.Array]) -> ModelError:
-    received = "; ".join(f"{each.shape}, {each.dtype}" for each in images)
+    received = "; ".join(f"{array.shape}, {array.dtype}" for array in images)
     return ModelError(
         f"model must accept and differentiate the images; received images of shape {received} "
         f"and {type(error).__name__}: {reason_of(error)} Check the images' shape and dtype."
     )
 
 
-def _as_numpy(values: jax.Array) -> np.ndarray[Any, Any]:
-    array = np.asarray(values)
-    return array.astype(np.float32) if values.dtype == jnp.bfloat16 else array
+def _as_numpy(array: jax.Array) -> np.ndarray[Any, Any]:
+    numbers = np.asarray(array)
+    return numbers.astype(np.float32) if array.dtype == jnp.bfloat16 else numbers
 
 
-def _like(values: jax.Array, images: Any) -> Any:
+def _like(gradient: jax.Array, images: Any) -> Any:
     """Return the values as the kind of array, and in the dtype, of the images."""
-    return np.asarray(values).astype(images.dtype, copy=False) if isinstance(images, np.ndarray) else values
+    return np.asarray(gradient).astype(images.dtype, copy=False) if isinstance(images, np.ndarray) else gradient

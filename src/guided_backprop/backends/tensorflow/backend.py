@@ -130,21 +130,21 @@ class TensorFlowBackend(Backend):
     def network_of(cls, model: Model) -> Network:
         return KerasNetwork(model) if is_keras(model) else TensorFlowNetwork(model)
 
-    def check_kind(self, values: Tensor) -> None:
-        is_tensor = isinstance(values, tf.Tensor) and hasattr(values, "numpy")
-        if not (is_tensor or isinstance(values, np.ndarray)) or len(values.shape) == 0:
+    def check_kind(self, array: Tensor) -> None:
+        is_tensor = isinstance(array, tf.Tensor) and hasattr(array, "numpy")
+        if not (is_tensor or isinstance(array, np.ndarray)) or len(array.shape) == 0:
             raise ImageError(
                 "images must be an eager tf.Tensor or a NumPy array of shape (N, ...); "
-                f"received images={type(values).__name__}. Stack the images to one batch."
+                f"received images={type(array).__name__}. Stack the images to one batch."
             )
 
-    def is_floating(self, values: Array) -> bool:
-        return bool(tf.as_dtype(values.dtype).is_floating)
+    def is_floating(self, array: Array) -> bool:
+        return bool(tf.as_dtype(array.dtype).is_floating)
 
-    def is_finite(self, values: Array) -> bool:
-        array = np.asarray(values)
+    def is_finite(self, array: Array) -> bool:
+        numbers = np.asarray(array)
         # bfloat16 is no number to NumPy.
-        return bool(np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all())
+        return bool(np.isfinite(numbers.astype(np.float32) if numbers.dtype.kind == "V" else numbers).all())
 
     def attribute(
         self, images: Images, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
@@ -188,8 +188,8 @@ class TensorFlowBackend(Backend):
                 output = forward(*given.arrays).numpy()
         return output.astype(np.float32) if output.dtype.kind == "V" else output  # type: ignore[no-any-return]
 
-    def from_numpy(self, values: NumpyArray, like: Array) -> Tensor:
-        return values.astype(like.dtype) if isinstance(like, np.ndarray) else tf.cast(values, like.dtype)
+    def from_numpy(self, array: NumpyArray, like: Array) -> Tensor:
+        return array.astype(like.dtype) if isinstance(like, np.ndarray) else tf.cast(array, like.dtype)
 
     def _gradients(self, results: Mapping[str, tf.Tensor], name: str, images: Images) -> Images:
         """Return the gradients of one name in the form of the images."""

@@ -90,25 +90,25 @@ class TorchBackend(Backend):
     def network_of(cls, model: Any) -> Network:
         return KerasNetwork(model) if is_keras(model) else TorchNetwork(model)
 
-    def check_kind(self, values: Any) -> None:
+    def check_kind(self, array: Any) -> None:
         refuse_traced()
-        is_dense = isinstance(values, torch.Tensor) and values.layout is torch.strided and not values.is_meta
-        if isinstance(values, torch.Tensor) and (values.is_nested or not is_dense):
+        is_dense = isinstance(array, torch.Tensor) and array.layout is torch.strided and not array.is_meta
+        if isinstance(array, torch.Tensor) and (array.is_nested or not is_dense):
             raise ImageError(
-                f"images must be a dense tensor with values; received {values.layout}, nested={values.is_nested}, "
-                f"on {values.device}. Pass images.to_dense()."
+                f"images must be a dense tensor with values; received {array.layout}, nested={array.is_nested}, "
+                f"on {array.device}. Pass images.to_dense()."
             )
-        if not isinstance(values, (torch.Tensor, np.ndarray)) or len(values.shape) == 0:
+        if not isinstance(array, (torch.Tensor, np.ndarray)) or len(array.shape) == 0:
             raise ImageError(
                 "images must be a torch.Tensor or a NumPy array of shape (N, ...); "
-                f"received images={type(values).__name__}. Stack the images to one batch."
+                f"received images={type(array).__name__}. Stack the images to one batch."
             )
 
-    def is_floating(self, values: Any) -> bool:
-        return values.dtype in _DTYPES if isinstance(values, torch.Tensor) else values.dtype.name in _DTYPES_OF_ARRAYS
+    def is_floating(self, array: Any) -> bool:
+        return array.dtype in _DTYPES if isinstance(array, torch.Tensor) else array.dtype.name in _DTYPES_OF_ARRAYS
 
-    def is_finite(self, values: Any) -> bool:
-        return _is_finite(_as_tensor(values))
+    def is_finite(self, array: Any) -> bool:
+        return _is_finite(_as_tensor(array))
 
     def attribute(
         self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
@@ -172,10 +172,10 @@ class TorchBackend(Backend):
         with differentiable(), torch.no_grad():
             return as_numpy(self._output_of(given)[0])
 
-    def from_numpy(self, values: np.ndarray[Any, Any], like: Any) -> Any:
+    def from_numpy(self, array: np.ndarray[Any, Any], like: Any) -> Any:
         if isinstance(like, np.ndarray):
-            return values.astype(like.dtype)
-        return torch.as_tensor(values, dtype=like.dtype, device=like.device)
+            return array.astype(like.dtype)
+        return torch.as_tensor(array, dtype=like.dtype, device=like.device)
 
     def _in_form(self, gradients: tuple[torch.Tensor, ...], inputs: Inputs) -> Any:
         """Return the gradients in the form of the images."""

@@ -281,7 +281,7 @@ def _leave(rule: ReluRule, relu: Relu, inputs: Gradients, gradients: Gradients) 
         # At a tie the framework lets the gradient pass, or half of it.
         derived = torch.where(relu.is_open(relu.x), g, 0)
     x, y = relu.values() if rule.reads_values else (None, None)
-    x, y = (None if each is None else each.expand_as(g) for each in (x, y))
+    x, y = (None if tensor is None else tensor.expand_as(g) for tensor in (x, y))
     left = leaving(rule, g, derived, x, y).sum_to_size(form.shape).to(form.dtype)
     return (*inputs[:operand], left, *inputs[operand + 1 :])
 

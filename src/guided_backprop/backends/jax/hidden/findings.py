@@ -44,7 +44,7 @@ class Record:
     @classmethod
     def of(cls, program: Program, facts: Facts, vouch: Vouch, images: Sequence[jax.Array]) -> "Record":
         """Judge a program on these images."""
-        numbers, found = numbered(program), Judge(program, facts, vouch, images).findings()
+        numbers, findings = numbered(program), Judge(program, facts, vouch, images).findings()
         gates = (
             (
                 numbers[y],
@@ -54,9 +54,9 @@ class Record:
                 gate.slope,
                 gate.is_at_zero,
             )
-            for y, gate in found.gates.items()
+            for y, gate in findings.gates.items()
         )
-        return cls(tuple(gates), tuple(numbers[step.outputs[0]] for step in found.spelled))
+        return cls(tuple(gates), tuple(numbers[step.outputs[0]] for step in findings.spelled))
 
     def mark(self, program: Program) -> list[Step]:
         """Note the gates on the values of a program; return the steps that are refused."""

@@ -81,31 +81,31 @@ class Judge:
 
     def findings(self) -> Findings:
         """Judge what is nominated, in the order in which it is computed: behind a ReLU there is less to judge."""
-        found, concave = Findings(), dict[Value, Nominee]()
-        self._nominees = nominees = self._nominated(found)
+        findings, concave = Findings(), dict[Value, Nominee]()
+        self._nominees = nominees = self._nominated(findings)
         for y, nominee in self._nominees.items():
             if y not in nominees:
                 continue
             finding, gate = self._judge(y, nominee)
             if gate is not None and finding is _Finding.GUIDED:
-                found.gates[y] = y.gate = gate
-                nominees = self._nominated(found)
+                findings.gates[y] = y.gate = gate
+                nominees = self._nominated(findings)
             elif finding is _Finding.CONCAVE:
                 concave[y] = nominee
             elif finding is _Finding.REFUSED or self._has_zeros_in_bound(nominee.step):
-                found.spelled.append(nominee.step)
+                findings.spelled.append(nominee.step)
         for y, nominee in concave.items():
             is_explicit = nominee.step.word in _EXPLICIT
-            if not is_explicit and not any(self._leads(y, gate) for gate in found.gates):
-                found.spelled.append(nominee.step)
-        return found
+            if not is_explicit and not any(self._leads(y, gate) for gate in findings.gates):
+                findings.spelled.append(nominee.step)
+        return findings
 
     def _has_zeros_in_bound(self, step: Step) -> bool:
         """Tell a maximum that is a ReLU in some places: there may be few of them."""
         return step.word in BOUNDS_FROM_BELOW and any(map(self._facts.is_partly_zero, step.inputs[:2]))
 
-    def _nominated(self, found: Findings) -> dict[Value, Nominee]:
-        self._taint, self._signs = Taint(self._facts, self._vouch, found.gates), Signs(self._facts)
+    def _nominated(self, findings: Findings) -> dict[Value, Nominee]:
+        self._taint, self._signs = Taint(self._facts, self._vouch, findings.gates), Signs(self._facts)
         self._taint.visit(self._program.block)
         return self._taint.nominees
 
@@ -115,15 +115,15 @@ class Judge:
 
     def _judge(self, y: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of each candidate; best is one that all gradients come through."""
-        worst, found = _Finding.PLAIN, None
+        worst, best = _Finding.PLAIN, None
         for x in nominee.candidates:
             finding, gate = self._judge_as(y, x, nominee)
             if gate is not None and finding is _Finding.GUIDED and gate.is_at_zero:
                 return finding, gate
-            found = gate if found is None or (found.x is None and gate is not None) else found
+            best = gate if best is None or (best.x is None and gate is not None) else best
             if finding.value > worst.value:
                 worst = finding
-        return (worst, None) if found is None else (_Finding.GUIDED, found)
+        return (worst, None) if best is None else (_Finding.GUIDED, best)
 
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of one candidate."""
@@ -154,7 +154,7 @@ class Judge:
         verdict, closed, used, before = Verdict.UNSETTLED, None, 1, None
         for looks in range(1, _NEAR_LOOKS + 2):
             is_far = looks > _NEAR_LOOKS
-            ys, xs = (self._seen(each, looks, first=_NEAR_LOOKS if is_far else 0) for each in (y, x))
+            ys, xs = (self._seen(value, looks, first=_NEAR_LOOKS if is_far else 0) for value in (y, x))
             if ys is None or xs is None:
                 continue
             if before is not None and not all(map(is_evidence, (ys, xs), before)):
@@ -193,8 +193,8 @@ class Judge:
         return _joined([self._look(number, [pair])[pair] for number in range(looks)])
 
     def _wanted(self) -> list[Asked]:
-        values = [value for y, nominee in self._nominees.items() for value in (y, *nominee.candidates)]
-        return list(dict.fromkeys(values))
+        wanted = [value for y, nominee in self._nominees.items() for value in (y, *nominee.candidates)]
+        return list(dict.fromkeys(wanted))
 
     def _look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
         """Run the program on the images, the first time; on others that are made of them after that."""
@@ -276,17 +276,17 @@ def _is_of_one(step: Step) -> bool:
     return step.kind in (Kind.SMOOTH, Kind.LINEAR) and sum(value.depends for value in step.inputs) == 1
 
 
-def _step(values: NumpyArray, value: Value) -> float:
+def _step(array: NumpyArray, value: Value) -> float:
     """Return what values are known to: compiled, a sum of two opposite numbers is not always 0."""
-    finite = np.abs(values[np.isfinite(values)])
+    finite = np.abs(array[np.isfinite(array)])
     eps = float(jnp.finfo(value.aval.dtype).eps)  # type: ignore[no-untyped-call]
     return 32 * eps * float(finite.max(initial=0.0))
 
 
-def _snapped(values: NumpyArray, value: Value) -> NumpyArray:
+def _snapped(array: NumpyArray, value: Value) -> NumpyArray:
     """Return values without what rounding may have left of them."""
-    step = _step(values, value)
-    snapped: NumpyArray = values if step == 0 else np.round(values / step) * step + 0.0
+    step = _step(array, value)
+    snapped: NumpyArray = array if step == 0 else np.round(array / step) * step + 0.0
     return snapped
 
 
@@ -302,11 +302,11 @@ def _is_straight(seen: _Seen, is_open: NumpyArray) -> bool:
     summed = [axis for axis in range(seen.y.ndim) if axis not in kept]
     shape = [seen.y.shape[axis] for axis in kept]
     rows = [
-        np.transpose(each, [*kept, *summed]).reshape(int(np.prod(shape)), -1)
-        for each in (seen.y, seen.x, seen.slopes, is_open)
+        np.transpose(array, [*kept, *summed]).reshape(int(np.prod(shape)), -1)
+        for array in (seen.y, seen.x, seen.slopes, is_open)
     ]
     for *row, opened in zip(*rows, strict=True):
-        y, x, slopes = (each[opened] for each in row)
+        y, x, slopes = (array[opened] for array in row)
         if y.size < 2:
             continue
         first, last = x.argmin(), x.argmax()
@@ -327,7 +327,7 @@ def is_gateway(x: Value, y: Value, block: Block) -> bool:
         seen.add(value)
         if value.step is None or value in block.inputs:
             return False
-        stack.extend(each for each in value.step.inputs if each.carries)
+        stack.extend(operand for operand in value.step.inputs if operand.carries)
     return True
 
 
@@ -356,8 +356,8 @@ def _one_number(closed: NumpyArray) -> float | None:
 
 
 def _joined(looks: Sequence[NumpyArray | None]) -> NumpyArray | None:
-    computed = [values for values in looks if values is not None]
-    return np.concatenate([np.atleast_1d(values) for values in computed]) if computed else None
+    computed = [look for look in looks if look is not None]
+    return np.concatenate([np.atleast_1d(look) for look in computed]) if computed else None
 
 
 def _others(images: jax.Array, number: int) -> jax.Array:

@@ -34,8 +34,8 @@ class Signs:
         waiting = [value]
         while waiting:
             current = _outside(waiting[-1])
-            behind = [] if current.step is None else [_outside(each) for each in current.step.inputs]
-            unknown = [each for each in behind if each.depends and each not in self._signs]
+            behind = [] if current.step is None else [_outside(operand) for operand in current.step.inputs]
+            unknown = [operand for operand in behind if operand.depends and operand not in self._signs]
             if unknown and current.depends and current not in self._signs:
                 waiting += unknown
                 continue
@@ -63,7 +63,7 @@ class Signs:
         if step.name in _UNLIKE_THEIR_WORD:
             return Sign.UNKNOWN
         is_square = step.word == "mul" and step.inputs[0] is step.inputs[1]
-        of = [self._signs.get(each) or self._constant(each) for each in map(_outside, _made_of(step))]
+        of = [self._signs.get(operand) or self._constant(operand) for operand in map(_outside, _made_of(step))]
         return sign_of(Operation(step.kind, step.word), of, step.exponent, is_square=is_square)
 
     def _constant(self, value: Value) -> Sign:
@@ -85,14 +85,14 @@ def _made_of(step: Step) -> list[Value]:
     if step.word == "gather":
         return step.inputs[:1]
     if step.kind is Kind.MASKS:
-        return [each for each in step.inputs if jnp.issubdtype(each.aval.dtype, jnp.floating)]
+        return [operand for operand in step.inputs if jnp.issubdtype(operand.aval.dtype, jnp.floating)]
     return step.inputs
 
 
-def _sign_of_array(values: NumpyArray) -> Sign:
-    if values.size == 0:
+def _sign_of_array(array: NumpyArray) -> Sign:
+    if array.size == 0:
         return Sign.ZERO
-    if values.dtype.kind == "b":
+    if array.dtype.kind == "b":
         return Sign.NOT_NEGATIVE
-    is_ordered = jnp.issubdtype(values.dtype, jnp.floating) or jnp.issubdtype(values.dtype, jnp.integer)
-    return sign_of_numbers(float(values.min()), float(values.max())) if is_ordered else Sign.UNKNOWN
+    is_ordered = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+    return sign_of_numbers(float(array.min()), float(array.max())) if is_ordered else Sign.UNKNOWN

@@ -143,7 +143,7 @@ class Taint:
         if step.word != "where" or not any(map(self._facts.is_uniform, step.inputs[1:])):
             return False
         uses = step.outputs[0].uses
-        cases = [each.step for each in step.inputs[1:] if each.carries and each.step is not None]
+        cases = [operand.step for operand in step.inputs[1:] if operand.carries and operand.step is not None]
         return (bool(uses) and all(use.word in _UNDEFINED for use in uses)) or any(
             case.word in _UNDEFINED for case in cases
         )
@@ -176,9 +176,9 @@ class Taint:
             step = value.step
             if step is None or step.word in MIXING:
                 return False
-            depending = [each for each in step.inputs if each.depends and _is_floating(each)]
-            constant = [each for each in step.inputs if not each.depends and _is_floating(each)]
-            largest = max((int(np.prod(each.aval.shape)) for each in depending), default=0)
+            depending = [operand for operand in step.inputs if operand.depends and _is_floating(operand)]
+            constant = [operand for operand in step.inputs if not operand.depends and _is_floating(operand)]
+            largest = max((int(np.prod(operand.aval.shape)) for operand in depending), default=0)
             if step.word in PUTS or int(np.prod(value.aval.shape)) > largest:
                 return True
             if (step.word == "where" and constant) or (step.word == "mul" and any(map(self._has_zeros, constant))):
@@ -246,20 +246,20 @@ class Taint:
 
     def _inside(self, value: Value, block: Block) -> Value:
         """Return what a value from outside of a block is inside of it, if it comes in."""
-        return next((each for each in block.inputs if value in (each.outer, each.stack)), value)
+        return next((argument for argument in block.inputs if value in (argument.outer, argument.stack)), value)
 
-    def _moved_from(self, values: Sequence[Value], block: Block) -> list[Value]:
+    def _moved_from(self, starts: Sequence[Value], block: Block) -> list[Value]:
         """Return the values of a block, and what they are made of by steps that only move or scale values."""
-        found: dict[Value, None] = {}
-        stack = list(values)[::-1]
-        while stack and len(found) < _FARTHEST:
+        sources: dict[Value, None] = {}
+        stack = list(starts)[::-1]
+        while stack and len(sources) < _FARTHEST:
             value = stack.pop()
-            if value in found or self._blocks.get(value) is not block:
+            if value in sources or self._blocks.get(value) is not block:
                 continue
-            found[value] = None
+            sources[value] = None
             if value.step is not None and _passes(value.step):
-                stack.extend(each for each in value.step.inputs if each.carries)
-        return list(found)
+                stack.extend(operand for operand in value.step.inputs if operand.carries)
+        return list(sources)
 
 
 def _passes(step: Step) -> bool:
@@ -272,7 +272,7 @@ def _same_as(value: Value) -> set[Value]:
     """Return the values that one is a mere copy of, in whatever shape: none of them is gated."""
     same = {value}
     while value.step is not None and value.step.kind is Kind.MOVES:
-        depending = [each for each in value.step.inputs if each.depends]
+        depending = [operand for operand in value.step.inputs if operand.depends]
         if len(depending) != 1:
             break
         (value,) = depending

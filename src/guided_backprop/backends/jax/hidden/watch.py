@@ -30,26 +30,26 @@ class Watch:
     def __init__(self, constants: Sequence[Array], asked: Iterable[Asked], places: Mapping[Asked, Block]) -> None:
         self._constants = constants
         self._asked: dict[int, list[Asked]] = {}
-        for each in asked:
-            self._asked.setdefault(id(places[each]), []).append(each)
+        for key in asked:
+            self._asked.setdefault(id(places[key]), []).append(key)
 
     def run(self, block: Block, inputs: Sequence[Array]) -> tuple[dict[Value, Array], Found]:
         """Run a block; return all its values, and what was asked for of it and of the blocks inside."""
-        values: dict[Value, Array] = dict(zip(block.inputs, inputs, strict=True))
-        found: Found = {}
+        arrays: dict[Value, Array] = dict(zip(block.inputs, inputs, strict=True))
+        answers: Found = {}
         for step in block.steps:
-            operands = [self._read(value, values) for value in step.inputs]
-            results = self._step(step, operands, found)
-            values.update((value, _cut(value, result)) for value, result in zip(step.outputs, results, strict=True))
-        for each in self._asked.get(id(block), ()):
-            kept = self._derivative(*each, block, values) if isinstance(each, tuple) else values[each]
-            found[each] = kept, jnp.ones((), bool)
-        return values, found
+            operands = [self._read(value, arrays) for value in step.inputs]
+            results = self._step(step, operands, answers)
+            arrays.update((value, _cut(value, result)) for value, result in zip(step.outputs, results, strict=True))
+        for key in self._asked.get(id(block), ()):
+            kept = self._derivative(*key, block, arrays) if isinstance(key, tuple) else arrays[key]
+            answers[key] = kept, jnp.ones((), bool)
+        return arrays, answers
 
-    def _read(self, value: Value, values: Mapping[Value, Array]) -> Array:
+    def _read(self, value: Value, arrays: Mapping[Value, Array]) -> Array:
         if value.literal is not None:
             return jnp.asarray(value.literal, value.aval.dtype)
-        return self._constants[value.constant] if value.constant is not None else values[value]
+        return self._constants[value.constant] if value.constant is not None else arrays[value]
 
     def _holds(self, step: Step) -> bool:
         """Tell whether inside of a step something is asked for, or no gradient passes."""
@@ -59,24 +59,24 @@ class Watch:
             for block in step.blocks
         )
 
-    def _step(self, step: Step, operands: list[Array], found: Found) -> list[Array]:
+    def _step(self, step: Step, operands: list[Array], answers: Found) -> list[Array]:
         if not self._holds(step):
             return step.run(operands)
         if step.word == "scan":
-            return self._scan(step, operands, found)
+            return self._scan(step, operands, answers)
         if step.word == "cond":
-            return self._cond(step, operands, found)
+            return self._cond(step, operands, answers)
         if step.name in REMATS:
             results, inner = self._block(step.blocks[0], operands)
-            found.update(inner)
+            answers.update(inner)
             return list(results)
         return step.run(operands)
 
     def _block(self, block: Block, operands: Sequence[Array]) -> tuple[list[Array], Found]:
-        values, found = self.run(block, operands)
-        return [self._read(value, values) for value in block.outputs], found
+        arrays, answers = self.run(block, operands)
+        return [self._read(value, arrays) for value in block.outputs], answers
 
-    def _scan(self, step: Step, operands: list[Array], found: Found) -> list[Array]:
+    def _scan(self, step: Step, operands: list[Array], answers: Found) -> list[Array]:
         params = step.eqn.params
         start, carried = params["num_consts"], params["num_carry"]
         keys: list[Asked] = []
@@ -90,25 +90,25 @@ class Watch:
         last, (stacked, kept) = jax.lax.scan(
             turn, first, tuple(operands[start + carried :]), length=params["length"], reverse=params["reverse"]
         )
-        found.update(zip(keys, kept, strict=True))
+        answers.update(zip(keys, kept, strict=True))
         return [*last, *stacked]
 
-    def _cond(self, step: Step, operands: list[Array], found: Found) -> list[Array]:
+    def _cond(self, step: Step, operands: list[Array], answers: Found) -> list[Array]:
         """Keep what the branch that is taken computes; zeros stand for the others."""
         shapes = [jax.eval_shape(partial(self._kept, block), *operands[1:]) for block in step.blocks]
 
         def branch(number: int) -> Callable[..., Any]:
             def taken(*given: Array) -> Any:
                 results, inner = self._block(step.blocks[number], given)
-                zeros = [jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shape) for shape in shapes]
+                zeros = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape) for shape in shapes]
                 zeros[number] = list(inner.values())
                 return tuple(results), zeros
 
             return taken
 
         results, kept = jax.lax.switch(operands[0], [branch(n) for n in range(len(step.blocks))], *operands[1:])
-        for block, values in zip(step.blocks, kept, strict=True):
-            found.update(zip(self._keys(block), values, strict=True))
+        for block, pairs in zip(step.blocks, kept, strict=True):
+            answers.update(zip(self._keys(block), pairs, strict=True))
         return list(results)
 
     def _kept(self, block: Block, *given: Array) -> list[tuple[Array, Array]]:
@@ -120,19 +120,19 @@ class Watch:
         inside = [key for step in steps for inner in step.blocks for key in self._keys(inner)]
         return [*inside, *self._asked.get(id(block), ())]
 
-    def _derivative(self, x: Value, y: Value, block: Block, values: Mapping[Value, Array]) -> Array:
+    def _derivative(self, x: Value, y: Value, block: Block, arrays: Mapping[Value, Array]) -> Array:
         """Return what the values of x get of a gradient of ones at y; no gradient passes a ReLU that is guided."""
         steps = steps_between(x, y, block)
 
         def of(given: Array) -> Array:
-            inside = {**values, x: given}
+            inside = {**arrays, x: given}
             for step in steps:
                 results = self._step(step, [self._read(value, inside) for value in step.inputs], {})
                 for value, result in zip(step.outputs, results, strict=True):
                     inside[value] = result if value is y else _cut(value, result)
             return inside[y]
 
-        result, back = jax.vjp(of, values[x])
+        result, back = jax.vjp(of, arrays[x])
         (derived,) = back(jnp.ones_like(result))
         return derived  # type: ignore[no-any-return]
 
@@ -180,11 +180,11 @@ def watched(block: Block, asked: Sequence[Asked], places: Mapping[Asked, Block])
 
     @jax.jit
     def run(constants: Sequence[Array], inputs: Sequence[Array]) -> list[tuple[Array, Array] | None]:
-        _, found = Watch(constants, order, places).run(block, inputs)
-        return [found.get(each) for each in order]
+        _, answers = Watch(constants, order, places).run(block, inputs)
+        return [answers.get(key) for key in order]
 
     def values(constants: Sequence[Array], inputs: Sequence[Array]) -> dict[Asked, NumpyArray | None]:
-        return {each: _flat(each, kept) for each, kept in zip(order, run(constants, inputs), strict=True)}
+        return {key: _flat(key, kept) for key, kept in zip(order, run(constants, inputs), strict=True)}
 
     return values
 
@@ -193,10 +193,10 @@ def _flat(asked: Asked, kept: tuple[Array, Array] | None) -> NumpyArray | None:
     """Return values with the turns of all loops along axis 0, those alone that were computed."""
     if kept is None:
         return None
-    values, is_computed = np.asarray(kept[0], np.float64), np.asarray(kept[1])
+    array, is_computed = np.asarray(kept[0], np.float64), np.asarray(kept[1])
     shape = (asked[0] if isinstance(asked, tuple) else asked).aval.shape
-    values = values.reshape(-1, *shape)[is_computed.ravel()]
-    if not len(values):
+    array = array.reshape(-1, *shape)[is_computed.ravel()]
+    if not len(array):
         return None
-    joined: NumpyArray = values.reshape(-1, *shape[1:])
+    joined: NumpyArray = array.reshape(-1, *shape[1:])
     return joined

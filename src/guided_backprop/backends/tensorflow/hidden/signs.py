@@ -59,12 +59,12 @@ def _multiple(graph: Graph, ref: str) -> tuple[str, float]:
         ref = graph.source(ref)
         node = graph.node(ref)
         refs = operand_refs(node) if node is not None and word_of(node) in ("div", "mul", "neg") else []
-        moving = [each for each in refs if graph.depends(each)]
+        moving = [operand for operand in refs if graph.depends(operand)]
         is_divisor = node is not None and word_of(node) == "div" and moving != refs[:1]
         if len(moving) != 1 or is_divisor:
             return ref, factor
-        for each in refs:
-            constant = graph.constant(each)
+        for operand in refs:
+            constant = graph.constant(operand)
             factor *= 1.0 if constant is None else constant
         factor *= -1.0 if node is not None and word_of(node) == "neg" else 1.0
         ref = moving[0]
@@ -75,10 +75,10 @@ def _sign_of_constant(graph: Graph, ref: str) -> Sign:
     return Sign.UNKNOWN if constant is None else sign_of_numbers(constant, constant)
 
 
-def _sign_of_array(values: NumpyArray) -> Sign:
-    if values.size == 0:
+def _sign_of_array(array: NumpyArray) -> Sign:
+    if array.size == 0:
         return Sign.ZERO
-    if values.dtype.kind not in "iufbV":
+    if array.dtype.kind not in "iufbV":
         return Sign.UNKNOWN
-    numbers = values.astype(np.float64)
+    numbers = array.astype(np.float64)
     return sign_of_numbers(numbers.min(), numbers.max())

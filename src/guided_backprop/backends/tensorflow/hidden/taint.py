@@ -168,9 +168,9 @@ class Taint:
         if not (any(operand.origins for operand in operands) or self._chooses(body, node)):
             return
         for ref in refs:
-            found = body.trace(ref)
-            if found.is_active and found.origins and body.graph.kind_of(ref) in FLOATS:
-                candidates = tuple(candidates_of(body, node, found, partial(self._chooses, body)))
+            trace = body.trace(ref)
+            if trace.is_active and trace.origins and body.graph.kind_of(ref) in FLOATS:
+                candidates = tuple(candidates_of(body, node, trace, partial(self._chooses, body)))
                 place = Place(
                     _called(body, node), word_of(node), body.name, ref, candidates, _is_explicit(body.graph, node)
                 )
@@ -266,12 +266,12 @@ def _is_put_together(body: Body, ref: str) -> bool:
         node = graph.node(ref)
         if node is None or word_of(node) in MIXING:
             return False
-        word, refs = word_of(node), [each for each in operand_refs(node) if graph.kind_of(each) in FLOATS]
-        depending = [each for each in refs if body.trace(each).depends]
-        constant = [each for each in refs if each not in depending]
+        word, refs = word_of(node), [operand for operand in operand_refs(node) if graph.kind_of(operand) in FLOATS]
+        depending = [operand for operand in refs if body.trace(operand).depends]
+        constant = [operand for operand in refs if operand not in depending]
         if word in _PUTS or (word == "where" and constant):
             return True
-        if word == "mul" and any(not _is_number(graph.constant(each)) for each in constant):
+        if word == "mul" and any(not _is_number(graph.constant(operand)) for operand in constant):
             return True
         if len(depending) != 1:
             return False
@@ -323,7 +323,7 @@ def _is_piece(graph: Graph, node: NodeDef) -> bool:
         user = graph.only_user(user)
     if user is None or word_of(user) != "where":
         return False
-    compared = [set(_compared(graph, operand_refs(each)[0])) for each in (node, user)]
+    compared = [set(_compared(graph, operand_refs(choice)[0])) for choice in (node, user)]
     return bool(compared[0] & compared[1])
 
 

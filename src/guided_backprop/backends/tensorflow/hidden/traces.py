@@ -117,8 +117,8 @@ class Body:
 
     def trace(self, ref: str) -> Trace:
         """Return what is known of a value."""
-        found = self.traces.get(ref) or self.traces.get(producer(ref)) or self.arguments.get(producer(ref)) or Trace()
-        return found if self.graph.kind_of(ref) in VALUES else replace(found, is_active=False)
+        trace = self.traces.get(ref) or self.traces.get(producer(ref)) or self.arguments.get(producer(ref)) or Trace()
+        return trace if self.graph.kind_of(ref) in VALUES else replace(trace, is_active=False)
 
 
 def passes_gradient(node: NodeDef) -> bool:
@@ -132,11 +132,11 @@ def passes_gradient(node: NodeDef) -> bool:
         return True
 
 
-def candidates_of(body: Body, node: NodeDef, found: Trace, chooses: Callable[[NodeDef], bool]) -> Iterator[Candidate]:
+def candidates_of(body: Body, node: NodeDef, trace: Trace, chooses: Callable[[NodeDef], bool]) -> Iterator[Candidate]:
     """Yield what the result of a node may be a ReLU of."""
     graph = body.graph
     starts = [*operand_refs(node)]
-    for origin in sorted(origin for origin in found.origins if origin.function == body.name):
+    for origin in sorted(origin for origin in trace.origins if origin.function == body.name):
         starts += operand_refs(graph.nodes[origin.node])
     refs = dict.fromkeys(graph.copied(behind) for ref in starts for behind in _made_of(body, ref))
     reached = _reached(body, node)
@@ -181,35 +181,35 @@ def _between(
 def _made_of(body: Body, ref: str) -> Iterator[str]:
     """Yield a value, and what it was made of: by moves, multiples and choices, as a square, or without a gradient."""
     graph = body.graph
-    found, stack = dict[str, None](), [ref]
-    while stack and len(found) < _FAR:
+    refs, stack = dict[str, None](), [ref]
+    while stack and len(refs) < _FAR:
         current = stack.pop()
-        if current in found:
+        if current in refs:
             continue
-        found[current] = None
+        refs[current] = None
         node = graph.node(current)
         if node is None:
             continue
-        is_one = sum(body.trace(each).is_active for each in operand_refs(node)) == 1
+        is_one = sum(body.trace(operand).is_active for operand in operand_refs(node)) == 1
         is_scaled = is_one and word_of(node) in ("add", "div", "neg", "sub", "where")
         if _is_moved(node) or is_scaled or word_of(node) == "pow" or node.op in ("Abs", "Mul", "StopGradient"):
             stack += operand_refs(node)
-    yield from found
+    yield from refs
 
 
 def moved_from(graph: Graph, ref: str) -> list[str]:
     """Return a value, and what it was made of by operations that only move values."""
-    found: list[str] = []
+    refs: list[str] = []
     stack = [ref]
-    while stack and len(found) < _FAR:
+    while stack and len(refs) < _FAR:
         current = stack.pop()
-        if current in found:
+        if current in refs:
             continue
-        found.append(current)
+        refs.append(current)
         node = graph.node(current)
         if node is not None and _is_moved(node):
             stack += operand_refs(node)
-    return found
+    return refs
 
 
 def _reached(body: Body, node: NodeDef) -> set[str]:

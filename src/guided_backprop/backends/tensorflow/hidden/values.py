@@ -75,7 +75,7 @@ class Watch:
         with self._lock:
             if not self._open:
                 return []
-            few = [values[:_IMAGES] if self._is_free else values for values in arrays]
+            few = [array[:_IMAGES] if self._is_free else array for array in arrays]
             verdicts = self._judged(few)
             for turn, others in enumerate(_others(few)):
                 if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
@@ -117,15 +117,15 @@ class Watch:
         self._seen.clear()
         if self._run is not None:
             self._run(*arrays)
-        found = dict(verdicts)
+        revised = dict(verdicts)
         for pair in [pair for pair, verdict in verdicts.items() if self._is_doubtful(pair, verdict)]:
             far = self._seen.get(pair[0])
             verdict = self._verdict(pair, far)
             if far and verdict not in (Verdict.NONE, Verdict.UNSETTLED):
                 # What it is it has to be on all of them.
                 verdict = self._verdict(pair, [*near.get(pair[0], ()), *far])
-            found[pair] = found[pair] if verdict is Verdict.UNSETTLED else verdict
-        return self._not_refuted(found)
+            revised[pair] = revised[pair] if verdict is Verdict.UNSETTLED else verdict
+        return self._not_refuted(revised)
 
     def _not_refuted(self, verdicts: Mapping[Pair, Verdict]) -> dict[Pair, Verdict]:
         self._open = {pair: None for pair in self._open if verdicts[pair] is not Verdict.NONE}
@@ -137,7 +137,7 @@ class Watch:
     def _verdict(self, pair: Pair, seen: list[list[NumpyArray]] | None) -> Verdict:
         if not seen:
             return Verdict.UNSETTLED
-        y, x = (_together([each[place] for each in seen]) for place in (0, pair[1] + 1))
+        y, x = (_together([look[place] for look in seen]) for place in (0, pair[1] + 1))
         return self._judge(y, x, self._candidate(pair))
 
     def _judge(self, y: NumpyArray, x: NumpyArray, candidate: Candidate) -> Verdict:
@@ -176,9 +176,9 @@ class Watch:
 
         def derive(*inputs: tf.Tensor) -> tf.Tensor:
             names = list(dict.fromkeys(ref for y, refs in wanted.items() for ref in (y, *refs)))
-            values = dict(zip(names, self._bring(graph_def, inputs, names), strict=True))
+            tensors = dict(zip(names, self._bring(graph_def, inputs, names), strict=True))
             with editor.at_work():
-                return tf.concat([_are_led(values[y], [values[x] for x in refs]) for y, refs in wanted.items()], 0)
+                return tf.concat([_are_led(tensors[y], [tensors[x] for x in refs]) for y, refs in wanted.items()], 0)
 
         concrete = tf.function(derive, input_signature=self._specs, autograph=False).get_concrete_function()
         keep_functions(graph_def, concrete)
@@ -202,11 +202,11 @@ class Watch:
         graph_def = renamed(graph_def)
 
         def forward(*inputs: tf.Tensor) -> None:
-            refs = [[place.ref, *(each.ref for each in place.candidates)] for _, place in outside]
-            every = [self._flat(ref) for each in refs for ref in each]
+            refs = [[place.ref, *(candidate.ref for candidate in place.candidates)] for _, place in outside]
+            every = [self._flat(ref) for group in refs for ref in group]
             tensors = iter(self._bring(graph_def, inputs, every))
-            for (number, _), each in zip(outside, refs, strict=True):
-                tf.numpy_function(partial(self._see, number), [next(tensors) for _ in each], [])
+            for (number, _), group in zip(outside, refs, strict=True):
+                tf.numpy_function(partial(self._see, number), [next(tensors) for _ in group], [])
 
         concrete: Callable[..., object]
         concrete = tf.function(forward, input_signature=self._specs, autograph=False).get_concrete_function()
@@ -217,7 +217,7 @@ class Watch:
         """Keep the values of a place for as long as they may show something."""
         place = self._places[number]
         y, candidates = np.asarray(y), tuple(map(np.asarray, candidates))
-        if place.function and sum(each[0].size for each in self._seen[number]) > _VALUES:
+        if place.function and sum(look[0].size for look in self._seen[number]) > _VALUES:
             return
         first = self._firsts.setdefault(number, [y, *candidates])
         if not all(map(is_evidence, (y, *candidates), first)):
@@ -259,7 +259,9 @@ def _are_led(y: tf.Tensor, candidates: Sequence[tf.Tensor]) -> tf.Tensor:
     seeds = tf.cast(tf.random.stateless_uniform(tf.shape(y), [1, 2], 1.0, 2.0), y.dtype)
     gradients = tf.gradients(y, candidates, seeds)
     none = tf.constant(False)
-    return tf.stack([none if each is None else tf.reduce_any(tf.convert_to_tensor(each) != 0) for each in gradients])
+    return tf.stack(
+        [none if gradient is None else tf.reduce_any(tf.convert_to_tensor(gradient) != 0) for gradient in gradients]
+    )
 
 
 _NUMBERS = count()
@@ -289,28 +291,28 @@ def _is_straight(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
 
 
 def _are_lines(y: NumpyArray, x: NumpyArray, axes: tuple[int, ...], rounding: float) -> bool:
-    off_x, off_y = (each - each.mean(axes, keepdims=True) for each in (x, y))
+    off_x, off_y = (array - array.mean(axes, keepdims=True) for array in (x, y))
     spread = np.square(off_x).sum(axes, keepdims=True)
     slope = np.divide((off_x * off_y).sum(axes, keepdims=True), spread, out=np.zeros_like(spread), where=spread > 0)
     return not (np.abs(off_y - slope * off_x) > rounding * np.abs(y).max()).any()
 
 
-def _together(values: list[NumpyArray]) -> NumpyArray:
+def _together(looks: list[NumpyArray]) -> NumpyArray:
     """Return the values of several runs as one array, the first axis being that of images or of turns of a loop."""
-    if len(values) == 1:
-        return values[0] if values[0].ndim else values[0][None]
-    if len({each.shape for each in values}) == 1:
-        return np.concatenate(values) if values[0].ndim else np.stack(values)
-    if len({each.shape[1:] for each in values}) == 1 and values[0].ndim:
-        return np.concatenate(values)
-    return np.concatenate([each.ravel() for each in values])
+    if len(looks) == 1:
+        return looks[0] if looks[0].ndim else looks[0][None]
+    if len({look.shape for look in looks}) == 1:
+        return np.concatenate(looks) if looks[0].ndim else np.stack(looks)
+    if len({look.shape[1:] for look in looks}) == 1 and looks[0].ndim:
+        return np.concatenate(looks)
+    return np.concatenate([look.ravel() for look in looks])
 
 
 def _others(arrays: Sequence[tf.Tensor]) -> Iterator[list[tf.Tensor]]:
     """Yield other images, the numbers among the inputs being others."""
-    every = [list(other_images(each.numpy())) if each.dtype.is_floating else None for each in arrays]
-    for turn in range(max(len(each) for each in every if each is not None)):
+    every = [list(other_images(array.numpy())) if array.dtype.is_floating else None for array in arrays]
+    for turn in range(max(len(others) for others in every if others is not None)):
         yield [
-            given if each is None else tf.constant(each[turn], given.dtype)
-            for given, each in zip(arrays, every, strict=True)
+            given if others is None else tf.constant(others[turn], given.dtype)
+            for given, others in zip(arrays, every, strict=True)
         ]

@@ -77,9 +77,9 @@ class BackwardWatch(TorchDispatchMode):
             return derived
         self._note(name_of(clamp.cap), self._rule.name)
         y = x.clamp(min=0) if clamp.cap is None else torch.minimum(x.clamp(min=0), torch.as_tensor(clamp.cap).to(x))
-        values = (x, y) if self._rule.reads_values else (None, None)
+        pair = (x, y) if self._rule.reads_values else (None, None)
         # The framework lets the gradient pass at a tie, so it is not what it derived.
-        return leaving(self._rule, g, torch.where(is_open(x, clamp.cap), g, 0), *values)
+        return leaving(self._rule, g, torch.where(is_open(x, clamp.cap), g, 0), *pair)
 
     def _leave(self, name: str, args: tuple[Any, ...], derived: torch.Tensor) -> torch.Tensor:
         """Return what leaves a ReLU, of which the derivative was given the input, or the output."""

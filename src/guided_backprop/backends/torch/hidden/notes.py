@@ -168,31 +168,31 @@ def puts_constants(name: str, args: Sequence[Any], operands: Sequence[Operand], 
 
 def _are_put_together(operands: Sequence[Operand]) -> bool:
     """Tell whether several values are put beside each other, and one of them is a constant or one number."""
-    return len(operands) > 1 and any(each.note is None or is_one_number(each.tensor) for each in operands)
+    return len(operands) > 1 and any(operand.note is None or is_one_number(operand.tensor) for operand in operands)
 
 
 def _leaves_out(factors: Sequence[Any], operands: Sequence[Operand]) -> bool:
     """Tell whether a factor is 0, or 0 in places."""
     is_by_zero = any(isinstance(factor, (int, float)) and factor == 0 for factor in factors)
-    return is_by_zero or any(not bool(each.tensor.all()) for each in operands if each.note is None)
+    return is_by_zero or any(not bool(operand.tensor.all()) for operand in operands if operand.note is None)
 
 
 def _fills(args: Sequence[Any], operands: Sequence[Operand], result: torch.Tensor) -> bool:
     """Tell whether a constant stands in the place of some values now."""
-    has_constant = any(each.note is None for each in operands) or any(isinstance(arg, float) for arg in args)
-    return has_constant and not any(each.is_active and _is_same(each.tensor, result) for each in operands)
+    has_constant = any(operand.note is None for operand in operands) or any(isinstance(arg, float) for arg in args)
+    return has_constant and not any(operand.is_active and _is_same(operand.tensor, result) for operand in operands)
 
 
-def is_one_number(values: torch.Tensor) -> bool:
+def is_one_number(tensor: torch.Tensor) -> bool:
     """Tell whether several values are all the same, as zeros are that depend on something."""
-    is_known = values.numel() > 1 and values.layout is torch.strided
-    return is_known and bool((values == values.flatten()[0]).all())
+    is_known = tensor.numel() > 1 and tensor.layout is torch.strided
+    return is_known and bool((tensor == tensor.flatten()[0]).all())
 
 
-def _is_same(values: torch.Tensor, others: torch.Tensor) -> bool:
+def _is_same(tensor: torch.Tensor, others: torch.Tensor) -> bool:
     """Tell whether two tensors have the same values."""
-    is_known = values.layout is torch.strided and others.layout is torch.strided
-    return is_known and values.shape == others.shape and torch.equal(values, others)
+    is_known = tensor.layout is torch.strided and others.layout is torch.strided
+    return is_known and tensor.shape == others.shape and torch.equal(tensor, others)
 
 
 def merged(operands: Sequence[Operand], *extra: Value) -> tuple[Value, ...]:

@@ -40,10 +40,10 @@ def sign_of_result(
     """
     row = OPERATIONS[name]
     # What is turned is such as what is added times -1; a bound is one in its place alone.
-    is_turned = any(_is_number(each) and (each < 0 or row.kind is Kind.CLIP) for each in named.values())
-    is_turned |= row.word in ("add", "sub", "rsub") and any(_is_number(each) and each < 0 for each in args[2:])
+    is_turned = any(_is_number(arg) and (arg < 0 or row.kind is Kind.CLIP) for arg in named.values())
+    is_turned |= row.word in ("add", "sub", "rsub") and any(_is_number(arg) and arg < 0 for arg in args[2:])
     is_unlike = name in _UNLIKE_THEIR_WORD or row.word == "create"
-    if is_unlike or is_turned or any(each.is_complex() for each in tensors):
+    if is_unlike or is_turned or any(tensor.is_complex() for tensor in tensors):
         return Sign.UNKNOWN
     if name == "threshold":
         return Sign.NOT_NEGATIVE if min(_numbers(args)) >= 0 else Sign.UNKNOWN

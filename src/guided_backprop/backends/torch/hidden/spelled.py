@@ -187,8 +187,8 @@ class _Case:
         # What it is it has to be on all of them.
         return self._judged(_joined([self.values, self.far]))
 
-    def _judged(self, values: tuple[NumpyArray, NumpyArray]) -> Judgement:
-        return judged(self.suspect.x, values, is_by_rank=self.suspect.is_by_rank)
+    def _judged(self, pair: tuple[NumpyArray, NumpyArray]) -> Judgement:
+        return judged(self.suspect.x, pair, is_by_rank=self.suspect.is_by_rank)
 
     @property
     def is_open(self) -> bool:
@@ -267,8 +267,8 @@ def _together(suspect: Suspect, others: Sequence[Values]) -> tuple[NumpyArray, N
     """Return the result and x, on all images that the model was run on."""
     y, x = suspect.values
     pairs = [(y, x)]
-    for values in others:
-        other = values.get(suspect.place)
+    for look in others:
+        other = look.get(suspect.place)
         if other is not None and _is_alike(other, suspect.values):
             pairs.append(other)
     return (y, x) if y.ndim == 0 else _joined(pairs)
@@ -281,7 +281,7 @@ def _joined(pairs: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray,
 def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:
     """Tell whether values on other images can be put beside the first ones."""
     return all(
-        other.shape == each.shape and is_evidence(other, each) for other, each in zip(others, first, strict=True)
+        other.shape == array.shape and is_evidence(other, array) for other, array in zip(others, first, strict=True)
     )
 
 
@@ -306,23 +306,23 @@ def _derivative(node: Node, suspect: Suspect) -> NumpyArray | None:
     y = suspect.values[0]
     seed = torch.ones(y.shape, dtype=suspect.x.tensor.dtype, device=suspect.x.tensor.device)
     try:
-        (found,) = torch.autograd.grad(
+        (gradient,) = torch.autograd.grad(
             [GradientEdge(node, suspect.place[1])], [suspect.x.edge], [seed], retain_graph=True, allow_unused=True
         )
     except RuntimeError:
         return None
-    return np.zeros(y.shape) if found is None else as_numpy(found).reshape(y.shape)
+    return np.zeros(y.shape) if gradient is None else as_numpy(gradient).reshape(y.shape)
 
 
 def _nothing(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
-    return tuple(None if each is None else torch.zeros_like(each) for each in gradients)
+    return tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
 
 
-def _agrees(suspect: Suspect, found: Judgement, derivative: NumpyArray) -> bool:
+def _agrees(suspect: Suspect, judgement: Judgement, derivative: NumpyArray) -> bool:
     """Tell whether the derivative is the gate that the values show; at the threshold itself it may be anything."""
-    y, x = (each.astype(np.float64) for each in suspect.values)
-    is_open, x = y != found.closed, x.reshape(y.shape)
-    slope = np.broadcast_to(np.asarray(found.slope), y.shape)
+    y, x = (array.astype(np.float64) for array in suspect.values)
+    is_open, x = y != judgement.closed, x.reshape(y.shape)
+    slope = np.broadcast_to(np.asarray(judgement.slope), y.shape)
     expected = np.where(is_open & np.isfinite(slope), slope, 0)
     is_far = np.abs(derivative - expected) > 0.05 * np.abs(slope)
     is_edge = ~is_open & np.isin(x, [x[~is_open].max(initial=-np.inf), x[~is_open].min(initial=np.inf), 0.0])

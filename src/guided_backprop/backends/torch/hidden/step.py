@@ -67,7 +67,7 @@ class Step:
         self._passes = passes
         self.is_by_rank = self._ranks()
         #: The gates that what was given falls by.
-        self.falling = frozenset[int]().union(*(each.note.falling for each in self.dependent if each.note))
+        self.falling = frozenset[int]().union(*(operand.note.falling for operand in self.dependent if operand.note))
 
     @property
     def _is_mixing(self) -> bool:
@@ -78,7 +78,7 @@ class Step:
     def _is_of_a_bound(self) -> bool:
         """Whether it moves or multiplies what a bound made."""
         is_one = len(self.dependent) == 1 and (self._kind is Kind.MOVES or self.name in _POINTWISE)
-        return is_one and any(each.note.is_bound for each in self.dependent if each.note)
+        return is_one and any(operand.note.is_bound for operand in self.dependent if operand.note)
 
     @property
     def is_of_two(self) -> bool:
@@ -94,10 +94,12 @@ class Step:
         """Tell whether what chooses here compared values of the images with each other, and with no constant."""
         masks = [operand for operand in self.dependent if operand.is_mask]
         if self._kind is Kind.COMPARES or (self._is_start and self._active):
-            return self._compares_values() and all(each.note.is_by_rank for each in masks if each.note)
+            return self._compares_values() and all(operand.note.is_by_rank for operand in masks if operand.note)
         if self._kind in (Kind.RELU, Kind.CLIP) or (self._kind is Kind.SMOOTH and masks):
             return False
-        return all(each.note.is_by_rank and each.note.is_tainted for each in masks or self._tainted if each.note)
+        return all(
+            operand.note.is_by_rank and operand.note.is_tainted for operand in masks or self._tainted if operand.note
+        )
 
     def _compares_values(self) -> bool:
         """Tell whether it chooses itself, among values of other places none of which was put there."""
@@ -171,7 +173,7 @@ class Step:
                 yield value
 
     def _all_candidates(self) -> Iterator[Value]:
-        for operand in (each for each in self._read if each.note is not None):
+        for operand in (read for read in self._read if read.note is not None):
             # To leave values out of something, or to put them in order, zeroes none of them; nor does a known curve.
             is_none = self.name in _GATHERS or self.name in _CURVES or self._word == "sort"
             if operand.value is not None and not is_none:
@@ -210,7 +212,7 @@ class Step:
         """Tell whether all that chose up to here were bounds."""
         # The largest of values that depend on the images, none of which was put there, is one of them.
         is_bound = self._kind is Kind.CLIP or (self._word == "max_pool" and not has_parts)
-        were_bounds = all(each.note.is_clipped and not each.is_mask for each in self._tainted if each.note)
+        were_bounds = all(operand.note.is_clipped and not operand.is_mask for operand in self._tainted if operand.note)
         return were_bounds and (is_bound or not self._is_start)
 
     def _parts(self, own: list[Value], before: list[Value], result: torch.Tensor) -> tuple[Value, ...]:
@@ -223,5 +225,5 @@ class Step:
     def _sign(self) -> Sign:
         if self.is_relu and self.name != "threshold":
             return Sign.NOT_NEGATIVE
-        tensors, signs = [each.tensor for each in self._operands], [each.sign for each in self._operands]
+        tensors, signs = [operand.tensor for operand in self._operands], [operand.sign for operand in self._operands]
         return sign_of_result(self.name, self._args, self._named, tensors, signs)

@@ -115,8 +115,8 @@ class ForwardWatch(TorchDispatchMode):
 
     def logits_of(self, probabilities: torch.Tensor) -> torch.Tensor | None:
         """Return the input of the last softmax or sigmoid whose result is ``probabilities``."""
-        found = (logits for logits, result in reversed(self._heads) if torch.equal(result, probabilities))
-        return next(found, None)
+        matches = (logits for logits, result in reversed(self._heads) if torch.equal(result, probabilities))
+        return next(matches, None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -147,10 +147,10 @@ class ForwardWatch(TorchDispatchMode):
 
     def _note_memory(self, name: str, changed: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
         """Note what was written in place, and what was given memory that nothing was written to."""
-        for each in changed:
-            self._notes.put_written(each)
-        for each in results if name in _EMPTY else ():
-            self._notes.put_unwritten(each)
+        for tensor in changed:
+            self._notes.put_written(tensor)
+        for tensor in results if name in _EMPTY else ():
+            self._notes.put_unwritten(tensor)
 
     def _look(
         self,
@@ -168,13 +168,13 @@ class ForwardWatch(TorchDispatchMode):
         if step.is_relu:
             self.relus[_last_number()] = name, _line()
         is_view = func._schema.is_mutable and tensors[0]._is_view()
-        for output, each in enumerate(results):
-            is_shared = not func._schema.is_mutable and any(_is_shared(each, tensor) for tensor in tensors)
-            is_piece = is_shared and self._notes.is_unwritten(each)
-            falling = step.falling if is_piece else self._judged(step, each, output, is_on_view=is_view)
+        for output, result in enumerate(results):
+            is_shared = not func._schema.is_mutable and any(_is_shared(result, tensor) for tensor in tensors)
+            is_piece = is_shared and self._notes.is_unwritten(result)
+            falling = step.falling if is_piece else self._judged(step, result, output, is_on_view=is_view)
             # A view is what it is a view of, unless it alone is a gate.
             if not is_shared or falling is None or falling - step.falling:
-                self._notes.put(each, step.note(falling, each), is_alone=is_shared)
+                self._notes.put(result, step.note(falling, result), is_alone=is_shared)
 
     def _depends(self, tensor: Any) -> bool:
         return isinstance(tensor, torch.Tensor) and self._notes.of(tensor) is not None
@@ -195,9 +195,9 @@ class ForwardWatch(TorchDispatchMode):
         is_real = result.layout is torch.strided and result.is_floating_point() and result.numel() > 0
         if is_direct is None or not is_real or self._count in self._refuted:
             return falling
-        found = list(self._suspects(step, result, output, is_direct=is_direct, is_on_view=is_on_view))
-        rising = [suspect for suspect in found if suspect.judgement.verdict is Verdict.CONVEX]
-        kept = [each for each in found if each in rising or not rising or each.place in self._wanted]
+        suspects = list(self._suspects(step, result, output, is_direct=is_direct, is_on_view=is_on_view))
+        rising = [suspect for suspect in suspects if suspect.judgement.verdict is Verdict.CONVEX]
+        kept = [suspect for suspect in suspects if suspect in rising or not rising or suspect.place in self._wanted]
         first = len(self.suspects)
         self.suspects += kept
         if rising or self._count in self.raised:
@@ -212,9 +212,9 @@ class ForwardWatch(TorchDispatchMode):
         """Yield what the result may be a ReLU of, where its values do not contradict it."""
         for candidate, x in enumerate(step.candidates(result)):
             place = self._count, output, candidate
-            values = as_numpy(result), as_numpy(x.tensor)
-            judgement = judged(x, values, is_by_rank=step.is_by_rank)
-            is_constant = bool((values[0] == values[0].flat[0]).all())
+            pair = as_numpy(result), as_numpy(x.tensor)
+            judgement = judged(x, pair, is_by_rank=step.is_by_rank)
+            is_constant = bool((pair[0] == pair[0].flat[0]).all())
             is_told = judgement.verdict is Verdict.UNSETTLED and bool(x.sign) and not is_constant
             # The larger of two that both depend on the images may be 0 in places, and is no ReLU for that.
             is_told |= step.is_of_two and judgement.verdict is Verdict.PARTIAL
@@ -225,7 +225,7 @@ class ForwardWatch(TorchDispatchMode):
                     _line(),
                     _last_number(),
                     x,
-                    values,
+                    pair,
                     judgement,
                     is_direct=is_direct,
                     adds_up=step.adds_up,
@@ -235,13 +235,13 @@ class ForwardWatch(TorchDispatchMode):
                 )
 
 
-def judged(x: Value, values: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool) -> Judgement:
+def judged(x: Value, pair: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool) -> Judgement:
     """Judge whether a result is a ReLU of ``x``; what an explicit bound closes at another value than 0 is none."""
     # How far multiples of one number may be apart in this dtype.
     rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
-    found = judge(*values, rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign))
-    is_at_bound = x.is_bounded and found.is_gate and closes_elsewhere(found.closed)
-    return Judgement(Verdict.NONE) if is_at_bound else found
+    judgement = judge(*pair, rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign))
+    is_at_bound = x.is_bounded and judgement.is_gate and closes_elsewhere(judgement.closed)
+    return Judgement(Verdict.NONE) if is_at_bound else judgement
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:

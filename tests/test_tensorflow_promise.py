@@ -275,10 +275,14 @@ def test_random_numbers_are_refused_unless_they_are_meant(method):
 )
 def test_planted_fault_taint_that_is_not_followed(fault, missed, monkeypatch):
     fault(monkeypatch)
-    monkeypatch.setattr(values.Watch, "_is_refused", refuses_gates(values.Watch._is_refused))
+    monkeypatch.setattr(values.Watch, "_refused", refuses_gates(values.Watch._refused))
     assert GuidedBackprop(net(SPELLED[missed])).explain(IMAGES, WEIGHTS).coverage
 
 
 def refuses_gates(judged):
     """Only what was seen to be a gate, and not what was not seen at all."""
-    return lambda watch, pair, verdict, arrays: verdict.name != "UNSETTLED" and judged(watch, pair, verdict, arrays)
+
+    def refused(watch, verdicts, arrays):
+        return judged(watch, {pair: said for pair, said in verdicts.items() if said.name != "UNSETTLED"}, arrays)
+
+    return refused

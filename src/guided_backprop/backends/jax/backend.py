@@ -364,7 +364,7 @@ def _hidden(name: str) -> OpaqueRegionError:
         return hidden(name)
     return OpaqueRegionError(
         "an exported function hides its ReLUs; received call_exported between score and image. "
-        "Pass the function as it was before jax.export."
+        'Pass the function as it was before jax.export, or vouch={"call_exported": "plain"} if it contains none.'
     )
 
 

@@ -14,13 +14,12 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations, spectral_norm
 
 from guided_backprop import GuidedBackprop, ModelError
-from networks import IMAGES, LABELS, TOLERANCE
-from networks_torch import oracle, relu_net
+from networks import IMAGES, LABELS, TOLERANCE, mlp
+from networks_torch import oracle, relu_net, to_torch
 
 
-def plain() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+def plain() -> nn.Module:
+    return to_torch(mlp(6, 8, 3)).float().train()
 
 
 def images() -> torch.Tensor:

@@ -45,13 +45,18 @@ def explain_here(target: str) -> None:
 
 def explain_everywhere() -> dict[str, dict[str, np.ndarray]]:
     """Return probabilities ``(7,)`` and attribution ``(64, 64, 1)`` by backend."""
-    results = {}
     with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--here"]
+        started = {}
         for backend in BACKENDS:
-            target = f"{folder}/{backend}.npz"
             environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-            subprocess.run([sys.executable, __file__, "--here", target], env=environment, check=True)
-            with np.load(target) as arrays:
+            started[backend] = subprocess.Popen([*command, f"{folder}/{backend}.npz"], env=environment)
+        # All are waited for before any failure is told, so none is left behind.
+        failed = [backend for backend, process in started.items() if process.wait()]
+        assert not failed, f"the processes of {', '.join(failed)} failed"
+        results = {}
+        for backend in BACKENDS:
+            with np.load(f"{folder}/{backend}.npz") as arrays:
                 results[backend] = dict(arrays)
     return results
 

@@ -16,9 +16,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 # Their tests share nothing and take long: each is given to whoever is free, before all others.
-SINGLY = ("test_tutorials.py", "test_keras.py", "test_examples.py")
+SINGLY = ("test_keras.py", "test_examples.py")
 # They take long though they hold few tests: begun last, they would be waited for.
-LONG = ("test_kernels.py", "test_app.py", "test_report.py", "test_jax_programs.py", "test_properties.py")
+LONG = (
+    "test_tutorials.py",
+    "test_kernels.py",
+    "test_app.py",
+    "test_report.py",
+    "test_jax_programs.py",
+    "test_properties.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,6 +5,8 @@ changes the map of each: after every ReLU comes a layer with weights of both sig
 at it.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 import reference
@@ -83,6 +85,20 @@ def dense(relu: reference.ReLU) -> reference.Sequential:
             reference.random_linear(rng, 8, CLASSES),
         )
     )
+
+
+def mlp(*sizes: int, seed: int = 0) -> reference.Sequential:
+    """Return linear layers between these sizes, with a ReLU of its own between each two."""
+    rng = np.random.default_rng(seed)
+    linear = [reference.random_linear(rng, *pair) for pair in pairwise(sizes)]
+    return reference.Sequential((*(part for layer in linear[:-1] for part in (layer, reference.ReLU())), linear[-1]))
+
+
+def positions(outputs: int, padding: int = 0) -> reference.Sequential:
+    """Return conv of 3 x 3, relu, conv of 1 x 1: scores at each position."""
+    rng = np.random.default_rng(0)
+    first = reference.random_conv(rng, 3, 4, padding=(padding, padding))
+    return reference.Sequential((first, reference.ReLU(), reference.random_conv(rng, 4, outputs, kernel=(1, 1))))
 
 
 NETWORKS: dict[str, reference.Sequential] = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import reference
-from networks import LABELS, attribution, channels_last, dense
+from networks import IMAGES, LABELS, attribution, channels_last, dense
 
 Activation = Callable[[Any], Any]
 Model = Callable[[Any], Any]
@@ -27,6 +27,11 @@ def net(*activate: Activation) -> Model:
 def oracle(rule: reference.Rule = "guided", cap: float | None = None, labels: list[int] = LABELS) -> reference.Array:
     """Return the right map of the dense network, channels last."""
     return channels_last(attribution(dense(reference.ReLU(cap)), rule, labels))
+
+
+def outputs() -> reference.Array:
+    """Return what the dense network says of the images."""
+    return dense(reference.ReLU()).forward(IMAGES)[0]
 
 
 def _apply(layer: Any, x: Any, turns: Any) -> Any:

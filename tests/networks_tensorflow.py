@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import reduce
+from math import prod
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,7 +21,8 @@ Model = Callable[[Any], Any]
 def to_tensorflow(network: reference.Layer, *activate: Activation, hold: Callable[[Any], Any] = np.asarray) -> Model:
     """Return a function of images ``(N, h, w, c)``, in their dtype.
 
-    ``activate`` says how its ReLUs are written, ``hold`` what keeps its weights.
+    ``activate`` says how its ReLUs are written, ``hold`` what keeps its weights. Sizes are constants and biases are no
+    sums that might broadcast: the gradients of those take longer to trace than all else.
     """
 
     def build(layer: Any) -> Callable[[Any, Any], Any]:
@@ -85,7 +87,7 @@ def _conv(layer: reference.Conv2d, hold: Callable[[Any], Any]) -> Model:
         # TensorFlow has no gradient of grouped convolutions on the CPU.
         pairs = zip(tf.split(x, layer.groups, -1), tf.split(kernel, layer.groups, -1), strict=True)
         outputs = [tf.nn.conv2d(part, own, layer.stride, "VALID", dilations=layer.dilation) for part, own in pairs]
-        return (outputs[0] if layer.groups == 1 else tf.concat(outputs, -1)) + tf.cast(bias, x.dtype)
+        return tf.nn.bias_add(outputs[0] if layer.groups == 1 else tf.concat(outputs, -1), tf.cast(bias, x.dtype))
 
     return convolve
 
@@ -98,7 +100,7 @@ def _norm(layer: reference.BatchNorm2d, hold: Callable[[Any], Any]) -> Model:
 
 def _linear(layer: reference.Linear, hold: Callable[[Any], Any]) -> Model:
     weight, bias = hold(layer.weight.T), hold(layer.bias)
-    return lambda x: x @ tf.cast(weight, x.dtype) + tf.cast(bias, x.dtype)
+    return lambda x: tf.nn.bias_add(x @ tf.cast(weight, x.dtype), tf.cast(bias, x.dtype))
 
 
 STEPS: dict[type, Callable[[Any, Callable[[Any], Any]], Model]] = {
@@ -107,6 +109,6 @@ STEPS: dict[type, Callable[[Any, Callable[[Any], Any]], Model]] = {
     reference.AvgPool2d: lambda layer, hold: lambda x: tf.nn.avg_pool2d(x, layer.kernel, layer.stride, "VALID"),
     reference.BatchNorm2d: _norm,
     reference.GlobalAveragePool: lambda layer, hold: lambda x: tf.reduce_mean(x, (1, 2)),
-    reference.Flatten: lambda layer, hold: lambda x: tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (tf.shape(x)[0], -1)),
+    reference.Flatten: lambda layer, hold: lambda x: tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (-1, prod(x.shape[1:]))),
     reference.Linear: _linear,
 }

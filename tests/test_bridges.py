@@ -11,6 +11,8 @@ from torch import nn
 from guided_backprop import GuidedBackprop, LabelError, ModelError, OptionError
 from guided_backprop import captum as ours
 from guided_backprop.quantus import explain
+from networks import mlp
+from networks_torch import to_torch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations:UserWarning"),
@@ -61,8 +63,8 @@ ARGUMENTS = [
     (lambda: basic_models.BasicModel_MultiLayer().eval(), MULTI, (1, 0, 1), (None, True)),
     (lambda: basic_models.BasicModel_MultiLayer().eval(), MULTI, [(1, 0, 1), (0, 1, 1)], (None, True)),
     (lambda: basic_models.BasicModel_MultiLayer_MultiInput().eval(), (MULTI, MULTI * 2, MULTI.flip(1)), 0, 4),
-    (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).eval(), MULTI, None, None),
-    (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.Softmax(1)).eval(), MULTI, 1, None),
+    (lambda: to_torch(mlp(3, 4, 1)).float(), MULTI, None, None),
+    (lambda: nn.Sequential(to_torch(mlp(3, 4, 2)).float(), nn.Softmax(1)).eval(), MULTI, 1, None),
 ]
 
 
@@ -78,7 +80,7 @@ def test_calls_give_what_captum_gives(name, build, inputs, target, further):
 
 
 def test_saliency_with_a_sign():
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    model = to_torch(mlp(3, 4, 2)).float()
     for wanted in (True, False):
         expected = attr.Saliency(model).attribute(MULTI, 1, wanted)
         torch.testing.assert_close(ours.Saliency(model).attribute(MULTI, 1, wanted), expected)

@@ -8,10 +8,12 @@ import pytest
 from guided_backprop import DeconvNet, GuidedBackprop, Saliency, compare
 from guided_backprop.backends.jax.hidden import gates, taint
 from guided_backprop.errors import ModelError, NoReluError, OpaqueRegionError
+from networks import mlp
+from networks_jax import to_jax
 from spellings.programs import FINE, GATED, GUIDED, REFUSED
 
 RNG = np.random.default_rng(0)
-FIRST, SECOND, LAST = RNG.normal(size=(6, 8)), RNG.normal(size=(8, 8)), RNG.normal(size=(8, 4))
+NETWORK = mlp(6, 8, 8, 4)
 IMAGES, WEIGHTS = RNG.normal(size=(5, 6)), RNG.normal(size=(5, 4))
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 
@@ -32,7 +34,7 @@ by_hand.defvjp(lambda x: (jnp.maximum(x, 0), x > 0), lambda is_open, g: (jnp.max
 
 
 def network(activation):
-    return lambda x: activation(jax.nn.relu(x @ FIRST) @ SECOND) @ LAST
+    return to_jax(NETWORK, jax.nn.relu, activation)
 
 
 def maps(model):
@@ -62,7 +64,7 @@ def test_what_opens_and_closes_by_size_is_guided(program):
     gated, is_open = GATED[program]
     ruled = jax.custom_vjp(gated)
     ruled.defvjp(lambda x: (gated(x), is_open(x)), lambda is_open, g: (jnp.maximum(g, 0) * is_open,))
-    model = lambda x: ruled(by_hand(x @ FIRST) @ SECOND) @ LAST  # noqa: E731
+    model = to_jax(NETWORK, by_hand, ruled)
     expected = jax.grad(lambda x: (model(x) * WEIGHTS).sum())(IMAGES)
     np.testing.assert_allclose(explained(network(gated)).attribution, expected, **TOLERANCE)
 
@@ -77,12 +79,9 @@ def test_what_values_leave_open_is_refused(program):
 def test_what_is_no_relu_keeps_its_derivative(program):
     """In front of a ReLU, and behind it, where all values are of one sign."""
     part = FINE[program]
-
-    def model(x, relu):
-        return part(relu(part(x @ FIRST) @ SECOND)) @ LAST
-
-    found = explained(lambda x: model(x, jax.nn.relu))
-    expected = jax.grad(lambda x: (model(x, by_hand) * WEIGHTS).sum())(IMAGES)
+    model, ruled = (to_jax(NETWORK, part, lambda x, relu=relu: part(relu(x))) for relu in (jax.nn.relu, by_hand))
+    found = explained(model)
+    expected = jax.grad(lambda x: (ruled(x) * WEIGHTS).sum())(IMAGES)
     np.testing.assert_allclose(found.attribution, expected, **TOLERANCE)
 
 
@@ -105,11 +104,12 @@ def test_planted_fault_a_taint_that_stops_is_caught(stopped, monkeypatch, right)
 
 def test_images_of_one_sign_are_no_evidence():
     """All that comes in is positive: other images have to tell the ReLU from the identity."""
-    model = lambda x: jnp.where(x > 0, x, 0) @ LAST[:6]  # noqa: E731
+    last = to_jax(mlp(6, 4))
+    model = lambda x: last(jnp.where(x > 0, x, 0))  # noqa: E731
     found = GuidedBackprop(model).explain(jnp.abs(IMAGES), WEIGHTS)
     assert ("relu", 1, "guided") in found.coverage
     with pytest.raises(NoReluError):
-        GuidedBackprop(lambda x: jnp.where(jnp.isnan(x), 0, x) @ LAST[:6]).explain(jnp.abs(IMAGES), WEIGHTS)
+        GuidedBackprop(lambda x: last(jnp.where(jnp.isnan(x), 0, x))).explain(jnp.abs(IMAGES), WEIGHTS)
 
 
 def test_a_place_can_be_vouched_for():

@@ -155,16 +155,6 @@ def cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> Case:
 # The comparison that everything rests on.
 
 
-@often
-@given(cases())
-def test_torch_network_is_the_same_network(case: Case) -> None:
-    images = torch.tensor(case.images, requires_grad=True)
-    outputs = to_torch(case.network)(images)
-    assert_allclose(outputs.detach(), case.network.forward(case.images)[0], **TOLERANCE)
-    (gradient,) = torch.autograd.grad(outputs, images, torch.tensor(case.weights))
-    assert_allclose(gradient, attribution(*case, "saliency"), **TOLERANCE)
-
-
 @every_rule
 @often
 @given(cases())

@@ -12,6 +12,8 @@ import torch
 from guided_backprop import Coverage, Explanation, Explanations, GuidedBackprop, Nonlinearity, OptionError, SmoothGrad
 from guided_backprop.arrays import Inputs
 from guided_backprop.record import Record
+from networks import mlp
+from networks_torch import to_torch
 
 COUNT = 4
 VALUES = np.random.default_rng(0).normal(size=(COUNT, 3, 5, 5)).astype(np.float32)
@@ -218,7 +220,7 @@ def test_the_words_of_each():
 
 
 def test_the_words_of_a_method_around_another():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+    model = to_torch(mlp(4, 3, 2))
     smooth = SmoothGrad(GuidedBackprop(model, reducer="sum"), samples=3)
     described = "samples=3, noise=0.15, seed=0, form='mean'"
     assert repr(smooth) == f"SmoothGrad(GuidedBackprop(Sequential, reducer='sum'), {described})"

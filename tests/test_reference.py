@@ -1,12 +1,15 @@
-"""The oracle itself, checked from outside: by hand-worked numbers and by finite differences."""
+"""The oracle itself, checked from outside: by hand-worked numbers, by finite differences, and by PyTorch's gradient."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
 from numpy.testing import assert_allclose, assert_array_equal
 
+from networks_torch import to_torch
 from reference import (
     Array,
     AvgPool2d,
@@ -26,6 +29,8 @@ from reference import (
     random_conv,
     random_linear,
 )
+from test_properties import TOLERANCE as EXACT
+from test_properties import Case, cases, often
 
 Build = Callable[[np.random.Generator], Layer]
 Shape = tuple[int, ...]
@@ -224,3 +229,13 @@ def test_finite_differences_catch_a_wrong_backward() -> None:
         assert_is_gradient(right, (1, 2, 5, 5))
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
             assert_is_gradient(wrong, (1, 2, 5, 5))
+
+
+@often
+@given(cases())
+def test_torch_network_is_the_same_network(case: Case) -> None:
+    images = torch.tensor(case.images, requires_grad=True)
+    outputs = to_torch(case.network)(images)
+    assert_allclose(outputs.detach(), case.network.forward(case.images)[0], **EXACT)
+    (gradient,) = torch.autograd.grad(outputs, images, torch.tensor(case.weights))
+    assert_allclose(gradient, attribution(*case, "saliency"), **EXACT)

@@ -37,6 +37,7 @@ from guided_backprop.models import load
 from guided_backprop.render import overlay
 from guided_backprop.report import Report, randomised
 from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, summaries
+from networks_torch import to_torch
 from test_cli import MODEL, photos, process  # noqa: F401 (a fixture)
 from test_cli import run as run_explain
 from test_targets import FRAMEWORKS
@@ -231,7 +232,7 @@ def test_only_the_lowest_score_is_called_so(tmp_path):
 
 
 def test_a_segmentation_has_no_other_classes(tmp_path):
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3)).eval()
+    model = to_torch(networks.positions(5)).float()
     report = Report(tmp_path / "report.html", model)
     report.add(images(), ["a", "b"], 1)
     assert "Cosine" not in report.finish().read_text("utf-8")

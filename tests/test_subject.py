@@ -31,14 +31,15 @@ from guided_backprop.backends import FRAMEWORKS, backend_of
 from guided_backprop.methods import compare as comparing
 from guided_backprop.methods.method import Method
 from guided_backprop.subject import Subject, is_same
+from networks import mlp
+from networks_torch import to_torch
 
 IMAGES = torch.tensor(np.random.default_rng(0).normal(size=(3, 4)))
 
 
 def model_of(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+        return to_torch(mlp(4, 8, 6, 2, seed=seed))
 
 
 MODEL = model_of()

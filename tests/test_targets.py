@@ -10,6 +10,7 @@ import torch
 import reference
 from guided_backprop import Box, Explanations, GuidedBackprop, LabelError, OptionError, Saliency, ScoreError
 from guided_backprop.labels.box import BoxLabel
+from networks import mlp
 from networks_jax import to_jax
 from networks_tensorflow import to_tensorflow
 from networks_torch import to_torch
@@ -340,7 +341,7 @@ def test_bad_labels(labels, keywords, message):
 
 
 def test_labels_of_an_output_without_positions():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)).eval()
+    model = to_torch(mlp(3, 4, 3)).float()
     method, rows = GuidedBackprop(model), torch.ones(2, 3)
     np.testing.assert_array_equal(method.explain(rows, (1,)), method.explain(rows, 1))
     for labels, message in (
@@ -356,7 +357,7 @@ def test_labels_of_an_output_without_positions():
 
 
 def test_labels_of_one_number_an_image():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1), torch.nn.Flatten(0))
+    model = torch.nn.Sequential(to_torch(mlp(3, 4, 1)).float(), torch.nn.Flatten(0))
     method, rows = Saliency(model.eval()), torch.ones(2, 3)
     expected = method.explain(rows)
     for labels in (0, [0, 0], [1.0, 1.0]):

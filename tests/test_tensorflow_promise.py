@@ -12,22 +12,22 @@ import tensorflow as tf
 
 from guided_backprop import GuidedBackprop, ModelError, OpaqueRegionError, Saliency
 from guided_backprop.backends.tensorflow.hidden import taint, traces, values
+from networks import mlp
+from networks_tensorflow import to_tensorflow
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 RNG = np.random.default_rng(0)
-FIRST, LAST = RNG.normal(size=(6, 8)), RNG.normal(size=(8, 4))
+SMALL = mlp(6, 8, 8, 4)
 IMAGES = tf.constant(RNG.normal(size=(9, 6)))
 WEIGHTS = RNG.normal(size=(9, 4))
+TABLE = RNG.normal(size=(8, 8))
 SCALE = np.linspace(0.5, 1.5, 8)
 
 
 def net(inside, relu=tf.nn.relu):
     """A ReLU with something behind it."""
-    return lambda x: relu(inside(x @ FIRST) @ RNG_SQUARE) @ LAST
-
-
-RNG_SQUARE = RNG.normal(size=(8, 8))
+    return to_tensorflow(SMALL, inside, relu)
 
 
 @tf.custom_gradient
@@ -189,7 +189,7 @@ MEANT = {
     "probabilities": lambda x: tf.math.log(tf.clip_by_value(tf.nn.softmax(x), 1e-7, 1 - 1e-7)),
     "hard tanh": lambda x: 2.0 * tf.clip_by_value(x, -1.0, 1.0),
     "masked attention": attended,
-    "an embedding": lambda x: x + tf.gather(tf.constant(RNG_SQUARE), tf.argmax(x, -1)),
+    "an embedding": lambda x: x + tf.gather(tf.constant(TABLE), tf.argmax(x, -1)),
     "batch norm": lambda x: tf.nn.batch_normalization(x, 0.1, 1.2, 0.1, 1.5, 1e-3),
     "dropout": lambda x: tf.nn.dropout(x, 0.0),
     "safe ELU": lambda x: tf.where(x > 0, x, tf.math.expm1(tf.where(x > 0, tf.zeros_like(x), x))),
@@ -236,7 +236,7 @@ def test_one_place_can_be_vouched_for():
     assert place.startswith("mul at ")
     found = GuidedBackprop(net(inside), vouch={place: "plain"}).explain(IMAGES, WEIGHTS)
     np.testing.assert_allclose(found, expected(inside), rtol=1e-9)
-    twice = lambda x: inside(inside(x @ FIRST) @ RNG_SQUARE) @ LAST  # noqa: E731
+    twice = to_tensorflow(SMALL, inside, inside)
     with pytest.raises(OpaqueRegionError, match="mul at "):
         GuidedBackprop(twice, vouch={place: "plain"}).explain(IMAGES, WEIGHTS)
 
@@ -245,7 +245,8 @@ def test_one_place_can_be_vouched_for():
     "inside", [lambda x: x * mask(x), lambda x: x * tf.abs(x), lambda x: tf.where(abs(x) > 0.1, x, 0)]
 )
 def test_the_images_themselves_meet_a_mask(inside):
-    model = lambda x: tf.nn.relu(inside(x) @ FIRST) @ LAST  # noqa: E731
+    one = to_tensorflow(mlp(6, 8, 4))
+    model = lambda x: one(inside(x))  # noqa: E731
     try:
         assert GuidedBackprop(model).explain(IMAGES, WEIGHTS).coverage
     except OpaqueRegionError as error:
@@ -254,7 +255,8 @@ def test_the_images_themselves_meet_a_mask(inside):
 
 @pytest.mark.parametrize("method", [GuidedBackprop, Saliency])
 def test_random_numbers_are_refused_unless_they_are_meant(method):
-    model = lambda x: tf.nn.relu((x + tf.random.normal([6], dtype=x.dtype)) @ FIRST) @ LAST  # noqa: E731
+    one = to_tensorflow(mlp(6, 8, 4))
+    model = lambda x: one(x + tf.random.normal([6], dtype=x.dtype))  # noqa: E731
     with pytest.raises(ModelError, match=r'random_normal.*vouch=\{"random_normal": "plain"\}'):
         method(model).explain(IMAGES, WEIGHTS)
     for name in ("random_normal", "random"):

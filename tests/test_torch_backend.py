@@ -22,8 +22,8 @@ from guided_backprop import (
     ScoreError,
     layer_names,
 )
-from networks import CLASSES, IMAGES, LABELS, mixed
-from networks_torch import Net, oracle, relu_net
+from networks import CLASSES, IMAGES, LABELS, mixed, positions
+from networks_torch import Net, oracle, relu_net, to_torch
 from spellings.functions import OwnRelu, magnitude_on_view
 from spellings.models import compiled
 from variants import _each_variant  # noqa: F401 - runs all tests here in each way
@@ -88,7 +88,7 @@ def test_weights_are_a_weighted_score():
 
 
 def test_class_ids_sum_over_positions():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).double().eval()
+    model = to_torch(positions(2))
     weights = np.zeros((4, 2, 6, 6))
     weights[:, 1] = 1
     by_id, by_weights = (GuidedBackprop(model).explain(images(), labels) for labels in (1, weights))
@@ -200,7 +200,7 @@ def test_one_image_without_a_batch_axis_is_refused(name):
 
 
 def test_what_looks_like_one_image_and_is_a_batch():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    net = to_torch(positions(2, padding=1)).float()
     blur = torch.full((3, 1, 3, 3), 1 / 9)
     for model, batch in (
         (lambda x: torch.stack([net(image) for image in x]), torch.rand(2, 3, 8, 8)),
@@ -380,7 +380,7 @@ def test_a_head_can_be_kept(head):
 
 def test_a_head_of_another_size():
     """A fully convolutional network takes images of any size, and its head follows."""
-    convolutions = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).double().eval()
+    convolutions = to_torch(positions(2, padding=1))
     method, bare = GuidedBackprop(lambda x: convolutions(x).softmax(1)), GuidedBackprop(convolutions)
     for batch in (images(), images()[:, :, :5], images()[:1]):
         np.testing.assert_allclose(method.explain(batch, 1), bare.explain(batch, 1), **TOLERANCE)

@@ -1,4 +1,7 @@
-"""Training mode is refused where anything asks for it, by the name of the module; elsewhere it is no matter."""
+"""Training mode is refused where anything asks for it, by the name of the module; elsewhere it is no matter.
+
+Explaining in a compiled function is no matter either, in the one way of running a model that is enough to see it.
+"""
 
 import functools
 
@@ -11,11 +14,12 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations, spectral_norm
 
 from guided_backprop import GuidedBackprop, ModelError
+from networks import IMAGES, LABELS, TOLERANCE, mlp
+from networks_torch import oracle, relu_net, to_torch
 
 
-def plain() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+def plain() -> nn.Module:
+    return to_torch(mlp(6, 8, 3)).float().train()
 
 
 def images() -> torch.Tensor:
@@ -199,3 +203,14 @@ def test_a_part_that_another_asks_about():
 def test_another_forward_of_one_module():
     with pytest.raises(ModelError, match="training=True on the model"):
         GuidedBackprop(given_another_forward()).explain(images(), 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_explaining_from_inside_a_compiled_function():
+    method, given = GuidedBackprop(relu_net()), torch.tensor(IMAGES)
+    compiled = torch.compile(lambda x: method.explain(x, LABELS).attribution, backend="aot_eager")
+    for _ in range(2):
+        np.testing.assert_allclose(compiled(given), oracle(), **TOLERANCE["float64"])
+    whole = torch.compile(lambda x: method.explain(x, LABELS).attribution, backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match="torch.compile|graph break|Unsupported"):
+        whole(given)

@@ -197,16 +197,6 @@ def test_a_fused_torchscript_part_is_refused():
         GuidedBackprop(Net(nn.ReLU(), block, nn.ReLU())).explain(images(), LABELS)
 
 
-def test_explaining_from_inside_a_compiled_function():
-    method = GuidedBackprop(relu_net())
-    compiled = torch.compile(lambda x: method.explain(x, LABELS).attribution, backend="aot_eager")
-    for _ in range(2):
-        np.testing.assert_allclose(compiled(images()), oracle(), **TOLERANCE)
-    whole = torch.compile(lambda x: method.explain(x, LABELS).attribution, backend="aot_eager", fullgraph=True)
-    with pytest.raises(Exception, match="torch.compile|graph break|Unsupported"):
-        whole(images())
-
-
 @pytest.mark.parametrize(
     "transform",
     [

@@ -15,9 +15,9 @@ TUTORIALS = sorted(FOLDER.glob("*.ipynb"))
 NAMES = [path.stem for path in TUTORIALS]
 
 
-def run(path):
-    """Rewrite a notebook with fresh outputs, in another process, and return its exit status and what it says."""
-    program = [sys.executable, FOLDER / "run_tutorials.py", path]
+def run(*paths):
+    """Rewrite notebooks with fresh outputs, in another process, and return its exit status and what it says."""
+    program = [sys.executable, FOLDER / "run_tutorials.py", *paths]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=600)
     return done.returncode, done.stderr
 
@@ -36,12 +36,18 @@ def test_all_tutorials_are_found():
     assert all(f"({path.name})" in index for path in TUTORIALS)
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=NAMES)
-def test_tutorials_run(path, tmp_path):
-    copy = Path(shutil.copy(path, tmp_path))
-    status, said = run(copy)
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """Return a folder of copies of all tutorials that ran one after the other: what they import takes long."""
+    folder = tmp_path_factory.mktemp("tutorials")
+    status, said = run(*(shutil.copy(path, folder) for path in TUTORIALS))
     assert status == 0, said
-    stored, fresh = (nbformat.read(each, as_version=4) for each in (path, copy))
+    return folder
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=NAMES)
+def test_tutorials_run(path, copies):
+    stored, fresh = (nbformat.read(each, as_version=4) for each in (path, copies / path.name))
     assert kinds(fresh) == kinds(stored), "run make tutorials"
     # The comparison can fail: without the outputs of one cell a notebook is another.
     next(cell for cell in stored.cells if cell.get("outputs")).outputs = []

@@ -1,4 +1,6 @@
-"""Run the tutorials: each in a kernel of this very environment and an empty folder, up to the first error or warning.
+"""Run the tutorials: in one kernel of this very environment, each with no names and in an empty folder.
+
+They run up to the first error or warning; what they import is imported once.
 
 Run: python docs/tutorials/run_tutorials.py   (make tutorials), or with the paths of some; they are rewritten in place
 """
@@ -8,6 +10,7 @@ import io
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nbformat
@@ -15,6 +18,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 # Pictures are stored with the text: at 60 dots an inch a row of four photos takes about 0.25 MB.
@@ -27,38 +31,59 @@ _METADATA = {
 }
 
 
+# Runs in front of each tutorial, whose cells are then counted from 1.
+_ANEW = """import os
+os.chdir({folder!r})
+%reset -f
+get_ipython().execution_count = 0"""
+
+
 class TutorialError(Exception):
     """A tutorial has outputs that nobody should read, such as warnings."""
 
 
-def executed(path: Path) -> NotebookNode:
-    """Return the notebook with fresh outputs and nothing else of the machine that ran it.
+def executed(paths: Sequence[Path]) -> Iterator[NotebookNode]:
+    """Yield each notebook with fresh outputs and nothing else of the machine that ran it.
 
     Raises:
         CellExecutionError: a cell failed.
         TutorialError: a cell wrote to the error stream.
     """
-    notebook = nbformat.read(path, as_version=4)
     # A kernel of the same name that somebody installed elsewhere is not this environment.
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(
-            notebook,
-            km=manager,
-            timeout=600,
-            startup_timeout=120,
-            record_timing=False,
-            coalesce_streams=True,
-            resources={"metadata": {"path": folder}},
-            extra_arguments=[*_KERNEL],
-        )
-        client.execute(env={**os.environ, **_QUIET})
+    client = NotebookClient(
+        new_notebook(),
+        km=manager,
+        timeout=600,
+        startup_timeout=120,
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=[*_KERNEL],
+    )
+    with client.setup_kernel(cleanup_kc=True, env={**os.environ, **_QUIET}):
+        for path in paths:
+            notebook = client.nb = nbformat.read(path, as_version=4)
+            with tempfile.TemporaryDirectory() as folder:
+                notebook.cells.insert(0, new_code_cell(_ANEW.format(folder=folder)))
+                client.execute()
+            del notebook.cells[0]
+            for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+                cell.execution_count = count
+            yield _tidied(notebook, path.name)
+
+
+def _tidied(notebook: NotebookNode, name: str) -> NotebookNode:
+    """Return the notebook without what another run would change.
+
+    Raises:
+        TutorialError: a cell wrote to the error stream.
+    """
     notebook.metadata = NotebookNode(_METADATA)
     for number, cell in enumerate(notebook.cells):
         cell.metadata, cell.id = NotebookNode(), f"cell-{number:02}"
         for output in cell.get("outputs", ()):
             if output.output_type == "stream" and output.name == "stderr":
-                raise TutorialError(f"{path.name}, cell {number}, wrote to the error stream: {output.text}")
+                raise TutorialError(f"{name}, cell {number}, wrote to the error stream: {output.text}")
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = _smaller(output.data["image/png"])
     return notebook
@@ -73,6 +98,7 @@ def _smaller(picture: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(Path(__file__).parent.glob("*.ipynb")):
+    paths = [*map(Path, sys.argv[1:])] or sorted(Path(__file__).parent.glob("*.ipynb"))
+    for path, notebook in zip(paths, executed(paths), strict=True):
+        nbformat.write(notebook, path)
         print(path.stem, flush=True)
-        nbformat.write(executed(path), path)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.graph.relus import ClampDerivative, is_open, name_of, relu_of_derivative
 from guided_backprop.backends.torch.layouts import lies_channels_last, unambiguous
@@ -19,7 +19,7 @@ from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import ReluRule
 
 
-class BackwardWatch(TorchDispatchMode):
+class BackwardWatch(Dispatched):
     """Applies a rule inside operations in place on a view, whose derivative the graph does not show.
 
     So does a function of the user's own hide what runs in its backward pass; there a batch-norm is made to read right.

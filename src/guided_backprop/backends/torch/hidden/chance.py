@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from guided_backprop.arrays import Model
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.own import Arguments, Function, Named
 from guided_backprop.errors import ModelError
@@ -76,7 +76,7 @@ def _state_of(generator: np.random.BitGenerator) -> object:
     return repr(generator.state)
 
 
-class Draws(TorchDispatchMode):
+class Draws(Dispatched):
     """Watches one forward pass for operations that draw.
 
     Args:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
+from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value
@@ -68,7 +68,7 @@ class Suspect:
     is_on_view: bool
 
 
-class ForwardWatch(TorchDispatchMode):
+class ForwardWatch(Dispatched):
     """Watches a forward pass: what may spell a ReLU, and the logits in front of the final softmax.
 
     Args:

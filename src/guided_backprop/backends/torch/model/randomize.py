@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from guided_backprop.arrays import Model, NumpyArray, as_numpy
 from guided_backprop.backends.randomize import PrivateCopy, Weight
+from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.own import Arguments, Function, Named
 from guided_backprop.errors import ModelError
 
@@ -55,7 +55,7 @@ class TorchCopy(PrivateCopy):
                 tensor.copy_(torch.from_numpy(np.array(value)).to(tensor.dtype))
 
 
-class _Uses(TorchDispatchMode):
+class _Uses(Dispatched):
     """Notes in which operation each tensor was used last, whatever module or function it was used by."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Generator
 
 import pytest
 
@@ -28,14 +29,18 @@ LONG = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests of a file run in one process, for what a file builds it builds once; the longest files first."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Let the tests of a file run in one process, for what a file builds it builds once; the longest files first.
+
+    A wrapper comes before whoever reads the groups, which comes first itself.
+    """
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path.name not in SINGLY, item.path.name not in LONG, -sizes[item.path]))
     for item in items:
         if item.path.name not in SINGLY:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

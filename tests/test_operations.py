@@ -142,7 +142,7 @@ def test_jax_what_no_trace_shows_is_refused(operation):
 def nothing_known_of_relu(monkeypatch):
     """TensorFlow's table without the rows of ReLU and tanh, and ReLU without its recogniser."""
     smaller = without(in_tensorflow.OPERATIONS, "Relu", "Tanh")
-    for module in ("nodes", "classify", "taint", "traces", "signs"):
+    for module in ("graph.nodes", "classify", "hidden.taint", "hidden.traces", "hidden.signs"):
         monkeypatch.setattr(f"guided_backprop.backends.tensorflow.{module}.OPERATIONS", smaller)
     monkeypatch.delitem(relus.RECOGNISERS, "Relu")
 

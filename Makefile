@@ -17,7 +17,7 @@ demo: $(DEMO_READY)
 
 # Two processes, each with files of its own: what a file builds once it builds in one of them.
 test: $(READY) browser
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Thousands of random programs, where the tests try some: each map right, or refused by name.
 fuzz: $(READY)

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Generator
 
 import pytest
 
@@ -16,11 +15,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= dict.fromkeys(["OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"], "1")
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
-# Their tests share nothing and take long: each is given to whoever is free, before all others.
-SINGLY = ("test_keras.py", "test_examples.py")
-# They take long though they hold few tests: begun last, they would be waited for.
+# They take long, some of them though they hold few tests: begun last, they would be waited for.
 LONG = (
+    "test_keras.py",
     "test_tutorials.py",
+    "test_examples.py",
     "test_kernels.py",
     "test_app.py",
     "test_report.py",
@@ -29,18 +28,10 @@ LONG = (
 )
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Let the tests of a file run in one process, for what a file builds it builds once; the longest files first.
-
-    A wrapper comes before whoever reads the groups, which comes first itself.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest. A file is handed out whole: what it builds it builds once."""
     sizes = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name not in SINGLY, item.path.name not in LONG, -sizes[item.path]))
-    for item in items:
-        if item.path.name not in SINGLY:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    return (yield)
+    items.sort(key=lambda item: (item.path.name not in LONG, -sizes[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -463,6 +463,9 @@ def test_what_tensorflow_gives_has_the_sign(call):
 
 
 def test_numbers():
+    assert in_all.sign_of_array(np.array([0.0, 2.0, np.nan])) is Sign.NOT_NEGATIVE
+    assert in_all.sign_of_array(np.array([np.nan])) is Sign.ZERO
+    assert in_all.sign_of_array(np.array([1j])) is in_all.sign_of_array(np.array(["a"])) is Sign.UNKNOWN
     assert sign_of_numbers(0, 0) is Sign.ZERO
     assert sign_of_numbers(-1, 1) is Sign.UNKNOWN
     assert sign_of_numbers(float("nan"), float("nan")) is Sign.UNKNOWN

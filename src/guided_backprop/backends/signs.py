@@ -10,6 +10,9 @@ from functools import reduce
 from operator import and_, or_
 from typing import Final
 
+import numpy as np
+
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.operations import Kind, Operation
 
 
@@ -50,6 +53,16 @@ def sign_of_numbers(low: float, high: float) -> Sign:
     """Return the sign of numbers from ``low`` to ``high``."""
     rising = Sign.NOT_NEGATIVE if low >= 0 else Sign.UNKNOWN
     return rising | Sign.NOT_POSITIVE if high <= 0 else rising
+
+
+def sign_of_array(array: NumpyArray) -> Sign:
+    """Return the sign of an array that is known; NaN, which stands for no number at all, has any."""
+    # The short kinds of floating-point numbers are "void" to NumPy.
+    if array.dtype.kind not in "biufV":
+        return Sign.UNKNOWN
+    numbers = array.astype(np.float64)
+    rising = Sign.UNKNOWN if (numbers < 0).any() else Sign.NOT_NEGATIVE
+    return rising if (numbers > 0).any() else rising | Sign.NOT_POSITIVE
 
 
 def sign_of(

@@ -5,12 +5,11 @@ from typing import Final
 import jax.numpy as jnp
 import numpy as np
 
-from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends import guards
 from guided_backprop.backends.jax.graph.program import Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Kind, Operation
-from guided_backprop.backends.signs import Sign, sign_of, sign_of_numbers
+from guided_backprop.backends.signs import Sign, sign_of, sign_of_array
 
 # They go by the word of what they are like, and may give another sign.
 _UNLIKE_THEIR_WORD: Final = frozenset({"scatter-sub", "scatter_sub", "scatter-mul", "scatter_mul"})
@@ -46,9 +45,12 @@ class Signs:
 
     def _sign_of(self, value: Value) -> Sign:
         """Return the sign of a value, where those of what it is made of are known."""
+        if not (value.aval.dtype == bool or jnp.issubdtype(value.aval.dtype, jnp.number)):
+            # The key of random numbers.
+            return Sign.UNKNOWN
         if not value.depends:
             known = self._facts.known(value)
-            return Sign.UNKNOWN if known is None else _sign_of_array(np.asarray(known))
+            return Sign.UNKNOWN if known is None else sign_of_array(np.asarray(known))
         step = value.step
         if value.aval.dtype == bool:
             return Sign.NOT_NEGATIVE
@@ -87,12 +89,3 @@ def _made_of(step: Step) -> list[Value]:
     if step.kind is Kind.MASKS:
         return [operand for operand in step.inputs if jnp.issubdtype(operand.aval.dtype, jnp.floating)]
     return step.inputs
-
-
-def _sign_of_array(array: NumpyArray) -> Sign:
-    if array.size == 0:
-        return Sign.ZERO
-    if array.dtype.kind == "b":
-        return Sign.NOT_NEGATIVE
-    is_ordered = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
-    return sign_of_numbers(float(array.min()), float(array.max())) if is_ordered else Sign.UNKNOWN

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from math import isnan
 from typing import Final
 
-import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.signs import Sign, sign_of, sign_of_numbers
+from guided_backprop.backends.signs import Sign, sign_of, sign_of_array, sign_of_numbers
 from guided_backprop.backends.tensorflow.graph.nodes import VALUES, Graph, attribute, operand_refs, word_of
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, SHAPES
 
@@ -22,7 +20,7 @@ def sign_of_node(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> Sign:
     """Return the sign that all that a node gives has, ``operands`` being those of what it reads."""
     refs = operand_refs(node)
     if node.op == "Const":
-        return _sign_of_array(tf.make_ndarray(attribute(node, "value").tensor))
+        return sign_of_array(tf.make_ndarray(attribute(node, "value").tensor))
     if node.op in SHAPES or graph.role(node) == "relu":
         return Sign.NOT_NEGATIVE
     kinds = [tf.as_dtype(graph.kind_of(ref)) for ref in graph.outputs_of(node) if graph.kind_of(ref)]
@@ -73,12 +71,3 @@ def _multiple(graph: Graph, ref: str) -> tuple[str, float]:
 def _sign_of_constant(graph: Graph, ref: str) -> Sign:
     constant = graph.constant(ref)
     return Sign.UNKNOWN if constant is None else sign_of_numbers(constant, constant)
-
-
-def _sign_of_array(array: NumpyArray) -> Sign:
-    if array.size == 0:
-        return Sign.ZERO
-    if array.dtype.kind not in "iufbV":
-        return Sign.UNKNOWN
-    numbers = array.astype(np.float64)
-    return sign_of_numbers(numbers.min(), numbers.max())

@@ -6,7 +6,7 @@ arbitrary arrays, and the errors.
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_allclose, assert_array_equal
@@ -132,6 +132,7 @@ def test_the_colours_of_an_overlay_rise_evenly_in_lightness():
 
 
 @given(PIXELS)
+@example(np.array([[5e-324, 0.0]]))
 def test_every_finite_attribution_has_finite_pictures(attribution):
     before = attribution.copy()
     heat = heatmap(attribution)

@@ -231,11 +231,11 @@ def picture(image: Pixels) -> Picture:
         array([  0, 255], dtype=uint8)
     """
     colours = _colours(_pixels(image, "image"))
-    low, high = colours.min(), colours.max()
+    # Halved: the distance between the ends of the float range is not a float.
+    low, high = colours.min() / 2, colours.max() / 2
     if low == high:
         return np.full(colours.shape, 128, np.uint8)
-    # Halved first: the distance between the ends of the float range is not a float.
-    return as_bytes((colours / 2 - low / 2) / (high / 2 - low / 2))
+    return as_bytes((colours / 2 - low) / (high - low))
 
 
 def _pixels(values: Pixels, name: str) -> NDArray[np.float64]:

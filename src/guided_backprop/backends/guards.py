@@ -32,6 +32,8 @@ _KEEPS_FIRST = MOVES | frozenset(
 )
 _MEANS = frozenset({"avg_pool", "mean"})
 _PRODUCTS = frozenset({"einsum", "matmul"})
+#: What stands in front of most ReLUs, and is no guard's.
+_LAYERS = frozenset({"batch_norm", "conv", "matmul"})
 _ROOTS = frozenset({"rsqrt", "sqrt"})
 #: Value by value: a root behind them is taken of what went in.
 _POINTWISE = MOVES | frozenset("add cast copy div mul neg sub".split())
@@ -83,6 +85,9 @@ class _Guard:
 
     def is_guard(self, x: object, y: object) -> bool:
         """Tell whether ``y = max(x, 0)`` changes nothing but what rounding made of x."""
+        made = self._made(x)
+        if made is None or made[0] in _LAYERS:
+            return False
         if self.is_never_negative(x):
             return True
         terms = list(self._terms(x, 1.0))

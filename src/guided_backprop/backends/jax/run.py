@@ -1,6 +1,7 @@
 """Runs an expanded JAX model with another backward pass at its ReLUs; loops and branches stay what they are."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from itertools import compress
 from typing import Any, cast
 
@@ -300,6 +301,8 @@ def _scan(body: Callable[..., Arrays], operands: list[Array], params: Params) ->
 
 
 def _shard_map(body: Callable[..., Arrays], params: Params) -> Callable[..., Arrays]:
+    if "in_names" in params:
+        return _shard_map_before_0_6(body, params)
     return jax.shard_map(
         body,
         mesh=params["mesh"],
@@ -307,4 +310,25 @@ def _shard_map(body: Callable[..., Arrays], params: Params) -> Callable[..., Arr
         out_specs=params["out_specs"],
         axis_names=set(params["newly_manual_axes"]),
         check_vma=params["check_vma"],
+    )
+
+
+def _shard_map_before_0_6(body: Callable[..., Arrays], params: Params) -> Callable[..., Arrays]:
+    """Do the same where JAX has it among what is experimental, and says of each axis by which names it is cut."""
+    # Not what a later version has under this name, which takes other arguments.
+    shard_map: Callable[..., Callable[..., Arrays]] = import_module("jax.experimental.shard_map").shard_map
+
+    def specs(every: Sequence[Mapping[int, tuple[str, ...]]]) -> tuple[jax.sharding.PartitionSpec, ...]:
+        return tuple(
+            jax.sharding.PartitionSpec(*(names.get(axis) for axis in range(max(names, default=-1) + 1)))
+            for names in every
+        )
+
+    return shard_map(
+        body,
+        mesh=params["mesh"],
+        in_specs=specs(params["in_names"]),
+        out_specs=specs(params["out_names"]),
+        check_rep=params["check_rep"],
+        auto=params["auto"],
     )

@@ -320,7 +320,7 @@ def _shard_map_before_0_6(body: Callable[..., Arrays], params: Params) -> Callab
 
     def specs(every: Sequence[Mapping[int, tuple[str, ...]]]) -> tuple[jax.sharding.PartitionSpec, ...]:
         return tuple(
-            jax.sharding.PartitionSpec(*(names.get(axis) for axis in range(max(names, default=-1) + 1)))
+            jax.sharding.PartitionSpec(*(names.get(axis) for axis in range(max(names, default=-1) + 1)))  # type: ignore[no-untyped-call]
             for names in every
         )
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.backends import guards
-from guided_backprop.backends.jax.graph.program import Step, Value
+from guided_backprop.backends.jax.graph.program import Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of, sign_of_array
@@ -30,12 +30,11 @@ class Signs:
 
     def of(self, value: Value) -> Sign:
         """Return the sign that all numbers of a value have by what makes it."""
-        waiting = [value]
+        waiting = [_outside(value)]
         while waiting:
-            current = _outside(waiting[-1])
-            behind = [] if current.step is None else [_outside(operand) for operand in current.step.inputs]
-            unknown = [operand for operand in behind if operand.depends and operand not in self._signs]
-            if unknown and current.depends and current not in self._signs:
+            current = waiting[-1]
+            unknown = [operand for operand in _made_of(current) if operand not in self._signs]
+            if unknown and current not in self._signs:
                 waiting += unknown
                 continue
             waiting.pop()
@@ -65,11 +64,8 @@ class Signs:
         if step.name in _UNLIKE_THEIR_WORD:
             return Sign.UNKNOWN
         is_square = step.word == "mul" and step.inputs[0] is step.inputs[1]
-        of = [self._signs.get(operand) or self._constant(operand) for operand in map(_outside, _made_of(step))]
+        of = [self._signs[operand] for operand in _made_of(value)]
         return sign_of(Operation(step.kind, step.word), of, step.exponent, is_square=is_square)
-
-    def _constant(self, value: Value) -> Sign:
-        return Sign.UNKNOWN if value.depends else self._sign_of(value)
 
 
 def _outside(value: Value) -> Value:
@@ -79,13 +75,21 @@ def _outside(value: Value) -> Value:
     return value
 
 
-def _made_of(step: Step) -> list[Value]:
-    """Return the numbers that a result is made of, in the order of the vocabulary."""
-    if step.word == "clamp" and len(step.inputs) == 3:
-        lower, x, upper = step.inputs
-        return [x, lower, upper]
-    if step.word == "gather":
-        return step.inputs[:1]
-    if step.kind is Kind.MASKS:
-        return [operand for operand in step.inputs if jnp.issubdtype(operand.aval.dtype, jnp.floating)]
-    return step.inputs
+def _made_of(value: Value) -> list[Value]:
+    """Return the numbers that the sign of a value is told from, in the order of the vocabulary.
+
+    What is constant, a ReLU or an activation tells its sign by itself: nothing in front of it is asked.
+    """
+    step = value.step
+    is_told = not value.depends or value.gate is not None
+    if step is None or is_told or step.relu is not None or step.activation is not None:
+        return []
+    operands = step.inputs
+    if step.word == "clamp" and len(operands) == 3:
+        lower, x, upper = operands
+        operands = [x, lower, upper]
+    elif step.word == "gather":
+        operands = operands[:1]
+    elif step.kind is Kind.MASKS:
+        operands = [operand for operand in operands if jnp.issubdtype(operand.aval.dtype, jnp.floating)]
+    return [_outside(operand) for operand in operands]

@@ -47,11 +47,9 @@ def sign_of_result(
         return Sign.UNKNOWN
     if name == "threshold":
         return Sign.NOT_NEGATIVE if min(_numbers(args)) >= 0 else Sign.UNKNOWN
-    if name == "copy" and len(tensors) > 1:
-        # Nothing is left of what is written over.
-        return signs[1]
     of = list(_made_of(name, args, tensors, signs))
-    if row.kind is Kind.MOVES and name == "fill":
+    if name == "fill" or (name == "copy" and len(tensors) > 1):
+        # Nothing is left of what is written over.
         of = of[1:]
     if row.word == "gather":
         of = of[:1]

@@ -11,6 +11,7 @@ from torch import nn
 
 import reference
 from guided_backprop import GuidedBackprop, ImageError, NoReluError, OptionError, Saliency, neuron_gallery
+from guided_backprop.arrays import Inputs
 from guided_backprop.jax import tap
 from guided_backprop.neurons.receptive_field import receptive_field
 from guided_backprop.subject import Subject
@@ -157,7 +158,7 @@ def test_the_receptive_field_is_exact(stack):
     model = nn.Sequential(*layers).eval()
     images = torch.zeros(1, 2, 64, 70)
     backend = Subject(model, undo_head=False).backend(images)
-    axes = receptive_field(backend, images, backend.outputs(images))
+    axes = receptive_field(backend, images, backend.outputs(Inputs.of(images)))
     for axis, length in zip(axes, (64, 70), strict=True):
         # A window that is nearly as large as the image may be taken for the whole of it.
         if size > length // 2:
@@ -173,7 +174,7 @@ def test_any_crop_gives_the_map_of_the_whole_image():
         model = nn.Sequential(*convs, nn.Conv2d(4, 2, 1)).double().eval()
     images = torch.tensor(np.random.default_rng(0).normal(size=(1, 3, 61, 66)))
     backend = Subject(model, undo_head=False).backend(images)
-    outputs = backend.outputs(images)
+    outputs = backend.outputs(Inputs.of(images))
     rows, columns = receptive_field(backend, images, outputs)
     assert rows.stride == columns.stride == 8
     method = GuidedBackprop(model)
@@ -336,5 +337,5 @@ def test_outputs_alone():
     """A backend's forward pass gives what the model gives."""
     for make in FRAMEWORKS.values():
         model, layer, images, back = make()
-        found = Subject(model, output_layer=layer, undo_head=False).backend(images).outputs(images)
+        found = Subject(model, output_layer=layer, undo_head=False).backend(images).outputs(Inputs.of(images))
         np.testing.assert_allclose(back(found), OUTPUT, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ from jax import lax
 import networks
 import reference
 from guided_backprop import GuidedBackprop
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Setup
 from guided_backprop.backends.jax import JaxBackend
 from guided_backprop.errors import ImageError, ModelError, NoReluError, OpaqueRegionError, ScoreError
@@ -47,9 +48,10 @@ def attribute(model, images, labels=None, rule=GUIDED, *, undo_head=True, vouch=
 
 
 def attribute_by(backend, images, labels=None, rule=GUIDED):
-    backend.check_images(images)
-    (found,) = backend.attribute(images, parse_label(labels, len(images)).weigh, [rule])
-    return replace(found, attribution=found.attribution[0], scores=found.scores[0])
+    inputs = Inputs.of(images)
+    backend.check_images(inputs)
+    (found,) = backend.attribute(inputs, parse_label(labels, len(images)).weigh, [rule])
+    return replace(found, attribution=found.attribution[0].images, scores=found.scores[0])
 
 
 def explain(model, labels=LABELS, rule=GUIDED, **options):
@@ -64,8 +66,8 @@ def plain_gradient(model):
 def by_rule(model, images=IMAGES, labels=LABELS):
     """Return the maps of one batch under all rules, which are compiled as one program."""
     weigh = parse_label(labels, len(images)).weigh
-    found = JaxBackend(Setup(model)).attribute(images, weigh, [*RULES.values()])
-    return {name: each.attribution[0] for name, each in zip(RULES, found, strict=True)}
+    found = JaxBackend(Setup(model)).attribute(Inputs.of(images), weigh, [*RULES.values()])
+    return {name: each.attribution[0].images for name, each in zip(RULES, found, strict=True)}
 
 
 @pytest.mark.parametrize("spelling", ACTIVATIONS)

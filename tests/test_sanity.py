@@ -34,6 +34,7 @@ from guided_backprop import (
     SmoothGrad,
     sanity_check,
 )
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends.jax.randomize import JaxCopy
 from guided_backprop.backends.randomize import Weight
 from guided_backprop.backends.torch.model.randomize import TorchCopy
@@ -314,7 +315,7 @@ def test_layers_of_jax_models_in_order():
             return self.head(jax.jit(lambda x: nnx.relu(self.second(x)))(x).mean((1, 2)))
 
     images = PHOTOS.transpose(0, 2, 3, 1).astype(np.float32)
-    copied = JaxCopy(Network(nnx.Rngs(0)), images, 0)
+    copied = JaxCopy(Network(nnx.Rngs(0)), Inputs.of(images), 0)
     assert copied.layers == [("head",), ("second",), ("first", "norm")]
 
 
@@ -376,10 +377,10 @@ def assert_alike(check, other):
 class Edges(Saliency):
     """A method that looks at no model."""
 
-    def explain_batch(self, backend, images, weigh, score):
-        found = super().explain_batch(backend, images, weigh, score)
-        edges = np.array([[sobel(channel) for channel in image] for image in np.asarray(images)])
-        return replace(found, attribution=[torch.tensor(edges)] * len(found.attribution))
+    def explain_batch(self, backend, inputs, weigh, score):
+        found = super().explain_batch(backend, inputs, weigh, score)
+        edges = np.array([[sobel(channel) for channel in image] for image in np.asarray(inputs.images)])
+        return replace(found, attribution=[Inputs.of(torch.tensor(edges))] * len(found.attribution))
 
 
 def test_a_method_that_ignores_the_model_is_told_so():

@@ -27,6 +27,7 @@ from guided_backprop import (
     compare,
     layer_names,
 )
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends import FRAMEWORKS, backend_of
 from guided_backprop.methods import compare as comparing
 from guided_backprop.methods.method import Method
@@ -152,9 +153,11 @@ class Scaled(Saliency):
         super().__init__(model)
         self.factor = factor
 
-    def explain_batch(self, backend: Any, images: Any, weigh: Any, score: Any) -> Any:
-        plain = super().explain_batch(backend, images, weigh, score)
-        return replace(plain, attribution=[self.factor * attribution for attribution in plain.attribution])
+    def explain_batch(self, backend: Any, inputs: Any, weigh: Any, score: Any) -> Any:
+        plain = super().explain_batch(backend, inputs, weigh, score)
+        return replace(
+            plain, attribution=[maps.map(lambda gradient: self.factor * gradient) for maps in plain.attribution]
+        )
 
 
 class Negated(Saliency):
@@ -269,7 +272,7 @@ def test_what_only_one_framework_has_is_refused_by_the_others(images):
 def test_up_to_and_beginning_at_a_layer():
     subject = Subject(MODEL, undo_head=False)
     for layer in ("1", 1, MODEL[1]):
-        outputs = subject.up_to(layer).backend(IMAGES).outputs(IMAGES)
+        outputs = subject.up_to(layer).backend(IMAGES).outputs(Inputs.of(IMAGES))
         np.testing.assert_allclose(outputs, MODEL[:2](IMAGES).detach(), rtol=1e-12)
         assert subject.beginning_at(layer).undo_head is False
     with pytest.raises(OptionError, match="one of the model's 5 layers"):

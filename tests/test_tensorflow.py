@@ -16,6 +16,7 @@ from keras import layers
 
 import networks
 import networks_keras
+from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Setup
 from guided_backprop.backends.tensorflow import TensorFlowBackend
 from guided_backprop.backends.tensorflow.gradients import Editor
@@ -64,14 +65,15 @@ def explain_with(
     one: TensorFlowBackend, images: Any = IMAGES, labels: Any = LABELS, rule: str = "guided"
 ) -> Attributed:
     """Explain one batch as a method does."""
-    one.check_images(images)
-    (found,) = one.attribute(images, parse_label(labels, len(images)).weigh, [RULES[rule]])
-    return replace(found, attribution=found.attribution[0], scores=found.scores[0])
+    inputs = Inputs.of(images)
+    one.check_images(inputs)
+    (found,) = one.attribute(inputs, parse_label(labels, len(images)).weigh, [RULES[rule]])
+    return replace(found, attribution=found.attribution[0].images, scores=found.scores[0])
 
 
 def by_rule(model: Any, images: Any = IMAGES, labels: Any = LABELS) -> dict[str, Attributed]:
     """Explain one batch under all rules, which share one trace."""
-    found = backend(model).attribute(images, parse_label(labels, len(images)).weigh, [*RULES.values()])
+    found = backend(model).attribute(Inputs.of(images), parse_label(labels, len(images)).weigh, [*RULES.values()])
     return dict(zip(RULES, found, strict=True))
 
 
@@ -96,7 +98,7 @@ def test_a_convolutional_network(rule):
 def test_every_spelling_of_a_capped_relu(spelling):
     name = "relu6" if "relu6" in spelling else "relu1"
     for rule, result in by_rule(small_net(CAPS[spelling])).items():
-        np.testing.assert_allclose(result.attribution[0], small_oracle(rule, cap=1.0), **TOLERANCE)
+        np.testing.assert_allclose(result.attribution[0].images, small_oracle(rule, cap=1.0), **TOLERANCE)
         assert (name, 3, RULES[rule].name) in result.coverage
 
 
@@ -223,7 +225,7 @@ def test_worked_example(spelling):
     x, g = (np.array([values] * 2, float) for values in ([5, 0, -5, 10], [1, -2, 3, -4]))
     found = by_rule(lambda x: ACTIVATIONS[spelling](x * 1.0), x, g)
     for rule, expected in (("saliency", [1, 0, 0, -4]), ("deconvnet", [1, 0, 3, 0]), ("guided", [1, 0, 0, 0])):
-        np.testing.assert_array_equal(found[rule].attribution[0], [expected, expected])
+        np.testing.assert_array_equal(found[rule].attribution[0].images, [expected, expected])
 
 
 @pytest.mark.parametrize("spelling", ["relu", "maximum(x, 0)", "maximum(0, x)", "(x >= 0) * x"])
@@ -477,13 +479,13 @@ def test_attention_is_no_head():
 )
 def test_bad_images(bad, message):
     with pytest.raises(ImageError, match=message):
-        backend(Net(tf.nn.relu)).check_images(bad)
+        backend(Net(tf.nn.relu)).check_images(Inputs.of(bad))
 
 
 def test_symbolic_images_are_refused():
     one = backend(Net(tf.nn.relu))
     with pytest.raises(ImageError, match="eager"):
-        tf.function(lambda x: one.check_images(x), autograph=False)(tf.constant(IMAGES))
+        tf.function(lambda x: one.check_images(Inputs.of(x)), autograph=False)(tf.constant(IMAGES))
 
 
 def test_kinds_and_channels():

@@ -78,7 +78,9 @@ class Inputs:
 
     @classmethod
     def of(cls, images: Images) -> Self:
-        """Return images as the user gives them: an array, a tuple, or a dictionary."""
+        """Return images as the user gives them: an array, a tuple, or a dictionary; or inputs as they are."""
+        if isinstance(images, cls):
+            return images
         if isinstance(images, tuple):
             return cls(images, "tuple")
         if isinstance(images, Mapping):

@@ -113,13 +113,14 @@ class Subject(Setup):
             ImageError: the model is a plain function, and the images do not tell its framework.
             GuidedBackpropError: all that :meth:`check` raises.
         """
-        framework = framework_of(self.model, *Inputs.of(images).arrays)
+        inputs = Inputs.of(images)
+        framework = framework_of(self.model, *inputs.arrays)
         if framework is None:
             raise ImageError(
                 "images must be a tensor of the model's framework where the model is a plain function; "
-                f"received images={type(images).__name__}. Convert the images first."
+                f"received images={type(inputs.images).__name__}. Convert the images first."
             )
-        return self._backends.get(framework, lambda: self._make(framework, images))
+        return self._backends.get(framework, lambda: self._make(framework, inputs))
 
     def layer_names(self, images: Images = None) -> list[str]:
         """Return the names of the model's layers; see :func:`layer_names`."""
@@ -143,7 +144,8 @@ class Subject(Setup):
 
     def optimized(self, images: Images) -> Self:
         """Return the same, run faster, having tried it on these images."""
-        backend = self.backend(images).optimized(images)
+        inputs = Inputs.of(images)
+        backend = self.backend(inputs).optimized(inputs)
         other = replace(self, is_optimized=True)
         other._backends.get(backend.framework, lambda: backend)
         return other
@@ -159,15 +161,16 @@ class Subject(Setup):
             ModelError: the model hides its weights, or can't be copied.
             OptionError: the model ends at a value that a copy has no name for.
         """
+        inputs = Inputs.of(images)
 
         def run(model: Model) -> NumpyArray:
-            return self.around(model).backend(images).outputs(images)
+            return self.around(model).backend(inputs).outputs(inputs)
 
-        return self.backend(images).network.private_copy(images, run, seed)
+        return self.backend(inputs).network.private_copy(inputs, run, seed)
 
     def _make(self, framework: str, images: Images = None) -> Backend:
         backend = backend_of(framework)(self)
-        return backend.optimized(images) if self.is_optimized else backend
+        return backend.optimized(Inputs.of(images)) if self.is_optimized else backend
 
     def _network(self, images: Images = None) -> Network | None:
         """Return the whole model as its framework asks it; None if nothing tells the framework."""

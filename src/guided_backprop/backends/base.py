@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from guided_backprop.arrays import Array, Images, Inputs, Layer, Model, NumpyArray, Tensor
+from guided_backprop.arrays import Array, Inputs, Layer, Model, NumpyArray, Tensor
 from guided_backprop.backends.network import Network
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, OptionError
@@ -61,7 +61,7 @@ class Attributed:
 
     Attributes:
         attribution: for each label, the gradient of the scores under the rule: of the form, shape, dtype,
-            device and kind of the images; None for an input of integers.
+            device and kind of the inputs; None for one of integers.
         scores: ``(K, N)`` float64, for each label the scalar per image that was differentiated.
         outputs: the model's own output as a NumPy array, ``(N, ...)``.
         coverage: the non-linearities on the path from score to image.
@@ -70,7 +70,7 @@ class Attributed:
             attribution then is NumPy arrays of its shape.
     """
 
-    attribution: list[Images]
+    attribution: list[Inputs]
     scores: NDArray[np.float64]
     outputs: NumpyArray
     coverage: Coverage
@@ -129,25 +129,25 @@ class Backend(ABC):
     def network_of(cls, model: Model) -> Network:
         """Return the model as a network of the kind that it is."""
 
-    def check_images(self, images: Images) -> None:
+    def check_images(self, inputs: Inputs) -> None:
         """Raise ImageError unless each input is a batch, and those that are explained are finite numbers."""
-        inputs = Inputs.of(images).arrays
-        for array in inputs:
+        arrays = inputs.arrays
+        for array in arrays:
             self.check_kind(array)
-        self.network.check_inputs(Inputs.of(images))
-        explained = [array for array in inputs if self.is_floating(array)]
+        self.network.check_inputs(inputs)
+        explained = [array for array in arrays if self.is_floating(array)]
         if not explained:
-            received = f"images of dtype {inputs[0].dtype}" if inputs else "no input"
+            received = f"images of dtype {arrays[0].dtype}" if arrays else "no input"
             raise ImageError(
                 f"images must be real floating-point numbers; received {received}. "
                 "Preprocess them as for the model, for example to float32 in [0, 1]."
             )
         if any(not self.is_finite(array) for array in explained):
             raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
-        if len({len(array) for array in inputs}) > 1:
+        if len({len(array) for array in arrays}) > 1:
             raise ImageError(
                 "images of several inputs must have one row per image in each; received inputs of "
-                f"{', '.join(str(len(array)) for array in inputs)} rows. Give all the same number."
+                f"{', '.join(str(len(array)) for array in arrays)} rows. Give all the same number."
             )
 
     @abstractmethod
@@ -171,12 +171,12 @@ class Backend(ABC):
 
     @abstractmethod
     def attribute(
-        self, images: Images, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+        self, inputs: Inputs, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         """Explain one batch under each of several rules, from one forward pass.
 
         Args:
-            images: a batch that ``check_images`` accepted.
+            inputs: a batch that ``check_images`` accepted.
             weigh: from the model's outputs to their weights in the score, ``(N, ...)`` for each label.
             rules: what a ReLU lets through.
             score: explains this function of the model's output instead of what ``weigh`` says. The output's weights are
@@ -188,16 +188,16 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def outputs(self, images: Images) -> NumpyArray:
-        """Return the model's output ``(N, ...)`` for images that ``check_images`` accepted; runs forward only."""
+    def outputs(self, inputs: Inputs) -> NumpyArray:
+        """Return the model's output ``(N, ...)`` for inputs that ``check_images`` accepted; runs forward only."""
 
     @abstractmethod
     def from_numpy(self, array: NumpyArray, like: Array) -> Tensor:
         """Return ``array`` as one of the kind and dtype, and on the device, of ``like``."""
 
-    def optimized(self, images: Images) -> "Backend":
-        """Return a backend of the same model that is faster, having run it on these images; or this one."""
-        self.check_images(images)
+    def optimized(self, inputs: Inputs) -> "Backend":
+        """Return a backend of the same model that is faster, having run it on these inputs; or this one."""
+        self.check_images(inputs)
         return self
 
     def is_out_of_memory(self, error: BaseException | None) -> bool:

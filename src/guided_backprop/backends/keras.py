@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Self
 
-from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
+from guided_backprop.arrays import Inputs, Layer, Model, Tensor
 from guided_backprop.backends.keras_copy import KerasCopy
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
@@ -134,7 +134,7 @@ class KerasNetwork(Network):
             ) from error
         return type(self)(model, called)
 
-    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
+    def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         if self._keras.__name__ != "keras":
             raise ModelError(
                 "the weights of a Keras model can be re-initialised in Keras 3; received "

@@ -114,11 +114,11 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
+    def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         """Return a copy of the model whose layers can be re-initialised.
 
         Args:
-            images: some images.
+            inputs: some images.
             run: runs a model on them as a method does, forward only, so that the order of the layers is known.
             seed: chooses what layers are re-initialised to.
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Images, Model, NumpyArray
+from guided_backprop.arrays import Inputs, Model, NumpyArray
 
 _SHIFT = 0.1
 # The standard deviation that is left of a normal distribution's after truncation at two of them.
@@ -114,9 +114,9 @@ class PrivateCopy(ABC):
     def _assign(self, values: dict[int, NumpyArray]) -> None:
         """Give the copy these values, by the position of their weight."""
 
-    def given(self, images: Images) -> Images:
+    def given(self, inputs: Inputs) -> Inputs:
         """Return the images as the copy takes them."""
-        return images
+        return inputs
 
 
 def _together(weights: Sequence[Weight]) -> list[tuple[str, ...]]:

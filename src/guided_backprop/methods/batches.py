@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Array, Images, Inputs, Labels, NumpyArray, Tensor
+from guided_backprop.arrays import Array, Inputs, Labels, NumpyArray, Tensor
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError, OutOfMemoryError
@@ -20,7 +20,7 @@ _LOG = logging.getLogger("guided_backprop")
 
 
 #: Explains one batch by each of some methods.
-ExplainBatch = Callable[[Backend, Images, Weigh, Score | None], list[Attributed]]
+ExplainBatch = Callable[[Backend, Inputs, Weigh, Score | None], list[Attributed]]
 
 
 class Job(NamedTuple):
@@ -39,7 +39,7 @@ def explain_together(
     backend: Backend,
     jobs: list[Job],
     explain_batch: ExplainBatch,
-    images: Images,
+    inputs: Inputs,
     labels: Labels,
     *,
     mask: Array | None,
@@ -51,13 +51,12 @@ def explain_together(
         backend: runs the model on the images.
         jobs: one for each method.
         explain_batch: explains one batch by each of the methods.
-        images: as for :meth:`Method.explain`.
+        inputs: the images, as for :meth:`Method.explain`.
         labels: as for :meth:`Method.explain`.
         mask: as for :meth:`Method.explain`.
         batch_size: how many images are explained at once; None for all.
     """
-    backend.check_images(images)
-    inputs = Inputs.of(images)
+    backend.check_images(inputs)
     axes = inputs.map(backend.channel_axis)
     for job in jobs:
         _check_reducer(job, inputs, axes)
@@ -98,7 +97,7 @@ def _attempt(
         return target.weigh(outputs, start, _axis(backend, outputs))
 
     try:
-        batches = explain_batch(backend, inputs.images, weigh, target.score)
+        batches = explain_batch(backend, inputs, weigh, target.score)
         parts = [result.put_together(batch) for result, batch in zip(results, batches, strict=True)]
     except Exception as error:
         if backend.is_out_of_memory(error):
@@ -175,7 +174,7 @@ class _Result:
 
 def put_together(backend: Backend, batch: Attributed, reducer: str | None, axes: Inputs, *, is_many: bool) -> Part:
     """Reduce channels, and put what belongs to the labels of each image beside each other."""
-    first, *others = [Inputs.of(label).map(partial(_reduced, backend, reducer), axes) for label in batch.attribution]
+    first, *others = [label.map(partial(_reduced, backend, reducer), axes) for label in batch.attribution]
     attribution = first.map(lambda *labels: backend.stack(labels), *others) if is_many else first
     scores = batch.scores.T if is_many else batch.scores[0]
     return Part(attribution, scores, batch.outputs, batch.coverage, batch.head)
@@ -194,7 +193,7 @@ def _check_reducer(job: Job, inputs: Inputs, axes: Inputs) -> None:
 def _nothing(backend: Backend, inputs: Inputs) -> Attributed:
     """Explain a batch of no images: the model is not run, so nothing is known of its outputs."""
     explained = inputs.map(lambda array: backend.empty_like(array) if backend.is_floating(array) else None)
-    return Attributed([explained.images], np.zeros((1, 0)), np.zeros(0), Coverage(), None)
+    return Attributed([explained], np.zeros((1, 0)), np.zeros(0), Coverage(), None)
 
 
 def _axis(backend: Backend, outputs: NumpyArray) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray
+from guided_backprop.arrays import Inputs, Layer, Model, NumpyArray
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.methods.method import Method, Reducer
@@ -73,9 +73,9 @@ class GradCAM(Method):
         self.subject = self.subject.beginning_at(layer)
         self.subject.check()
 
-    def explain_batch(self, backend: Backend, images: Images, weigh: Weigh, score: Score | None) -> Attributed:
+    def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch by the maps of the layer."""
-        return _cams(backend, images, backend.attribute(images, weigh, [self.rule], score)[0], self.interpolation)
+        return _cams(backend, inputs, backend.attribute(inputs, weigh, [self.rule], score)[0], self.interpolation)
 
 
 class GuidedGradCAM(Method):
@@ -137,16 +137,13 @@ class GuidedGradCAM(Method):
         self.at_layer = self.subject.beginning_at(layer)
         self.at_layer.check()
 
-    def explain_batch(self, backend: Backend, images: Images, weigh: Weigh, score: Score | None) -> Attributed:
+    def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch by the product of both maps."""
-        inside = self.at_layer.backend(images)
-        cams = _cams(inside, images, inside.attribute(images, weigh, [PLAIN], score)[0], self.interpolation)
-        guided = super().explain_batch(backend, images, weigh, score)
+        inside = self.at_layer.backend(inputs)
+        cams = _cams(inside, inputs, inside.attribute(inputs, weigh, [PLAIN], score)[0], self.interpolation)
+        guided = super().explain_batch(backend, inputs, weigh, score)
         pairs = zip(guided.attribution, cams.attribution, strict=True)
-        maps = [
-            Inputs.of(guided_map).map(lambda gradient, cam: gradient * cam, Inputs.of(cam)).images
-            for guided_map, cam in pairs
-        ]
+        maps = [guided_map.map(lambda gradient, cam: gradient * cam, cam) for guided_map, cam in pairs]
         return replace(guided, attribution=maps)
 
 
@@ -163,18 +160,19 @@ def _require_interpolation(interpolation: str) -> None:
     )
 
 
-def _cams(backend: Backend, images: Images, inside: Attributed, interpolation: Interpolation) -> Attributed:
+def _cams(backend: Backend, inputs: Inputs, inside: Attributed, interpolation: Interpolation) -> Attributed:
     """Return the maps for each label, of the images' kind and layout, with one channel."""
     assert inside.activation is not None
     activation, axis = inside.activation, backend.channel_axis(inside.activation)
     maps = []
-    for gradient in inside.attribution:
+    for label in inside.attribution:
         if axis is None:
-            raise _no_positions(activation.shape, images)
+            raise _no_positions(activation.shape, inputs)
+        (gradient,) = label.arrays
         g = np.moveaxis(gradient, axis, 1).astype(np.float64)
         weights = g.mean(axis=tuple(range(2, g.ndim)), keepdims=True)
         cam = np.maximum((weights * np.moveaxis(activation, axis, 1)).sum(axis=1), 0)
-        maps.append(Inputs.of(images).map(partial(_fitted, backend, cam, interpolation)).images)
+        maps.append(inputs.map(partial(_fitted, backend, cam, interpolation)))
     return Attributed(maps, inside.scores, inside.outputs, inside.coverage, inside.head)
 
 
@@ -184,13 +182,13 @@ def _fitted(backend: Backend, cam: NDArray[np.float64], interpolation: Interpola
         return None
     axis = backend.channel_axis(array)
     if axis is None or len(array.shape) != cam.ndim + 1:
-        raise _no_positions(cam.shape, array)
+        raise _no_positions(cam.shape, Inputs.of(array))
     sizes = [size for position, size in enumerate(array.shape) if position not in (0, axis)]
     return backend.from_numpy(np.expand_dims(resized(cam, sizes, interpolation), axis), array)
 
 
-def _no_positions(shape: tuple[int, ...], images: Any) -> OptionError:
-    images = ", ".join(str(tuple(array.shape)) for array in Inputs.of(images).arrays)
+def _no_positions(shape: tuple[int, ...], inputs: Inputs) -> OptionError:
+    images = ", ".join(str(tuple(array.shape)) for array in inputs.arrays)
     return OptionError(
         f"layer and images must both have positions, along as many axes; received a layer of shape {shape} (without "
         f"channels, if it has some) and images of shape {images}. Name a convolutional layer."

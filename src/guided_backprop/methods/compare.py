@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
-from guided_backprop.arrays import Images, Labels
+from guided_backprop.arrays import Images, Inputs, Labels
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.explanations import Explanations
 from guided_backprop.methods.batches import Job, explain_together
@@ -42,25 +42,25 @@ def compare(images: Images, labels: Labels, methods: Sequence[Method], *, mask: 
         later = [other for other in range(position + 1, len(methods)) if _share_a_pass(method, methods[other])]
         if later:
             together = [position, *later]
-            shared = _explain(images, labels, [methods[other] for other in together], mask)
+            shared = _explain(Inputs.of(images), labels, [methods[other] for other in together], mask)
             results |= zip(together, shared, strict=True)
         else:
             results[position] = method.explain(images, labels, mask=mask)
     return [results[position] for position in range(len(methods))]
 
 
-def _explain(images: Images, labels: Labels, methods: list[Method], mask: Any) -> list[Explanations]:
+def _explain(inputs: Inputs, labels: Labels, methods: list[Method], mask: Any) -> list[Explanations]:
     """Explain by methods that share their forward passes."""
     rules = [method.rule for method in methods]
 
-    def explain_batch(backend: Backend, images: Images, weigh: Weigh, score: Score | None) -> list[Attributed]:
-        return backend.attribute(images, weigh, rules, score)
+    def explain_batch(backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> list[Attributed]:
+        return backend.attribute(inputs, weigh, rules, score)
 
     return explain_together(
-        methods[0].subject.backend(images),
+        methods[0].subject.backend(inputs),
         [Job(method.name, method.reducer) for method in methods],
         explain_batch,
-        images,
+        inputs,
         labels,
         mask=mask,
         batch_size=methods[0].batch_size,

@@ -5,7 +5,7 @@ from abc import ABC
 from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
-from guided_backprop.arrays import Images, Labels, Layer, Model
+from guided_backprop.arrays import Images, Inputs, Labels, Layer, Model
 from guided_backprop.backends.base import Attributed, Backend, Memory, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
@@ -174,11 +174,12 @@ class Method(ABC):
             >>> explanations.attribution.shape, str(explanations.coverage)
             (torch.Size([5, 4]), 'relu x1 guided')
         """
+        inputs = Inputs.of(images)
         (explanations,) = explain_together(
-            self.subject.backend(images),
+            self.subject.backend(inputs),
             [Job(self.name, self.reducer)],
             lambda *batch: [self.explain_batch(*batch)],
-            images,
+            inputs,
             labels,
             mask=mask,
             batch_size=self.batch_size,
@@ -221,9 +222,9 @@ class Method(ABC):
                 setattr(other, name, value.around(model))
         return other
 
-    def explain_batch(self, backend: Backend, images: Images, weigh: Weigh, score: Score | None) -> Attributed:
+    def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch: by one backward pass under the rule, where a method says nothing else."""
-        return backend.attribute(images, weigh, [self.rule], score)[0]
+        return backend.attribute(inputs, weigh, [self.rule], score)[0]
 
 
 def _guiding_smooth(rule: ReluRule, name: str) -> ReluRule:

@@ -97,7 +97,8 @@ class SmoothGrad:
         count = len(clean)
         if not count:
             return replace(clean, method=self.name)
-        backend, inputs = method.subject.backend(images), Inputs.of(images)
+        inputs = Inputs.of(images)
+        backend = method.subject.backend(inputs)
         target = parse_label(labels, count, mask)
         weights = target.weigh(clean.outputs, 0, backend.channel_axis(clean.outputs) or 1)
         means: list[Inputs] = []
@@ -107,8 +108,7 @@ class SmoothGrad:
         for batch in np.split(copies, range(size, len(copies), size)):
             rows = batch % count
             noisy = self._noisy(backend, inputs, rows, batch // count)
-            attributed = method.explain_batch(backend, noisy.images, _weighing(weights, rows), target.score)
-            maps = [Inputs.of(label) for label in attributed.attribution]
+            maps = method.explain_batch(backend, noisy, _weighing(weights, rows), target.score).attribution
             if not means:
                 means, squares = _zeros(maps, count), _zeros(maps, count)
             for sums in zip(means, squares, maps, strict=True):
@@ -156,7 +156,7 @@ class SmoothGrad:
     def _result(self, backend: Backend, clean: Explanations, moments: list[Inputs], target: Label) -> Explanations:
         """Return the explanations with these maps, in the images' kind, and reduced as the method says."""
         inputs, is_many = Inputs.of(clean.images), target.is_many(clean.outputs)
-        maps = [label.map(backend.from_numpy, inputs).images for label in moments]
+        maps = [label.map(backend.from_numpy, inputs) for label in moments]
         scores = clean.scores.T if is_many else clean.scores[None]
         whole = Attributed(maps, scores, clean.outputs, clean.coverage, clean.head)
         together = put_together(backend, whole, clean.reducer, Inputs.of(clean.channel_axis), is_many=is_many)

@@ -170,9 +170,10 @@ def neuron_gallery(
     best = _Strongest(chosen.astype(np.int64), count)
     backend, like, outputs = None, None, None
     for batch in batches:
-        backend = explainer.subject.backend(batch)
-        backend.check_images(batch)
-        outputs = backend.outputs(batch)
+        inputs = Inputs.of(batch)
+        backend = explainer.subject.backend(inputs)
+        backend.check_images(inputs)
+        outputs = backend.outputs(inputs)
         best.add(batch, outputs, backend.channel_axis(outputs) or 1)
         like = batch[:1]
     if backend is None or outputs is None:
@@ -310,7 +311,7 @@ class _Explainer:
 def _batches(images: Images, batch_size: int) -> Iterator[Any]:
     if isinstance(images, (tuple, dict)):
         raise OptionError(
-            f"a gallery needs a model of one input; received images of {len(Inputs.of(images).arrays)} inputs. "
+            f"a gallery needs a model of one input; received images of {len(images)} inputs. "
             "Wrap the model in a function of one of them."
         )
     if hasattr(images, "shape"):

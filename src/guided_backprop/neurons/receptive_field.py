@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Images, NumpyArray, as_numpy
+from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy
 from guided_backprop.backends.base import Backend
 from guided_backprop.rules import OPEN
 
@@ -88,8 +88,8 @@ def receptive_field(backend: Backend, images: Images, outputs: NumpyArray, seed:
     support = np.zeros((2, *lengths), bool)
     for _ in range(_PROBES):
         noise = backend.from_numpy(rng.normal(mean, spread, (2, *pixels.shape[1:])), images)
-        gradient = as_numpy(backend.attribute(noise, weigh, [OPEN])[0].attribution[0])
-        support |= (np.moveaxis(gradient, channel, 1) != 0).any(axis=1)
+        (gradient,) = backend.attribute(Inputs.of(noise), weigh, [OPEN])[0].attribution[0].arrays
+        support |= (np.moveaxis(as_numpy(gradient), channel, 1) != 0).any(axis=1)
     edges = map(_edges, support)
     return [
         _axis(length, position, here, there) if size > 1 else Axis(length, length)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Images, as_numpy
+from guided_backprop.arrays import Images, Inputs, as_numpy
 from guided_backprop.backends.base import Backend
 from guided_backprop.errors import ModelError, NoReluError, OptionError, ScoreError
 from guided_backprop.methods.method import Method
@@ -69,7 +69,7 @@ def converge(method: Method, images: Images, layer: str, drawn: NDArray[np.float
         backend = subject.backend(images)
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
-            batches.append(_arrived(backend, method.rule, images[rows], drawn[:, rows]))
+            batches.append(_arrived(backend, method.rule, Inputs.of(images[rows]), drawn[:, rows]))
     except (ModelError, OptionError, ScoreError) as error:
         # What runs twice, or returns several values, is no place to look at; the images always are.
         if layer == IMAGES:
@@ -78,11 +78,11 @@ def converge(method: Method, images: Images, layer: str, drawn: NDArray[np.float
     return Depth(layer, np.concatenate(batches))
 
 
-def _arrived(backend: Backend, rule: ReluRule, images: Images, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+def _arrived(backend: Backend, rule: ReluRule, inputs: Inputs, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     try:
-        (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [rule])
+        (attributed,) = backend.attribute(inputs, lambda outputs: list(drawn), [rule])
     except NoReluError:
         # Above the last ReLU there is nothing for a rule to act on.
-        (attributed,) = backend.attribute(images, lambda outputs: list(drawn), [PLAIN])
-    one, other = map(as_numpy, attributed.attribution)
+        (attributed,) = backend.attribute(inputs, lambda outputs: list(drawn), [PLAIN])
+    one, other = (as_numpy(label.arrays[0]) for label in attributed.attribution)
     return cosines(one, other)

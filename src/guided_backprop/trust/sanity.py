@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Images, Labels, as_numpy
+from guided_backprop.arrays import Images, Inputs, Labels, as_numpy
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
 from guided_backprop.explanations import Explanations
@@ -152,7 +152,7 @@ class _Check:
         """Return a copy that gives what the model gives."""
         subject, rows = self._method.subject, self._images[: self._clean.batch_size]
         copied = subject.private_copy(rows, self._seed)
-        given = copied.given(rows)
+        given = copied.given(Inputs.of(rows))
         own = subject.around(copied.model).backend(given).outputs(given)
         expected = self._clean.outputs[: len(rows)]
         # Eager and compiled runs round differently, of half precision by so much.
@@ -193,7 +193,7 @@ class _Check:
     def _randomised(
         self, mode: str, copied: PrivateCopy, bundles: list["_Bundle"], names: list[str]
     ) -> list[Callable[[], None]]:
-        method, images = self._method.around(copied.model), copied.given(self._images)
+        method, images = self._method.around(copied.model), copied.given(Inputs.of(self._images))
         known = self._found
 
         def step(layers: tuple[str, ...], block: str) -> None:

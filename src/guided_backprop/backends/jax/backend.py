@@ -101,10 +101,9 @@ class JaxBackend(Backend):
         return bool(jnp.isfinite(jnp.asarray(array)).all())
 
     def attribute(
-        self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+        self, inputs: Inputs, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         self.network.check()
-        inputs = Inputs.of(images)
         given = inputs.map(jnp.asarray)
         leaves = given.arrays
         plan = self._plan(given, tuple(rules), undo_head=self.setup.undo_head and score is None)
@@ -128,15 +127,15 @@ class JaxBackend(Backend):
         attributed = []
         for under, coverage in zip(gradients, plan.coverages, strict=True):
             if self._begins_inside:
-                maps = [_as_numpy(gradient) for (gradient,) in under]
+                maps = [Inputs.of(_as_numpy(gradient)) for (gradient,) in under]
             else:
                 maps = [self._in_form(derived, inputs) for derived in under]
             attributed.append(Attributed(maps, *common, coverage, plan.head, activation))
         return attributed
 
-    def outputs(self, images: Any) -> np.ndarray[Any, Any]:
+    def outputs(self, inputs: Inputs) -> np.ndarray[Any, Any]:
         self.network.check()
-        given = Inputs.of(images).map(jnp.asarray)
+        given = inputs.map(jnp.asarray)
         program = self._trace(given)
         forward = self._compiled.get((None, key_of(program)), lambda: _forward(program))
         return _as_numpy(forward(program.constants, given.arrays))
@@ -144,10 +143,10 @@ class JaxBackend(Backend):
     def from_numpy(self, array: np.ndarray[Any, Any], like: Any) -> Any:
         return array.astype(like.dtype) if isinstance(like, np.ndarray) else jnp.asarray(array, like.dtype)
 
-    def _in_form(self, gradients: list[jax.Array], inputs: Inputs) -> Any:
-        """Return the gradients in the form of the images."""
+    def _in_form(self, gradients: list[jax.Array], inputs: Inputs) -> Inputs:
+        """Return the gradients in the form of the inputs."""
         left = iter(gradients)
-        return inputs.map(lambda array: _like(next(left), array) if self.is_floating(array) else None).images
+        return inputs.map(lambda array: _like(next(left), array) if self.is_floating(array) else None)
 
     def _plan(self, inputs: Inputs, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
         """Return what runs the model on such images: that of the last call, as long as the model is what it was."""

@@ -6,7 +6,7 @@ from typing import Self
 
 import jax
 
-from guided_backprop.arrays import Images, Layer, Model
+from guided_backprop.arrays import Images, Inputs, Layer, Model
 from guided_backprop.backends.jax.randomize import JaxCopy
 from guided_backprop.backends.jax.state import is_of
 from guided_backprop.backends.jax.tap import names_of
@@ -62,13 +62,13 @@ class JaxNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         return type(self)(self.model, begins_at=name)
 
-    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
+    def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         if self.ends_at is not None:
             raise OptionError(
                 "sanity_check() of a JAX function explains its output; received output_layer="
                 f"{self.ends_at!r}. Pass a function that returns that value."
             )
-        return JaxCopy(self.model, images, seed)
+        return JaxCopy(self.model, inputs, seed)
 
 
 def _parts_with_a_mode(model: Model) -> list[object]:

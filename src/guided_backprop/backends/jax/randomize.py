@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from guided_backprop.arrays import Images, Inputs, Model, NumpyArray, as_numpy
+from guided_backprop.arrays import Inputs, Model, NumpyArray, as_numpy
 from guided_backprop.backends.jax.state import is_of
 from guided_backprop.backends.randomize import PrivateCopy, Weight
 from guided_backprop.errors import ModelError
@@ -31,18 +31,18 @@ class JaxCopy(PrivateCopy):
         ModelError: the model is a function that hides its parameters.
     """
 
-    def __init__(self, model: Model, images: Images, seed: int) -> None:
+    def __init__(self, model: Model, inputs: Inputs, seed: int) -> None:
         tree, self._build = _opened(model)
         keyed, self._structure = jax.tree_util.tree_flatten_with_path(tree)
         self._leaves = [leaf for _, leaf in keyed]
         arrays = [index for index, leaf in enumerate(self._leaves) if _is_weight(leaf)]
-        last = _uses(self._with, [self._leaves[index] for index in arrays], arrays, self.given(images))
+        last = _uses(self._with, [self._leaves[index] for index in arrays], arrays, self.given(inputs))
         self._positions = sorted(last, key=last.__getitem__)
         self.model = _Held(model)
         super().__init__([_weight(*keyed[index]) for index in self._positions], seed)
 
-    def given(self, images: Images) -> Any:
-        return Inputs.of(images).map(jnp.asarray).images
+    def given(self, inputs: Inputs) -> Inputs:
+        return inputs.map(jnp.asarray)
 
     def _assign(self, values: dict[int, NumpyArray]) -> None:
         positions = [self._positions[index] for index in values]
@@ -104,10 +104,12 @@ def _weight(path: Sequence[Any], leaf: Any) -> Weight:
     return Weight(layer.removesuffix("/~") or "model", name, as_numpy(leaf))
 
 
-def _uses(build: Callable[..., Any], arrays: list[Any], positions: list[int], images: Images) -> dict[int, int]:
+def _uses(build: Callable[..., Any], arrays: list[Any], positions: list[int], inputs: Inputs) -> dict[int, int]:
     """Return in which operation each array is used last; what is made of arrays alone stands for them."""
     # Not the images themselves: they are no constants.
-    traced = jax.make_jaxpr(lambda arrays, images: Inputs.of(images).call(build(positions, arrays)))(arrays, images)
+    traced = jax.make_jaxpr(lambda arrays, images: inputs.like(images).call(build(positions, arrays)))(
+        arrays, inputs.arrays
+    )
     last: dict[int, int] = {}
     known = {var: frozenset([index]) for var, index in zip(traced.jaxpr.invars, positions, strict=False)}
     _visit(traced.jaxpr, known, last)

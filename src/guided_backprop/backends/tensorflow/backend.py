@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
-from guided_backprop.arrays import Array, Images, Inputs, Model, NumpyArray, Tensor
+from guided_backprop.arrays import Array, Inputs, Model, NumpyArray, Tensor
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
@@ -147,12 +147,12 @@ class TensorFlowBackend(Backend):
         return bool(np.isfinite(numbers.astype(np.float32) if numbers.dtype.kind == "V" else numbers).all())
 
     def attribute(
-        self, images: Images, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+        self, inputs: Inputs, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         self.network.check()
         # Out of the caller's graphs and off his tapes.
         with tf.init_scope():
-            given = Inputs.of(images).map(tf.convert_to_tensor)
+            given = inputs.map(tf.convert_to_tensor)
             try:
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=1)
             except _OtherLabels as other:
@@ -167,7 +167,7 @@ class TensorFlowBackend(Backend):
         else:
             scores = [per_image(weight, call.outputs) for weight in call.weights]
         activation = results["activation"].numpy() if self._begins_inside else None
-        explained = images if activation is None else activation
+        explained = inputs if activation is None else Inputs.of(activation)
         if not np.isfinite(scores).all():
             raise not_finite()
         attributed = []
@@ -179,10 +179,10 @@ class TensorFlowBackend(Backend):
             )
         return attributed
 
-    def outputs(self, images: Images) -> NumpyArray:
+    def outputs(self, inputs: Inputs) -> NumpyArray:
         self.network.check()
         with tf.init_scope():
-            given = Inputs.of(images).map(tf.convert_to_tensor)
+            given = inputs.map(tf.convert_to_tensor)
             forward = callable_of(self.network, given, self.setup.output, begins_inside=False)
             with self.network.unremembered():
                 output = forward(*given.arrays).numpy()
@@ -191,16 +191,15 @@ class TensorFlowBackend(Backend):
     def from_numpy(self, array: NumpyArray, like: Array) -> Tensor:
         return array.astype(like.dtype) if isinstance(like, np.ndarray) else tf.cast(array, like.dtype)
 
-    def _gradients(self, results: Mapping[str, tf.Tensor], name: str, images: Images) -> Images:
-        """Return the gradients of one name in the form of the images."""
-        inputs = Inputs.of(images)
+    def _gradients(self, results: Mapping[str, tf.Tensor], name: str, inputs: Inputs) -> Inputs:
+        """Return the gradients of one name in the form of the inputs."""
         gradients: list[Tensor] = [results.get(f"{name} {position}") for position in range(len(inputs.arrays))]
         if any(gradient is not None and not self.is_finite(gradient) for gradient in gradients):
             raise not_finite()
         for position, array in enumerate(inputs.arrays):
             if isinstance(array, np.ndarray) and gradients[position] is not None:
                 gradients[position] = gradients[position].numpy()
-        return inputs.like(gradients).images
+        return inputs.like(gradients)
 
     def _plan(self, given: Inputs, rules: _Rules, labels: int, *, undoes_head: bool) -> _Plan:
         """Return the plan for such images, for any number of them unless the model is made for one number."""

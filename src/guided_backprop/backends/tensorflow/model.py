@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Images, Inputs, Model, Tensor
+from guided_backprop.arrays import Inputs, Model, Tensor
 from guided_backprop.backends.base import Score
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
@@ -35,7 +35,7 @@ class TensorFlowNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         raise no_layers(self.model)
 
-    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
+    def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         raise ModelError(
             "the weights of a TensorFlow model can be re-initialised if it is a Keras model; received "
             f"model={self.name}, which hides them. Pass the Keras model."

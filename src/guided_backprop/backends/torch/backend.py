@@ -111,10 +111,9 @@ class TorchBackend(Backend):
         return _is_finite(_as_tensor(array))
 
     def attribute(
-        self, images: Any, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
+        self, inputs: Inputs, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         self.network.check()
-        inputs = Inputs.of(images)
         with differentiable():
             undoes = self.setup.undo_head and score is None
             run, watch = self._run(inputs.map(_as_tensor), rules, undoes_head=undoes)
@@ -161,14 +160,14 @@ class TorchBackend(Backend):
             raise not_finite()
         name = None if editor.head is None else row(editor.head.node).word
         if self._begins_inside:
-            maps = [as_numpy(gradient) for (gradient,) in gradients]
+            maps = [Inputs.of(as_numpy(gradient)) for (gradient,) in gradients]
             return Attributed(maps, scores, outputs, coverage, name, as_numpy(run.leaves[0]))
         attribution = [self._in_form(leaves, inputs) for leaves in gradients]
         return Attributed(attribution, scores, outputs, coverage, name)
 
-    def outputs(self, images: Any) -> np.ndarray[Any, Any]:
+    def outputs(self, inputs: Inputs) -> np.ndarray[Any, Any]:
         self.network.check()
-        given = Inputs.of(images).map(lambda array: _as_tensor(array).clone())
+        given = inputs.map(lambda array: _as_tensor(array).clone())
         with differentiable(), torch.no_grad():
             return as_numpy(self._output_of(given)[0])
 
@@ -177,10 +176,10 @@ class TorchBackend(Backend):
             return array.astype(like.dtype)
         return torch.as_tensor(array, dtype=like.dtype, device=like.device)
 
-    def _in_form(self, gradients: tuple[torch.Tensor, ...], inputs: Inputs) -> Any:
-        """Return the gradients in the form of the images."""
+    def _in_form(self, gradients: tuple[torch.Tensor, ...], inputs: Inputs) -> Inputs:
+        """Return the gradients in the form of the inputs."""
         left = iter(gradients)
-        return inputs.map(lambda array: _like(next(left), array) if self.is_floating(array) else None).images
+        return inputs.map(lambda array: _like(next(left), array) if self.is_floating(array) else None)
 
     def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
@@ -283,16 +282,16 @@ class TorchBackend(Backend):
         forget_images(path, firsts)
         return _Run(leaves, output, path, {} if lean is None else lean.gates, {})
 
-    def optimized(self, images: Any) -> "TorchBackend":
+    def optimized(self, inputs: Inputs) -> "TorchBackend":
         # The one place that knows of fast/: all else is the same without it.
         from guided_backprop.backends.torch.fast.plan import Plan  # noqa: PLC0415
 
-        self.check_images(images)
-        if not Inputs.of(images).count:
+        self.check_images(inputs)
+        if not inputs.count:
             raise ImageError("images to try must not be empty; received no image. Pass at least one.")
         self.network.check()
         other = copy.copy(self)
-        given = Inputs.of(images).map(_as_tensor)
+        given = inputs.map(_as_tensor)
         gates = self.setup.memory != "lean"
         try:
             with differentiable(), torch.no_grad(), self.network.unremembered():
@@ -316,13 +315,13 @@ class TorchBackend(Backend):
 
         for images in (given.rows(slice(1)), given):
             try:
-                (attributed,) = backend.attribute(images.images, weigh, [PLAIN])
+                (attributed,) = backend.attribute(images, weigh, [PLAIN])
             except ImageError:
                 raise
             except GuidedBackpropError:
                 continue
             (gradients,) = attributed.attribution
-            return [_as_tensor(gradient) for gradient in Inputs.of(gradients).arrays if gradient is not None]
+            return [_as_tensor(gradient) for gradient in gradients.arrays if gradient is not None]
         return None
 
     def _output_of(self, given: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 
-from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
+from guided_backprop.arrays import Inputs, Layer, Model, Tensor
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.torch.model.eager import unfused
@@ -54,5 +54,5 @@ class TorchNetwork(Network):
     def beginning_at(self, name: str | int) -> Self:
         return type(self)(self.model, run_with(self.model, str(name)))
 
-    def private_copy(self, images: Images, run: Callable[[Model], object], seed: int) -> PrivateCopy:
+    def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         return TorchCopy(self.model, run, seed)

@@ -129,6 +129,11 @@ def test_bad_targets_and_models():
         ours.GuidedBackprop(model).attribute(SQUARE, 4)
     with pytest.raises(LabelError, match="3 labels for 1 images"):
         ours.GuidedBackprop(model).attribute(SQUARE, [0, 1, 2])
+    for target in (torch.tensor([[0, 1]]), torch.tensor([0.5]), "cat"):
+        with pytest.raises(LabelError, match="target must be a class id, .* Pass a class id"):
+            ours.GuidedBackprop(model).attribute(SQUARE, target)
+    with pytest.raises(LabelError, match="1 labels for 3 images"):
+        ours.GuidedBackprop(model).attribute(SQUARE.repeat(3, 1, 1, 1), [1])
     with pytest.raises(OptionError, match="received interpolate_mode='bicubic'"):
         ours.GuidedGradCam(model, model.conv1).attribute(SQUARE, 0, interpolate_mode="bicubic")
     dropping = nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.ReLU(), nn.Dropout())

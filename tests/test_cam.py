@@ -292,6 +292,19 @@ def test_several_inputs():
     assert sharp[2] is None
 
 
+def test_an_input_without_positions_has_no_map():
+    torch.manual_seed(1)
+    model = Two().double().eval()
+    first, weight = torch.randn(2, 3, 6, 5).double(), torch.tensor([1.0, 2.0]).double()
+    given = first, torch.zeros(2, 3, 12, 10).double(), weight
+    for method in (GradCAM, GuidedGradCAM):
+        image, _, row = method(model, "conv").explain(given, 1).attribution
+        assert row is None
+        alone = method(model, "conv").explain((*given[:2], weight.long()), 1).attribution[0]
+        np.testing.assert_allclose(image, alone, **TOLERANCE)
+        assert image.any()
+
+
 def test_what_grad_cam_cannot_explain_is_refused():
     model, _, images = in_torch()
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(270, 4), torch.nn.ReLU()).double().eval()

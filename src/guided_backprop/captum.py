@@ -1,33 +1,95 @@
 """The methods under Captum's names and with Captum's calls, for PyTorch: to switch, change the import.
 
     from guided_backprop.captum import Deconvolution, GuidedBackprop, GuidedGradCam, Saliency
+    from guided_backprop.captum import NeuronDeconvolution, NeuronGuidedBackprop
+
+Where Captum is installed they are subclasses of its own ``GradientAttribution``, so that what it builds on methods
+takes them: ``captum.attr.NoiseTunnel``, ``captum.metrics``.
 
 Differences to Captum are that every ReLU counts, however it is written, or an error says which one cannot;
 that the model is not hooked; and that it has to be in eval mode. As in Captum, and unlike in the rest of this
 package, the score is the model's own output: a final softmax stays.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial, wraps
 from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 
-from guided_backprop.arrays import Images, Inputs, Labels, Layer, Model, Tensor, as_numpy
-from guided_backprop.errors import LabelError, OptionError
+from guided_backprop.arrays import Images, Inputs, Labels, Layer, Model
+from guided_backprop.errors import LabelError, NoReluError, OptionError
+from guided_backprop.explanations import Explanations
+from guided_backprop.labels.captum import NeuronSelector, Target, of_neurons, of_target
 from guided_backprop.methods import cam, gradients
 from guided_backprop.methods.method import Method
 
-# What Captum calls a target: a class id, what one image's output is indexed by, or one of these for each image.
-Target = int | tuple[int, ...] | Sequence[tuple[int, ...]] | Tensor | None
+__all__ = [
+    "Deconvolution",
+    "GuidedBackprop",
+    "GuidedGradCam",
+    "NeuronDeconvolution",
+    "NeuronGuidedBackprop",
+    "Saliency",
+]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-class Saliency:
-    """``captum.attr.Saliency``: the gradient, or its magnitude."""
+class GradientAttribution:
+    """What is used here of Captum's class of this name, which takes its place where Captum is installed."""
 
     def __init__(self, forward_func: Model) -> None:
-        self._model = forward_func
+        self.forward_func = forward_func
 
+
+class NeuronAttribution:
+    """What is used here of Captum's class of this name, which takes its place where Captum is installed."""
+
+    def __init__(self, forward_func: Model, layer: Layer, device_ids: list[int] | None = None) -> None:
+        self.forward_func, self.layer, self.device_ids = forward_func, layer, device_ids
+
+
+# Captum has no types: to a type checker, the classes above are what there is.
+if not TYPE_CHECKING:
+    with suppress(ImportError):
+        from captum.attr import GradientAttribution, NeuronAttribution
+
+
+def _captums(attribute: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return the same with a ``__wrapped__``, which is what Captum calls of a method that it is given."""
+
+    @wraps(attribute)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return attribute(*args, **kwargs)
+
+    return call
+
+
+class _Method(GradientAttribution):
+    """What the methods have in common."""
+
+    def attribute_future(self) -> NoReturn:
+        """Raise NotImplementedError, as in Captum."""
+        raise NotImplementedError(
+            f"a method must be asked by attribute; received attribute_future of {type(self).__name__}. Call attribute."
+        )
+
+
+class Saliency(_Method):
+    """``captum.attr.Saliency``: the gradient, or its magnitude.
+
+    Args:
+        forward_func: the model, or a function of tensors.
+    """
+
+    def __init__(self, forward_func: Model) -> None:
+        super().__init__(forward_func)
+
+    @_captums
     def attribute(
         self,
         inputs: Images,
@@ -36,13 +98,16 @@ class Saliency:
         additional_forward_args: object = None,
     ) -> Images:
         """Explain as :meth:`GuidedBackprop.attribute` does; ``abs`` returns magnitudes."""
-        make = partial(gradients.Saliency, undo_head=False)
-        signed = _attribution(make, self._model, inputs, target, additional_forward_args)
-        return Inputs.of(signed).map(lambda array: array.abs()).images if abs else signed
+        model = _with(self.forward_func, additional_forward_args)
+        signed = _of_output(gradients.Saliency(model, undo_head=False), inputs, target)
+        return signed.map(lambda array: array.abs()).images if abs else signed.images
 
 
-class GuidedBackprop:
+class GuidedBackprop(_Method):
     """``captum.attr.GuidedBackprop``.
+
+    Args:
+        model: the model.
 
     Example:
         >>> import torch
@@ -52,11 +117,10 @@ class GuidedBackprop:
         torch.Size([5, 4])
     """
 
-    _kind: type[Method] = gradients.GuidedBackprop
-
     def __init__(self, model: Model) -> None:
-        self._model = model
+        super().__init__(model)
 
+    @_captums
     def attribute(self, inputs: Images, target: Target = None, additional_forward_args: object = None) -> Images:
         """Explain the model's output at ``target``.
 
@@ -73,33 +137,48 @@ class GuidedBackprop:
             LabelError: the target does not index the output, or is missing.
             GuidedBackpropError: all that :meth:`guided_backprop.Method.explain` raises.
         """
-        make = partial(self._kind, undo_head=False)
-        return _attribution(make, self._model, inputs, target, additional_forward_args)
+        model = _with(self.forward_func, additional_forward_args)
+        return _of_output(gradients.GuidedBackprop(model, undo_head=False), inputs, target).images
 
 
-class Deconvolution(GuidedBackprop):
-    """``captum.attr.Deconvolution``."""
+class Deconvolution(_Method):
+    """``captum.attr.Deconvolution``.
 
-    _kind = gradients.DeconvNet
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+
+    @_captums
+    def attribute(self, inputs: Images, target: Target = None, additional_forward_args: object = None) -> Images:
+        """Explain as :meth:`GuidedBackprop.attribute` does."""
+        model = _with(self.forward_func, additional_forward_args)
+        return _of_output(gradients.DeconvNet(model, undo_head=False), inputs, target).images
 
 
-class GuidedGradCam:
-    """``captum.attr.GuidedGradCam``, at the output of a layer.
+class GuidedGradCam(_Method):
+    """``captum.attr.GuidedGradCam``, at a layer.
 
     Args:
         model: the model.
         layer: the layer itself.
+        device_ids: of no use here: nothing is put together from several devices.
     """
 
-    def __init__(self, model: Model, layer: Layer) -> None:
-        self._model, self._layer = model, layer
+    def __init__(self, model: Model, layer: Layer, device_ids: list[int] | None = None) -> None:
+        super().__init__(model)
+        self.layer, self.device_ids = layer, device_ids
 
+    @_captums
     def attribute(
         self,
         inputs: Images,
         target: Target = None,
         additional_forward_args: object = None,
         interpolate_mode: str = "nearest",
+        attribute_to_layer_input: bool = False,
     ) -> Images:
         """Explain as :meth:`GuidedBackprop.attribute` does.
 
@@ -109,6 +188,14 @@ class GuidedGradCam:
             additional_forward_args: as there.
             interpolate_mode: "nearest", which is Captum's default; or "linear", "bilinear" or "trilinear", the
                 paper's way, along all the axes that images have.
+            attribute_to_layer_input: take the CAM of what the layer is given, instead of what it returns.
+
+        Returns:
+            The attribution; as in Captum an empty tensor for one of several inputs that has no positions.
+
+        Raises:
+            OptionError: there is no such interpolation, or neither layer nor inputs have positions.
+            GuidedBackpropError: as there.
         """
         if interpolate_mode not in ("nearest", "linear", "bilinear", "trilinear"):
             raise OptionError(
@@ -116,32 +203,141 @@ class GuidedGradCam:
                 f"interpolate_mode={interpolate_mode!r}. Pass one of these names."
             )
         interpolation: cam.Interpolation = "nearest" if interpolate_mode == "nearest" else "linear"
-        make = partial(cam.GuidedGradCAM, layer=self._layer, interpolation=interpolation, undo_head=False)
-        return _attribution(make, self._model, inputs, target, additional_forward_args)
+        model = _with(self.forward_func, additional_forward_args)
+        model, layer = _at(model, self.layer, is_input=attribute_to_layer_input)
+        method = cam.GuidedGradCAM(model, layer, interpolation=interpolation, undo_head=False)
+        given, maps = Inputs.of(inputs), _of_output(method, inputs, target).arrays
+        pairs = zip(given.arrays, maps, strict=True)
+        return given.like([array.new_empty(0) if one is None else one for array, one in pairs]).images
 
 
-def _attribution(
-    make: Callable[[Model], Method], model: Model, inputs: Images, target: Target, further: object
-) -> Images:
-    if further is not None:
-        layers = import_module("guided_backprop.backends.torch.model.layers")
-        model = layers.with_arguments(model, further if isinstance(further, tuple) else (further,))
-    explanations = make(model).explain(inputs, _labels(target, Inputs.of(inputs).count))
+class _Neuron(_Method, NeuronAttribution):
+    """What the methods of a neuron have in common."""
+
+    _kind: type[Method]
+
+    def __init__(self, model: Model, layer: Layer, device_ids: list[int] | None = None) -> None:
+        NeuronAttribution.__init__(self, model, layer, device_ids)
+        GradientAttribution.__init__(self, model)
+
+    def _explained(self, inputs: Images, selector: NeuronSelector, further: object, *, is_input: bool) -> Images:
+        model = _with(self.forward_func, further)
+        model, layer = _at(model, self.layer, is_input=is_input)
+        explain = partial(_of_layer, model, layer, inputs, of_neurons(selector, Inputs.of(inputs).count))
+        try:
+            return explain(self._kind).attribution
+        except NoReluError:
+            # In front of the first layer there is nothing that a rule could act on: there it is the plain gradient.
+            plain = explain(gradients.Saliency)
+            if plain.coverage:
+                raise
+            return plain.attribution
+
+
+class NeuronGuidedBackprop(_Neuron):
+    """``captum.attr.NeuronGuidedBackprop``, of neurons of a layer.
+
+    Args:
+        model: the model.
+        layer: the layer itself.
+        device_ids: of no use here: nothing is put together from several devices.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop.captum import NeuronGuidedBackprop
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+        >>> NeuronGuidedBackprop(model, model[1]).attribute(torch.ones(5, 4), 2).shape
+        torch.Size([5, 4])
+    """
+
+    _kind = gradients.GuidedBackprop
+
+    @_captums
+    def attribute(
+        self,
+        inputs: Images,
+        neuron_selector: NeuronSelector,
+        additional_forward_args: object = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Images:
+        """Explain neurons of the layer.
+
+        Args:
+            inputs: as for :meth:`GuidedBackprop.attribute`.
+            neuron_selector: what indexes the layer's output for one image: an integer, or a tuple of integers and
+                slices, whose neurons are added up; or a function of the layer's output, to one number for each image
+                or one for all.
+            additional_forward_args: as there.
+            attribute_to_neuron_input: explain what the layer is given, instead of what it returns.
+
+        Returns:
+            The attribution, of the form, shape, dtype and device of ``inputs``.
+
+        Raises:
+            LabelError: the selector does not index the layer's output, or returns something else.
+            OptionError: the model has no such layer.
+            GuidedBackpropError: all that :meth:`guided_backprop.Method.explain` raises.
+        """
+        return self._explained(inputs, neuron_selector, additional_forward_args, is_input=attribute_to_neuron_input)
+
+
+class NeuronDeconvolution(_Neuron):
+    """``captum.attr.NeuronDeconvolution``, of neurons of a layer.
+
+    Args:
+        model: the model.
+        layer: the layer itself.
+        device_ids: of no use here: nothing is put together from several devices.
+    """
+
+    _kind = gradients.DeconvNet
+
+    @_captums
+    def attribute(
+        self,
+        inputs: Images,
+        neuron_selector: NeuronSelector,
+        additional_forward_args: object = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Images:
+        """Explain as :meth:`NeuronGuidedBackprop.attribute` does."""
+        return self._explained(inputs, neuron_selector, additional_forward_args, is_input=attribute_to_neuron_input)
+
+
+def _with(model: Model, further: object) -> Model:
+    """Return the model with further arguments, if there are any."""
+    if further is None:
+        return model
+    layers = import_module("guided_backprop.backends.torch.model.layers")
+    return layers.with_arguments(model, further if isinstance(further, tuple) else (further,))
+
+
+def _at(model: Model, layer: Layer, *, is_input: bool) -> tuple[Model, Layer]:
+    """Return a model and the layer of it that returns what is meant: the layer's output, or what it is given."""
+    if not is_input:
+        return model, layer
+    entered, entry = import_module("guided_backprop.backends.torch.model.entry").in_front_of(model, layer)
+    return entered, entry
+
+
+def _of_output(method: Method, inputs: Images, target: Target) -> Inputs:
+    """Explain the model's output at a target of Captum's."""
+    explanations = method.explain(inputs, of_target(target, Inputs.of(inputs).count))
     shape = explanations.outputs.shape
     if target is None and np.prod(shape[1:]) != 1:
         raise LabelError(
             "target must be given where an image's output has several values; received target=None and an output of "
             f"shape {shape}. Pass a class id."
         )
-    return explanations.attribution
+    return Inputs.of(explanations.attribution)
 
 
-def _labels(target: Target, count: int) -> Labels:
-    """Return a target of Captum's as labels."""
-    if isinstance(target, list) and all(isinstance(entry, tuple) for entry in target):
-        return target
-    if target is None or isinstance(target, (int, tuple)):
-        return target
-    ids = as_numpy(target)
-    # One number is for all images, in whatever form it is given.
-    return np.full(count, ids.reshape(-1)[0]) if ids.size == 1 else ids
+def _of_layer(model: Model, layer: Layer, inputs: Images, labels: Labels, kind: type[Method]) -> Explanations:
+    """Explain the output of a layer."""
+    try:
+        return kind(model, output_layer=layer, undo_head=False).explain(inputs, labels)
+    except LabelError as error:
+        # What a selector says itself comes inside of what is said of any function that fails.
+        if isinstance(error.__cause__, LabelError):
+            raise error.__cause__ from None
+        raise

@@ -32,7 +32,8 @@ class Explanations(Record):
     Attributes:
         attribution: signed; same shape, dtype, device, layout and framework as ``images``. With a
             ``reducer`` the channel axis is gone; with K labels of each image it is ``(N, K, ...)``. For
-            several inputs a tuple or a dictionary like ``images``, with None for inputs of integers.
+            several inputs a tuple or a dictionary like ``images``, with None for inputs of integers, and in Grad-CAM
+            for those without positions.
         images: the batch that was explained, as it was given.
         labels: what was explained: integers are class ids ``(N,)`` or ``(N, K)``, or single entries ``(N, D)``
             with the channel first; floating-point numbers are weights of the model's output's shape; a

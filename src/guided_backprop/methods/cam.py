@@ -27,7 +27,7 @@ class GradCAM(Method):
     """Grad-CAM (Selvaraju et al. 2016, arXiv:1610.02391): where the layer's channels that raise the score are active.
 
     The attribution is ``(N, H, W)``, not negative, resized from the layer's positions to the image's. It is in units
-    of score, and works on any differentiable model.
+    of score, and works on any differentiable model. Of several inputs, those that have no positions have no map.
 
     Args:
         model: as for :class:`Method`; a PyTorch module, a Keras model, or a JAX function that names the value with
@@ -82,7 +82,7 @@ class GuidedGradCAM(Method):
     """Guided Grad-CAM (Selvaraju et al. 2016, arXiv:1610.02391): guided backpropagation times Grad-CAM.
 
     What the class needs where it is: the map's sharpness, and the CAM's choice of class. The attribution is of
-    the images' shape, signed.
+    the images' shape, signed; None for one of several inputs that has no positions.
 
     Args:
         model: as for :class:`GradCAM`.
@@ -143,7 +143,7 @@ class GuidedGradCAM(Method):
         cams = _cams(inside, inputs, inside.attribute(inputs, weigh, [PLAIN], score)[0], self.interpolation)
         guided = super().explain_batch(backend, inputs, weigh, score)
         pairs = zip(guided.attribution, cams.attribution, strict=True)
-        maps = [guided_map.map(lambda gradient, cam: gradient * cam, cam) for guided_map, cam in pairs]
+        maps = [cam.map(lambda cam, gradient: gradient * cam, guided_map) for guided_map, cam in pairs]
         return replace(guided, attribution=maps)
 
 
@@ -173,16 +173,16 @@ def _cams(backend: Backend, inputs: Inputs, inside: Attributed, interpolation: I
         weights = g.mean(axis=tuple(range(2, g.ndim)), keepdims=True)
         cam = np.maximum((weights * np.moveaxis(activation, axis, 1)).sum(axis=1), 0)
         maps.append(inputs.map(partial(_fitted, backend, cam, interpolation)))
+        if all(fitted is None for fitted in maps[-1].arrays):
+            raise _no_positions(cam.shape, inputs)
     return Attributed(maps, inside.scores, inside.outputs, inside.coverage, inside.head)
 
 
 def _fitted(backend: Backend, cam: NDArray[np.float64], interpolation: Interpolation, array: Any) -> Any:
-    """Return the map at the size of one of the model's inputs; None if that is of integers."""
-    if not backend.is_floating(array):
-        return None
+    """Return the map at the size of one of the model's inputs; None if it has no such positions, or is of integers."""
     axis = backend.channel_axis(array)
-    if axis is None or len(array.shape) != cam.ndim + 1:
-        raise _no_positions(cam.shape, Inputs.of(array))
+    if not backend.is_floating(array) or axis is None or len(array.shape) != cam.ndim + 1:
+        return None
     sizes = [size for position, size in enumerate(array.shape) if position not in (0, axis)]
     return backend.from_numpy(np.expand_dims(resized(cam, sizes, interpolation), axis), array)
 

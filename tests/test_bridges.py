@@ -59,8 +59,9 @@ ARGUMENTS = [
     (one_conv, SQUARE.repeat(3, 1, 1, 1), [0, 1, 3], None),
     (one_conv, SQUARE.repeat(3, 1, 1, 1), torch.tensor([2, 0, 1]), ONES),
     (one_conv, (SQUARE, ONES), torch.tensor(3), None),
+    (one_conv, SQUARE, -1, None),
     (lambda: basic_models.BasicModel_MultiLayer().eval(), MULTI, 1, (MULTI.flip(0), False)),
-    (lambda: basic_models.BasicModel_MultiLayer().eval(), MULTI, (1, 0, 1), (None, True)),
+    (lambda: basic_models.BasicModel_MultiLayer().eval(), MULTI, (1, 0, -1), (None, True)),
     (lambda: basic_models.BasicModel_MultiLayer().eval(), MULTI, [(1, 0, 1), (0, 1, 1)], (None, True)),
     (lambda: basic_models.BasicModel_MultiLayer_MultiInput().eval(), (MULTI, MULTI * 2, MULTI.flip(1)), 0, 4),
     (lambda: to_torch(mlp(3, 4, 1)).float(), MULTI, None, None),
@@ -125,8 +126,14 @@ def test_bad_targets_and_models():
     model = one_conv()
     with pytest.raises(LabelError, match=r"target must be given .* received target=None and .* \(1, 4\)"):
         ours.GuidedBackprop(model).attribute(SQUARE)
-    with pytest.raises(LabelError, match=r"received labels\[0\]=4"):
-        ours.GuidedBackprop(model).attribute(SQUARE, 4)
+    for target, message in [
+        (4, r"target must index the output for one image, \(4,\); received target=\(4,\)"),
+        ((1, 0), r"target must index .* received target=\(1, 0\)"),
+        (True, "target must be integers or slices; received target=True"),
+        ((1, None), "target must be integers or slices"),
+    ]:
+        with pytest.raises(LabelError, match=message):
+            ours.GuidedBackprop(model).attribute(SQUARE, target)
     with pytest.raises(LabelError, match="3 labels for 1 images"):
         ours.GuidedBackprop(model).attribute(SQUARE, [0, 1, 2])
     for target in (torch.tensor([[0, 1]]), torch.tensor([0.5]), "cat"):

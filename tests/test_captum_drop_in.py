@@ -41,10 +41,11 @@ class TwoInputs(nn.Module):
         super().__init__()
         self.stem, self.relu, self.branch = nn.Conv2d(3, 2, 3), nn.ReLU(inplace=True), Branch()
         self.embed, self.head, self.act, self.fc = nn.Linear(4, 5), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3)
+        self.soft = nn.Softmax(1)
 
     def forward(self, image, row, scale=1.0):
         x = self.branch(self.relu(self.stem(image)), scale=scale).flatten(1)
-        return self.fc(self.act(self.head(x) + self.embed(row)))
+        return self.soft(self.fc(self.act(self.head(x) + self.embed(row))) / 50)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,8 @@ def test_methods_are_called_and_used_as_captums(name):
 
 SELECTORS = [
     ("act", 2),
-    ("fc", (1,)),
+    ("fc", (-2,)),
+    ("soft", 1),
     ("head", (slice(1, 3),)),
     ("branch", (1, 2, 0)),
     ("branch.relu", (slice(None), 1, slice(0, 2))),
@@ -144,13 +146,14 @@ def test_neurons_in_front_of_which_there_is_nothing_to_guide(two):
 def test_bad_selectors(two):
     image, row = two_inputs()
     for layer, selector, message in [
-        (two.act, 5, r"received labels\[0\]=5"),
+        (two.act, 5, r"must index the output for one image, \(5,\); received neuron_selector=\(5,\)"),
+        (two.act, (None,), r"neuron_selector must be integers or slices; received neuron_selector=\(None,\)"),
         (
             two.branch,
             (0, slice(4, 9), 0),
-            r"must index the layer's output, \(2, 4, 4\); received neuron_selector=\(0, sl",
+            r"must index .*, \(2, 4, 4\); received neuron_selector=\(0, sl",
         ),
-        (two.branch, (slice(0, 1), 2, 4), r"must index the layer's output, \(2, 4, 4\)"),
+        (two.branch, (slice(0, 1), 2, 4), r"must index .*, \(2, 4, 4\)"),
         (two.act, lambda output: output, r"one real number per image, \(N,\); received"),
     ]:
         with pytest.raises(LabelError, match=message):

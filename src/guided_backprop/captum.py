@@ -13,7 +13,7 @@ package, the score is the model's own output: a final softmax stays.
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial, wraps
+from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
@@ -220,15 +220,15 @@ class _Neuron(_Method, NeuronAttribution):
         NeuronAttribution.__init__(self, model, layer, device_ids)
         GradientAttribution.__init__(self, model)
 
-    def _explained(self, inputs: Images, selector: NeuronSelector, further: object, *, is_input: bool) -> Images:
+    def _attribution(self, inputs: Images, selector: NeuronSelector, further: object, *, is_input: bool) -> Images:
         model = _with(self.forward_func, further)
         model, layer = _at(model, self.layer, is_input=is_input)
-        explain = partial(_of_layer, model, layer, inputs, of_neurons(selector, Inputs.of(inputs).count))
+        labels = of_neurons(selector, Inputs.of(inputs).count)
         try:
-            return explain(self._kind).attribution
+            return _explained(self._kind(model, output_layer=layer, undo_head=False), inputs, labels).attribution
         except NoReluError:
             # In front of the first layer there is nothing that a rule could act on: there it is the plain gradient.
-            plain = explain(gradients.Saliency)
+            plain = _explained(gradients.Saliency(model, output_layer=layer, undo_head=False), inputs, labels)
             if plain.coverage:
                 raise
             return plain.attribution
@@ -278,7 +278,7 @@ class NeuronGuidedBackprop(_Neuron):
             OptionError: the model has no such layer.
             GuidedBackpropError: all that :meth:`guided_backprop.Method.explain` raises.
         """
-        return self._explained(inputs, neuron_selector, additional_forward_args, is_input=attribute_to_neuron_input)
+        return self._attribution(inputs, neuron_selector, additional_forward_args, is_input=attribute_to_neuron_input)
 
 
 class NeuronDeconvolution(_Neuron):
@@ -301,7 +301,7 @@ class NeuronDeconvolution(_Neuron):
         attribute_to_neuron_input: bool = False,
     ) -> Images:
         """Explain as :meth:`NeuronGuidedBackprop.attribute` does."""
-        return self._explained(inputs, neuron_selector, additional_forward_args, is_input=attribute_to_neuron_input)
+        return self._attribution(inputs, neuron_selector, additional_forward_args, is_input=attribute_to_neuron_input)
 
 
 def _with(model: Model, further: object) -> Model:
@@ -321,8 +321,8 @@ def _at(model: Model, layer: Layer, *, is_input: bool) -> tuple[Model, Layer]:
 
 
 def _of_output(method: Method, inputs: Images, target: Target) -> Inputs:
-    """Explain the model's output at a target of Captum's."""
-    explanations = method.explain(inputs, of_target(target, Inputs.of(inputs).count))
+    """Return the attribution of the model's output at a target of Captum's."""
+    explanations = _explained(method, inputs, of_target(target))
     shape = explanations.outputs.shape
     if target is None and np.prod(shape[1:]) != 1:
         raise LabelError(
@@ -332,12 +332,12 @@ def _of_output(method: Method, inputs: Images, target: Target) -> Inputs:
     return Inputs.of(explanations.attribution)
 
 
-def _of_layer(model: Model, layer: Layer, inputs: Images, labels: Labels, kind: type[Method]) -> Explanations:
-    """Explain the output of a layer."""
+def _explained(method: Method, inputs: Images, labels: Labels) -> Explanations:
+    """Explain, with labels that may be a function with an error of its own."""
     try:
-        return kind(model, output_layer=layer, undo_head=False).explain(inputs, labels)
+        return method.explain(inputs, labels)
     except LabelError as error:
-        # What a selector says itself comes inside of what is said of any function that fails.
+        # It comes inside of what is said of any function that fails.
         if isinstance(error.__cause__, LabelError):
             raise error.__cause__ from None
         raise

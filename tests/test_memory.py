@@ -21,6 +21,7 @@ from tensorflow.python.framework import ops
 from torch import nn
 
 from guided_backprop import (
+    DeconvNet,
     GradCAM,
     GuidedBackprop,
     GuidedGradCAM,
@@ -299,7 +300,23 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize(("name", "count"), [("torch", 60), ("tensorflow", 20)])
+@pytest.mark.parametrize("name", CASES)
+def test_many_methods_on_one_model_grow_nothing(name):
+    case = next(iter(CASES[name].values()))()
+    images = jnp.asarray(ROWS) if name == "jax" else ROWS
+
+    def explain(turn: int) -> None:
+        (Saliency, DeconvNet, GuidedBackprop)[turn % 3](case.model).explain(images, 1)
+
+    for turn in range(3):
+        explain(turn)
+    before = numbers(name)
+    for turn in range(300):
+        explain(turn)
+    assert numbers(name) - before == Counter()
+
+
+@pytest.mark.parametrize(("name", "count"), [("torch", 60), ("tensorflow", 20), ("jax", 60)])
 def test_many_models_grow_nothing(name, count):
     make = next(iter(CASES[name].values()))
     alive(references(make))

@@ -7,7 +7,8 @@ import tensorflow as tf
 from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError
 from guided_backprop.backends.tensorflow.classify import classify
 from guided_backprop.backends.tensorflow.gradients import Editor
-from guided_backprop.backends.tensorflow.graph.functions import graph_of, renamed, trace
+from guided_backprop.backends.tensorflow.graph.functions import graph_of, renamed
+from guided_backprop.backends.tensorflow.graph.tracing import trace
 from guided_backprop.methods.gradients import Method
 from guided_backprop.rules import DECONV, GUIDED, OPEN, PLAIN, ReluRule
 from test_own_rules import FIRST, IMAGES, LABEL, LAST, SECOND, TOLERANCE, FunctionsGrad, HalfGrad, RectGrad, expected

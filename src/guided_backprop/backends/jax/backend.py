@@ -4,7 +4,7 @@ The model is traced anew unless it is a module that says that it did not change,
 parameters that it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
-from guided_backprop.backends.jax.cache import Compiled, key_of
+from guided_backprop.backends.jax.cache import SHARED, Compiled, is_shared, key_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.graph.composites import mark_activations
 from guided_backprop.backends.jax.graph.heads import Head, head_of
@@ -137,7 +137,7 @@ class JaxBackend(Backend):
         self.network.check()
         given = inputs.map(jnp.asarray)
         program = self._trace(given)
-        forward = self._compiled.get((None, key_of(program)), lambda: _forward(program))
+        forward = self._compile(program, (None, key_of(program)), (), lambda: _forward(program))
         return _as_numpy(forward(program.constants, given.arrays))
 
     def from_numpy(self, array: np.ndarray[Any, Any], like: Any) -> Any:
@@ -159,11 +159,16 @@ class JaxBackend(Backend):
         known = self._analyse(program, rules, inputs.arrays)
         head, coverages = _covered(program, rules, undo_head=undo_head)
         key = (rules, head is not None, known)
-        forward, backward = self._compiled.get(key, lambda: _functions(program, head, rules))
+        forward, backward = self._compile(program, key, rules, lambda: _functions(program, head, rules))
         plan = _Plan(program.constants, forward, backward, coverages, None if head is None else head.name)
         if state is not None:
             self._plans.keep(kind, (state, plan))
         return plan
+
+    def _compile(self, program: Program, key: Hashable, rules: Sequence[ReluRule], build: Callable[[], Any]) -> Any:
+        """Return what was built of a program of this key by this method; by any, where nothing in it is the user's."""
+        shared = SHARED if is_shared(program, key, rules) else None
+        return self._compiled.get(key, build if shared is None else lambda: shared.get(key, build))
 
     def _trace(self, inputs: Inputs) -> Program:
         leaves = inputs.arrays

@@ -2,6 +2,9 @@
 
 Two traces with the same key run the same operations; the arrays that the model closed over are arguments.
 What cannot be compared by its value, such as a function, is compared by identity and kept alive by the key.
+
+Where nothing in a program is the user's, neither an array nor a function, all methods and models share what was
+compiled of it. That is never stale, for it is found by what a new trace does, and it keeps nothing of the user's alive.
 """
 
 from collections import OrderedDict
@@ -14,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from guided_backprop.backends.jax.graph.calls import is_of_jax
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Program, Shaped, Step, Value, alone
+from guided_backprop.rules import ReluRule
 
 _MOST = 16
 
@@ -24,6 +29,11 @@ class Identity:
 
     def __init__(self, held: object) -> None:
         self._held = held
+
+    @property
+    def is_of_jax(self) -> bool:
+        """Whether it is no more than the devices that something is spread over."""
+        return isinstance(self._held, jax.sharding.Mesh)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Identity) and self._held is other._held
@@ -59,6 +69,26 @@ class Compiled:
         with self._lock:
             self._functions.pop(key, None)
         self.get(key, lambda: value)
+
+
+#: What all methods of the process share.
+SHARED = Compiled()
+
+
+def is_shared(program: Program, key: Hashable, rules: Sequence[ReluRule]) -> bool:
+    """Tell whether nothing in what is compiled of a program is the user's, which that would keep alive."""
+    custom = [step.eqn for step in program.all_steps() if step.name in CUSTOM]
+    return (
+        all(is_of_jax(next(filter(_is_jaxpr, eqn.params.values()))) for eqn in custom)
+        and all(type(rule).__module__ == ReluRule.__module__ for rule in rules)
+        and _is_known(key)
+    )
+
+
+def _is_known(key: Hashable) -> bool:
+    if isinstance(key, tuple):
+        return all(map(_is_known, key))
+    return not isinstance(key, Identity) or key.is_of_jax
 
 
 def key_of(program: Program) -> Hashable:

@@ -22,6 +22,7 @@ from guided_backprop.backends.network import Network
 from guided_backprop.backends.refusals import detached, no_rows, not_finite, spelled
 from guided_backprop.backends.tensorflow.classify import classify
 from guided_backprop.backends.tensorflow.gradients import Editor
+from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.custom import SCOPE
 from guided_backprop.backends.tensorflow.graph.functions import (
     Traced,
@@ -29,9 +30,9 @@ from guided_backprop.backends.tensorflow.graph.functions import (
     keep_functions,
     made_by,
     renamed,
-    trace,
 )
 from guided_backprop.backends.tensorflow.graph.nodes import constant_of
+from guided_backprop.backends.tensorflow.graph.tracing import trace
 from guided_backprop.backends.tensorflow.hidden.values import Watch
 from guided_backprop.backends.tensorflow.model import CULPRITS, TensorFlowNetwork, callable_of, model_error, slopes
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
@@ -55,9 +56,9 @@ class _Copy:
 
     Attributes:
         specs: the inputs' signatures.
+        traced: what it is a copy of.
         graph_def: the graph.
         arguments: the names of its arguments: the inputs, then what it captured.
-        captured: what it captured.
         output: the name of its output.
         inside: the name of the value that the gradient is taken at; None for the inputs.
         watch: the operations that may be ReLUs for all that their names say.
@@ -65,9 +66,9 @@ class _Copy:
     """
 
     specs: _Specs
+    traced: Traced
     graph_def: GraphDef
     arguments: list[str]
-    captured: list[tf.Tensor]
     output: str
     inside: str | None
     watch: "Watch"
@@ -123,6 +124,7 @@ class TensorFlowBackend(Backend):
         self._copies: dict[_Kind, _Copy] = {}
         self._plans: dict[tuple[_Kind, _Rules, int], _Plan] = {}
         self._calls: dict[int, _Call] = {}
+        self._ask = CallOut(self._weigh, tf.float64)
         self._tokens = itertools.count()
         self._lock = threading.RLock()
 
@@ -247,7 +249,7 @@ class TensorFlowBackend(Backend):
         first = inside[0] if inside else None
         bring = partial(_bring, arguments, traced.captured)
         watch = Watch(findings.places, graph_def, flat_names, kind.specs, bring)
-        return kind, _Copy(kind.specs, graph_def, arguments, traced.captured, output, first, watch, head)
+        return kind, _Copy(kind.specs, traced, graph_def, arguments, output, first, watch, head)
 
     def _trace(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, Traced]:
         error: Exception | None = None
@@ -270,8 +272,8 @@ class TensorFlowBackend(Backend):
 
         def joint(token: tf.Tensor, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             names = [copied.output, *([copied.inside] if copied.inside else [])]
-            outputs, *inside = _bring(copied.arguments, copied.captured, graph_def, inputs, names)
-            weights = tf.numpy_function(self._weigh, [token, outputs], tf.float64)
+            outputs, *inside = _bring(copied.arguments, copied.traced.captured, graph_def, inputs, names)
+            (weights,) = self._ask([token, outputs])
             weights.set_shape([labels, *outputs.shape])
             seeds = tf.unstack(tf.cast(weights, outputs.dtype))
             results = {"activation": tf.identity(inside[0])} if inside else {}

@@ -218,6 +218,12 @@ class Program:
         """Iterate over all steps, those of inner blocks before the step that they belong to."""
         return _all_steps(self.block)
 
+    def all_steps(self) -> Iterator[Step]:
+        """Iterate over those as well that make the value which the gradient is taken at."""
+        if self.first is not None:
+            yield from _all_steps(self.first)
+        yield from self.steps()
+
     def named(self) -> "dict[str, Step]":
         """Return the steps that name their value, the first of each name."""
         named: dict[str, Step] = {}

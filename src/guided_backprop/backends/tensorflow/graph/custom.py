@@ -13,13 +13,18 @@ from tensorflow.python.framework.func_graph import FuncGraph
 
 from guided_backprop.backends.tensorflow.graph.functions import PREFIX
 from guided_backprop.backends.tensorflow.graph.nodes import ORIGINAL, attribute
+from guided_backprop.backends.tensorflow.graph.tracing import (
+    CUSTOM_GRADIENT,
+    forget_gradients,
+    own_gradients,
+    registered_names,
+)
 
 #: From an operation and what arrives at it to what leaves it.
 GradientFunction = Callable[..., Sequence[tf.Tensor | None] | tf.Tensor | None]
 
 _TRUSTED = ("tensorflow.", "keras.", "tf_keras.")
 _RECOMPUTATION = "recompute_grad."
-_SAVED = "CustomGradient"
 
 # The scope into which a traced model is copied.
 SCOPE = "model"
@@ -37,15 +42,15 @@ def registered(name: str) -> GradientFunction | None:
 def custom_name(name: str) -> str | None:
     """Return the name of a custom gradient for people, or None if it is TensorFlow's or Keras' own."""
     function = registered(name)
-    is_saved = name.startswith(_SAVED) and (function is None or "tape_grad_fn" not in _held(function))
+    is_saved = name.startswith(CUSTOM_GRADIENT) and (function is None or "tape_grad_fn" not in _held(function))
     if function is None or is_saved:
         # A SavedModel does not say whose gradient it was: TensorFlow's recomputation is no exception.
-        return _SAVED if is_saved else None
+        return CUSTOM_GRADIENT if is_saved else None
     written = _written(function)
     if written.__module__.startswith(_TRUSTED):
         return None
     qualified = str(written.__qualname__).split(".<locals>")[0]
-    return qualified if name.startswith(_SAVED) else name
+    return qualified if name.startswith(CUSTOM_GRADIENT) else name
 
 
 def is_recomputation(name: str) -> bool:
@@ -84,7 +89,7 @@ def _transplanted(
     op: tf.Operation, function: GradientFunction, gradients: Sequence[tf.Tensor]
 ) -> list[tf.Tensor | None]:
     """Call a gradient function that holds tensors of the graph it was traced in, and move its result here."""
-    graph = FuncGraph("custom_gradient")
+    graph, before = FuncGraph("custom_gradient"), registered_names()
     with graph.as_default():
         arriving = [tf.compat.v1.placeholder(gradient.dtype, gradient.shape) for gradient in gradients]
         leaving = tf.nest.flatten(function(op, *arriving))
@@ -96,6 +101,8 @@ def _transplanted(
     names = [None if tensor is None else tensor.name for tensor in leaving]
     wanted = [name for name in names if name is not None]
     graph_def = graph.as_graph_def()
+    # It is differentiated no further.
+    forget_gradients(own_gradients(graph_def, before))
     for node in graph_def.node:
         # It may ask to be placed beside a node that is not in this graph.
         node.attr.pop("_class", None)

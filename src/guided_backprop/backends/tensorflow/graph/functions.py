@@ -6,7 +6,7 @@ bodies of ``cond``, ``while`` and ``case``, whose gradients TensorFlow builds fr
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import tensorflow as tf
@@ -223,10 +223,7 @@ def _length(node: NodeDef, output: OpDef.ArgDef) -> int:
     return len(node.attr[output.type_list_attr].list.type) if output.type_list_attr else 1
 
 
-def trace(model: Callable[..., tf.Tensor], specs: Sequence[tf.TensorSpec], *, autograph: bool) -> Traced:
-    """Trace ``model`` on inputs like ``specs`` and return its graph; the model must return one tensor."""
-    concrete = tf.function(model, input_signature=list(specs), autograph=autograph).get_concrete_function()
-    library = {function.signature.name: function for function in concrete.graph.as_graph_def().library.function}
+def flattened(definition: FunctionDef, library: Mapping[str, FunctionDef], captured: Sequence[tf.Tensor]) -> Traced:
+    """Return a function without calls; ``library`` has those that it uses."""
     inliner = _Inliner(library)
-    definition = inliner.flatten(concrete.function_def)
-    return Traced(definition, inliner.nested, list(concrete.captured_inputs))
+    return Traced(inliner.flatten(definition), inliner.nested, list(captured))

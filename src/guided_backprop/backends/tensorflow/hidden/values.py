@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.graph_pb2 import GraphDef
-from tensorflow.python.framework.func_graph import FuncGraph
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.spelling import (
@@ -28,6 +27,7 @@ from guided_backprop.backends.spelling import (
     other_images,
 )
 from guided_backprop.backends.tensorflow.gradients import Editor
+from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import Graph
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
@@ -68,7 +68,7 @@ class Watch:
         self._firsts: dict[int, list[NumpyArray]] = {}
         self._lock = threading.Lock()
         self._run: Callable[..., object] | None = None
-        self._kept: list[object] = []
+        self._kept: list[CallOut] = []
 
     def found(self, arrays: Sequence[tf.Tensor]) -> list[Place]:
         """Return the places that are ReLUs, as these images show them, or that no image tells."""
@@ -206,7 +206,7 @@ class Watch:
             every = [self._flat(ref) for group in refs for ref in group]
             tensors = iter(self._bring(graph_def, inputs, every))
             for (number, _), group in zip(outside, refs, strict=True):
-                tf.numpy_function(partial(self._see, number), [next(tensors) for _ in group], [])
+                self._call_out(number)([next(tensors) for _ in group])
 
         concrete: Callable[..., object]
         concrete = tf.function(forward, input_signature=self._specs, autograph=False).get_concrete_function()
@@ -234,21 +234,17 @@ class Watch:
         if any((number, index) in self._open for index in range(len(kept))):
             self._seen[number].append([np.array(y), *(np.array(x.reshape(y.shape)) if x.size else x for x in kept)])
 
+    def _call_out(self, number: int) -> CallOut:
+        call_out = CallOut(partial(self._see, number))
+        self._kept.append(call_out)
+        return call_out
+
     def _see_inside(self, function: FunctionDef, number: int, place: Place) -> None:
         """Put a call out to Python beside a place in a function that is held by another."""
-        scratch = FuncGraph("see")
         refs = [place.ref, *(candidate.ref for candidate in place.candidates)]
-        with scratch.as_default():
-            kinds = [tf.as_dtype(Graph(function, {}).kind_of(ref)) for ref in refs]
-            placeholders = [tf.compat.v1.placeholder(kind) for kind in kinds]
-            tf.numpy_function(partial(self._see, number), placeholders, [])
-        self._kept.append(scratch)
-        (call,) = [op.node_def for op in scratch.get_operations() if "token" in op.node_def.attr]
-        node = function.node_def.add()
-        node.CopyFrom(call)
-        node.name = f"guided_backprop_see_{next(_NUMBERS)}"
-        del node.input[:]
-        node.input.extend(refs)
+        kinds = [Graph(function, {}).kind_of(ref) for ref in refs]
+        node = self._call_out(number).node(f"guided_backprop_see_{next(_NUMBERS)}", refs, kinds)
+        function.node_def.append(node)
         function.control_ret[node.name] = node.name
         function.signature.control_output.append(node.name)
         function.signature.is_stateful = True

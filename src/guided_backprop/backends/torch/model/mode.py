@@ -2,10 +2,11 @@
 
 import dis
 import inspect
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -86,7 +87,7 @@ def _reads_of(module: nn.Module) -> _Reads:
         return _Reads(asks, asks)
     if type(module).__module__.startswith(_NOT_LOOKED_INTO):
         return _Reads()
-    reads = _reads_of_class(cast("Hashable", type(module)))
+    reads = _reads_of_class(type(module))
     for kind, matters in _SETTLED.items():
         if isinstance(module, kind) and type(module).__module__.startswith("torch."):
             reads = _Reads(own=matters(module))
@@ -97,9 +98,15 @@ def _reads_of(module: nn.Module) -> _Reads:
     return reads
 
 
-@cache
+# Not @cache, which would keep every class of the user's for ever, with the weights that its functions close over.
+_READS: Final = WeakKeyDictionary[type[Any], _Reads]()
+
+
 def _reads_of_class(kind: type[Any]) -> _Reads:
     """Return what ``forward`` asks for, with all of the class that is called by name from there on."""
+    known = _READS.get(kind)
+    if known is not None:
+        return known
     reads, seen, names = _Reads(), set[str](), ["forward", "__call__"]
     while names:
         name = names.pop()
@@ -108,6 +115,7 @@ def _reads_of_class(kind: type[Any]) -> _Reads:
             called = {word for code in _codes(function) for word in code.co_names}
             names += called - seen
             seen |= called
+    _READS[kind] = reads
     return reads
 
 

@@ -315,7 +315,7 @@ def test_what_grad_cam_cannot_explain_is_refused():
             "conv",
             images,
             ModelError,
-            "received layer='conv', .* run 2 times",
+            "received layer=.conv., .* run 2 times",
         ),
         (Twice().double().eval(), "unused", images, ModelError, "received layer='unused', which was run 0 times"),
         (flat, "1", images, OptionError, r"must both have positions.* shape \(4, 4\) .* \(4, 3, 10, 9\)"),

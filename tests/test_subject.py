@@ -48,7 +48,7 @@ MODEL = model_of()
 SAID = {
     "model": (MODEL, model_of(1)),
     "output_layer": ("1", MODEL[1]),
-    "begin": ("1", 1),
+    "input_layer": ("1", ("1", 0)),
     "output": (0, "logits"),
     "undo_head": (True, False),
     "vouch": ({}, {"Own": "plain"}),
@@ -279,8 +279,8 @@ def test_up_to_and_beginning_at_a_layer():
         subject.up_to("9").check()
     with pytest.raises(OptionError, match="which is not in it"):
         subject.up_to(nn.ReLU()).check()
-    with pytest.raises(OptionError, match="Leave one of them out"):
-        subject.up_to("1").beginning_at("1").check()
+    with pytest.raises(OptionError, match=r"a pair \(layer, call\)"):
+        subject.up_to(("1", "first")).check()
 
 
 def test_around_a_copy_layers_that_were_given_by_themselves_are_the_copys():
@@ -329,10 +329,11 @@ def test_reprs_are_one_line():
     )
     assert repr(shifted(Shifted, Saliency, 2.0).subject) == "Shifted(Sequential, shift=2.0)"
     cnn = convolutional()
-    assert repr(GradCAM(cnn, "1")) == "GradCAM(Sequential, begin='1', reducer='sum', interpolation='linear')"
+    assert repr(GradCAM(cnn, "1")) == "GradCAM(Sequential, input_layer='1', reducer='sum', interpolation='linear')"
     assert repr(GuidedGradCAM(cnn, "1")) == (
-        "GuidedGradCAM(Sequential, interpolation='linear', at_layer=Subject(Sequential, begin='1'))"
+        "GuidedGradCAM(Sequential, interpolation='linear', at_layer=Subject(Sequential, input_layer='1'))"
     )
+    assert repr(Saliency(MODEL, output_layer=(MODEL[2], 0))) == "Saliency(Sequential, output_layer=(Linear, 0))"
     assert repr(Named(MODEL, note="a")) == "Named(Sequential, note='a')"
     assert repr(SmoothGrad(Saliency(MODEL), samples=3)) == (
         "SmoothGrad(Saliency(Sequential), samples=3, noise=0.15, seed=0, form='mean')"

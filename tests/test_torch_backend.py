@@ -451,7 +451,7 @@ def test_bad_layers(model, layer, error, message):
 def test_a_layer_that_is_not_run():
     model = relu_net()
     model.unused = nn.ReLU().eval()
-    with pytest.raises(ModelError, match="received layer='unused', which was not"):
+    with pytest.raises(ModelError, match="received layer='unused', which was run 0 times"):
         GuidedBackprop(model, output_layer="unused").explain(images(), 0)
 
 

@@ -7,7 +7,7 @@ goes along wherever it is not changed, whatever there is to say. Two subjects ar
 import threading
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray
 from guided_backprop.backends import backend_of, framework_of
@@ -15,15 +15,17 @@ from guided_backprop.backends.base import Backend, Setup
 from guided_backprop.backends.network import Network, name_of
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_layers
+from guided_backprop.backends.runs import is_pair
 from guided_backprop.errors import ImageError
 
 
 def layer_names(model: Model, images: Images = None) -> list[str]:
-    """Return the names that ``output_layer`` may have, in the model's own order.
+    """Return the names that ``output_layer``, ``input_layer`` and ``layer`` may have, in the model's own order.
 
     Args:
-        model: a ``torch.nn.Module``, whose modules are named as in ``named_modules()``; a Keras model; or a
-            JAX function that names its values with ``guided_backprop.jax.tap``.
+        model: a ``torch.nn.Module``, whose modules are named as in ``named_modules()``; a Keras model, whose layers
+            are named by the way to them, as "resnet50/conv1_relu" for one in a model inside of it; or a JAX function
+            that names its values with ``guided_backprop.jax.tap``.
         images: a batch of the images, for a JAX function: its names are known when it is traced.
 
     Raises:
@@ -135,12 +137,12 @@ class Subject(Setup):
 
     def beginning_at(self, layer: Layer) -> Self:
         """Return the same with a gradient that is taken at a layer's output; run as it is, for that is inside."""
-        return replace(self, begin=layer, is_optimized=False)
+        return replace(self, input_layer=layer, is_optimized=False)
 
     def around(self, model: Model) -> Self:
         """Return what is said, about a copy of the model, which is run as it is."""
-        begin, output_layer = self._name_of(self.begin), self._name_of(self.output_layer)
-        return replace(self, model=model, begin=begin, output_layer=output_layer, is_optimized=False)
+        begin, end = self._name_of(self.input_layer), self._name_of(self.output_layer)
+        return replace(self, model=model, input_layer=begin, output_layer=end, is_optimized=False)
 
     def optimized(self, images: Images) -> Self:
         """Return the same, run faster, having tried it on these images."""
@@ -179,12 +181,16 @@ class Subject(Setup):
 
     def _name_of(self, layer: Layer) -> Layer:
         """Return a layer that is given by itself by its name, which a copy has as well."""
+        if is_pair(layer):
+            return (self._name_of(layer[0]), *layer[1:])
         network = self._network()
         return layer if network is None or layer is None or isinstance(layer, (int, str)) else network.layer_name(layer)
 
 
-def brief(value: object) -> str:
+def brief(value: Any) -> str:
     """Return an option on one line: of what can be called what it is, for a layer's own repr fills a page."""
+    if is_pair(value) and any(map(callable, value)):
+        return f"({', '.join(map(brief, value))})"
     return type(value).__name__ if callable(value) else repr(value)
 
 

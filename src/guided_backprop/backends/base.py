@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from guided_backprop.arrays import Array, Inputs, Layer, Model, NumpyArray, Tensor
+from guided_backprop.arrays import Array, Inputs, Layer, Model, NumpyArray, Tensor, as_numpy
 from guided_backprop.backends.network import Network
+from guided_backprop.backends.refusals import no_beginning, no_floats
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.rules import ReluRule
@@ -36,8 +37,9 @@ class Setup:
 
     Attributes:
         model: the user's model.
-        output_layer: the layer that the model ends with: itself, its name, or its position; None for the whole model.
-        begin: the layer whose output the gradient is taken at, as above; None for the images.
+        output_layer: the layer that the model ends with: itself, its name, or its position, or a pair of that and
+            which of its runs; None for the whole model.
+        input_layer: the layer whose output the gradient is taken at, as above; None for the images.
         output: which of several outputs is explained, by name or position; None for the only one, or "logits".
         undo_head: whether a final softmax or sigmoid is undone.
         vouch: what is known of parts that hide what they compute.
@@ -47,7 +49,7 @@ class Setup:
 
     model: Model
     output_layer: Layer = None
-    begin: Layer = None
+    input_layer: Layer = None
     output: str | int | None = None
     undo_head: bool = True
     vouch: Vouch = field(default_factory=dict)
@@ -66,8 +68,8 @@ class Attributed:
         outputs: the model's own output as a NumPy array, ``(N, ...)``.
         coverage: the non-linearities on the path from score to image.
         head: the final softmax or sigmoid that was undone, or ``None``.
-        activation: where the gradient is taken inside of the model, the value there, as a NumPy array; the
-            attribution then is NumPy arrays of its shape.
+        activation: where the gradient is taken inside of the model, the value there; the attribution is of its shape
+            then. Both are NumPy arrays if the images are, else the framework's.
     """
 
     attribution: list[Inputs]
@@ -75,7 +77,7 @@ class Attributed:
     outputs: NumpyArray
     coverage: Coverage
     head: str | None
-    activation: NumpyArray | None = None
+    activation: Array | None = None
 
 
 class Backend(ABC):
@@ -94,6 +96,7 @@ class Backend(ABC):
         setup: the same.
         name: the model's name, for people.
         network: what is run: the model, up to the layer that it ends with.
+        begins_inside: whether the gradient is taken at a layer's output instead of the images.
     """
 
     #: "torch", "tensorflow" or "jax".
@@ -111,18 +114,14 @@ class Backend(ABC):
                 f'memory="lean" is for PyTorch; received memory={setup.memory!r} for {self.framework}, which plans its '
                 "memory itself. Pass None, and batch_size."
             )
-        if setup.begin is not None and setup.output_layer is not None:
-            raise OptionError(
-                "a gradient begins at a layer of the whole model; received "
-                f"begin={setup.begin!r:.80} and output_layer={setup.output_layer!r:.80}. Leave one of them out."
-            )
         network = self.network_of(setup.model)
         self.setup, self.name = setup, network.name
-        if setup.begin is not None:
-            network = network.beginning_at(network.layer_name(setup.begin))
-        elif setup.output_layer is not None:
-            network = network.until(network.layer_name(setup.output_layer))
-        self.network = network
+        begin, end = (
+            None if layer is None else network.run_of(layer) for layer in (setup.input_layer, setup.output_layer)
+        )
+        # Then the gradient is taken at a value inside of the model.
+        self.begins_inside = begin is not None
+        self.network = network.between(begin, end) if begin or end else network
 
     @classmethod
     @abstractmethod
@@ -136,12 +135,8 @@ class Backend(ABC):
             self.check_kind(array)
         self.network.check_inputs(inputs)
         explained = [array for array in arrays if self.is_floating(array)]
-        if not explained:
-            received = f"images of dtype {arrays[0].dtype}" if arrays else "no input"
-            raise ImageError(
-                f"images must be real floating-point numbers; received {received}. "
-                "Preprocess them as for the model, for example to float32 in [0, 1]."
-            )
+        if not arrays or not (explained or self.begins_inside):
+            raise no_floats(arrays)
         if any(not self.is_finite(array) for array in explained):
             raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
         if len({len(array) for array in arrays}) > 1:
@@ -149,6 +144,18 @@ class Backend(ABC):
                 "images of several inputs must have one row per image in each; received inputs of "
                 f"{', '.join(str(len(array)) for array in arrays)} rows. Give all the same number."
             )
+
+    def check_beginning(self, value: Tensor, count: int | None) -> None:
+        """Raise ModelError unless a layer's output is one real array, with a row for each of ``count`` images."""
+        is_array = hasattr(value, "dtype") and hasattr(value, "shape")
+        if not is_array or not self.is_floating(value) or (count is not None and tuple(value.shape[:1]) != (count,)):
+            received = f"{value.dtype}, {tuple(value.shape)}" if is_array else type(value).__name__
+            raise no_beginning(received, count)
+
+    def inside(self, value: Array, inputs: Inputs) -> Array:
+        """Return a layer's output that a gradient was taken at: as a NumPy array if the inputs are."""
+        self.check_beginning(value, inputs.count)
+        return as_numpy(value) if isinstance(inputs.arrays[0], np.ndarray) else value
 
     @abstractmethod
     def check_kind(self, array: Tensor) -> None:

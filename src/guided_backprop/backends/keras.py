@@ -1,20 +1,28 @@
 """Keras on any framework: one kind of network for all. Keras is looked for among what is imported, never imported."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
-from typing import Any, Self
+from typing import Any
 
-from guided_backprop.arrays import Inputs, Layer, Model, Tensor
+from guided_backprop.arrays import Inputs, Layer, Model, Outputs, Tensor
 from guided_backprop.backends.keras_copy import KerasCopy
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
-from guided_backprop.backends.refusals import no_batch
+from guided_backprop.backends.refusals import ambiguous, no_batch
+from guided_backprop.backends.runs import Passage, Run, Start
+from guided_backprop.backends.twins import Twins, watch
 from guided_backprop.errors import ModelError
 
 # Keras 3, and Keras 2 on TensorFlow, under the name that it has beside Keras 3.
 _LIBRARIES = ("keras", "tf_keras")
+# Where each has what it notes a call of a layer as, when a model is built.
+_NODES = {"keras": "ops.node", "tf_keras": "engine.node"}
+# What leads from a layer to all models that it is called in.
+_OTHER_MODELS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
 # What a layer remembers of its last call, which a trace must not replace.
 _REMEMBERED = ("_losses", "_loss_ids", "_eager_losses")
 
@@ -40,17 +48,36 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(want in (None, size) for want, size in zip(wanted, shape, strict=True))
 
 
+def _called(model: Model, inputs: Inputs) -> Tensor:
+    # Keras takes several inputs as one argument.
+    return model(list(inputs.arrays) if inputs.form == "tuple" else inputs.images, training=False)
+
+
+def _passed(passed: Callable[[Outputs], Outputs], output: Outputs) -> Outputs:
+    """Let what a layer returns pass, unless that is a symbol: a Sequential may be put together anew before it runs."""
+    value = output
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return output if type(value).__name__ == "KerasTensor" else passed(output)
+
+
+def _started(start: Start, value: Tensor) -> Tensor:
+    """Start with a value; which of its positions count, an embedding says beside it."""
+    fresh = start(value)
+    masking = sys.modules.get("keras.src.backend.common.masking")
+    mask = getattr(value, "_keras_mask", None) if masking is None else masking.get_keras_mask(value)
+    if mask is not None and masking is None:
+        fresh._keras_mask = mask
+    elif mask is not None and masking is not None:
+        masking.set_keras_mask(fresh, mask)
+    return fresh
+
+
 class KerasNetwork(Network):
-    """A Keras layer or model.
+    """A Keras layer or model."""
 
-    Args:
-        model: the user's model.
-        called: what is called in its place: a model of the same layers that ends, or returns more, elsewhere.
-    """
-
-    def __init__(self, model: Model, called: Model = None) -> None:
-        super().__init__(model)
-        self._called = model if called is None else called
+    def __init__(self, model: Model, begin: Run | None = None, end: Run | None = None) -> None:
+        super().__init__(model, begin, end)
         library = _library_of(model)
         assert library is not None
         self._keras: Any = library
@@ -81,9 +108,22 @@ class KerasNetwork(Network):
             if _fits(shape, wanted) and not is_without_channel:
                 raise no_batch(shape)
 
-    def call(self, inputs: Inputs) -> Tensor:
-        # Keras takes several inputs as one argument.
-        return self._called(list(inputs.arrays) if inputs.form == "tuple" else inputs.images, training=False)
+    def call(self, inputs: Inputs, start: Start | None = None) -> Tensor:
+        return super().call(inputs, None if start is None else partial(_started, start))
+
+    def run(self, inputs: Inputs) -> Tensor:
+        return _called(self.model, inputs)
+
+    def run_watched(self, inputs: Inputs, passage: Passage) -> Tensor:
+        twins, layers = Twins(self._is_part, _OTHER_MODELS), self.layers()
+        model = twins.of(self.model)
+        for name in passage.layers:
+            watch(twins.of(layers[str(name)]), partial(_passed, passage.at(name)))
+        return passage.run(lambda: _called(model, inputs))
+
+    def _is_part(self, value: object) -> bool:
+        nodes = sys.modules[f"{self._keras.__name__}.src.{_NODES[self._keras.__name__]}"]
+        return isinstance(value, (self._keras.layers.Layer, nodes.Node))
 
     @contextmanager
     def unremembered(self) -> Iterator[None]:
@@ -104,35 +144,45 @@ class KerasNetwork(Network):
 
     def parts(self) -> list[object]:
         """Return the values of all variables, and each layer with its attributes."""
-        parts = [variable.value for variable in self._called.variables]
+        parts = [variable.value for variable in self.model.variables]
         for layer in self._all_layers():
             parts += [layer, *vars(layer).values()]
         return parts
 
     def layers(self) -> dict[str, Layer]:
-        return {layer.name: layer for layer in getattr(self.model, "layers", [])}
+        """Return the layers by the way to each; those that have the same, numbered."""
+        ways = list(self._ways(self.model))
+        counts, met = Counter(way for way, _ in ways), Counter[str]()
+        layers = {}
+        for way, layer in ways:
+            layers[way if counts[way] == 1 else f"{way}[{met[way]}]"] = layer
+            met[way] += 1
+        return layers
 
-    def until(self, name: str | int) -> Self:
-        return self._with_output(name, lambda output, inside: inside)
+    def layer_name(self, layer: Layer) -> str | int:
+        """Return the first way to a layer; a string is a way, or the end of one that leads to one layer alone."""
+        if not isinstance(layer, str) or layer in self.layers():
+            return super().layer_name(layer)
+        ends = [way == layer or way.endswith(f"/{layer}") for way, _ in self._ways(self.model)]
+        ways = {way: one for is_end, (way, one) in zip(ends, self.layers().items(), strict=True) if is_end}
+        if len({id(one) for one in ways.values()}) > 1:
+            raise ambiguous(layer, list(ways))
+        return next(iter(ways), None) or super().layer_name(layer)
 
-    def beginning_at(self, name: str | int) -> Self:
-        return self._with_output(name, lambda output, inside: [output, inside])
+    def _ways(self, model: Model, way: str = "", above: tuple[Layer, ...] = ()) -> Iterator[tuple[str, Layer]]:
+        """Yield the layers in a model with the ways to them, each before what is in it."""
+        for layer in self._inside(model):
+            if not any(layer is one for one in above):
+                yield f"{way}{layer.name}", layer
+                yield from self._ways(layer, f"{way}{layer.name}/", (*above, layer))
 
-    def _with_output(self, name: str | int, outputs: Callable[[Tensor, Tensor], Tensor | list[Tensor]]) -> Self:
-        """Return the network of the same layers and weights with other outputs."""
-        model = self.model
-        try:
-            # A Sequential that was never called knows of lists alone.
-            is_list = isinstance(model, self._keras.Sequential)
-            first, last = (model.inputs[0], model.outputs[0]) if is_list else (model.input, model.output)
-            called = self._keras.Model(first, outputs(last, self.layers()[str(name)].output))
-        except (AttributeError, ValueError) as error:
-            raise ModelError(
-                "a layer can be named in a Functional or Sequential model; received "
-                f"model={type(model).__name__} and layer {name!r}. Pass a function that returns the output of that "
-                "layer."
-            ) from error
-        return type(self)(model, called)
+    def _inside(self, model: Model) -> list[Layer]:
+        """Return the layers that a layer or model holds itself; a model in its own order, then what else it holds."""
+        kinds = self._keras.layers.InputLayer, self._keras.metrics.Metric
+        own = list(getattr(model, "layers", []))
+        held = model._flatten_layers(include_self=False, recursive=False)
+        every = [*own, *(layer for layer in held if not isinstance(layer, kinds))]
+        return list({id(layer): layer for layer in every}.values())
 
     def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         if self._keras.__name__ != "keras":
@@ -143,4 +193,4 @@ class KerasNetwork(Network):
         return KerasCopy(self.model, run, seed)
 
     def _all_layers(self) -> list[Layer]:
-        return list(self._called._flatten_layers())
+        return list(self.model._flatten_layers())

@@ -110,11 +110,12 @@ def _watched(model: Model, last: dict[int, int]) -> Iterator[None]:
     clock = count()
 
     def noting(layer: Layer) -> Callable[..., Outputs]:
-        inner = layer.call
+        # Its number, for a twin of the layer runs it as well.
+        inner, number = layer.call, id(layer)
 
         @wraps(inner)
         def call(*inputs: Tensor, **options: Tensor) -> Outputs:
-            last[id(layer)] = next(clock)
+            last[number] = next(clock)
             return inner(*inputs, **options)
 
         return call

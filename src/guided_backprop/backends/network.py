@@ -4,30 +4,34 @@ There is one kind of network for Keras models, whatever Keras runs on, and at le
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_layer, no_layers
+from guided_backprop.backends.runs import Passage, Run, Start, checked_call, is_pair
 from guided_backprop.errors import OptionError
 
 
 class Network(ABC):
-    """A model of one kind.
+    """A model of one kind, from one of its layers on, or up to one.
 
     Args:
         model: the user's model.
+        begin: the run of a layer whose output the gradient is taken at; None for the images.
+        end: the run of a layer that it ends with; None for the whole model.
     """
 
-    #: Where a model has names for values that only its trace knows: the value that it ends with, and the one that the
-    #: gradient is taken at. None where calling the network sees to it.
-    ends_at: str | int | None = None
-    begins_at: str | int | None = None
+    #: Whether the model has names for values that only its trace knows. Then ``begin`` and ``end`` are such names, and
+    #: calling the network is calling the model.
+    is_named_by_trace = False
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, begin: Run | None = None, end: Run | None = None) -> None:
+        self.model, self.begin, self.end = model, begin, end
+        # Of which inputs, by their form and shapes, it is known that the end is run once.
+        self._counted: set[Hashable] = set()
 
     @property
     def name(self) -> str:
@@ -45,9 +49,51 @@ class Network(ABC):
     def check_inputs(self, inputs: Inputs) -> None:  # noqa: B027 - most kinds do not say how many axes they want
         """Raise ImageError if an input is one image, of a model that says how many axes a batch has."""
 
-    def call(self, inputs: Inputs) -> Tensor:
-        """Return the model's outputs; those and a value inside, where the gradient begins at a layer."""
+    def check_runs(self, inputs: Inputs) -> None:
+        """Run the whole model once, to see that the layer that it ends with is run once: then it is run up to there.
+
+        That is what a call does first. It is for where a whole run would be seen, as by what watches it.
+
+        Raises:
+            ModelError: the layer is run several times, and none of them was chosen; or it is not run.
+        """
+        if self.end is not None and not self._stops(inputs):
+            self._between(inputs, Passage(None, self.end))
+
+    def call(self, inputs: Inputs, start: Start | None = None) -> Tensor:
+        """Return the model's outputs, or those of the layer that it ends with.
+
+        Args:
+            inputs: what the model is given.
+            start: is given the value that the gradient begins at, if that is a layer's, and returns the one that the
+                model goes on with; None to leave it as it is.
+        """
+        if self.is_named_by_trace or not (self.begin or self.end):
+            return self.run(inputs)
+        return self._between(inputs, Passage(self.begin, self.end, start, stops=self._stops(inputs)))
+
+    def run(self, inputs: Inputs) -> Tensor:
+        """Return the whole model's outputs."""
         return inputs.call(self.model)
+
+    def run_watched(self, inputs: Inputs, passage: Passage) -> Tensor:
+        """Run the model, watched at some of its layers, and return what it ends with.
+
+        Raises:
+            ModelError: the model has no layers by name; or a layer is not run, or several times.
+            OptionError: a run was chosen that there is not; or the end comes first.
+        """
+        del inputs, passage
+        raise no_layers(self.model)
+
+    def _between(self, inputs: Inputs, passage: Passage) -> Tensor:
+        output = self.run_watched(inputs, passage)
+        self._counted.add(_kind_of(inputs))
+        return output
+
+    def _stops(self, inputs: Inputs) -> bool:
+        """Tell whether nothing is run after the end: its run was chosen, or is known to be the only one."""
+        return self.end is not None and (self.end.call is not None or _kind_of(inputs) in self._counted)
 
     def unremembered(self) -> AbstractContextManager[None]:
         """Give back to the model, at the end, what it remembered of its last call."""
@@ -97,21 +143,25 @@ class Network(ABC):
             "it. Pass a layer of this model, or its name."
         )
 
-    @abstractmethod
-    def until(self, name: str | int) -> Self:
-        """Return the network that ends with a layer.
+    def run_of(self, layer: Layer) -> Run:
+        """Return which run of a layer is meant: of one that is given as for :meth:`layer_name`, or as a pair with it.
 
         Raises:
-            ModelError: how the layers are connected is not known.
+            ModelError: the model has no layers by name.
+            OptionError: the model has no such layer.
         """
+        if is_pair(layer):
+            call = checked_call(layer)
+            return Run(self.layer_name(layer[0]), call)
+        return Run(self.layer_name(layer))
 
-    @abstractmethod
-    def beginning_at(self, name: str | int) -> Self:
-        """Return the network whose gradient is taken at a layer's output, which it returns beside its own.
+    def between(self, begin: Run | None, end: Run | None) -> Self:
+        """Return the network from one layer on, up to another.
 
         Raises:
-            ModelError: how the layers are connected is not known.
+            ModelError: the model has no layers.
         """
+        return type(self)(self.model, begin, end)
 
     @abstractmethod
     def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
@@ -126,6 +176,11 @@ class Network(ABC):
             ModelError: the model hides its weights, or can't be copied.
             OptionError: the network ends at a value that a copy has no name for.
         """
+
+
+def _kind_of(inputs: Inputs) -> Hashable:
+    """Return what inputs have in common for which a model does the same, whatever their values and number."""
+    return inputs.form, tuple((tuple(array.shape[1:]), str(array.dtype)) for array in inputs.arrays)
 
 
 def name_of(model: Model) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
-from guided_backprop.arrays import Layer, Model
+from guided_backprop.arrays import Array, Layer, Model
 from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import (
     ImageError,
@@ -81,6 +81,24 @@ def no_batch(shape: Sequence[int]) -> ImageError:
     )
 
 
+def no_floats(inputs: Sequence[Array]) -> ImageError:
+    """Return the error for images that have no gradient; of tokens, their embeddings have one."""
+    received = f"images of dtype {inputs[0].dtype}" if inputs else "no input"
+    return ImageError(
+        f"images must be real floating-point numbers; received {received}. Convert pictures as for the model, for "
+        "example to float32 in [0, 1]; of tokens explain the embeddings: pass input_layer=<the embedding layer>."
+    )
+
+
+def no_beginning(received: str, count: int | None) -> ModelError:
+    """Return the error for a layer whose output is none that a gradient can be taken at, image by image."""
+    rows = "N" if count is None else count
+    return ModelError(
+        f"the layer that a gradient begins at must return one real array with a row per image, ({rows}, ...); received "
+        f"{received}. Name a layer that does."
+    )
+
+
 def not_finite() -> ScoreError:
     """Return the error for a score or a gradient that is not a number to work with."""
     return ScoreError(
@@ -103,6 +121,14 @@ def no_layer(layer: Layer, names: Sequence[str]) -> OptionError:
     advice = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Name values with guided_backprop.jax.tap."
     return OptionError(
         f"layer must be one of the model's {len(names)} layers, by name or position; received layer={layer!r}. {advice}"
+    )
+
+
+def ambiguous(layer: str, ways: Sequence[str]) -> OptionError:
+    """Return the error for a name that several layers have."""
+    return OptionError(
+        f"layer must be one layer; received layer={layer!r}, the name of {len(ways)}: "
+        f"{', '.join(map(repr, ways[:12]))}. Pass one of these, or the layer itself."
     )
 
 

@@ -29,10 +29,12 @@ class Job(NamedTuple):
     Attributes:
         name: the method's name.
         reducer: how channels are reduced, or None.
+        is_inside: whether a layer's output is explained instead of the images.
     """
 
     name: str
     reducer: str | None
+    is_inside: bool = False
 
 
 def explain_together(
@@ -57,12 +59,9 @@ def explain_together(
         batch_size: how many images are explained at once; None for all.
     """
     backend.check_images(inputs)
-    axes = inputs.map(backend.channel_axis)
-    for job in jobs:
-        _check_reducer(job, inputs, axes)
     count = inputs.count
     target = parse_label(labels, count, mask)
-    results = [_Result(job, backend, target, axes) for job in jobs]
+    results = [_Result(job, backend, target, inputs) for job in jobs]
     start, size = 0, batch_size or max(count, 1)
     while start < count:
         # The last batch takes images of the one before along, where one of another size would be compiled anew.
@@ -74,14 +73,14 @@ def explain_together(
             continue
         size = min(size, count - start) // 2
         if not size:
-            finished = tuple([result.explanations(inputs.rows(slice(start)), 1) for result in results if start])
+            finished = tuple([result.explanations(start, 1) for result in results if start])
             raise OutOfMemoryError(
                 f"one image must fit into memory; received {problem!r:.200} for images[{start}]. "
                 'Pass memory="lean", or smaller images; what was finished is in the error\'s attribute.',
                 finished,
             )
         _LOG.warning("memory ran out; going on with %d images at once, with the same result", size)
-    return [result.explanations(inputs, min(size, count)) for result in results]
+    return [result.explanations(count, min(size, count)) for result in results]
 
 
 def _attempt(
@@ -98,7 +97,7 @@ def _attempt(
 
     try:
         batches = explain_batch(backend, inputs, weigh, target.score)
-        parts = [result.put_together(batch) for result, batch in zip(results, batches, strict=True)]
+        parts = [result.put_together(batch, inputs) for result, batch in zip(results, batches, strict=True)]
     except Exception as error:
         if backend.is_out_of_memory(error):
             # The words alone: the error holds on to what the batch had allocated.
@@ -118,6 +117,7 @@ class Part(NamedTuple):
         outputs: the model's own output.
         coverage: the non-linearities on the path from score to image.
         head: the final softmax or sigmoid that was undone, or None.
+        activation: where the gradient is taken inside of the model, the value there.
     """
 
     attribution: Inputs
@@ -125,40 +125,55 @@ class Part(NamedTuple):
     outputs: NumpyArray
     coverage: Coverage
     head: str | None
+    activation: Array | None
 
     def after(self, known: int) -> "Part":
         """Return what was found for the images after the first ``known`` ones."""
         rows = slice(known, None)
         attribution, scores, outputs = self.attribution.rows(rows), self.scores[rows], self.outputs[rows]
-        return self._replace(attribution=attribution, scores=scores, outputs=outputs)
+        activation = None if self.activation is None else self.activation[rows]
+        return self._replace(attribution=attribution, scores=scores, outputs=outputs, activation=activation)
 
 
 class _Result:
     """What one method found so far."""
 
-    def __init__(self, job: Job, backend: Backend, target: Label, axes: Inputs) -> None:
-        self.job, self.backend, self.target = job, backend, target
+    def __init__(self, job: Job, backend: Backend, target: Label, inputs: Inputs) -> None:
+        self.job, self.backend, self.target, self._inputs = job, backend, target, inputs
         self.parts: list[Part] = []
-        self._axes = axes
+        self._axes = inputs.map(backend.channel_axis)
+        # Of a layer's output they are known when it is there.
+        if not job.is_inside:
+            _check_reducer(job, inputs, self._axes)
 
-    def put_together(self, batch: Attributed) -> Part:
+    def put_together(self, batch: Attributed, inputs: Inputs) -> Part:
         """Bring one batch into the form of the result."""
+        if batch.activation is not None:
+            explained = Inputs.of(batch.activation)
+            self._axes = explained.map(partial(_axis_inside, self.backend, inputs))
+            _check_reducer(self.job, explained, self._axes)
         is_many = self.target.is_many(batch.outputs)
         return put_together(self.backend, batch, self.job.reducer, self._axes, is_many=is_many)
 
-    def explanations(self, inputs: Inputs, size: int) -> Explanations:
-        """Return the explanations of these images, the first ones; ``size`` were explained at once."""
-        backend, target, count = self.backend, self.target, inputs.count
+    def explanations(self, count: int, size: int) -> Explanations:
+        """Return the explanations of the first ``count`` images; ``size`` were explained at once."""
+        backend, target, inputs = self.backend, self.target, self._inputs
         parts = self.parts
         if not parts:
-            parts = [put_together(backend, _nothing(backend, inputs), self.job.reducer, self._axes, is_many=False)]
+            nothing = _nothing(backend, inputs, is_inside=self.job.is_inside)
+            reducer = None if self.job.is_inside else self.job.reducer
+            parts = [put_together(backend, nothing, reducer, self._axes, is_many=False)]
+        images = inputs if count == inputs.count else inputs.rows(slice(count))
+        inside = [part.activation for part in parts if part.activation is not None]
+        if inside:
+            images = Inputs.of(backend.concatenate(inside))
         first, *others = [part.attribution for part in parts]
         outputs = np.concatenate([part.outputs for part in parts])
         scores = target.scores(outputs)
         labels = target.explained(outputs, _axis(backend, outputs))[:count] if count else np.zeros(0, np.int64)
         return Explanations(
             attribution=first.map(lambda *batches: backend.concatenate(batches), *others).images,
-            images=inputs.images,
+            images=images.images,
             labels=labels,
             scores=np.concatenate([part.scores for part in parts]) if scores is None else scores,
             outputs=outputs,
@@ -177,7 +192,7 @@ def put_together(backend: Backend, batch: Attributed, reducer: str | None, axes:
     first, *others = [label.map(partial(_reduced, backend, reducer), axes) for label in batch.attribution]
     attribution = first.map(lambda *labels: backend.stack(labels), *others) if is_many else first
     scores = batch.scores.T if is_many else batch.scores[0]
-    return Part(attribution, scores, batch.outputs, batch.coverage, batch.head)
+    return Part(attribution, scores, batch.outputs, batch.coverage, batch.head, batch.activation)
 
 
 def _reduced(backend: Backend, reducer: str | None, attribution: Array, axis: int | None) -> Tensor:
@@ -190,10 +205,19 @@ def _check_reducer(job: Job, inputs: Inputs, axes: Inputs) -> None:
         raise OptionError(f"reducer needs images with channels; received images of shape {shapes}. Pass None.")
 
 
-def _nothing(backend: Backend, inputs: Inputs) -> Attributed:
-    """Explain a batch of no images: the model is not run, so nothing is known of its outputs."""
+def _nothing(backend: Backend, inputs: Inputs, *, is_inside: bool) -> Attributed:
+    """Explain a batch of no images: the model is not run, so nothing is known of its outputs, or of a layer's."""
+    inside = np.zeros(0, np.float32) if is_inside else None
     explained = inputs.map(lambda array: backend.empty_like(array) if backend.is_floating(array) else None)
-    return Attributed([explained], np.zeros((1, 0)), np.zeros(0), Coverage(), None)
+    attribution = explained if inside is None else Inputs.of(inside)
+    return Attributed([attribution], np.zeros((1, 0)), np.zeros(0), Coverage(), None, inside)
+
+
+def _axis_inside(backend: Backend, inputs: Inputs, activation: Array) -> int | None:
+    """Return the axis of the channels of a layer's output; of what is made of each token, it is the last one."""
+    shape = tuple(activation.shape)
+    tokens = [tuple(array.shape) for array in inputs.arrays if not backend.is_floating(array)]
+    return len(shape) - 1 if len(shape) > 2 and shape[:-1] in tokens else backend.channel_axis(activation)
 
 
 def _axis(backend: Backend, outputs: NumpyArray) -> int:

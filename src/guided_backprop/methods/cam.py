@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Inputs, Layer, Model, NumpyArray
+from guided_backprop.arrays import Inputs, Layer, Model, NumpyArray, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.methods.method import Method, Reducer
@@ -33,7 +33,8 @@ class GradCAM(Method):
         model: as for :class:`Method`; a PyTorch module, a Keras model, or a JAX function that names the value with
             ``guided_backprop.jax.tap``.
         layer: a convolutional layer, or what follows one: the layer itself, its name, or its position in
-            :func:`layer_names`; usually the last before positions are pooled.
+            :func:`layer_names`, or a pair of that and which of its runs, as ``output_layer`` of :class:`Method`;
+            usually the last before positions are pooled.
         interpolation: how maps are resized: "linear", as in the paper (bilinear for images; centres of pixels are
             matched, the border's values go on outside), or "nearest".
         output: as for :class:`Method`.
@@ -163,13 +164,13 @@ def _require_interpolation(interpolation: str) -> None:
 def _cams(backend: Backend, inputs: Inputs, inside: Attributed, interpolation: Interpolation) -> Attributed:
     """Return the maps for each label, of the images' kind and layout, with one channel."""
     assert inside.activation is not None
-    activation, axis = inside.activation, backend.channel_axis(inside.activation)
+    activation, axis = as_numpy(inside.activation), backend.channel_axis(inside.activation)
     maps = []
     for label in inside.attribution:
         if axis is None:
             raise _no_positions(activation.shape, inputs)
         (gradient,) = label.arrays
-        g = np.moveaxis(gradient, axis, 1).astype(np.float64)
+        g = np.moveaxis(as_numpy(gradient), axis, 1).astype(np.float64)
         weights = g.mean(axis=tuple(range(2, g.ndim)), keepdims=True)
         cam = np.maximum((weights * np.moveaxis(activation, axis, 1)).sum(axis=1), 0)
         maps.append(inputs.map(partial(_fitted, backend, cam, interpolation)))

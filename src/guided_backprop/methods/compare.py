@@ -7,7 +7,7 @@ from typing import Any
 from guided_backprop.arrays import Images, Inputs, Labels
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.explanations import Explanations
-from guided_backprop.methods.batches import Job, explain_together
+from guided_backprop.methods.batches import explain_together
 from guided_backprop.methods.method import Method
 from guided_backprop.subject import is_same
 
@@ -58,7 +58,7 @@ def _explain(inputs: Inputs, labels: Labels, methods: list[Method], mask: Any) -
 
     return explain_together(
         methods[0].subject.backend(inputs),
-        [Job(method.name, method.reducer) for method in methods],
+        [method.job for method in methods],
         explain_batch,
         inputs,
         labels,

@@ -28,8 +28,16 @@ class Method(ABC):
         model: a ``torch.nn.Module`` in eval mode, or any differentiable callable on tensors, which maps
             images ``(N, ...)`` to outputs ``(N, K)``, ``(N, K, ...)`` or ``(N,)``.
         output_layer: explain the output of this layer instead of the model's: the layer itself, its name, or
-            its position in :func:`layer_names`; nothing after it is run. None for the model's own output.
-            In a JAX function, a name given with ``guided_backprop.jax.tap``.
+            its position in :func:`layer_names`; None for the model's own output. In a Keras model the name is enough
+            where no other layer has it; else the way there, as "resnet50/conv1_relu". In a JAX function, a name given
+            with ``guided_backprop.jax.tap``. A layer that is run several times is a pair of that and which of its
+            runs, counted from 0: ``("shared", 1)``. Nothing after it is run, but once for images of each shape, to
+            see that it is run once where no run is chosen.
+        input_layer: explain from this layer on, instead of from the images: an embedding, a stem, a latent code; given
+            as ``output_layer`` is, and in front of it if both are. The attribution is of the shape, dtype and
+            framework of the layer's output (NumPy's if the images are), one real array with a row per image; and that
+            output is what the explanations have as their ``images``. What the model is given may be integers, such as
+            tokens. None for the images.
         output: which of several outputs is explained, by name or by position; None for the only one, or the
             one called "logits".
         batch_size: how many images are explained at once; None for all. The result is the same, the
@@ -48,8 +56,8 @@ class Method(ABC):
             them: "plain" for one that contains no ReLU, "relu" for a custom function that is one.
 
     Raises:
-        OptionError: an option has a value that is not offered.
-        ModelError: the model is not callable.
+        OptionError: an option has a value that is not offered; the model has no such layer, or several of that name.
+        ModelError: the model is not callable, or has no layers by name.
         MissingExtraError: the model's framework is not installed.
 
     Attributes:
@@ -66,6 +74,7 @@ class Method(ABC):
         model: Model,
         *,
         output_layer: Layer = None,
+        input_layer: Layer = None,
         output: str | int | None = None,
         batch_size: int | None = None,
         reducer: Reducer | None = None,
@@ -108,7 +117,13 @@ class Method(ABC):
         if smooth is not None:
             self.rule = _guiding_smooth(self.rule, type(self).__name__)
         self.subject = Subject(
-            model, output_layer=output_layer, output=output, undo_head=undo_head, vouch=vouched, memory=memory
+            model,
+            output_layer=output_layer,
+            input_layer=input_layer,
+            output=output,
+            undo_head=undo_head,
+            vouch=vouched,
+            memory=memory,
         )
         self.reducer, self.batch_size = reducer, batch_size
         self.subject.check()
@@ -127,6 +142,16 @@ class Method(ABC):
         return f"{type(self).__name__}(smooth='guide')" if self.rule.guides_smooth else type(self).__name__
 
     @property
+    def job(self) -> Job:
+        """What is made of what this finds."""
+        return Job(self.name, self.reducer, self.explains_inside)
+
+    @property
+    def explains_inside(self) -> bool:
+        """Whether a layer's output is explained instead of the images."""
+        return self.is_one_pass and self.subject.input_layer is not None
+
+    @property
     def is_one_pass(self) -> bool:
         """Whether a map is what one backward pass under the rule gives."""
         return type(self).explain_batch is Method.explain_batch
@@ -138,7 +163,7 @@ class Method(ABC):
             images: floating-point batch ``(N, ...)``, already preprocessed, in the model's own layout;
                 a tensor of the model's framework, or a NumPy array. For a model of several inputs a tuple of
                 such batches, or a dictionary by the names of the model's arguments; a Keras model is given it
-                whole, as it takes it. Inputs of integers are not explained.
+                whole, as it takes it. Inputs of integers are not explained, but for what ``input_layer`` makes of them.
             labels: what of the output is explained. The output's channels (classes) are its axis 1; its last
                 axis where the model is channels-last and the output has positions.
 
@@ -163,7 +188,8 @@ class Method(ABC):
             LabelError: labels do not index or weigh the model's output, or the mask has another shape.
             NoReluError: no ReLU lies between score and image, and the method acts on ReLUs.
             OpaqueRegionError: a part of the model hides what it computes.
-            ModelError: the model is in training mode, fails on the images, or is not differentiable.
+            ModelError: the model is in training mode, fails on the images, or is not differentiable; or a layer is not
+                run, or several times and none of them was chosen.
             ScoreError: a score does not depend on its image, or is not finite.
 
         Example:
@@ -177,7 +203,7 @@ class Method(ABC):
         inputs = Inputs.of(images)
         (explanations,) = explain_together(
             self.subject.backend(inputs),
-            [Job(self.name, self.reducer)],
+            [self.job],
             lambda *batch: [self.explain_batch(*batch)],
             inputs,
             labels,

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from guided_backprop.arrays import Array, Images, Inputs, Labels, Model, NumpyArray, Tensor, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Weigh
+from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.label import Label
 from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.batches import put_together
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, is_number, require
-from guided_backprop.subject import Subject
+from guided_backprop.subject import Subject, brief
 
 Form = Literal["mean", "squared", "variance"]
 
@@ -35,8 +36,8 @@ class SmoothGrad:
     of the method, and that of a few maps.
 
     Args:
-        method: any method, made for the model; its ``batch_size`` says how many copies are explained at once,
-            as many as there are images if it is None.
+        method: any method that explains images, made for the model; its ``batch_size`` says how many copies are
+            explained at once, as many as there are images if it is None.
         samples: how many noisy copies there are of each image.
         noise: the standard deviation of the Gaussian noise, as a share of each image's range (highest value
             minus lowest).
@@ -45,7 +46,7 @@ class SmoothGrad:
         form: "mean", "squared" or "variance".
 
     Raises:
-        OptionError: an option has a value that is not offered.
+        OptionError: an option has a value that is not offered; or the method has an ``input_layer``.
 
     Example:
         >>> import torch
@@ -70,6 +71,11 @@ class SmoothGrad:
             Requirement("seed", seed, is_integer(seed, least=0), "an integer of 0 or more", "Pass 0."),
             Requirement("form", form, form in names, f"one of {', '.join(names)}", "Pass one of these names."),
         )
+        if method.explains_inside:
+            raise OptionError(
+                "SmoothGrad puts noise on images; received a method with "
+                f"input_layer={brief(method.subject.input_layer)}, which explains none. Leave it out."
+            )
         self.method, self.samples, self.noise, self.seed, self.form = method, samples, noise, seed, form
 
     def __repr__(self) -> str:

@@ -21,6 +21,7 @@ from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.neurons.receptive_field import Axis, receptive_field
 from guided_backprop.show.plot import figure_kind
 from guided_backprop.show.render import Picture, colour_picture, picture
+from guided_backprop.subject import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,8 +134,8 @@ def neuron_gallery(
 
     Args:
         model: as for :class:`Method`.
-        layer: the layer itself, its name, or its position in :func:`layer_names`; in JAX functions a name given with
-            ``guided_backprop.jax.tap``.
+        layer: the layer itself, its name, its position in :func:`layer_names`, or a pair of that and which of its runs;
+            in JAX functions a name given with ``guided_backprop.jax.tap``.
         channels: which channels of the layer's output, one or several.
         images: a batch ``(N, ...)`` as for :meth:`Method.explain`, or an iterable of such batches, which is read once
             and may be larger than memory.
@@ -163,6 +164,11 @@ def neuron_gallery(
         )
     )
     explainer = method(model, output_layer=layer, batch_size=batch_size)
+    if explainer.explains_inside:
+        raise OptionError(
+            "a gallery shows images and explains them; received a method with "
+            f"input_layer={brief(explainer.subject.input_layer)}, which explains none. Leave it out."
+        )
     chosen = np.atleast_1d(np.asarray(channels))
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not chosen.size:
         raise OptionError(f"channels must be one or several integers; received channels={channels!r}. Pass [0, 1].")

@@ -45,7 +45,8 @@ def depths(subject: Subject, images: Images, layers: list[str]) -> list[str]:
             names are those of values, all that can be is looked at.
     """
     inside: list[str] = []
-    if subject.output_layer is None:
+    # From a layer on, or up to one, it is not known which others lie between.
+    if subject.output_layer is None and subject.input_layer is None:
         try:
             names = subject.layer_names(images)
         except ModelError:

@@ -94,18 +94,20 @@ def sanity_check(
             f"labels must be one per image; received {clean.scores.shape[1]} of each. Pass one class id per image."
         )
     fixed = parse_label(labels, len(clean)).fixed(labels, clean.labels)
-    return _Check(method, clean, fixed, seed).result(modes, blocks, progress or (lambda done, steps: None))
+    return _Check(method, images, clean, fixed, seed).result(modes, blocks, progress or (lambda done, steps: None))
 
 
 class _Check:
     """One check."""
 
-    def __init__(self, method: Method | SmoothGrad, clean: Explanations, labels: Labels, seed: int) -> None:
+    def __init__(
+        self, method: Method | SmoothGrad, images: Images, clean: Explanations, labels: Labels, seed: int
+    ) -> None:
         self._method, self._clean, self._labels, self._seed = method, clean, labels, seed
-        self._images = clean.images
+        self._images = images
         self._axis = None if clean.reducer is not None else clean.channel_axis
         self._maps = Maps(as_numpy(clean.attribution), self._axis)
-        self._backend = method.subject.backend(clean.images)
+        self._backend = method.subject.backend(images)
         self._rows: list[Row] = []
         # By what was re-initialised: the first block alone is found once.
         self._found: dict[tuple[str, ...], dict[str, NDArray[np.float64]]] = {}
@@ -185,7 +187,8 @@ class _Check:
         if not self._maps.is_picture:
             self._notes.append("SSIM, HOG and edges are for pictures of at least 5 pixels a side")
             return
-        pictures = as_numpy(self._images)
+        # What is explained: of an input layer its output.
+        pictures = as_numpy(self._clean.images)
         if self._clean.channel_axis is not None:
             pictures = pictures.mean(axis=self._clean.channel_axis)
         self._add("edges", "", self._maps.similarity(Maps(edges(pictures))))

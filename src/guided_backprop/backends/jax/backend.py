@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
@@ -73,7 +74,6 @@ class JaxBackend(Backend):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self._begins_inside = setup.begin is not None
         self._compiled = Compiled()
         self._plans = Compiled()
         self._judged = Compiled()
@@ -123,20 +123,18 @@ class JaxBackend(Backend):
         if not (np.isfinite(scores).all() and all(map(self.is_finite, jax.tree_util.tree_leaves(gradients)))):
             raise not_finite()
         common = (scores, _as_numpy(outputs))
-        activation = _as_numpy(inside[0]) if self._begins_inside else None
+        activation = self.inside(inside[0], inputs) if self.begins_inside else None
+        inputs = inputs if activation is None else Inputs.of(activation)
         attributed = []
         for under, coverage in zip(gradients, plan.coverages, strict=True):
-            if self._begins_inside:
-                maps = [Inputs.of(_as_numpy(gradient)) for (gradient,) in under]
-            else:
-                maps = [self._in_form(derived, inputs) for derived in under]
+            maps = [self._in_form(derived, inputs) for derived in under]
             attributed.append(Attributed(maps, *common, coverage, plan.head, activation))
         return attributed
 
     def outputs(self, inputs: Inputs) -> np.ndarray[Any, Any]:
         self.network.check()
         given = inputs.map(jnp.asarray)
-        program = self._trace(given)
+        program = self._trace(given, begins_inside=False)
         forward = self._compile(program, (None, key_of(program)), (), lambda: _forward(program))
         return _as_numpy(forward(program.constants, given.arrays))
 
@@ -155,7 +153,7 @@ class JaxBackend(Backend):
         before, plan = self._plans.peek(kind) or (None, None)
         if isinstance(plan, _Plan) and state is not None and before == state:
             return plan
-        program = self._trace(inputs)
+        program = self._trace(inputs, begins_inside=self.begins_inside)
         known = self._analyse(program, rules, inputs.arrays)
         head, coverages = _covered(program, rules, undo_head=undo_head)
         key = (rules, head is not None, known)
@@ -170,13 +168,21 @@ class JaxBackend(Backend):
         shared = SHARED if is_shared(program, key, rules) else None
         return self._compiled.get(key, build if shared is None else lambda: shared.get(key, build))
 
-    def _trace(self, inputs: Inputs) -> Program:
+    def _trace(self, inputs: Inputs, *, begins_inside: bool) -> Program:
         leaves = inputs.arrays
 
         # A function of its own for each trace: what JAX remembers of the model may be older than it is.
         def traced(*arrays: Any) -> Any:
-            outputs = self.network.call(inputs.like(arrays))
-            return self._explained(outputs, len(leaves[0]))
+            inside: list[jax.Array] = []
+
+            def start(value: Any) -> jax.Array:
+                self.check_beginning(value, len(leaves[0]))
+                # A value of its own, though the layer gives back what it was given.
+                inside.append(checkpoint_name(value, "input_layer"))  # type: ignore[no-untyped-call]
+                return inside[-1]
+
+            outputs = self.network.call(inputs.like(arrays), start if begins_inside else None)
+            return self._explained(outputs, inside, len(leaves[0]))
 
         try:
             with self.network.unremembered():
@@ -186,21 +192,21 @@ class JaxBackend(Backend):
         except Exception as error:
             raise _model_error(error, leaves) from error
         program = Program(jaxpr)
-        if self.network.ends_at is not None:
-            shape = program.end_at(self.network.ends_at)
-        if self._begins_inside:
-            shape = program.begin_at(self.network.begins_at)
+        begin, end = (self.network.begin, self.network.end) if self.network.is_named_by_trace else (None, None)
+        if begin or end:
+            shape = program.between(begin if begins_inside else None, end)
+        elif begins_inside:
+            shape = program.begin_at(program.block.outputs.pop())
+        if program.first is not None:
+            self.check_beginning(program.first.outputs[0].aval, len(leaves[0]))
         if not _is_rows(shape, len(leaves[0])):
             raise no_rows(len(leaves[0]), _described(shape), "array")
         return program
 
-    def _explained(self, outputs: Any, count: int) -> Any:
-        """Return what is explained of the model's outputs; nothing if it is a value inside of the model."""
-        if self.network.ends_at is not None:
+    def _explained(self, outputs: Any, inside: list[jax.Array], count: int) -> Any:
+        """Return what is explained of the model's outputs, and what is inside; nothing if its name is to be found."""
+        if self.network.is_named_by_trace and self.network.end is not None:
             return ()
-        inside = []
-        if self._begins_inside and self.network.begins_at is None:
-            outputs, *inside = outputs
         output = chosen(outputs, self.setup.output, lambda leaf: isinstance(leaf, jax.Array))
         if not isinstance(output, jax.Array):
             raise no_rows(count, _described(output), "array")

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from typing import Self
 
 import jax
 
@@ -19,19 +18,10 @@ _MODES = ("deterministic", "use_running_average", "inference")
 
 
 class JaxNetwork(Network):
-    """A callable on JAX arrays. Its layers are the values that it names; it is traced to know them.
-
-    Args:
-        model: the user's model.
-        ends_at: the name, or the position, of the value that it ends with.
-        begins_at: that of the value which the gradient is taken at.
-    """
+    """A callable on JAX arrays. Its layers are the values that it names; it is traced to know them."""
 
     is_channels_last = True
-
-    def __init__(self, model: Model, ends_at: str | int | None = None, begins_at: str | int | None = None) -> None:
-        super().__init__(model)
-        self.ends_at, self.begins_at = ends_at, begins_at
+    is_named_by_trace = True
 
     def check(self) -> None:
         """Raise if a part of a Flax NNX or Equinox module is in training mode."""
@@ -56,17 +46,12 @@ class JaxNetwork(Network):
             )
         return layer
 
-    def until(self, name: str | int) -> Self:
-        return type(self)(self.model, ends_at=name)
-
-    def beginning_at(self, name: str | int) -> Self:
-        return type(self)(self.model, begins_at=name)
-
     def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
-        if self.ends_at is not None:
+        if self.begin or self.end:
             raise OptionError(
-                "sanity_check() of a JAX function explains its output; received output_layer="
-                f"{self.ends_at!r}. Pass a function that returns that value."
+                "sanity_check() of a JAX function explains its output, and from its inputs on; received "
+                f"input_layer={self.begin and self.begin.layer!r} and output_layer={self.end and self.end.layer!r}. "
+                "Pass a function of that value, or one that returns it."
             )
         return JaxCopy(self.model, inputs, seed)
 

@@ -31,10 +31,17 @@ from guided_backprop.backends.tensorflow.graph.functions import (
     made_by,
     renamed,
 )
-from guided_backprop.backends.tensorflow.graph.nodes import constant_of
+from guided_backprop.backends.tensorflow.graph.nodes import constant_of, producer
 from guided_backprop.backends.tensorflow.graph.tracing import trace
 from guided_backprop.backends.tensorflow.hidden.values import Watch
-from guided_backprop.backends.tensorflow.model import CULPRITS, TensorFlowNetwork, callable_of, model_error, slopes
+from guided_backprop.backends.tensorflow.model import (
+    CULPRITS,
+    TensorFlowNetwork,
+    callable_of,
+    inside_of,
+    model_error,
+    slopes,
+)
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
 
@@ -119,8 +126,8 @@ class TensorFlowBackend(Backend):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        # Then the network returns its outputs, and the value inside of it that the gradient is taken at.
-        self._begins_inside = setup.begin is not None
+        # Of what the gradient begins at, if that is inside of the model.
+        self._check = partial(self.check_beginning, count=None) if self.begins_inside else None
         self._copies: dict[_Kind, _Copy] = {}
         self._plans: dict[tuple[_Kind, _Rules, int], _Plan] = {}
         self._calls: dict[int, _Call] = {}
@@ -168,7 +175,7 @@ class TensorFlowBackend(Backend):
             scores = [per_image(results[f"arrived {label}"].numpy(), logits) for label in range(len(call.weights))]
         else:
             scores = [per_image(weight, call.outputs) for weight in call.weights]
-        activation = results["activation"].numpy() if self._begins_inside else None
+        activation = self.inside(results["activation"], inputs) if self.begins_inside else None
         explained = inputs if activation is None else Inputs.of(activation)
         if not np.isfinite(scores).all():
             raise not_finite()
@@ -185,7 +192,7 @@ class TensorFlowBackend(Backend):
         self.network.check()
         with tf.init_scope():
             given = inputs.map(tf.convert_to_tensor)
-            forward = callable_of(self.network, given, self.setup.output, begins_inside=False)
+            forward = callable_of(self.network, given, self.setup.output)
             with self.network.unremembered():
                 output = forward(*given.arrays).numpy()
         return output.astype(np.float32) if output.dtype.kind == "V" else output  # type: ignore[no-any-return]
@@ -229,7 +236,7 @@ class TensorFlowBackend(Backend):
     def _refuse_spelled(self, watch: Watch, given: Inputs) -> None:
         """Raise if the values of these images show a ReLU that is no operation of its own."""
         try:
-            relus = watch.found(given.arrays)
+            relus = watch.found([*given.arrays, *inside_of(self.network, given, self._check)])
         except Exception as error:
             raise self._failed(error, given) from error
         if relus:
@@ -240,21 +247,26 @@ class TensorFlowBackend(Backend):
         """Trace the model, and mark in a copy of its graph what each node is."""
         kind, traced = self._trace(kinds, given)
         captured = [constant_of(tensor) for tensor in traced.captured]
-        findings = classify(traced.definition, traced.nested, captured, self.setup.vouch)
+        begin = made_by(traced.definition, traced.definition.signature.output_arg[1].name) if self.begins_inside else ""
+        findings = classify(traced.definition, traced.nested, captured, self.setup.vouch, producer(begin))
         head = findings.undo_head() if kind.undoes_head else None
         graph_def, flat_names = graph_of(traced)
         signature = traced.definition.signature
         arguments = [arg.name for arg in signature.input_arg]
         output, *inside = (flat_names[made_by(traced.definition, arg.name)] for arg in signature.output_arg)
         first = inside[0] if inside else None
-        bring = partial(_bring, arguments, traced.captured)
-        watch = Watch(findings.places, graph_def, flat_names, kind.specs, bring)
+        # What the gradient begins at is one more input of what is watched.
+        begins, size = inside_of(self.network, given, self._check), kind.specs[0].shape[0]
+        specs = [*kind.specs, *(tf.TensorSpec([size, *value.shape[1:]], value.dtype) for value in begins)]
+        given_names = [*arguments[: len(kind.specs)], *(name.partition(":")[0] for name in inside)]
+        bring = partial(_bring, [*given_names, *arguments[len(kind.specs) :]], traced.captured)
+        watch = Watch(findings.places, graph_def, flat_names, specs, bring, begins_inside=bool(begins))
         return kind, _Copy(kind.specs, traced, graph_def, arguments, output, first, watch, head)
 
     def _trace(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, Traced]:
         error: Exception | None = None
         for autograph, kind in itertools.product((False, True), kinds):
-            forward = callable_of(self.network, given, self.setup.output, begins_inside=self._begins_inside)
+            forward = callable_of(self.network, given, self.setup.output, self._check)
             try:
                 with self.network.unremembered():
                     return kind, trace(forward, kind.specs, autograph=autograph)
@@ -351,7 +363,7 @@ class TensorFlowBackend(Backend):
         specs = tuple(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in given.arrays)
         if self.is_out_of_memory(error):
             return model_error(error, specs)
-        forward = callable_of(self.network, given, self.setup.output, begins_inside=False)
+        forward = callable_of(self.network, given, self.setup.output)
         try:
             with self.network.unremembered(), tf.GradientTape() as tape:
                 tape.watch(given.arrays)

@@ -43,13 +43,17 @@ def classify(
     nested: Mapping[str, FunctionDef],
     captured: list[float | None],
     vouch: Vouch = MappingProxyType({}),
+    begin: str = "",
 ) -> "Findings":
-    """Write on each node of the traced function, and of what is nested in it, how its gradient is to be built."""
+    """Write on each node of the traced function, and of what is nested in it, how its gradient is to be built.
+
+    Where the gradient begins inside, ``begin`` is the node that makes the value which it begins at.
+    """
     names = [arg.name for arg in definition.signature.input_arg]
     images = names[: len(names) - len(captured)]
     graph = Graph(definition, dict(zip(names, [*[None] * len(images), *captured], strict=True)))
     findings = Findings(graph, nested, vouch)
-    findings.read(images)
+    findings.read(images, begin)
     return findings
 
 
@@ -92,10 +96,11 @@ class Findings:
                 graph.mark(part, "head" if is_first else "pass", match.name if is_first else "")
         return match.name
 
-    def read(self, images: list[str]) -> None:
+    def read(self, images: list[str], begin: str) -> None:
         """Mark the nodes of the function, then those of the functions inside it, and follow what the images taint."""
         self._composites = self._read(self.graph)
-        self.places = Taint(self._nested, self._graph_of, self._activations, self._vouch).places(self.graph, images)
+        taint = Taint(self._nested, self._graph_of, self._activations, self._vouch)
+        self.places = taint.places(self.graph, images, begin)
 
     def _graph_of(self, name: str) -> Graph:
         """Return the graph of a function that is held by another; a condition's has not been looked at."""

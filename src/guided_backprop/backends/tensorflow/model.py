@@ -1,7 +1,7 @@
 """A TensorFlow model as the backend asks it: a function or a SavedModel's signature; and how any model is called."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,7 @@ from guided_backprop.backends.base import Score
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.randomize import PrivateCopy
-from guided_backprop.backends.refusals import detached, no_layers, no_rows, no_score
+from guided_backprop.backends.refusals import detached, no_rows, no_score
 from guided_backprop.backends.tensorflow.graph.custom import SCOPE
 from guided_backprop.errors import ModelError
 
@@ -25,15 +25,9 @@ class TensorFlowNetwork(Network):
 
     is_channels_last = True
 
-    def call(self, inputs: Inputs) -> Tensor:
+    def run(self, inputs: Inputs) -> Tensor:
         is_signature = hasattr(self.model, "structured_input_signature")
-        return _signature(self.model, inputs) if is_signature else super().call(inputs)
-
-    def until(self, name: str | int) -> Self:
-        raise no_layers(self.model)
-
-    def beginning_at(self, name: str | int) -> Self:
-        raise no_layers(self.model)
+        return _signature(self.model, inputs) if is_signature else super().run(inputs)
 
     def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         raise ModelError(
@@ -43,24 +37,44 @@ class TensorFlowNetwork(Network):
 
 
 def callable_of(
-    network: Network, given: Inputs, output: str | int | None, *, begins_inside: bool
+    network: Network, given: Inputs, output: str | int | None, check: Callable[[Tensor], None] | None = None
 ) -> Callable[..., Any]:
     """Return what maps inputs, in the form that ``given`` has, to what is explained, in inference mode.
 
-    With ``begins_inside`` the network returns its outputs and one more value, and so does this.
+    With ``check``, of the value that the gradient begins at, that value is returned as well.
     """
 
     def forward(*inputs: tf.Tensor) -> Any:
-        outputs = network.call(given.like(inputs))
-        inside = []
-        if begins_inside:
-            outputs, *inside = outputs
+        inside: list[tf.Tensor] = []
+
+        def start(value: Tensor) -> tf.Tensor:
+            if check is not None:
+                check(value)
+            # A value of its own, though the layer gives back what it was given; nothing before it has a gradient.
+            inside.append(tf.stop_gradient(value))
+            return inside[-1]
+
+        outputs = network.call(given.like(inputs), None if check is None else start)
         explained = chosen(outputs, output, tf.is_tensor)
         if not isinstance(explained, tf.Tensor) or explained.shape.rank == 0:
             raise no_rows("N", _described(explained), "tensor")
         return (tf.identity(explained), *inside) if inside else tf.identity(explained)
 
     return forward
+
+
+def inside_of(network: Network, given: Inputs, check: Callable[[Tensor], None] | None) -> list[tf.Tensor]:
+    """Return what the gradient begins at, alone, of these inputs; nothing without ``check``."""
+    inside: list[tf.Tensor] = []
+
+    def start(value: Tensor) -> Tensor:
+        inside.append(value)
+        return value
+
+    if check is not None:
+        with network.unremembered():
+            network.call(given, start)
+    return inside
 
 
 def slopes(score: Score, output: tf.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -5,11 +5,11 @@ thread could see is changed, and how a ReLU was written does not matter.
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import detached, no_batch, no_rows, not_finite
+from guided_backprop.backends.runs import Start
 from guided_backprop.backends.spelling import other_images
 from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
@@ -39,6 +40,8 @@ from guided_backprop.backends.torch.hidden.spelled import Spelled, Values, settl
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
+from guided_backprop.backends.torch.model.images import as_tensor, is_finite, leaf_of, like
+from guided_backprop.backends.torch.model.layers import Beginning
 from guided_backprop.backends.torch.model.network import TorchNetwork
 from guided_backprop.backends.torch.refusals import described, model_error, refuse_opaque, refuse_traced
 from guided_backprop.coverage import Coverage
@@ -75,8 +78,6 @@ class TorchBackend(Backend):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        # Then the network returns the outputs, and the value inside of the model that the gradient is taken at.
-        self._begins_inside = setup.begin is not None
         self._run_forward: Runner = _directly
         self._generators = Generators(setup.model)
         # Whether it ran once and drew nothing.
@@ -108,7 +109,7 @@ class TorchBackend(Backend):
         return array.dtype in _DTYPES if isinstance(array, torch.Tensor) else array.dtype.name in _DTYPES_OF_ARRAYS
 
     def is_finite(self, array: Any) -> bool:
-        return _is_finite(_as_tensor(array))
+        return is_finite(as_tensor(array))
 
     def attribute(
         self, inputs: Inputs, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
@@ -116,7 +117,9 @@ class TorchBackend(Backend):
         self.network.check()
         with differentiable():
             undoes = self.setup.undo_head and score is None
-            run, watch = self._run(inputs.map(_as_tensor), rules, undoes_head=undoes)
+            given = inputs.map(as_tensor)
+            self._check_runs(given)
+            run, watch = self._run(given, rules, undoes_head=undoes)
             last = nodes.head_behind(run.output.grad_fn) if undoes else None
             head = None if last is None else Head.of(last, watch)
             outputs = as_numpy(run.output)
@@ -155,21 +158,21 @@ class TorchBackend(Backend):
             # What the backward pass notes is noted again in each further one.
             coverage = coverage or editor.coverage()
         scores = np.stack(editor.scores or [per_image(weight, outputs) for weight in weights])
-        is_finite = all(_is_finite(gradient) for leaves in gradients for gradient in leaves)
-        if not (np.isfinite(scores).all() and is_finite):
+        are_finite = all(is_finite(gradient) for leaves in gradients for gradient in leaves)
+        if not (np.isfinite(scores).all() and are_finite):
             raise not_finite()
         name = None if editor.head is None else row(editor.head.node).word
-        if self._begins_inside:
-            maps = [Inputs.of(as_numpy(gradient)) for (gradient,) in gradients]
-            return Attributed(maps, scores, outputs, coverage, name, as_numpy(run.leaves[0]))
+        activation = self.inside(run.leaves[0].detach(), inputs) if self.begins_inside else None
+        inputs = inputs if activation is None else Inputs.of(activation)
         attribution = [self._in_form(leaves, inputs) for leaves in gradients]
-        return Attributed(attribution, scores, outputs, coverage, name)
+        return Attributed(attribution, scores, outputs, coverage, name, activation)
 
     def outputs(self, inputs: Inputs) -> np.ndarray[Any, Any]:
         self.network.check()
-        given = inputs.map(lambda array: _as_tensor(array).clone())
+        given = inputs.map(lambda array: as_tensor(array).clone())
         with differentiable(), torch.no_grad():
-            return as_numpy(self._output_of(given)[0])
+            self._check_runs(given)
+            return as_numpy(self._output_of(given))
 
     def from_numpy(self, array: np.ndarray[Any, Any], like: Any) -> Any:
         if isinstance(like, np.ndarray):
@@ -179,11 +182,12 @@ class TorchBackend(Backend):
     def _in_form(self, gradients: tuple[torch.Tensor, ...], inputs: Inputs) -> Inputs:
         """Return the gradients in the form of the inputs."""
         left = iter(gradients)
-        return inputs.map(lambda array: _like(next(left), array) if self.is_floating(array) else None)
+        return inputs.map(lambda array: like(next(left), array) if self.is_floating(array) else None)
 
     def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
-        inputs = inputs.map(lambda tensor: _leaf(tensor) if self.is_floating(tensor) else tensor)
+        if not self.begins_inside:
+            inputs = inputs.map(lambda tensor: leaf_of(tensor) if self.is_floating(tensor) else tensor)
         is_gating = any(rule.needs_every_relu for rule in rules)
         watched = self._watched if is_gating or self._watched != "everything" else None
         watch = ForwardWatch(watched) if watched else None
@@ -215,7 +219,7 @@ class TorchBackend(Backend):
         refuted: frozenset[int] = frozenset()
         raised: frozenset[int] = frozenset()
         while True:
-            elsewhere = partial(self._elsewhere, inputs, rules)
+            elsewhere = partial(self._elsewhere, inputs, run.leaves, rules)
             settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, elsewhere)
             if settled.refuted <= refuted and settled.raised <= raised:
                 break
@@ -227,19 +231,17 @@ class TorchBackend(Backend):
             self._clear.add(run.path.signature)
         return replace(run, spelled=settled.relus), watch
 
-    def _elsewhere(self, inputs: Inputs, rules: Sequence[ReluRule], places: frozenset[Place]) -> Iterator[Values]:
+    def _elsewhere(
+        self, inputs: Inputs, leaves: Sequence[torch.Tensor], rules: Sequence[ReluRule], places: frozenset[Place]
+    ) -> Iterator[Values]:
         """Yield the values at some places on other images, as far as the model takes them."""
-        floating = [tensor for tensor in inputs.arrays if tensor.requires_grad]
-        for others in zip(*(other_images(as_numpy(tensor)) for tensor in floating), strict=True):
-            left = iter(others)
-            given = inputs.map(
-                lambda tensor, left=left: (
-                    _leaf(torch.as_tensor(next(left)).to(tensor)) if tensor.requires_grad else tensor
-                )
-            )
+        for others in zip(*(other_images(as_numpy(leaf)) for leaf in leaves), strict=True):
+            left = iter([leaf_of(torch.as_tensor(other).to(leaf)) for other, leaf in zip(others, leaves, strict=True)])
+            begin = next(left) if self.begins_inside else None
+            given = inputs.map(lambda tensor, left=left: next(left) if tensor.requires_grad else tensor)
             watch = ForwardWatch("everything", wanted=places)
             with suppress(GuidedBackpropError):
-                self._forward_pass(given, watch, rules)
+                self._forward_pass(given, watch, rules, begin)
             yield watch.values
 
     def _refuse_random(self, inputs: Inputs, output: torch.Tensor, rules: Sequence[ReluRule]) -> None:
@@ -258,26 +260,30 @@ class TorchBackend(Backend):
         if is_drawing and not is_vouched(draws.names, self.setup.vouch):
             raise random_error(draws.names)
 
-    def _forward_pass(self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:
+    def _forward_pass(
+        self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule], begin: torch.Tensor | None = None
+    ) -> _Run:
         # Copies: a model may begin with an operation in place.
         given = inputs.map(torch.clone)
         leaves = [tensor for tensor in inputs.arrays if tensor.requires_grad]
         firsts = [tensor.grad_fn for tensor in given.arrays if tensor.requires_grad]
-        if watch is not None:
-            for tensor in given.arrays:
-                if tensor.requires_grad:
-                    watch.follow(tensor)
+        followers = [] if watch is None else [watch.follow]
+        for follow, tensor in product(followers, given.arrays):
+            if tensor.requires_grad:
+                follow(tensor)
         keeps_relus = any(rule.reads_values for rule in rules)
         lean = Lean(firsts, keeps_relus=keeps_relus) if self.setup.memory == "lean" else None
+        followers += [] if lean is None else [lean.follow]
+        start = Beginning(partial(self.check_beginning, count=inputs.count), followers, begin)
         with watch or nullcontext(), lean or nullcontext():
-            output, inside = self._output_of(given)
-        if inside is not None:
-            leaves, firsts = [inside], [torch.autograd.graph.get_gradient_edge(inside).node]
+            output = self._output_of(given, start if self.begins_inside else None)
+        if self.begins_inside:
+            leaves, firsts = start.leaves, [torch.autograd.graph.get_gradient_edge(leaf).node for leaf in start.leaves]
         # What made a value inside of the model is in front of where the gradient ends.
-        path = nodes.Path.between(output.grad_fn, firsts, with_firsts=not self._begins_inside)
+        path = nodes.Path.between(output.grad_fn, firsts, with_firsts=not self.begins_inside)
         if not path.nodes:
             raise detached("detach(), no_grad(), numpy() or argmax()")
-        if not self._begins_inside and nodes.takes_for_one_image(path, firsts):
+        if not self.begins_inside and nodes.takes_for_one_image(path, firsts):
             raise no_batch(leaves[0].shape)
         forget_images(path, firsts)
         return _Run(leaves, output, path, {} if lean is None else lean.gates, {})
@@ -286,12 +292,14 @@ class TorchBackend(Backend):
         # The one place that knows of fast/: all else is the same without it.
         from guided_backprop.backends.torch.fast.plan import Plan  # noqa: PLC0415
 
+        if self.begins_inside:
+            return self
         self.check_images(inputs)
         if not inputs.count:
             raise ImageError("images to try must not be empty; received no image. Pass at least one.")
         self.network.check()
         other = copy.copy(self)
-        given = inputs.map(_as_tensor)
+        given = inputs.map(as_tensor)
         gates = self.setup.memory != "lean"
         try:
             with differentiable(), torch.no_grad(), self.network.unremembered():
@@ -321,17 +329,23 @@ class TorchBackend(Backend):
             except GuidedBackpropError:
                 continue
             (gradients,) = attributed.attribution
-            return [_as_tensor(gradient) for gradient in gradients.arrays if gradient is not None]
+            return [as_tensor(gradient) for gradient in gradients.arrays if gradient is not None]
         return None
 
-    def _output_of(self, given: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what is explained, and the value inside of the model that the gradient is taken at, if any."""
-        inside = None
+    def _check_runs(self, given: Inputs) -> None:
+        try:
+            with torch.no_grad(), self.network.unremembered():
+                self.network.check_runs(given)
+        except (torch.OutOfMemoryError, GuidedBackpropError):
+            raise
+        except Exception as error:
+            raise model_error(error, given.arrays) from error
+
+    def _output_of(self, given: Inputs, start: Start | None = None) -> Any:
+        """Return what is explained; ``start`` is given the value inside that the gradient begins at."""
         try:
             with self.network.unremembered():
-                outputs = self._run_forward(self.network.call, given)
-            if self._begins_inside:
-                outputs, inside = outputs
+                outputs = self._run_forward(partial(self.network.call, start=start), given)
             output = chosen(outputs, self.setup.output, torch.is_tensor)
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
@@ -340,7 +354,7 @@ class TorchBackend(Backend):
         is_real = isinstance(output, torch.Tensor) and output.is_floating_point()
         if not is_real or output.ndim == 0 or len(output) != given.count:
             raise no_rows(given.count, described(output), "tensor")
-        return output, inside
+        return output
 
     def _backward(
         self, run: _Run, weights: np.ndarray[Any, Any], editor: Editor, *, is_last: bool
@@ -365,30 +379,3 @@ def _needed(run: _Run, *, undoes_head: bool) -> Watched:
 
 def _directly(forward: Callable[[Any], Any], images: Any) -> Any:
     return forward(images)
-
-
-def _leaf(images: torch.Tensor) -> torch.Tensor:
-    leaf = images.detach()
-    return (leaf.clone() if leaf.is_inference() else leaf).requires_grad_()
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    # One sum says it of all values, unless they add up to infinity; to look at each takes thirty times as long.
-    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
-
-
-def _as_tensor(images: Any) -> torch.Tensor:
-    if isinstance(images, torch.Tensor):
-        return images
-    # torch shares the memory of an array only if it is writeable, in native byte order and not reversed.
-    native = np.ascontiguousarray(images, images.dtype.newbyteorder("="))
-    return torch.from_numpy(native if native.flags.writeable else native.copy())
-
-
-def _like(gradient: torch.Tensor, images: Any) -> Any:
-    """Return the gradient as the kind, and in the memory layout, of the images."""
-    if isinstance(images, np.ndarray):
-        return gradient.cpu().numpy().astype(images.dtype, copy=False)
-    if gradient.stride() == images.stride():
-        return gradient
-    return torch.empty_like(images, requires_grad=False).copy_(gradient)

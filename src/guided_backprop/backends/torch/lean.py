@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch.graph import nodes
@@ -64,6 +64,10 @@ class Lean(TorchFunctionMode):
         self.gates: dict[Node, Gate] = {}
         self._keeps_relus = keeps_relus
         self._depends = dict.fromkeys(firsts, True)
+
+    def follow(self, images: torch.Tensor) -> None:
+        """Say what the graph begins with where that is inside of the model."""
+        self._depends[get_gradient_edge(images).node] = True
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

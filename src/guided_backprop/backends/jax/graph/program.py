@@ -18,6 +18,7 @@ from guided_backprop.backends.jax.graph.calls import Jaxpr, is_of_jax, jitted_na
 from guided_backprop.backends.jax.graph.operations import OPERATIONS
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import no_layer
+from guided_backprop.backends.runs import Run, check_count, wrong_order
 
 #: What is known of an array before it has values; its class has no public name.
 Shaped = Any
@@ -224,44 +225,39 @@ class Program:
             yield from _all_steps(self.first)
         yield from self.steps()
 
-    def named(self) -> "dict[str, Step]":
-        """Return the steps that name their value, the first of each name."""
-        named: dict[str, Step] = {}
+    def named(self) -> "dict[str, list[Step]]":
+        """Return the steps that name their value, by the name, those in loops and branches left out."""
+        named: dict[str, list[Step]] = {}
         for step in self.block.steps:
             if step.name == "name":
-                named.setdefault(step.eqn.params["name"], step)
+                named.setdefault(step.eqn.params["name"], []).append(step)
         return named
 
-    def end_at(self, name: str | int) -> Shaped:
-        """End the program with the value of this name, or position among the names; return its shape.
+    def between(self, begin: Run | None, end: Run | None) -> Shaped:
+        """Let gradients end at one named value, and the program end with another; return its output's shape.
 
         Args:
-            name: as it was given with ``tap``.
+            begin: the value as it was named with ``tap``, or its position among the names; None for the inputs.
+            end: likewise; None for the program's own output.
 
         Raises:
-            OptionError: there is no such name, or only inside of a loop, a branch or a checkpoint.
+            OptionError: there is no such name, or only inside of a loop, a branch or a checkpoint; or the end is first.
+            ModelError: several values have the name, and none of them was chosen.
         """
-        last = self._step_named(name)
-        del self.block.steps[self.block.steps.index(last) + 1 :]
-        self.block.outputs = last.outputs
+        first, last = (None if run is None else self._step_named(run) for run in (begin, end))
+        if last is not None:
+            del self.block.steps[self.block.steps.index(last) + 1 :]
+            self.block.outputs = last.outputs
+        if first is not None:
+            if first not in self.block.steps:
+                raise wrong_order(begin, end)
+            return self.begin_at(first.outputs[0])
         return self.block.outputs[0].aval
 
-    def begin_at(self, name: str | int | None) -> Shaped:
-        """Let gradients end at the value of this name; None for the program's second output.
-
-        Returns:
-            The shape of the program's output.
-
-        Raises:
-            OptionError: there is no such name.
-        """
-        if name is None:
-            output, value = self.block.outputs
-        else:
-            (output,), (value,) = self.block.outputs, self._step_named(name).outputs
-        step, steps = value.step, self.block.steps
-        if step is None:
-            raise no_layer(name, list(self.named()))
+    def begin_at(self, value: Value) -> Shaped:
+        """Let gradients end at a value of the program; return the shape of the program's output."""
+        (output,), step, steps = self.block.outputs, value.step, self.block.steps
+        assert step is not None
         position = steps.index(step)
         self.first = Block(self.block.inputs, steps[: position + 1], [value])
         # The value is an input now: the step that makes it makes another in its place.
@@ -271,13 +267,16 @@ class Program:
         self.block = Block([*self.block.inputs, value], steps, [output])
         return output.aval
 
-    def _step_named(self, name: str | int) -> "Step":
-        named = self.named()
+    def _step_named(self, run: Run) -> "Step":
+        named, name = self.named(), run.layer
         names = list(named)
         chosen = names[name] if isinstance(name, int) and -len(names) <= name < len(names) else name
         if chosen not in named:
             raise no_layer(name, names)
-        return named[str(chosen)]
+        # What is inside of a loop counts, though it can't be chosen.
+        every = [step for step in self.steps() if step.name == "name" and step.eqn.params["name"] == chosen]
+        check_count(run, len(every) if run.call is None else len(named[str(chosen)]))
+        return named[str(chosen)][run.call or 0]
 
     def _inline(
         self, closed: Jaxpr, inputs: Sequence[Value], steps: list[Step], called: core.JaxprEqn | None

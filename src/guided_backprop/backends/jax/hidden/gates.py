@@ -213,13 +213,14 @@ class Judge:
         return places
 
     def _inputs(self, number: int) -> list[jax.Array]:
-        given = [images if number == 0 else _others(images, number - 1) for images in self._images]
-        first = self._program.first
+        first, given = self._program.first, self._images
         if first is None:
-            return given
-        inside = watched(first, [first.outputs[0]], {first.outputs[0]: first})(self._program.constants, given)
+            return [_others(images, number) for images in given]
+        # Other values there, where the gradient begins: tokens have no others.
+        inside = watched(first, [first.outputs[0]], {first.outputs[0]: first})(self._program.constants, list(given))
         (value,) = inside.values()
-        return [*given, jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)]
+        begin = jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)
+        return [*given, _others(begin, number)]
 
 
 @dataclass(frozen=True)
@@ -361,10 +362,10 @@ def _joined(looks: Sequence[NumpyArray | None]) -> NumpyArray | None:
 
 
 def _others(images: jax.Array, number: int) -> jax.Array:
-    """Return other images of the same kind; integers stay what they are."""
-    if not jnp.issubdtype(images.dtype, jnp.floating):
+    """Return the images, or others of the same kind; integers stay what they are."""
+    if number == 0 or not jnp.issubdtype(images.dtype, jnp.floating):
         return images
     others: Iterator[NumpyArray] = other_images(np.asarray(images, np.float64))
     # Of several sizes as well: of two values alone nothing can be told.
     sizes = 1 + 0.5 * np.sin(np.arange(images.size, dtype=np.float64)).reshape(images.shape)
-    return jnp.asarray([*others][number] * sizes, images.dtype)
+    return jnp.asarray([*others][number - 1] * sizes, images.dtype)

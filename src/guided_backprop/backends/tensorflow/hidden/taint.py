@@ -73,14 +73,18 @@ class Taint:
     ) -> None:
         self._nested, self._graph_of, self._composites, self._vouch = nested, graph_of, composites, vouch
         self._places: dict[tuple[str, str], Place] = {}
+        self._begin = ""
         # Of each function what a gradient comes to in it, and which node of which function holds it.
         self._leading: dict[str, set[str]] = {}
         self._holders: dict[str, tuple[str, str]] = {}
 
-    def places(self, graph: Graph, images: Sequence[str]) -> list[Place]:
-        """Return the places of a function of these images."""
-        self._places = {}
-        arguments = {name: Trace(depends=True, is_active=graph.kind_of(name) in VALUES) for name in images}
+    def places(self, graph: Graph, images: Sequence[str], begin: str = "") -> list[Place]:
+        """Return the places of a function of these images; of what the node ``begin`` makes, if there is one."""
+        self._places, self._begin = {}, begin
+        # What the images alone decide is a constant then.
+        arguments = (
+            {} if begin else {name: Trace(depends=True, is_active=graph.kind_of(name) in VALUES) for name in images}
+        )
         self._follow(graph, "", "", arguments)
         return [place for place in self._places.values() if self._leads(place.function, producer(place.ref))]
 
@@ -92,7 +96,9 @@ class Taint:
         body = Body(graph, name, path, arguments)
         for node in graph.ordered():
             operands = [body.trace(ref) for ref in operand_refs(node)]
-            if not any(operand.depends for operand in operands):
+            if node.name == self._begin and not name:
+                body.traces[node.name] = Trace(depends=True, is_active=True)
+            elif not any(operand.depends for operand in operands):
                 body.traces[node.name] = Trace(sign=self._sign(body, node, operands))
             elif OPERATIONS[node.op].kind is Kind.HOLDS and self._hold(body, node, operands):
                 pass

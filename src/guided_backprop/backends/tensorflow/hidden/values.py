@@ -47,8 +47,9 @@ class Watch:
         places: what may hide a ReLU.
         graph_def: the graph.
         flat_names: the names in it of what the nodes of the outermost function give.
-        specs: the signatures of its inputs.
+        specs: the signatures of its inputs; the last is of what the gradient begins at, if that is inside.
         bring: puts a graph into the one that is being built, on inputs, and returns the tensors of these names.
+        begins_inside: whether it is.
     """
 
     def __init__(
@@ -58,7 +59,10 @@ class Watch:
         flat_names: Mapping[str, str],
         specs: Sequence[tf.TensorSpec],
         bring: Import,
+        *,
+        begins_inside: bool,
     ) -> None:
+        self._begins_inside = begins_inside
         self._places, self._graph_def, self._flat_names = places, graph_def, flat_names
         self._specs, self._bring = specs, bring
         self._open: dict[Pair, None] = dict.fromkeys(
@@ -77,7 +81,7 @@ class Watch:
                 return []
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
             verdicts = self._judged(few)
-            for turn, others in enumerate(_others(few)):
+            for turn, others in enumerate(_others(few, first=len(few) - 1 if self._begins_inside else 0)):
                 if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
                     break
                 try:
@@ -304,9 +308,12 @@ def _together(looks: list[NumpyArray]) -> NumpyArray:
     return np.concatenate([look.ravel() for look in looks])
 
 
-def _others(arrays: Sequence[tf.Tensor]) -> Iterator[list[tf.Tensor]]:
-    """Yield other images, the numbers among the inputs being others."""
-    every = [list(other_images(array.numpy())) if array.dtype.is_floating else None for array in arrays]
+def _others(arrays: Sequence[tf.Tensor], first: int) -> Iterator[list[tf.Tensor]]:
+    """Yield other images, the numbers among the inputs being others, from the ``first`` input on."""
+    every = [
+        list(other_images(array.numpy())) if array.dtype.is_floating and position >= first else None
+        for position, array in enumerate(arrays)
+    ]
     for turn in range(max(len(others) for others in every if others is not None)):
         yield [
             given if others is None else tf.constant(others[turn], given.dtype)

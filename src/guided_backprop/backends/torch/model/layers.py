@@ -1,12 +1,13 @@
-"""A torch model up to one of its layers, without a hook on it: the modules on the way there are copied shallowly."""
+"""The layers of a torch model, itself watched at some of them without a hook, and where a graph begins inside of it."""
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from guided_backprop.arrays import Layer, Model, Outputs, Tensor
-from guided_backprop.errors import ModelError
+from guided_backprop.arrays import Inputs, Model, Outputs, Tensor
+from guided_backprop.backends.runs import Passage
+from guided_backprop.backends.torch.model.images import leaf_of
+from guided_backprop.backends.twins import Twins, watch
 
 
 def layers_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -14,44 +15,42 @@ def layers_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in model.named_modules() if name}
 
 
-def run_until(model: torch.nn.Module, name: str) -> Callable[..., Outputs]:
-    """Return a function that runs ``model`` until the layer called ``name`` has run, and returns its output.
-
-    Parameters and buffers are the model's own; the model is untouched. Of a layer that runs several times
-    the first output is returned.
-    """
-    root = _replaced(model, name, _Last)
-
-    def until(*inputs: Tensor, **named: Tensor) -> Outputs:
-        try:
-            root(*inputs, **named)
-        except _Reached as reached:
-            return reached.output
-        raise ModelError(
-            f"layer must be run by the model; received layer={name!r}, which was not. "
-            "Name a layer that is on the way to the model's output."
-        )
-
-    return until
+def run_watched(model: torch.nn.Module, inputs: Inputs, passage: Passage) -> Outputs:
+    """Run a twin of ``model`` that is watched at some layers; parameters and buffers are the model's own."""
+    twins, layers = Twins(_is_module), layers_of(model)
+    twin = twins.of(model)
+    for name in passage.layers:
+        watch(twins.of(layers[str(name)]), passage.at(name))
+    return passage.run(lambda: inputs.call(twin))
 
 
-def run_with(model: torch.nn.Module, name: str) -> Callable[..., tuple[Outputs, torch.Tensor]]:
-    """Return a function that runs ``model`` and returns its output and that of the layer called ``name``.
+class Beginning:
+    """Where a graph begins inside of a model: what a layer returned becomes a leaf.
 
-    What the layer returned is where the graph begins: a leaf, and the model goes on with a copy of it.
+    Args:
+        check: raises if a layer's output is not one that a gradient can be taken at.
+        followers: are told the leaf before anything is made of it.
+        other: what the graph begins with in its place; None for what the layer returned.
     """
 
-    def forward(*inputs: Tensor, **named: Tensor) -> tuple[Outputs, torch.Tensor]:
-        leaves: list[torch.Tensor] = []
-        output = _replaced(model, name, lambda layer: _Start(layer, leaves))(*inputs, **named)
-        if len(leaves) != 1:
-            raise ModelError(
-                f"the layer must be run once by the model; received layer={name!r}, which was run {len(leaves)} times. "
-                "Name a layer that is on the way to the model's output, once."
-            )
-        return output, leaves[0]
+    def __init__(
+        self,
+        check: Callable[[Tensor], None],
+        followers: Sequence[Callable[[torch.Tensor], None]],
+        other: torch.Tensor | None = None,
+    ) -> None:
+        self._check, self._followers, self._other = check, followers, other
+        self.leaves: list[torch.Tensor] = []
 
-    return forward
+    def __call__(self, value: torch.Tensor) -> torch.Tensor:
+        """Return a copy for the model to go on with, which may work in place."""
+        self._check(value)
+        # The model may have run the layer without gradients, as a frozen backbone.
+        with torch.enable_grad():
+            self.leaves.append(leaf_of(value if self._other is None else self._other))
+            for follow in self._followers:
+                follow(self.leaves[-1])
+            return self.leaves[-1].clone()
 
 
 def with_arguments(model: Model, arguments: tuple[object, ...]) -> torch.nn.Module:
@@ -73,61 +72,5 @@ class _WithArguments(torch.nn.Module):
         return self.model(*inputs, *self.arguments)
 
 
-def _replaced(model: torch.nn.Module, name: str, stand_in: Callable[[Layer], torch.nn.Module]) -> torch.nn.Module:
-    """Return a copy of ``model``, shallow along the way to one layer, with another module in that layer's place."""
-    *path, last = name.split(".")
-    root = module = copy.copy(model)
-    for part in path:
-        child = copy.copy(module._modules[part])
-        module._modules = {**module._modules, part: child}
-        module = child  # type: ignore[assignment]
-    module._modules = {**module._modules, last: stand_in(module._modules[last])}
-    return root
-
-
-class _Reached(BaseException):
-    """Leaves the forward pass: not an Exception, so that no handler of the model's own takes it for an error."""
-
-    def __init__(self, output: Outputs) -> None:
-        super().__init__()
-        self.output = output
-
-
-class _InPlaceOf(torch.nn.Module):
-    """Stands in for a layer, with all that others may read of it."""
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__()
-        self.layer = layer
-        self.training = layer.training
-
-    def __getattr__(self, name: str) -> Tensor:
-        return super().__getattr__(name) if name in ("layer", "_modules") else getattr(self.layer, name)
-
-
-class _Last(_InPlaceOf):
-    """Runs the layer, and nothing after it."""
-
-    def forward(self, *inputs: Tensor, **options: Tensor) -> None:
-        """Run the layer."""
-        raise _Reached(self.layer(*inputs, **options))
-
-
-class _Start(_InPlaceOf):
-    """Runs the layer, and lets the graph begin with what it returns."""
-
-    def __init__(self, layer: Layer, values: list[torch.Tensor]) -> None:
-        super().__init__(layer)
-        self.values = values
-
-    def forward(self, *inputs: Tensor, **options: Tensor) -> torch.Tensor:
-        """Run the layer."""
-        output = self.layer(*inputs, **options)
-        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            received = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
-            raise ModelError(
-                f"the layer must return one real tensor; received {received} from {type(self.layer).__name__}. "
-                "Name a layer that does."
-            )
-        self.values.append(output.detach().requires_grad_())
-        return self.values[-1].clone()
+def _is_module(value: object) -> bool:
+    return isinstance(value, torch.nn.Module)

@@ -1,33 +1,28 @@
 """A torch module, or a function of tensors, as the backend asks it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
 
 import torch
 
 from guided_backprop.arrays import Inputs, Layer, Model, Tensor
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
+from guided_backprop.backends.runs import Passage, Run
 from guided_backprop.backends.torch.model.eager import unfused
-from guided_backprop.backends.torch.model.layers import layers_of, run_until, run_with
+from guided_backprop.backends.torch.model.layers import layers_of, run_watched
 from guided_backprop.backends.torch.model.mode import training_module
 from guided_backprop.backends.torch.model.randomize import TorchCopy
 from guided_backprop.errors import ModelError
 
 
 class TorchNetwork(Network):
-    """A ``torch.nn.Module`` or any callable on tensors.
-
-    Args:
-        model: the user's model.
-        forward: what is run in its place; None for the model itself.
-    """
+    """A ``torch.nn.Module`` or any callable on tensors."""
 
     is_channels_last = False
 
-    def __init__(self, model: Model, forward: Callable[..., Any] | None = None) -> None:
-        super().__init__(model)
-        self._forward = unfused(model) if forward is None else forward
+    def __init__(self, model: Model, begin: Run | None = None, end: Run | None = None) -> None:
+        super().__init__(model, begin, end)
+        self._forward = unfused(model)
 
     @property
     def name(self) -> str:
@@ -41,18 +36,15 @@ class TorchNetwork(Network):
                 f"received training=True on {training}, which asks for it. Call model.eval()."
             )
 
-    def call(self, inputs: Inputs) -> Tensor:
+    def run(self, inputs: Inputs) -> Tensor:
         return inputs.call(self._forward)
+
+    def run_watched(self, inputs: Inputs, passage: Passage) -> Tensor:
+        return run_watched(self.model, inputs, passage)
 
     def layers(self) -> Mapping[str, Layer]:
         is_open = isinstance(self.model, torch.nn.Module) and not isinstance(self.model, torch.jit.ScriptModule)
         return layers_of(self.model) if is_open else super().layers()
-
-    def until(self, name: str | int) -> Self:
-        return type(self)(self.model, run_until(self.model, str(name)))
-
-    def beginning_at(self, name: str | int) -> Self:
-        return type(self)(self.model, run_with(self.model, str(name)))
 
     def private_copy(self, inputs: Inputs, run: Callable[[Model], object], seed: int) -> PrivateCopy:
         return TorchCopy(self.model, run, seed)

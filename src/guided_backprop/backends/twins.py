@@ -1,0 +1,135 @@
+"""A private twin of a model: all that leads to its layers copied shallowly, so that a layer can be watched in it.
+
+Weights and all else are the model's own. Layers are met as people hold them: as attributes, in lists, tuples, sets and
+dictionaries, as what a method is of, and in what a function closes over. Another object that holds a layer is not
+looked into: the layer that is called through it is the user's own, and what watches its twin does not see that call.
+"""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection
+from functools import partial
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+from guided_backprop.arrays import Layer, Outputs, Tensor
+
+_HOLDERS = (dict, list, tuple, set, frozenset, partial, FunctionType, MethodType)
+_KINDS_OF_DICTIONARY = (dict, OrderedDict, defaultdict)
+
+
+class Twins:
+    """Twins of the parts of one model, which hold one another as the parts do.
+
+    Args:
+        is_part: tells what is copied: a layer, or what holds one besides containers.
+        apart: attributes that lead to other models; a twin has a list of its own there, of the same things.
+    """
+
+    def __init__(self, is_part: Callable[[object], bool], apart: Collection[str] = ()) -> None:
+        self._is_part, self._apart = is_part, frozenset(apart)
+        # By identity, with the original: as long as that is held, nothing else has its identity.
+        self._known: dict[int, tuple[object, Any]] = {}
+
+    def of(self, original: object) -> Any:
+        """Return the twin of a part, or what holds twins where the original holds parts; else the original."""
+        known = self._known.get(id(original))
+        if known is not None:
+            return known[1]
+        if self._is_part(original):
+            return self._twin(original)
+        # Most of what a module has are empty dictionaries.
+        if not isinstance(original, _HOLDERS) or not original:
+            return original
+        # Until it is known better, also for what holds itself.
+        self._known[id(original)] = original, original
+        copied = self._copied(original)
+        self._known[id(original)] = original, copied
+        return copied
+
+    def _twin(self, part: object) -> object:
+        twin = object.__new__(type(part))
+        self._known[id(part)] = part, twin
+        # All at once: another thread may run the part.
+        for name, attribute in list(vars(part).items()):
+            vars(twin)[name] = list(attribute) if name in self._apart else self.of(attribute)
+        return twin
+
+    def _copied(self, original: object) -> object:
+        """Return what holds twins, or the original if it holds no part."""
+        match original:
+            case MethodType():
+                owner = self.of(original.__self__)
+                return original if owner is original.__self__ else MethodType(original.__func__, owner)
+            case FunctionType(__closure__=tuple(cells)):
+                return self._function(original, [self._cell(cell) for cell in cells])
+            case partial():
+                held = [original.func, *original.args, *original.keywords.values()]
+                func, *rest = twins = list(map(self.of, held))
+                args, named = rest[: len(original.args)], rest[len(original.args) :]
+                again = partial(func, *args, **dict(zip(original.keywords, named, strict=True)))
+                return original if _are_same(held, twins) else again
+            case dict():
+                held = [one for pair in list(original.items()) for one in pair]
+                twins = list(map(self.of, held))
+                return original if _are_same(held, twins) else _dictionary(original, twins)
+            case tuple() | list() | set() | frozenset():
+                held = list(original)
+                twins = list(map(self.of, held))
+                return original if _are_same(held, twins) else _collection(original, twins)
+        return original
+
+    def _cell(self, cell: CellType) -> CellType:
+        try:
+            held = cell.cell_contents
+        except ValueError:
+            return cell
+        twin = self.of(held)
+        return cell if twin is held else CellType(twin)
+
+    def _function(self, function: FunctionType, cells: list[CellType]) -> FunctionType:
+        if _are_same(function.__closure__ or (), cells):
+            return function
+        again = FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+        )
+        again.__kwdefaults__ = function.__kwdefaults__
+        vars(again).update(vars(function))
+        return again
+
+
+def watch(twin: Layer, passed: Callable[[Outputs], Outputs]) -> None:
+    """Let ``passed`` say what a twin returns from now on, of what it has returned.
+
+    It gets a class of its own for that, which differs in nothing else: a layer is also asked what it is.
+    """
+    kind: Any = type(twin)
+
+    def __call__(self: Layer, *inputs: Tensor, **options: Tensor) -> Outputs:  # noqa: N807 - it is that of a class
+        return passed(kind.__call__(self, *inputs, **options))
+
+    own = {"__call__": __call__, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    twin.__class__ = type(kind)(kind.__name__, (kind,), own)
+
+
+def _are_same(held: Collection[object], twins: Collection[object]) -> bool:
+    return all(one is other for one, other in zip(held, twins, strict=True))
+
+
+def _dictionary(original: dict[Any, Any], twins: list[Any]) -> dict[Any, Any]:
+    pairs = zip(twins[::2], twins[1::2], strict=True)
+    if type(original) not in _KINDS_OF_DICTIONARY:
+        return dict(pairs)
+    again = original.copy()
+    again.clear()
+    again.update(pairs)
+    return again
+
+
+def _collection(original: Collection[object], twins: list[object]) -> Collection[object]:
+    # What tracks its layers gives way to a plain one, where nothing is tracked.
+    if isinstance(original, tuple):
+        make: Callable[[list[object]], Collection[object]] = getattr(original, "_make", tuple)
+        return make(twins)
+    if isinstance(original, list):
+        return twins
+    return frozenset(twins) if isinstance(original, frozenset) else set(twins)

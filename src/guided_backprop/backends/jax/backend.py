@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
-from guided_backprop.backends.jax.cache import SHARED, Compiled, is_shared, key_of
+from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.graph.composites import mark_activations
 from guided_backprop.backends.jax.graph.heads import Head, head_of
@@ -26,6 +26,7 @@ from guided_backprop.backends.jax.hidden.masks import Audit
 from guided_backprop.backends.jax.network import JaxNetwork
 from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.jax.state import state_of
+from guided_backprop.backends.kept import Kept
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
@@ -74,9 +75,9 @@ class JaxBackend(Backend):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self._compiled = Compiled()
-        self._plans = Compiled()
-        self._judged = Compiled()
+        self._compiled = Kept()
+        self._plans = Kept()
+        self._judged = Kept()
 
     @classmethod
     def network_of(cls, model: Any) -> Network:

@@ -7,10 +7,7 @@ Where nothing in a program is the user's, neither an array nor a function, all m
 compiled of it. That is never stale, for it is found by what a new trace does, and it keeps nothing of the user's alive.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from threading import Lock
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +16,8 @@ from jax.extend import core
 
 from guided_backprop.backends.jax.graph.calls import is_of_jax
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Program, Shaped, Step, Value, alone
+from guided_backprop.backends.kept import Kept
 from guided_backprop.rules import ReluRule
-
-_MOST = 16
 
 
 class Identity:
@@ -42,37 +38,8 @@ class Identity:
         return id(self._held)
 
 
-class Compiled:
-    """What was made last, such as compiled functions; several threads may use it at once."""
-
-    def __init__(self) -> None:
-        self._functions: OrderedDict[Hashable, Any] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """Return what is kept under ``key``, or build it."""
-        with self._lock:
-            if key not in self._functions:
-                self._functions[key] = build()
-                while len(self._functions) > _MOST:
-                    self._functions.popitem(last=False)
-            self._functions.move_to_end(key)
-            return self._functions[key]
-
-    def peek(self, key: Hashable) -> Any:
-        """Return what is kept under ``key``, or None."""
-        with self._lock:
-            return self._functions.get(key)
-
-    def keep(self, key: Hashable, value: Any) -> None:
-        """Keep ``value`` in place of what was kept under ``key``."""
-        with self._lock:
-            self._functions.pop(key, None)
-        self.get(key, lambda: value)
-
-
 #: What all methods of the process share.
-SHARED = Compiled()
+SHARED = Kept()
 
 
 def is_shared(program: Program, key: Hashable, rules: Sequence[ReluRule]) -> bool:

@@ -6,110 +6,28 @@ functions, layers and gradients are left as they are, and weights are read anew 
 
 import itertools
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from guided_backprop.arrays import Array, Inputs, Model, NumpyArray, Tensor
-from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
+from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
+from guided_backprop.backends.kept import shared_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.network import Network
-from guided_backprop.backends.refusals import detached, no_rows, not_finite, spelled
+from guided_backprop.backends.refusals import not_finite, spelled
 from guided_backprop.backends.tensorflow.classify import classify
 from guided_backprop.backends.tensorflow.gradients import Editor
-from guided_backprop.backends.tensorflow.graph.callout import CallOut
-from guided_backprop.backends.tensorflow.graph.custom import SCOPE
-from guided_backprop.backends.tensorflow.graph.functions import (
-    Traced,
-    graph_of,
-    keep_functions,
-    made_by,
-    renamed,
-)
+from guided_backprop.backends.tensorflow.graph.functions import Traced, graph_of, made_by
 from guided_backprop.backends.tensorflow.graph.nodes import constant_of, producer
 from guided_backprop.backends.tensorflow.graph.tracing import trace
 from guided_backprop.backends.tensorflow.hidden.values import Watch
-from guided_backprop.backends.tensorflow.model import (
-    CULPRITS,
-    TensorFlowNetwork,
-    callable_of,
-    inside_of,
-    model_error,
-    slopes,
-)
+from guided_backprop.backends.tensorflow.model import TensorFlowNetwork, callable_of, inside_of, model_error
+from guided_backprop.backends.tensorflow.plan import Call, Copy, Kind, OtherLabels, Plan, Rules, running
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
 from guided_backprop.rules import ReluRule
-
-_Specs = tuple[tf.TensorSpec, ...]
-_Rules = tuple[ReluRule, ...]
-
-
-class _Kind(NamedTuple):
-    """What a graph is made for: the inputs' signatures, if they come in a tuple or by name, if a head is undone."""
-
-    specs: _Specs
-    form: Hashable
-    undoes_head: bool
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A marked copy of the model's graph, for images of one signature.
-
-    Attributes:
-        specs: the inputs' signatures.
-        traced: what it is a copy of.
-        graph_def: the graph.
-        arguments: the names of its arguments: the inputs, then what it captured.
-        output: the name of its output.
-        inside: the name of the value that the gradient is taken at; None for the inputs.
-        watch: the operations that may be ReLUs for all that their names say.
-        head: the final softmax or sigmoid that is undone.
-    """
-
-    specs: _Specs
-    traced: Traced
-    graph_def: GraphDef
-    arguments: list[str]
-    output: str
-    inside: str | None
-    watch: "Watch"
-    head: str | None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The gradients of one model under some rules, for images of one signature."""
-
-    run: Callable[..., Mapping[str, tf.Tensor]]
-    editors: list[Editor]
-    head: str | None
-
-
-@dataclass
-class _Call:
-    """One call of a plan: how its outputs weigh, and what came of that.
-
-    Attributes:
-        weigh: from outputs to weights.
-        score: what weighs the outputs by its slope instead, if anything.
-        count: how many images there are.
-        labels: how many labels of each image the plan is made for.
-    """
-
-    weigh: Weigh
-    score: Score | None
-    count: int
-    labels: int
-    outputs: NumpyArray = field(init=False)
-    weights: NumpyArray = field(init=False)
-    scores: NumpyArray | None = None
-    error: BaseException | None = field(default=None)
 
 
 class TensorFlowBackend(Backend):
@@ -128,11 +46,9 @@ class TensorFlowBackend(Backend):
         super().__init__(setup)
         # Of what the gradient begins at, if that is inside of the model.
         self._check = partial(self.check_beginning, count=None) if self.begins_inside else None
-        self._copies: dict[_Kind, _Copy] = {}
-        self._plans: dict[tuple[_Kind, _Rules, int], _Plan] = {}
-        self._calls: dict[int, _Call] = {}
-        self._ask = CallOut(self._weigh, tf.float64)
-        self._tokens = itertools.count()
+        self._copies: dict[Kind, Copy] = {}
+        self._plans: dict[tuple[Kind, Rules, int], Plan] = {}
+        self._watches: dict[Kind, Watch] = {}
         self._lock = threading.RLock()
 
     @classmethod
@@ -164,7 +80,7 @@ class TensorFlowBackend(Backend):
             given = inputs.map(tf.convert_to_tensor)
             try:
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=1)
-            except _OtherLabels as other:
+            except OtherLabels as other:
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=other.count)
         for editor in plan.editors:
             _check_bounds(editor, results)
@@ -210,28 +126,38 @@ class TensorFlowBackend(Backend):
                 gradients[position] = gradients[position].numpy()
         return inputs.like(gradients)
 
-    def _plan(self, given: Inputs, rules: _Rules, labels: int, *, undoes_head: bool) -> _Plan:
+    def _plan(self, given: Inputs, rules: Rules, labels: int, *, undoes_head: bool) -> Plan:
         """Return the plan for such images, for any number of them unless the model is made for one number."""
         shapes = [tensor.shape.as_list() for tensor in given.arrays]
         kinds = []
         for sizes in ([[None, *shape[1:]] for shape in shapes], shapes):
             specs = (tf.TensorSpec(size, tensor.dtype) for size, tensor in zip(sizes, given.arrays, strict=True))
-            kinds.append(_Kind(tuple(specs), given.form, undoes_head))
+            kinds.append(Kind(tuple(specs), given.form, undoes_head))
         with self._lock:
             kind = next((kind for kind in kinds if kind in self._copies), None)
             if kind is None:
                 kind, copied = self._copy(kinds, given)
                 self._copies[kind] = copied
+                # Not shared: each method looks at values of its own images, with the weights that it meets.
+                self._watches[kind] = self._watch(copied, given)
             if (kind, rules, labels) not in self._plans:
                 if any(rule.needs_every_relu for rule in rules):
-                    self._refuse_spelled(self._copies[kind].watch, given)
+                    self._refuse_spelled(self._watches[kind], given)
                 try:
-                    self._plans[kind, rules, labels] = self._build(self._copies[kind], rules, labels)
+                    self._plans[kind, rules, labels] = self._copies[kind].plan(rules, labels, self.setup.vouch)
                 except GuidedBackpropError:
                     raise
                 except Exception as error:
                     raise self._failed(error, given) from error
             return self._plans[kind, rules, labels]
+
+    def _watch(self, copied: Copy, given: Inputs) -> Watch:
+        """Return what looks at values; what the gradient begins at is one more input of that."""
+        begins, size = inside_of(self.network, given, self._check), copied.specs[0].shape[0]
+        specs = [*copied.specs, *(tf.TensorSpec([size, *value.shape[1:]], value.dtype) for value in begins)]
+        return Watch(
+            copied.places, copied.graph_def, copied.flat_names, specs, copied.bring, begins_inside=bool(begins)
+        )
 
     def _refuse_spelled(self, watch: Watch, given: Inputs) -> None:
         """Raise if the values of these images show a ReLU that is no operation of its own."""
@@ -243,27 +169,18 @@ class TensorFlowBackend(Backend):
             # What is made of it is found as well.
             raise spelled({relus[0].name}, "tf.nn.relu")
 
-    def _copy(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, "_Copy"]:
-        """Trace the model, and mark in a copy of its graph what each node is."""
+    def _copy(self, kinds: list[Kind], given: Inputs) -> tuple[Kind, Copy]:
+        """Trace the model; return its copy, which methods on one model share for as long as they trace alike."""
         kind, traced = self._trace(kinds, given)
-        captured = [constant_of(tensor) for tensor in traced.captured]
-        begin = made_by(traced.definition, traced.definition.signature.output_arg[1].name) if self.begins_inside else ""
-        findings = classify(traced.definition, traced.nested, captured, self.setup.vouch, producer(begin))
-        head = findings.undo_head() if kind.undoes_head else None
-        graph_def, flat_names = graph_of(traced)
-        signature = traced.definition.signature
-        arguments = [arg.name for arg in signature.input_arg]
-        output, *inside = (flat_names[made_by(traced.definition, arg.name)] for arg in signature.output_arg)
-        first = inside[0] if inside else None
-        # What the gradient begins at is one more input of what is watched.
-        begins, size = inside_of(self.network, given, self._check), kind.specs[0].shape[0]
-        specs = [*kind.specs, *(tf.TensorSpec([size, *value.shape[1:]], value.dtype) for value in begins)]
-        given_names = [*arguments[: len(kind.specs)], *(name.partition(":")[0] for name in inside)]
-        bring = partial(_bring, [*given_names, *arguments[len(kind.specs) :]], traced.captured)
-        watch = Watch(findings.places, graph_def, flat_names, specs, bring, begins_inside=bool(begins))
-        return kind, _Copy(kind.specs, traced, graph_def, arguments, output, first, watch, head)
+        vouch = self.setup.vouch
+        if traced.gradients:
+            # They hold functions of the model's, and may lead to it.
+            return kind, _copy_of(traced, kind, vouch)
+        key = (kind, frozenset(vouch.items()), traced.digest())
+        copied: Copy = shared_of(self.setup.model).get(key, lambda: _copy_of(traced, kind, vouch))
+        return kind, copied
 
-    def _trace(self, kinds: list[_Kind], given: Inputs) -> tuple[_Kind, Traced]:
+    def _trace(self, kinds: list[Kind], given: Inputs) -> tuple[Kind, Traced]:
         error: Exception | None = None
         for autograph, kind in itertools.product((False, True), kinds):
             forward = callable_of(self.network, given, self.setup.output, self._check)
@@ -277,86 +194,19 @@ class TensorFlowBackend(Backend):
         assert error is not None
         raise model_error(error, kinds[-1].specs) from error
 
-    def _build(self, copied: "_Copy", rules: _Rules, labels: int) -> _Plan:
-        """Differentiate the copy under each rule, once for each label."""
-        editors = [Editor(rule, self.setup.vouch) for rule in rules]
-        graph_def = renamed(copied.graph_def)
-
-        def joint(token: tf.Tensor, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            names = [copied.output, *([copied.inside] if copied.inside else [])]
-            outputs, *inside = _bring(copied.arguments, copied.traced.captured, graph_def, inputs, names)
-            (weights,) = self._ask([token, outputs])
-            weights.set_shape([labels, *outputs.shape])
-            seeds = tf.unstack(tf.cast(weights, outputs.dtype))
-            results = {"activation": tf.identity(inside[0])} if inside else {}
-            for number, editor in enumerate(editors):
-                results |= self._differentiate(editor, f"gradient {number}", inside or inputs, outputs, seeds)
-            return results
-
-        signature = [tf.TensorSpec([], tf.int64), *copied.specs]
-        concrete = tf.function(joint, input_signature=signature, autograph=False).get_concrete_function()
-        for editor in editors:
-            if not editor.bounds:
-                # Nothing is left to be seen in the values: raise before the model is run.
-                editor.coverage()
-        plan = _Plan(concrete, editors, copied.head)
-        keep_functions(graph_def, plan)
-        return plan
-
-    def _differentiate(
-        self, editor: Editor, name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, weights: list[tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
-        explained = [position for position, tensor in enumerate(inputs) if tensor.dtype.is_floating]
-        results = {}
-        with editor.at_work():
-            for label, weight in enumerate(weights if outputs.dtype.is_floating else []):
-                gradients = tf.gradients(outputs, [inputs[position] for position in explained], weight)
-                if all(gradient is None for gradient in gradients):
-                    break
-                for position, gradient in zip(explained, gradients, strict=True):
-                    dense = tf.zeros_like(inputs[position]) if gradient is None else tf.convert_to_tensor(gradient)
-                    results[f"{name} {label} {position}"] = dense
-        if not results:
-            raise detached(CULPRITS)
-        for label, (logits, arrived) in enumerate(editor.heads):
-            results["logits"], results[f"arrived {label}"] = logits, arrived
-        return results | editor.seen()
-
-    def _weigh(self, token: NumpyArray, outputs: NumpyArray) -> NumpyArray:
-        """Say how the outputs weigh, between the forward and the backward pass of one call."""
-        call = self._calls[int(token)]
-        try:
-            if outputs.ndim == 0 or len(outputs) != call.count:
-                raise no_rows(call.count, outputs.shape, "tensor")
-            # bfloat16 is no number to NumPy.
-            call.outputs = np.array(outputs, np.float32 if outputs.dtype.kind == "V" else None)
-            if call.score is None:
-                call.weights = np.stack(call.weigh(call.outputs)).astype(np.float64, copy=False)
-            else:
-                weights, call.scores = slopes(call.score, tf.constant(outputs))
-                call.weights = weights[None]
-            if len(call.weights) != call.labels:
-                raise _OtherLabels(len(call.weights))
-        except BaseException as error:
-            call.error = error
-            raise
-        return call.weights
-
     def _run(
-        self, given: Inputs, weigh: Weigh, rules: _Rules, score: Score | None, *, labels: int
-    ) -> tuple[_Plan, _Call, Mapping[str, tf.Tensor]]:
+        self, given: Inputs, weigh: Weigh, rules: Rules, score: Score | None, *, labels: int
+    ) -> tuple[Plan, Call, Mapping[str, tf.Tensor]]:
         plan = self._plan(given, rules, labels, undoes_head=self.setup.undo_head and score is None)
         inputs = given.arrays
-        token, call = next(self._tokens), _Call(weigh, score, len(inputs[0]), labels)
-        self._calls[token] = call
+        call = Call(weigh, score, len(inputs[0]), labels)
         try:
-            return plan, call, plan.run(tf.constant(token, tf.int64), *inputs)
+            with running(call) as number:
+                return plan, call, plan.run(number, *inputs)
         except Exception as error:
             if call.error is not None:
                 raise call.error from None
             raise self._failed(error, given) from error
-        finally:
-            del self._calls[token]
 
     def _failed(self, error: Exception, given: Inputs) -> ModelError:
         """Return what to say of an error of a copy: the model's own, or a fault of ours if the model has none."""
@@ -378,21 +228,18 @@ class TensorFlowBackend(Backend):
         )
 
 
-class _OtherLabels(Exception):  # noqa: N818 - no error: the plan for that number is run instead
-    """Each image has another number of labels than the plan was made for."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-
-def _bring(
-    arguments: list[str], captured: list[tf.Tensor], graph_def: GraphDef, inputs: Sequence[tf.Tensor], names: list[str]
-) -> list[tf.Tensor]:
-    """Put a copy of a graph into the one that is being built, on inputs; return the tensors of these names."""
-    here = [*inputs, *map(tf.compat.v1.get_default_graph().capture, captured)]
-    named = {f"{name}:0": tensor for name, tensor in zip(arguments, here, strict=True)}
-    return list(tf.graph_util.import_graph_def(graph_def, named, names, name=SCOPE))
+def _copy_of(traced: Traced, kind: Kind, vouch: Vouch) -> Copy:
+    """Mark in a copy of a traced graph what each node is."""
+    captured = [constant_of(tensor) for tensor in traced.captured]
+    signature = traced.definition.signature
+    begin = made_by(traced.definition, signature.output_arg[1].name) if len(signature.output_arg) > 1 else ""
+    findings = classify(traced.definition, traced.nested, captured, vouch, producer(begin))
+    head = findings.undo_head() if kind.undoes_head else None
+    graph_def, flat_names = graph_of(traced)
+    arguments = [arg.name for arg in signature.input_arg]
+    output, *inside = (flat_names[made_by(traced.definition, arg.name)] for arg in signature.output_arg)
+    first = inside[0] if inside else None
+    return Copy(kind.specs, traced, graph_def, arguments, output, first, findings.places, flat_names, head)
 
 
 def _check_bounds(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:

@@ -4,9 +4,10 @@ Nothing of the user's is edited: the function definitions here are copies. What 
 bodies of ``cond``, ``while`` and ``case``, whose gradients TensorFlow builds from their definitions.
 """
 
+import hashlib
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import tensorflow as tf
@@ -33,11 +34,20 @@ class Traced:
         definition: the function; no node of it is a call.
         nested: the functions that its control flow uses, each used once, by name.
         captured: what the function reads besides the images, in the order of its further arguments.
+        gradients: the custom gradients that were registered for it alone.
     """
 
     definition: FunctionDef
     nested: dict[str, FunctionDef]
     captured: list[tf.Tensor]
+    gradients: frozenset[str] = frozenset()
+
+    def digest(self) -> Hashable:
+        """Return what is equal for two traces that are alike, as long as one of them lives."""
+        digest = hashlib.sha256(self.definition.SerializeToString(deterministic=True))
+        for name, function in self.nested.items():
+            digest.update(name.encode() + function.SerializeToString(deterministic=True))
+        return digest.digest(), tuple(map(id, self.captured))
 
 
 @dataclass
@@ -66,12 +76,14 @@ class _Inliner:
         return flat
 
     def _copy_functions(self, node: NodeDef, where: str) -> None:
-        for name, value in node.attr.items():
+        for name in sorted(node.attr):
+            value = node.attr[name]
             functions = [value.func] if value.WhichOneof("value") == "func" else list(value.list.func)
             for index, function in enumerate(functions):
                 if function.name in self.library:
                     copy = self.flatten(self.library[function.name], f"{where}/{name}{index}/")
-                    function.name = copy.signature.name = f"guided_backprop_function_{next(_NUMBERS)}"
+                    # Alike in two traces of one model; new names are given to each copy that TensorFlow gets to know.
+                    function.name = copy.signature.name = f"guided_backprop_function_of_{len(self.nested)}"
                     self.nested[function.name] = copy
 
 
@@ -154,7 +166,8 @@ def _rewire(flat: FunctionDef, renamed: Mapping[str, str], controls: Mapping[str
             for index, ref in enumerate(wiring.resolved([f"^{node_name}"])):
                 flat.control_ret[f"{name}_{index}"] = ref[1:]
     del flat.signature.control_output[:]
-    flat.signature.control_output.extend(flat.control_ret)
+    # In one order, so that two traces of one model are alike.
+    flat.signature.control_output.extend(sorted(flat.control_ret))
 
 
 def graph_of(traced: Traced) -> tuple[GraphDef, dict[str, str]]:
@@ -226,4 +239,6 @@ def _length(node: NodeDef, output: OpDef.ArgDef) -> int:
 def flattened(definition: FunctionDef, library: Mapping[str, FunctionDef], captured: Sequence[tf.Tensor]) -> Traced:
     """Return a function without calls; ``library`` has those that it uses."""
     inliner = _Inliner(library)
-    return Traced(inliner.flatten(definition), inliner.nested, list(captured))
+    flat = inliner.flatten(definition)
+    flat.signature.name = "model"
+    return Traced(flat, inliner.nested, list(captured))

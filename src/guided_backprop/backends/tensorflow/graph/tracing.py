@@ -37,7 +37,8 @@ def trace(model: Callable[..., tf.Tensor], specs: Sequence[tf.TensorSpec], *, au
     graph_def = concrete.graph.as_graph_def()
     library = {function.signature.name: function for function in graph_def.library.function}
     traced = flattened(concrete.function_def, library, concrete.captured_inputs)
-    weakref.finalize(traced, forget_gradients, own_gradients(graph_def, before)).atexit = False
+    traced.gradients = own_gradients(graph_def, before)
+    weakref.finalize(traced, forget_gradients, traced.gradients).atexit = False
     return traced
 
 

@@ -28,8 +28,8 @@ def face() -> np.ndarray:
     return (pixels / 255 - 0.5)[None, :, :, None] * 2
 
 
-def explain_here(target: str) -> None:
-    """Explain the face on this process's Keras backend and write probabilities and map to ``target``."""
+def explained() -> dict[str, np.ndarray]:
+    """Explain the face on this process's Keras backend: probabilities ``(7,)`` and attribution ``(64, 64, 1)``."""
     import keras
 
     from guided_backprop import GuidedBackprop
@@ -40,7 +40,12 @@ def explain_here(target: str) -> None:
     model = keras.saving.load_model(weights, compile=False)
     explanations = GuidedBackprop(model).explain(face())
     assert explanations.head == "softmax"
-    np.savez(target, probabilities=explanations.outputs[0], attribution=np.asarray(explanations)[0])
+    return {"probabilities": explanations.outputs[0], "attribution": np.asarray(explanations)[0]}
+
+
+def explain_here(target: str) -> None:
+    """Write what is explained here to ``target``."""
+    np.savez(target, **explained())
 
 
 def explain_everywhere() -> dict[str, dict[str, np.ndarray]]:

@@ -350,7 +350,7 @@ def to_jax(network: reference.Sequential):
 
 
 def test_one_network_has_the_same_blocks_and_baselines_in_torch_and_jax():
-    """Keras, on its three backends, is looked at in keras_cases.py."""
+    """Keras, on its three backends, is looked at in test_keras.py."""
     network = NETWORKS["convolutional"]
     in_torch = sanity_check(GuidedBackprop(to_torch(network)), torch.tensor(IMAGES))
     with jax.enable_x64(True):
@@ -701,7 +701,7 @@ def test_labels_that_are_no_class_ids():
 
 
 def test_keras_in_this_process():
-    """On TensorFlow; the other backends are looked at in keras_cases.py."""
+    """On TensorFlow; the other backends are looked at in test_keras.py."""
     assert keras.config.backend() == "tensorflow"
     layers = [keras.Input((24, 24, 3)), keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.Flatten()]
     model = keras.Sequential([*layers, keras.layers.Dense(3, activation="softmax")])

@@ -73,16 +73,25 @@ def explain_with(
 
 def by_rule(model: Any, images: Any = IMAGES, labels: Any = LABELS) -> dict[str, Attributed]:
     """Explain one batch under all rules, which share one trace."""
-    found = backend(model).attribute(Inputs.of(images), parse_label(labels, len(images)).weigh, [*RULES.values()])
+    found = backend(model).attribute(Inputs.of(images), parse_label(labels, len(IMAGES)).weigh, [*RULES.values()])
     return dict(zip(RULES, found, strict=True))
+
+
+WORKED = {"saliency": [1, 0, 0, -4], "deconvnet": [1, 0, 3, 0], "guided": [1, 0, 0, 0]}
 
 
 @pytest.mark.parametrize("spelling", ACTIVATIONS)
 def test_every_spelling_of_a_relu(spelling):
-    """Under the rule that is hardest to get right; the worked example has the others."""
-    result = explain(small_net(ACTIVATIONS[spelling]))
-    np.testing.assert_allclose(result.attribution, small_oracle(), **TOLERANCE)
-    assert result.coverage == (("relu", 3, "guided"),)
+    """In the network, and beside it in the worked example: the tie at 0 is closed in every spelling."""
+    relu, network = ACTIVATIONS[spelling], small_net(ACTIVATIONS[spelling])
+    x, g = (np.array([values] * 4, float) for values in ([5, 0, -5, 10], [1, -2, 3, -4]))
+    weights = np.concatenate([np.eye(CLASSES)[LABELS], g], axis=1)
+    model = lambda images, x: tf.concat([network(images), relu(x * 1.0)], axis=1)  # noqa: E731
+    for rule, result in by_rule(model, (IMAGES, x), weights).items():
+        of_network, worked = result.attribution[0].arrays
+        np.testing.assert_allclose(of_network, small_oracle(rule), **TOLERANCE)
+        np.testing.assert_array_equal(worked, [WORKED[rule]] * 4)
+        assert result.coverage == (("relu", 4, RULES[rule].name),)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -219,15 +228,6 @@ def test_a_gradient_inside_the_forward_pass_is_left_alone():
 # The rule.
 
 
-@pytest.mark.parametrize("spelling", ACTIVATIONS)
-def test_worked_example(spelling):
-    """x = [5, 0, -5, 10], g = [1, -2, 3, -4]; the tie at 0 is closed in every spelling."""
-    x, g = (np.array([values] * 2, float) for values in ([5, 0, -5, 10], [1, -2, 3, -4]))
-    found = by_rule(lambda x: ACTIVATIONS[spelling](x * 1.0), x, g)
-    for rule, expected in (("saliency", [1, 0, 0, -4]), ("deconvnet", [1, 0, 3, 0]), ("guided", [1, 0, 0, 0])):
-        np.testing.assert_array_equal(found[rule].attribution[0].images, [expected, expected])
-
-
 @pytest.mark.parametrize("spelling", ["relu", "maximum(x, 0)", "maximum(0, x)", "(x >= 0) * x"])
 def test_gate_is_closed_at_zero_for_positive_gradients(spelling):
     for rule in ("saliency", "guided"):
@@ -302,12 +302,13 @@ def test_other_activations_are_listed_and_keep_their_derivative(activation):
     keras.utils.set_random_seed(0)
     net = keras.Sequential([keras.Input((6,)), layers.Dense(6), layer, layers.Dense(2)])
     x = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    one = backend(net)
     with pytest.raises(NoReluError, match=f"{name} x1.*Saliency"):
-        explain(net, x, 0)
+        explain_with(one, x, 0)
     mixed = keras.Sequential([keras.Input((6,)), net, layers.Dense(3, activation="relu"), layers.Dense(2)])
     assert {(name, 1, "plain"), ("relu", 1, "guided")} <= set(explain(mixed, x, 0).coverage)
     expected = plain_gradient(net, x, np.eye(2)[[0, 0, 0]])
-    np.testing.assert_allclose(explain(net, x, 0, "saliency").attribution, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(explain_with(one, x, 0, "saliency").attribution, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_explicit_relu6_is_a_relu():

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign, sign_of, sign_of_numbers
@@ -73,7 +72,7 @@ def _made_of(name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor], si
     row = OPERATIONS[name]
     has_places = row.kind is Kind.MASKS or row.word == "max_pool"
     of_tensors = iter(zip(tensors, signs, strict=True))
-    for number, leaf in enumerate(tree_leaves(list(args), is_leaf=lambda leaf: leaf is None)):
+    for number, leaf in enumerate(_flat(args)):
         if isinstance(leaf, torch.Tensor):
             tensor, sign = next(of_tensors)
             if not has_places or tensor.is_floating_point():
@@ -86,6 +85,14 @@ def _made_of(name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor], si
     if name in _LAST_IS_NUMBER and args and _is_number(args[-1]):
         yield sign_of_numbers(args[-1], args[-1])
     yield from (sign for _, sign in of_tensors)
+
+
+def _flat(args: Sequence[Any]) -> Iterator[Any]:
+    for arg in args:
+        if isinstance(arg, (tuple, list)):
+            yield from _flat(arg)
+        else:
+            yield arg
 
 
 def _exponent(name: str, args: Sequence[Any]) -> float | None:

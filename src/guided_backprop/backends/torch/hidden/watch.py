@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.operations import Kind
@@ -128,7 +127,7 @@ class ForwardWatch(Dispatched):
         if self._watched == "details" and name not in _HEADS:
             return func(*args, **kwargs)
         self._count += 1
-        tensors = _tensors_in((args, kwargs))
+        tensors = [*_tensors_in(args), *_tensors_in(kwargs)]
         notes = [self._notes.of(tensor) for tensor in tensors]
         is_dependent = self._watched == "everything" and name not in _SHAPED and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)
@@ -245,7 +244,11 @@ def judged(x: Value, pair: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool) -
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    """Return the tensors that an operation was given or gave, which stand in tuples, lists and dictionaries alone."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in _tensors_in(part)]
 
 
 def _is_shared(result: torch.Tensor, tensor: torch.Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Layers of Keras models of every kind, on each backend: the truth is the same weights in a flat model of its own.
 
-Run by test_keras.py, once per backend, in the process of keras_cases.py.
+Here on TensorFlow, and on the others by test_keras_backends.py.
 """
 
 import pickle

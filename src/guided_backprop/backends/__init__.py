@@ -4,12 +4,12 @@ import sys
 from importlib import import_module
 from typing import NamedTuple
 
-from guided_backprop.arrays import Images, Model
+from guided_backprop.arrays import Array, Images, Model
 from guided_backprop.backends.base import Backend
 from guided_backprop.backends.keras import framework_of_keras
 from guided_backprop.errors import MissingExtraError, ModelError
 
-__all__ = ["FRAMEWORKS", "backend_of", "framework_of"]
+__all__ = ["FRAMEWORKS", "backend_of", "framework_of", "framework_of_array"]
 
 
 class Framework(NamedTuple):
@@ -66,6 +66,11 @@ def framework_of(model: Model, *images: Images) -> str | None:
     if len(owners) != 1 and len(imported) == 1:
         return imported[0]
     return owners.pop() if len(owners) == 1 else None
+
+
+def framework_of_array(array: Array) -> str | None:
+    """Return the name of the framework that an array is of; None if it is NumPy's, or of another kind."""
+    return next(iter(_owners(type(array))), None)
 
 
 def backend_of(framework: str) -> type[Backend]:

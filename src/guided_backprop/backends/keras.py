@@ -70,16 +70,25 @@ class KerasNetwork(Network):
             )
 
     def check_inputs(self, inputs: Inputs) -> None:
-        specs = getattr(self.model, "inputs", None)
+        specs = self.input_shapes()
         # By name, or one for several: what is whose is Keras' matter.
         if inputs.form not in ("one", "tuple") or not specs or len(specs) != len(inputs.arrays):
             return
         for array, spec in zip(inputs.arrays, specs, strict=True):
-            wanted, shape = tuple(spec.shape)[1:], tuple(array.shape)
+            wanted, shape = spec[1:], tuple(array.shape)
             # Keras itself puts an axis of one channel behind images that have none.
             is_without_channel = wanted[1:] and wanted[-1] == 1 and shape[-1] != 1 and _fits(shape[1:], wanted[:-1])
             if _fits(shape, wanted) and not is_without_channel:
                 raise no_batch(shape)
+
+    def input_counts(self) -> range:
+        shapes = self.input_shapes()
+        # Keras takes several inputs as one argument, so a signature says nothing.
+        return range(1, sys.maxsize) if shapes is None else range(len(shapes), len(shapes) + 1)
+
+    def input_shapes(self) -> list[tuple[int | None, ...]] | None:
+        inputs = getattr(self.model, "inputs", None)
+        return [tuple(one.shape) for one in inputs] if inputs else None
 
     def call(self, inputs: Inputs) -> Tensor:
         # Keras takes several inputs as one argument.

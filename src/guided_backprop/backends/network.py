@@ -3,8 +3,10 @@
 There is one kind of network for Keras models, whatever Keras runs on, and at least one for each framework's own.
 """
 
+import inspect
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
@@ -44,6 +46,14 @@ class Network(ABC):
 
     def check_inputs(self, inputs: Inputs) -> None:  # noqa: B027 - most kinds do not say how many axes they want
         """Raise ImageError if an input is one image, of a model that says how many axes a batch has."""
+
+    def input_counts(self) -> range:
+        """Return how many inputs the model takes, as far as its signature says."""
+        return counts_of(self.model)
+
+    def input_shapes(self) -> Sequence[tuple[int | None, ...]] | None:
+        """Return the shape of each input, None for a free size, if the model says it for sure."""
+        return None
 
     def call(self, inputs: Inputs) -> Tensor:
         """Return the model's outputs; those and a value inside, where the gradient begins at a layer."""
@@ -126,6 +136,19 @@ class Network(ABC):
             ModelError: the model hides its weights, or can't be copied.
             OptionError: the network ends at a value that a copy has no name for.
         """
+
+
+def counts_of(function: Callable[..., object]) -> range:
+    """Return how many arguments a function can be given by position: from those that it needs to all."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return range(1, sys.maxsize)
+    by_position = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    has_more = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    return range(
+        sum(one.default is one.empty for one in by_position), sys.maxsize if has_more else len(by_position) + 1
+    )
 
 
 def name_of(model: Model) -> str:

@@ -25,6 +25,12 @@ class TensorFlowNetwork(Network):
 
     is_channels_last = True
 
+    def input_counts(self) -> range:
+        if not hasattr(self.model, "structured_input_signature"):
+            return super().input_counts()
+        count = sum(map(len, self.model.structured_input_signature))
+        return range(count, count + 1)
+
     def call(self, inputs: Inputs) -> Tensor:
         is_signature = hasattr(self.model, "structured_input_signature")
         return _signature(self.model, inputs) if is_signature else super().call(inputs)

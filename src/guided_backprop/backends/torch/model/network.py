@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 
 from guided_backprop.arrays import Inputs, Layer, Model, Tensor
-from guided_backprop.backends.network import Network
+from guided_backprop.backends.network import Network, counts_of
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.torch.model.eager import unfused
 from guided_backprop.backends.torch.model.layers import layers_of, run_until, run_with
@@ -40,6 +40,9 @@ class TorchNetwork(Network):
                 "model must be in eval mode, or its map is random; "
                 f"received training=True on {training}, which asks for it. Call model.eval()."
             )
+
+    def input_counts(self) -> range:
+        return counts_of(self.model.forward) if isinstance(self.model, torch.nn.Module) else super().input_counts()
 
     def call(self, inputs: Inputs) -> Tensor:
         return inputs.call(self._forward)

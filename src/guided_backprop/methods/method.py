@@ -148,11 +148,12 @@ class Method(Explainer):
                 whole, as it takes it. Inputs of integers are not explained. A list is the tuple of inputs of a
                 model that takes several, else images, which are stacked. A ``tf.data.Dataset``, a ``DataLoader``,
                 a PyTorch ``Dataset`` or any iterable of batches, alone or as ``(images, labels)``, is put together.
-            labels: what of the output is explained, unless the data says it. The output's channels (classes) are its axis 1; its last
-                axis where the model is channels-last and the output has positions.
+            labels: what of the output is explained, unless the data says it. The output's channels (classes) are
+                its axis 1; its last axis where the model is channels-last and the output has positions.
 
                 * class ids, one per image or one for all: that channel, summed over positions;
-                * ``(N, K)`` class ids, or ``"top5"``: K explanations of each image, from one forward pass;
+                * ``(N, K)`` class ids, ``"top5"``, or ``"all"`` in their order: K explanations of each image, from one
+                  forward pass;
                 * None: the channel with the highest sum;
                 * a tuple ``(channel, row, column)``, or a list of tuples, one per image: that entry;
                 * ``(channel, "max")``: a channel where it is strongest, as for a neuron; ``"max"``: all of them;

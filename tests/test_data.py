@@ -10,7 +10,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from guided_backprop import GuidedBackprop, ImageError, LabelError, OptionError, Saliency, SmoothGrad, compare
+from guided_backprop import (
+    GuidedBackprop,
+    ImageError,
+    LabelError,
+    OptionError,
+    Saliency,
+    SmoothGrad,
+    compare,
+    neuron_gallery,
+)
 
 RNG = np.random.default_rng(3)
 WEIGHTS = [RNG.normal(size=size).astype("float32") for size in ((6, 8), (8, 3))]
@@ -140,6 +149,17 @@ def test_every_method_takes_data():
     assert same(found)
     np.testing.assert_array_equal(plain.labels, IDS)
     assert same(GuidedBackprop(in_torch()).optimize(Singles()).explain(Singles()))
+
+
+def test_a_gallery_reads_data_with_labels():
+    images, labels = torch.rand(6, 3, 9, 9), torch.zeros(6, dtype=torch.int64)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    expected = neuron_gallery(model, "2", 1, images, count=2)
+    for data in (DataLoader(TensorDataset(images, labels), batch_size=3), TensorDataset(images, labels)):
+        np.testing.assert_array_equal(neuron_gallery(model, "2", 1, data, count=2).images, expected.images)
+    other = neuron_gallery(model, "2", 1, TensorDataset(images.flip(0), labels), count=2)
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_equal(other.images, expected.images)
 
 
 def test_several_inputs_come_as_each_library_gives_them():

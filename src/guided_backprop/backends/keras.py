@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from guided_backprop.arrays import Inputs, Layer, Model, Tensor
 from guided_backprop.backends.keras_copy import KerasCopy
+from guided_backprop.backends.mistakes import Shape
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_batch
@@ -85,6 +86,22 @@ class KerasNetwork(Network):
         shapes = self.input_shapes()
         # Keras takes several inputs as one argument, so a signature says nothing.
         return range(1, sys.maxsize) if shapes is None else range(len(shapes), len(shapes) + 1)
+
+    def input_names(self) -> list[str]:
+        # What Keras takes for a name, its own error says.
+        return []
+
+    def first_layer(self) -> tuple[str, Shape, int] | None:
+        """Return the first layer that says what it wants: so many axes, and a size of one of them."""
+        for layer in self._all_layers():
+            spec = getattr(layer, "input_spec", None)
+            axes, count = getattr(spec, "axes", None), getattr(spec, "ndim", None) or getattr(spec, "min_ndim", None)
+            if axes and count:
+                shape: list[int | None] = [None] * count
+                for axis, size in axes.items():
+                    shape[axis] = size
+                return str(layer.name), shape, next(iter(axes)) % count
+        return None
 
     def input_shapes(self) -> list[tuple[int | None, ...]] | None:
         inputs = getattr(self.model, "inputs", None)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
+from guided_backprop.backends.mistakes import Shape, wrong_number, wrong_shape
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_layer, no_layers
 from guided_backprop.errors import OptionError
@@ -51,9 +52,35 @@ class Network(ABC):
         """Return how many inputs the model takes, as far as its signature says."""
         return counts_of(self.model)
 
-    def input_shapes(self) -> Sequence[tuple[int | None, ...]] | None:
+    def input_names(self) -> Sequence[str]:
+        """Return what the model's inputs are called, as far as its signature says."""
+        return names_of(self.model)
+
+    def input_shapes(self) -> Sequence[Shape] | None:
         """Return the shape of each input, None for a free size, if the model says it for sure."""
         return None
+
+    def first_layer(self) -> tuple[str, Shape, int] | None:
+        """Return the name of what probably is the first layer, the shape that it takes, and its axis of channels."""
+        return None
+
+    def why(self, inputs: Inputs) -> str | None:
+        """Return what is wrong with inputs that the model refused, and what to pass, where it says what it takes."""
+        number = wrong_number(inputs, self.input_counts(), self.input_names())
+        if number is not None or not isinstance(inputs.form, str):
+            return number
+        shapes, first = self.input_shapes(), self.first_layer()
+        if shapes is not None and len(shapes) == len(inputs.arrays):
+            owners = ["The model"] if len(shapes) == 1 else [f"Its input {number}" for number in range(len(shapes))]
+            wrong = map(wrong_shape, inputs.arrays, shapes, map(self._channel_axis, shapes), owners)
+            return next(filter(None, wrong), None)
+        if first is None or len(inputs.arrays) > 1:
+            return None
+        name, shape, channel_axis = first
+        return wrong_shape(inputs.arrays[0], shape, channel_axis, f"Its first layer, {name},")
+
+    def _channel_axis(self, shape: Shape) -> int:
+        return len(shape) - 1 if self.is_channels_last else 1
 
     def call(self, inputs: Inputs) -> Tensor:
         """Return the model's outputs; those and a value inside, where the gradient begins at a layer."""
@@ -140,15 +167,26 @@ class Network(ABC):
 
 def counts_of(function: Callable[..., object]) -> range:
     """Return how many arguments a function can be given by position: from those that it needs to all."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return range(1, sys.maxsize)
+    parameters = _parameters_of(function)
     by_position = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    has_more = any(one.kind is one.VAR_POSITIONAL for one in parameters)
-    return range(
-        sum(one.default is one.empty for one in by_position), sys.maxsize if has_more else len(by_position) + 1
-    )
+    needed = sum(one.default is one.empty for one in by_position)
+    has_more = not parameters or any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    return range(needed, sys.maxsize if has_more else len(by_position) + 1)
+
+
+def names_of(function: Callable[..., object]) -> list[str]:
+    """Return the names of a function's arguments; none if it takes others as well."""
+    parameters = _parameters_of(function)
+    has_more = any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters)
+    return [] if has_more else [one.name for one in parameters]
+
+
+def _parameters_of(function: Callable[..., object]) -> list[inspect.Parameter]:
+    """Return a function's parameters; none if it does not say them."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
 
 
 def name_of(model: Model) -> str:

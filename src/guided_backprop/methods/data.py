@@ -72,7 +72,7 @@ def batches_of(subject: Subject, size: int | None, data: Data, labels: Labels = 
     """
     if not is_data(data):
         raise ImageError(
-            f"data must come in batches; received {type(data).__name__}. Pass a loader, or a generator such as "
+            f"data must be an iterable of batches; received {type(data).__name__}. Pass a loader, or a generator, as "
             "(images[start : start + 32] for start in range(0, len(images), 32)); explain(images) takes all at once."
         )
     return _read(subject, data, labels, size or BATCH_SIZE)
@@ -179,7 +179,7 @@ def _of_list(subject: Subject, images: Images) -> Images:
     if wanted is not None and all(len(shape) == len(wanted[0]) for shape in shapes):
         # As long as the model's own input, so each is a batch.
         return backend.concatenate(images)
-    if len(images) > 1 and len(images) in counts:
+    if len(images) in counts and (len(images) > 1 or counts.stop == sys.maxsize):
         raise ImageError(
             f"a list could be several inputs or several images of this model; received {received}. Pass a tuple of "
             "inputs, or the images stacked: np.stack(images), torch.stack(images)."

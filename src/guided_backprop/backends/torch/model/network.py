@@ -1,12 +1,13 @@
 """A torch module, or a function of tensors, as the backend asks it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 
 from guided_backprop.arrays import Inputs, Layer, Model, Tensor
-from guided_backprop.backends.network import Network, counts_of
+from guided_backprop.backends.mistakes import Shape, first_layer
+from guided_backprop.backends.network import Network, counts_of, names_of
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.torch.model.eager import unfused
 from guided_backprop.backends.torch.model.layers import layers_of, run_until, run_with
@@ -43,6 +44,14 @@ class TorchNetwork(Network):
 
     def input_counts(self) -> range:
         return counts_of(self.model.forward) if isinstance(self.model, torch.nn.Module) else super().input_counts()
+
+    def input_names(self) -> Sequence[str]:
+        return names_of(self.model.forward) if isinstance(self.model, torch.nn.Module) else super().input_names()
+
+    def first_layer(self) -> tuple[str, Shape, int] | None:
+        if not isinstance(self.model, torch.nn.Module):
+            return None
+        return first_layer(dict(self.model.named_modules()), is_channels_last=False)
 
     def call(self, inputs: Inputs) -> Tensor:
         return inputs.call(self._forward)

@@ -247,3 +247,29 @@ def test_inputs_of_each_form(form):
     for found, given, factor in zip(doubled.arrays, [image, row], [2, 3], strict=False):
         np.testing.assert_array_equal(found, factor * given)
     assert inputs.like([None] * len(arrays)).map(abs).arrays == [None] * len(arrays)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_other_libraries_take_explanations_for_their_attribution(framework):
+    found = record(FRAMEWORKS[framework])
+    assert tuple(found.shape) == VALUES.shape
+    assert tuple(found[0].shape) == (3, 5, 5)
+    for convert in (torch.as_tensor, torch.tensor, tf.convert_to_tensor, jnp.asarray, np.asarray, np.from_dlpack):
+        converted = convert(found)
+        assert tuple(converted.shape) == VALUES.shape
+        np.testing.assert_array_equal(np.asarray(converted), VALUES)
+    np.testing.assert_array_equal(np.abs(found), np.abs(VALUES))
+    np.testing.assert_array_equal(torch.as_tensor(found[::-1]), VALUES[::-1])
+
+
+def test_a_conversion_shares_memory_where_it_may():
+    in_torch = record(torch.tensor)
+    assert torch.as_tensor(in_torch).data_ptr() == in_torch.attribution.data_ptr()
+    # What JAX holds must not change under its feet.
+    in_jax = record(jnp.asarray)
+    torch.as_tensor(in_jax)[:] = 0
+    np.testing.assert_array_equal(in_jax, VALUES)
+    several = replace(in_torch, attribution=(in_torch.attribution,) * 2, images=(in_torch.images,) * 2)
+    assert several.shape == ((COUNT, 3, 5, 5),) * 2
+    with pytest.raises(OptionError, match="needs one input"):
+        torch.as_tensor(several)

@@ -183,6 +183,38 @@ def test_the_top_labels(framework):
     np.testing.assert_array_equal(masked.labels, np.argsort(-(OUTPUT * MASK).sum((2, 3)), axis=1)[:, :2])
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_all_labels_in_their_order(framework):
+    _, explanations = explain(framework, "all")
+    assert explanations.labels.tolist() == [list(range(5))] * 4
+    by_ids = explain(framework, [list(range(5))] * 4)[1]
+    np.testing.assert_array_equal(explanations, by_ids)
+    masked = explain(framework, "all", mask=MASK)[1]
+    np.testing.assert_allclose(masked.scores, (OUTPUT * MASK).sum((2, 3)), **TOLERANCE)
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_equal(explanations.scores, explain(framework, "top5")[1].scores)
+
+
+def test_labels_of_two_classes_with_one_output():
+    rows = torch.ones(3, 3)
+    model = torch.nn.Sequential(to_torch(mlp(3, 4, 1)).float(), torch.nn.Sigmoid()).eval()
+    method = Saliency(model)
+    for_one, for_other = method.explain(rows, 0), method.explain(rows, [[-1.0]] * 3)
+    np.testing.assert_array_equal(for_other, -np.asarray(for_one))
+    advice = r"label 0 explains it, and the other of two classes is weight -1: np.where\(labels, 1.0, -1.0\)"
+    for labels in ([0, 1, 1], 1, np.array([[0], [1], [1]]), np.array([[0.0], [1.0], [1.0]])):
+        with pytest.raises(LabelError, match=advice):
+            method.explain(rows, labels)
+    with pytest.raises(LabelError, match=advice + r"\.$"):
+        Saliency(torch.nn.Sequential(model, torch.nn.Flatten(0))).explain(rows, [0, 1, 1])
+    # As the message says it.
+    both = method.explain(rows, np.where([0, 1, 1], 1.0, -1.0).reshape(-1, 1))
+    np.testing.assert_array_equal(both.attribution[0], for_other.attribution[0])
+    np.testing.assert_array_equal(both.attribution[1], for_one.attribution[1])
+    with pytest.raises(LabelError, match="Count classes from 0"):
+        method.explain(rows, 2)
+
+
 class Counting(torch.nn.Module):
     """Counts its forward passes."""
 

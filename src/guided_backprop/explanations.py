@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guided_backprop.errors import OptionError
+from guided_backprop.foreign import answering
 from guided_backprop.labels.names import ClassNames
 from guided_backprop.record import Explanation, Record
 from guided_backprop.show.folder import ExplanationFolder
@@ -51,6 +52,7 @@ class Explanations(Record):
         batch_size: how many images were explained at once at most; where memory ran out, how many fitted.
     """
 
+    @answering
     def plot(
         self,
         percentile: float = 99.0,
@@ -105,6 +107,7 @@ class Explanations(Record):
         """Return what a notebook shows: a few images with their maps, and what they are."""
         return html(self)
 
+    @answering
     def save(
         self,
         folder: str | os.PathLike[str],

@@ -7,9 +7,10 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from guided_backprop.arrays import Array, Images, Inputs, NumpyArray, as_numpy, as_pictures, channels_last
+from guided_backprop.arrays import Array, Images, Inputs, NumpyArray, Tensor, as_numpy, as_pictures, channels_last
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError
+from guided_backprop.foreign import OF_RESULTS, Answering
 
 #: Which rows of a record: a slice; or integers or a mask, as a list or an array of any framework.
 Rows = slice | Sequence[int] | NDArray[np.integer[Any]] | NDArray[np.bool_] | Array
@@ -19,7 +20,7 @@ _MOST_NUMBERS = 8
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Explanation:
+class Explanation(Answering):
     """The explanation of one image: a row of :class:`Explanations`, without the batch axis.
 
     With K labels of each image the score is an array ``(K,)``, else a float.
@@ -32,6 +33,13 @@ class Explanation:
     output: NumpyArray
     coverage: Coverage
 
+    answers = OF_RESULTS
+
+    @property
+    def shape(self) -> Any:
+        """The attribution's shape; a tuple or a dictionary of shapes for several inputs."""
+        return _shape(self.attribution)
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NumpyArray:
         """Return the attribution as a NumPy array."""
         return _as_array(self.attribution, dtype, copy)
@@ -42,7 +50,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Record(Sequence[Explanation]):
+class Record(Answering, Sequence[Explanation]):
     """What was found for a batch of images: the fields of :class:`Explanations`, which says what they are.
 
     ``len``, iteration and indexing go over the images; ``np.asarray(record)`` is the attribution. An integer gives an
@@ -61,6 +69,13 @@ class Record(Sequence[Explanation]):
     reducer: str | None = None
     channel_axis: Any = None
     batch_size: int = 0
+
+    answers = OF_RESULTS
+
+    @property
+    def shape(self) -> Any:
+        """The attribution's shape; a tuple or a dictionary of shapes for several inputs."""
+        return _shape(self.attribution)
 
     @property
     def is_of_classes(self) -> bool:
@@ -89,6 +104,31 @@ class Record(Sequence[Explanation]):
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NumpyArray:
         """Return the attribution as a NumPy array."""
         return _as_array(self.single_input("np.asarray()").attribution, dtype, copy)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        """Give the attribution to another framework, as ``torch.as_tensor(record)`` asks for it."""
+        options = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
+        return self._exported().__dlpack__(**{name: said for name, said in options.items() if said is not None})
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the device that :meth:`__dlpack__` gives the attribution on."""
+        device: tuple[int, int] = self._exported().__dlpack_device__()
+        return device
+
+    def _exported(self) -> Tensor:
+        """Return the attribution as what may be written to: PyTorch's where it is, all others as NumPy's."""
+        attribution = self.single_input("a conversion").attribution
+        if hasattr(attribution, "detach"):
+            return attribution
+        array = as_numpy(attribution)
+        return array if array.flags.writeable else array.copy()
 
     def __repr__(self) -> str:
         about = f"method={self.method!r}, model={self.model!r}, shape={_shape(self.attribution)}"

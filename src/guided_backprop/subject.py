@@ -17,8 +17,10 @@ from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_layers
 from guided_backprop.backends.runs import is_pair
 from guided_backprop.errors import ImageError
+from guided_backprop.foreign import answering
 
 
+@answering
 def layer_names(model: Model, images: Images = None) -> list[str]:
     """Return the names that ``output_layer``, ``input_layer`` and ``layer`` may have, in the model's own order.
 

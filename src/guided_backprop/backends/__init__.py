@@ -4,12 +4,13 @@ import sys
 from importlib import import_module
 from typing import NamedTuple
 
-from guided_backprop.arrays import Images, Model
+from guided_backprop.arrays import Array, Images, Model
 from guided_backprop.backends.base import Backend
 from guided_backprop.backends.keras import framework_of_keras
+from guided_backprop.backends.mistakes import refuse_no_model
 from guided_backprop.errors import MissingExtraError, ModelError
 
-__all__ = ["FRAMEWORKS", "backend_of", "framework_of"]
+__all__ = ["FRAMEWORKS", "backend_of", "framework_of", "framework_of_array"]
 
 
 class Framework(NamedTuple):
@@ -39,14 +40,10 @@ def framework_of(model: Model, *images: Images) -> str | None:
     framework that is imported.
 
     Raises:
-        ModelError: the model is not callable, or is a Keras model on a framework that is not supported.
+        ModelError: the model is none, or is a Keras model on a framework that is not supported.
         MissingExtraError: no supported framework is imported, so the model cannot be of one.
     """
-    if not callable(model):
-        raise ModelError(
-            "model must be a module, a layer or a function of tensors; "
-            f"received model={model!r:.80}. Pass the model itself."
-        )
+    refuse_no_model(model)
     imported = [framework for framework in FRAMEWORKS if framework in sys.modules]
     if not imported:
         raise MissingExtraError(
@@ -66,6 +63,11 @@ def framework_of(model: Model, *images: Images) -> str | None:
     if len(owners) != 1 and len(imported) == 1:
         return imported[0]
     return owners.pop() if len(owners) == 1 else None
+
+
+def framework_of_array(array: Array) -> str | None:
+    """Return the name of the framework that an array is of; None if it is NumPy's, or of another kind."""
+    return next(iter(_owners(type(array))), None)
 
 
 def backend_of(framework: str) -> type[Backend]:

@@ -6,17 +6,20 @@ how the outputs weigh in the score, and a rule.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from guided_backprop.arrays import Array, Inputs, Layer, Model, NumpyArray, Tensor, as_numpy
+from guided_backprop.backends.mistakes import model_failed
 from guided_backprop.backends.network import Network
-from guided_backprop.backends.refusals import no_beginning, no_floats
+from guided_backprop.backends.refusals import no_beginning, no_floats, reason_of
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import ImageError, OptionError
+from guided_backprop.errors import ImageError, ModelError, OptionError
 from guided_backprop.rules import ReluRule
 
 #: From the model's outputs ``(N, ...)`` to their weights in the score, for each label that is asked for.
@@ -105,6 +108,10 @@ class Backend(ABC):
     functions: Any
     #: Whether a batch of a size that has not been before takes long, since it is compiled.
     compiles_each_size: bool = False
+    #: What a model must do with the images; what to do if it does not, and where an error's reason has certain words.
+    asks: str = "accept and differentiate"
+    advice: str = "Check the images' shape and dtype."
+    hints: Mapping[str, str] = MappingProxyType({})
     #: Which ways there are to keep less for the backward pass.
     memories: Sequence[Memory] = ()
 
@@ -216,6 +223,23 @@ class Backend(ABC):
                 return True
             error = error.__cause__ or error.__context__
         return False
+
+    def failed(self, error: Exception, arrays: Sequence[Array], inputs: Inputs | None = None) -> ModelError:
+        """Return the error for a model that failed on arrays; on ``inputs``, if it may be by their form and shapes."""
+        reason, why = self.reason_of(error), None if inputs is None else self.why(inputs)
+        hints = (hint for words, hint in self.hints.items() if words in reason.lower())
+        return model_failed(error, arrays, self.asks, reason, why or next(hints, self.advice))
+
+    def why(self, inputs: Inputs) -> str | None:
+        """Return what is wrong with inputs that the model does not take, and what to pass, where that can be told."""
+        # Whatever keeps it from being told, the model's own error has to be.
+        with suppress(Exception):
+            return self.network.why(inputs)
+        return None
+
+    def reason_of(self, error: Exception) -> str:
+        """Return what an error of the framework says, in a line."""
+        return reason_of(error)
 
     def reduce(self, attribution: Array, reducer: str, axis: int) -> Tensor:
         """Reduce ``axis`` by "mean", "sum", "max", "min" or "absmax", which is the largest magnitude."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from guided_backprop.arrays import Inputs, Layer, Model, Outputs, Tensor
 from guided_backprop.backends.keras_copy import KerasCopy
+from guided_backprop.backends.mistakes import Shape
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import ambiguous, no_batch
@@ -97,16 +98,41 @@ class KerasNetwork(Network):
             )
 
     def check_inputs(self, inputs: Inputs) -> None:
-        specs = getattr(self.model, "inputs", None)
+        specs = self.input_shapes()
         # By name, or one for several: what is whose is Keras' matter.
         if inputs.form not in ("one", "tuple") or not specs or len(specs) != len(inputs.arrays):
             return
         for array, spec in zip(inputs.arrays, specs, strict=True):
-            wanted, shape = tuple(spec.shape)[1:], tuple(array.shape)
+            wanted, shape = spec[1:], tuple(array.shape)
             # Keras itself puts an axis of one channel behind images that have none.
             is_without_channel = wanted[1:] and wanted[-1] == 1 and shape[-1] != 1 and _fits(shape[1:], wanted[:-1])
             if _fits(shape, wanted) and not is_without_channel:
                 raise no_batch(shape)
+
+    def input_counts(self) -> range:
+        shapes = self.input_shapes()
+        # Keras takes several inputs as one argument, so a signature says nothing.
+        return range(1, sys.maxsize) if shapes is None else range(len(shapes), len(shapes) + 1)
+
+    def input_names(self) -> list[str]:
+        # What Keras takes for a name, its own error says.
+        return []
+
+    def first_layer(self) -> tuple[str, Shape, int] | None:
+        """Return the first layer that says what it wants: so many axes, and a size of one of them."""
+        for layer in self._all_layers():
+            spec = getattr(layer, "input_spec", None)
+            axes, count = getattr(spec, "axes", None), getattr(spec, "ndim", None) or getattr(spec, "min_ndim", None)
+            if axes and count:
+                shape: list[int | None] = [None] * count
+                for axis, size in axes.items():
+                    shape[axis] = size
+                return str(layer.name), shape, next(iter(axes)) % count
+        return None
+
+    def input_shapes(self) -> list[tuple[int | None, ...]] | None:
+        inputs = getattr(self.model, "inputs", None)
+        return [tuple(one.shape) for one in inputs] if inputs else None
 
     def call(self, inputs: Inputs, start: Start | None = None) -> Tensor:
         return super().call(inputs, None if start is None else partial(_started, start))

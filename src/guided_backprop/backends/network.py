@@ -3,12 +3,15 @@
 There is one kind of network for Keras models, whatever Keras runs on, and at least one for each framework's own.
 """
 
+import inspect
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
+from guided_backprop.backends.mistakes import Shape, wrong_number, wrong_shape
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_layer, no_layers
 from guided_backprop.backends.runs import Passage, Run, Start, checked_call, is_pair
@@ -48,6 +51,40 @@ class Network(ABC):
 
     def check_inputs(self, inputs: Inputs) -> None:  # noqa: B027 - most kinds do not say how many axes they want
         """Raise ImageError if an input is one image, of a model that says how many axes a batch has."""
+
+    def input_counts(self) -> range:
+        """Return how many inputs the model takes, as far as its signature says."""
+        return counts_of(self.model)
+
+    def input_names(self) -> Sequence[str]:
+        """Return what the model's inputs are called, as far as its signature says."""
+        return names_of(self.model)
+
+    def input_shapes(self) -> Sequence[Shape] | None:
+        """Return the shape of each input, None for a free size, if the model says it for sure."""
+        return None
+
+    def first_layer(self) -> tuple[str, Shape, int] | None:
+        """Return the name of what probably is the first layer, the shape that it takes, and its axis of channels."""
+        return None
+
+    def why(self, inputs: Inputs) -> str | None:
+        """Return what is wrong with inputs that the model refused, and what to pass, where it says what it takes."""
+        number = wrong_number(inputs, self.input_counts(), self.input_names())
+        if number is not None or not isinstance(inputs.form, str):
+            return number
+        shapes, first = self.input_shapes(), self.first_layer()
+        if shapes is not None and len(shapes) == len(inputs.arrays):
+            owners = ["The model"] if len(shapes) == 1 else [f"Its input {number}" for number in range(len(shapes))]
+            wrong = map(wrong_shape, inputs.arrays, shapes, map(self._channel_axis, shapes), owners)
+            return next(filter(None, wrong), None)
+        if first is None or len(inputs.arrays) > 1:
+            return None
+        name, shape, channel_axis = first
+        return wrong_shape(inputs.arrays[0], shape, channel_axis, f"Its first layer, {name},")
+
+    def _channel_axis(self, shape: Shape) -> int:
+        return len(shape) - 1 if self.is_channels_last else 1
 
     def check_runs(self, inputs: Inputs) -> None:
         """Run the whole model once, to see that the layer that it ends with is run once: then it is run up to there.
@@ -181,6 +218,30 @@ class Network(ABC):
 def _kind_of(inputs: Inputs) -> Hashable:
     """Return what inputs have in common for which a model does the same, whatever their values and number."""
     return inputs.form, tuple((tuple(array.shape[1:]), str(array.dtype)) for array in inputs.arrays)
+
+
+def counts_of(function: Callable[..., object]) -> range:
+    """Return how many arguments a function can be given by position: from those that it needs to all."""
+    parameters = _parameters_of(function)
+    by_position = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    needed = sum(one.default is one.empty for one in by_position)
+    has_more = not parameters or any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    return range(needed, sys.maxsize if has_more else len(by_position) + 1)
+
+
+def names_of(function: Callable[..., object]) -> list[str]:
+    """Return the names of a function's arguments; none if it takes others as well."""
+    parameters = _parameters_of(function)
+    has_more = any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters)
+    return [] if has_more else [one.name for one in parameters]
+
+
+def _parameters_of(function: Callable[..., object]) -> list[inspect.Parameter]:
+    """Return a function's parameters; none if it does not say them."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
 
 
 def name_of(model: Model) -> str:

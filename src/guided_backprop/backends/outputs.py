@@ -25,6 +25,9 @@ def chosen(outputs: Outputs, output: str | int | None, is_array: Callable[[objec
                 "Leave it out."
             )
         return outputs
+    if output is None and isinstance(outputs, (tuple, list)) and all(isinstance(one, Mapping) for one in outputs):
+        # One of each image, as detectors return: what that is the backend says.
+        return outputs
     named = _named(outputs)
     names = list(named)
     if output is None and len(named) == 1:

@@ -1,5 +1,6 @@
 """What every backend reports in the same words: the coverage, and what it refuses."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -61,7 +62,18 @@ def is_plain(name: str, vouch: Mapping[str, str], relu: str) -> bool:
 
 def reason_of(error: Exception) -> str:
     """Return what another library's error says, in a line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    keras = re.search(
+        r"Exception encountered when calling [^\n]*\n+(.*?)(?=\n+\s*Arguments received by|\Z)", said, re.DOTALL
+    )
+    lines = (keras[1] if keras else said).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    # TorchScript says it at the end, if it does.
+    if lines[0].startswith("The following operation failed") and not lines[-1].endswith(":"):
+        return lines[-1].strip()
+    # Where Keras prints the images themselves, the reason stands behind them.
+    return f"... {lines[-1].strip()[-150:]}" if "[[" in lines[0] else lines[0].strip()
 
 
 def unreadable(what: str, error: Exception) -> OpaqueRegionError:
@@ -137,14 +149,6 @@ def no_layers(model: Model) -> ModelError:
     return ModelError(
         f"a layer by name needs a torch.nn.Module or a Keras model; received model={type(model).__name__}, which has "
         "no layers by name. Pass a function that returns the output of the layer."
-    )
-
-
-def no_rows(count: int | str, received: object, array: str) -> ModelError:
-    """Return the error for an output that is not one array with a row per image."""
-    return ModelError(
-        f"model must return a real {array} with a row per image, ({count}, ...); "
-        f"received output={received}. Wrap the model in a function that returns it."
     )
 
 

@@ -52,7 +52,7 @@ class ClassIds(ClassLabel):
     mask: Mask | None
 
     def ids(self, channels: NumpyArray, start: int) -> NDArray[np.int64]:
-        _check_ids(self.given, 1 if channels.ndim == 1 else channels.shape[1])
+        _check_ids(self.given, channels)
         return self.given[start : start + len(channels)].astype(np.int64)
 
     def is_many(self, outputs: NumpyArray) -> bool:
@@ -78,7 +78,7 @@ class TopClasses(ClassLabel):
         return cls(int(number), False, mask) if is_number else None
 
     def ids(self, channels: NumpyArray, start: int) -> NDArray[np.int64]:
-        classes = 1 if channels.ndim == 1 else channels.shape[1]
+        classes = _classes(channels)
         if self.number > classes:
             raise LabelError(
                 f'labels="top{self.number}" needs {self.number} classes; received an output of shape '
@@ -98,13 +98,49 @@ class TopClasses(ClassLabel):
         return not self.is_single
 
 
-def _check_ids(ids: NumpyArray, classes: int) -> None:
-    is_fractional = ids.dtype.kind == "f"
+@final
+@dataclass(frozen=True, eq=False)
+class AllClasses(ClassLabel):
+    """Every class of each image, in their order."""
+
+    mask: Mask | None
+
+    @classmethod
+    def parse(cls, labels: Labels, count: int, mask: Mask | None) -> Self | None:
+        """Return the label if it is "all"."""
+        return cls(mask) if isinstance(labels, str) and labels == "all" else None
+
+    def ids(self, channels: NumpyArray, start: int) -> NDArray[np.int64]:
+        return np.tile(np.arange(_classes(channels)), (len(channels), 1))
+
+    def is_many(self, outputs: NumpyArray) -> bool:
+        return True
+
+
+def _classes(channels: NumpyArray) -> int:
+    """Return how many classes outputs ``(N,)`` or ``(N, C, ...)`` have."""
+    return 1 if channels.ndim == 1 else channels.shape[1]
+
+
+def _check_ids(ids: NumpyArray, channels: NumpyArray) -> None:
+    classes, is_fractional = _classes(channels), ids.dtype.kind == "f"
     is_wrong = np.ones(ids.shape, bool) if is_fractional else (ids < 0) | (ids >= classes)
     if is_wrong.any():
         first = tuple(int(axis) for axis in np.argwhere(is_wrong)[0])
         where = ", ".join(map(str, first))
+        advice = "Pass integers." if is_fractional else of_two_classes(ids, channels) or "Count classes from 0."
         raise LabelError(
             f"labels must be {'integer ' if is_fractional else ''}class ids in [0, {classes}); "
-            f"received labels[{where}]={ids[first]}. {'Pass integers.' if is_fractional else 'Count classes from 0.'}"
+            f"received labels[{where}]={ids[first]}. {advice}"
         )
+
+
+def of_two_classes(labels: NumpyArray, outputs: NumpyArray) -> str | None:
+    """Return how to explain two classes of a model that has one output for both, if labels look like these."""
+    if outputs.shape[1:] not in ((), (1,)) or not np.isin(labels, (0, 1)).all():
+        return None
+    axis = ".reshape(-1, 1)" if outputs.ndim == 2 else ""
+    return (
+        "The model has one output: label 0 explains it, and the other of two classes is weight -1: "
+        f"np.where(labels, 1.0, -1.0){axis}."
+    )

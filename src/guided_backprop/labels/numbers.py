@@ -7,7 +7,7 @@ import numpy as np
 
 from guided_backprop.arrays import Labels, NumpyArray, as_numpy
 from guided_backprop.errors import LabelError
-from guided_backprop.labels.classes import ClassIds
+from guided_backprop.labels.classes import ClassIds, of_two_classes
 from guided_backprop.labels.label import Label, Weighting, shape_text
 from guided_backprop.labels.mask import Mask, refuse_mask
 
@@ -80,7 +80,7 @@ class Weights(Label):
         if empty.size:
             raise LabelError(
                 f"labels that are weights must not all be zero; received labels[{empty[0]}]=0. "
-                "Give at least one output a weight."
+                f"{of_two_classes(self.given, self.given) or 'Give at least one output a weight.'}"
             )
 
 
@@ -100,6 +100,6 @@ def _is_weights(numbers: NumpyArray, outputs: NumpyArray) -> bool:
         raise LabelError(
             "integer labels of the output's shape could be class ids or weights; "
             f"received labels of shape {shape_text(numbers)} with values beyond -1, 0 and 1. "
-            f'Pass weights as floating-point numbers, or labels="top{numbers.shape[1]}" for all classes.'
+            f'Pass weights as floating-point numbers, or labels="all" for all classes.'
         )
     return True

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from guided_backprop.arrays import Array, Labels
 from guided_backprop.errors import LabelError
 from guided_backprop.labels.box import BoxLabel
-from guided_backprop.labels.classes import TopClasses
+from guided_backprop.labels.classes import AllClasses, TopClasses
 from guided_backprop.labels.entries import Entries
 from guided_backprop.labels.function import Function
 from guided_backprop.labels.label import Label
@@ -17,12 +17,13 @@ from guided_backprop.labels.strongest import Strongest
 _FORMS: tuple[Callable[[Labels, int, Mask | None], Label | None], ...] = (
     BoxLabel.parse,
     TopClasses.parse,
+    AllClasses.parse,
     Strongest.parse,
     Entries.parse,
     Function.parse,
     Numbers.parse,
 )
-_ADVICE = 'Pass class ids, None, "top5" or another number, "max", or weights of the output\'s shape.'
+_ADVICE = 'Pass class ids, None, "top5" or another number, "all", "max", or weights of the output\'s shape.'
 
 
 def parse_label(labels: Labels, count: int, mask: Array | None = None) -> Label:
@@ -33,7 +34,7 @@ def parse_label(labels: Labels, count: int, mask: Array | None = None) -> Label:
 
             * class ids, ``(N,)`` integers or one integer for all images: that channel, summed over positions;
             * ``(N, K)`` integers: K of these for each image;
-            * None: the channel with the highest sum; ``"top5"``: the five highest, in this order;
+            * None: the channel with the highest sum; ``"top5"``: the five highest; ``"all"``: all, in their order;
             * a tuple ``(channel, row, column)``: that entry, for all images; a list of tuples: one per image;
             * ``(channel, "max")``: a channel at its strongest position; ``"max"``: every channel at its own;
             * weights of the output's shape, a one-hot row being one case;
@@ -56,5 +57,5 @@ def parse_label(labels: Labels, count: int, mask: Array | None = None) -> Label:
         label = form(labels, count, positions)
         if label is not None:
             return label
-    needed = '"max" or "top5" if they are a word' if isinstance(labels, str) else "numbers"
+    needed = '"all", "max" or "top5" if they are a word' if isinstance(labels, str) else "numbers"
     raise LabelError(f"labels must be {needed}; received labels={labels!r:.80}. {_ADVICE}")

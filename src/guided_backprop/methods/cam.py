@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from guided_backprop.arrays import Inputs, Layer, Model, NumpyArray, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
+from guided_backprop.foreign import answering
 from guided_backprop.methods.method import Method, Reducer
 from guided_backprop.methods.options import Requirement, require
 from guided_backprop.rules import GUIDED, PLAIN
@@ -57,6 +58,7 @@ class GradCAM(Method):
 
     rule = PLAIN
 
+    @answering
     def __init__(
         self,
         model: Model,
@@ -111,6 +113,7 @@ class GuidedGradCAM(Method):
 
     rule = GUIDED
 
+    @answering
     def __init__(
         self,
         model: Model,

@@ -7,11 +7,14 @@ from typing import Any
 from guided_backprop.arrays import Images, Inputs, Labels
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.explanations import Explanations
+from guided_backprop.foreign import answering
 from guided_backprop.methods.batches import explain_together
+from guided_backprop.methods.data import given
 from guided_backprop.methods.method import Method
 from guided_backprop.subject import is_same
 
 
+@answering
 def compare(images: Images, labels: Labels, methods: Sequence[Method], *, mask: Any = None) -> list[Explanations]:
     """Explain the same images by several methods; those that differ only in their rule share one forward pass.
 
@@ -35,6 +38,8 @@ def compare(images: Images, labels: Labels, methods: Sequence[Method], *, mask: 
         >>> [found.method for found in compare(torch.rand(5, 4), 1, methods)]
         ['Saliency', 'DeconvNet', 'GuidedBackprop']
     """
+    if methods:
+        images, labels = given(methods[0].held()[0], images, labels)
     results: dict[int, Explanations] = {}
     for position, method in enumerate(methods):
         if position in results:

@@ -1,7 +1,6 @@
 """What all methods have in common: a model and what is said about it, a rule, and how a batch is explained."""
 
 import copy
-from abc import ABC
 from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
@@ -9,7 +8,10 @@ from guided_backprop.arrays import Images, Inputs, Labels, Layer, Model
 from guided_backprop.backends.base import Attributed, Backend, Memory, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.foreign import answering
 from guided_backprop.methods.batches import Job, explain_together
+from guided_backprop.methods.data import given
+from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.rules import GUIDED, ReluRule
 from guided_backprop.subject import Subject, brief
@@ -18,7 +20,7 @@ Reducer = Literal["mean", "sum", "max", "min", "absmax"]
 REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
 
 
-class Method(ABC):
+class Method(Explainer):
     """A way to explain a model: how much, and in which direction, each input value moves the score.
 
     The model is run as it is and is never changed; several threads may use one method at once. A batch may
@@ -69,6 +71,7 @@ class Method(ABC):
 
     rule: ReluRule
 
+    @answering
     def __init__(
         self,
         model: Model,
@@ -85,6 +88,9 @@ class Method(ABC):
     ) -> None:
         vouched = dict(vouch or {})
         require(
+            Requirement(
+                "model", model, not isinstance(model, Explainer), "a model", "A method's own is method.subject.model."
+            ),
             Requirement(
                 "batch_size",
                 batch_size,
@@ -156,6 +162,7 @@ class Method(ABC):
         """Whether a map is what one backward pass under the rule gives."""
         return type(self).explain_batch is Method.explain_batch
 
+    @answering
     def explain(self, images: Images, labels: Labels = None, *, mask: Any = None) -> Explanations:
         """Explain the score of each image.
 
@@ -163,12 +170,16 @@ class Method(ABC):
             images: floating-point batch ``(N, ...)``, already preprocessed, in the model's own layout;
                 a tensor of the model's framework, or a NumPy array. For a model of several inputs a tuple of
                 such batches, or a dictionary by the names of the model's arguments; a Keras model is given it
-                whole, as it takes it. Inputs of integers are not explained, but for what ``input_layer`` makes of them.
-            labels: what of the output is explained. The output's channels (classes) are its axis 1; its last
-                axis where the model is channels-last and the output has positions.
+                whole, as it takes it. Inputs of integers are not explained, but for what ``input_layer`` makes of
+                them. A list is the tuple of inputs of a model that takes several, else images, which are stacked. A
+                ``tf.data.Dataset``, a ``DataLoader``, a PyTorch ``Dataset`` or any iterable of batches, alone or as
+                ``(images, labels)``, is put together.
+            labels: what of the output is explained, unless the data says it. The output's channels (classes) are
+                its axis 1; its last axis where the model is channels-last and the output has positions.
 
                 * class ids, one per image or one for all: that channel, summed over positions;
-                * ``(N, K)`` class ids, or ``"top5"``: K explanations of each image, from one forward pass;
+                * ``(N, K)`` class ids, ``"top5"``, or ``"all"`` in their order: K explanations of each image, from one
+                  forward pass;
                 * None: the channel with the highest sum;
                 * a tuple ``(channel, row, column)``, or a list of tuples, one per image: that entry;
                 * ``(channel, "max")``: a channel where it is strongest, as for a neuron; ``"max"``: all of them;
@@ -200,6 +211,7 @@ class Method(ABC):
             >>> explanations.attribution.shape, str(explanations.coverage)
             (torch.Size([5, 4]), 'relu x1 guided')
         """
+        images, labels = given(self.subject, images, labels)
         inputs = Inputs.of(images)
         (explanations,) = explain_together(
             self.subject.backend(inputs),
@@ -237,7 +249,7 @@ class Method(ABC):
             torch.Size([5, 3, 8, 8])
         """
         other = copy.copy(self)
-        other.subject = self.subject.optimized(images)
+        other.subject = self.subject.optimized(given(self.subject, images, None).images)
         return other
 
     def around(self, model: Model) -> Self:
@@ -247,6 +259,9 @@ class Method(ABC):
             if isinstance(value, Subject):
                 setattr(other, name, value.around(model))
         return other
+
+    def held(self) -> tuple[Subject, int | None]:
+        return self.subject, self.batch_size
 
     def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch: by one backward pass under the rule, where a method says nothing else."""

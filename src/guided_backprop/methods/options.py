@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from guided_backprop.errors import OptionError
+from guided_backprop.subject import brief
 
 
 class Requirement(NamedTuple):
@@ -29,7 +30,7 @@ def require(*requirements: Requirement) -> None:
     """Raise OptionError for the first option that is not what it must be."""
     for name, value, is_met, needed, advice in requirements:
         if not is_met:
-            raise OptionError(f"{name} must be {needed}; received {name}={value!r}. {advice}")
+            raise OptionError(f"{name} must be {needed}; received {name}={brief(value)}. {advice}")
 
 
 def is_integer(value: object, least: int) -> bool:

@@ -12,9 +12,12 @@ from guided_backprop.arrays import Array, Images, Inputs, Labels, Model, NumpyAr
 from guided_backprop.backends.base import Attributed, Backend, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.foreign import answering
 from guided_backprop.labels.label import Label
 from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.batches import put_together
+from guided_backprop.methods.data import given
+from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, is_number, require
 from guided_backprop.subject import Subject, brief
@@ -22,7 +25,7 @@ from guided_backprop.subject import Subject, brief
 Form = Literal["mean", "squared", "variance"]
 
 
-class SmoothGrad:
+class SmoothGrad(Explainer):
     """The maps of noisy copies of an image, put together: what they share stays.
 
     With m the map of a noisy copy, and the mean over copies:
@@ -57,6 +60,7 @@ class SmoothGrad:
         "SmoothGrad(GuidedBackprop, samples=8, noise=0.1, seed=1, form='mean')"
     """
 
+    @answering
     def __init__(
         self, method: Method, *, samples: int = 50, noise: float = 0.15, seed: int = 0, form: Form = "mean"
     ) -> None:
@@ -64,7 +68,7 @@ class SmoothGrad:
         is_noise = is_number(noise) and 0 <= noise < np.inf
         require(
             Requirement(
-                "method", method, isinstance(method, Method), "a method", "Pass, for example, GuidedBackprop(model)."
+                "method", method, isinstance(method, Method), "a method", "Pass SmoothGrad(GuidedBackprop(model))."
             ),
             Requirement("samples", samples, is_integer(samples, least=1), "a positive integer", "Try 50."),
             Requirement("noise", noise, is_noise, "a number of 0 or more", "Try 0.15."),
@@ -96,9 +100,14 @@ class SmoothGrad:
         """The model, and what is said about it."""
         return self.method.subject
 
+    def held(self) -> tuple[Subject, int | None]:
+        return self.method.held()
+
+    @answering
     def explain(self, images: Images, labels: Labels = None, *, mask: Array | None = None) -> Explanations:
         """Explain the score of each image, as :meth:`Method.explain` does; scores and outputs are the image's own."""
         method = self.method
+        images, labels = given(method.subject, images, labels)
         clean = method.explain(images, labels, mask=mask)
         count = len(clean)
         if not count:

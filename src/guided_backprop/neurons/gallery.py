@@ -3,7 +3,7 @@
 This is the figure of the paper (Springenberg et al. 2014, arXiv:1412.6806, figures 3 and 4).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,15 @@ from guided_backprop.backends.base import Backend
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.foreign import answering
+from guided_backprop.methods.data import batches_of, is_data
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.neurons.receptive_field import Axis, receptive_field
 from guided_backprop.show.plot import figure_kind
 from guided_backprop.show.render import Picture, colour_picture, picture
-from guided_backprop.subject import brief
+from guided_backprop.subject import Subject, brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,6 +117,7 @@ class NeuronGallery:
         return np.concatenate(framed, axis=1)
 
 
+@answering
 def neuron_gallery(
     model: Model,
     layer: Layer,
@@ -137,8 +140,8 @@ def neuron_gallery(
         layer: the layer itself, its name, its position in :func:`layer_names`, or a pair of that and which of its runs;
             in JAX functions a name given with ``guided_backprop.jax.tap``.
         channels: which channels of the layer's output, one or several.
-        images: a batch ``(N, ...)`` as for :meth:`Method.explain`, or an iterable of such batches, which is read once
-            and may be larger than memory.
+        images: a batch ``(N, ...)`` as for :meth:`Method.explain`, or an iterable of such batches, a data set or a
+            loader, which is read once and may be larger than memory; labels that come with it do not count.
         count: how many images are shown of each channel; all, if there are fewer.
         batch_size: how many images are run at once; batches of an iterable are run forward as they are.
         method: makes the method: a class, or ``functools.partial(GuidedBackprop, smooth="guide")`` and the like.
@@ -172,7 +175,7 @@ def neuron_gallery(
     chosen = np.atleast_1d(np.asarray(channels))
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not chosen.size:
         raise OptionError(f"channels must be one or several integers; received channels={channels!r}. Pass [0, 1].")
-    batches = _batches(images, batch_size)
+    batches = _batches(explainer.subject, images, batch_size)
     best = _Strongest(chosen.astype(np.int64), count)
     backend, like, outputs = None, None, None
     for batch in batches:
@@ -314,7 +317,7 @@ class _Explainer:
         return tuple(slices)
 
 
-def _batches(images: Images, batch_size: int) -> Iterator[Any]:
+def _batches(subject: Subject, images: Images, batch_size: int) -> Iterator[Any]:
     if isinstance(images, (tuple, dict)):
         raise OptionError(
             f"a gallery needs a model of one input; received images of {len(images)} inputs. "
@@ -322,12 +325,9 @@ def _batches(images: Images, batch_size: int) -> Iterator[Any]:
         )
     if hasattr(images, "shape"):
         return (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-    if not isinstance(images, Iterable):
-        raise ImageError(
-            f"images must be a batch (N, ...) or an iterable of batches; received images={type(images).__name__}. "
-            "Stack them."
-        )
-    return iter(images)
+    if isinstance(images, list) and not is_data(images):
+        return iter(images)
+    return (batch.images for batch in batches_of(subject, batch_size, images))
 
 
 def _stacked(parts: list[NumpyArray], shape: tuple[int, int]) -> NumpyArray:

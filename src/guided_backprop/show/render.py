@@ -278,7 +278,7 @@ def _shown(attribution: Pixels, of: Channels) -> NDArray[np.float64]:
 
 def _scale(attribution: NDArray[np.float64], percentile: float) -> float:
     """Return the percentile of the magnitudes, or else their maximum."""
-    if not 0 < percentile <= 100:
+    if not isinstance(percentile, (int, float, np.number)) or not 0 < percentile <= 100:
         raise OptionError(
             f"percentile must be in (0, 100]; received percentile={percentile!r}. Pass 99 for the usual look."
         )

@@ -11,6 +11,7 @@ from guided_backprop.arrays import Images, Inputs, Labels, as_numpy
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ImageError, LabelError, ModelError, OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.foreign import answering
 from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, require
@@ -28,6 +29,7 @@ _OTHERS = 4
 _ROWS = 8
 
 
+@answering
 def sanity_check(
     method: Method | SmoothGrad,
     images: Images,

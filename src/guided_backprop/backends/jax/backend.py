@@ -28,16 +28,15 @@ from guided_backprop.backends.jax.run import Runner
 from guided_backprop.backends.jax.state import state_of
 from guided_backprop.backends.kept import Kept
 from guided_backprop.backends.keras import KerasNetwork, is_keras
+from guided_backprop.backends.mistakes import described, no_array, no_rows
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import (
     coverage_of,
     detached,
     hidden,
-    no_rows,
     no_score,
     not_finite,
-    reason_of,
     spelled,
 )
 from guided_backprop.coverage import Coverage
@@ -90,10 +89,7 @@ class JaxBackend(Backend):
                 "Call explain outside of jax.jit, jax.grad and jax.vmap."
             )
         if not isinstance(array, (jax.Array, np.ndarray)) or array.ndim == 0:
-            raise ImageError(
-                "images must be a jax.Array or a NumPy array of shape (N, ...); "
-                f"received images={type(array).__name__}. Stack the images to one batch."
-            )
+            raise no_array(array, "a jax.Array or a NumPy array")
 
     def is_floating(self, array: Any) -> bool:
         return bool(jnp.issubdtype(array.dtype, jnp.floating))
@@ -119,7 +115,7 @@ class JaxBackend(Backend):
         except GuidedBackpropError:
             raise
         except Exception as error:
-            raise _model_error(error, leaves) from error
+            raise self.failed(error, leaves, given) from error
         scores = np.stack([per_image(weight, _as_numpy(scored)) for weight in weights]) if told is None else told
         if not (np.isfinite(scores).all() and all(map(self.is_finite, jax.tree_util.tree_leaves(gradients)))):
             raise not_finite()
@@ -191,7 +187,7 @@ class JaxBackend(Backend):
         except GuidedBackpropError:
             raise
         except Exception as error:
-            raise _model_error(error, leaves) from error
+            raise self.failed(error, leaves, inputs) from error
         program = Program(jaxpr)
         begin, end = (self.network.begin, self.network.end) if self.network.is_named_by_trace else (None, None)
         if begin or end:
@@ -201,7 +197,7 @@ class JaxBackend(Backend):
         if program.first is not None:
             self.check_beginning(program.first.outputs[0].aval, len(leaves[0]))
         if not _is_rows(shape, len(leaves[0])):
-            raise no_rows(len(leaves[0]), _described(shape), "array")
+            raise no_rows(len(leaves[0]), shape, "array", self.why(inputs))
         return program
 
     def _explained(self, outputs: Any, inside: list[jax.Array], count: int) -> Any:
@@ -210,7 +206,7 @@ class JaxBackend(Backend):
             return ()
         output = chosen(outputs, self.setup.output, lambda leaf: isinstance(leaf, jax.Array))
         if not isinstance(output, jax.Array):
-            raise no_rows(count, _described(output), "array")
+            raise no_rows(count, output, "array")
         return (output, *inside) if inside else output
 
     def _analyse(self, program: Program, rules: Sequence[ReluRule], images: Sequence[jax.Array]) -> Hashable:
@@ -241,7 +237,7 @@ class JaxBackend(Backend):
         except GuidedBackpropError:
             raise
         except Exception as error:
-            raise _model_error(error, images) from error
+            raise self.failed(error, images) from error
         _refuse(record.mark(program), program, rules)
         return known, record.key()
 
@@ -339,17 +335,13 @@ def _slopes(score: Score, output: jax.Array) -> tuple[list[np.ndarray[Any, Any]]
         raise no_score(f"{type(error).__name__}: {error}") from error
     is_array = isinstance(scores, jax.Array) and jnp.issubdtype(scores.dtype, jnp.floating)
     if not is_array or scores.shape != output.shape[:1]:
-        raise no_score(_described(scores))
+        raise no_score(described(scores))
     (slopes,) = pullback(jnp.ones_like(scores))
     return [_as_numpy(slopes).astype(np.float64)], _as_numpy(scores).astype(np.float64)[None]
 
 
 def _is_rows(shape: Any, count: int) -> bool:
     return hasattr(shape, "shape") and len(shape.shape) > 0 and shape.shape[0] == count
-
-
-def _described(output: Any) -> str:
-    return f"{output.shape} {output.dtype}" if hasattr(output, "shape") else type(output).__name__
 
 
 def _refuse(refused: Sequence[Step], program: Program, rules: Sequence[ReluRule]) -> None:
@@ -376,14 +368,6 @@ def _hidden(name: str) -> OpaqueRegionError:
     return OpaqueRegionError(
         "an exported function hides its ReLUs; received call_exported between score and image. "
         'Pass the function as it was before jax.export, or vouch={"call_exported": "plain"} if it contains none.'
-    )
-
-
-def _model_error(error: Exception, images: Sequence[jax.Array]) -> ModelError:
-    received = "; ".join(f"{array.shape}, {array.dtype}" for array in images)
-    return ModelError(
-        f"model must accept and differentiate the images; received images of shape {received} "
-        f"and {type(error).__name__}: {reason_of(error)} Check the images' shape and dtype."
     )
 
 

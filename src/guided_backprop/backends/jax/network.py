@@ -1,7 +1,7 @@
 """A function of JAX arrays, or a module of Flax, Equinox or Haiku, as the backend asks it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -9,6 +9,7 @@ from guided_backprop.arrays import Images, Inputs, Layer, Model
 from guided_backprop.backends.jax.randomize import JaxCopy
 from guided_backprop.backends.jax.state import is_of
 from guided_backprop.backends.jax.tap import names_of
+from guided_backprop.backends.mistakes import Shape, first_layer
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.errors import ModelError, OptionError
@@ -34,6 +35,14 @@ class JaxNetwork(Network):
                     f"received {wrong[0]}=False on {type(part).__name__}. Call {advice}."
                 )
 
+    def first_layer(self) -> tuple[str, Shape, int] | None:
+        return first_layer(dict(_parts(self.model)), is_channels_last=True) if is_of(self.model, "flax.nnx") else None
+
+    def why(self, inputs: Inputs) -> str | None:
+        if is_of(self.model, "equinox"):
+            return "An Equinox module takes one image, unless it was written for a batch: pass jax.vmap(model)."
+        return super().why(inputs)
+
     def layer_names(self, images: Images = None) -> list[str]:
         return super().layer_names() if images is None else names_of(self.model, images)
 
@@ -54,6 +63,14 @@ class JaxNetwork(Network):
                 "Pass a function of that value, or one that returns it."
             )
         return JaxCopy(self.model, inputs, seed)
+
+
+def _parts(model: Model) -> Iterator[tuple[str, object]]:
+    """Yield the parts of a module, in the order in which they were made, with their names."""
+    for name, part in vars(model).items() if hasattr(model, "__dict__") else enumerate(model):
+        yield str(name), part
+        if is_of(part, "flax.nnx") or isinstance(part, (list, tuple)):
+            yield from _parts(part)
 
 
 def _parts_with_a_mode(model: Model) -> list[object]:

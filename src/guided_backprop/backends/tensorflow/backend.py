@@ -16,6 +16,7 @@ from guided_backprop.arrays import Array, Inputs, Model, NumpyArray, Tensor
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
 from guided_backprop.backends.kept import shared_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
+from guided_backprop.backends.mistakes import no_array, no_rows
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.refusals import not_finite, spelled
 from guided_backprop.backends.tensorflow.classify import classify
@@ -24,9 +25,9 @@ from guided_backprop.backends.tensorflow.graph.functions import Traced, graph_of
 from guided_backprop.backends.tensorflow.graph.nodes import constant_of, producer
 from guided_backprop.backends.tensorflow.graph.tracing import trace
 from guided_backprop.backends.tensorflow.hidden.values import Watch
-from guided_backprop.backends.tensorflow.model import TensorFlowNetwork, callable_of, inside_of, model_error
+from guided_backprop.backends.tensorflow.model import HINTS, TensorFlowNetwork, callable_of, inside_of, reason_of_graph
 from guided_backprop.backends.tensorflow.plan import Call, Copy, Kind, OtherLabels, Plan, Rules, running
-from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError
+from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.rules import ReluRule
 
 
@@ -41,6 +42,8 @@ class TensorFlowBackend(Backend):
 
     # NumPy's functions for tf.Tensors, which promote no dtypes.
     functions = tf.experimental.numpy
+
+    asks, hints = "accept, and tf.function must trace and differentiate,", HINTS
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -58,10 +61,7 @@ class TensorFlowBackend(Backend):
     def check_kind(self, array: Tensor) -> None:
         is_tensor = isinstance(array, tf.Tensor) and hasattr(array, "numpy")
         if not (is_tensor or isinstance(array, np.ndarray)) or len(array.shape) == 0:
-            raise ImageError(
-                "images must be an eager tf.Tensor or a NumPy array of shape (N, ...); "
-                f"received images={type(array).__name__}. Stack the images to one batch."
-            )
+            raise no_array(array, "an eager tf.Tensor or a NumPy array")
 
     def is_floating(self, array: Array) -> bool:
         return bool(tf.as_dtype(array.dtype).is_floating)
@@ -112,6 +112,9 @@ class TensorFlowBackend(Backend):
             with self.network.unremembered():
                 output = forward(*given.arrays).numpy()
         return output.astype(np.float32) if output.dtype.kind == "V" else output  # type: ignore[no-any-return]
+
+    def reason_of(self, error: Exception) -> str:
+        return reason_of_graph(error)
 
     def from_numpy(self, array: NumpyArray, like: Array) -> Tensor:
         return array.astype(like.dtype) if isinstance(like, np.ndarray) else tf.cast(array, like.dtype)
@@ -192,7 +195,7 @@ class TensorFlowBackend(Backend):
             except Exception as caught:
                 error = caught
         assert error is not None
-        raise model_error(error, kinds[-1].specs) from error
+        raise self.failed(error, given.arrays, given) from error
 
     def _run(
         self, given: Inputs, weigh: Weigh, rules: Rules, score: Score | None, *, labels: int
@@ -210,9 +213,8 @@ class TensorFlowBackend(Backend):
 
     def _failed(self, error: Exception, given: Inputs) -> ModelError:
         """Return what to say of an error of a copy: the model's own, or a fault of ours if the model has none."""
-        specs = tuple(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in given.arrays)
         if self.is_out_of_memory(error):
-            return model_error(error, specs)
+            return self.failed(error, given.arrays, given)
         forward = callable_of(self.network, given, self.setup.output)
         try:
             with self.network.unremembered(), tf.GradientTape() as tape:
@@ -220,7 +222,9 @@ class TensorFlowBackend(Backend):
                 output = forward(*given.arrays)
             tape.gradient(output, given.arrays)
         except Exception:
-            return model_error(error, specs)
+            return self.failed(error, given.arrays, given)
+        if output.shape.rank == 0 or len(output) != given.count:
+            return no_rows(given.count, output, "tensor", self.why(given))
         return ModelError(
             "the copy of a model must run wherever the model does; received a model that runs, and "
             f"error={type(error).__name__} from its copy. This is a fault of guided-backprop: please report it, with "

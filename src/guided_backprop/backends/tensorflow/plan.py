@@ -17,7 +17,8 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Score, Vouch, Weigh
 from guided_backprop.backends.kept import Kept
-from guided_backprop.backends.refusals import detached, no_rows
+from guided_backprop.backends.mistakes import no_rows
+from guided_backprop.backends.refusals import detached
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.custom import SCOPE
@@ -180,7 +181,7 @@ def _weigh(token: NumpyArray, outputs: NumpyArray) -> NumpyArray:
     call = _CALLS[int(token)]
     try:
         if outputs.ndim == 0 or len(outputs) != call.count:
-            raise no_rows(call.count, outputs.shape, "tensor")
+            raise no_rows(call.count, tf.TensorSpec(outputs.shape, outputs.dtype), "tensor")
         # bfloat16 is no number to NumPy.
         call.outputs = np.array(outputs, np.float32 if outputs.dtype.kind == "V" else None)
         if call.score is None:

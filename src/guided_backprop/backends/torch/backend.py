@@ -19,9 +19,10 @@ from torch.autograd.graph import Node
 from guided_backprop.arrays import Inputs, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
 from guided_backprop.backends.keras import KerasNetwork, is_keras
+from guided_backprop.backends.mistakes import no_array, no_rows
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.refusals import detached, no_batch, no_rows, not_finite
+from guided_backprop.backends.refusals import detached, no_batch, not_finite
 from guided_backprop.backends.runs import Start
 from guided_backprop.backends.spelling import other_images
 from guided_backprop.backends.torch.editor import Editor, Head, slopes
@@ -43,7 +44,7 @@ from guided_backprop.backends.torch.model.eager import differentiable
 from guided_backprop.backends.torch.model.images import as_tensor, is_finite, leaf_of, like
 from guided_backprop.backends.torch.model.layers import Beginning
 from guided_backprop.backends.torch.model.network import TorchNetwork
-from guided_backprop.backends.torch.refusals import described, model_error, refuse_opaque, refuse_traced
+from guided_backprop.backends.torch.refusals import HINTS, refuse_opaque, refuse_traced
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError
 from guided_backprop.rules import PLAIN, ReluRule
@@ -76,6 +77,8 @@ class TorchBackend(Backend):
 
     memories = ("lean",)
 
+    advice, hints = "Check the images' shape, dtype and device.", HINTS
+
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._run_forward: Runner = _directly
@@ -100,10 +103,7 @@ class TorchBackend(Backend):
                 f"on {array.device}. Pass images.to_dense()."
             )
         if not isinstance(array, (torch.Tensor, np.ndarray)) or len(array.shape) == 0:
-            raise ImageError(
-                "images must be a torch.Tensor or a NumPy array of shape (N, ...); "
-                f"received images={type(array).__name__}. Stack the images to one batch."
-            )
+            raise no_array(array, "a torch.Tensor or a NumPy array")
 
     def is_floating(self, array: Any) -> bool:
         return array.dtype in _DTYPES if isinstance(array, torch.Tensor) else array.dtype.name in _DTYPES_OF_ARRAYS
@@ -307,7 +307,7 @@ class TorchBackend(Backend):
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise model_error(error, given.arrays) from error
+            raise self.failed(error, given.arrays, given) from error
         return other
 
     def _slope(self, given: Inputs, run_forward: Runner) -> list[torch.Tensor] | None:
@@ -339,7 +339,7 @@ class TorchBackend(Backend):
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise model_error(error, given.arrays) from error
+            raise self.failed(error, given.arrays, given) from error
 
     def _output_of(self, given: Inputs, start: Start | None = None) -> Any:
         """Return what is explained; ``start`` is given the value inside that the gradient begins at."""
@@ -350,10 +350,10 @@ class TorchBackend(Backend):
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise model_error(error, given.arrays) from error
+            raise self.failed(error, given.arrays, given) from error
         is_real = isinstance(output, torch.Tensor) and output.is_floating_point()
         if not is_real or output.ndim == 0 or len(output) != given.count:
-            raise no_rows(given.count, described(output), "tensor")
+            raise no_rows(given.count, output, "tensor", self.why(given))
         return output
 
     def _backward(
@@ -368,7 +368,7 @@ class TorchBackend(Backend):
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:
-            raise model_error(error, run.leaves) from error
+            raise self.failed(error, run.leaves) from error
 
 
 def _needed(run: _Run, *, undoes_head: bool) -> Watched:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Score, Vouch, per_image
+from guided_backprop.backends.mistakes import described
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import coverage_of, detached, no_score
 from guided_backprop.backends.torch.graph import nodes
@@ -27,7 +28,7 @@ from guided_backprop.backends.torch.layouts import reader_of
 from guided_backprop.backends.torch.lean import Gate
 from guided_backprop.backends.torch.leaving import Gradients, Shortcut, clamped, leaving, shortcut_of
 from guided_backprop.backends.torch.own import own_function, prepare
-from guided_backprop.backends.torch.refusals import described, training_error
+from guided_backprop.backends.torch.refusals import training_error
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError, OpaqueRegionError
 from guided_backprop.rules import PLAIN, Guided, Plain, ReluRule

@@ -1,17 +1,28 @@
 """What is refused, and how the error says it: parts that hide what they compute, ReLUs spelled as arithmetic."""
 
-from collections.abc import Sequence
 from typing import Final
 
 import torch
 
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.refusals import hidden, reason_of
+from guided_backprop.backends.refusals import hidden
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.errors import ModelError, OpaqueRegionError
 
 # The modes in which tensors have no values.
 _TRACES: Final = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+
+_LIKE_WEIGHTS = (
+    'Pass images.to(next(model.parameters())), which have its dtype and device; of NumPy images.astype("float32").'
+)
+#: What to do where an error of torch says this.
+HINTS: Final = {
+    "inference tensors": "Build or load the model outside torch.inference_mode().",
+    "should be the same": _LIKE_WEIGHTS,
+    "same dtype": _LIKE_WEIGHTS,
+    "on the same device": _LIKE_WEIGHTS,
+    "mat1 and mat2 shapes": "Give the images the size that the model was built for.",
+}
 
 
 def refuse_traced() -> None:
@@ -62,22 +73,4 @@ def _advice(name: str) -> str | None:
 def training_error(name: str) -> ModelError:
     return ModelError(
         f"model must be in eval mode, or its map is random; received {name} in training mode. Call model.eval()."
-    )
-
-
-def described(output: object) -> str:
-    """Return how an error names what a model gave."""
-    return f"{tuple(output.shape)} {output.dtype}" if isinstance(output, torch.Tensor) else type(output).__name__
-
-
-def model_error(error: Exception, images: Sequence[torch.Tensor]) -> ModelError:
-    """Return the error for a model that failed on the images."""
-    reason = reason_of(error)
-    advice = "Check the images' shape, dtype and device."
-    if "Inference tensors" in reason:
-        advice = "Build or load the model outside torch.inference_mode()."
-    received = "; ".join(f"{tuple(image.shape)}, {image.dtype}, {image.device}" for image in images)
-    return ModelError(
-        f"model must accept and differentiate the images; received images of shape {received} "
-        f"and {type(error).__name__}: {reason} {advice}"
     )

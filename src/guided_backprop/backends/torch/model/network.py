@@ -1,11 +1,12 @@
 """A torch module, or a function of tensors, as the backend asks it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from guided_backprop.arrays import Inputs, Layer, Model, Tensor
-from guided_backprop.backends.network import Network
+from guided_backprop.backends.mistakes import Shape, first_layer
+from guided_backprop.backends.network import Network, counts_of, names_of
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.runs import Passage, Run
 from guided_backprop.backends.torch.model.eager import unfused
@@ -35,6 +36,17 @@ class TorchNetwork(Network):
                 "model must be in eval mode, or its map is random; "
                 f"received training=True on {training}, which asks for it. Call model.eval()."
             )
+
+    def input_counts(self) -> range:
+        return counts_of(self.model.forward) if isinstance(self.model, torch.nn.Module) else super().input_counts()
+
+    def input_names(self) -> Sequence[str]:
+        return names_of(self.model.forward) if isinstance(self.model, torch.nn.Module) else super().input_names()
+
+    def first_layer(self) -> tuple[str, Shape, int] | None:
+        if not isinstance(self.model, torch.nn.Module):
+            return None
+        return first_layer(dict(self.model.named_modules()), is_channels_last=False)
 
     def run(self, inputs: Inputs) -> Tensor:
         return inputs.call(self._forward)

@@ -18,6 +18,7 @@ from guided_backprop import (
     layer_names,
     neuron_gallery,
     render,
+    stack_detections,
 )
 from guided_backprop.commands.main import command
 
@@ -29,7 +30,7 @@ CODE = {page: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) fo
 SUBMODULES = ("captum", "errors", "jax", "models", "quantus", "render", "rules")
 WITH_OPTIONS = {
     "methods": (Method, Method.explain, GradCAM, GuidedGradCAM, SmoothGrad),
-    "functions": (compare, layer_names, neuron_gallery, Box),
+    "functions": (compare, layer_names, neuron_gallery, Box, stack_detections),
     "results": (guided_backprop.Explanations.plot, guided_backprop.Explanations.save),
     "pictures": (render.heatmap, render.colour_picture, render.overlay, render.picture),
 }
@@ -42,7 +43,10 @@ def missing(names: set[str], text: str) -> set[str]:
     return {name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", code)}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if CODE[page]], ids=lambda page: page.stem)
+# The recipes run in a file of their own, which compares what they compute.
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if CODE[page] and page.stem != "recipes"], ids=lambda page: page.stem
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_code_of_each_page_runs(page):
     for block in CODE[page]:

@@ -54,6 +54,24 @@ def test_an_operation_goes_by_one_name_however_it_is_met(name, expected):
     assert expected in OPERATIONS
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("GeneratedBackwardFor_torchvision_roi_align_defaultBackward", Kind.MASKS),
+        ("GeneratedBackwardFor_torchvision_deform_conv2d_defaultBackward", Kind.LINEAR),
+        ("torch::autograd::CppNode<vision::ops::(anonymous namespace)::PSROIAlignFunction>", Kind.MASKS),
+        ("torch::autograd::CppNode<vision::ops::(anonymous namespace)::ROIPoolFunction>", Kind.CHOOSES),
+        ("torch::autograd::CppNode<vision::ops::(anonymous namespace)::DeformConv2dFunction>", Kind.LINEAR),
+        # Of another library, whatever it is called.
+        ("GeneratedBackwardFor_vision_roi_align_defaultBackward", Kind.HIDDEN),
+        ("torch::autograd::CppNode<mine::ops::ROIAlignFunction>", Kind.HIDDEN),
+        ("roi_alignBackward", Kind.HIDDEN),
+    ],
+)
+def test_operators_of_torchvision_are_known_by_the_names_of_its_versions(name, kind):
+    assert operations.row_of(name).kind is kind
+
+
 @pytest.fixture
 def _without(monkeypatch, request):
     """Take rows out of the table: these operations are not known any more."""

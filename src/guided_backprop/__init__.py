@@ -16,6 +16,7 @@ from guided_backprop.errors import (
 )
 from guided_backprop.explanations import Explanation, Explanations
 from guided_backprop.labels.box import Box
+from guided_backprop.labels.detections import stack_detections
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
 from guided_backprop.methods.compare import compare
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
@@ -58,4 +59,5 @@ __all__ = [
     "layer_names",
     "neuron_gallery",
     "sanity_check",
+    "stack_detections",
 ]

@@ -160,10 +160,17 @@ class BoxLabel(Label):
         if self.first == 5:
             likelihood = likelihood * _as_probability(candidates[:, 4])
         match = int(likelihood.argmax())
-        if overlap[match] == 0:
+        if not likelihood[match] > 0:
+            place = f"boxes[{row}]={self.boxes[row].tolist()}"
+            if not overlap.any():
+                raise LabelError(
+                    f"boxes must overlap a candidate; received {place}, which overlaps none. "
+                    "Pass a box in the units of the model's output."
+                )
+            wanted = "any class" if self.classes is None else f"class {self.classes[row]}"
             raise LabelError(
-                f"boxes must overlap a candidate; received boxes[{row}]={self.boxes[row].tolist()}, which "
-                "overlaps none. Pass a box in the units of the model's output."
+                f"a candidate that overlaps the box must have a score; received {place}, where the scores of {wanted} "
+                "are 0. Pass the class that was found there."
             )
         best = candidates[match, self.first :].argmax() if self.classes is None else self.classes[row]
         return match, self.first + int(best)

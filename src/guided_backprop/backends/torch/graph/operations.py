@@ -43,15 +43,15 @@ OPERATIONS: Final = Table(
             conv_depthwise3d=conv conv_tbc=conv convolution=conv convolution_backward_overrideable=conv
             convolution_overrideable=conv convolution_pointwise=conv convolution_transpose_pointwise=conv
             linear_pointwise=matmul cudnn_affine_grid_generator=matmul cudnn_convolution=conv
-            cudnn_convolution_transpose=conv cumsum deg2rad=mul div dot=matmul fft_c2c=fft fft_c2r=fft fft_r2c=fft
-            grouped_mm=matmul imag int_mm=matmul ldexp=mul lerp linalg_cross=mul linear=matmul
+            cudnn_convolution_transpose=conv cumsum deform_conv2d=conv deg2rad=mul div dot=matmul fft_c2c=fft
+            fft_c2r=fft fft_r2c=fft grouped_mm=matmul imag int_mm=matmul ldexp=mul lerp linalg_cross=mul linear=matmul
             matmul mean miopen_convolution=conv miopen_convolution_transpose=conv miopen_depthwise_convolution=conv
             mkldnn_adaptive_avg_pool2d=avg_pool mkldnn_convolution=conv mkldnn_linear=matmul mm=matmul
             mps_convolution=conv mps_convolution_transpose=conv mul mv=matmul nansum=sum neg neg_view=neg nll_loss=sum
-            nll_loss2d=sum nnpack_spatial_convolution=conv rad2deg=mul real rsub slow_conv2d=conv slow_conv3d=conv
-            slow_conv_dilated2d=conv slow_conv_dilated3d=conv slow_conv_transpose2d=conv slow_conv_transpose3d=conv
-            sparse_addmm=matmul sparse_mm_reduce_impl=matmul sparse_sampled_addmm=matmul sparse_sparse_matmul=matmul
-            sparse_sum=sum sub sum trilinear=matmul
+            nll_loss2d=sum nnpack_spatial_convolution=conv ps_roi_pool=avg_pool psroipool=avg_pool rad2deg=mul real
+            rsub slow_conv2d=conv slow_conv3d=conv slow_conv_dilated2d=conv slow_conv_dilated3d=conv
+            slow_conv_transpose2d=conv slow_conv_transpose3d=conv sparse_addmm=matmul sparse_mm_reduce_impl=matmul
+            sparse_sampled_addmm=matmul sparse_sparse_matmul=matmul sparse_sum=sum sub sum trilinear=matmul
             upsample_bicubic2d=resize upsample_bicubic2daa=resize upsample_bilinear2d=resize
             upsample_bilinear2daa=resize upsample_lanczos2daa=resize upsample_linear1d=resize upsample_nearest1d=resize
             upsample_nearest2d=resize upsample_nearest3d=resize upsample_nearest_exact1d=resize
@@ -99,17 +99,17 @@ OPERATIONS: Final = Table(
             embedding_renorm=renorm euclidean_dist=norm fmod=modulo frac=modulo
             fractional_max_pool=max_pool hardshrink huber_loss kthvalue=sort linalg_vector_norm=norm max max_pool
             median=sort min mkldnn_max_pool=max_pool mode=sort nan_to_num nanmedian=sort norm pdist=norm
-            remainder=modulo renorm segment_reduce=max smooth_l1loss=huber_loss softshrink sort std=norm std_mean=norm
-            topk=sort
+            remainder=modulo renorm roi_pool=max_pool roipool=max_pool segment_reduce=max smooth_l1loss=huber_loss
+            softshrink sort std=norm std_mean=norm topk=sort
         """,
         Kind.MASKS: """
             cudnn_grid_sampler=gather embedding=gather embedding_bag=gather gather grid_sampler2d=gather
             grid_sampler2dcpu_fallback=gather grid_sampler3d=gather index=gather index_add=scatter index_copy=scatter
             index_fill=scatter index_put=scatter index_put_impl=scatter index_reduce=scatter index_select=gather
             masked_fill=where masked_scatter=where masked_select=gather max_unpool2d=scatter max_unpool3d=scatter
-            put=scatter scatter scatter_add=scatter scatter_reduce=scatter sparse_mask=where take=gather
-            unsafe_index=gather unsafe_index_put=scatter unsafe_masked_index=gather
-            unsafe_masked_index_put_accumulate=scatter where
+            ps_roi_align=gather psroialign=gather put=scatter roi_align=gather roialign=gather scatter
+            scatter_add=scatter scatter_reduce=scatter sparse_mask=where take=gather unsafe_index=gather
+            unsafe_index_put=scatter unsafe_masked_index=gather unsafe_masked_index_put_accumulate=scatter where
         """,
         # They pass no gradient on, or one of zeros.
         Kind.COMPARES: """
@@ -171,7 +171,7 @@ def operation_of(name: str) -> str:
     """Return the operation that a node of this name is the derivative of: ``LogSoftmaxBackward0`` log_softmax."""
     if not _has_row(name):
         return name
-    name = re.sub(r"Backward\d*$", "", name)
+    name = re.sub(r"^.*(_torchvision_|vision::ops::.*::)|(_default)?Backward\d*$|Function>$", "", name)
     return dispatched(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
 
 
@@ -194,8 +194,8 @@ def dispatched(name: str) -> str:
 
 
 def _has_row(name: str) -> bool:
-    """Tell a single operation of torch: it has a number at the end; custom functions and regions have none."""
-    return bool(re.search(r"Backward\d+$", name)) and "::" not in name
+    """Tell a single operation: torch's has a number, which custom functions and regions lack; torchvision's a name."""
+    return bool(re.search(r"^GeneratedBackwardFor_torchvision_|<vision::ops::|^[^:]*Backward\d+$", name))
 
 
 #: Nodes in C++ without a number, that are known: the beginning of a graph, copies; in place on a view is looked into.

@@ -146,7 +146,7 @@ def test_neurons_in_front_of_which_there_is_nothing_to_guide(two):
 def test_bad_selectors(two):
     image, row = two_inputs()
     for layer, selector, message in [
-        (two.act, 5, r"must index the output for one image, \(5,\); received neuron_selector=\(5,\)"),
+        (two.act, 5, r"^neuron_selector must index the output for one image, \(5,\); received neuron_selector=\(5,\)"),
         (two.act, (None,), r"neuron_selector must be integers or slices; received neuron_selector=\(None,\)"),
         (
             two.branch,

@@ -159,7 +159,7 @@ def test_bad_selectors(two):
         with pytest.raises(LabelError, match=message):
             ours.NeuronGuidedBackprop(two, layer).attribute((image, row), selector)
     # One number for all images may be another one for a part of them.
-    halved = GuidedBackprop(two, output_layer=two.act, batch_size=2)
+    halved = GuidedBackprop(two, output_layer=two.act, batch_size=1)
     with pytest.raises(LabelError, match="one real number per image"):
         halved.explain((image, row), of_neurons(lambda output: output.mean(), 3))
     with pytest.raises(OptionError, match="received layer=Conv2d, which is not in it"):

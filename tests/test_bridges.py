@@ -127,7 +127,7 @@ def test_bad_targets_and_models():
     with pytest.raises(LabelError, match=r"target must be given .* received target=None and .* \(1, 4\)"):
         ours.GuidedBackprop(model).attribute(SQUARE)
     for target, message in [
-        (4, r"target must index the output for one image, \(4,\); received target=\(4,\)"),
+        (4, r"^target must index the output for one image, \(4,\); received target=\(4,\)"),
         ((1, 0), r"target must index .* received target=\(1, 0\)"),
         (True, "target must be integers or slices; received target=True"),
         ((1, None), "target must be integers or slices"),

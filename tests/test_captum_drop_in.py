@@ -146,7 +146,7 @@ def test_neurons_in_front_of_which_there_is_nothing_to_guide(two):
 def test_bad_selectors(two):
     image, row = two_inputs()
     for layer, selector, message in [
-        (two.act, 5, r"must index the output for one image, \(5,\); received neuron_selector=\(5,\)"),
+        (two.act, 5, r"^neuron_selector must index the output for one image, \(5,\); received neuron_selector=\(5,\)"),
         (two.act, (None,), r"neuron_selector must be integers or slices; received neuron_selector=\(None,\)"),
         (
             two.branch,
@@ -159,7 +159,7 @@ def test_bad_selectors(two):
         with pytest.raises(LabelError, match=message):
             ours.NeuronGuidedBackprop(two, layer).attribute((image, row), selector)
     # One number for all images may be another one for a part of them.
-    halved = GuidedBackprop(two, output_layer=two.act, batch_size=2)
+    halved = GuidedBackprop(two, output_layer=two.act, batch_size=1)
     with pytest.raises(LabelError, match="one real number per image"):
         halved.explain((image, row), of_neurons(lambda output: output.mean(), 3))
     with pytest.raises(OptionError, match="received layer=Conv2d, which is not in it"):

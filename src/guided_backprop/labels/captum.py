@@ -62,9 +62,9 @@ def _selected(selector: Callable[[Tensor], Tensor], count: int, output: Tensor) 
     numbers = selected.reshape(-1)
     if selected.ndim and len(numbers) == len(output):
         return numbers
-    # One number for all images is all of theirs together; of a part of the images it might be another one.
-    is_for_all = len(numbers) == 1 and len(output) == count
-    return (numbers / count).expand(count) if is_for_all else selected
+    # One number for all images is all of theirs together. Of a part of the images it might be another one: it has not
+    # their number then, and is refused.
+    return (numbers / count).expand(count) if len(numbers) == 1 else selected
 
 
 def _summed(name: str, index: tuple[int | slice, ...], output: Tensor) -> Tensor:

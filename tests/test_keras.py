@@ -142,7 +142,8 @@ def test_every_spelling_of_a_relu(names):
             GuidedBackprop(model).explain(ROWS, 1)
         return
     expected = by_hand(model)
-    assert expected.any(axis=1).all()
+    # Where all ReLUs are closed nothing is told.
+    assert expected.any(axis=1).sum() >= 4
     np.testing.assert_allclose(GuidedBackprop(model).explain(ROWS, 1), expected, rtol=1e-4, atol=1e-5)
     if verdict == "judged":
         with pytest.raises(OpaqueRegionError, match="deconv|vouch"):

@@ -73,25 +73,16 @@ def explain_with(
 
 def by_rule(model: Any, images: Any = IMAGES, labels: Any = LABELS) -> dict[str, Attributed]:
     """Explain one batch under all rules, which share one trace."""
-    found = backend(model).attribute(Inputs.of(images), parse_label(labels, len(IMAGES)).weigh, [*RULES.values()])
+    found = backend(model).attribute(Inputs.of(images), parse_label(labels, len(images)).weigh, [*RULES.values()])
     return dict(zip(RULES, found, strict=True))
-
-
-WORKED = {"saliency": [1, 0, 0, -4], "deconvnet": [1, 0, 3, 0], "guided": [1, 0, 0, 0]}
 
 
 @pytest.mark.parametrize("spelling", ACTIVATIONS)
 def test_every_spelling_of_a_relu(spelling):
-    """In the network, and beside it in the worked example: the tie at 0 is closed in every spelling."""
-    relu, network = ACTIVATIONS[spelling], small_net(ACTIVATIONS[spelling])
-    x, g = (np.array([values] * 4, float) for values in ([5, 0, -5, 10], [1, -2, 3, -4]))
-    weights = np.concatenate([np.eye(CLASSES)[LABELS], g], axis=1)
-    model = lambda images, x: tf.concat([network(images), relu(x * 1.0)], axis=1)  # noqa: E731
-    for rule, result in by_rule(model, (IMAGES, x), weights).items():
-        of_network, worked = result.attribution[0].arrays
-        np.testing.assert_allclose(of_network, small_oracle(rule), **TOLERANCE)
-        np.testing.assert_array_equal(worked, [WORKED[rule]] * 4)
-        assert result.coverage == (("relu", 4, RULES[rule].name),)
+    """Under the rule that is hardest to get right; the worked example has the others."""
+    result = explain(small_net(ACTIVATIONS[spelling]))
+    np.testing.assert_allclose(result.attribution, small_oracle(), **TOLERANCE)
+    assert result.coverage == (("relu", 3, "guided"),)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -226,6 +217,15 @@ def test_a_gradient_inside_the_forward_pass_is_left_alone():
 
 
 # The rule.
+
+
+@pytest.mark.parametrize("spelling", ACTIVATIONS)
+def test_worked_example(spelling):
+    """x = [5, 0, -5, 10], g = [1, -2, 3, -4]; the tie at 0 is closed in every spelling."""
+    x, g = (np.array([values] * 2, float) for values in ([5, 0, -5, 10], [1, -2, 3, -4]))
+    found = by_rule(lambda x: ACTIVATIONS[spelling](x * 1.0), x, g)
+    for rule, expected in (("saliency", [1, 0, 0, -4]), ("deconvnet", [1, 0, 3, 0]), ("guided", [1, 0, 0, 0])):
+        np.testing.assert_array_equal(found[rule].attribution[0].images, [expected, expected])
 
 
 @pytest.mark.parametrize("spelling", ["relu", "maximum(x, 0)", "maximum(0, x)", "(x >= 0) * x"])

@@ -39,7 +39,7 @@ class Verdict(Enum):
 
     #: y is no gate of x: some value contradicts it.
     NONE = auto()
-    #: Nothing was closed, or nothing open: other images have to tell.
+    #: Nothing was closed, or nothing open, or there were too few values: other images have to tell.
     UNSETTLED = auto()
     #: y is a ReLU of x, or of -x: it rises from a constant. What arrives at y is what the rule is about.
     CONVEX = auto()
@@ -55,7 +55,8 @@ class Judgement:
 
     Attributes:
         verdict: the finding.
-        closed: where y has this value the gate is closed; an array that broadcasts against y. NaN: it is nowhere.
+        closed: where y has this value the gate is closed, or seems so of too few values; an array that broadcasts
+            against y. NaN: it is nowhere. None: nothing is, or there is no such value.
         slope: the multiple of x that y is elsewhere, likewise.
     """
 
@@ -91,7 +92,13 @@ _FEW: Final = 12
 
 
 def judge(
-    y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, is_by_rank: bool = False, is_of_one_sign: bool = False
+    y: NumpyArray,
+    x: NumpyArray,
+    rounding: float = 1e-3,
+    *,
+    is_by_rank: bool = False,
+    is_of_one_sign: bool = False,
+    is_of_two: bool = False,
 ) -> Judgement:
     """Tell what values say of whether ``y`` is a ReLU of x.
 
@@ -107,6 +114,8 @@ def judge(
             with a constant. Then the largest are open and need not be positive.
         is_of_one_sign: whether x never changes its sign, however the images are. Then what is closed here and there is
             closed by something else.
+        is_of_two: whether y is the larger or smaller of two values that carry a gradient. It may be 0 in places, where
+            the other one is, and is no ReLU for that.
     """
     if y.size != x.size or y.size == 0 or y.ndim == 0:
         return Judgement(Verdict.NONE)
@@ -120,7 +129,8 @@ def judge(
             if judgement.verdict is Verdict.NONE:
                 return judgement
         judgement = _judged(y, x, rounding, is_by_rank=is_by_rank)
-        return Judgement(Verdict.NONE) if is_of_one_sign and judgement.verdict is Verdict.PARTIAL else judgement
+        is_chance = judgement.verdict is Verdict.PARTIAL and (is_of_one_sign or is_of_two)
+        return Judgement(Verdict.NONE) if is_chance else judgement
 
 
 def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
@@ -265,7 +275,7 @@ class _Gate:
         is_chance = is_by_rank and (slopes is None or self.evidence < needed / 2)
         if is_chance or not self.is_partial or (slopes is None and is_by_channel):
             return None
-        return Judgement(Verdict.PARTIAL if is_sure else Verdict.UNSETTLED)
+        return Judgement(Verdict.PARTIAL) if is_sure else Judgement(Verdict.UNSETTLED, self.constants.reshape(shape))
 
     @property
     def is_partial(self) -> bool:
@@ -343,9 +353,10 @@ def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
     if signs.size < _FEW or not (signs.all() or (~signs).all()) or np.unique(x[is_closed]).size == 1:
         # One value that is 0 there was closed before, as what a ReLU gave less a number.
         return False
-    is_other = (x > 0) != signs[0]
+    # What is 0 itself is on neither side.
+    is_other = x < 0 if signs[0] else x > 0
     size = np.abs(x)
     if (kept := ~is_closed & ~is_other & (x != 0)).any() and size[is_closed].max() <= size[kept].min():
         # What is closed lies around 0, as of a soft shrink.
         return False
-    return bool((is_other & ~is_closed).sum() >= _FEW and (np.abs(y) > 0)[is_other & (x != 0)].all())
+    return bool(is_other.sum() >= _FEW and (y[is_other] != 0).all())

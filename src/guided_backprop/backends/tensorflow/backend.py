@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -214,9 +215,9 @@ class TensorFlowBackend(Backend):
             if kind is None:
                 kind, copied = self._copy(kinds, given)
                 self._copies[kind] = copied
+            if any(rule.needs_every_relu for rule in rules):
+                self._refuse_spelled(self._copies[kind].watch, given)
             if (kind, rules, labels) not in self._plans:
-                if any(rule.needs_every_relu for rule in rules):
-                    self._refuse_spelled(self._copies[kind].watch, given)
                 try:
                     self._plans[kind, rules, labels] = self._build(self._copies[kind], rules, labels)
                 except GuidedBackpropError:
@@ -226,7 +227,7 @@ class TensorFlowBackend(Backend):
             return self._plans[kind, rules, labels]
 
     def _refuse_spelled(self, watch: Watch, given: Inputs) -> None:
-        """Raise if the values of these images show a ReLU that is no operation of its own."""
+        """Raise if the values of these images show a ReLU that is no operation of its own; look if any may still."""
         try:
             relus = watch.found(given.arrays)
         except Exception as error:
@@ -374,11 +375,20 @@ class _OtherLabels(Exception):  # noqa: N818 - no error: the plan for that numbe
 
 
 def _bring(
-    arguments: list[str], captured: list[tf.Tensor], graph_def: GraphDef, inputs: Sequence[tf.Tensor], names: list[str]
+    arguments: list[str],
+    captured: list[tf.Tensor],
+    graph_def: GraphDef,
+    inputs: Sequence[tf.Tensor],
+    names: list[str],
+    *,
+    instead: Mapping[str, tf.Tensor] = MappingProxyType({}),
 ) -> list[tf.Tensor]:
-    """Put a copy of a graph into the one that is being built, on inputs; return the tensors of these names."""
+    """Put a copy of a graph into the one that is being built, on inputs; return the tensors of these names.
+
+    Some of its tensors may be replaced, by their names.
+    """
     here = [*inputs, *map(tf.compat.v1.get_default_graph().capture, captured)]
-    named = {f"{name}:0": tensor for name, tensor in zip(arguments, here, strict=True)}
+    named = {f"{name}:0": tensor for name, tensor in zip(arguments, here, strict=True)} | dict(instead)
     return list(tf.graph_util.import_graph_def(graph_def, named, names, name=SCOPE))
 
 

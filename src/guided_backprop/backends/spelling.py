@@ -92,13 +92,7 @@ _FEW: Final = 12
 
 
 def judge(
-    y: NumpyArray,
-    x: NumpyArray,
-    rounding: float = 1e-3,
-    *,
-    is_by_rank: bool = False,
-    is_of_one_sign: bool = False,
-    is_of_two: bool = False,
+    y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, is_by_rank: bool = False, is_of_one_sign: bool = False
 ) -> Judgement:
     """Tell what values say of whether ``y`` is a ReLU of x.
 
@@ -114,8 +108,6 @@ def judge(
             with a constant. Then the largest are open and need not be positive.
         is_of_one_sign: whether x never changes its sign, however the images are. Then what is closed here and there is
             closed by something else.
-        is_of_two: whether y is the larger or smaller of two values that carry a gradient. It may be 0 in places, where
-            the other one is, and is no ReLU for that.
     """
     if y.size != x.size or y.size == 0 or y.ndim == 0:
         return Judgement(Verdict.NONE)
@@ -129,8 +121,7 @@ def judge(
             if judgement.verdict is Verdict.NONE:
                 return judgement
         judgement = _judged(y, x, rounding, is_by_rank=is_by_rank)
-        is_chance = judgement.verdict is Verdict.PARTIAL and (is_of_one_sign or is_of_two)
-        return Judgement(Verdict.NONE) if is_chance else judgement
+        return Judgement(Verdict.NONE) if is_of_one_sign and judgement.verdict is Verdict.PARTIAL else judgement
 
 
 def other_images(images: NumpyArray) -> Iterator[NumpyArray]:

@@ -180,10 +180,7 @@ class Judge:
         is_of_one_sign = bool(self._signs.of(x))
         # Both of them: of what is rounding in one alone, the other would be closed there.
         ys, xs = _snapped(ys, y), _snapped(xs, x).reshape(ys.shape)
-        is_of_two = nominee.step.kind is Kind.CLIP and sum(value.carries for value in nominee.step.inputs) > 1
-        return judge(
-            ys, xs, _ROUNDING, is_by_rank=nominee.is_by_rank, is_of_one_sign=is_of_one_sign, is_of_two=is_of_two
-        )
+        return judge(ys, xs, _ROUNDING, is_by_rank=nominee.is_by_rank, is_of_one_sign=is_of_one_sign)
 
     def _seen(self, value: Value, looks: int, first: int = 0) -> NumpyArray | None:
         """Return what a value was on so many sets of images, one set behind the other; None if it was not computed.

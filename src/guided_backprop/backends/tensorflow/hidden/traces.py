@@ -74,14 +74,12 @@ class Candidate:
         sign: the sign that all of it has, whatever the images are.
         is_by_rank: whether all that chose between it and the place compared values with each other.
         is_bounded: whether nothing that chose could close but bounds that are not 0.
-        is_of_two: whether the place is the larger or smaller of two values that carry a gradient.
     """
 
     ref: str
     sign: Sign
     is_by_rank: bool
     is_bounded: bool
-    is_of_two: bool
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,6 @@ def candidates_of(body: Body, node: NodeDef, trace: Trace, chooses: Callable[[No
         starts += operand_refs(graph.nodes[origin.node])
     refs = dict.fromkeys(graph.copied(behind) for ref in starts for behind in _made_of(body, ref))
     reached = _reached(body, node)
-    is_of_two = word_of(node) in ("maximum", "minimum") and all(body.trace(ref).is_active for ref in operand_refs(node))
     for ref in refs:
         known = body.trace(ref)
         if not known.is_active or graph.kind_of(ref) not in FLOATS or producer(ref) not in reached:
@@ -153,15 +150,15 @@ def candidates_of(body: Body, node: NodeDef, trace: Trace, chooses: Callable[[No
         # A known curve is no ReLU of what it is a curve of.
         is_curve = all(origin.is_curve and origin.node == node.name for origin in between)
         if between and not is_curve:
-            yield _candidate(ref, known.sign, between, is_of_two=is_of_two)
+            yield _candidate(ref, known.sign, between)
 
 
-def _candidate(ref: str, sign: Sign, between: frozenset[Origin], *, is_of_two: bool) -> Candidate:
+def _candidate(ref: str, sign: Sign, between: frozenset[Origin]) -> Candidate:
     closing = [origin for origin in between if not origin.is_curve]
     closing = [origin for origin in closing if not origin.is_detached] or closing
     is_by_rank = bool(closing) and all(origin.is_rank for origin in closing)
     is_bounded = bool(closing) and all(origin.is_bound for origin in closing)
-    return Candidate(ref, sign, is_by_rank, is_bounded, is_of_two)
+    return Candidate(ref, sign, is_by_rank, is_bounded)
 
 
 def _between(

@@ -154,14 +154,7 @@ class Watch:
 
     def _judge(self, y: NumpyArray, x: NumpyArray, candidate: Candidate) -> Verdict:
         rounding = 1e-3 if y.dtype.itemsize > 2 else 4e-2
-        judged = judge(
-            y,
-            x,
-            rounding,
-            is_by_rank=candidate.is_by_rank,
-            is_of_one_sign=bool(candidate.sign),
-            is_of_two=candidate.is_of_two,
-        )
+        judged = judge(y, x, rounding, is_by_rank=candidate.is_by_rank, is_of_one_sign=bool(candidate.sign))
         if candidate.is_bounded and judged.is_gate and closes_elsewhere(judged.closed):
             # A bound that is not 0 is no ReLU until it is shifted to 0.
             return Verdict.NONE

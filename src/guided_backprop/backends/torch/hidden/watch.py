@@ -240,9 +240,11 @@ def judged(x: Value, pair: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool, i
     """Judge whether a result is a ReLU of ``x``; what an explicit bound closes at another value than 0 is none."""
     # How far multiples of one number may be apart in this dtype.
     rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
-    judgement = judge(*pair, rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
+    judgement = judge(*pair, rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign))
     is_at_bound = x.is_bounded and judgement.is_gate and closes_elsewhere(judgement.closed)
-    return Judgement(Verdict.NONE) if is_at_bound else judgement
+    # The larger of two that both depend on the images may be 0 in places, and is no ReLU for that.
+    is_chance = is_of_two and judgement.verdict is Verdict.PARTIAL
+    return Judgement(Verdict.NONE) if is_at_bound or is_chance else judgement
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow as tf
+import torch
 from jax import lax
 
-from guided_backprop import GuidedBackprop
+from guided_backprop import GuidedBackprop, OpaqueRegionError
 from guided_backprop.methods.gradients import Method
 from guided_backprop.rules import DECONV, GUIDED, OPEN, PLAIN, ReluRule
 from own_rules import Functions, Halved, Rect
@@ -204,6 +206,53 @@ def test_jax_smooth_activations(name):
     assert [row.treatment for row in found.coverage] == ["rect"]
     with pytest.raises(AssertionError):
         np.testing.assert_allclose((g * derivative) @ FIRST.T, expected, **TOLERANCE)
+
+
+class Loud(ReluRule):
+    """Closed where what the derivative made of g is small: another map than where g is."""
+
+    name, guides_smooth = "loud", True
+
+    def leaving(self, g, derived, x, y, xp):
+        return xp.where(xp.abs(derived) > 0.3, derived, xp.zeros_like(g))
+
+
+class LoudGrad(Method):
+    rule = Loud()
+
+
+SOFTPLUS = {
+    "torch": (torch.tensor, lambda x: torch.nn.functional.softplus(x @ torch.tensor(FIRST)) @ torch.tensor(LAST)),
+    "tensorflow": (tf.constant, lambda x: tf.nn.softplus(x @ FIRST) @ LAST),
+    "jax": (jnp.asarray, lambda x: jax.nn.softplus(x @ FIRST) @ LAST),
+}
+
+
+@pytest.mark.parametrize("framework", SOFTPLUS)
+def test_a_rule_is_given_what_the_derivative_of_a_smooth_activation_made(framework):
+    convert, model = SOFTPLUS[framework]
+    g, derivative = np.tile(LAST[:, LABEL], (6, 1)), 1 / (1 + np.exp(-(IMAGES @ FIRST)))
+    found = LoudGrad(model).explain(convert(IMAGES), LABEL)
+    np.testing.assert_allclose(found, np.where(np.abs(g * derivative) > 0.3, g * derivative, 0) @ FIRST.T, **TOLERANCE)
+    assert [(row.name, row.treatment) for row in found.coverage] == [("softplus", "loud")]
+    # Planted: it is not the same where the rule is asked before the derivative.
+    asked_before = np.where(np.abs(g) > 0.3, g, 0) * derivative
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(found, asked_before @ FIRST.T, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("convert", "gelu"),
+    [
+        (torch.tensor, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
+        (tf.constant, lambda x: tf.nn.gelu(x)),
+    ],
+)
+def test_a_rule_that_needs_it_refuses_an_activation_of_several_derivatives(convert, gelu):
+    with pytest.raises(OpaqueRegionError, match="loud rule acts on what an activation's derivative gives"):
+        LoudGrad(lambda x: gelu(x * 1.0) * 1.0).explain(convert(IMAGES), LABEL)
+    guided = GuidedBackprop(lambda x: gelu(x * 1.0), smooth="guide").explain(convert(IMAGES), LABEL)
+    assert [(row.name, row.treatment) for row in guided.coverage] == [("gelu", "guided")]
 
 
 X = np.concatenate([rng.normal(size=20), [0.0, 0.0, 0.0, 1.0, 2.0, -1.0, 3.0, -3.0, 0.5, -0.5]])[None]

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from guided_backprop import GuidedBackprop
 from guided_backprop.backends import signs as in_all
 from guided_backprop.backends.jax.graph.program import Program
 from guided_backprop.backends.jax.graph.relus import Facts
@@ -30,6 +31,7 @@ from guided_backprop.backends.tensorflow.graph.nodes import Graph, operand_refs
 from guided_backprop.backends.tensorflow.hidden.signs import sign_of_node
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
 from guided_backprop.backends.torch.hidden.signs import sign_of_result, sign_of_tensor
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch
 
 SIGNS = (Sign.UNKNOWN, Sign.NOT_NEGATIVE, Sign.NOT_POSITIVE, Sign.ZERO)
 
@@ -460,6 +462,116 @@ def test_what_tensorflow_gives_has_the_sign(call):
             told += bool(claimed)
             assert is_true(claimed, result.numpy()), (of, claimed, argument.name)
     assert told
+
+
+# What a softmax is lessened by
+
+
+def sign_in_torch(call: Callable[..., torch.Tensor], x: np.ndarray) -> Sign:
+    watch, images = ForwardWatch(), torch.tensor(x, requires_grad=True).clone()
+    watch.follow(images)
+    with watch:
+        return watch._notes.of(call(images)).sign
+
+
+def sign_in_jax(call: Callable[..., jax.Array], x: np.ndarray) -> Sign:
+    program = Program(jax.make_jaxpr(call)(jnp.asarray(x)))
+    return Signs(Facts(program)).of(program.block.outputs[0])
+
+
+def sign_in_tensorflow(call: Callable[..., tf.Tensor], x: np.ndarray) -> Sign:
+    function = tf.function(call, autograph=False).get_concrete_function(tf.TensorSpec([None, 4], x.dtype))
+    definition = function.function_def
+    signs: dict[str, Sign] = {}
+    graph = Graph(definition, {argument.name: None for argument in definition.signature.input_arg})
+    for node in graph.ordered():
+        reads = [signs.get(ref.partition(":")[0], Sign.UNKNOWN) for ref in operand_refs(node)]
+        signs[node.name] = sign_of_node(graph, node, reads)
+    (returned,) = definition.ret.values()
+    return signs[graph.copied(returned).partition(":")[0]]
+
+
+ROWS = {"axis": 1, "keepdims": True}
+#: A difference, how it is written, and its sign: that it is not told of what only looks like it is as important.
+DIFFERENCES: Mapping[str, tuple[Callable[..., Sign], Callable[..., Any], Sign]] = {
+    "torch, its largest": (sign_in_torch, lambda x: x - x.amax(1, keepdim=True), Sign.NOT_POSITIVE),
+    "torch, its largest of all": (sign_in_torch, lambda x: x - x.max(), Sign.NOT_POSITIVE),
+    "torch, detached": (sign_in_torch, lambda x: x - x.detach().max(1, keepdim=True)[0], Sign.NOT_POSITIVE),
+    "torch, its smallest": (sign_in_torch, lambda x: x - x.amin(0, keepdim=True), Sign.NOT_NEGATIVE),
+    "torch, turned": (sign_in_torch, lambda x: x.amax(1, keepdim=True) - x, Sign.NOT_NEGATIVE),
+    "torch, of other rows": (sign_in_torch, lambda x: x - x.amax(1), Sign.UNKNOWN),
+    "torch, of another": (sign_in_torch, lambda x: x - (-x).amax(1, keepdim=True), Sign.UNKNOWN),
+    "torch, of before": (sign_in_torch, lambda x: (lambda m: x.mul_(3) - m)(x.amax(1, keepdim=True)), Sign.UNKNOWN),
+    "torch, half of it": (sign_in_torch, lambda x: torch.sub(x, x.amax(1, keepdim=True), alpha=0.5), Sign.UNKNOWN),
+    "torch, its largest but one": (sign_in_torch, lambda x: x - x.topk(2).values[:, 1:], Sign.UNKNOWN),
+    "jax, its largest": (sign_in_jax, lambda x: x - x.max(**ROWS), Sign.NOT_POSITIVE),
+    "jax, its largest of all": (sign_in_jax, lambda x: x - x.max(), Sign.NOT_POSITIVE),
+    "jax, broadcast": (sign_in_jax, lambda x: x - lax.stop_gradient(x.max(1))[:, None], Sign.NOT_POSITIVE),
+    "jax, in a softmax": (sign_in_jax, lambda x: x - jnp.max(x, **ROWS, initial=-jnp.inf), Sign.NOT_POSITIVE),
+    "jax, in a logarithm": (
+        sign_in_jax,
+        lambda x: x - (lambda m: jnp.where(jnp.isfinite(m), m, 0))(x.max(**ROWS)),
+        Sign.NOT_POSITIVE,
+    ),
+    "jax, its smallest": (sign_in_jax, lambda x: x - x.min(0), Sign.NOT_NEGATIVE),
+    "jax, turned": (sign_in_jax, lambda x: x.max(**ROWS) - x, Sign.NOT_NEGATIVE),
+    "jax, of other rows": (sign_in_jax, lambda x: x - x.max(1), Sign.UNKNOWN),
+    "jax, of another": (sign_in_jax, lambda x: x - (-x).max(**ROWS), Sign.UNKNOWN),
+    "jax, bounded": (sign_in_jax, lambda x: x - jnp.maximum(x.min(**ROWS), 0.1), Sign.UNKNOWN),
+    "jax, replaced": (sign_in_jax, lambda x: x - (lambda m: jnp.where(m > 1, m, -9))(x.max(**ROWS)), Sign.UNKNOWN),
+    "tensorflow, its largest": (sign_in_tensorflow, lambda x: x - tf.reduce_max(x, **ROWS), Sign.NOT_POSITIVE),
+    "tensorflow, detached": (
+        sign_in_tensorflow,
+        lambda x: x - tf.stop_gradient(tf.reduce_max(x, **ROWS)),
+        Sign.NOT_POSITIVE,
+    ),
+    "tensorflow, in a logarithm": (
+        sign_in_tensorflow,
+        lambda x: x - (lambda m: tf.where(tf.math.is_finite(m), m, tf.zeros_like(m)))(tf.reduce_max(x, **ROWS)),
+        Sign.NOT_POSITIVE,
+    ),
+    "tensorflow, its smallest": (sign_in_tensorflow, lambda x: x - tf.reduce_min(x, **ROWS), Sign.NOT_NEGATIVE),
+    "tensorflow, turned": (sign_in_tensorflow, lambda x: tf.reduce_max(x, **ROWS) - x, Sign.NOT_NEGATIVE),
+    "tensorflow, of other rows": (sign_in_tensorflow, lambda x: x - tf.reduce_max(x, 1), Sign.UNKNOWN),
+    "tensorflow, of another": (sign_in_tensorflow, lambda x: x - tf.reduce_max(-x, **ROWS), Sign.UNKNOWN),
+    "tensorflow, replaced": (
+        sign_in_tensorflow,
+        lambda x: x - (lambda m: tf.where(m > 1, m, -9 * tf.ones_like(m)))(tf.reduce_max(x, **ROWS)),
+        Sign.UNKNOWN,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_the_sign_of_a_value_less_its_own_extreme(name):
+    told, call, sign = DIFFERENCES[name]
+    x = numbers(Sign.UNKNOWN)
+    assert told(call, x) is sign
+    result = call({sign_in_torch: torch.tensor, sign_in_jax: jnp.asarray, sign_in_tensorflow: tf.constant}[told](x))
+    # Planted: what is not told is not so.
+    assert all(is_true(claimed, result) == (claimed is sign) for claimed in (sign, Sign.NOT_POSITIVE) if claimed)
+
+
+def test_what_a_loop_gathers_in_tensorflow_has_the_sign_of_its_turns():
+    model = lambda x: tf.map_fn(lambda row: tf.nn.relu(row) / 2.0, x @ tf.eye(4, dtype=x.dtype) - 1.0)  # noqa: E731
+    explained = GuidedBackprop(lambda x: (lambda y: y * tf.cast(y > 0, y.dtype))(model(x))).explain(
+        tf.constant(numbers(Sign.UNKNOWN)), 0
+    )
+    assert [(row.name, row.treatment) for row in explained.coverage] == [("relu", "guided")]
+
+
+def test_nan_among_constants_has_any_sign_in_each_framework():
+    """It stands for no number at all."""
+    for constant, sign in (
+        ([0.5, np.nan], Sign.NOT_NEGATIVE),
+        ([np.nan, -0.5], Sign.NOT_POSITIVE),
+        ([np.nan], Sign.ZERO),
+    ):
+        array = np.array(constant)
+        assert sign_of_tensor(torch.tensor(array)) is in_all.sign_of_array(array) is sign, constant
+    one = [torch.zeros(2)], [Sign.NOT_NEGATIVE]
+    assert sign_of_result("where", [one[0][0], float("nan")], {}, *one) is Sign.NOT_NEGATIVE
+    assert sign_of_result("where", [one[0][0], -1.0], {}, *one) is Sign.UNKNOWN
 
 
 def test_numbers():

@@ -78,6 +78,14 @@ def test_of_what_is_never_negative_nothing_is_told():
         assert judge(y, x).verdict is Verdict.UNSETTLED
 
 
+def test_what_is_never_negative_and_masked_by_something_else_is_no_gate():
+    """A 0 is on neither side of 0, and tells nothing of a gate there."""
+    x, mask = relu(X), np.roll(X, 1) > 0
+    assert judge(x * mask, x).verdict is Verdict.NONE
+    # Planted: where x changes its sign, the same mask for what is positive alone closes one side in places.
+    assert judge(np.where((X > 0) & ~mask, 0, X), X).verdict is Verdict.PARTIAL
+
+
 def test_the_largest_of_a_row_are_no_gate():
     """Chosen by rank, they are compared with each other; on other images other sizes are among the largest."""
     together = np.concatenate([X, *other_images(X), X - 2]).reshape(-1, 72)

@@ -263,6 +263,48 @@ def test_random_numbers_are_refused_unless_they_are_meant(method):
         assert method(model, vouch={name: "plain"}).explain(IMAGES, WEIGHTS).coverage
 
 
+def branched(inside):
+    """A value that is never negative, though no operation says so: the branch that gives it is always taken."""
+    return lambda x: inside(tf.cond(tf.size(x) > 1, lambda: tf.nn.relu(x) + 0.5, lambda: x))
+
+
+def test_what_no_image_tells_is_tried_alone(monkeypatch):
+    fine = branched(lambda x: tf.where(tf.math.is_nan(x), tf.zeros_like(x), x))
+    np.testing.assert_allclose(
+        GuidedBackprop(net(fine)).explain(IMAGES, WEIGHTS),
+        GuidedBackprop(net(lambda x: tf.nn.relu(x) + 0.5)).explain(IMAGES, WEIGHTS),
+        rtol=1e-9,
+    )
+    for hidden in (lambda x: x * tf.round(tf.sigmoid(x)), lambda x: (x + tf.abs(x)) / 2.0):
+        with pytest.raises(OpaqueRegionError, match="spelled as arithmetic"):
+            GuidedBackprop(net(branched(hidden))).explain(IMAGES, WEIGHTS)
+    # What a mask is made of goes around x: it is not tried alone, for it would stay as it is.
+    around = lambda x: branched(lambda y: y * tf.round(tf.sigmoid(x + 1e9)))(x)  # noqa: E731
+    with pytest.raises(OpaqueRegionError, match="spelled as arithmetic"):
+        GuidedBackprop(net(around)).explain(IMAGES, WEIGHTS)
+    monkeypatch.setattr(values.Watch, "_tried", lambda self, verdicts, arrays: verdicts)
+    with pytest.raises(OpaqueRegionError, match="where at "):
+        GuidedBackprop(net(fine)).explain(IMAGES, WEIGHTS)
+
+
+def test_a_branch_that_no_image_takes_is_looked_at_when_one_does():
+    gate = lambda x: x * tf.round(tf.sigmoid(x))  # noqa: E731
+    method = GuidedBackprop(net(lambda x: tf.cond(tf.reduce_sum(x) > 1e6, lambda: gate(x), lambda: 1.0 * x)))
+    assert method.explain(IMAGES, WEIGHTS).coverage
+    with pytest.raises(OpaqueRegionError, match="spelled as arithmetic"):
+        method.explain(1e8 * tf.abs(IMAGES), WEIGHTS)
+    # Neither image of these is among the first ones that are looked at.
+    many = tf.concat([IMAGES, 1e8 * tf.abs(IMAGES)], 0)
+    with pytest.raises(OpaqueRegionError, match="spelled as arithmetic"):
+        GuidedBackprop(
+            net(
+                lambda x: tf.map_fn(
+                    lambda row: tf.cond(tf.reduce_sum(row) > 1e6, lambda: gate(row), lambda: 1.0 * row), x
+                )
+            )
+        ).explain(many, np.tile(WEIGHTS, (2, 1)))
+
+
 # Planted faults: what is followed less far finds less.
 
 
@@ -272,13 +314,19 @@ def test_random_numbers_are_refused_unless_they_are_meant(method):
         (lambda patch: patch.setattr(taint.Taint, "_chooses", lambda *_: False), "top-k"),
         (lambda patch: patch.setattr(taint, "passes_gradient", lambda _: True), "rounded"),
         (lambda patch: patch.setattr(traces, "_made_of", lambda body, ref: iter([ref])), "pooled"),
-        (lambda patch: patch.setattr(values.Watch, "_see", lambda *_: None), "a mask in a loop"),
+        (lambda patch: blind(patch), "a mask in a loop"),
     ],
 )
 def test_planted_fault_taint_that_is_not_followed(fault, missed, monkeypatch):
     fault(monkeypatch)
     monkeypatch.setattr(values.Watch, "_refused", refuses_gates(values.Watch._refused))
     assert GuidedBackprop(net(SPELLED[missed])).explain(IMAGES, WEIGHTS).coverage
+
+
+def blind(patch):
+    """See nothing inside of loops, and try nothing alone."""
+    patch.setattr(values.Watch, "_see", lambda *_: None)
+    patch.setattr(values.Watch, "_tried", lambda self, verdicts, arrays: verdicts)
 
 
 def refuses_gates(judged):

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from enum import Flag, auto
 from functools import reduce
 from operator import and_, or_
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.operations import Kind, Operation
+
+Ref = TypeVar("Ref")
 
 
 class Sign(Flag):
@@ -47,6 +49,9 @@ _CURVES: Final = frozenset(
     stop_gradient tanh trunc
     """.split()
 )
+
+# What a value less the largest, or the smallest, of its own numbers is.
+_LESS_ITS_OWN: Final = {"max": Sign.NOT_POSITIVE, "min": Sign.NOT_NEGATIVE}
 
 
 def sign_of_numbers(low: float, high: float) -> Sign:
@@ -93,6 +98,22 @@ def sign_of(
         # It may give out places besides, which are not negative.
         return _if_not_negative(signs)
     return reduce(and_, signs) if kind is Kind.MOVES or word in _KEEPS else Sign.UNKNOWN
+
+
+def sign_of_difference(operands: Sequence[Ref], extreme_of: Callable[[Ref], tuple[str, Ref | None] | None]) -> Sign:
+    """Return what is known of a difference where one is chosen among the other's numbers, as in a softmax.
+
+    Args:
+        operands: a value, and what it is lessened by.
+        extreme_of: says of a value that at each place it is the largest ("max") or the smallest ("min") of some numbers
+            of another one, that of this place among them, and of which one; None if it is not.
+    """
+    first, second = operands
+    for value, other, turn in ((first, second, Sign), (second, first, turned)):
+        word, of = extreme_of(other) or ("", None)
+        if word in _LESS_ITS_OWN and of == value:
+            return turn(_LESS_ITS_OWN[word])
+    return Sign.UNKNOWN
 
 
 def turned(sign: Sign) -> Sign:

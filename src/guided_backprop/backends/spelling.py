@@ -39,7 +39,7 @@ class Verdict(Enum):
 
     #: y is no gate of x: some value contradicts it.
     NONE = auto()
-    #: Nothing was closed, or nothing open: other images have to tell.
+    #: Nothing was closed, or nothing open, or there were too few values: other images have to tell.
     UNSETTLED = auto()
     #: y is a ReLU of x, or of -x: it rises from a constant. What arrives at y is what the rule is about.
     CONVEX = auto()
@@ -55,7 +55,8 @@ class Judgement:
 
     Attributes:
         verdict: the finding.
-        closed: where y has this value the gate is closed; an array that broadcasts against y. NaN: it is nowhere.
+        closed: where y has this value the gate is closed, or seems so of too few values; an array that broadcasts
+            against y. NaN: it is nowhere. None: nothing is, or there is no such value.
         slope: the multiple of x that y is elsewhere, likewise.
     """
 
@@ -265,7 +266,7 @@ class _Gate:
         is_chance = is_by_rank and (slopes is None or self.evidence < needed / 2)
         if is_chance or not self.is_partial or (slopes is None and is_by_channel):
             return None
-        return Judgement(Verdict.PARTIAL if is_sure else Verdict.UNSETTLED)
+        return Judgement(Verdict.PARTIAL) if is_sure else Judgement(Verdict.UNSETTLED, self.constants.reshape(shape))
 
     @property
     def is_partial(self) -> bool:
@@ -343,9 +344,10 @@ def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
     if signs.size < _FEW or not (signs.all() or (~signs).all()) or np.unique(x[is_closed]).size == 1:
         # One value that is 0 there was closed before, as what a ReLU gave less a number.
         return False
-    is_other = (x > 0) != signs[0]
+    # What is 0 itself is on neither side.
+    is_other = x < 0 if signs[0] else x > 0
     size = np.abs(x)
     if (kept := ~is_closed & ~is_other & (x != 0)).any() and size[is_closed].max() <= size[kept].min():
         # What is closed lies around 0, as of a soft shrink.
         return False
-    return bool((is_other & ~is_closed).sum() >= _FEW and (np.abs(y) > 0)[is_other & (x != 0)].all())
+    return bool(is_other.sum() >= _FEW and (y[is_other] != 0).all())

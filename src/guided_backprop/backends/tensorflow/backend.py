@@ -143,9 +143,9 @@ class TensorFlowBackend(Backend):
                 self._copies[kind] = copied
                 # Not shared: each method looks at values of its own images, with the weights that it meets.
                 self._watches[kind] = self._watch(copied, given)
+            if any(rule.needs_every_relu for rule in rules):
+                self._refuse_spelled(self._watches[kind], given)
             if (kind, rules, labels) not in self._plans:
-                if any(rule.needs_every_relu for rule in rules):
-                    self._refuse_spelled(self._watches[kind], given)
                 try:
                     self._plans[kind, rules, labels] = self._copies[kind].plan(rules, labels, self.setup.vouch)
                 except GuidedBackpropError:
@@ -163,7 +163,7 @@ class TensorFlowBackend(Backend):
         )
 
     def _refuse_spelled(self, watch: Watch, given: Inputs) -> None:
-        """Raise if the values of these images show a ReLU that is no operation of its own."""
+        """Raise if the values of these images show a ReLU that is no operation of its own; look if any may still."""
         try:
             relus = watch.found([*given.arrays, *inside_of(self.network, given, self._check)])
         except Exception as error:

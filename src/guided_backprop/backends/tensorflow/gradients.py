@@ -75,7 +75,7 @@ class Editor:
             case "head" | "pass":
                 return self._head(op, gradients[0], role, name)
             case "plain":
-                gradients = self._listed(op, gradients, name)
+                return self._listed(op, gradients, name)
             case "bound":
                 self._bounded(op, name)
         return original_gradient(op, gradients)
@@ -101,13 +101,24 @@ class Editor:
         # NumPy's functions make float64 of a Python number.
         return tf.cast(self.rule.leaving(g, derived, x, y, tf.experimental.numpy), derived.dtype)
 
-    def _listed(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> tuple[tf.Tensor, ...]:
-        """Return what arrives at an activation that is no ReLU, under a rule that acts on it."""
+    def _listed(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
+        """Return what leaves an activation that is no ReLU, under a rule that may act on it."""
         self._note(op, name, self.rule.treatment(name))
         if not self.rule.guides(name):
-            return gradients
-        # A derivative is linear in g: what the rule makes of g comes to the same as what it makes of the derivative.
-        return tuple(self._leaving(g, g, None, y) for g, y in zip(gradients, op.outputs, strict=True))
+            return original_gradient(op, gradients)
+        if type(self.rule) is Guided:
+            # A derivative is linear in g: to clamp that is the same as to close what the derivative made.
+            return original_gradient(op, [tf.nn.relu(g) for g in gradients])
+        leaving, operand = original_gradient(op, gradients), _operand_of(op)
+        derived = leaving[operand]
+        is_one = nodes.word_of(op.node_def) == name or (op.type == "IdentityN" and len(op.inputs) == operand + 1)
+        if derived is None or not is_one:
+            raise OpaqueRegionError(
+                f"the {self.rule.name} rule acts on what an activation's derivative gives; received {name} written as "
+                "arithmetic, which has several. Write it as one operation, such as tf.nn.elu."
+            )
+        leaving[operand] = self._leaving(gradients[0], derived, op.inputs[operand], op.outputs[0])
+        return leaving
 
     def _opaque(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
         vouched = self._vouch.get(name)
@@ -127,8 +138,7 @@ class Editor:
 
     def _vouched(self, op: tf.Operation, gradients: tuple[tf.Tensor, ...], name: str) -> list[tf.Tensor | None]:
         """Treat a function as a ReLU."""
-        # IdentityN, which carries custom gradients, takes the results first and then the arguments.
-        operand = 1 if op.type == "IdentityN" else 0
+        operand = _operand_of(op)
         x, y = op.inputs[operand], op.outputs[0]
         is_one = len(op.inputs) == operand + 1 and x.shape.is_compatible_with(y.shape)
         if not is_one and self.rule.reads_values:
@@ -206,6 +216,11 @@ def _input_of(op: tf.Operation) -> tf.Tensor:
             behind = behind.op.inputs[0]
         else:
             return x
+
+
+def _operand_of(op: tf.Operation) -> int:
+    """Return which operand a function's argument is: what carries custom gradients takes the results in front of it."""
+    return 1 if op.type == "IdentityN" else 0
 
 
 def _for_operand(op: tf.Operation, g: tf.Tensor) -> list[tf.Tensor | None]:

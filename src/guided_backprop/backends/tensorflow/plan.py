@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -67,10 +68,17 @@ class Copy:
     head: str | None
     plans: Kept = field(default_factory=Kept)
 
-    def bring(self, graph_def: GraphDef, inputs: Sequence[tf.Tensor], names: list[str]) -> list[tf.Tensor]:
+    def bring(
+        self,
+        graph_def: GraphDef,
+        inputs: Sequence[tf.Tensor],
+        names: list[str],
+        *,
+        instead: Mapping[str, tf.Tensor] = MappingProxyType({}),
+    ) -> list[tf.Tensor]:
         """Put a copy of the graph into the one that is being built, on inputs; return the tensors of these names.
 
-        The value that the gradient is taken at may be one more input.
+        The value that the gradient is taken at may be one more input, and others may be replaced by their names.
         """
         count = len(self.specs)
         given, captured = self.arguments[:count], self.arguments[count:]
@@ -78,7 +86,7 @@ class Copy:
             given = [*given, self.inside.partition(":")[0]]
         here = [*inputs, *map(tf.compat.v1.get_default_graph().capture, self.traced.captured)]
         named = {f"{name}:0": tensor for name, tensor in zip([*given, *captured], here, strict=True)}
-        return list(tf.graph_util.import_graph_def(graph_def, named, names, name=SCOPE))
+        return list(tf.graph_util.import_graph_def(graph_def, named | dict(instead), names, name=SCOPE))
 
     def plan(self, rules: Rules, labels: int, vouch: Vouch) -> "Plan":
         """Return the gradients under some rules; those of rules of a user's own, which may hold anything, are not kept.

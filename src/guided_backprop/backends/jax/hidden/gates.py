@@ -140,7 +140,8 @@ class Judge:
         if ys is None or xs is None or slopes is None:
             # No image took this branch; but curves, sums and multiples of one value gate nothing.
             return plain if all(map(_is_of_one, between)) else refused
-        if not slopes.any() or (verdict is Verdict.UNSETTLED and not _may_be_one(ys, xs)):
+        is_curve = verdict is Verdict.UNSETTLED and closed is None and not _may_be_one(ys, xs)
+        if not slopes.any() or is_curve:
             return plain
         if verdict not in (Verdict.CONVEX, Verdict.CONCAVE) or closed is None or nominee.step.name in CUSTOM:
             return plain if _is_of_one(nominee.step) else refused
@@ -161,10 +162,11 @@ class Judge:
                 break
             before, used = (ys, xs), looks
             judgement = self._judged(y, x, nominee, ys, xs)
-            if is_far and judgement.is_gate:
-                # What it is it has to be on all of them.
+            if is_far and judgement.verdict is not Verdict.NONE:
+                # What it is it has to be on all of them; and what is few on each of them may be enough on all.
                 ys, xs = self._seen(y, looks), self._seen(x, looks)
-                judgement = judgement if ys is None or xs is None else self._judged(y, x, nominee, ys, xs)
+                joined = judgement if ys is None or xs is None else self._judged(y, x, nominee, ys, xs)
+                judgement = joined if judgement.is_gate or joined.is_gate else judgement
             verdict, closed = judgement.verdict, judgement.closed
             if verdict is Verdict.UNSETTLED and self._signs.of(x):
                 verdict = Verdict.NONE
@@ -176,7 +178,8 @@ class Judge:
         if _is_permuted(ys, xs):
             return Judgement(Verdict.NONE)
         is_of_one_sign = bool(self._signs.of(x))
-        ys, xs = _snapped(ys, y), xs.reshape(ys.shape)
+        # Both of them: of what is rounding in one alone, the other would be closed there.
+        ys, xs = _snapped(ys, y), _snapped(xs, x).reshape(ys.shape)
         return judge(ys, xs, _ROUNDING, is_by_rank=nominee.is_by_rank, is_of_one_sign=is_of_one_sign)
 
     def _seen(self, value: Value, looks: int, first: int = 0) -> NumpyArray | None:

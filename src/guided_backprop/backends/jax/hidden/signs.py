@@ -6,13 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.backends import guards
-from guided_backprop.backends.jax.graph.program import Value
+from guided_backprop.backends.jax.graph.program import Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Kind, Operation
-from guided_backprop.backends.signs import Sign, sign_of, sign_of_array
+from guided_backprop.backends.signs import Sign, sign_of, sign_of_array, sign_of_difference
 
 # They go by the word of what they are like, and may give another sign.
 _UNLIKE_THEIR_WORD: Final = frozenset({"scatter-sub", "scatter_sub", "scatter-mul", "scatter_mul"})
+# What a softmax is lessened by, and what is done with that before: no value is left out but infinities.
+_EXTREMES: Final = frozenset({"reduce_max", "reduce_min"})
+_KEEPS_EXTREME: Final = frozenset({"copy", "mark", "maximum", "minimum", "stop_gradient"})
 #: What no value comes below the bound of.
 BOUNDS_FROM_BELOW: Final = frozenset({"maximum", "clamp"})
 
@@ -55,17 +58,14 @@ class Signs:
             return Sign.NOT_NEGATIVE
         if step is None or jnp.issubdtype(value.aval.dtype, jnp.complexfloating):
             return Sign.UNKNOWN
-        if step.relu is not None or value.gate is not None:
-            return Sign.NOT_NEGATIVE
-        if step.activation is not None:
-            # A guard is never negative, and neither are some activations, whatever they are made of.
-            is_guard = step.activation.name == guards.NAME and step.kind is not Kind.CLIP
-            return Sign.NOT_NEGATIVE if is_guard else sign_of(Operation(Kind.SMOOTH, step.activation.name), [])
+        if own := _own_sign(value):
+            return own
         if step.name in _UNLIKE_THEIR_WORD:
             return Sign.UNKNOWN
         is_square = step.word == "mul" and step.inputs[0] is step.inputs[1]
         of = [self._signs[operand] for operand in _made_of(value)]
-        return sign_of(Operation(step.kind, step.word), of, step.exponent, is_square=is_square)
+        sign = sign_of(Operation(step.kind, step.word), of, step.exponent, is_square=is_square)
+        return sign | sign_of_difference(step.inputs, _extreme_of) if step.word == "sub" else sign
 
 
 def _outside(value: Value) -> Value:
@@ -75,14 +75,51 @@ def _outside(value: Value) -> Value:
     return value
 
 
+def _own_sign(value: Value) -> Sign:
+    """Return the sign that a value has whatever it is made of: a ReLU, a guard, some activations."""
+    step = value.step
+    if value.gate is not None or (step is not None and step.relu is not None):
+        return Sign.NOT_NEGATIVE
+    if step is None or step.activation is None:
+        return Sign.UNKNOWN
+    is_guard = step.activation.name == guards.NAME and step.kind is not Kind.CLIP
+    return Sign.NOT_NEGATIVE if is_guard else sign_of(Operation(Kind.SMOOTH, step.activation.name), [])
+
+
+def _extreme_of(value: Value) -> tuple[str, Value] | None:
+    """Return what a value is the largest or smallest of, along some axes, repeated for each place of these."""
+    places, bounds, step = list(range(len(value.aval.shape))), set[str](), value.step
+    while step is not None and step.name not in _EXTREMES:
+        if step.name == "broadcast_in_dim":
+            places = [places[axis] for axis in step.eqn.params["broadcast_dimensions"]]
+        bounds.add(step.word)
+        step = _bounded_by(step)
+    # To be bounded from the other side moves it beyond the numbers that it was chosen from.
+    if step is None or bounds & {"maximum", "minimum"} - {f"{step.word}imum"}:
+        return None
+    (of,) = step.inputs
+    is_in_place = places == [axis for axis in range(len(of.aval.shape)) if axis not in step.eqn.params["axes"]]
+    return (step.word, of) if is_in_place else None
+
+
+def _bounded_by(step: Step) -> Step | None:
+    """Return what makes the value that a step repeats, bounds, or replaces where it is infinite."""
+    kept = [operand for operand in step.inputs if operand.depends]
+    if step.word == "where" and len(step.inputs) == 3:
+        mask, _, kept_if = step.inputs
+        is_finite = mask.step is not None and mask.step.word == "isfinite" and mask.step.inputs[0] is kept_if
+        return kept_if.step if is_finite else None
+    is_kept = step.name == "broadcast_in_dim" or step.word in _KEEPS_EXTREME
+    return kept[0].step if is_kept and len(kept) == 1 else None
+
+
 def _made_of(value: Value) -> list[Value]:
     """Return the numbers that the sign of a value is told from, in the order of the vocabulary.
 
-    What is constant, a ReLU or an activation tells its sign by itself: nothing in front of it is asked.
+    Of what is constant, or tells its sign by itself, nothing in front is asked.
     """
     step = value.step
-    is_told = not value.depends or value.gate is not None
-    if step is None or is_told or step.relu is not None or step.activation is not None:
+    if step is None or not value.depends or _own_sign(value):
         return []
     operands = step.inputs
     if step.word == "clamp" and len(operands) == 3:

@@ -24,6 +24,8 @@ PREFIX = "_guided_backprop_prefix"
 
 # Functions are known by name in the whole process: no name is given twice.
 _NUMBERS = itertools.count()
+# What holds functions and may be left out, and what may not.
+_STATEFUL = {"StatelessWhile": "While", "StatelessIf": "If", "StatelessCase": "Case"}
 
 
 @dataclass
@@ -216,6 +218,21 @@ def renamed(graph_def: GraphDef) -> GraphDef:
             for called in [value.func] if value.WhichOneof("value") == "func" else value.list.func:
                 called.name = names.get(called.name, called.name)
     return copy
+
+
+def let_run(graph_def: GraphDef, functions: set[str]) -> None:
+    """Say of what holds these functions that it does more than give out values, so that nothing of it is left out."""
+    if not functions:
+        return
+    for node in (*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)):
+        node.op = _STATEFUL.get(node.op, node.op)
+    for function in graph_def.library.function:
+        for node in function.node_def:
+            if node.op in _STATEFUL.values():
+                function.control_ret[node.name] = node.name
+                if node.name not in function.signature.control_output:
+                    function.signature.control_output.append(node.name)
+                function.signature.is_stateful = True
 
 
 def keep_functions(graph_def: GraphDef, user: object) -> None:

@@ -1,13 +1,14 @@
 """Which sign the numbers of a node have, by what makes them."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import isnan
 from typing import Final
 
 import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from guided_backprop.backends.signs import Sign, sign_of, sign_of_array, sign_of_numbers
+from guided_backprop.backends.signs import Sign, sign_of, sign_of_array, sign_of_difference, sign_of_numbers
 from guided_backprop.backends.tensorflow.graph.nodes import VALUES, Graph, attribute, operand_refs, word_of
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, SHAPES
 
@@ -15,26 +16,39 @@ from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, SHA
 _UNLIKE_THEIR_WORD: Final = frozenset("ResizeBicubic ScaleAndTranslate TensorScatterSub".split())
 _SQUARES: Final = frozenset("L2Loss Square SquaredDifference".split())
 
+# Nothing is in them yet, and what is not put there is 0.
+_EMPTY: Final = frozenset({"EmptyTensorList", "TensorListReserve"})
+# What a softmax is lessened by, and what is done with that before.
+_EXTREMES: Final = frozenset({"Max", "Min"})
+_KEEPS_EXTREME: Final = frozenset({"Identity", "Select", "SelectV2", "StopGradient"})
+
 
 def sign_of_node(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> Sign:
     """Return the sign that all that a node gives has, ``operands`` being those of what it reads."""
-    refs = operand_refs(node)
     if node.op == "Const":
         return sign_of_array(tf.make_ndarray(attribute(node, "value").tensor))
     if node.op in SHAPES or graph.role(node) == "relu":
         return Sign.NOT_NEGATIVE
+    if node.op in _EMPTY:
+        return Sign.ZERO
     kinds = [tf.as_dtype(graph.kind_of(ref)) for ref in graph.outputs_of(node) if graph.kind_of(ref)]
     if any(kind.is_complex for kind in kinds) or node.op in _UNLIKE_THEIR_WORD:
         return Sign.UNKNOWN
     if kinds and all(kind.is_bool for kind in kinds):
         return Sign.NOT_NEGATIVE
-    known = [sign or _sign_of_constant(graph, ref) for sign, ref in zip(operands, refs, strict=True)]
-    if any(graph.kind_of(ref) in VALUES for ref in graph.outputs_of(node)) and word_of(node) != "cast":
-        # Sizes, axes, places and masks are no numbers that a result is made of.
-        known = [sign for sign, ref in zip(known, refs, strict=True) if graph.kind_of(ref) in VALUES]
-    row = OPERATIONS[node.op]
+    refs, row = operand_refs(node), OPERATIONS[node.op]
     is_square = node.op == "Mul" and _is_square(graph, *refs)
-    return sign_of(row, known[:1] if row.word == "gather" else known, _exponent(graph, node), is_square=is_square)
+    sign = sign_of(row, _made_of(graph, node, operands), _exponent(graph, node), is_square=is_square)
+    return sign | sign_of_difference(refs, partial(_extreme_of, graph)) if node.op == "Sub" else sign
+
+
+def _made_of(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> list[Sign]:
+    """Return the signs of the numbers that a result is made of: no sizes, axes, places and masks."""
+    refs, word = operand_refs(node), word_of(node)
+    known = [sign or _sign_of_constant(graph, ref) for sign, ref in zip(operands, refs, strict=True)]
+    if any(graph.kind_of(ref) in VALUES for ref in graph.outputs_of(node)) and word != "cast":
+        known = [sign for sign, ref in zip(known, refs, strict=True) if graph.kind_of(ref) in VALUES]
+    return known[:1] if word == "gather" else known
 
 
 def _exponent(graph: Graph, node: NodeDef) -> float | None:
@@ -66,6 +80,22 @@ def _multiple(graph: Graph, ref: str) -> tuple[str, float]:
             factor *= 1.0 if constant is None else constant
         factor *= -1.0 if node is not None and word_of(node) == "neg" else 1.0
         ref = moving[0]
+
+
+def _extreme_of(graph: Graph, ref: str) -> tuple[str, str] | None:
+    """Return what a value is the largest or smallest of, along axes that stay."""
+    node = graph.node(ref)
+    while node is not None and node.op in _KEEPS_EXTREME:
+        refs = operand_refs(node)
+        if word_of(node) == "where":
+            # Where it is infinite it is replaced, in a sum of exponentials.
+            mask = graph.node(refs.pop(0))
+            if mask is None or mask.op != "IsFinite" or operand_refs(mask) != refs[:1]:
+                return None
+        node = graph.node(refs[0])
+    if node is None or node.op not in _EXTREMES or not attribute(node, "keep_dims").b:
+        return None
+    return word_of(node), operand_refs(node)[0]
 
 
 def _sign_of_constant(graph: Graph, ref: str) -> Sign:

@@ -135,7 +135,8 @@ class Taint:
     def _origin(self, body: Body, node: NodeDef, *, passes: bool) -> Origin:
         kind, word = OPERATIONS[node.op]
         is_curve = passes and kind is not Kind.UNKNOWN and (word in _TELLS_SIGN or word == "abs")
-        return Origin(body.name, node.name, _is_rank(body, node), _is_bound(body.graph, node), is_curve)
+        is_detached = word == "stop_gradient"
+        return Origin(body.name, node.name, _is_rank(body, node), _is_bound(body.graph, node), is_curve, is_detached)
 
     def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:
         """Return the sign of all that a node gives; of a composite activation's end, that of the activation."""
@@ -257,6 +258,8 @@ def _is_rank(body: Body, node: NodeDef) -> bool:
     refs = operand_refs(node)
     if node.op in COMPARISONS or word_of(node) in ("equal", "not_equal"):
         return all(body.trace(ref).depends for ref in refs) and any(_is_of_many(body.graph, ref) for ref in refs)
+    if word_of(node) in _AS_BEFORE - {"stop_gradient"} and _is_of_many(body.graph, refs[0]):
+        return True
     if word_of(node) in _AS_BEFORE:
         before = frozenset().union(*(body.trace(ref).origins for ref in refs))
         return bool(before) and all(origin.is_rank for origin in before)

@@ -25,6 +25,7 @@ class Origin(NamedTuple):
         is_rank: whether it compares values with each other, and never with a constant.
         is_bound: whether it is a maximum or minimum with a constant that is not 0.
         is_curve: whether it is a known function of one value, and none that closes: |x|, a root, an ELU.
+        is_detached: whether it does nothing but stop the gradient: what chose stands in front of it.
     """
 
     function: str
@@ -32,6 +33,7 @@ class Origin(NamedTuple):
     is_rank: bool = False
     is_bound: bool = False
     is_curve: bool = False
+    is_detached: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,15 @@ def candidates_of(body: Body, node: NodeDef, trace: Trace, chooses: Callable[[No
         # A known curve is no ReLU of what it is a curve of.
         is_curve = all(origin.is_curve and origin.node == node.name for origin in between)
         if between and not is_curve:
-            closing = [origin for origin in between if not origin.is_curve]
-            is_by_rank = bool(closing) and all(origin.is_rank for origin in closing)
-            is_bounded = bool(closing) and all(origin.is_bound for origin in closing)
-            yield Candidate(ref, known.sign, is_by_rank, is_bounded)
+            yield _candidate(ref, known.sign, between)
+
+
+def _candidate(ref: str, sign: Sign, between: frozenset[Origin]) -> Candidate:
+    closing = [origin for origin in between if not origin.is_curve]
+    closing = [origin for origin in closing if not origin.is_detached] or closing
+    is_by_rank = bool(closing) and all(origin.is_rank for origin in closing)
+    is_bounded = bool(closing) and all(origin.is_bound for origin in closing)
+    return Candidate(ref, sign, is_by_rank, is_bounded)
 
 
 def _between(

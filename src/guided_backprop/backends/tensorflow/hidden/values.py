@@ -28,7 +28,7 @@ from guided_backprop.backends.spelling import (
 )
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
-from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
+from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_run, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import Graph
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
@@ -37,7 +37,7 @@ _IMAGES = 8
 _VALUES = 1 << 20
 
 Pair = tuple[int, int]
-Import = Callable[[GraphDef, Sequence[tf.Tensor], list[str]], list[tf.Tensor]]
+Import = Callable[..., list[tf.Tensor]]
 
 
 class Watch:
@@ -48,7 +48,8 @@ class Watch:
         graph_def: the graph.
         flat_names: the names in it of what the nodes of the outermost function give.
         specs: the signatures of its inputs; the last is of what the gradient begins at, if that is inside.
-        bring: puts a graph into the one that is being built, on inputs, and returns the tensors of these names.
+        bring: puts a graph into the one that is being built, on inputs, and returns the tensors of these names; what
+            stands in the place of some, by their names, comes last.
         begins_inside: whether it is.
     """
 
@@ -81,6 +82,10 @@ class Watch:
                 return []
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
             verdicts = self._judged(few)
+            if self._idle and len(few[0]) < len(arrays[0]):
+                # Another image may take the branch that these do not.
+                verdicts = self._judged(arrays)
+            idle = self._idle
             for turn, others in enumerate(_others(few, first=len(few) - 1 if self._begins_inside else 0)):
                 if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
                     break
@@ -89,16 +94,23 @@ class Watch:
                 except tf.errors.OpError:
                     # The model says of itself that it takes no such images.
                     continue
+            verdicts = self._tried(verdicts, few)
+            # What is not run for these images passes no gradient of theirs; others may run it.
+            refused, closed = self._refused({pair: verdicts[pair] for pair in verdicts if pair not in idle}, arrays)
+            self._open = dict.fromkeys(pair for pair in self._open if pair in refused | closed | idle)
             self._seen.clear()
             self._firsts.clear()
-            refused = self._refused(verdicts, few)
-            self._open = dict.fromkeys(pair for pair in self._open if pair in refused)
             return [self._places[number] for number in dict.fromkeys(number for number, _ in sorted(refused))]
 
     def _is_doubtful(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether other images may say more: what compares values with each other may be a gate by chance."""
         candidate = self._candidate(pair)
         return (verdict is Verdict.UNSETTLED and not candidate.sign) or candidate.is_by_rank
+
+    @property
+    def _idle(self) -> set[Pair]:
+        """The pairs inside of branches that were not run yet."""
+        return {pair for pair in self._open if self._places[pair[0]].function and pair[0] not in self._firsts}
 
     @property
     def _is_free(self) -> bool:
@@ -150,23 +162,86 @@ class Watch:
         if candidate.is_bounded and judged.is_gate and closes_elsewhere(judged.closed):
             # A bound that is not 0 is no ReLU until it is shifted to 0.
             return Verdict.NONE
-        if judged.verdict is Verdict.UNSETTLED and not _is_straight(y, x, rounding):
+        if judged.verdict is Verdict.UNSETTLED and judged.closed is None and not _is_straight(y, x, rounding):
             # Of a ReLU the open side is straight, though no value be closed.
             return Verdict.NONE
         return judged.verdict
 
-    def _refused(self, verdicts: Mapping[Pair, Verdict], arrays: Sequence[tf.Tensor]) -> set[Pair]:
-        """Return the pairs that are ReLUs, or that no image tells."""
+    def _tried(self, verdicts: Mapping[Pair, Verdict], arrays: Sequence[tf.Tensor]) -> dict[Pair, Verdict]:
+        """Try what no image tells on other values of x: what is made of nothing but x can be run alone."""
+        by_x: dict[str, list[Pair]] = defaultdict(list)
+        for pair, verdict in verdicts.items():
+            is_open = verdict is Verdict.UNSETTLED and not self._is_told(pair, verdict)
+            if is_open and not self._places[pair[0]].function and self._comes_through(pair):
+                by_x[self._flat(self._candidate(pair).ref)].append(pair)
+        revised = dict(verdicts)
+        for x, pairs in by_x.items():
+            try:
+                first, second = self._alone(x, [self._flat(self._places[number].ref) for number, _ in pairs], arrays)
+            except tf.errors.OpError:
+                # There are no such values of x.
+                continue
+            (x_then, *ys_then), (x_now, *ys_now) = first, second
+            for pair, then, now in zip(pairs, ys_then, ys_now, strict=True):
+                if is_evidence(now, then):
+                    revised[pair] = self._judge(
+                        _together([then, now]), _together([x_then, x_now]), self._candidate(pair)
+                    )
+        return self._not_refuted(revised)
+
+    def _comes_through(self, pair: Pair) -> bool:
+        """Tell whether all that y has of the images, it has of x."""
+        nodes = {node.name: node for node in self._graph_def.node}
+        images = [node.name for node in self._graph_def.node if node.op == "Placeholder"][: len(self._specs)]
+        seen, stack = {self._flat(self._candidate(pair).ref)}, [self._flat(self._places[pair[0]].ref)]
+        while stack:
+            ref = stack.pop()
+            name = ref.partition(":")[0]
+            if ref not in seen and name in images:
+                return False
+            if ref not in seen:
+                stack += [part if ":" in part else f"{part}:0" for part in nodes[name].input if part[0] != "^"]
+            seen.add(ref)
+        return True
+
+    def _alone(self, x: str, ys: list[str], arrays: Sequence[tf.Tensor]) -> list[list[NumpyArray]]:
+        """Return x and what is made of it: as it is, and where half of x is turned in sign."""
+        graph_def, turning = renamed(self._graph_def), list[CallOut]()
+
+        def both(*inputs: tf.Tensor) -> list[list[tf.Tensor]]:
+            first = self._bring(graph_def, inputs, [x, *ys])
+            turning.append(CallOut(_turned, first[0].dtype))
+            turned = tf.ensure_shape(turning[0](first[:1])[0], first[0].shape)
+            return [first, [turned, *self._bring(graph_def, inputs, ys, instead={x: turned})]]
+
+        concrete = tf.function(both, input_signature=self._specs, autograph=False).get_concrete_function()
+        keep_functions(graph_def, concrete)
+        return [[tensor.numpy() for tensor in tensors] for tensors in concrete(*arrays)]
+
+    def _refused(self, verdicts: Mapping[Pair, Verdict], arrays: Sequence[tf.Tensor]) -> tuple[set[Pair], set[Pair]]:
+        """Return the pairs that are ReLUs, or that no image tells; and those that these images close."""
         refused, asked = set[Pair](), list[Pair]()
         for pair, verdict in verdicts.items():
-            place, candidate = self._places[pair[0]], self._candidate(pair)
-            if verdict is Verdict.UNSETTLED:
-                refused |= set() if candidate.sign or candidate.is_by_rank else {pair}
-            elif place.function:
+            place = self._places[pair[0]]
+            if self._is_told(pair, verdict):
+                continue
+            if place.function:
                 refused.add(pair)
             elif not (verdict is Verdict.CONCAVE and place.is_explicit):
                 asked.append(pair)
-        return refused | self._led(asked, arrays)
+        led = self._led(asked, arrays)
+        return refused | led, {pair for pair in asked if pair not in led and self._is_closed(pair)}
+
+    def _is_told(self, pair: Pair, verdict: Verdict) -> bool:
+        """Tell whether what no image tells is no ReLU by how it is made."""
+        candidate = self._candidate(pair)
+        return verdict is Verdict.UNSETTLED and (bool(candidate.sign) or candidate.is_by_rank)
+
+    def _is_closed(self, pair: Pair) -> bool:
+        """Tell whether the images themselves show nothing but what is closed: others may open it."""
+        y, x = (_together([look[place] for look in self._seen[pair[0]]]) for place in (0, pair[1] + 1))
+        first, closed = self._firsts[pair[0]][0], judge(y, x).closed
+        return bool((first == (first.flat[0] if closed is None else closed)).all())
 
     def _led(self, pairs: Sequence[Pair], arrays: Sequence[tf.Tensor]) -> set[Pair]:
         """Return the pairs with a derivative of one towards the other, around all ReLUs that are guided."""
@@ -202,7 +277,7 @@ class Watch:
                 self._see_inside(inside[place.function], number, place)
             else:
                 outside.append((number, place))
-        _let_run(graph_def, {place.function for place in self._places if place.function})
+        let_run(graph_def, {place.function for place in self._places if place.function})
         graph_def = renamed(graph_def)
 
         def forward(*inputs: tf.Tensor) -> None:
@@ -264,23 +339,13 @@ def _are_led(y: tf.Tensor, candidates: Sequence[tf.Tensor]) -> tf.Tensor:
     )
 
 
+def _turned(x: NumpyArray) -> NumpyArray:
+    """Return the numbers with the signs of about half of them turned."""
+    _, turned, *_ = other_images(x)
+    return turned
+
+
 _NUMBERS = count()
-_STATEFUL = {"StatelessWhile": "While", "StatelessIf": "If", "StatelessCase": "Case"}
-
-
-def _let_run(graph_def: GraphDef, functions: set[str]) -> None:
-    """Say of what holds these functions that it does more than give out values, so that nothing of it is left out."""
-    if not functions:
-        return
-    for node in (*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)):
-        node.op = _STATEFUL.get(node.op, node.op)
-    for function in graph_def.library.function:
-        for node in function.node_def:
-            if node.op in _STATEFUL.values():
-                function.control_ret[node.name] = node.name
-                if node.name not in function.signature.control_output:
-                    function.signature.control_output.append(node.name)
-                function.signature.is_stateful = True
 
 
 def _is_straight(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:

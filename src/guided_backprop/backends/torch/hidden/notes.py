@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -44,6 +44,26 @@ class Value:
         return self.tensor._version == self.version
 
 
+class Extreme(NamedTuple):
+    """That a value is the largest or smallest of another one, along axes that stay.
+
+    Attributes:
+        word: "max" or "min".
+        of: the other one.
+        version: how often that had been changed in place.
+    """
+
+    word: str
+    of: torch.Tensor
+    version: int
+
+    def is_of(self, tensor: torch.Tensor) -> bool:
+        """Tell whether it was chosen from these very numbers."""
+        is_strided = tensor.layout is torch.strided and tensor._version == self.version
+        is_one = is_strided and tensor.untyped_storage()._cdata == self.of.untyped_storage()._cdata
+        return bool(is_one) and _place(tensor) == _place(self.of)
+
+
 @dataclass(frozen=True)
 class Note:
     """What is known of a value that depends on the images.
@@ -58,6 +78,7 @@ class Note:
         parts: what it was put together of, before anything added several values up.
         sources: what the taint came from.
         falling: what may become a ReLU and is none yet, by its number, that it was made of: ``min(x, 0)``.
+        extreme: of what it is the largest or smallest, if it is.
     """
 
     is_tainted: bool = False
@@ -69,6 +90,7 @@ class Note:
     parts: tuple[Value, ...] = ()
     sources: tuple[Value, ...] = ()
     falling: frozenset[int] = frozenset()
+    extreme: Extreme | None = None
 
 
 class Notes:

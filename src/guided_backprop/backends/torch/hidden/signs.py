@@ -1,6 +1,7 @@
 """Which sign the numbers of a result have, by the operation of a watched forward pass that gave it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
 from typing import Any, Final
 
 import torch
@@ -64,7 +65,14 @@ def sign_of_tensor(tensor: torch.Tensor) -> Sign:
     if tensor.is_complex() or tensor.layout is not torch.strided:
         return Sign.UNKNOWN
     low, high = tensor.detach().aminmax()
+    if bool(low.isnan()):
+        # It stands for no number at all, and has any sign.
+        low, high = tensor.detach().nan_to_num(0.0).aminmax()
     return sign_of_numbers(float(low), float(high))
+
+
+def _sign_of_number(number: float) -> Sign:
+    return Sign.ZERO if isnan(number) else sign_of_numbers(number, number)
 
 
 def _made_of(name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor], signs: Sequence[Sign]) -> Iterator[Sign]:
@@ -78,12 +86,12 @@ def _made_of(name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor], si
             if not has_places or tensor.is_floating_point():
                 yield sign
         elif row.word in _OF_NUMBERS and _is_number(leaf) and not (row.word == "rsub" and number > 1):
-            yield sign_of_numbers(leaf, leaf)
+            yield _sign_of_number(leaf)
         elif row.word == "clamp" and leaf is None:
             # No lower bound is one below everything, no upper one above everything.
             yield Sign.NOT_POSITIVE if number == 1 else Sign.NOT_NEGATIVE
     if name in _LAST_IS_NUMBER and args and _is_number(args[-1]):
-        yield sign_of_numbers(args[-1], args[-1])
+        yield _sign_of_number(args[-1])
     yield from (sign for _, sign in of_tensors)
 
 

@@ -19,7 +19,7 @@ from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, spelled
-from guided_backprop.backends.spelling import NEAR, Judgement, Shut, Verdict, is_evidence, is_multiple
+from guided_backprop.backends.spelling import NEAR, Judgement, Shut, Verdict, closes_elsewhere, is_evidence, is_multiple
 from guided_backprop.backends.torch.graph.nodes import Path, is_in_place_on_view
 from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of
@@ -181,14 +181,13 @@ class _Case:
         near = self._judged(self.values)
         if near.verdict is not Verdict.UNSETTLED or self.far is None or not _is_alike(self.far, self.suspect.values):
             return near
-        far = self._judged(self.far)
-        if not far.is_gate:
-            return far
-        # What it is it has to be on all of them.
-        return self._judged(_joined([self.values, self.far]))
+        # What it is it has to be on all of them; and what is few on each of them may be enough on all.
+        far, joined = self._judged(self.far), self._judged(_joined([self.values, self.far]))
+        return joined if far.is_gate or joined.is_gate else far
 
     def _judged(self, pair: tuple[NumpyArray, NumpyArray]) -> Judgement:
-        return judged(self.suspect.x, pair, is_by_rank=self.suspect.is_by_rank)
+        suspect = self.suspect
+        return judged(suspect.x, pair, is_by_rank=suspect.is_by_rank, is_of_two=suspect.is_of_two)
 
     @property
     def is_open(self) -> bool:
@@ -220,6 +219,12 @@ class _Case:
         """Whether other images show that it is a ReLU, which the given ones left open."""
         return self.suspect.judgement.verdict is Verdict.UNSETTLED and self.is_gate
 
+    @property
+    def _is_closed(self) -> bool:
+        """Whether the images themselves show nothing but what is closed: other ones may open it."""
+        y, closed = self.suspect.values[0], self.judgement.closed
+        return bool((y == (y.flat[0] if closed is None else closed)).all())
+
     def _adds_up(self) -> bool:
         """Tell whether several values add up to what the open side of a ReLU is, as ``x + |x|`` does.
 
@@ -237,14 +242,13 @@ class _Case:
         suspect, verdict = self.suspect, self.judgement.verdict
         if verdict is Verdict.NONE:
             return "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
-        if verdict is Verdict.PARTIAL and suspect.is_of_two:
-            return "plain"
         if self.derivative is not None and not self.derivative.any():
-            # What passes a gradient on to x is a ReLU operation by itself, or nothing is.
-            return "unsure" if self.is_open else "plain"
+            # What passes a gradient on to x is a ReLU operation by itself, or nothing is; unless all is closed here.
+            return "unsure" if self.is_open or self._is_closed else "plain"
         if self.is_open:
             is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
-            is_told = self.is_settled or bool(suspect.x.sign) or suspect.x.is_bounded or is_constant
+            is_bounded = suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
+            is_told = self.is_settled or bool(suspect.x.sign) or is_bounded or is_constant
             is_direct = suspect.is_direct or self._adds_up()
             return "unsure" if is_told or not is_direct else "refused"
         if self.is_gate and not self.is_settled and self.node is not None:

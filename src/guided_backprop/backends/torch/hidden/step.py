@@ -7,11 +7,12 @@ from typing import Any, Final
 import torch
 
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.signs import Sign
+from guided_backprop.backends.signs import Sign, sign_of_difference
 from guided_backprop.backends.spelling import RANKS
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import (
     MOST_SOURCES,
+    Extreme,
     Note,
     Operand,
     Value,
@@ -37,6 +38,9 @@ _GATHERS: Final = OPERATIONS.called("gather")
 _POINTWISE: Final = OPERATIONS.called("add", "sub", "rsub", "mul", "div", "neg", "lerp", "addcmul")
 _SHIFTS: Final = frozenset({"add", "sub"})
 _PACKED: Final = frozenset({"convolution_pointwise", "convolution_transpose_pointwise", "linear_pointwise"})
+# What a softmax is lessened by; and what leaves that as it is.
+_EXTREMES: Final = frozenset({"amax", "amin", "max", "min"})
+_COPIES: Final = _DETACHES | {"clone"}
 # They compare values with each other, and not with a constant.
 _RANKS: Final = OPERATIONS.called(*RANKS)
 
@@ -206,6 +210,7 @@ class Step:
             parts=self._parts(own, parts, result),
             sources=merged(self.dependent, *self._new_sources(own + parts)),
             falling=falling,
+            extreme=self._extreme(result),
         )
 
     def _is_clipped(self, *, has_parts: bool) -> bool:
@@ -226,4 +231,26 @@ class Step:
         if self.is_relu and self.name != "threshold":
             return Sign.NOT_NEGATIVE
         tensors, signs = [operand.tensor for operand in self._operands], [operand.sign for operand in self._operands]
-        return sign_of_result(self.name, self._args, self._named, tensors, signs)
+        sign = sign_of_result(self.name, self._args, self._named, tensors, signs)
+        # What is subtracted several times is no longer what was chosen.
+        is_difference = self._word == "sub" and len(tensors) == 2 == len(self._args) and not self._named
+        return sign | sign_of_difference(self._operands, self._extreme_of) if is_difference else sign
+
+    def _extreme(self, result: torch.Tensor) -> Extreme | None:
+        """Return what the result is the largest or smallest of, along axes that stay."""
+        operand = self._operands[0]
+        if operand.note is None or result.dtype != operand.tensor.dtype:
+            return None
+        if self.name in _COPIES:
+            return operand.note.extreme
+        stays = result.ndim in (0, operand.tensor.ndim) and operand.tensor.layout is torch.strided
+        if self.name not in _EXTREMES or len(self._operands) > 1 or not stays:
+            return None
+        return Extreme(self._word, operand.tensor.detach(), operand.tensor._version)
+
+    def _extreme_of(self, operand: Operand) -> tuple[str, Operand | None] | None:
+        """Return which of what was given another one is the largest or smallest of."""
+        extreme = None if operand.note is None else operand.note.extreme
+        if extreme is None:
+            return None
+        return extreme.word, next((other for other in self._operands if extreme.is_of(other.tensor)), None)

@@ -185,7 +185,10 @@ class ForwardWatch(Dispatched):
         """
         numbers = [number for number in args if not isinstance(number, torch.Tensor) or number.ndim == 0]
         if len(numbers) == 1 and not _is_complex(numbers[0]):
-            self.shifts.setdefault(_last_number(), float(numbers[0]))
+            (number,) = numbers
+            # To make a float of what requires a gradient is warned of.
+            number = number.item() if isinstance(number, torch.Tensor) else number
+            self.shifts.setdefault(_last_number(), float(number))
 
     def _judged(self, step: Step, result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | None:
         """Judge a result that is nominated; return the gates that it falls by, or None if it is a ReLU itself."""
@@ -212,11 +215,9 @@ class ForwardWatch(Dispatched):
         for candidate, x in enumerate(step.candidates(result)):
             place = self._count, output, candidate
             pair = as_numpy(result), as_numpy(x.tensor)
-            judgement = judged(x, pair, is_by_rank=step.is_by_rank)
+            judgement = judged(x, pair, is_by_rank=step.is_by_rank, is_of_two=step.is_of_two)
             is_constant = bool((pair[0] == pair[0].flat[0]).all())
             is_told = judgement.verdict is Verdict.UNSETTLED and bool(x.sign) and not is_constant
-            # The larger of two that both depend on the images may be 0 in places, and is no ReLU for that.
-            is_told |= step.is_of_two and judgement.verdict is Verdict.PARTIAL
             if place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
                 yield Suspect(
                     place,
@@ -234,13 +235,15 @@ class ForwardWatch(Dispatched):
                 )
 
 
-def judged(x: Value, pair: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool) -> Judgement:
+def judged(x: Value, pair: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool, is_of_two: bool) -> Judgement:
     """Judge whether a result is a ReLU of ``x``; what an explicit bound closes at another value than 0 is none."""
     # How far multiples of one number may be apart in this dtype.
     rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
     judgement = judge(*pair, rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign))
     is_at_bound = x.is_bounded and judgement.is_gate and closes_elsewhere(judgement.closed)
-    return Judgement(Verdict.NONE) if is_at_bound else judgement
+    # The larger of two that both depend on the images may be 0 in places, and is no ReLU for that.
+    is_chance = is_of_two and judgement.verdict is Verdict.PARTIAL
+    return Judgement(Verdict.NONE) if is_at_bound or is_chance else judgement
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:

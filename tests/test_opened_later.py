@@ -1,0 +1,68 @@
+"""What the first images close, and others open: a spelled ReLU that passed nothing yet is still looked at.
+
+A model with one unit that is a ReLU spelled as arithmetic, closed for one image and open for the next one.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+
+from guided_backprop import GuidedBackprop, OpaqueRegionError
+from guided_backprop.backends.torch.hidden import spelled
+
+RNG = np.random.default_rng(3)
+DRAWN = RNG.normal(size=(99, 6))
+FIRST, UNIT, LAST = RNG.normal(size=(6, 6)), RNG.normal(size=(6, 1)), np.array([[1.0, -2.0, 0.5]])
+# What arrives at the unit is negative, so that a ReLU that is missed passes what the rule closes.
+WEIGHTS = np.array([[-1.0, 1.0, 0.0]])
+MODELS = {
+    "torch": lambda x: (
+        (lambda h: h * (h > 0))(torch.relu(x @ torch.tensor(FIRST)) @ torch.tensor(UNIT)) @ torch.tensor(LAST)
+    ),
+    "tensorflow": lambda x: (lambda h: (h + tf.abs(h)) / 2.0)(tf.nn.relu(x @ FIRST) @ UNIT) @ LAST,
+    "jax": lambda x: (lambda h: (h + jnp.abs(h)) / 2)(jax.nn.relu(x @ FIRST) @ UNIT) @ LAST,
+}
+CONVERT = {"torch": torch.tensor, "tensorflow": tf.constant, "jax": jnp.asarray}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def images():
+    """Return an image that closes the unit, and one that opens it."""
+    unit = (np.maximum(DRAWN @ FIRST, 0) @ UNIT)[:, 0]
+    return DRAWN[unit < -0.5][:1], DRAWN[unit > 0.5][:1]
+
+
+def maps(framework):
+    """Return the maps of both images, one after the other, by one method; None for one that is refused."""
+    method, found = GuidedBackprop(MODELS[framework]), []
+    for image in images():
+        try:
+            found.append(np.asarray(method.explain(CONVERT[framework](image), WEIGHTS).attribution))
+        except OpaqueRegionError:
+            found.append(None)
+    return found
+
+
+@pytest.mark.parametrize("framework", MODELS)
+def test_what_is_closed_at_first_is_found_when_it_opens(framework):
+    # Nothing positive arrives, so nothing leaves.
+    assert all(attribution is None or not attribution.any() for attribution in maps(framework))
+
+
+def test_planted_fault_what_passed_nothing_once_is_plain_for_good(monkeypatch):
+    monkeypatch.setattr(spelled._Case, "_is_closed", False)
+    closed, opened = maps("torch")
+    assert not closed.any()
+    assert opened.any()

@@ -208,6 +208,13 @@ MISTAKES = {
     "single images": (lambda: (zip(*TENSORS, strict=True), None), ImageError, "Batch them"),
     "other shapes": (lambda: (iter([TENSORS[0], TENSORS[0][:, :5]]), None), ImageError, "several shapes"),
     "words": (lambda: (iter([(TENSORS[0], ["cat"] * 7)]), None), LabelError, "must be numbers; received list"),
+    "a regression's targets": (
+        lambda: (iter([(TENSORS[0], torch.rand(7, 3))]), None),
+        LabelError,
+        "targets or weights",
+    ),
+    "numbers": (lambda: (range(3), None), ImageError, "must hold arrays, a batch each; received int"),
+    "one batch of a loader": (lambda: ([*TENSORS], None), ImageError, r"explain\(\*batch\)"),
     "boxes": (lambda: (iter([(TENSORS[0], {"boxes": 1})]), None), LabelError, "received dict"),
     "pictures": (lambda: (Pictures(), None), ImageError, "transform"),
 }

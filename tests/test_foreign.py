@@ -124,6 +124,11 @@ def test_a_method_is_no_model():
         SmoothGrad(MODEL)
 
 
+def test_one_method_is_no_list_of_methods():
+    with pytest.raises(OptionError, match="received one method. Pass"):
+        compare(IMAGES, 1, METHOD)
+
+
 def test_a_method_is_called():
     called = METHOD(IMAGES, [1, 2])
     assert isinstance(called, Explanations)

@@ -94,7 +94,11 @@ SHAPES = {
     ),
     "PyTorch, one row": (lambda: nn.Linear(4, 3).eval(), lambda: ROWS[0], r"takes \(N, 4\). One image is a batch"),
     "PyTorch, one of two": (lambda: Two().eval(), lambda: ROWS, r"takes 2 inputs \(left, right\). Pass a tuple"),
-    "PyTorch, two for one": (in_torch, lambda: (IMAGES, IMAGES), r"takes 1 input \(input\). Pass one array"),
+    "PyTorch, two for one": (
+        in_torch,
+        lambda: (IMAGES, IMAGES),
+        r"takes 1 input \(input\). Pass one array; labels are another",
+    ),
     "PyTorch, another name": (lambda: Two().eval(), lambda: {"left": ROWS, "rigth": ROWS}, "and none 'rigth'"),
     "PyTorch, scripted": (lambda: torch.jit.script(in_torch()), lambda: LAST, r"images.permute\(0, 3, 1, 2\)"),
     "Keras, no batch": (in_keras, lambda: LAST[0], r"Pass images\[None\]"),

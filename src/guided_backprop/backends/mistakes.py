@@ -233,7 +233,7 @@ def wrong_number(inputs: Inputs, counts: range, names: Sequence[str]) -> str | N
         return None
     wanted = counts.start if len(inputs.arrays) < counts.start else counts.stop - 1
     called = f" ({', '.join(names[:wanted])})" if names else ""
-    how = "Pass a tuple of them." if wanted > 1 else "Pass one array."
+    how = "Pass a tuple of them." if wanted > 1 else "Pass one array; labels are another argument of explain."
     return f"The model takes {wanted} input{'s' if wanted > 1 else ''}{called}. {how}"
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from guided_backprop.arrays import Images, Inputs, Labels
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
+from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.foreign import answering
 from guided_backprop.methods.batches import explain_together
 from guided_backprop.methods.data import given
+from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.method import Method
 from guided_backprop.subject import is_same
 
@@ -28,6 +30,7 @@ def compare(images: Images, labels: Labels, methods: Sequence[Method], *, mask: 
         The explanations by each method, in their order; the same as from :meth:`Method.explain`.
 
     Raises:
+        OptionError: methods is none of several, but one.
         GuidedBackpropError: all that :meth:`Method.explain` raises.
 
     Example:
@@ -38,6 +41,8 @@ def compare(images: Images, labels: Labels, methods: Sequence[Method], *, mask: 
         >>> [found.method for found in compare(torch.rand(5, 4), 1, methods)]
         ['Saliency', 'DeconvNet', 'GuidedBackprop']
     """
+    if isinstance(methods, Explainer):
+        raise OptionError("methods must be a list; received one method. Pass [method], or write method.explain().")
     if methods:
         images, labels = given(methods[0].held()[0], images, labels)
     results: dict[int, Explanations] = {}

@@ -92,6 +92,12 @@ def _read(subject: Subject, data: Data, labels: Labels, size: int) -> Iterator[B
         if batch.labels is not None and labels is not None:
             raise _given_twice()
         inputs = Inputs.of(_of_list(subject, batch.images))
+        for array in inputs.arrays:
+            if not hasattr(array, "shape"):
+                raise ImageError(
+                    f"data must hold arrays, a batch each; received {type(array).__name__}. Preprocess images as for "
+                    "the model, and batch them."
+                )
         framework = framework_of(subject.model, *inputs.arrays)
         # Keras reads the data of any framework, whatever it runs on.
         images = inputs.map(lambda array, own=framework: array if _is_of(array, own) else as_numpy(array)).images
@@ -158,6 +164,12 @@ def _numbers(labels: Any) -> NumpyArray:
             f"labels that come with data must be numbers; received {type(labels).__name__}. Leave them out, and pass "
             "your own: explain((images for images, _ in data), labels)."
         )
+    if numbers.dtype.kind == "f" and not np.isin(numbers, (0, 1)).all():
+        raise LabelError(
+            "labels that come with data must be class ids, or one-hot rows; received other numbers, which may be a "
+            "regression's targets or weights of the outputs. Pass the images alone, and weights as labels: "
+            "explain((images for images, _ in data), weights)."
+        )
     is_column = numbers.dtype.kind in "iu" and numbers.ndim == 2 and numbers.shape[1] == 1
     return numbers[:, 0] if is_column else numbers
 
@@ -185,7 +197,10 @@ def _of_list(subject: Subject, images: Images) -> Images:
             "inputs, or the images stacked: np.stack(images), torch.stack(images)."
         )
     if len({(type(array), shape, array.dtype) for array, shape in zip(images, shapes, strict=True)}) > 1:
-        raise ImageError(f"images in a list must be alike; received {received}. Resize them to one size.")
+        raise ImageError(
+            f"images in a list must be alike; received {received}. Resize them to one size; if these are images and "
+            "their labels, pass two arguments: explain(*batch)."
+        )
     return backend.concatenate([array[None] for array in images])
 
 

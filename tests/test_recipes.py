@@ -504,7 +504,8 @@ def left_in_eval_mode(model, _epoch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_training_loop_ends_in_the_same_weights(tmp_path):
     names = run("PyTorch")
-    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(144, 2)]
+    with torch.random.fork_rng(devices=[]):
+        layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(144, 2)]
     fixed, labels = names["fixed"][:2], names["labels"][:2]
     ends = {}
     with names["SummaryWriter"](str(tmp_path / "other")) as writer:
@@ -514,10 +515,11 @@ def test_a_training_loop_ends_in_the_same_weights(tmp_path):
             "planted": left_in_eval_mode,
         }.items():
             model = copy.deepcopy(nn.Sequential(*layers))
+            # Frozen, as is usual: neither all modules are in training mode, nor none.
             model[1].eval()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1)
-                names["train"](model.train(), names["batches"], 2, after)
+                names["train"](model, names["batches"], 2, after)
                 ends[name] = weights_of(model), torch.get_rng_state().tolist(), [part.training for part in model]
             gradients = [in_numpy(parameter.grad) for parameter in model.parameters()]
             ends[name] += (gradients,)

@@ -108,7 +108,7 @@ def with_other_weights(detector: nn.Module, scale: float) -> nn.Module:
     return detector.eval()
 
 
-def explained(names: dict[str, Any], detector: nn.Module, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def explained(names: dict[str, Any], detector: nn.Module, *vouched: str) -> tuple[Any, dict[str, torch.Tensor]]:
     """Explain a detection of one image, and return it as well."""
     images = names["images"][:1]
     with torch.no_grad():
@@ -116,9 +116,8 @@ def explained(names: dict[str, Any], detector: nn.Module, **options: Any) -> tup
     # The surest one may be cut off to nothing at the border.
     place = int((first["boxes"][:, 2:] - first["boxes"][:, :2]).prod(1).bool().int().argmax())
     first = {key: tensor[place] for key, tensor in first.items()}
-    explanations = GuidedBackprop(names["Boxes"](detector), **options).explain(
-        images, Box(first["boxes"], first["labels"])
-    )
+    method = GuidedBackprop(names["Boxes"](detector), vouch=dict.fromkeys(["index", *vouched], "plain"))
+    explanations = method.explain(images, Box(first["boxes"], first["labels"]))
     np.testing.assert_allclose(explanations.scores, first["scores"], rtol=1e-6)
     return explanations, first
 
@@ -183,7 +182,7 @@ def test_an_fcos(of_torchvision):
     detector = with_other_weights(detector, 1.4)
     with pytest.raises(OpaqueRegionError, match=r'vouch={"sub at _utils.py:\d+": "plain"}'):
         explained(of_torchvision, detector)
-    explanations, first = explained(of_torchvision, detector, vouch={"add": "plain", "sub": "plain"})
+    explanations, first = explained(of_torchvision, detector, "add", "sub")
     images = of_torchvision["images"][:1]
 
     def before_suppression(images):
@@ -201,7 +200,9 @@ def test_an_fcos(of_torchvision):
         detections = [{**found, "boxes": found["boxes"].detach()} for found in detector(list(images))]
         return stack_detections(detections, classes=3, count=10)
 
-    again = GuidedBackprop(without_boxes).explain(images, Box(first["boxes"], first["labels"]))
+    again = GuidedBackprop(without_boxes, vouch={"index": "plain"}).explain(
+        images, Box(first["boxes"], first["labels"])
+    )
     check(again.attribution, np.asarray(flat), np.asarray(plain))
 
 
@@ -503,7 +504,8 @@ def left_in_eval_mode(model, _epoch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_training_loop_ends_in_the_same_weights(tmp_path):
     names = run("PyTorch")
-    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(144, 2)]
+    with torch.random.fork_rng(devices=[]):
+        layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(144, 2)]
     fixed, labels = names["fixed"][:2], names["labels"][:2]
     ends = {}
     with names["SummaryWriter"](str(tmp_path / "other")) as writer:
@@ -513,10 +515,11 @@ def test_a_training_loop_ends_in_the_same_weights(tmp_path):
             "planted": left_in_eval_mode,
         }.items():
             model = copy.deepcopy(nn.Sequential(*layers))
+            # Frozen, as is usual: neither all modules are in training mode, nor none.
             model[1].eval()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1)
-                names["train"](model.train(), names["batches"], 2, after)
+                names["train"](model, names["batches"], 2, after)
                 ends[name] = weights_of(model), torch.get_rng_state().tolist(), [part.training for part in model]
             gradients = [in_numpy(parameter.grad) for parameter in model.parameters()]
             ends[name] += (gradients,)

@@ -10,7 +10,6 @@ from types import ModuleType
 
 import torch
 
-_LIBRARY = torch.library.Library("torchvision", "DEF")
 _ALIGN = "float scale, SymInt height, SymInt width, {}int ratio, bool aligned) -> Tensor"
 _SIZES = "SymInt count, SymInt channels, SymInt rows, SymInt columns, "
 _OPERATORS = [
@@ -67,13 +66,17 @@ def roi_align_backward(gradient: torch.Tensor, rois: torch.Tensor, scale: float,
     return per_region.new_zeros(sizes[2:6]).index_add(0, rois[:, 0].long(), per_region)
 
 
-def _register() -> None:
+def _register() -> torch.library.Library:
+    library = torch.library.Library("torchvision", "DEF")
     for schema in _OPERATORS:
-        _LIBRARY.define(schema)
+        library.define(schema)
     for name in _NAMED.split():
-        _LIBRARY.define(f"{name}(Tensor input) -> Tensor")
+        library.define(f"{name}(Tensor input) -> Tensor")
     for name, kernel in {"nms": nms, "roi_align": roi_align, "_roi_align_backward": roi_align_backward}.items():
-        _LIBRARY.impl(name, kernel, "CPU")
+        library.impl(name, kernel, "CPU")
+    # What is left of an import that failed, as PyTorch's compiler tries one, would not be run again.
+    for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+        del sys.modules[name]
     extension = ModuleType("torchvision.extension")
     extension.__dict__.update(
         _has_ops=lambda: True,
@@ -82,7 +85,8 @@ def _register() -> None:
         _check_cuda_version=lambda: -1,
     )
     sys.modules["torchvision.extension"] = extension
+    return library
 
 
-if "torchvision" not in sys.modules:
-    _register()
+# They are there as long as it is.
+LIBRARY = None if "torchvision" in sys.modules else _register()

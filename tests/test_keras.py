@@ -1,4 +1,4 @@
-"""Keras 3 on each of its backends: a process holds one backend, so keras_cases.py runs once per process."""
+"""Keras 3 on each of its backends: a process holds one backend, so its cases run once per process."""
 
 import os
 import re
@@ -16,7 +16,7 @@ def test_keras(backend):
     # Keras' variables have no copy keyword yet, which NumPy says at each conversion.
     command = [sys.executable, "-m", "pytest", "-W", "ignore::DeprecationWarning", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, str(HERE / "keras_cases.py")],
+        [*command, str(HERE / "keras_cases.py"), str(HERE / "keras_layers.py")],
         env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
         cwd=HERE.parent,
         capture_output=True,

@@ -125,7 +125,6 @@ class TensorFlowBackend(Backend):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        # Of what the gradient begins at, if that is inside of the model.
         self._check = partial(self.check_beginning, count=None) if self.begins_inside else None
         self._copies: dict[_Kind, _Copy] = {}
         self._plans: dict[tuple[_Kind, _Rules, int], _Plan] = {}
@@ -254,7 +253,7 @@ class TensorFlowBackend(Backend):
         arguments = [arg.name for arg in signature.input_arg]
         output, *inside = (flat_names[made_by(traced.definition, arg.name)] for arg in signature.output_arg)
         first = inside[0] if inside else None
-        # What the gradient begins at is one more input of what is watched.
+        # What the gradient begins at is one more input here.
         begins, size = inside_of(self.network, given, self._check), kind.specs[0].shape[0]
         specs = [*kind.specs, *(tf.TensorSpec([size, *value.shape[1:]], value.dtype) for value in begins)]
         given_names = [*arguments[: len(kind.specs)], *(name.partition(":")[0] for name in inside)]

@@ -177,6 +177,9 @@ def test_a_value_of_a_jax_function_that_has_its_name_twice():
     assert layer_names(model, tokens) == ["words", "hidden"]
 
 
+OUTSIDE = nn.Linear(6, 6).double()
+
+
 class Held(nn.Module):
     """Holds its layers in all ways, one of them under two names."""
 
@@ -187,6 +190,7 @@ class Held(nn.Module):
         self.again = self.second
         self.last = lambda x: self.head(x)
         self.begin = partial(self._call, self.first)
+        self.outside, self.through = OUTSIDE, lambda x: OUTSIDE(OUTSIDE(x))
 
     def _call(self, layer, x):
         return layer(x)
@@ -194,14 +198,15 @@ class Held(nn.Module):
     def forward(self, x):
         _, (relu, others) = self.stages
         x = others["second"](relu(self.begin(x)))
-        return self.last(relu(self.again(x)) if x.shape[1] == 6 else x)
+        return self.last(self.through(relu(self.again(x))))
 
 
 def test_layers_are_met_however_they_are_held():
     model, rows = seeded(Held), torch.tensor(rng.normal(size=(5, 4)))
     below = lambda x: model.second(torch.relu(model.first(x)))  # noqa: E731
-    with pytest.raises(ModelError, match="received layer='second', which was run 2 times"):
-        GuidedBackprop(model, output_layer="second").explain(rows, 1)
+    for layer in ("second", "outside"):
+        with pytest.raises(ModelError, match=f"received layer='{layer}', which was run 2 times"):
+            GuidedBackprop(model, output_layer=layer).explain(rows, 1)
     found = GuidedBackprop(model, output_layer=("second", 0)).explain(rows, 1)
     np.testing.assert_allclose(found, GuidedBackprop(below).explain(rows, 1), **TOLERANCE)
     for layer in ("first", "head"):

@@ -35,7 +35,7 @@ class Explanations(Record):
             ``reducer`` the channel axis is gone; with K labels of each image it is ``(N, K, ...)``. For
             several inputs a tuple or a dictionary like ``images``, with None for inputs of integers, and in Grad-CAM
             for those without positions.
-        images: the batch that was explained, as it was given.
+        images: the batch that was explained, as it was given; with an ``input_layer`` that layer's output.
         labels: what was explained: integers are class ids ``(N,)`` or ``(N, K)``, or single entries ``(N, D)``
             with the channel first; floating-point numbers are weights of the model's output's shape; a
             callable is there by its name.
@@ -48,7 +48,7 @@ class Explanations(Record):
             one and the score is the logit in front of it; ``None`` if the score is the output itself.
         reducer: how channels were reduced, or ``None``.
         channel_axis: where channels are in ``images``; ``None`` if the images have no channels. One for each
-            of several inputs.
+            of several inputs. Of what an input layer makes of tokens it is the last axis.
         batch_size: how many images were explained at once at most; where memory ran out, how many fitted.
     """
 

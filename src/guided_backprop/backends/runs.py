@@ -77,18 +77,19 @@ class Passage:
             ModelError: a layer is not run, or several times and none of them was chosen.
             OptionError: a run was chosen that there is not; or the end comes first.
         """
-        output = None
+        output, error = None, None
         try:
             output = model()
         except _Left as left:
             if left.passage is not self:
                 raise
-            if left.error is not None:
-                raise left.error from None
+            error = left.error
         except Exception:
             # What follows the end is not asked for.
             if not self._last:
                 raise
+        if error is not None:
+            raise error
         for run in (self._begin, self._end):
             if run is not None:
                 self._check(run)
@@ -108,7 +109,9 @@ class Passage:
         try:
             return output if self._start is None else self._start(output)
         except Exception as error:
-            raise _Left(self, error) from error
+            problem = error
+        # Not from within: an error must not be the reason of its own reason.
+        raise _Left(self, problem)
 
     def _reach(self, output: Outputs) -> None:
         if not self._has_begun:
@@ -129,9 +132,16 @@ class _Left(BaseException):
         self.passage, self.error = passage, error
 
 
-def check_count(run: Run, count: int) -> None:
-    """Raise unless a layer that is run so often has this one run, or one run in all if none was chosen."""
+def check_count(run: Run, count: int, chosen: int | None = None) -> None:
+    """Raise unless a layer that is run so often has this one run, or one run in all if none was chosen.
+
+    Args:
+        run: the run.
+        count: how often the layer is run.
+        chosen: how many of these can be chosen; None for all.
+    """
     layer, call = run
+    last = (count if chosen is None else chosen) - 1
     if not count:
         raise ModelError(
             f"a layer must be run by the model; received layer={layer!r}, which was run 0 times. "
@@ -141,12 +151,12 @@ def check_count(run: Run, count: int) -> None:
         raise ModelError(
             "a layer must be run once, or one of its runs be chosen; received "
             f"layer={layer!r}, which was run {count} times. Pass ({layer!r}, 0) for the first, up to "
-            f"({layer!r}, {count - 1})."
+            f"({layer!r}, {last})."
         )
-    if call is not None and call >= count:
+    if call is not None and call > last:
         raise OptionError(
             f"a layer's run must be one of those that there are, counted from 0; received ({layer!r}, {call}) and a "
-            f"layer that was run {count} times. Pass at most {count - 1}."
+            f"layer that was run {count} times. Pass at most {last}."
         )
 
 

@@ -1,14 +1,15 @@
 """A private twin of a model: all that leads to its layers copied shallowly, so that a layer can be watched in it.
 
 Weights and all else are the model's own. Layers are met as people hold them: as attributes, in lists, tuples, sets and
-dictionaries, as what a method is of, and in what a function closes over. Another object that holds a layer is not
-looked into: the layer that is called through it is the user's own, and what watches its twin does not see that call.
+dictionaries, as what a method is of, and in what a function closes over or knows as a global name. Another object that
+holds a layer is not looked into, nor is the code of a class: the layer that is called through them is the user's own,
+and what watches its twin does not see that call.
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 from guided_backprop.arrays import Layer, Outputs, Tensor
@@ -60,8 +61,8 @@ class Twins:
             case MethodType():
                 owner = self.of(original.__self__)
                 return original if owner is original.__self__ else MethodType(original.__func__, owner)
-            case FunctionType(__closure__=tuple(cells)):
-                return self._function(original, [self._cell(cell) for cell in cells])
+            case FunctionType():
+                return self._function(original)
             case partial():
                 held = [original.func, *original.args, *original.keywords.values()]
                 func, *rest = twins = list(map(self.of, held))
@@ -86,11 +87,14 @@ class Twins:
         twin = self.of(held)
         return cell if twin is held else CellType(twin)
 
-    def _function(self, function: FunctionType, cells: list[CellType]) -> FunctionType:
-        if _are_same(function.__closure__ or (), cells):
+    def _function(self, function: FunctionType) -> FunctionType:
+        closure, known = function.__closure__ or (), function.__globals__
+        cells = tuple(map(self._cell, closure))
+        parts = {name: self.of(known[name]) for name in _names(function.__code__) if self._is_part(known.get(name))}
+        if _are_same(closure, cells) and not parts:
             return function
         again = FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+            function.__code__, {**known, **parts}, function.__name__, function.__defaults__, cells or None
         )
         again.__kwdefaults__ = function.__kwdefaults__
         vars(again).update(vars(function))
@@ -109,6 +113,14 @@ def watch(twin: Layer, passed: Callable[[Outputs], Outputs]) -> None:
 
     own = {"__call__": __call__, "__module__": kind.__module__, "__doc__": kind.__doc__}
     twin.__class__ = type(kind)(kind.__name__, (kind,), own)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Yield the names that a function uses and does not make, those of the functions in it too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
 
 
 def _are_same(held: Collection[object], twins: Collection[object]) -> bool:

@@ -11,12 +11,12 @@ from guided_backprop.backends.jax.graph.program import Program
 
 
 def tap(name: str, value: jax.Array) -> jax.Array:
-    """Return ``value`` as it is, and let ``output_layer=name`` explain it.
+    """Return ``value`` as it is, and let ``output_layer=name`` explain it, or ``input_layer=name`` from there on.
 
     It is JAX's own ``checkpoint_name``: models that use that for their values need no tap.
 
     Args:
-        name: the name.
+        name: the name; where it is given several times, a pair with the value's number says which: ``(name, 1)``.
         value: an array with a row per image, outside of loops, branches and checkpoints.
 
     Example:

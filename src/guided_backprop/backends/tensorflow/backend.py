@@ -47,7 +47,6 @@ class TensorFlowBackend(Backend):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        # Of what the gradient begins at, if that is inside of the model.
         self._check = partial(self.check_beginning, count=None) if self.begins_inside else None
         self._copies: dict[Kind, Copy] = {}
         self._plans: dict[tuple[Kind, Rules, int], Plan] = {}

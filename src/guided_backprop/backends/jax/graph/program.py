@@ -275,7 +275,7 @@ class Program:
             raise no_layer(name, names)
         # What is inside of a loop counts, though it can't be chosen.
         every = [step for step in self.steps() if step.name == "name" and step.eqn.params["name"] == chosen]
-        check_count(run, len(every) if run.call is None else len(named[str(chosen)]))
+        check_count(run, len(every), len(named[str(chosen)]))
         return named[str(chosen)][run.call or 0]
 
     def _inline(

@@ -50,7 +50,7 @@ def _is_detection(output: object) -> bool:
     return isinstance(output, Mapping) and "boxes" in output
 
 
-_DETECTION = "Return (N, B, 4 + C), boxes and scores of all candidates, from a function around it, and explain a Box."
+_DETECTION = "Explain a Box of lambda images: stack_detections(model(images), classes, count)."
 _ONNX = "Make a PyTorch module of it, as onnx2torch.convert(path) does, and pass that."
 _MODELS = (
     Mistake(

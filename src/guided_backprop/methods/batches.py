@@ -202,7 +202,7 @@ def _reduced(backend: Backend, reducer: str | None, attribution: Array, axis: in
 def _check_reducer(job: Job, inputs: Inputs, axes: Inputs) -> None:
     if job.reducer is not None and not any(axis is not None for axis in axes.arrays):
         shapes = ", ".join(str(tuple(array.shape)) for array in inputs.arrays)
-        raise OptionError(f"reducer needs images with channels; received images of shape {shapes}. Pass None.")
+        raise OptionError(f"reducer needs images with channels; received images of shape {shapes}. Leave it out.")
 
 
 def _nothing(backend: Backend, inputs: Inputs, *, is_inside: bool) -> Attributed:

@@ -322,6 +322,19 @@ def test_damaged_files_are_refused_by_name(tmp_path, ending, damage):
         assert "\n" not in str(error)
 
 
+def test_damage_beside_the_pixels_is_no_warning(tmp_path):
+    """EXIF that is cut off says nothing more; its orientation, in front of that, still counts."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0131] = 6, "software of some make"
+    path = tmp_path / "cut.jpg"
+    Image.new("RGB", (4, 2)).save(path, exif=exif.tobytes()[:-30])
+    with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(path) as image:
+        image.getexif()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(path).size == (2, 4)
+
+
 def test_missing_files_folders_and_programs_are_refused(tmp_path):
     with pytest.raises(ImageError, match=r"absent.png' \(No such file or directory\)\. Pass another file"):
         read_image(tmp_path / "absent.png")

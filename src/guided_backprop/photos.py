@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,6 +17,7 @@ _FORMATS = {"AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM"
 
 # A thinner image would need gigabytes once its short side has been enlarged to the network's size.
 _LARGEST_ASPECT = 50
+_FILTERS = Lock()
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -37,11 +39,11 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             range (floating point, 32 bit).
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns of an image above its limit, and refuses it above twice the limit.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_readable_formats()) as image:
-                return _rgb(ImageOps.exif_transpose(image), image.format)
+        with _opened(path) as image:
+            file_format = image.format
+            # In place: of a copy the EXIF would be read again.
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image, file_format)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         reason, advice = str(error), "Make it smaller first."
         raise ImageError(_unreadable(path, reason, advice)) from error
@@ -49,6 +51,22 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ImageError(_unreadable(path, reason, "Pass another file, or convert it to PNG.")) from error
+
+
+def _opened(path: str | os.PathLike[str]) -> Image.Image:
+    """Open an image and read what is said of it, without Pillow's warnings: what is damaged there is no news."""
+    # The filters of warnings are the process': one thread at a time, and not while pixels are decoded.
+    with _FILTERS, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        # Pillow only warns of an image above its limit, and refuses it above twice the limit.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(path, formats=_readable_formats())
+        try:
+            image.getexif()
+        except BaseException:
+            image.close()
+            raise
+        return image
 
 
 def image_paths(arguments: Iterable[Path]) -> list[Path]:

@@ -425,7 +425,7 @@ def test_models_of_every_kind_are_copied():
     copied.randomise({model.head.name})
     assert sum(is_changed(own, copied.model)) == 2
     assert not any(is_changed(own, model))
-    neuron = GuidedBackprop(to_keras(NETWORKS["residual"], CHANNELS_LAST, "float32"), output_layer=3)
+    neuron = GuidedBackprop(to_keras(NETWORKS["residual"], CHANNELS_LAST, "float32"), output_layer=(3, 0))
     assert len(sanity_check(neuron, images("float32"), (1, "max"), modes=["cascading"]).blocks) < 4
 
 

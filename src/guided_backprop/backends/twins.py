@@ -55,29 +55,33 @@ class Twins:
             vars(twin)[name] = list(attribute) if name in self._apart else self.of(attribute)
         return twin
 
-    def _copied(self, original: object) -> object:
+    def _copied(self, original: Any) -> object:
         """Return what holds twins, or the original if it holds no part."""
-        match original:
-            case MethodType():
-                owner = self.of(original.__self__)
-                return original if owner is original.__self__ else MethodType(original.__func__, owner)
-            case FunctionType():
-                return self._function(original)
-            case partial():
-                held = [original.func, *original.args, *original.keywords.values()]
-                func, *rest = twins = list(map(self.of, held))
-                args, named = rest[: len(original.args)], rest[len(original.args) :]
-                again = partial(func, *args, **dict(zip(original.keywords, named, strict=True)))
-                return original if _are_same(held, twins) else again
-            case dict():
-                held = [one for pair in list(original.items()) for one in pair]
-                twins = list(map(self.of, held))
-                return original if _are_same(held, twins) else _dictionary(original, twins)
-            case tuple() | list() | set() | frozenset():
-                held = list(original)
-                twins = list(map(self.of, held))
-                return original if _are_same(held, twins) else _collection(original, twins)
-        return original
+        # No match statement: AutoGraph, which may read this on the way to a model, knows none.
+        if isinstance(original, MethodType):
+            return self._method(original)
+        if isinstance(original, FunctionType):
+            return self._function(original)
+        if isinstance(original, partial):
+            return self._partial(original)
+        is_dictionary = isinstance(original, dict)
+        held = [one for pair in list(original.items()) for one in pair] if is_dictionary else list(original)
+        twins = [self.of(one) for one in held]
+        if _are_same(held, twins):
+            return original
+        return _dictionary(original, twins) if is_dictionary else _collection(original, twins)
+
+    def _method(self, method: MethodType) -> MethodType:
+        owner = self.of(method.__self__)
+        return method if owner is method.__self__ else MethodType(method.__func__, owner)
+
+    def _partial(self, function: partial[Any]) -> partial[Any]:
+        held = [function.func, *function.args, *function.keywords.values()]
+        func, *rest = twins = [self.of(one) for one in held]
+        if _are_same(held, twins):
+            return function
+        count = len(function.args)
+        return partial(func, *rest[:count], **dict(zip(function.keywords, rest[count:], strict=True)))
 
     def _cell(self, cell: CellType) -> CellType:
         try:

@@ -385,6 +385,21 @@ ARITHMETIC: dict[str, Row] = {
         jax=refused(lambda x: jnp.maximum(x, np.minimum(scale(x), 0) * 1e9)),
         keras=AS_BENEATH,
     ),
+    "maximum of x and x where a mask is": row(
+        torch=refused(lambda x: torch.maximum(x, x * every_third_torch(x))),
+        tensorflow=refused(lambda x: tf.maximum(x, tf.where(every_third(x), x, 0.0))),
+        jax=refused(lambda x: jnp.maximum(x, jnp.where(every_third(x), x, 0))),
+        keras=AS_BENEATH,
+    ),
+    "maximum of x and masked_fill(x, pad, 0)": row(
+        NO_FUNCTION, torch=refused(lambda x: torch.maximum(x, x.masked_fill(every_third_torch(x), 0)))
+    ),
+    "minimum of -x and what is padded with 0": row(
+        torch=refused(lambda x: -torch.minimum(-x, F.pad(-x[..., :-1], (0, 1)))),
+        tensorflow=refused(lambda x: -tf.minimum(-x, tf.concat([-x[..., :-1], tf.zeros_like(x[..., :1])], -1))),
+        jax=refused(lambda x: -jnp.minimum(-x, jnp.pad(-x[..., :-1], [(0, 0)] * (x.ndim - 1) + [(0, 1)]))),
+        keras=AS_BENEATH,
+    ),
     "clip with a bound 0 in places": row(
         torch=refused(lambda x: x.clamp(min=scale_torch(x).clamp(max=0) * 1e9)),
         tensorflow=refused(lambda x: tf.clip_by_value(x, np.minimum(scale(x), 0) * 1e9, INF)),

@@ -184,7 +184,8 @@ def puts_constants(name: str, args: Sequence[Any], operands: Sequence[Operand], 
     if kind is Kind.MOVES:
         return name == "constant_pad_nd" or _are_put_together(floating)
     if word == "mul":
-        return _leaves_out(args, floating)
+        # A mask of booleans as well.
+        return _leaves_out(args, operands)
     return kind is Kind.MASKS and word != "gather" and _fills(args, floating, result)
 
 
@@ -201,7 +202,9 @@ def _leaves_out(factors: Sequence[Any], operands: Sequence[Operand]) -> bool:
 
 def _fills(args: Sequence[Any], operands: Sequence[Operand], result: torch.Tensor) -> bool:
     """Tell whether a constant stands in the place of some values now."""
-    has_constant = any(operand.note is None for operand in operands) or any(isinstance(arg, float) for arg in args)
+    # What is filled in comes last; other integers say along which axis.
+    is_number = type(args[-1]) in (int, float)
+    has_constant = any(operand.note is None for operand in operands) or is_number
     return has_constant and not any(operand.is_active and _is_same(operand.tensor, result) for operand in operands)
 
 

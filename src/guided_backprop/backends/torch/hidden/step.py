@@ -86,8 +86,9 @@ class Step:
 
     @property
     def is_of_two(self) -> bool:
-        """Whether it is the larger or smaller of two values that depend on the images."""
-        return self._kind is Kind.CLIP and len(self._active) > 1
+        """Whether it is the larger or smaller of two values that depend on the images wherever they are."""
+        has_constants = any(operand.note.has_constants for operand in self.dependent if operand.note)
+        return self._kind is Kind.CLIP and len(self._active) > 1 and not has_constants
 
     @property
     def adds_up(self) -> bool:

@@ -150,10 +150,11 @@ def leaving(relu, rule):
     classify(traced.definition, traced.nested, [])
     graph_def, names = graph_of(traced)
     (result,) = (names[ref] for ref in traced.definition.ret.values())
+    (argument,) = (arg.name for arg in traced.definition.signature.input_arg)
 
     @tf.function
     def run(x, g):
-        (y,) = tf.graph_util.import_graph_def(renamed(graph_def), {"x:0": x}, [result], name="model")
+        (y,) = tf.graph_util.import_graph_def(renamed(graph_def), {f"{argument}:0": x}, [result], name="model")
         with Editor(rule, {}).at_work():
             return tf.gradients(y, x, g)[0]
 

@@ -144,6 +144,8 @@ class Subject(Setup):
     def around(self, model: Model) -> Self:
         """Return what is said, about a copy of the model, which is run as it is."""
         begin, end = self._name_of(self.input_layer), self._name_of(self.output_layer)
+        # Where none was chosen the model runs it once, as a run of the whole model showed: a copy is run no further.
+        end = end if end is None or is_pair(end) else (end, 0)
         return replace(self, model=model, input_layer=begin, output_layer=end, is_optimized=False)
 
     def optimized(self, images: Images) -> Self:

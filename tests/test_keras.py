@@ -429,6 +429,14 @@ def test_models_of_every_kind_are_copied():
     assert len(sanity_check(neuron, images("float32"), (1, "max"), modes=["cascading"]).blocks) < 4
 
 
+def test_a_model_with_parts_of_training_is_copied():
+    parts = [layers.Dense(5, activation="relu"), layers.Dropout(0.5), layers.GaussianNoise(0.5)]
+    model = keras.Sequential([keras.Input((4,)), *parts, layers.Dense(3)])
+    rows = np.random.default_rng(0).normal(size=(2, 4)).astype("float32")
+    check = sanity_check(GuidedBackprop(model), rows, modes=["cascading"])
+    assert check.blocks == ((model.layers[-1].name,), (model.layers[0].name,))
+
+
 @pytest.mark.parametrize(("channels", "shape"), [(3, (8, 8, 3)), (1, (8, 8, 1))])
 def test_one_image_without_a_batch_axis_is_refused(channels, shape):
     model = keras.Sequential(

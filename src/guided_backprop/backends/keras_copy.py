@@ -67,6 +67,8 @@ def _copied(model: Model) -> Model:
     layers = _inside(model)
     memo: dict[int, object] = {id(layer): object.__new__(type(layer)) for layer in layers}
     memo |= {id(part): part for layer in layers for part in _of_training(layer)}
+    # What draws random numbers, as a dropout does in training, holds its backend, which is a module of Python's.
+    memo |= {id(module): module for module in list(sys.modules.values())}
     try:
         # Lists and dictionaries of layers are filled again: nothing new that a layer would have to know of.
         with tracking.DotNotTrackScope():

@@ -187,8 +187,8 @@ OUTPUTS = {
     "a squeezed batch": (torch.squeeze, 1, r"without an axis of images. .*squeeze\(-1\), not squeeze\(\)"),
     "class ids": (lambda output: output.argmax(1), 2, r"integers.*without argmax\(\)"),
     "a dictionary in a dictionary": (lambda output: {"out": {"a": output, "b": output}}, 2, "dict of 'a', 'b'"),
-    "detections": (lambda output: [{"boxes": row, "scores": row} for row in output], 2, "explain a Box"),
-    "one detection": (lambda output: [{"boxes": row, "scores": row} for row in output], 1, "explain a Box"),
+    "detections": (lambda output: [{"boxes": row, "scores": row} for row in output], 2, "stack_detections"),
+    "one detection": (lambda output: [{"boxes": row, "scores": row} for row in output], 1, "stack_detections"),
     "NumPy's": (lambda output: output.detach().numpy(), 2, "has no gradient"),
     "a list in a dictionary": (lambda output: {"out": [output, output]}, 2, "several outputs in one"),
 }

@@ -296,9 +296,9 @@ def test_around_a_copy_layers_that_were_given_by_themselves_are_the_copys():
         changed = convolutional(1) if is_cnn else other
         kind, layer = type(method), "1" if is_cnn else "2"
         if isinstance(method, SmoothGrad):
-            fresh: Any = SmoothGrad(GuidedBackprop(changed, output_layer=layer), samples=2)
+            fresh: Any = SmoothGrad(GuidedBackprop(changed, output_layer=(layer, 0)), samples=2)
         else:
-            fresh = kind(changed, layer) if is_cnn else kind(changed, output_layer=layer)
+            fresh = kind(changed, layer) if is_cnn else kind(changed, output_layer=(layer, 0))
         around = method.around(changed)
         assert around.subject == fresh.subject
         found, expected = around.explain(images, 1).attribution, fresh.explain(images, 1).attribution

@@ -810,3 +810,15 @@ def test_a_relu_that_a_second_mask_or_factor_meets_is_refused(spelling):
     with pytest.raises(OpaqueRegionError, match="spelled"):
         explain(lambda x: tf.nn.relu(PARTLY_MASKED[spelling](x * 2) * 2), x, 0)
     assert explain(lambda x: tf.nn.relu(tf.where(EVERY_THIRD, x * 2, 0.0)), tf.abs(x), 0).coverage
+
+
+def test_what_is_settled_runs_no_model_in_python_again():
+    runs = []
+    counted = layers.Lambda(lambda x: runs.append(x) or tf.nn.relu(x))
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(6, name="stem"), counted, layers.Dense(3)])
+    one = TensorFlowBackend(Setup(model, input_layer="stem"))
+    inputs, weigh = Inputs.of(np.ones((2, 4), "float32")), parse_label(1, 2).weigh
+    one.attribute(inputs, weigh, [GUIDED])
+    before = len(runs)
+    one.attribute(inputs, weigh, [GUIDED])
+    assert len(runs) == before > 0

@@ -140,10 +140,8 @@ class TensorFlowBackend(Backend):
             if kind is None:
                 kind, copied = self._copy(kinds, given)
                 self._copies[kind] = copied
-                # Not shared: each method looks at values of its own images, with the weights that it meets.
-                self._watches[kind] = self._watch(copied, given)
             if any(rule.needs_every_relu for rule in rules):
-                self._refuse_spelled(self._watches[kind], given)
+                self._refuse_spelled(kind, given)
             if (kind, rules, labels) not in self._plans:
                 try:
                     self._plans[kind, rules, labels] = self._copies[kind].plan(rules, labels, self.setup.vouch)
@@ -153,18 +151,27 @@ class TensorFlowBackend(Backend):
                     raise self._failed(error, given) from error
             return self._plans[kind, rules, labels]
 
-    def _watch(self, copied: Copy, given: Inputs) -> Watch:
-        """Return what looks at values; what the gradient begins at is one more input of that."""
-        begins, size = inside_of(self.network, given, self._check), copied.specs[0].shape[0]
+    def _watch(self, copied: Copy, begins: Sequence[tf.Tensor]) -> Watch:
+        """Return what looks at values; what the gradient begins at is one more input of that.
+
+        It is not shared: each method looks at values of its own images, with the weights that it meets.
+        """
+        size = copied.specs[0].shape[0]
         specs = [*copied.specs, *(tf.TensorSpec([size, *value.shape[1:]], value.dtype) for value in begins)]
         return Watch(
             copied.places, copied.graph_def, copied.flat_names, specs, copied.bring, begins_inside=bool(begins)
         )
 
-    def _refuse_spelled(self, watch: Watch, given: Inputs) -> None:
+    def _refuse_spelled(self, kind: Kind, given: Inputs) -> None:
         """Raise if the values of these images show a ReLU that is no operation of its own; look if any may still."""
+        watch = self._watches.get(kind)
+        if watch is not None and not watch.is_open:
+            return
         try:
-            relus = watch.found([*given.arrays, *inside_of(self.network, given, self._check)])
+            begins = inside_of(self.network, given, self._check)
+            if watch is None:
+                watch = self._watches[kind] = self._watch(self._copies[kind], begins)
+            relus = watch.found([*given.arrays, *begins])
         except Exception as error:
             raise self._failed(error, given) from error
         if relus:

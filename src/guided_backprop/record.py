@@ -19,8 +19,21 @@ Rows = slice | Sequence[int] | NDArray[np.integer[Any]] | NDArray[np.bool_] | Ar
 _MOST_NUMBERS = 8
 
 
+class _Attributed(Answering):
+    """Holds an attribution, of one image or of several."""
+
+    __slots__ = ()
+    attribution: Images
+    answers = OF_RESULTS
+
+    @property
+    def shape(self) -> Any:
+        """The attribution's shape; a tuple or a dictionary of shapes for several inputs."""
+        return Inputs.of(self.attribution).map(lambda array: tuple(array.shape)).images
+
+
 @dataclass(frozen=True, eq=False, slots=True)
-class Explanation(Answering):
+class Explanation(_Attributed):
     """The explanation of one image: a row of :class:`Explanations`, without the batch axis.
 
     With K labels of each image the score is an array ``(K,)``, else a float.
@@ -33,24 +46,17 @@ class Explanation(Answering):
     output: NumpyArray
     coverage: Coverage
 
-    answers = OF_RESULTS
-
-    @property
-    def shape(self) -> Any:
-        """The attribution's shape; a tuple or a dictionary of shapes for several inputs."""
-        return _shape(self.attribution)
-
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NumpyArray:
         """Return the attribution as a NumPy array."""
         return _as_array(self.attribution, dtype, copy)
 
     def __repr__(self) -> str:
-        about = f"label={_brief(self.label)}, score={_brief(self.score)}, shape={_shape(self.attribution)}"
+        about = f"label={_brief(self.label)}, score={_brief(self.score)}, shape={self.shape}"
         return f"Explanation({about}, {self.coverage})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Record(Answering, Sequence[Explanation]):
+class Record(_Attributed, Sequence[Explanation]):
     """What was found for a batch of images: the fields of :class:`Explanations`, which says what they are.
 
     ``len``, iteration and indexing go over the images; ``np.asarray(record)`` is the attribution. An integer gives an
@@ -69,13 +75,6 @@ class Record(Answering, Sequence[Explanation]):
     reducer: str | None = None
     channel_axis: Any = None
     batch_size: int = 0
-
-    answers = OF_RESULTS
-
-    @property
-    def shape(self) -> Any:
-        """The attribution's shape; a tuple or a dictionary of shapes for several inputs."""
-        return _shape(self.attribution)
 
     @property
     def is_of_classes(self) -> bool:
@@ -131,7 +130,7 @@ class Record(Answering, Sequence[Explanation]):
         return array if array.flags.writeable else array.copy()
 
     def __repr__(self) -> str:
-        about = f"method={self.method!r}, model={self.model!r}, shape={_shape(self.attribution)}"
+        about = f"method={self.method!r}, model={self.model!r}, shape={self.shape}"
         return f"{type(self).__name__}({about}, coverage='{self.coverage}')"
 
     def by_input(self) -> dict[str | int, Self | None]:
@@ -235,10 +234,6 @@ def _no_index(index: object) -> OptionError:
         "index must be an integer, a slice, a list of integers, or a mask of booleans; "
         f"received index={index!r:.80}. Images are the only axis: index the attribution for others."
     )
-
-
-def _shape(attribution: Images) -> Any:
-    return Inputs.of(attribution).map(lambda array: tuple(array.shape)).images
 
 
 def _brief(value: Any) -> str:

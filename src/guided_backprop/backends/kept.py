@@ -8,6 +8,7 @@ from types import MethodType
 from typing import Any
 
 from guided_backprop.arrays import Model
+from guided_backprop.backends.reads import read_by
 
 _MOST = 16
 
@@ -64,3 +65,20 @@ def shared_of(model: Model) -> Kept:
                 return known
             _OF_MODELS[id(owner)] = known
         return known
+
+
+def traced_of(model: Model) -> Kept | None:
+    """Return what was traced of a model, which the methods on it share for as long as it traces alike.
+
+    None if that can't be told. It is to be asked for before a trace is made: what changed meanwhile is seen later. What
+    is kept there must not lead to the model.
+    """
+    reads = read_by(model)
+    if reads is None:
+        return None
+    shared = shared_of(model)
+    before, traced = shared.peek("traced") or (None, None)
+    if before != reads or traced is None:
+        traced = Kept()
+        shared.keep("traced", (reads, traced))
+    return traced

@@ -15,6 +15,8 @@ from typing import Any
 from guided_backprop.arrays import Layer, Outputs, Tensor
 
 _HOLDERS = (dict, list, tuple, set, frozenset, partial, FunctionType, MethodType)
+# Where a twin has the layer in front of it.
+_ENTRY = "guided_backprop: what is in front"
 _KINDS_OF_DICTIONARY = (dict, OrderedDict, defaultdict)
 
 
@@ -106,14 +108,33 @@ class Twins:
 
 
 def watch(twin: Layer, passed: Callable[[Outputs], Outputs]) -> None:
-    """Let ``passed`` say what a twin returns from now on, of what it has returned.
+    """Let ``passed`` say what a twin returns from now on, of what it has returned."""
+    _call(twin, lambda own, inputs, options: passed(own(*inputs, **options)))
 
-    It gets a class of its own for that, which differs in nothing else: a layer is also asked what it is.
+
+def entered(twin: Layer, entry: Layer) -> None:
+    """Let a twin be given what another layer, ``entry``, returns of what it would be given; a tuple if it is several.
+
+    The twin holds that as an attribute, and not as a child: a container would run it among its own.
+    """
+    object.__setattr__(twin, _ENTRY, entry)
+
+    def through(own: Callable[..., Outputs], inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> Outputs:
+        given = vars(own.__self__)[_ENTRY](*inputs)  # type: ignore[attr-defined]
+        return own(*((given,) if len(inputs) == 1 else given), **options)
+
+    _call(twin, through)
+
+
+def _call(twin: Layer, called: Callable[..., Outputs]) -> None:
+    """Let ``called`` say what a call of a twin returns: it is given the twin's own way to be called, and the arguments.
+
+    The twin gets a class of its own for that, which differs in nothing else: a layer is also asked what it is.
     """
     kind: Any = type(twin)
 
     def __call__(self: Layer, *inputs: Tensor, **options: Tensor) -> Outputs:  # noqa: N807 - it is that of a class
-        return passed(kind.__call__(self, *inputs, **options))
+        return called(MethodType(kind.__call__, self), inputs, options)
 
     own = {"__call__": __call__, "__module__": kind.__module__, "__doc__": kind.__doc__}
     twin.__class__ = type(kind)(kind.__name__, (kind,), own)

@@ -1,17 +1,19 @@
 """JAX: trace the model, put the rule on the ReLUs of the trace, and let JAX differentiate and compile that.
 
-The model is traced anew unless it is a module that says that it did not change, so it is always explained with the
-parameters that it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
+The model is traced anew unless nothing that it can read has changed, so it is always explained with the parameters that
+it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
 
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
@@ -25,8 +27,7 @@ from guided_backprop.backends.jax.hidden.findings import Record
 from guided_backprop.backends.jax.hidden.masks import Audit
 from guided_backprop.backends.jax.network import JaxNetwork
 from guided_backprop.backends.jax.run import Runner
-from guided_backprop.backends.jax.state import state_of
-from guided_backprop.backends.kept import Kept
+from guided_backprop.backends.kept import Kept, traced_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.mistakes import described, no_array, no_rows
 from guided_backprop.backends.network import Network
@@ -42,6 +43,9 @@ from guided_backprop.backends.refusals import (
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OpaqueRegionError
 from guided_backprop.rules import PLAIN, ReluRule
+
+#: A traced model, and its outputs' shapes.
+_Traced = tuple[core.ClosedJaxpr, Any]
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class JaxBackend(Backend):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._compiled = Kept()
-        self._plans = Kept()
+        # Plans that hold something of the user's, by what is shared of the model as it was when they were made.
+        self._own = WeakKeyDictionary[Kept, Kept]()
         self._judged = Kept()
 
     @classmethod
@@ -131,7 +136,7 @@ class JaxBackend(Backend):
     def outputs(self, inputs: Inputs) -> np.ndarray[Any, Any]:
         self.network.check()
         given = inputs.map(jnp.asarray)
-        program = self._trace(given, begins_inside=False)
+        program = self._program(self._trace(given, begins_inside=False), given, begins_inside=False)
         forward = self._compile(program, (None, key_of(program)), (), lambda: _forward(program))
         return _as_numpy(forward(program.constants, given.arrays))
 
@@ -144,20 +149,25 @@ class JaxBackend(Backend):
         return inputs.map(lambda array: _like(next(left), array) if self.is_floating(array) else None)
 
     def _plan(self, inputs: Inputs, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
-        """Return what runs the model on such images: that of the last call, as long as the model is what it was."""
-        kind = inputs.form, tuple((array.shape, array.dtype) for array in inputs.arrays), rules, undo_head
-        state = state_of(self.network)
-        before, plan = self._plans.peek(kind) or (None, None)
-        if isinstance(plan, _Plan) and state is not None and before == state:
+        """Return what runs the model on such images: what was made before, as long as the model is what it was."""
+        traces = traced_of(self.setup.model)
+        own = Kept() if traces is None else self._own.setdefault(traces, Kept())
+        shapes = inputs.form, tuple((array.shape, array.dtype) for array in inputs.arrays)
+        key = (shapes, self.network.begin, self.network.end, self.setup.output, frozenset(self.setup.vouch.items()))
+        traced, plan = (own.peek(one) or (traces and traces.peek(one)) for one in (key, (key, rules, undo_head)))
+        if isinstance(plan, _Plan):
             return plan
-        program = self._trace(inputs, begins_inside=self.begins_inside)
-        known = self._analyse(program, rules, inputs.arrays)
+        traced = traced or self._trace(inputs, begins_inside=self.begins_inside)
+        program = self._program(traced, inputs, begins_inside=self.begins_inside)
+        analysed = self._analyse(program, rules, inputs.arrays)
         head, coverages = _covered(program, rules, undo_head=undo_head)
-        key = (rules, head is not None, known)
-        forward, backward = self._compile(program, key, rules, lambda: _functions(program, head, rules))
+        compiled = (rules, head is not None, analysed)
+        forward, backward = self._compile(program, compiled, rules, lambda: _functions(program, head, rules))
         plan = _Plan(program.constants, forward, backward, coverages, None if head is None else head.name)
-        if state is not None:
-            self._plans.keep(kind, (state, plan))
+        # What holds something of the user's may lead to the model: then each method keeps its own.
+        kept = own if traces is None or not is_shared(program, compiled, rules) else traces
+        kept.keep(key, traced)
+        kept.keep((key, rules, undo_head), plan)
         return plan
 
     def _compile(self, program: Program, key: Hashable, rules: Sequence[ReluRule], build: Callable[[], Any]) -> Any:
@@ -165,7 +175,7 @@ class JaxBackend(Backend):
         shared = SHARED if is_shared(program, key, rules) else None
         return self._compiled.get(key, build if shared is None else lambda: shared.get(key, build))
 
-    def _trace(self, inputs: Inputs, *, begins_inside: bool) -> Program:
+    def _trace(self, inputs: Inputs, *, begins_inside: bool) -> _Traced:
         leaves = inputs.arrays
 
         # A function of its own for each trace: what JAX remembers of the model may be older than it is.
@@ -183,11 +193,15 @@ class JaxBackend(Backend):
 
         try:
             with self.network.unremembered():
-                jaxpr, shape = jax.make_jaxpr(traced, return_shape=True)(*leaves)
+                return jax.make_jaxpr(traced, return_shape=True)(*leaves)
         except GuidedBackpropError:
             raise
         except Exception as error:
             raise self.failed(error, leaves, inputs) from error
+
+    def _program(self, traced: _Traced, inputs: Inputs, *, begins_inside: bool) -> Program:
+        """Return a program of its own of a trace: what is found of it is written on it."""
+        jaxpr, shape = traced
         program = Program(jaxpr)
         begin, end = (self.network.begin, self.network.end) if self.network.is_named_by_trace else (None, None)
         if begin or end:
@@ -195,9 +209,9 @@ class JaxBackend(Backend):
         elif begins_inside:
             shape = program.begin_at(program.block.outputs.pop())
         if program.first is not None:
-            self.check_beginning(program.first.outputs[0].aval, len(leaves[0]))
-        if not _is_rows(shape, len(leaves[0])):
-            raise no_rows(len(leaves[0]), shape, "array", self.why(inputs))
+            self.check_beginning(program.first.outputs[0].aval, inputs.count)
+        if not _is_rows(shape, inputs.count):
+            raise no_rows(inputs.count, shape, "array", self.why(inputs))
         return program
 
     def _explained(self, outputs: Any, inside: list[jax.Array], count: int) -> Any:

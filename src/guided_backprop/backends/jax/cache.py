@@ -1,4 +1,4 @@
-"""Compiled functions, kept by what the model does: a model is traced anew on each call, and rarely compiled.
+"""Compiled functions, kept by what the model does: a model may be traced anew, and is rarely compiled.
 
 Two traces with the same key run the same operations; the arrays that the model closed over are arguments.
 What cannot be compared by its value, such as a function, is compared by identity and kept alive by the key.

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from guided_backprop.arrays import Array, Inputs, Model, NumpyArray, Tensor
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
-from guided_backprop.backends.kept import shared_of
+from guided_backprop.backends.kept import shared_of, traced_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.mistakes import no_array, no_rows
 from guided_backprop.backends.network import Network
@@ -179,14 +179,21 @@ class TensorFlowBackend(Backend):
             raise spelled({relus[0].name}, "tf.nn.relu")
 
     def _copy(self, kinds: list[Kind], given: Inputs) -> tuple[Kind, Copy]:
-        """Trace the model; return its copy, which methods on one model share for as long as they trace alike."""
+        """Return a copy of the model's trace; methods on one model share it for as long as the model traces alike."""
+        traces, vouch = traced_of(self.setup.model), frozenset(self.setup.vouch.items())
+        key = (*kinds, self.network.begin, self.network.end, self.setup.output, vouch)
+        known: tuple[Kind, Copy] | None = None if traces is None else traces.peek(key)
+        if known is not None:
+            return known
         kind, traced = self._trace(kinds, given)
-        vouch = self.setup.vouch
         if traced.gradients:
             # They hold functions of the model's, and may lead to it.
-            return kind, _copy_of(traced, kind, vouch)
-        key = (kind, frozenset(vouch.items()), traced.digest())
-        copied: Copy = shared_of(self.setup.model).get(key, lambda: _copy_of(traced, kind, vouch))
+            return kind, _copy_of(traced, kind, self.setup.vouch)
+        # What can't be told to be the same may show to be.
+        shared = shared_of(self.setup.model)
+        copied: Copy = shared.get((kind, vouch, traced.digest()), lambda: _copy_of(traced, kind, self.setup.vouch))
+        if traces is not None:
+            traces.keep(key, (kind, copied))
         return kind, copied
 
     def _trace(self, kinds: list[Kind], given: Inputs) -> tuple[Kind, Traced]:

@@ -17,6 +17,8 @@ from guided_backprop.backends.patterns import Match
 from guided_backprop.backends.tensorflow.graph.composites import composites_of
 from guided_backprop.backends.tensorflow.graph.custom import custom_name, is_recomputation, registered
 from guided_backprop.backends.tensorflow.graph.nodes import (
+    COMPLEX,
+    FLOATS,
     OVERRIDE,
     Graph,
     attribute,
@@ -153,7 +155,7 @@ class Findings:
 
 
 def _mark_rest(graph: Graph, node: NodeDef) -> None:
-    """Mark a bound that only the run tells, what nobody has heard of, and what is only listed."""
+    """Mark a bound that only the run tells, what nobody has heard of, what is only listed, what becomes complex."""
     row, bound, listed = OPERATIONS[node.op], _unknown_bound(graph, node), _listed(graph, node) or ""
     if bound is not None:
         graph.mark(node, "bound", row.word, bound, listed=listed)
@@ -161,6 +163,8 @@ def _mark_rest(graph: Graph, node: NodeDef) -> None:
         graph.mark(node, "unknown", row.word)
     elif listed:
         graph.mark(node, "plain", listed)
+    elif node.op == "Cast" and attribute(node, "SrcT").type in FLOATS and attribute(node, "DstT").type in COMPLEX:
+        graph.mark(node, "complex")
 
 
 def _forget_recomputations(order: list[NodeDef]) -> None:

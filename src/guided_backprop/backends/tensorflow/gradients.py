@@ -78,6 +78,9 @@ class Editor:
                 return self._listed(op, gradients, name)
             case "bound":
                 self._bounded(op, name)
+            case "complex":
+                # As TensorFlow's own, which says in the log that it discards the imaginary part.
+                return [tf.cast(tf.math.real(gradients[0]), op.inputs[0].dtype)]
         return original_gradient(op, gradients)
 
     def _note(self, op: tf.Operation, name: str, treatment: str) -> None:

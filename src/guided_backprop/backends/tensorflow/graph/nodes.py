@@ -39,7 +39,8 @@ _SAME = OPERATIONS.called("broadcast", "cast", "identity", "reshape", "stop_grad
 
 # Kinds of values: real numbers, and what else a gradient goes through.
 FLOATS = frozenset(kind.as_datatype_enum for kind in (tf.float16, tf.bfloat16, tf.float32, tf.float64))
-VALUES = FLOATS | {kind.as_datatype_enum for kind in (tf.complex64, tf.complex128, tf.variant, tf.resource)}
+COMPLEX = frozenset(kind.as_datatype_enum for kind in (tf.complex64, tf.complex128))
+VALUES = FLOATS | COMPLEX | {kind.as_datatype_enum for kind in (tf.variant, tf.resource)}
 
 
 def attribute(node: NodeDef, name: str) -> AttrValue:

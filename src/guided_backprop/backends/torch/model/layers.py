@@ -17,7 +17,7 @@ def layers_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 def run_watched(model: torch.nn.Module, inputs: Inputs, passage: Passage) -> Outputs:
     """Run a twin of ``model`` that is watched at some layers; parameters and buffers are the model's own."""
-    twins, layers = Twins(_is_module), layers_of(model)
+    twins, layers = Twins(is_module), layers_of(model)
     twin = twins.of(model)
     for name in passage.layers:
         watch(twins.of(layers[str(name)]), passage.at(name))
@@ -72,5 +72,6 @@ class _WithArguments(torch.nn.Module):
         return self.model(*inputs, *self.arguments)
 
 
-def _is_module(value: object) -> bool:
+def is_module(value: object) -> bool:
+    """Tell whether something is a layer or a model."""
     return isinstance(value, torch.nn.Module)

@@ -25,6 +25,7 @@ from guided_backprop import (
     neuron_gallery,
     sanity_check,
 )
+from guided_backprop.backends.torch.model.undrawn import Undrawn
 from guided_backprop.jax import tap
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
@@ -249,6 +250,44 @@ class Frozen(nn.Module):
         with torch.no_grad():
             features = self.backbone(images)
         return self.head(features)
+
+
+class Sampling(nn.Module):
+    """Works in place on what it is given, and draws random numbers behind the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu, self.second = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.relu(self.first(x.mul_(2)))
+        x = nn.functional.dropout(x + torch.randn_like(x).normal_(), 0.5, training=True)
+        x = nn.functional.rrelu(x + torch.normal(x, x.abs()) + torch.rand(6), training=True)
+        x = nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5)[0]
+        return self.second(x)
+
+
+def test_to_count_the_runs_of_a_layer_nothing_is_drawn_and_no_image_changed():
+    model, rows = seeded(Sampling), torch.tensor(rng.normal(size=(5, 4)))
+    given, state = rows.clone(), torch.get_rng_state()
+    found = GuidedBackprop(model, output_layer="relu").explain(given, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(given, rows, rtol=0, atol=0)
+    weight = model.first.weight[1].detach()
+    torch.testing.assert_close(found.attribution, 2 * weight * (2 * rows @ weight + model.first.bias[1] > 0)[:, None])
+    # The planted fault: the model itself draws, and changes what it is given.
+    model(given)
+    assert not torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(given, rows)
+    torch.set_rng_state(state)
+    # What only may draw is run: the count is that of the values.
+    with Undrawn(), torch.no_grad():
+        x = torch.ones(2, 3, 4)
+        torch.testing.assert_close(nn.functional.scaled_dot_product_attention(x, x, x), x)
+        torch.testing.assert_close(nn.functional.dropout(x, 0.5, training=False), x)
+        assert not torch.rand(3, generator=torch.Generator()).any()
+        assert torch.randint(5, (2, 2)).dtype == torch.int64
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_from_a_frozen_backbone_on():

@@ -44,6 +44,7 @@ from guided_backprop.backends.torch.model.eager import differentiable
 from guided_backprop.backends.torch.model.images import as_tensor, is_finite, leaf_of, like
 from guided_backprop.backends.torch.model.layers import Beginning
 from guided_backprop.backends.torch.model.network import TorchNetwork
+from guided_backprop.backends.torch.model.undrawn import Undrawn
 from guided_backprop.backends.torch.refusals import HINTS, refuse_opaque, refuse_traced
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError
@@ -336,8 +337,9 @@ class TorchBackend(Backend):
         if self.network.end is None:
             return
         try:
-            with torch.no_grad(), self.network.unremembered():
-                self.network.check_runs(given)
+            # Copies, as in the run that counts; what is behind the layer would draw what no map needs.
+            with torch.no_grad(), self.network.unremembered(), Undrawn():
+                self.network.check_runs(given.map(torch.clone))
         except (torch.OutOfMemoryError, GuidedBackpropError):
             raise
         except Exception as error:

@@ -63,7 +63,7 @@ def batches_of(subject: Subject, size: int | None, data: Data, labels: Labels = 
     Args:
         subject: the model.
         size: how many single images are one batch.
-        data: batches, or a PyTorch data set of single images.
+        data: batches; or a data set of single images, of PyTorch, or of TensorFlow if it can be told.
         labels: those of every batch, if the data has none.
 
     Raises:
@@ -88,7 +88,7 @@ def is_data(images: Images) -> bool:
 
 
 def _read(subject: Subject, data: Data, labels: Labels, size: int) -> Iterator[Batch]:
-    for batch in map(_batch, _batches(data, size)):
+    for batch in map(_batch, _batches(subject, data, size)):
         if batch.labels is not None and labels is not None:
             raise _given_twice()
         inputs = Inputs.of(_of_list(subject, batch.images))
@@ -104,7 +104,7 @@ def _read(subject: Subject, data: Data, labels: Labels, size: int) -> Iterator[B
         yield Batch(images, labels if batch.labels is None else _numbers(batch.labels))
 
 
-def _batches(data: Data, size: int) -> Iterator[Any]:
+def _batches(subject: Subject, data: Data, size: int) -> Iterator[Any]:
     """Return the batches that data holds, each with or without labels."""
     torch, tensorflow = sys.modules.get("torch"), sys.modules.get("tensorflow")
     if torch is not None and isinstance(data, torch.utils.data.Dataset):
@@ -112,9 +112,21 @@ def _batches(data: Data, size: int) -> Iterator[Any]:
     if tensorflow is not None and isinstance(data, tensorflow.data.Dataset):
         if int(data.cardinality()) == tensorflow.data.INFINITE_CARDINALITY:
             raise ImageError("data must end; received a data set that is repeated without end. Pass data.take(10).")
-        return iter(data)
+        return iter(data.batch(size) if _is_of_single_images(subject, data.element_spec) else data)
     # Keras' own data sets may go round without end if they are iterated over.
     return map(data.__getitem__, range(len(data))) if _is_sequence(data) else iter(data)
+
+
+def _is_of_single_images(subject: Subject, element: Any) -> bool:
+    """Tell whether a TensorFlow data set was not batched, by its labels, or by how many axes the model says to want."""
+    images, *labels = element if isinstance(element, tuple) and len(element) == 2 else (element,)
+    if labels and getattr(getattr(labels[0], "shape", None), "rank", None) == 0:
+        return True
+    inputs = Inputs.of(images)
+    if subject.is_optimized or framework_of(subject.model, *inputs.arrays) is None:
+        return False
+    wanted, ranks = subject.backend(inputs).network.input_shapes() or (), [spec.shape.rank for spec in inputs.arrays]
+    return len(wanted) == len(ranks) and all(rank == len(one) - 1 for rank, one in zip(ranks, wanted, strict=True))
 
 
 def _collated(data: Data, size: int, library: ModuleType) -> Iterator[Any]:

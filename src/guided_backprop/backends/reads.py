@@ -9,6 +9,7 @@ file, random numbers, a module of the user's, an object that is written in C), n
 Nothing is held by what was noted, so it can be kept for as long as the model lives without making it live longer.
 """
 
+import builtins
 import functools
 import hashlib
 import sys
@@ -206,7 +207,7 @@ class _Walk:
         elif (
             type(value) is object
             or type(value).__name__ == "PythonAPIDispatcher"
-            or type(value).__module__ == "_thread"
+            or type(value).__qualname__ in ("lock", "RLock")
         ):
             self._note("object")
         else:
@@ -246,7 +247,8 @@ class _Walk:
                 continue
             self._note(name)
             self._left.append(held)
-        self._left.append(kind.__bases__)
+        self._note(kind.__name__, kind.__doc__)
+        self._left += [kind.__bases__, type(kind)]
 
     def _function(self, function: FunctionType) -> None:
         uses = uses_of(function.__code__) if _is_users(function) else None
@@ -268,7 +270,7 @@ class _Walk:
             elif name in _UNSAFE:
                 raise _Unknown
             else:
-                self._note("builtin", name)
+                self._named(name, vars(builtins).get(name), uses)
 
     def _named(self, name: str, value: object, uses: Uses | None) -> None:
         self._note(name)

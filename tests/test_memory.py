@@ -339,7 +339,7 @@ def test_many_models_grow_nothing(name, count):
 
 @pytest.mark.parametrize("name", ["tensorflow", "jax"])
 def test_methods_on_one_model_share_what_was_made_of_it(name, monkeypatch):
-    module, function = {"tensorflow": (plan, "build"), "jax": (jax_backend, "_functions")}[name]
+    module, function = {"tensorflow": (plan, "build"), "jax": (jax_backend, "passes")}[name]
     built, original = [], getattr(module, function)
     monkeypatch.setattr(module, function, lambda *given: built.append(given) or original(*given))
     monkeypatch.setattr(jax_backend, "SHARED", Kept())

@@ -168,6 +168,13 @@ class KerasNetwork(Network):
                 value.update(copy) if isinstance(copy, set) else value.extend(copy)
                 object.__setattr__(layer, name, value)
 
+    def parts(self) -> list[object]:
+        """Return the values of all variables, and each layer with its attributes."""
+        parts = [variable.value for variable in self.model.variables]
+        for layer in self._all_layers():
+            parts += [layer, *vars(layer).values()]
+        return parts
+
     def layers(self) -> dict[str, Layer]:
         """Return the layers by the way to each; those that have the same, numbered."""
         ways = list(self._ways(self.model))

@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Self
+from typing import Any, Self
 
 from guided_backprop.arrays import Images, Inputs, Layer, Model, Tensor
 from guided_backprop.backends.mistakes import Shape, wrong_number, wrong_shape
@@ -135,6 +135,10 @@ class Network(ABC):
     def unremembered(self) -> AbstractContextManager[None]:
         """Give back to the model, at the end, what it remembered of its last call."""
         return nullcontext()
+
+    def parts(self) -> list[Any] | None:
+        """Return all that a trace of the model depends on; None if that can't be told."""
+        return None
 
     def layers(self) -> Mapping[str, Layer]:
         """Return the layers by name, in the model's own order.

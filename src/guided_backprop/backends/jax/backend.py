@@ -21,12 +21,13 @@ from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.graph.composites import mark_activations
 from guided_backprop.backends.jax.graph.heads import Head, head_of
-from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Program, Step
+from guided_backprop.backends.jax.graph.program import CUSTOM, Program, Step
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.hidden.findings import Record
 from guided_backprop.backends.jax.hidden.masks import Audit
 from guided_backprop.backends.jax.network import JaxNetwork
-from guided_backprop.backends.jax.run import Runner
+from guided_backprop.backends.jax.passes import forward_pass, passes
+from guided_backprop.backends.jax.state import state_of
 from guided_backprop.backends.kept import Kept, traced_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.mistakes import described, no_array, no_rows
@@ -42,7 +43,7 @@ from guided_backprop.backends.refusals import (
 )
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OpaqueRegionError
-from guided_backprop.rules import PLAIN, ReluRule
+from guided_backprop.rules import ReluRule
 
 #: A traced model, and its outputs' shapes.
 _Traced = tuple[core.ClosedJaxpr, Any]
@@ -79,6 +80,8 @@ class JaxBackend(Backend):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._compiled = Kept()
+        # What a module ran last, with what it was made of then.
+        self._last = Kept()
         # Plans that hold something of the user's, by what is shared of the model as it was when they were made.
         self._own = WeakKeyDictionary[Kept, Kept]()
         self._judged = Kept()
@@ -137,7 +140,7 @@ class JaxBackend(Backend):
         self.network.check()
         given = inputs.map(jnp.asarray)
         program = self._program(self._trace(given, begins_inside=False), given, begins_inside=False)
-        forward = self._compile(program, (None, key_of(program)), (), lambda: _forward(program))
+        forward = self._compile(program, (None, key_of(program)), (), lambda: forward_pass(program))
         return _as_numpy(forward(program.constants, given.arrays))
 
     def from_numpy(self, array: np.ndarray[Any, Any], like: Any) -> Any:
@@ -150,9 +153,20 @@ class JaxBackend(Backend):
 
     def _plan(self, inputs: Inputs, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
         """Return what runs the model on such images: what was made before, as long as the model is what it was."""
+        shapes = inputs.form, tuple((array.shape, array.dtype) for array in inputs.arrays)
+        state = state_of(self.network)
+        before, last = self._last.peek((shapes, rules, undo_head)) or (None, None)
+        if isinstance(last, _Plan) and state is not None and before == state:
+            return last
+        plan = self._shared_plan(inputs, rules, shapes, undo_head=undo_head)
+        self._last.keep((shapes, rules, undo_head), (state, plan))
+        return plan
+
+    def _shared_plan(
+        self, inputs: Inputs, rules: tuple[ReluRule, ...], shapes: Hashable, *, undo_head: bool
+    ) -> "_Plan":
         traces = traced_of(self.setup.model)
         own = Kept() if traces is None else self._own.setdefault(traces, Kept())
-        shapes = inputs.form, tuple((array.shape, array.dtype) for array in inputs.arrays)
         key = (shapes, self.network.begin, self.network.end, self.setup.output, frozenset(self.setup.vouch.items()))
         traced, plan = (own.peek(one) or (traces and traces.peek(one)) for one in (key, (key, rules, undo_head)))
         if isinstance(plan, _Plan):
@@ -162,7 +176,7 @@ class JaxBackend(Backend):
         analysed = self._analyse(program, rules, inputs.arrays)
         head, coverages = _covered(program, rules, undo_head=undo_head)
         compiled = (rules, head is not None, analysed)
-        forward, backward = self._compile(program, compiled, rules, lambda: _functions(program, head, rules))
+        forward, backward = self._compile(program, compiled, rules, lambda: passes(program, head, rules))
         plan = _Plan(program.constants, forward, backward, coverages, None if head is None else head.name)
         # What holds something of the user's may lead to the model: then each method keeps its own.
         kept = own if traces is None or not is_shared(program, compiled, rules) else traces
@@ -267,78 +281,6 @@ def _covered(program: Program, rules: Sequence[ReluRule], *, undo_head: bool) ->
             counts[head.name, "undone"] += 1
         coverages.append(coverage_of(+counts, rule))
     return head, coverages
-
-
-def _functions(program: Program, head: Head | None, rules: Sequence[ReluRule]) -> tuple[Any, Any]:
-    """Compile the forward pass, which returns its derivative under each rule, and the backward pass.
-
-    For several rules the forward pass stands there several times; the compiler leaves one.
-    """
-    # Not the program itself: it would keep its constants alive, and JAX goes on with the values that it knows of a
-    # NumPy array for as long as anybody holds on to them.
-    block, first = program.block, program.first
-
-    @jax.jit
-    def forward(
-        constants: list[Any], images: list[jax.Array], others: list[jax.Array]
-    ) -> tuple[jax.Array, jax.Array, list[jax.Array], list[Any]]:
-        inside, pullbacks = [], []
-        if first is not None:
-            runner = Runner(PLAIN, constants)
-            inside = [runner.read(first.outputs[0], runner.run(first, _inputs(block, images, others)))]
-        for rule in rules:
-            runner = Runner(rule, constants)
-            value, pullback, output = jax.vjp(
-                lambda arrays, runner=runner: (
-                    _explained(block, head, runner, _inputs(block, arrays, others))
-                    if first is None
-                    else _explained(block, head, runner, [*_inputs(block, images, others), *arrays])
-                ),
-                inside or images,
-                has_aux=True,
-            )
-            pullbacks.append(pullback)
-        return output, value, inside, pullbacks
-
-    @jax.jit
-    def backward(pullback: Any, seed: jax.Array) -> list[jax.Array]:
-        (gradients,) = pullback(seed)
-        return gradients  # type: ignore[no-any-return]
-
-    return forward, backward
-
-
-def _inputs(block: Block, images: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:
-    """Return the images, which are floating-point numbers, and the other inputs, in the order of the model."""
-    floats, rest = iter(images), iter(others)
-    given = block.inputs[: len(images) + len(others)]
-    return [next(floats) if jnp.issubdtype(value.aval.dtype, jnp.floating) else next(rest) for value in given]
-
-
-def _explained(
-    block: Block, head: Head | None, runner: Runner, inputs: Sequence[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    """Return what is differentiated, which is what a head is undone of, and the model's output."""
-    arrays = runner.run(block, inputs)
-    output = runner.read(block.outputs[0], arrays)
-    if head is None:
-        return output, output
-    value = arrays[head.logits]
-    for step in head.moves:
-        (value,) = step.run([value])
-    return value.astype(output.dtype), output
-
-
-def _forward(program: Program) -> Any:
-    """Compile the forward pass alone."""
-    block = program.block
-
-    @jax.jit
-    def forward(constants: list[Any], inputs: list[jax.Array]) -> jax.Array:
-        runner = Runner(PLAIN, constants)
-        return runner.read(block.outputs[0], runner.run(block, inputs))
-
-    return forward
 
 
 def _slopes(score: Score, output: jax.Array) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import jax
 
 from guided_backprop.arrays import Images, Inputs, Layer, Model
-from guided_backprop.backends.jax.modules import is_of
 from guided_backprop.backends.jax.randomize import JaxCopy
+from guided_backprop.backends.jax.state import is_of
 from guided_backprop.backends.jax.tap import names_of
 from guided_backprop.backends.mistakes import Shape, first_layer
 from guided_backprop.backends.network import Network

@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend import core
 
 from guided_backprop.arrays import Inputs, Model, NumpyArray, as_numpy
-from guided_backprop.backends.jax.modules import is_of
+from guided_backprop.backends.jax.state import is_of
 from guided_backprop.backends.randomize import PrivateCopy, Weight
 from guided_backprop.errors import ModelError
 

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from guided_backprop import GuidedBackprop, ModelError, OpaqueRegionError, Saliency
-from guided_backprop.backends.tensorflow.hidden import taint, traces, values
+from guided_backprop.backends import nomination
+from guided_backprop.backends.tensorflow.hidden import taint, values
 from networks import mlp
 from networks_tensorflow import to_tensorflow
 
@@ -311,9 +312,9 @@ def test_a_branch_that_no_image_takes_is_looked_at_when_one_does():
 @pytest.mark.parametrize(
     ("fault", "missed"),
     [
-        (lambda patch: patch.setattr(taint.Taint, "_chooses", lambda *_: False), "top-k"),
+        (lambda patch: patch.setattr(nomination, "_CHOOSING", frozenset()), "top-k"),
         (lambda patch: patch.setattr(taint, "passes_gradient", lambda _: True), "rounded"),
-        (lambda patch: patch.setattr(traces, "_made_of", lambda body, ref: iter([ref])), "pooled"),
+        (lambda patch: patch.setattr(nomination.Step, "_parts", lambda *_, **__: ()), "pooled"),
         (lambda patch: blind(patch), "a mask in a loop"),
     ],
 )

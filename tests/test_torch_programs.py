@@ -155,12 +155,12 @@ def test_planted_fault_a_missed_relu_is_caught():
 
 
 def test_planted_fault_a_taint_that_stops_at_one_operation_is_caught(monkeypatch):
-    noted = Step.note
+    noted = Step.noted
 
-    def stops(self, falling, result):
-        return Note() if self.name == "abs" else noted(self, falling, result)
+    def stops(self, result, falling):
+        return Note() if self.name == "abs" else noted(self, result, falling)
 
-    monkeypatch.setattr(Step, "note", stops)
+    monkeypatch.setattr(Step, "noted", stops)
     found, expected = compared(["relu"], [ARITHMETIC["(x + |x|) / 2"]["torch"].write], 5, 0)
     assert not np.allclose(found, expected, rtol=1e-2, atol=1e-3)
     monkeypatch.undo()

@@ -279,6 +279,29 @@ ARITHMETIC: dict[str, Row] = {
         jax=guided(lambda x: (x + jnp.maximum(x, -x)) / 2),
         keras=AS_BENEATH,
     ),
+    "(x + relu(max(x, -x))) / 2": row(
+        torch=refused(lambda x: (x + torch.relu(torch.maximum(x, -x))) / 2),
+        tensorflow=refused(lambda x: (x + tf.nn.relu(tf.maximum(x, -x))) / 2.0),
+        jax=refused(lambda x: (x + jax.nn.relu(jnp.maximum(x, -x))) / 2),
+        keras=AS_BENEATH,
+    ),
+    # By straight pieces.
+    "leaky ReLU less its leak": row(
+        torch=judged(lambda x: (F.leaky_relu(x, 0.25) - 0.25 * x) / 0.75),
+        tensorflow=refused(lambda x: (tf.nn.leaky_relu(x, 0.25) - 0.25 * x) / 0.75),
+        jax=guided(lambda x: (jax.nn.leaky_relu(x, 0.25) - 0.25 * x) / 0.75),
+        keras=AS_BENEATH,
+    ),
+    # By a curve of two.
+    "xlogy of a mask": row(
+        torch=judged(lambda x: torch.xlogy((x > 0).double(), x.exp())),
+        tensorflow=refused(lambda x: tf.math.xlogy(tf.cast(x > 0, x.dtype), tf.exp(x))),
+        jax="its xlogy is written out",
+        keras=NO_FUNCTION,
+    ),
+    "addcdiv of a mask": row(
+        NO_FUNCTION, torch=judged(lambda x: torch.addcdiv(torch.zeros_like(x), x, torch.where(x > 0, 1.0, INF)))
+    ),
     # By the part below 0.
     "x - minimum(x, 0)": row(
         torch=judged(lambda x: x - torch.minimum(x, zero(x))),

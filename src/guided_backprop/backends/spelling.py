@@ -76,13 +76,6 @@ _SAMPLE: Final = 32768
 _EVIDENCE: Final = 14.0
 # So much more evidence is asked for by channel, where values were compared with each other.
 _BY_RANK: Final = 10.0
-#: What gives values beside others, or in their place; and what adds several of them up: words of the table.
-PUTS: Final = frozenset({"concatenate", "pad", "scatter", "stack"})
-MIXING: Final = frozenset({"avg_pool", "conv", "cumsum", "einsum", "fft", "matmul", "mean", "sum"})
-#: What compares values with each other alone, unless there is a constant among them.
-RANKS: Final = frozenset("argmax argmin argsort max max_pool min sort unique".split())
-#: Curves that a size can be told by: the root of a square, the angle of a number, a singular value.
-BENT: Final = frozenset("acos acosh asin atan2 cbrt cholesky eig log lu pow qr rsqrt sqrt svd".split())
 #: So many sets of other images come before the one that is far larger.
 NEAR: Final = 2
 # By how much the last ones of the other images are larger.

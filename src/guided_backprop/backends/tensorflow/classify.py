@@ -73,9 +73,9 @@ class Findings:
         self.places: list[Place] = []
         self._nested = nested
         self._composites: Mapping[str, Match[str]] = {}
-        # Of each function, the outermost being without a name, its graph and the names of its composite activations.
+        # Of each function, the outermost being without a name, its graph and its composite activations.
         self._graphs: dict[str, Graph] = {}
-        self._activations: dict[str, dict[str, str]] = {}
+        self._activations: dict[str, Mapping[str, Match[str]]] = {}
 
     def undo_head(self) -> str | None:
         """Mark the softmax or sigmoid that the function ends in; return its name."""
@@ -117,7 +117,7 @@ class Findings:
         relus = relus_of(graph, order)
         composites = composites_of(graph, order, relus)
         self._graphs[name] = graph
-        self._activations[name] = {last: match.name for last, match in composites.items()}
+        self._activations[name] = composites
         _mark_activations(graph, composites, relus)
         for node in order:
             _mark_custom(graph, node, composites)

@@ -134,7 +134,7 @@ class Judge:
         if verdict is Verdict.NONE:
             return plain
         between = steps_between(x, y, nominee.block)
-        if closes_elsewhere(closed) and self._taint.is_bounded(between):
+        if closes_elsewhere(closed) and x in nominee.bounded:
             return plain
         ys, xs, slopes = self._seen(y, looks), self._seen(x, looks), self._derivative(y, x, looks)
         if ys is None or xs is None or slopes is None:

@@ -1,45 +1,26 @@
-"""Nominates what may hide a ReLU: by where values come from, before anything is run.
+"""A program, shown to nomination.py step by step: which of its values may hide a ReLU, before anything is run.
 
-For a ReLU without an operation that is one, either values are chosen among by their size, or something of the images
-that carries no gradient (a comparison, an index, a detached value) meets a value that carries one. Both are followed:
-what was touched is *tainted*, through everything, until a ReLU that the rule guides. What is made of something tainted
-is nominated, and judged by its values. Where nothing is nominated nothing is run.
+Here is what JAX's programs have of their own: blocks that loops, branches and custom functions hold, activations of
+several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
 from collections.abc import Iterable, Sequence
-from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from guided_backprop.backends import nomination
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
-from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.notes import Note, Operand
+from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
-from guided_backprop.backends.spelling import BENT, MIXING, PUTS, RANKS
 
-_CHOOSING = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
-#: Composite activations that are choices themselves.
-_OPEN_COMPOSITES = frozenset({"clamp", "norm"})
-_GUARD = "maximum"
-_COMPARISONS = frozenset("equal greater greater_equal less less_equal not_equal".split())
-_MOVING = frozenset({"concatenate", "gather", "pad", "scatter", "where"})
-_SPREADING = frozenset({"broadcast", "cast", "copy", "mark", "reshape"})
-_SCALING = frozenset({"add", "div", "mul", "neg", "sub"})
 #: What has no value, or no derivative, for some numbers.
 _UNDEFINED = frozenset({"log", "pow", "rsqrt", "sqrt"})
-_FARTHEST = 64
-
-
-class Level(IntEnum):
-    """How far a value is tainted."""
-
-    CLEAN = 0
-    #: Values were compared with each other, and with no constant.
-    BY_RANK = 1
-    TAINTED = 2
 
 
 class Nominee(NamedTuple):
@@ -49,12 +30,14 @@ class Nominee(NamedTuple):
         step: what makes it.
         block: where.
         candidates: what it may be the ReLU of: as many numbers, in the same block.
+        bounded: those of them that nothing but bounds which are not 0 lies behind: where these close is no ReLU.
         is_by_rank: whether nothing was compared with a constant.
     """
 
     step: Step
     block: Block
     candidates: tuple[Value, ...]
+    bounded: frozenset[Value]
     is_by_rank: bool
 
 
@@ -73,53 +56,62 @@ class Taint:
     def __init__(self, facts: Facts, vouch: Vouch, ended: Iterable[Value] = ()) -> None:
         self.nominees: dict[Value, Nominee] = {}
         self._facts, self._vouch, self._ended = facts, vouch, frozenset(ended)
-        self._levels: dict[Value, Level] = {}
-        self._origins: dict[Value, frozenset[Value]] = {}
-        self._blocks: dict[Value, Block] = {}
+        self._notes: dict[Value, Note[Value]] = {}
         self._order: dict[Value, int] = {}
 
     def visit(self, block: Block) -> None:
         """Follow the taint through a block, in the order in which its steps run."""
-        self._enlist(block.inputs, block)
+        self._enlist(block.inputs)
         for step in block.steps:
-            self._enlist(step.outputs, block)
+            self._enlist(step.outputs)
             if any(value.depends for value in step.inputs):
                 self._follow(step, block)
 
-    def _enlist(self, values: Sequence[Value], block: Block) -> None:
+    def _enlist(self, values: Sequence[Value]) -> None:
         for value in values:
-            self._blocks[value] = block
             self._order.setdefault(value, len(self._order))
 
-    def level(self, value: Value) -> Level:
-        """Return how far a value is tainted."""
-        return self._levels.get(value, Level.CLEAN)
+    def note(self, value: Value) -> Note[Value] | None:
+        """Return what is known of a value; None if it does not depend on the images."""
+        return self._notes.get(value, Note()) if value.depends else None
 
     def _follow(self, step: Step, block: Block) -> None:
-        inside = self._visit_inside(step)
-        if _ends(step) or self._is_vouched(step):
+        held = self._visit_inside(step)
+        if step.relu is None and self._is_vouched(step):
             return
-        # What comes out without a gradient is a mask: it is by rank if what it was compared with is.
-        is_mask = not any(value.carries for value in step.outputs)
-        level = max(map(self.level, _masks(step) if is_mask else step.inputs), default=Level.CLEAN)
-        origins = frozenset[Value]().union(*(self._origins.get(value, ()) for value in step.inputs))
-        starts = self._starts(step)
-        if starts or inside:
-            origins |= {value for value in step.inputs if value.carries}
-        level = max(level, starts, inside)
-        if level is Level.CLEAN:
-            return
+        shown, is_excused = self._shown(step, held), self._is_excused(step)
         for value in step.outputs:
             if not value.depends or value in self._ended:
                 continue
-            self._levels[value], self._origins[value] = level, origins
-            if value.carries and value.is_live and not self._is_excused(step):
-                self._nominate(value, step, block)
+            size = _size(value)
+            is_met = value.carries and shown.nominates(size) is not None
+            if is_met and value.is_live and not is_excused:
+                self._nominate(value, shown, step, block)
+            self._notes[value] = shown.note(size, is_falling=is_met)
 
-    def is_bounded(self, steps: Sequence[Step]) -> bool:
-        """Tell whether all that chooses among these steps are bounds: what one closes at, other than 0, is no ReLU."""
-        choosing = [step for step in steps if self._starts(step)]
-        return bool(choosing) and all(map(self._is_clip, choosing))
+    def _shown(self, step: Step, held: Sequence[Note[Value]]) -> nomination.Step[Value]:
+        """Return a step as nomination.py asks; an activation of several steps is one of its input."""
+        row, operands = Operation(step.kind, step.word), [self._operand(value) for value in step.inputs]
+        if step.activation is not None:
+            row, operands = nomination.activation(step.activation.name), [self._operand(step.activation.x)]
+        passes = any(value.carries for value in step.outputs) and any(operand.is_active for operand in operands)
+        return nomination.Step(row, operands, passes, step.relu is not None, held=held, exponent=step.exponent)
+
+    def _operand(self, value: Value) -> Operand[Value]:
+        is_number = _is_floating(value)
+        return Operand(
+            self.note(value),
+            value if value.carries and is_number else None,
+            value.carries,
+            is_number,
+            _size(value),
+            is_one_number=partial(self._facts.is_zero, value),
+            has_zeros=partial(self._has_zeros, value),
+        )
+
+    def _has_zeros(self, value: Value) -> bool:
+        known = self._facts.known(value)
+        return known is None or not bool(np.all(known))
 
     def _is_vouched(self, step: Step) -> bool:
         names = (custom_name(step), step.name, place_of(step)) if self._vouch else ()
@@ -127,14 +119,7 @@ class Taint:
 
     def _is_excused(self, step: Step) -> bool:
         """Tell whether it is known what a step is, whatever is made of its results."""
-        is_known = step.is_inside or step.is_part or _is_guard(step)
-        return is_known or _is_branch(step) or self._is_clip(step) or self._is_nan_guard(step)
-
-    def _is_clip(self, step: Step) -> bool:
-        """Tell an explicit clamp by numbers: a ReLU has been found by them already."""
-        is_clip = step.kind is Kind.CLIP or (step.activation is not None and step.activation.name == "clamp")
-        bounds = [value for value in step.inputs if not value.depends]
-        return is_clip and bool(bounds or step.jitted) and all(map(self._facts.is_uniform, bounds))
+        return step.is_inside or step.is_part or _is_branch(step) or self._is_nan_guard(step)
 
     def _is_nan_guard(self, step: Step) -> bool:
         """Tell ``where(x > 0, sqrt(x), 0)``, and the root of ``where(x > 0, x, 1)``; a logarithm likewise."""
@@ -148,65 +133,22 @@ class Taint:
             case.word in _UNDEFINED for case in cases
         )
 
-    def _starts(self, step: Step) -> Level:
-        """Return how far a step taints what it makes of values that carry a gradient."""
-        carrying = [value for value in step.inputs if value.carries]
-        if not carrying or _is_guard(step):
-            return Level.CLEAN
-        is_cut = any(value.depends and not value.carries for value in step.outputs)
-        if not is_cut and not self._chooses(step):
-            return Level.CLEAN
-        if step.word in _COMPARISONS:
-            sizes = {int(np.prod(_spread_from(value).aval.shape)) for value in step.inputs}
-            is_by_rank = all(v.depends and not self._facts.is_zero(v) for v in step.inputs) and len(sizes) > 1
-        else:
-            is_by_rank = step.word in RANKS and not any(map(self._is_put_together, carrying))
-        return Level.BY_RANK if is_by_rank else Level.TAINTED
-
-    def _chooses(self, step: Step) -> bool:
-        if step.activation is not None:
-            return step.activation.name in _OPEN_COMPOSITES
-        is_whole_power = step.exponent is not None and step.exponent >= 0
-        return step.kind in _CHOOSING or (step.word in BENT and not is_whole_power)
-
-    def _is_put_together(self, value: Value) -> bool:
-        """Tell whether there are constants, or several values of one place, among values, before they were mixed."""
-        for _ in range(_FARTHEST):
-            value = value.outer or value
-            step = value.step
-            if step is None or step.word in MIXING:
-                return False
-            depending = [operand for operand in step.inputs if operand.depends and _is_floating(operand)]
-            constant = [operand for operand in step.inputs if not operand.depends and _is_floating(operand)]
-            largest = max((int(np.prod(operand.aval.shape)) for operand in depending), default=0)
-            if step.word in PUTS or int(np.prod(value.aval.shape)) > largest:
-                return True
-            if (step.word == "where" and constant) or (step.word == "mul" and any(map(self._has_zeros, constant))):
-                return True
-            if len(depending) != 1:
-                return False
-            (value,) = depending
-        return True
-
-    def _has_zeros(self, value: Value) -> bool:
-        known = self._facts.known(value)
-        return known is None or not bool(np.all(known))
-
-    def _visit_inside(self, step: Step) -> Level:
-        """Follow the taint through what a step holds; return how far that taints its results."""
+    def _visit_inside(self, step: Step) -> list[Note[Value]]:
+        """Follow the taint through what a step holds; return what is known of what comes out of that."""
         if step.name in CUSTOM and step.blocks and step.jitted is None:
             # What a custom function computes is seen, and not what its derivative is: it is judged as a whole.
             inside = Taint(self._facts, self._vouch)
             inside.visit(step.blocks[0])
-            is_suspect = bool(inside.nominees) or any(map(inside.level, step.blocks[0].outputs))
-            return Level.TAINTED if is_suspect else Level.CLEAN
+            notes = [note for value in step.blocks[0].outputs if (note := inside.note(value)) is not None]
+            is_suspect = bool(inside.nominees) or any(note.is_tainted for note in notes)
+            return [Note(is_tainted=True, is_by_rank=False)] if is_suspect else []
         if step.name not in REBUILT or not step.blocks:
-            return Level.CLEAN
-        level = Level.CLEAN
+            # What is not followed inside may be anything: no gradient comes back through a while loop.
+            return [Note(is_tainted=True, is_by_rank=False)] if step.kind is Kind.HOLDS else []
         for block in step.blocks:
             self._enter(step, block)
-            level = max([level, *map(self.level, block.outputs)])
-        return level
+        results = [self.note(value) for block in step.blocks for value in block.outputs]
+        return [note for note in results if note is not None and note.is_tainted]
 
     def _enter(self, step: Step, block: Block) -> None:
         """Let a block begin with what is tainted outside of it; a loop goes on until nothing changes."""
@@ -214,98 +156,63 @@ class Taint:
         sources = outer if len(outer) == len(block.inputs) else [None] * len(block.inputs)
         for value, source in zip(block.inputs, sources, strict=True):
             if source is not None:
-                self._raise(value, self.level(source))
+                self._join(value, source)
         self.visit(block)
         if step.word == "scan":
             start, carried = step.eqn.params["num_consts"], step.eqn.params["num_carry"]
             pairs = list(zip(block.inputs[start : start + carried], block.outputs[:carried], strict=True))
-            while sum(self._raise(value, self.level(result)) for value, result in pairs):
+            while sum(self._join(value, result) for value, result in pairs):
                 self.visit(block)
 
-    def _raise(self, value: Value, level: Level) -> bool:
-        """Taint a value at least so far; tell whether that changed anything."""
-        has_changed = level > self.level(value)
-        if has_changed:
-            self._levels[value] = level
-            self._origins[value] = frozenset({value} if value.carries else ())
-        return has_changed
+    def _join(self, value: Value, source: Value) -> bool:
+        """Let a value be what another one is as well; tell whether that changed anything."""
+        note, before = self.note(source), self._notes.get(value)
+        if note is None:
+            return False
+        ref = value if value.carries and _is_floating(value) else None
+        inside = note.inside(ref, _size(value))
+        self._notes[value] = inside if before is None else before.joined(inside)
+        return self._notes[value] != before
 
-    def _nominate(self, y: Value, step: Step, block: Block) -> None:
-        starts = [*(value for value in step.inputs if value.carries), *self._origins[y]]
-        size, same = int(np.prod(y.aval.shape)), _same_as(y)
-        candidates = [
-            value
-            for value in self._moved_from([self._inside(value, block) for value in starts], block)
-            if value not in same and value.carries and _is_floating(value) and int(np.prod(value.aval.shape)) == size
-        ]
-        if candidates and _is_floating(y):
-            is_by_rank = all(self.level(value) is Level.BY_RANK for value in _masks(step) or [y])
-            # The first that is computed comes first: it is what the others were made of.
-            ordered = sorted(dict.fromkeys(candidates), key=self._order.__getitem__)
-            self.nominees[y] = Nominee(step, block, tuple(ordered), is_by_rank)
+    def _nominate(self, y: Value, shown: nomination.Step[Value], step: Step, block: Block) -> None:
+        if not _is_floating(y):
+            return
+        candidates: dict[Value, bool] = {}
+        for value, size, is_bounded in shown.candidates():
+            if value.carries and value is not y and size == _size(y):
+                candidates[value] = is_bounded and candidates.get(value, True)
+        reached = self._reached(step, candidates)
+        # The first that is computed comes first: it is what the others were made of.
+        ordered = sorted((value for value in candidates if value in reached), key=self._order.__getitem__)
+        if ordered:
+            bounded = frozenset(value for value in ordered if candidates[value])
+            self.nominees[y] = Nominee(step, block, tuple(ordered), bounded, shown.is_by_rank)
 
-    def _inside(self, value: Value, block: Block) -> Value:
-        """Return what a value from outside of a block is inside of it, if it comes in."""
-        return next((argument for argument in block.inputs if value in (argument.outer, argument.stack)), value)
-
-    def _moved_from(self, starts: Sequence[Value], block: Block) -> list[Value]:
-        """Return the values of a block, and what they are made of by steps that only move or scale values."""
-        sources: dict[Value, None] = {}
-        stack = list(starts)[::-1]
-        while stack and len(sources) < _FARTHEST:
+    def _reached(self, step: Step, wanted: Iterable[Value]) -> set[Value]:
+        """Return which of some values of a block a gradient comes to from a step, if none passes what is guided."""
+        missing, seen = set(wanted), set[Value]()
+        reached, stack = set[Value](), list(step.inputs)
+        while stack and missing:
             value = stack.pop()
-            if value in sources or self._blocks.get(value) is not block:
+            if value in seen or not value.carries:
                 continue
-            sources[value] = None
-            if value.step is not None and _passes(value.step):
-                stack.extend(operand for operand in value.step.inputs if operand.carries)
-        return list(sources)
-
-
-def _passes(step: Step) -> bool:
-    """Tell whether a step only moves values, or takes multiples and sums of one value with constants."""
-    is_scaling = step.word in _SCALING and sum(value.depends for value in step.inputs) == 1
-    return is_scaling or step.kind is Kind.MOVES or step.word in _MOVING
-
-
-def _same_as(value: Value) -> set[Value]:
-    """Return the values that one is a mere copy of, in whatever shape: none of them is gated."""
-    same = {value}
-    while value.step is not None and value.step.kind is Kind.MOVES:
-        depending = [operand for operand in value.step.inputs if operand.depends]
-        if len(depending) != 1:
-            break
-        (value,) = depending
-        same.add(value)
-    return same
+            seen.add(value)
+            if value in missing:
+                missing.remove(value)
+                reached.add(value)
+            is_guided = value in self._ended or (value.step is not None and value.step.relu is not None)
+            if value.step is not None and not is_guided:
+                stack += value.step.inputs
+        return reached
 
 
 def _is_branch(step: Step) -> bool:
     """Tell a branch of several values: one number chooses for all of them. What it holds is looked at in there."""
-    return step.word == "cond" and all(int(np.prod(value.aval.shape)) > 1 for value in step.outputs)
+    return step.word == "cond" and all(_size(value) > 1 for value in step.outputs)
 
 
-def _ends(step: Step) -> bool:
-    """Tell whether a step is an activation as a whole: what comes out is that activation's."""
-    if step.relu is not None:
-        return True
-    return step.activation is not None and step.activation.name not in {*_OPEN_COMPOSITES, _GUARD}
-
-
-def _spread_from(value: Value) -> Value:
-    """Return what a value is that was spread over others, as the largest of each row."""
-    while value.step is not None and value.step.word in _SPREADING:
-        value = value.step.inputs[0]
-    return value
-
-
-def _masks(step: Step) -> list[Value]:
-    """Return what a step is given of the images that carries no gradient."""
-    return [value for value in step.inputs if value.depends and not value.carries]
-
-
-def _is_guard(step: Step) -> bool:
-    return step.activation is not None and step.activation.name == _GUARD
+def _size(value: Value) -> int:
+    return int(np.prod(value.aval.shape))
 
 
 def _is_floating(value: Value) -> bool:

@@ -38,7 +38,7 @@ def sign_of_node(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> Sign:
         return Sign.NOT_NEGATIVE
     refs, row = operand_refs(node), OPERATIONS[node.op]
     is_square = node.op == "Mul" and _is_square(graph, *refs)
-    sign = sign_of(row, _made_of(graph, node, operands), _exponent(graph, node), is_square=is_square)
+    sign = sign_of(row, _made_of(graph, node, operands), exponent_of(graph, node), is_square=is_square)
     return sign | sign_of_difference(refs, partial(_extreme_of, graph)) if node.op == "Sub" else sign
 
 
@@ -51,7 +51,8 @@ def _made_of(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> list[Sign
     return known[:1] if word == "gather" else known
 
 
-def _exponent(graph: Graph, node: NodeDef) -> float | None:
+def exponent_of(graph: Graph, node: NodeDef) -> float | None:
+    """Return the number that a node raises a value to, where that is known."""
     if node.op in _SQUARES:
         return 2.0
     exponent = graph.constant(operand_refs(node)[1]) if node.op == "Pow" else None

@@ -1,8 +1,7 @@
-"""Where a ReLU may be hidden: what was chosen by size, or depends on the images without a gradient, is followed.
+"""A traced function, shown to nomination.py node by node: where a ReLU may be hidden in it.
 
-The argument is that of backends/spelling.py. *Taint* starts at every choice and at every operation that passes no
-gradient of what depends on the images; it spreads through everything, into loops and branches and out of them, and ends
-at what the rule guides. Every operation that carries a gradient and meets taint is a :class:`Place`: values judge it.
+Here is what TensorFlow's graphs have of their own: functions that loops and branches hold, what is marked on nodes,
+sizes that values decide. Every operation that is nominated is a :class:`Place`: values judge it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +13,12 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.nomination import Step, activation
+from guided_backprop.backends.notes import Note, Operand
 from guided_backprop.backends.operations import Kind, Operation
+from guided_backprop.backends.patterns import Match
 from guided_backprop.backends.refusals import is_plain
 from guided_backprop.backends.signs import Sign, sign_of
-from guided_backprop.backends.spelling import BENT, MIXING, PUTS, RANKS
 from guided_backprop.backends.tensorflow.graph.nodes import (
     FLOATS,
     VALUES,
@@ -27,30 +28,24 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
     producer,
     word_of,
 )
-from guided_backprop.backends.tensorflow.graph.operations import COMPARISONS, OPERATIONS, REARRANGES, SHAPES
-from guided_backprop.backends.tensorflow.hidden.signs import sign_of_node
+from guided_backprop.backends.tensorflow.graph.operations import COMPARISONS, OPERATIONS, SHAPES
+from guided_backprop.backends.tensorflow.hidden.signs import exponent_of, sign_of_node
 from guided_backprop.backends.tensorflow.hidden.traces import (
     Body,
-    Origin,
+    Candidate,
     Place,
     Trace,
-    candidates_of,
     leading_in,
     passes_gradient,
+    reached_in,
 )
 
-# Curves that tell a sign: roots and logarithms of squares, and what is made of straight pieces.
-_TELLS_SIGN = BENT | frozenset(
-    "celu clamp det elu hardsigmoid hardswish leaky_relu log1p norm prelu selu softshrink xlogy".split()
-)
-# Sizes are not known here, so whatever spreads values counts.
-_PUTS = PUTS | {"broadcast"}
-# What compares with nothing itself.
-_AS_BEFORE = frozenset("isfinite isinf isnan stop_gradient".split())
 # Whose number of values depends on values.
 _SIZED = frozenset("DynamicPartition Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Where".split())
 # Derivatives of what chooses: they choose too.
 _GATES = OPERATIONS.called("gate") | {name for name in OPERATIONS if name.startswith("MaxPool") and "Grad" in name}
+# What puts zeros beside values, and says so by its name alone.
+_PADS = frozenset({"Pad", "SpaceToBatch", "SpaceToBatchND"})
 _KEEPS_ZERO = frozenset("cast div identity mul neg".split())
 
 
@@ -60,7 +55,7 @@ class Taint:
     Args:
         nested: the functions that are held by others.
         graph_of: the graph of one of these, in which the ReLUs are marked.
-        composites: the nodes in which composite activations end, with their names, by function.
+        composites: the composite activations by the nodes in which they end, by function.
         vouch: what is excused.
     """
 
@@ -68,7 +63,7 @@ class Taint:
         self,
         nested: Mapping[str, FunctionDef],
         graph_of: Callable[[str], Graph],
-        composites: Mapping[str, Mapping[str, str]],
+        composites: Mapping[str, Mapping[str, Match[str]]],
         vouch: Vouch,
     ) -> None:
         self._nested, self._graph_of, self._composites, self._vouch = nested, graph_of, composites, vouch
@@ -82,9 +77,7 @@ class Taint:
         """Return the places of a function of these images; of what the node ``begin`` makes, if there is one."""
         self._places, self._begin = {}, begin
         # What the images alone decide is a constant then.
-        arguments = (
-            {} if begin else {name: Trace(depends=True, is_active=graph.kind_of(name) in VALUES) for name in images}
-        )
+        arguments = {} if begin else {name: Trace(Note(), graph.kind_of(name) in VALUES) for name in images}
         self._follow(graph, "", "", arguments)
         return [place for place in self._places.values() if self._leads(place.function, producer(place.ref))]
 
@@ -96,100 +89,80 @@ class Taint:
         body = Body(graph, name, path, arguments)
         for node in graph.ordered():
             operands = [body.trace(ref) for ref in operand_refs(node)]
+            sign = self._sign(body, node, operands)
             if node.name == self._begin and not name:
-                body.traces[node.name] = Trace(depends=True, is_active=True)
-            elif not any(operand.depends for operand in operands):
-                body.traces[node.name] = Trace(sign=self._sign(body, node, operands))
+                body.traces[node.name] = Trace(Note(), True)
+            elif not any(operand.note or operand.is_sized for operand in operands):
+                body.traces[node.name] = Trace(sign=sign)
             elif OPERATIONS[node.op].kind is Kind.HOLDS and self._hold(body, node, operands):
                 pass
             else:
-                body.traces[node.name] = self._step(body, node, operands)
-                self._nominate(body, node, operands, _value_refs(graph, node))
+                body.traces[node.name] = self._trace(body, node, operands, sign)
         self._leading[name] = leading_in(body)
         return body
 
-    def _step(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Trace:
-        """Return what is known of what one operation gives."""
+    def _trace(self, body: Body, node: NodeDef, operands: Sequence[Trace], sign: Sign) -> Trace:
+        """Return what is known of what one operation gives, and make a place of it if it is nominated."""
         graph, row = body.graph, OPERATIONS[node.op]
+        is_sized = any(operand.is_sized for operand in operands)
         if node.op in SHAPES:
-            is_sized = any(operand.is_sized for operand in operands)
-            origins = frozenset({Origin(body.name, node.name)}) if is_sized else frozenset()
-            return Trace(is_sized, sign=Sign.NOT_NEGATIVE, origins=origins)
-        is_active = any(operand.is_active for operand in operands)
-        is_number = any(graph.kind_of(ref) in VALUES for ref in graph.outputs_of(node))
-        passes = is_active and is_number and passes_gradient(node)
-        sign = self._sign(body, node, operands)
-        is_sized = node.op in _SIZED or any(operand.is_sized for operand in operands)
-        is_sized = is_sized and row.word not in ("sum", "mean")
-        depending = [ref for ref in operand_refs(node) if body.trace(ref).depends]
+            # What values decide is told by their number as well.
+            return Trace(Note(is_tainted=True, is_by_rank=False) if is_sized else None, sign=Sign.NOT_NEGATIVE)
+        is_sized = (is_sized or node.op in _SIZED) and row.word not in ("sum", "mean")
+        depending = [ref for ref in operand_refs(node) if body.trace(ref).note]
         if all(map(graph.depends, depending)) and not any(map(graph.depends, graph.outputs_of(node))):
             # The same for all images, as zeros of the shape of something of theirs; but not a size that they decide.
             return Trace(is_sized=is_sized, sign=sign)
-        if is_active and self._ends_taint(body, node):
-            return Trace(True, passes, False, sign)
-        origins = frozenset().union(*(operand.origins for operand in operands))
-        if is_active and (not passes or self._chooses(body, node)):
-            origins |= {self._origin(body, node, passes=passes)}
-        return Trace(True, passes, is_sized, sign, origins)
+        is_number = any(graph.kind_of(ref) in VALUES for ref in graph.outputs_of(node))
+        is_active = any(operand.is_active for operand in operands) and is_number and passes_gradient(node)
+        if is_active and self._is_ended(body, node):
+            return Trace(Note(sign=sign), True, False, sign)
+        step = self._shown(body, node, passes=is_active)
+        nominated = step.nominates()
+        if nominated is not None and not self._is_excused(body, node):
+            self._add_places(body, node, step, _value_refs(graph, node))
+        return Trace(step.note(sign=sign, is_falling=nominated is not None), is_active, is_sized, sign)
 
-    def _origin(self, body: Body, node: NodeDef, *, passes: bool) -> Origin:
-        kind, word = OPERATIONS[node.op]
-        is_curve = passes and kind is not Kind.UNKNOWN and (word in _TELLS_SIGN or word == "abs")
-        is_detached = word == "stop_gradient"
-        return Origin(body.name, node.name, _is_rank(body, node), _is_bound(body.graph, node), is_curve, is_detached)
+    def _shown(self, body: Body, node: NodeDef, *, passes: bool) -> Step[str]:
+        """Return an operation as nomination.py asks; an activation of several operations is one of its input."""
+        graph, row, refs = body.graph, OPERATIONS[node.op], operand_refs(node)
+        composite = self._composites.get(body.name, {}).get(node.name)
+        is_relu = graph.role(node) in ("relu", "joined")
+        if composite is not None and not is_relu:
+            x = composite.bound.get("x", composite.bound.get("shifted"))
+            row, refs = activation(composite.name), [x] if isinstance(x, str) else refs
+        operands = [_operand(body, node, ref) for ref in refs]
+        if node.op in _PADS:
+            operands.append(Operand())
+        passes = passes and any(operand.is_active for operand in operands)
+        return Step(row, operands, passes, is_relu, node.op in _GATES, exponent=exponent_of(graph, node))
 
     def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:
         """Return the sign of all that a node gives; of a composite activation's end, that of the activation."""
         composite = self._composites.get(body.name, {}).get(node.name)
         own = sign_of_node(body.graph, node, [operand.sign for operand in operands])
-        return own if composite is None else own or sign_of(Operation(Kind.SMOOTH, composite), [])
+        return own if composite is None else own or sign_of(Operation(Kind.SMOOTH, composite.name), [])
 
-    def _ends_taint(self, body: Body, node: NodeDef) -> bool:
-        role = body.graph.role(node)
-        composite = self._composites.get(body.name, {}).get(node.name)
-        is_smooth = composite is not None and composite not in _TELLS_SIGN
-        return role in ("relu", "joined", "opaque") or is_smooth or self._is_vouched(body, node)
-
-    def _is_vouched(self, body: Body, node: NodeDef) -> bool:
+    def _is_ended(self, body: Body, node: NodeDef) -> bool:
+        """Tell whether somebody says what a node is: a custom gradient of its own is refused, or vouched for."""
         names = word_of(node), _called(body, node)
         if OPERATIONS[node.op].kind is Kind.UNKNOWN:
             return any(name in self._vouch for name in names)
-        return any(is_plain(name, self._vouch, "tf.nn.relu") for name in names)
+        is_vouched = any(is_plain(name, self._vouch, "tf.nn.relu") for name in names)
+        return is_vouched or body.graph.role(node) == "opaque"
 
-    def _chooses(self, body: Body, node: NodeDef) -> bool:
-        row = OPERATIONS[node.op]
-        if row.kind is Kind.HOLDS or node.op in _GATES:
-            return True
-        if row.word == "pow" and node.op != "Pow":
-            return False
-        if node.op == "Pow":
-            exponent = body.graph.constant(operand_refs(node)[1])
-            return exponent is None or isnan(exponent) or exponent < 1 or exponent != int(exponent)
-        composite = self._composites.get(body.name, {}).get(node.name)
-        return row.kind in (Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN) or (composite or row.word) in _TELLS_SIGN
-
-    def _nominate(self, body: Body, node: NodeDef, operands: Sequence[Trace], refs: Sequence[str]) -> None:
-        """Make a place of what carries a gradient and meets taint, or chooses itself."""
-        if self._is_excused(body, node):
-            return
-        if not (any(operand.origins for operand in operands) or self._chooses(body, node)):
-            return
-        for ref in refs:
-            trace = body.trace(ref)
-            if trace.is_active and trace.origins and body.graph.kind_of(ref) in FLOATS:
-                candidates = tuple(candidates_of(body, node, trace, partial(self._chooses, body)))
-                place = Place(
-                    _called(body, node), word_of(node), body.name, ref, candidates, _is_explicit(body.graph, node)
-                )
+    def _add_places(self, body: Body, node: NodeDef, step: Step[str], refs: Sequence[str]) -> None:
+        """Make a place of each result that carries a gradient."""
+        candidates = tuple(_candidates(body, node, step))
+        for ref in refs if candidates else ():
+            if body.graph.kind_of(ref) in FLOATS:
+                is_explicit = _is_explicit(body.graph, node)
+                place = Place(_called(body, node), word_of(node), body.name, ref, candidates, is_explicit)
                 self._places[body.name, ref] = place
 
     def _is_excused(self, body: Body, node: NodeDef) -> bool:
-        """Tell whether it is known what a node is, or another place is looked at instead of it."""
-        graph = body.graph
-        is_known = graph.role(node) in ("relu", "joined", "part", "opaque", "bound") or self._ends_taint(body, node)
-        is_moved = node.op in REARRANGES and len(operand_refs(node)) - (node.op in ("Reshape", "Transpose")) == 1
-        is_composite = node.name in self._composites.get(body.name, {})
-        return is_known or is_moved or is_composite or _is_bound(graph, node) or _is_piece(graph, node)
+        """Tell whether another place is looked at instead of a node, or its values when it is run."""
+        return body.graph.role(node) in ("part", "bound") or _is_piece(body.graph, node)
 
     def _hold(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> bool:
         """Follow values into what an operation holds, and out of it; tell whether it holds functions."""
@@ -199,12 +172,16 @@ class Taint:
             results = self._branch(body, node, operands)
         else:
             return False
-        refs = [f"{node.name}:output:{index}" for index in range(len(results))]
-        own = Origin(body.name, node.name)
-        for ref, result in zip(refs, results, strict=True):
-            # What chooses in there is looked at in there, and once more from here.
-            body.traces[ref] = replace(result, origins=result.origins | {own}) if result.origins else result
-        self._nominate(body, node, operands, refs)
+        for index, result in enumerate(results):
+            ref, note = f"{node.name}:output:{index}", result.note
+            if note is not None and note.is_tainted:
+                # What chooses in there is looked at in there, and once more from here.
+                shown = [_operand(body, node, operand) for operand in operand_refs(node)]
+                step = Step(OPERATIONS[node.op], shown, result.is_active, held=[note])
+                if step.nominates() is not None:
+                    self._add_places(body, node, step, [ref])
+                note = step.note(sign=result.sign, is_falling=True)
+            body.traces[ref] = replace(result, note=note)
         return True
 
     def _branch(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> list[Trace]:
@@ -216,21 +193,16 @@ class Taint:
         results = every[0]
         for other in every[1:]:
             results = [one.joined(two) for one, two in zip(results, other, strict=True)]
-        if operands[0].depends:
-            origins = operands[0].origins | {Origin(body.name, node.name)}
-            results = [replace(one, depends=True, origins=one.origins | origins) for one in results]
-        return results
+        return [_chosen(one, operands[0]) for one in results]
 
     def _loop(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> list[Trace]:
-        traces = list(operands)
+        traces = [trace.inside("") for trace in operands]
         while True:
             results = self._called(body, node, attribute(node, "body").func.name, traces)
             condition = attribute(node, "cond").func.name
             (goes_on,) = self._called(body, node, condition, traces)
             self._leading[condition] = set()
-            if goes_on.depends:
-                origins = goes_on.origins | {Origin(body.name, node.name)}
-                results = [replace(one, depends=True, origins=one.origins | origins) for one in results]
+            results = [_chosen(one, goes_on).inside("") for one in results]
             joined = [one.joined(two) for one, two in zip(traces, results, strict=True)]
             if joined == traces:
                 return traces
@@ -238,10 +210,44 @@ class Taint:
 
     def _called(self, body: Body, node: NodeDef, name: str, traces: Sequence[Trace]) -> list[Trace]:
         signature = self._nested[name].signature
-        arguments = {arg.name: trace for arg, trace in zip(signature.input_arg, traces, strict=True)}
+        arguments = {arg.name: trace.inside(arg.name) for arg, trace in zip(signature.input_arg, traces, strict=True)}
         self._holders[name] = body.name, node.name
         inner = self._follow(self._graph_of(name), name, f"{body.path}{node.name}/", arguments)
-        return [inner.trace(self._nested[name].ret[arg.name]) for arg in signature.output_arg]
+        return [inner.trace(self._nested[name].ret[arg.name]).inside("") for arg in signature.output_arg]
+
+
+def _chosen(result: Trace, by: Trace) -> Trace:
+    """Return what is known of a result that another value chose, or how often it was made."""
+    if by.note is None:
+        return result
+    is_by_rank = by.note.is_tainted and by.note.is_by_rank
+    return replace(result, note=(result.note or Note()).joined(Note(is_tainted=True, is_by_rank=is_by_rank)))
+
+
+def _operand(body: Body, node: NodeDef, ref: str) -> Operand[str]:
+    trace, is_number = body.trace(ref), body.graph.kind_of(ref) in FLOATS
+    handle = ref if trace.is_active and is_number else None
+    return Operand(trace.note, handle, trace.is_active, is_number, has_zeros=partial(_has_zeros, body.graph, node, ref))
+
+
+def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:
+    """Tell of a constant whether there may be zeros in it; bounds that only the run tells are looked at then."""
+    constant = graph.constant(ref)
+    is_unknown = constant is None or isnan(constant)
+    return constant == 0 or (is_unknown and OPERATIONS[node.op].kind is not Kind.CLIP)
+
+
+def _candidates(body: Body, node: NodeDef, step: Step[str]) -> Iterator[Candidate]:
+    """Yield what the results of a node may be ReLUs of."""
+    bounded: dict[str, bool] = {}
+    for candidate in step.candidates():
+        ref = body.graph.copied(candidate.ref)
+        bounded[ref] = candidate.is_bounded and bounded.get(ref, True)
+    reached = reached_in(body, node)
+    for ref, is_bounded in bounded.items():
+        trace = body.trace(ref)
+        if trace.is_active and body.graph.kind_of(ref) in FLOATS and producer(ref) in reached:
+            yield Candidate(ref, trace.sign, step.is_by_rank, is_bounded)
 
 
 def _called(body: Body, node: NodeDef) -> str:
@@ -251,63 +257,6 @@ def _called(body: Body, node: NodeDef) -> str:
 
 def _value_refs(graph: Graph, node: NodeDef) -> list[str]:
     return [ref for ref in graph.outputs_of(node) if graph.kind_of(ref) in FLOATS]
-
-
-def _is_rank(body: Body, node: NodeDef) -> bool:
-    """Tell whether a choice compares values of the images with each other, and with no constant."""
-    refs = operand_refs(node)
-    if node.op in COMPARISONS or word_of(node) in ("equal", "not_equal"):
-        return all(body.trace(ref).depends for ref in refs) and any(_is_of_many(body.graph, ref) for ref in refs)
-    if word_of(node) in _AS_BEFORE - {"stop_gradient"} and _is_of_many(body.graph, refs[0]):
-        return True
-    if word_of(node) in _AS_BEFORE:
-        before = frozenset().union(*(body.trace(ref).origins for ref in refs))
-        return bool(before) and all(origin.is_rank for origin in before)
-    if word_of(node) not in RANKS:
-        return False
-    return not _is_put_together(body, refs[0])
-
-
-def _is_put_together(body: Body, ref: str) -> bool:
-    """Tell whether there are constants, or several values of one place, among values, before they were mixed."""
-    graph = body.graph
-    while True:
-        node = graph.node(ref)
-        if node is None or word_of(node) in MIXING:
-            return False
-        word, refs = word_of(node), [operand for operand in operand_refs(node) if graph.kind_of(operand) in FLOATS]
-        depending = [operand for operand in refs if body.trace(operand).depends]
-        constant = [operand for operand in refs if operand not in depending]
-        if word in _PUTS or (word == "where" and constant):
-            return True
-        if word == "mul" and any(not _is_number(graph.constant(operand)) for operand in constant):
-            return True
-        if len(depending) != 1:
-            return False
-        (ref,) = depending
-
-
-def _is_number(constant: float | None) -> bool:
-    """Tell whether a factor is one number, and not 0: another may leave values out."""
-    return constant is not None and not isnan(constant) and constant != 0
-
-
-def _is_of_many(graph: Graph, ref: str) -> bool:
-    """Tell whether a value is told by several others, as the largest of a row."""
-    node = graph.node(ref)
-    while node is not None and OPERATIONS[node.op].kind is Kind.MOVES and word_of(node) not in _PUTS:
-        node = graph.node(next(filter(graph.depends, operand_refs(node)), ""))
-    return node is not None and (word_of(node) in RANKS or word_of(node) in ("mean", "norm", "sum"))
-
-
-def _is_bound(graph: Graph, node: NodeDef) -> bool:
-    """Tell whether a node is a maximum, minimum or clamp with constants none of which is 0."""
-    if node.op not in ("ClipByValue", "Maximum", "Minimum"):
-        return False
-    if graph.role(node) == "bound":
-        return True
-    bounds = [bound for bound in map(graph.constant, operand_refs(node)) if bound is not None]
-    return bool(bounds) and len(bounds) == len(node.input) - 1 and 0 not in bounds
 
 
 def _is_explicit(graph: Graph, node: NodeDef) -> bool:

@@ -53,7 +53,7 @@ def sign_of_result(
         of = of[1:]
     if row.word == "gather":
         of = of[:1]
-    return sign_of(row, of, _exponent(name, args), is_square=name == "mul" and _is_square(tensors))
+    return sign_of(row, of, exponent_of(name, args), is_square=name == "mul" and _is_square(tensors))
 
 
 def sign_of_tensor(tensor: torch.Tensor) -> Sign:
@@ -103,7 +103,8 @@ def _flat(args: Sequence[Any]) -> Iterator[Any]:
             yield arg
 
 
-def _exponent(name: str, args: Sequence[Any]) -> float | None:
+def exponent_of(name: str, args: Sequence[Any]) -> float | None:
+    """Return the number that an operation raises a value to, where that is known."""
     if name in _SQUARES:
         return 2.0
     is_power = name == "pow" and len(args) > 1 and _is_number(args[1])

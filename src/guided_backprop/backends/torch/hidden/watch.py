@@ -173,7 +173,7 @@ class ForwardWatch(Dispatched):
             falling = step.falling if is_piece else self._judged(step, result, output, is_on_view=is_view)
             # A view is what it is a view of, unless it alone is a gate.
             if not is_shared or falling is None or falling - step.falling:
-                self._notes.put(result, step.note(falling, result), is_alone=is_shared)
+                self._notes.put(result, step.noted(result, falling), is_alone=is_shared)
 
     def _depends(self, tensor: Any) -> bool:
         return isinstance(tensor, torch.Tensor) and self._notes.of(tensor) is not None
@@ -193,7 +193,7 @@ class ForwardWatch(Dispatched):
     def _judged(self, step: Step, result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | None:
         """Judge a result that is nominated; return the gates that it falls by, or None if it is a ReLU itself."""
         falling = step.falling
-        is_direct = step.nominates(result)
+        is_direct = step.nominates(result.numel())
         is_real = result.layout is torch.strided and result.is_floating_point() and result.numel() > 0
         if is_direct is None or not is_real or self._count in self._refuted:
             return falling
@@ -212,7 +212,7 @@ class ForwardWatch(Dispatched):
         self, step: Step, result: torch.Tensor, output: int, *, is_direct: bool, is_on_view: bool
     ) -> Iterator[Suspect]:
         """Yield what the result may be a ReLU of, where its values do not contradict it."""
-        for candidate, x in enumerate(step.candidates(result)):
+        for candidate, x in enumerate(step.values(result)):
             place = self._count, output, candidate
             pair = as_numpy(result), as_numpy(x.tensor)
             judgement = judged(x, pair, is_by_rank=step.is_by_rank, is_of_two=step.is_of_two)

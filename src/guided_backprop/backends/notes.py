@@ -1,0 +1,119 @@
+"""What is known of a value, as far as a ReLU can hide behind it: taint, sign, what it was made of."""
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, replace
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from guided_backprop.backends.signs import Sign
+
+Ref = TypeVar("Ref", bound=Hashable)
+
+#: A value may be a ReLU of what it was made of some steps ago: so many of these are known, the last ones.
+MOST_SOURCES: Final = 16
+
+
+class Candidate(NamedTuple, Generic[Ref]):
+    """What a result may be a ReLU of.
+
+    Attributes:
+        ref: the value, as the framework knows it.
+        size: how many numbers it has; None if that is not known.
+        is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
+    """
+
+    ref: Ref
+    size: int | None = None
+    is_bounded: bool = False
+
+
+@dataclass(frozen=True)
+class Note(Generic[Ref]):
+    """What is known of a value that depends on the images.
+
+    Attributes:
+        is_tainted: whether something was chosen by size, or passed on without a gradient, among what it was made of.
+        is_by_rank: whether all of that compared values with each other, and none with a constant.
+        is_pooled: whether all of that was the largest of values, none of which was put there: that zeroes none of them.
+        is_bound: whether it is what a bound made, or a multiple of that.
+        is_falling: whether it may become a ReLU and is none yet, as ``min(x, 0)``.
+        is_summary: whether each number tells of many values, as the largest of a row.
+        is_stacked: whether values of several places were put together, or put at more places.
+        has_constants: whether numbers that do not depend on the images were put among its values.
+        sign: the sign that all of it has, however the images are.
+        parts: what it was put together of, before anything added several values up.
+        sources: what the taint came from.
+    """
+
+    is_tainted: bool = False
+    is_by_rank: bool = True
+    is_pooled: bool = True
+    is_bound: bool = False
+    is_falling: bool = False
+    is_summary: bool = False
+    is_stacked: bool = False
+    has_constants: bool = False
+    sign: Sign = Sign.UNKNOWN
+    parts: tuple[Candidate[Ref], ...] = ()
+    sources: tuple[Candidate[Ref], ...] = ()
+
+    def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
+        """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
+        sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
+        return replace(self, parts=(), sources=sources)
+
+    def joined(self, other: "Note[Ref]") -> "Note[Ref]":
+        """Return what is known of a value that is one or the other."""
+        return Note(
+            is_tainted=self.is_tainted or other.is_tainted,
+            is_by_rank=self.is_by_rank and other.is_by_rank,
+            is_pooled=self.is_pooled and other.is_pooled,
+            is_bound=self.is_bound or other.is_bound,
+            is_falling=self.is_falling or other.is_falling,
+            is_summary=self.is_summary and other.is_summary,
+            is_stacked=self.is_stacked or other.is_stacked,
+            has_constants=self.has_constants or other.has_constants,
+            sign=self.sign & other.sign,
+            parts=first_of([*self.parts, *other.parts]),
+            sources=first_of([*self.sources, *other.sources]),
+        )
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Operand(Generic[Ref]):
+    """What an operation is given.
+
+    Attributes:
+        note: what is known of it; None if it does not depend on the images.
+        ref: it as what a result may be a ReLU of; None if no gradient comes to it.
+        is_active: whether it carries a gradient to the images.
+        is_number: whether it is of real numbers, and no mask and no place.
+        size: how many numbers it has; None if that is not known.
+        is_one_number: tells whether it is known that all its numbers are the same, though it depends on something.
+        has_zeros: tells of a constant whether there may be zeros in it.
+    """
+
+    note: Note[Ref] | None = None
+    ref: Ref | None = None
+    is_active: bool = False
+    is_number: bool = True
+    size: int | None = None
+    is_one_number: Callable[[], bool] = _never
+    has_zeros: Callable[[], bool] = _never
+
+    @property
+    def is_tainted(self) -> bool:
+        """Whether there is taint in it: it has no gradient, or is made of such."""
+        return self.note is not None and (self.note.is_tainted or not self.is_active)
+
+
+def first_of(candidates: Iterable[Candidate[Ref]]) -> tuple[Candidate[Ref], ...]:
+    """Return so many candidates, the first ones, each once: bounded only where it is so on all ways."""
+    kept: dict[Ref, Candidate[Ref]] = {}
+    for candidate in candidates:
+        if candidate.ref not in kept or not candidate.is_bounded:
+            kept[candidate.ref] = candidate
+    return tuple(kept.values())[:MOST_SOURCES]

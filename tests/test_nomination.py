@@ -1,0 +1,157 @@
+"""What may hide a ReLU is nominated, by the argument alone: programs in words, which no framework runs."""
+
+import pytest
+
+from guided_backprop.backends.nomination import Step
+from guided_backprop.backends.notes import Note, Operand
+from guided_backprop.backends.operations import Kind, Operation
+
+KINDS = {
+    **dict.fromkeys("add conv matmul mean mul neg sub".split(), Kind.LINEAR),
+    **dict.fromkeys("stack transpose".split(), Kind.MOVES),
+    **dict.fromkeys("clamp maximum minimum".split(), Kind.CLIP),
+    **dict.fromkeys("exp gelu log softmax sqrt tanh xlogy".split(), Kind.SMOOTH),
+    **dict.fromkeys("abs max max_pool".split(), Kind.CHOOSES),
+    **dict.fromkeys("leaky_relu relu".split(), Kind.RELU),
+    "argmax": Kind.COMPARES,
+    "equal": Kind.COMPARES,
+    "greater": Kind.COMPARES,
+    "loop": Kind.HOLDS,
+    "stop_gradient": Kind.COMPARES,
+    "unheard_of": Kind.UNKNOWN,
+    "where": Kind.MASKS,
+}
+#: Constants: one number, 0 itself, and what is 0 in places.
+CONSTANTS = {"2": False, "0": True, "mask": True}
+# What comes in: x, and another value that depends on the images.
+IMAGES = ("x", "z")
+#: How many numbers a result has, if not as many as x.
+SIZES = {"stack": 16, "mean": 1, "row": 1, "half": 4}
+
+
+class Followed:
+    """A program that is followed: lines as "y = word operand operand".
+
+    Args:
+        lines: the program.
+        hole: a result of which the taint is forgotten.
+    """
+
+    def __init__(self, *lines: str, hole: str = "") -> None:
+        self.notes: dict[str, Note[str]] = {name: Note() for name in IMAGES}
+        self.active = set(IMAGES)
+        self.nominated: dict[str, bool | None] = {}
+        self.candidates: dict[str, set[str]] = {}
+        self.by_rank: dict[str, bool] = {}
+        for line in lines:
+            name, _, word, *operands = line.split()
+            self._follow(name, word, operands, is_hole=name == hole)
+
+    def _operand(self, name: str) -> Operand[str]:
+        is_active = name in self.active
+        size = next((size for key, size in SIZES.items() if name.startswith(key)), 8)
+        is_number = not name.startswith("is")
+        zeros = CONSTANTS.get(name, False)
+        ref = name if is_active else None
+        return Operand(self.notes.get(name), ref, is_active, is_number, size, has_zeros=lambda: zeros)
+
+    def _follow(self, name: str, word: str, operands: list[str], *, is_hole: bool) -> None:
+        row = Operation(KINDS[word], word)
+        given = [self._operand(operand) for operand in operands]
+        passes = row.kind is not Kind.COMPARES and any(operand.is_active for operand in given)
+        held = [self.notes[operand] for operand in operands if operand.startswith("inside")]
+        step = Step(row, given, passes, is_relu=word == "relu", held=held)
+        size = self._operand(name).size
+        self.nominated[name] = step.nominates(size)
+        self.candidates[name] = {candidate.ref for candidate in step.candidates() if candidate.size == size}
+        self.by_rank[name] = step.is_by_rank
+        note = step.note(size, is_falling=self.nominated[name] is not None)
+        self.notes[name] = Note() if is_hole else note
+        if passes or is_hole:
+            self.active.add(name)
+
+
+#: Each ends in a ReLU of x.
+HIDDEN = {
+    "a mask": ["is = greater x 0", "y = mul x is"],
+    "a mask that is moved": ["is = greater x 0", "is2 = transpose is", "y = mul x is2"],
+    "where": ["is = greater x 0", "y = where is x 0"],
+    "a magnitude": ["a = abs x", "y = add x a"],
+    "a magnitude that is scaled": ["a = abs x", "b = mul a 2", "c = mul x 2", "y = add c b"],
+    "a root of a square": ["a = mul x x", "b = sqrt a", "y = add x b"],
+    "a logarithm": ["a = mul x x", "b = log a", "c = exp b", "y = add x c"],
+    "a leaky ReLU less its leak": ["a = leaky_relu x", "b = mul x 2", "y = sub a b"],
+    "the part below 0": ["a = minimum x 0", "y = sub x a"],
+    "the negative of a minimum": ["a = minimum x 0", "y = neg a"],
+    "a stack": ["stack = stack x 0", "y = max stack"],
+    "a stack that is scaled": ["stack = stack x 0", "stack2 = mul stack 2", "y = max stack2"],
+    "a product with zeros": ["stack = stack x z", "stack2 = mul stack mask", "y = max stack2"],
+    "straight through": ["a = relu x", "b = sub a x", "c = stop_gradient b", "y = add x c"],
+    "a bound that is shifted": ["a = maximum x 2", "y = sub a 2"],
+    "a bound behind weights": ["a = maximum x 2", "b = matmul a 2", "y = add b 2"],
+    "of a magnitude": ["a = maximum x z", "b = relu a", "y = add x b"],
+    "a mask as a power": ["is = greater x 0", "y = xlogy is x"],
+    "a loop": ["inside = abs x", "a = loop x inside", "y = add x a"],
+    "nobody has heard of it": ["y = unheard_of x"],
+}
+
+#: Nothing in these can be one.
+FINE = {
+    "layers": ["a = conv x 2", "b = relu a", "c = add b x", "y = matmul c 2"],
+    "curves": ["a = gelu x", "b = tanh a", "y = softmax b"],
+    "pooling in front of a layer": ["a = max_pool x", "y = conv a 2"],
+    "the largest of two": ["stack = stack x z", "y = max stack"],
+    "a bound": ["a = clamp x 2 2", "y = mul a 2"],
+    "a mask that no image tells": ["y = mul x mask"],
+    "a copy of a mask's product": ["is = greater x 0", "a = mul x is", "y = transpose a"],
+}
+
+
+@pytest.mark.parametrize("program", HIDDEN)
+def test_what_hides_a_relu_is_nominated(program):
+    followed = Followed(*HIDDEN[program])
+    assert followed.nominated["y"] is not None
+    assert followed.candidates["y"] & {"x", "c"}
+
+
+@pytest.mark.parametrize("program", FINE)
+def test_what_cannot_is_not(program):
+    assert Followed(*FINE[program]).nominated["y"] is None
+
+
+HOLES = [
+    (program, name)
+    for program, lines in HIDDEN.items()
+    for name, note in Followed(*lines).notes.items()
+    if name != "y" and (note.is_tainted or note.has_constants)
+]
+
+
+@pytest.mark.parametrize(("program", "hole"), HOLES)
+def test_planted_fault_a_taint_that_stops_at_one_operation_is_seen(program, hole):
+    holed = Followed(*HIDDEN[program], hole=hole)
+    assert holed.nominated["y"] is None or "x" not in holed.candidates["y"]
+
+
+RANKED = {
+    "the largest are kept": (["row = max x", "is = greater x row", "y = mul x is"], True),
+    "more than the mean": (["mean = mean x", "is = greater x mean", "y = mul x is"], True),
+    "the place of the largest": (["is_place = argmax x", "is = equal is_place 2", "y = mul x is"], True),
+    "compared with a number": (["row = max x", "is = greater row 0", "y = mul x is"], False),
+    "the largest of what was padded": (["a = mul x mask", "row = max a", "is = greater x row", "y = mul x is"], False),
+    "x and -x": (["a = neg x", "is = greater x a", "y = mul x is"], False),
+}
+
+
+@pytest.mark.parametrize("program", RANKED)
+def test_what_was_chosen_by_rank(program):
+    lines, is_by_rank = RANKED[program]
+    assert Followed(*lines).by_rank["y"] is is_by_rank
+
+
+def test_what_is_joined_is_the_less_certain():
+    ranked, tainted = Note(is_tainted=True), Note(is_tainted=True, is_by_rank=False)
+    assert Note().joined(ranked) == ranked
+    assert ranked.joined(tainted) == tainted == tainted.joined(ranked)
+    assert tainted.inside("x", 8).sources[0].ref == "x"
+    assert Note().inside("x", 8).sources == ()

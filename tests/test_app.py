@@ -30,9 +30,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import guided_backprop
-from guided_backprop import GuidedBackprop, GuidedGradCAM, ImageError, LabelError, OptionError, Saliency
+from guided_backprop import GradCAM, GuidedBackprop, GuidedGradCAM, ImageError, LabelError, OptionError, Saliency
 from guided_backprop.commands.gate import HEADERS, LARGEST_REQUEST, Store
-from guided_backprop.commands.local_page import METHODS, Question, answer, examples, look
+from guided_backprop.commands.layers import last_with_positions
+from guided_backprop.commands.local_page import METHODS, Question, answer, examples, field_of, look, neurons
 from guided_backprop.models import VisionModel, read_image
 from guided_backprop.render import colour_picture, diverging, heatmap, overlay, picture
 from guided_backprop.trust.likeness import cosine
@@ -104,7 +105,14 @@ def test_a_class_is_drawn_by_each_method(vision, folder, view):
     assert [caption for _, caption in found.pictures] == ["network's input", *METHODS]
     images = batch(vision, path)
     assert_array_equal(found.pictures[0][0], picture(last(images)))
+    cam = GradCAM(vision.network, "3").explain(images, 3).attribution[0].numpy()
+    shown_cam = dict(zip(METHODS, found.pictures[1:], strict=True))["GradCAM"][0]
+    assert_allclose(shown_cam, overlay(last(images), cam), rtol=0, atol=1)
+    with pytest.raises(AssertionError):
+        assert_allclose(shown_cam, overlay(last(images), cam[::-1]), rtol=0, atol=1)
     for name, shown in zip(METHODS, found.pictures[1:], strict=True):
+        if name == "GradCAM":
+            continue
         method = GuidedGradCAM(vision.network, "3") if name == "GuidedGradCAM" else None
         method = method or getattr(guided_backprop, name)(vision.network)
         attribution = last(method.explain(images, 3).attribution)
@@ -145,18 +153,45 @@ def test_a_neuron_is_explained_where_it_is_strongest(vision, folder):
 
 def test_what_cannot_be_explained_is_refused(vision, folder):
     path = folder / "photo.png"
-    for question, kind, message in [
-        (Question(methods=()), OptionError, "Tick one"),
-        (Question(channel=1), OptionError, "Choose a layer"),
-        (Question(1, methods=("GuidedGradCAM",)), OptionError, "Choose the last layer"),
-        (Question(1, "2", 1, ("GuidedGradCAM",)), OptionError, "Take it away"),
-        (Question(1, "2", 99), LabelError, "99"),
-        (Question(99), LabelError, "99"),
+    for question, kind, message, field in [
+        (Question(methods=()), OptionError, "Tick one", "methods"),
+        (Question(channel=1), OptionError, "Choose a layer", "layer"),
+        (Question(1, methods=("GuidedGradCAM",)), OptionError, "Choose the last layer", "layer"),
+        (Question(1, "6", methods=("GradCAM",)), OptionError, "layer", "layer"),
+        (Question(1, "2", 1, ("GuidedGradCAM",)), OptionError, "Take its tick away", "methods"),
+        (Question(1, "2", 99), LabelError, "99", "channel"),
+        (Question(99), LabelError, "99", "label"),
     ]:
-        with pytest.raises(kind, match=message):
+        with pytest.raises(kind, match=message) as refused:
             answer(vision, path, question)
-    with pytest.raises(ImageError, match="broken.png"):
+        assert field_of(refused.value, question) == field
+    with pytest.raises(ImageError, match="broken.png") as refused:
         look(vision, folder / "broken.png")
+    assert field_of(refused.value, Question()) == "photo"
+
+
+def test_the_last_layer_with_places_is_suggested(vision, folder):
+    images = batch(vision, folder / "photo.png")
+    assert last_with_positions(vision.network, images) == look(vision, folder / "photo.png").layer == "3"
+    # What is added to a block's last layer counts: the block.
+    block, head = torch.nn.Sequential(*vision.network[:4]), torch.nn.Sequential(*vision.network[4:])
+    nested = torch.nn.Sequential(torch.nn.Sequential(block), head)
+    assert last_with_positions(nested, images) == "0"
+    assert last_with_positions(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 3)), images) is None
+
+
+def test_neurons_are_shown_where_they_are_active(vision, folder):
+    images = batch(vision, folder / "photo.png")
+    outputs = vision.network[:3](images).detach()[0].numpy()
+    found = neurons(vision, folder / "photo.png", "2", 4)
+    expected = np.argsort(-outputs.max(axis=(1, 2)))[:4]
+    assert [each.channel for each in found] == expected.tolist()
+    assert_allclose([each.strongest for each in found], outputs.max(axis=(1, 2))[expected], rtol=1e-6)
+    active = np.maximum(outputs[expected[0]], 0)
+    resized = np.asarray(Image.fromarray(active).resize((16, 16), Image.Resampling.BILINEAR))
+    assert_array_equal(found[0].picture, overlay(last(images), resized))
+    with pytest.raises(AssertionError):
+        assert_array_equal(found[1].picture, overlay(last(images), resized))
 
 
 # The page
@@ -246,6 +281,10 @@ def test_a_photo_is_uploaded_and_explained(tab, address, folder, vision):
     with tab.expect_file_chooser() as chooser:
         tab.get_by_text("Click to Upload").first.click()
     chooser.value.set_files(folder / "photo.png")
+    photo = tab.locator(".image-frame img")
+    expect(photo).to_be_visible()
+    data = io.BytesIO(tab.request.get(photo.get_attribute("src")).body())
+    assert_array_equal(np.asarray(Image.open(data).convert("RGB")), np.asarray(read_image(folder / "photo.png")))
     seen = look(vision, folder / "photo.png")
     for name in seen.best:
         expect(tab.get_by_text(name).first).to_be_visible()
@@ -258,18 +297,31 @@ def test_a_photo_is_uploaded_and_explained(tab, address, folder, vision):
     with pytest.raises(AssertionError):
         assert_array_equal(shown(tab, "Saliency"), expected)
     said = tab.get_by_label("What was done")
-    expect(said).to_have_value(re.compile("GuidedBackprop: relu x2 guided\n.*the next class, have a cosine"))
+    expect(said).to_have_value(re.compile("GuidedBackprop: relu x2 guided\n(.*\n)*.*the next class, have a cosine"))
     SCREENS.mkdir(parents=True, exist_ok=True)
     tab.screenshot(path=SCREENS / "desktop.png", full_page=True)
 
-    # A neuron
+    # Grad-CAM, of the layer that was suggested
+    cam = GradCAM(vision.network, "3").explain(images, label).attribution[0].numpy()
+    assert_allclose(shown(tab, "GradCAM").astype(int), overlay(last(images), cam), rtol=0, atol=1)
+
+    # A neuron, chosen from the gallery
     tab.get_by_label("neuron", exact=True).check()
+    expect(tab.locator(".neurons img")).to_have_count(6)
     choose(tab, "Layer", "2")
-    tab.get_by_label("Channel").fill("5")
-    tab.get_by_role("button", name="Explain", exact=True).click()
+    expect(tab.get_by_label("GradCAM", exact=True)).to_have_count(0)
+    wanted = next(each for each in neurons(vision, folder / "photo.png", "2") if each.channel == 5)
+    tab.locator(".neurons").get_by_text(f"5: {wanted.strongest:.3g}").click()
     expect(said).to_have_value(re.compile("^Channel 5 of 2, where"))
     neuron = GuidedBackprop(vision.network, output_layer="2").explain(images, (5, "max"))
     assert_array_equal(shown(tab, "GuidedBackprop"), colour_picture(last(neuron.attribution)))
+    # What is refused is said below its field.
+    tab.get_by_label("Channel").fill("77")
+    tab.get_by_role("button", name="Explain", exact=True).click()
+    refusal = tab.get_by_role("alert")
+    expect(refusal).to_contain_text("77")
+    field, below = tab.get_by_label("Channel").bounding_box(), refusal.bounding_box()
+    assert 0 < below["y"] - field["y"] - field["height"] < 60
     tab.set_viewport_size({"width": 390, "height": 844})
     time.sleep(0.5)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
@@ -288,10 +340,11 @@ def test_a_damaged_photo_is_refused_in_a_sentence(tab, address, folder):
     # Nothing of a photo that is gone stays.
     expect(tab.locator(".maps img")).to_have_count(0)
     upload.set_input_files(folder / "broken.png")
-    refused = re.compile(r"^image must be a readable image file; received path='broken.png'")
-    expect(said).to_have_value(refused)
+    refused, refusal = re.compile(r"^image must be a readable image file; received path='broken.png'"), "[role=alert]"
+    expect(tab.locator(refusal)).to_have_text(refused)
     tab.get_by_role("button", name="Explain", exact=True).click()
-    expect(said).to_have_value(refused)
+    expect(tab.locator(refusal)).to_have_text(refused)
+    expect(said).to_have_value("")
     tab.screenshot(path=SCREENS / "damaged.png")
     assert tab.get_by_text("Traceback").count() == tab.get_by_text("beast").count() == 0
 

@@ -68,8 +68,8 @@ class Report:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report = Report(f"{folder}/report.html", model)
         ...     found = report.add(torch.rand(2, 3, 8, 8), ["a.png", "b.png"])
-        ...     print(report.finish().name, [each.method for each in found])
-        report.html ['Saliency', 'DeconvNet', 'GuidedBackprop']
+        ...     print(report.finish().name, [each.method for each in found], len(report.files))
+        report.html ['Saliency', 'DeconvNet', 'GuidedBackprop'] 1
     """
 
     def __init__(

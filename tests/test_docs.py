@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -153,6 +154,22 @@ def test_files_that_contributors_are_sent_to_exist():
     paths = re.findall(r"`((?:src|tests|benchmarks)/[\w/.]+\.py)`", guide)
     assert len(paths) >= 7
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+TYPED = """
+    CNN ResNet YOLO transformer ViT LSTM U-Net regression tabular text audio video MRI embedding saliency heatmap
+    Grad-CAM SmoothGrad SHAP occlusion interpretability GPU CUDA OOM batch float16 NaN multi-GPU ONNX timm
+    "Hugging Face" Colab torchvision notebook report app Gradio install license cite FAQ segmentation detection
+    quantization server
+"""
+
+
+def test_what_people_type_is_somewhere():
+    """The site's search finds what stands on a page, and nothing else."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    typed = shlex.split(TYPED)
+    assert len(typed) > 40
+    assert [word for word in typed if not re.search(rf"(?<!\w){word}s?(?!\w)", text, re.IGNORECASE)] == []
 
 
 def test_no_page_loads_anything_from_elsewhere():

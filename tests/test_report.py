@@ -9,6 +9,7 @@ import gc
 import html
 import io
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -427,13 +428,26 @@ def test_the_command_says_what_it_takes():
         assert option in text
 
 
-def test_the_wheel_holds_the_page(tmp_path):
+def test_the_wheel_holds_the_page_and_a_readme_of_its_own(tmp_path):
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    archive = zipfile.ZipFile(wheel)
+    names = set(archive.namelist())
     templates = ROOT / "src/guided_backprop/report/templates"
     assert {f"guided_backprop/report/templates/{path.name}" for path in templates.iterdir()} <= names
+    # An index of packages has no files beside the README: no link leads to one.
+    (metadata,) = [name for name in names if name.endswith("METADATA")]
+    readme, relative = (ROOT / "README.md").read_text(), re.compile(r"\]\((?!https?:|#)([^)]+)\)")
+    shown = archive.read(metadata).decode()
+    assert "from guided_backprop import GuidedBackprop" in shown
+    assert relative.findall(shown) == []
+    links = relative.findall(readme)
+    absolute = runpy.run_path(str(ROOT / "hatch_build.py"))["absolute"](readme, "https://example.org/code/")
+    assert relative.findall(absolute) == []
+    found = re.findall(r"https://example.org/code/(?:blob|raw)/main/([^)]+)", absolute)
+    assert sorted(found) == sorted(links) != []
+    assert all((ROOT / link.partition("#")[0]).exists() for link in links)
 
 
 # The page in a browser
@@ -443,6 +457,8 @@ def test_the_wheel_holds_the_page(tmp_path):
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "The tests need Chromium. Run: make browser."
+    # A machine that does much else may take long.
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         flags = [*FLAGS.split(), "--disable-component-update", "--disable-sync"]
         running = playwright.chromium.launch(executable_path=chromium, args=flags)

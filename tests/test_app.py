@@ -7,16 +7,19 @@ import contextlib
 import gc
 import http.client
 import io
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-import urllib.parse
 import warnings
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,8 +30,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import guided_backprop
-from guided_backprop import GuidedBackprop, GuidedGradCAM, ImageError, LabelError, OptionError, Saliency
-from guided_backprop.commands.local_page import METHODS, Question, answer, examples, look
+from guided_backprop import GradCAM, GuidedBackprop, GuidedGradCAM, ImageError, LabelError, OptionError, Saliency
+from guided_backprop.commands.gate import HEADERS, LARGEST_REQUEST, Store
+from guided_backprop.commands.layers import last_with_positions
+from guided_backprop.commands.local_page import METHODS, Question, answer, examples, field_of, look, neurons
 from guided_backprop.models import VisionModel, read_image
 from guided_backprop.render import colour_picture, diverging, heatmap, overlay, picture
 from guided_backprop.trust.likeness import cosine
@@ -100,7 +105,14 @@ def test_a_class_is_drawn_by_each_method(vision, folder, view):
     assert [caption for _, caption in found.pictures] == ["network's input", *METHODS]
     images = batch(vision, path)
     assert_array_equal(found.pictures[0][0], picture(last(images)))
+    cam = GradCAM(vision.network, "3").explain(images, 3).attribution[0].numpy()
+    shown_cam = dict(zip(METHODS, found.pictures[1:], strict=True))["GradCAM"][0]
+    assert_allclose(shown_cam, overlay(last(images), cam), rtol=0, atol=1)
+    with pytest.raises(AssertionError):
+        assert_allclose(shown_cam, overlay(last(images), cam[::-1]), rtol=0, atol=1)
     for name, shown in zip(METHODS, found.pictures[1:], strict=True):
+        if name == "GradCAM":
+            continue
         method = GuidedGradCAM(vision.network, "3") if name == "GuidedGradCAM" else None
         method = method or getattr(guided_backprop, name)(vision.network)
         attribution = last(method.explain(images, 3).attribution)
@@ -141,18 +153,45 @@ def test_a_neuron_is_explained_where_it_is_strongest(vision, folder):
 
 def test_what_cannot_be_explained_is_refused(vision, folder):
     path = folder / "photo.png"
-    for question, kind, message in [
-        (Question(methods=()), OptionError, "Tick one"),
-        (Question(channel=1), OptionError, "Choose a layer"),
-        (Question(1, methods=("GuidedGradCAM",)), OptionError, "Choose the last layer"),
-        (Question(1, "2", 1, ("GuidedGradCAM",)), OptionError, "Take it away"),
-        (Question(1, "2", 99), LabelError, "99"),
-        (Question(99), LabelError, "99"),
+    for question, kind, message, field in [
+        (Question(methods=()), OptionError, "Tick one", "methods"),
+        (Question(channel=1), OptionError, "Choose a layer", "layer"),
+        (Question(1, methods=("GuidedGradCAM",)), OptionError, "Choose the last layer", "layer"),
+        (Question(1, "6", methods=("GradCAM",)), OptionError, "layer", "layer"),
+        (Question(1, "2", 1, ("GuidedGradCAM",)), OptionError, "Take its tick away", "methods"),
+        (Question(1, "2", 99), LabelError, "99", "channel"),
+        (Question(99), LabelError, "99", "label"),
     ]:
-        with pytest.raises(kind, match=message):
+        with pytest.raises(kind, match=message) as refused:
             answer(vision, path, question)
-    with pytest.raises(ImageError, match="broken.png"):
+        assert field_of(refused.value, question) == field
+    with pytest.raises(ImageError, match="broken.png") as refused:
         look(vision, folder / "broken.png")
+    assert field_of(refused.value, Question()) == "photo"
+
+
+def test_the_last_layer_with_places_is_suggested(vision, folder):
+    images = batch(vision, folder / "photo.png")
+    assert last_with_positions(vision.network, images) == look(vision, folder / "photo.png").layer == "3"
+    # What is added to a block's last layer counts: the block.
+    block, head = torch.nn.Sequential(*vision.network[:4]), torch.nn.Sequential(*vision.network[4:])
+    nested = torch.nn.Sequential(torch.nn.Sequential(block), head)
+    assert last_with_positions(nested, images) == "0"
+    assert last_with_positions(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 3)), images) is None
+
+
+def test_neurons_are_shown_where_they_are_active(vision, folder):
+    images = batch(vision, folder / "photo.png")
+    outputs = vision.network[:3](images).detach()[0].numpy()
+    found = neurons(vision, folder / "photo.png", "2", 4)
+    expected = np.argsort(-outputs.max(axis=(1, 2)))[:4]
+    assert [each.channel for each in found] == expected.tolist()
+    assert_allclose([each.strongest for each in found], outputs.max(axis=(1, 2))[expected], rtol=1e-6)
+    active = np.maximum(outputs[expected[0]], 0)
+    resized = np.asarray(Image.fromarray(active).resize((16, 16), Image.Resampling.BILINEAR))
+    assert_array_equal(found[0].picture, overlay(last(images), resized))
+    with pytest.raises(AssertionError):
+        assert_array_equal(found[1].picture, overlay(last(images), resized))
 
 
 # The page
@@ -173,12 +212,21 @@ def refused(folder: Path, port: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the page keeps what is uploaded, in one of its own."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path, store: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "guided_backprop", "app", "--model", "small_nets:make", "--port", port]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+    environment = os.environ | {"TMPDIR": str(store)}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
         try:
             line = running.stdout.readline()
             assert line == f"small at http://127.0.0.1:{port}/ (Ctrl+C ends it)\n", line + running.stdout.read()
@@ -189,6 +237,9 @@ def address(folder: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/"
         finally:
             running.terminate()
+            running.wait(60)
+    # Whoever ends it: nothing stays.
+    assert stored(store) == len([*store.glob("guided-backprop-*")]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +281,10 @@ def test_a_photo_is_uploaded_and_explained(tab, address, folder, vision):
     with tab.expect_file_chooser() as chooser:
         tab.get_by_text("Click to Upload").first.click()
     chooser.value.set_files(folder / "photo.png")
+    photo = tab.locator(".image-frame img")
+    expect(photo).to_be_visible()
+    data = io.BytesIO(tab.request.get(photo.get_attribute("src")).body())
+    assert_array_equal(np.asarray(Image.open(data).convert("RGB")), np.asarray(read_image(folder / "photo.png")))
     seen = look(vision, folder / "photo.png")
     for name in seen.best:
         expect(tab.get_by_text(name).first).to_be_visible()
@@ -242,18 +297,31 @@ def test_a_photo_is_uploaded_and_explained(tab, address, folder, vision):
     with pytest.raises(AssertionError):
         assert_array_equal(shown(tab, "Saliency"), expected)
     said = tab.get_by_label("What was done")
-    expect(said).to_have_value(re.compile("GuidedBackprop: relu x2 guided\n.*the next class, have a cosine"))
+    expect(said).to_have_value(re.compile("GuidedBackprop: relu x2 guided\n(.*\n)*.*the next class, have a cosine"))
     SCREENS.mkdir(parents=True, exist_ok=True)
     tab.screenshot(path=SCREENS / "desktop.png", full_page=True)
 
-    # A neuron
+    # Grad-CAM, of the layer that was suggested
+    cam = GradCAM(vision.network, "3").explain(images, label).attribution[0].numpy()
+    assert_allclose(shown(tab, "GradCAM").astype(int), overlay(last(images), cam), rtol=0, atol=1)
+
+    # A neuron, chosen from the gallery
     tab.get_by_label("neuron", exact=True).check()
+    expect(tab.locator(".neurons img")).to_have_count(6)
     choose(tab, "Layer", "2")
-    tab.get_by_label("Channel").fill("5")
-    tab.get_by_role("button", name="Explain", exact=True).click()
+    expect(tab.get_by_label("GradCAM", exact=True)).to_have_count(0)
+    wanted = next(each for each in neurons(vision, folder / "photo.png", "2") if each.channel == 5)
+    tab.locator(".neurons").get_by_text(f"5: {wanted.strongest:.3g}").click()
     expect(said).to_have_value(re.compile("^Channel 5 of 2, where"))
     neuron = GuidedBackprop(vision.network, output_layer="2").explain(images, (5, "max"))
     assert_array_equal(shown(tab, "GuidedBackprop"), colour_picture(last(neuron.attribution)))
+    # What is refused is said below its field.
+    tab.get_by_label("Channel").fill("77")
+    tab.get_by_role("button", name="Explain", exact=True).click()
+    refusal = tab.get_by_role("alert")
+    expect(refusal).to_contain_text("77")
+    field, below = tab.get_by_label("Channel").bounding_box(), refusal.bounding_box()
+    assert 0 < below["y"] - field["y"] - field["height"] < 60
     tab.set_viewport_size({"width": 390, "height": 844})
     time.sleep(0.5)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
@@ -272,10 +340,11 @@ def test_a_damaged_photo_is_refused_in_a_sentence(tab, address, folder):
     # Nothing of a photo that is gone stays.
     expect(tab.locator(".maps img")).to_have_count(0)
     upload.set_input_files(folder / "broken.png")
-    refused = re.compile(r"^image must be a readable image file; received path='broken.png'")
-    expect(said).to_have_value(refused)
+    refused, refusal = re.compile(r"^image must be a readable image file; received path='broken.png'"), "[role=alert]"
+    expect(tab.locator(refusal)).to_have_text(refused)
     tab.get_by_role("button", name="Explain", exact=True).click()
-    expect(said).to_have_value(refused)
+    expect(tab.locator(refusal)).to_have_text(refused)
+    expect(said).to_have_value("")
     tab.screenshot(path=SCREENS / "damaged.png")
     assert tab.get_by_text("Traceback").count() == tab.get_by_text("beast").count() == 0
 
@@ -288,12 +357,144 @@ def test_an_upload_that_is_too_large_is_refused(tab, address, folder):
     assert tab.get_by_label("What was done").input_value() == ""
 
 
-def test_other_names_of_this_computer_are_refused(address):
-    for host, status in (("evil.example", 400), ("127.0.0.1", 200)):
-        connection = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc, timeout=10)
-        connection.request("GET", "/", headers={"Host": host})
-        assert connection.getresponse().status == status
-        connection.close()
+FORM = {"Content-Type": "multipart/form-data; boundary=X"}
+
+
+def photo_form(pixels: bytes, count: int = 1) -> bytes:
+    """Return what a browser sends for photos, as any site can write it."""
+    name = 'Content-Disposition: form-data; name="files"; filename="{}.png"'
+    parts = [b"--X\r\n" + name.format(place).encode() + b"\r\n\r\n" + pixels + b"\r\n" for place in range(count)]
+    return b"".join(parts) + b"--X--\r\n"
+
+
+def ask(address: str, path: str, body: bytes | Iterator[bytes] | None = None, **headers: str) -> tuple[int, Any]:
+    """Return the status and the headers of the answer to one request: to a POST, if there is a body."""
+    said = {name.replace("_", "-"): text for name, text in headers.items()} | (FORM if body else {})
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)) as connection:
+        connection.request("GET" if body is None else "POST", path, body, said)
+        answered = connection.getresponse()
+        answered.read()
+        return answered.status, answered.headers
+
+
+def stored(store: Path) -> int:
+    return sum(path.is_file() for path in store.rglob("*"))
+
+
+def test_requests_from_elsewhere_are_refused(address, store):
+    own, upload = address.rstrip("/"), "/gradio_api/upload"
+    before = stored(store)
+    link = {"Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+    for path, body, headers, status in [
+        (upload, b"1", {"Origin": "https://evil.example"}, 403),
+        (upload, b"1", {"Origin": "null"}, 403),
+        (upload, b"1", {"Origin": "http://127.0.0.1:1"}, 403),
+        (upload, b"1", {"Origin": own.replace("http", "https")}, 403),
+        (upload, b"1", {"Sec_Fetch_Site": "cross-site"}, 403),
+        (upload, b"1", {"Origin": own, "Sec_Fetch_Site": "same-site"}, 403),
+        ("/gradio_api/queue/join", b"1", {"Origin": "https://evil.example"}, 403),
+        ("/", b"1", {"Sec_Fetch_Site": "cross-site", **link}, 403),
+        # Under a name of its own, which leads to this computer, a site is the page's own origin.
+        (upload, b"1", {"Host": "evil.example", "Origin": "http://evil.example", "Sec_Fetch_Site": "same-origin"}, 421),
+        ("/", None, {"Host": "evil.example"}, 421),
+        ("/", None, {"Host": "127.0.0.1.evil.example"}, 421),
+        ("/config", None, {"Sec_Fetch_Site": "cross-site", **link}, 403),
+        ("/", None, {"Sec_Fetch_Site": "cross-site", **link, "Sec_Fetch_Dest": "iframe"}, 403),
+        # What the server would fetch from elsewhere.
+        ("/gradio_api/file=http%3A//127.0.0.1:9/", None, {}, 403),
+        ("/gradio_api/proxy=http://127.0.0.1:9/", None, {}, 403),
+        # What may be stored.
+        (upload, b"1" * (LARGEST_REQUEST + 1), {"Origin": "null"}, 413),
+        (upload, iter([b"1"]), {"Transfer_Encoding": "chunked"}, 411),
+    ]:
+        try:
+            answered, said = ask(address, path, photo_form(body) if isinstance(body, bytes) else body, **headers)
+        except (BrokenPipeError, ConnectionResetError):
+            # It is not read to its end.
+            assert status == 413
+            continue
+        assert (answered, path, headers) == (status, path, headers)
+        assert {name.lower() for name in HEADERS} <= {name.lower() for name in said}
+        assert "frame-ancestors 'none'" in said["Content-Security-Policy"]
+        assert stored(store) == before
+    # What the page itself asks, whoever follows a link to it, and a program, are answered.
+    for headers in ({"Origin": own, "Sec_Fetch_Site": "same-origin"}, {"Host": "localhost"}):
+        assert ask(address, upload, photo_form(repr(headers).encode()), **headers)[0] == 200
+    assert stored(store) == before + 2
+    assert ask(address, "/", **link, Sec_Fetch_Site="cross-site")[0] == ask(address, "/")[0] == 200
+
+
+ATTACK = """async (address) => {
+    const form = new FormData();
+    form.append("files", new Blob(["0".repeat(1000)]), "evil.png");
+    for (const mode of ["no-cors", "cors"])
+        await fetch(address + "gradio_api/upload", { method: "POST", mode, body: form }).catch(() => null);
+    const frame = document.createElement("iframe");
+    await new Promise((done) => { frame.onload = done; frame.src = address; document.body.append(frame); });
+}"""
+
+
+def test_another_site_can_neither_upload_nor_show_the_page(browser, address, store):
+    """A real browser shows a page of another origin, whose script tries both; on that origin's own server it can."""
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><title>Elsewhere</title><p>")
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    elsewhere, before = f"http://localhost:{server.server_port}/", stored(store)
+    page = browser.new_page()
+    try:
+        page.goto(elsewhere)
+        page.evaluate(ATTACK, address)
+        assert stored(store) == before
+        assert page.frames[1].title() != "guided-backprop"
+        page.evaluate(ATTACK, elsewhere)
+        assert asked == ["/gradio_api/upload"] * 2
+        assert page.frames[2].title() == "Elsewhere"
+    finally:
+        page.close()
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_oldest_uploads_make_room(tmp_path):
+    def put(name: str, size: int, age: float) -> Path:
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "photo.png"
+        path.write_bytes(bytes(size))
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    example, store = put("example", 40, 9), Store(tmp_path, largest=200, most=4)
+    store.keep()
+    old, new = put("old", 60, 5), put("new", 60, 1)
+    assert store.take(40)
+    assert all(path.exists() for path in (example, old, new))
+    assert store.take(20)
+    # 160 bytes and the 60 that arrive are too many.
+    assert [path.exists() for path in (example, old.parent, new)] == [True, False, True]
+    # Of what arrives at once half of all is the most.
+    assert not store.take(41)
+    store.took(60)
+    assert store.take(100)
+    assert new.exists()
+    store.took(100)
+    for place in range(4):
+        put(f"small{place}", 0, 4 - place)
+    assert store.take(0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["example", "new", "small3"]
 
 
 def test_without_gradio_the_error_says_what_to_install():

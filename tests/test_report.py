@@ -5,9 +5,11 @@ mouse drags the slider, and what is then shown is compared pixel by pixel. Scree
 """
 
 import base64
+import gc
 import html
 import io
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import jax
 import numpy as np
@@ -27,7 +30,7 @@ import torch
 from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import guided_backprop
 import networks
@@ -36,6 +39,8 @@ from guided_backprop.commands.main import command
 from guided_backprop.models import load
 from guided_backprop.render import overlay
 from guided_backprop.report import Report, randomised
+from guided_backprop.report.pages import Entry, Map, Pages
+from guided_backprop.show.embed import data_uri
 from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, summaries
 from networks_torch import to_torch
 from test_cli import MODEL, photos, process  # noqa: F401 (a fixture)
@@ -238,6 +243,71 @@ def test_a_segmentation_has_no_other_classes(tmp_path):
     assert "Cosine" not in report.finish().read_text("utf-8")
 
 
+def entries(count: int) -> Iterator[Entry]:
+    """Yield what pages show of so many images: every third is a cat, and scores go up."""
+    uri = data_uri(np.zeros((1, 1, 3), np.uint8))
+    maps = [Map(method, "signed, grey is 0", uri) for method in ("Saliency", "GuidedBackprop")]
+    for row in range(count):
+        label = "7 dog" if row % 3 else "3 cat"
+        rest = (label, float(row - 5), (1, 1), True, [(0.5, label)], uri, maps, likeness(0.95))
+        yield Entry(f"photos/a#{row}.png", *rest)
+
+
+ABOUT = {"head": None, "methods": ["Saliency", "GuidedBackprop"], "model": "Net"}
+END = {"command": None, "coverage": [], "layer": None, "percentile": 99.0, "trust": [], "versions": {}}
+
+
+def written(path: Path, count: int, *, overwrite: bool = False) -> None:
+    pages = Pages(path, overwrite=overwrite)
+    for entry in entries(count):
+        pages.add(entry, ABOUT)
+    pages.finish(ABOUT, END)
+
+
+def test_many_images_are_on_several_pages_with_an_index(browser, tmp_path):
+    """Of 200 images there is one page, of 201 an index beside two, whose links lead to each image."""
+    written(tmp_path / "one.html", 200)
+    assert [path.name for path in tmp_path.iterdir()] == ["one.html"]
+    folder = tmp_path / "many"
+    written(folder / "r é%.html", 201)
+    assert sorted(path.name for path in folder.iterdir()) == ["r é%-1.html", "r é%-2.html", "r é%.html"]
+    index = (folder / "r é%.html").read_text()
+    for page in (1, 2):
+        assert f"r é%-{page}.html, {(folder / f'r é%-{page}.html').stat().st_size / 1e3:.0f} kB" in index
+    assert index.count("data:image") == 0
+    with Visit(browser, folder / "r é%.html") as visit:
+        page = visit.page
+        assert page.locator("nav li").count() == 201
+        page.get_by_label("Class", exact=True).select_option("3 cat")
+        page.get_by_label("Sort by").select_option("highest")
+        assert page.get_by_role("status").inner_text() == "67 of 201 images"
+        visible = "[...document.querySelectorAll('nav li:not([hidden]) a')].map((each) => each.textContent)"
+        assert page.evaluate(visible) == [f"a#{row}.png" for row in range(198, -1, -3)]
+        assert visit.noted == []
+        page.get_by_role("link", name="a#198.png", exact=True).click()
+        expect(page.locator("#image-199 h2")).to_have_text("a#198.png")
+        assert unquote(urlsplit(page.url).path).endswith("/r é%-1.html")
+        assert page.locator("article").count() == 200
+        page.get_by_role("link", name="Images after").first.click()
+        expect(page.locator("article h2")).to_have_text(["a#200.png"])
+        assert page.get_by_role("link", name="Images before").first.get_attribute("href") == "r%20%C3%A9%25-1.html"
+        page.get_by_role("link", name="how far to believe").click()
+        expect(page.locator("#trust")).to_be_visible()
+
+
+def test_several_pages_appear_together_or_not_at_all(tmp_path):
+    taken = tmp_path / "report-2.html"
+    taken.write_text("mine")
+    with pytest.raises(OutputExistsError, match="report-2.html"):
+        written(tmp_path / "report.html", 201)
+    gc.collect()
+    assert list(tmp_path.iterdir()) == [taken]
+    assert taken.read_text() == "mine"
+    written(tmp_path / "report.html", 201, overwrite=True)
+    assert "a#200.png" in taken.read_text()
+    assert len([*tmp_path.iterdir()]) == 3
+
+
 # What is refused
 
 
@@ -358,12 +428,26 @@ def test_the_command_says_what_it_takes():
         assert option in text
 
 
-def test_the_wheel_holds_the_page(tmp_path):
+def test_the_wheel_holds_the_page_and_a_readme_of_its_own(tmp_path):
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"guided_backprop/report/templates/report.{ending}" for ending in ("html.j2", "css", "js")} <= names
+    archive = zipfile.ZipFile(wheel)
+    names = set(archive.namelist())
+    templates = ROOT / "src/guided_backprop/report/templates"
+    assert {f"guided_backprop/report/templates/{path.name}" for path in templates.iterdir()} <= names
+    # An index of packages has no files beside the README: no link leads to one.
+    (metadata,) = [name for name in names if name.endswith("METADATA")]
+    readme, relative = (ROOT / "README.md").read_text(), re.compile(r"\]\((?!https?:|#)([^)]+)\)")
+    shown = archive.read(metadata).decode()
+    assert "from guided_backprop import GuidedBackprop" in shown
+    assert relative.findall(shown) == []
+    links = relative.findall(readme)
+    absolute = runpy.run_path(str(ROOT / "hatch_build.py"))["absolute"](readme, "https://example.org/code/")
+    assert relative.findall(absolute) == []
+    found = re.findall(r"https://example.org/code/(?:blob|raw)/main/([^)]+)", absolute)
+    assert sorted(found) == sorted(links) != []
+    assert all((ROOT / link.partition("#")[0]).exists() for link in links)
 
 
 # The page in a browser
@@ -373,6 +457,8 @@ def test_the_wheel_holds_the_page(tmp_path):
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "The tests need Chromium. Run: make browser."
+    # A machine that does much else may take long.
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         flags = [*FLAGS.split(), "--disable-component-update", "--disable-sync"]
         running = playwright.chromium.launch(executable_path=chromium, args=flags)
@@ -407,7 +493,7 @@ class Visit:
     """One look at a page, which notes what should not be: requests, errors, dialogs."""
 
     def __init__(self, browser: Browser, path: Path, width: int = 1280, **options: Any) -> None:
-        self._context = browser.new_context(viewport={"width": width, "height": 850}, **options)
+        self._context = browser.new_context(viewport={"width": width, "height": 1100}, **options)
         self.page: Page = self._context.new_page()
         self.noted: list[str] = []
         self.page.on("console", lambda message: self.noted.append(f"console: {message.text}"))
@@ -530,7 +616,7 @@ FAINT = """() => {
 }"""
 NAMELESS = """() => [
     ...[...document.querySelectorAll("img")].filter((each) => !each.alt),
-    ...[...document.querySelectorAll("input")].filter((each) => !each.labels.length && !each.ariaLabel),
+    ...[...document.querySelectorAll("input, select")].filter((each) => !each.labels.length && !each.ariaLabel),
     ...[...document.querySelectorAll("th")].filter((each) => !each.scope),
 ].map((each) => each.outerHTML.slice(0, 80))"""
 
@@ -561,6 +647,85 @@ def test_the_page_fits_and_can_be_read(browser, request, which, width, scheme):
         assert visit.page.evaluate(NAMELESS) == ["<img>"]
 
 
+def test_images_are_sorted_and_filtered(browser, hostile_report):
+    """By hand: the scores and the classes that the page itself says of its three images."""
+    with Visit(browser, hostile_report) as visit:
+        page = visit.page
+        items = {kind: page.locator(kind) for kind in ("main article", "nav li")}
+        scores = [float(each.get_attribute("data-score")) for each in items["main article"].all()]
+        labels = [each.get_attribute("data-label") for each in items["main article"].all()]
+        assert [label[0] for label in labels] == list("012")
+        by_score = sorted(range(3), key=lambda row: scores[row])
+        for order, rows in (
+            ("highest", by_score[::-1]),
+            ("lowest", by_score),
+            ("label", [0, 1, 2]),
+            ("number", [0, 1, 2]),
+        ):
+            page.get_by_label("Sort by").select_option(order)
+            for kind, found in items.items():
+                assert [int(each.get_attribute("data-number")) - 1 for each in found.all()] == rows, (order, kind)
+        # A class whose name is HTML is chosen by that name.
+        page.get_by_label("Class", exact=True).select_option(labels[0])
+        assert page.locator("main article:visible h2").all_inner_texts() == [EVIL]
+        assert page.get_by_role("status").inner_text() == "1 of 3 images"
+        page.get_by_label("Class", exact=True).select_option("")
+        page.get_by_label("Score from").fill(f"{scores[by_score[1]]}")
+        page.get_by_label("Score to").fill("1e9")
+        assert page.locator("main article:visible").count() == page.locator("nav li:visible").count() == 2
+        page.get_by_label("Score to").fill("-1e9")
+        assert page.get_by_role("status").inner_text() == "0 of 3 images"
+        assert visit.noted == []
+
+
+def test_methods_are_chosen_for_all_images(browser, hostile_report):
+    with Visit(browser, hostile_report) as visit:
+        page, over = visit.page, visit.page.locator(".over")
+        page.get_by_label("Map over the photos").select_option(label="DeconvNet, signed, grey is 0")
+        assert all(each.get_attribute("alt").startswith("DeconvNet of ") for each in over.all())
+        page.get_by_label("DeconvNet", exact=True).press("Space")
+        # Another one takes its place; where it is not shown it cannot be chosen.
+        assert all(each.get_attribute("alt").startswith("Saliency of ") for each in over.all())
+        assert page.locator(".tile:visible").count() == 3 * 3
+        page.get_by_label("Saliency", exact=True).uncheck()
+        assert page.get_by_label("GuidedBackprop", exact=True).is_disabled()  # the last one stays
+        assert all(each.get_attribute("alt").startswith("GuidedBackprop of ") for each in over.all())
+        assert visit.noted == []
+
+
+# Of fields and boxes one sees where they are: 3 to 1 (WCAG 2.1, 1.4.11).
+EDGES = FAINT.replace("< 4.5", "< 3").replace("getComputedStyle(each).color)", "getComputedStyle(each).borderTopColor)")
+EDGES = EDGES.replace('"body *"', '".fields select, .fields input"').replace("!has_text || ", "")
+
+
+def test_all_is_reached_with_the_keyboard_and_seen(browser, hostile_report):
+    with Visit(browser, hostile_report) as visit:
+        page = visit.page
+        assert page.evaluate(EDGES) == []
+        reached = []
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            look = page.evaluate("""() => {
+                const each = document.activeElement;
+                const rings = [each, each.closest(".tile")].filter(Boolean).map((part) => getComputedStyle(part));
+                const is_seen = (ring) => ring.outlineStyle !== "none" && parseFloat(ring.outlineWidth) >= 2;
+                return each === document.body ? null : [each.outerHTML.slice(0, 300), rings.some(is_seen)];
+            }""")
+            if look is None:
+                break
+            reached.append(look)
+        # Of radio buttons one is reached, and the others from it by arrows.
+        count = page.locator("a, summary, select, input:not([type=radio]), [tabindex='0'], article").count()
+        assert len({html for html, _ in reached}) == len(reached) == count
+        assert [html for html, is_seen in reached if not is_seen] == []
+        # The look at the edges can fail; the page's own rule forbids a style that is not its own.
+        page.evaluate("""() => {
+            const field = document.querySelector(".fields select");
+            field.style.borderTopColor = getComputedStyle(document.querySelector(".card")).backgroundColor;
+        }""")
+        assert len(page.evaluate(EDGES)) == 1
+
+
 def test_headings_are_in_order_and_ids_are_unique(browser, report_of_photos):
     with Visit(browser, report_of_photos) as visit:
         levels = visit.page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map((each) => +each.tagName[1])")
@@ -583,7 +748,9 @@ def test_what_the_page_says_of_real_photos(browser, report_of_photos):
     assert "relu6 33 guided" in text
     assert f"guided-backprop {guided_backprop.__version__}" in text
     assert f"torch {torch.__version__}" in text
+    said = re.search(r"one file of about (\d+) kB", text)
     assert report_of_photos.stat().st_size < 2 * 400_000
+    assert_allclose(1000 * int(said[1]), report_of_photos.stat().st_size, rtol=0.1)
 
 
 def test_names_are_text(browser, hostile_report):

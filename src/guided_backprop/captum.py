@@ -84,6 +84,13 @@ class Saliency(_Method):
 
     Args:
         forward_func: the model, or a function of tensors.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop.captum import Saliency
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+        >>> Saliency(model).attribute(torch.ones(5, 4), target=1, abs=False).shape
+        torch.Size([5, 4])
     """
 
     def __init__(self, forward_func: Model) -> None:
@@ -146,6 +153,13 @@ class Deconvolution(_Method):
 
     Args:
         model: the model.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop.captum import Deconvolution
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+        >>> Deconvolution(model).attribute(torch.ones(5, 4), target=1).shape
+        torch.Size([5, 4])
     """
 
     def __init__(self, model: Model) -> None:
@@ -165,6 +179,14 @@ class GuidedGradCam(_Method):
         model: the model.
         layer: the layer itself.
         device_ids: of no use here: nothing is put together from several devices.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop.captum import GuidedGradCam
+        >>> layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 2)]
+        >>> model = torch.nn.Sequential(*layers).eval()
+        >>> GuidedGradCam(model, model[0]).attribute(torch.ones(5, 3, 8, 8), target=1).shape
+        torch.Size([5, 3, 8, 8])
     """
 
     def __init__(self, model: Model, layer: Layer, device_ids: list[int] | None = None) -> None:
@@ -288,6 +310,13 @@ class NeuronDeconvolution(_Neuron):
         model: the model.
         layer: the layer itself.
         device_ids: of no use here: nothing is put together from several devices.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop.captum import NeuronDeconvolution
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+        >>> NeuronDeconvolution(model, model[1]).attribute(torch.ones(5, 4), 2).shape
+        torch.Size([5, 4])
     """
 
     _kind = gradients.DeconvNet

@@ -12,6 +12,11 @@ class Nonlinearity(NamedTuple):
         count: how often it was met in one forward pass.
         treatment: the rule's name (``"guided"``, ``"deconv"``) where the rule acted, ``"undone"`` for the
             final softmax or sigmoid whose logit was explained, else ``"plain"``.
+
+    Example:
+        >>> from guided_backprop import Nonlinearity
+        >>> Nonlinearity("relu6", 33, "guided").treatment
+        'guided'
     """
 
     name: str
@@ -20,7 +25,14 @@ class Nonlinearity(NamedTuple):
 
 
 class Coverage(tuple[Nonlinearity, ...]):
-    """Every non-linearity on the path; prints as ``relu x16 guided, sigmoid x1 plain``."""
+    """Every non-linearity on the path; prints as ``relu x16 guided, sigmoid x1 plain``.
+
+    Example:
+        >>> from guided_backprop import Coverage, Nonlinearity
+        >>> batches = [Coverage([Nonlinearity("relu", 16, "guided")])] * 2
+        >>> print(Coverage.merge(batches))
+        relu x16 guided
+    """
 
     __slots__ = ()
 

@@ -50,6 +50,14 @@ class Explanations(Record):
         channel_axis: where channels are in ``images``; ``None`` if the images have no channels. One for each
             of several inputs. Of what an input layer makes of tokens it is the last axis.
         batch_size: how many images were explained at once at most; where memory ran out, how many fitted.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from guided_backprop import GuidedBackprop
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+        >>> explanations = GuidedBackprop(model).explain(torch.ones(5, 4), labels=1)
+        >>> np.asarray(explanations).shape, len(explanations[1:3]), explanations.labels.tolist()
+        ((5, 4), 2, [1, 1, 1, 1, 1])
     """
 
     @answering

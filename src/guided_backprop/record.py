@@ -37,6 +37,14 @@ class Explanation(_Attributed):
     """The explanation of one image: a row of :class:`Explanations`, without the batch axis.
 
     With K labels of each image the score is an array ``(K,)``, else a float.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import GuidedBackprop
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+        >>> first = GuidedBackprop(model).explain(torch.ones(5, 4), labels=1)[0]
+        >>> int(first.label), first.shape, str(first.coverage)
+        (1, (4,), 'relu x1 guided')
     """
 
     attribution: Images

@@ -42,6 +42,14 @@ class ArrayFunctions(Protocol):
 
     It is ``numpy``, ``jax.numpy``, ``tensorflow.experimental.numpy``, or what stands for these in PyTorch. A framework
     has more, of its own.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.rules import ArrayFunctions
+        >>> def strongest(g, xp: ArrayFunctions):
+        ...     return xp.max(xp.abs(g), axis=1)
+        >>> strongest(np.array([[1.0, -3.0]]), np).tolist()
+        [3.0]
     """
 
     abs: Callable[..., Tensor]
@@ -77,6 +85,8 @@ class ReluRule(ABC):
         >>> x, g = np.array([5.0, 0.0, -5.0, 10.0]), np.array([1.0, -2.0, 3.0, -4.0])
         >>> GUIDED.leaving(g, g * (x > 0), x, np.maximum(x, 0), np).tolist()
         [1.0, 0.0, 0.0, 0.0]
+        >>> GUIDED.is_shut_by_gate, GUIDED.guides("gelu"), GUIDED.treatment("gelu")
+        (True, False, 'plain')
     """
 
     name: ClassVar[str]
@@ -116,13 +126,28 @@ class ReluRule(ABC):
 
 
 def closed(is_closed: Tensor, gradient: Tensor, xp: ArrayFunctions) -> Tensor:
-    """Return a gradient with nothing where the gate is closed."""
+    """Return a gradient with nothing where the gate is closed.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.rules import closed
+        >>> closed(np.array([True, False]), np.array([2.0, 3.0]), np).tolist()
+        [0.0, 3.0]
+    """
     return xp.where(is_closed, xp.zeros_like(gradient), gradient)
 
 
 @dataclass(frozen=True)
 class Plain(ReluRule):
-    """The derivative itself: a ReLU passes what its input let pass."""
+    """The derivative itself: a ReLU passes what its input let pass.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.rules import Plain
+        >>> x, g = np.array([5.0, 0.0, -5.0, 10.0]), np.array([1.0, -2.0, 3.0, -4.0])
+        >>> Plain().leaving(g, g * (x > 0), x, np.maximum(x, 0), np).tolist()
+        [1.0, -0.0, 0.0, -4.0]
+    """
 
     name = "plain"
     needs_every_relu = False
@@ -134,7 +159,15 @@ class Plain(ReluRule):
 
 @dataclass(frozen=True)
 class Deconv(ReluRule):
-    """DeconvNet: a ReLU passes every positive gradient."""
+    """DeconvNet: a ReLU passes every positive gradient.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.rules import Deconv
+        >>> x, g = np.array([5.0, 0.0, -5.0, 10.0]), np.array([1.0, -2.0, 3.0, -4.0])
+        >>> Deconv().leaving(g, g * (x > 0), x, np.maximum(x, 0), np).tolist()
+        [1.0, 0.0, 3.0, 0.0]
+    """
 
     name = "deconv"
 
@@ -145,7 +178,15 @@ class Deconv(ReluRule):
 
 @dataclass(frozen=True)
 class Guided(ReluRule):
-    """Guided Backpropagation: a ReLU passes positive gradients, and only where its input was positive."""
+    """Guided Backpropagation: a ReLU passes positive gradients, and only where its input was positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.rules import Guided
+        >>> x, g = np.array([5.0, 0.0, -5.0, 10.0]), np.array([1.0, -2.0, 3.0, -4.0])
+        >>> Guided().leaving(g, g * (x > 0), x, np.maximum(x, 0), np).tolist()
+        [1.0, 0.0, 0.0, 0.0]
+    """
 
     guides_smooth: bool = False
 
@@ -158,7 +199,15 @@ class Guided(ReluRule):
 
 @dataclass(frozen=True)
 class Open(ReluRule):
-    """Everything passes, as if there were no ReLU: for what a value depends on, and not for maps."""
+    """Everything passes, as if there were no ReLU: for what a value depends on, and not for maps.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.rules import Open
+        >>> x, g = np.array([5.0, 0.0, -5.0, 10.0]), np.array([1.0, -2.0, 3.0, -4.0])
+        >>> Open().leaving(g, g * (x > 0), x, np.maximum(x, 0), np).tolist()
+        [1.0, -2.0, 3.0, -4.0]
+    """
 
     name = "open"
     needs_every_relu = False

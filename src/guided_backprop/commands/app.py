@@ -2,8 +2,9 @@
 
 import click
 
+from guided_backprop.commands.serving import serve
 from guided_backprop.commands.shared import load_model, model_option, one_line_errors
-from guided_backprop.commands.widgets import check_ready, serve
+from guided_backprop.commands.widgets import check_ready
 
 
 @click.command("app")

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 
 from guided_backprop.arrays import Images
-from guided_backprop.errors import ImageError, OptionError
+from guided_backprop.commands.layers import Neuron, last_with_positions, strongest_neurons
+from guided_backprop.errors import GuidedBackpropError, ImageError, LabelError, OptionError
 from guided_backprop.explanations import Explanations
-from guided_backprop.methods.cam import GuidedGradCAM
+from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
 from guided_backprop.methods.compare import compare
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.methods.method import Method
@@ -23,16 +24,13 @@ from guided_backprop.show.panels import MAPS, PANELS, Panel, PanelName
 from guided_backprop.show.render import Picture
 from guided_backprop.trust.likeness import SAME, cosine, number
 
-if TYPE_CHECKING:
-    pass
-
 CLASS_METHODS: Mapping[str, type[Method]] = {
     "Saliency": Saliency,
     "DeconvNet": DeconvNet,
     "GuidedBackprop": GuidedBackprop,
 }
-NEEDS_LAYER = "GuidedGradCAM"
-METHODS = (*CLASS_METHODS, NEEDS_LAYER)
+LAYER_METHODS: Mapping[str, type[GradCAM | GuidedGradCAM]] = {"GradCAM": GradCAM, "GuidedGradCAM": GuidedGradCAM}
+METHODS = (*CLASS_METHODS, *LAYER_METHODS)
 VIEWS = tuple(panel.name for panel in MAPS)
 _EXAMPLES = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")
 
@@ -43,8 +41,8 @@ class Question:
 
     Attributes:
         label: a class id; None for the class with the highest score.
-        layer: explain a neuron of this layer instead of a class: ``channel`` where it is strongest; for Guided
-            Grad-CAM of a class, the layer whose positions count.
+        layer: explain a neuron of this layer instead of a class: ``channel`` where it is strongest; for Grad-CAM and
+            Guided Grad-CAM of a class, the layer whose positions count.
         channel: the neuron's channel; None for a class.
         methods: among :data:`METHODS`, in the order in which they are shown.
         view: among :data:`VIEWS`.
@@ -55,6 +53,10 @@ class Question:
     channel: int | None = None
     methods: Sequence[str] = ("Saliency", "GuidedBackprop")
     view: PanelName = "colour"
+
+
+# What a question is asked by: the fields of the page.
+Field = Literal["photo", "label", "layer", "channel", "methods"]
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ class Seen:
     Attributes:
         best: the first five classes and their probabilities, best first; empty if the network is no classifier.
         classes: the name and id of each class, best first among the first five, then in their own order.
+        layer: the last layer whose values have places on the photo, for Grad-CAM; None if there is none.
     """
 
     best: Mapping[str, float]
     classes: Sequence[tuple[str, int]]
+    layer: str | None = None
 
 
 def look(vision: VisionModel, path: Path) -> Seen:
@@ -85,14 +89,38 @@ def look(vision: VisionModel, path: Path) -> Seen:
         ImageError: the photo cannot be read.
         GuidedBackpropError: all that :meth:`Method.explain` raises.
     """
-    explanations = Saliency(vision.network).explain(_read(vision, path))
+    images = _read(vision, path)
+    explanations = Saliency(vision.network).explain(images)
     shares = probabilities(explanations.outputs, explanations.head)
+    layer = last_with_positions(vision.network, images)
     if shares is None:
-        return Seen({}, [])
+        return Seen({}, [], layer)
     top = best_classes(shares[0])
     order = [*top, *(label for label in range(shares.shape[1]) if label not in top)]
     best = {vision.class_name(label): float(shares[0, label]) for label in top}
-    return Seen(best, [(vision.class_name(label), label) for label in order])
+    return Seen(best, [(vision.class_name(label), label) for label in order], layer)
+
+
+def neurons(vision: VisionModel, path: Path, layer: str, count: int = 12) -> list[Neuron]:
+    """Return the channels of a layer that a photo excites most, strongest first, and where.
+
+    Raises:
+        ImageError: the photo cannot be read, or the network takes no pictures.
+        GuidedBackpropError: all that :meth:`Method.explain` raises.
+    """
+    return strongest_neurons(vision.network, layer, _read(vision, path), count)
+
+
+def field_of(error: GuidedBackpropError, question: Question) -> Field:
+    """Return the field by which a question is asked that was refused."""
+    wrong = _wrong(question)
+    if wrong is not None:
+        return wrong[0]
+    if isinstance(error, ImageError):
+        return "photo"
+    if isinstance(error, LabelError):
+        return "label" if question.channel is None else "channel"
+    return "layer" if isinstance(error, OptionError) else "methods"
 
 
 def answer(vision: VisionModel, path: Path, question: Question) -> Answer:
@@ -117,7 +145,8 @@ def answer(vision: VisionModel, path: Path, question: Question) -> Answer:
         >>> [caption.splitlines()[0] for _, caption in found.pictures]
         ["network's input", 'Saliency', 'GuidedBackprop']
     """
-    _check(question)
+    if wrong := _wrong(question):
+        raise OptionError(wrong[1])
     images = _read(vision, path)
     labels = question.label if question.channel is None else (question.channel, "max")
     explained = compare(images, labels, [_method(vision, name, question) for name in question.methods])
@@ -136,11 +165,19 @@ def examples() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _check(question: Question) -> None:
+def _wrong(question: Question) -> tuple[Field, str] | None:
+    """Return what is wrong with a question whatever the photo, and in which field; None if nothing is."""
+    needing = [name for name in question.methods if name in LAYER_METHODS]
     if not question.methods:
-        raise OptionError("at least one method must be chosen; received none. Tick one.")
+        return "methods", "at least one method must be chosen; received none. Tick one."
     if question.channel is not None and question.layer is None:
-        raise OptionError("a neuron must be in a layer; received layer=None. Choose a layer.")
+        return "layer", "a neuron must be in a layer; received layer=None. Choose a layer."
+    if needing and question.channel is not None:
+        return "methods", f"{needing[0]} must have a class; received a neuron. Take its tick away."
+    if needing and question.layer is None:
+        advice = "Choose the last layer before positions are pooled."
+        return "layer", f"{needing[0]} must have a class and a layer; received a class and no layer. {advice}"
+    return None
 
 
 def _read(vision: VisionModel, path: Path) -> Images:
@@ -151,20 +188,10 @@ def _read(vision: VisionModel, path: Path) -> Images:
 
 
 def _method(vision: VisionModel, name: str, question: Question) -> Method:
-    if name == NEEDS_LAYER:
-        return _with_layer(vision, question)
+    if name in LAYER_METHODS:
+        return LAYER_METHODS[name](vision.network, question.layer)
     is_neuron = question.channel is not None
     return CLASS_METHODS[name](vision.network, output_layer=question.layer if is_neuron else None)
-
-
-def _with_layer(vision: VisionModel, question: Question) -> Method:
-    if question.channel is not None:
-        what, advice = "a neuron", "Take it away"
-    elif question.layer is None:
-        what, advice = "a class and no layer", "Choose the last layer before positions are pooled"
-    else:
-        return GuidedGradCAM(vision.network, question.layer)
-    raise OptionError(f"{NEEDS_LAYER} must have a class and a layer; received {what}. {advice}.")
 
 
 def _pictures(explained: Sequence[Explanations], view: Panel) -> list[tuple[Picture, str]]:
@@ -178,7 +205,8 @@ def _pictures(explained: Sequence[Explanations], view: Panel) -> list[tuple[Pict
                 "Use explain() for what is none."
             )
         (image,), (attribution,) = pair
-        drawn = view.picture(image, attribution)
+        # A sum over channels has neither signs nor colours.
+        drawn = (PANELS["overlay"] if explanations.method == "GradCAM" else view).picture(image, attribution)
         # A gallery wants colours.
         colours = drawn if drawn.ndim == 3 else np.repeat(drawn[..., np.newaxis], 3, axis=2)
         pictures += [] if pictures else [(PANELS["image"].picture(image, attribution), "network's input")]

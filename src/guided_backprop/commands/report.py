@@ -52,7 +52,8 @@ def report(
     """Write one page about IMAGES: their maps by several methods, and how far to believe them.
 
     Images are files, or folders of them. Those that cannot be read are reported and left out; the exit status is then
-    1. The page is a single file, and needs no network.
+    1. The page is a single file, and needs no network; of more than 200 images it is an index, beside several such
+    pages.
     """
     ids = None if labels is None else ",".join(map(str, labels))
     options = {"--output": str(output), "--model": model, "--labels": ids, "--layer": layer}
@@ -76,7 +77,9 @@ def report(
         run.explain(batch_size)
         trust = [_trust(vision, photos, batch_size)] if check else []
         page.finish(trust=trust, command=again)
-        run.finish(f"reported in {printable(output)} ({output.stat().st_size / 1e6:.1f} MB)")
+        size = sum(path.stat().st_size for path in page.files)
+        beside = f" and {len(page.files) - 1} pages beside it" if len(page.files) > 1 else ""
+        run.finish(f"reported in {printable(output)}{beside} ({size / 1e6:.1f} MB)")
     if run.failed:
         sys.exit(1)
 

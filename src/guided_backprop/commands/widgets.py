@@ -1,24 +1,27 @@
 """The widgets of the local page of ``guided-backprop app``; Gradio is imported when the page is built."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, get_args
 
 from guided_backprop.commands.local_page import (
     CLASS_METHODS,
+    LAYER_METHODS,
     METHODS,
-    NEEDS_LAYER,
     VIEWS,
+    Field,
     Question,
     Seen,
     answer,
     examples,
+    field_of,
     look,
+    neurons,
 )
-from guided_backprop.errors import GuidedBackpropError, ImageError, MissingExtraError, ModelError, OptionError
-from guided_backprop.models import BEST, VisionModel
+from guided_backprop.errors import GuidedBackpropError, ImageError, MissingExtraError, ModelError
+from guided_backprop.models import BEST, VisionModel, read_image
 from guided_backprop.show.panels import MAPS, PanelName
-from guided_backprop.show.render import Picture
 from guided_backprop.subject import layer_names
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 # What Gradio changes of a widget.
 Update = dict[str, object]
+FIELDS: tuple[Field, ...] = get_args(Field)
 
 
 def check_ready() -> None:
@@ -61,34 +65,19 @@ def page(vision: VisionModel) -> "gr.Blocks":
         gr.Markdown("# Which pixels move a network's score?", sanitize_html=True)
         with gr.Row():
             with gr.Column(min_width=260):
-                photo = gr.File(label="Photo", file_types=["image"], height=140)
+                photo = gr.File(label="File", file_types=["image"], height=140)
+                refused_photo = _refusal()
+                shown = gr.Image(label="Photo", height=220, format="png", interactive=False, visible=False, buttons=[])
                 if paths := examples():
                     gr.Examples([[str(path)] for path in paths], [photo], api_visibility="private")
                 best = gr.Label(label=f"{vision.name} says", num_top_classes=BEST, buttons=[])
             with gr.Column(min_width=260):
-                choices = _choices(layers)
+                choices, neurons_of, refused = _choices(layers)
                 button = gr.Button("Explain", variant="primary")
-        maps = _gallery()
+        maps = _gallery(columns=4, name="maps")
         text = gr.Textbox(label="What was done, and how far to believe it", lines=5, interactive=False)
-        choices.kind.change(
-            _toggling, [choices.kind], [choices.label, choices.channel], api_visibility="private", queue=False
-        )
-        # One at a time, both together: they run the same model.
-        photo.change(
-            _looking(vision),
-            [photo],
-            [best, choices.label, maps, text],
-            api_visibility="private",
-            concurrency_id="model",
-            concurrency_limit=1,
-        )
-        button.click(
-            _answering(vision),
-            [photo, *choices],
-            [maps, text],
-            api_visibility="private",
-            concurrency_id="model",
-            concurrency_limit=1,
+        _connect(
+            vision, _Widgets(photo, shown, best, choices, neurons_of, button, maps, text, [refused_photo, *refused])
         )
     return blocks  # type: ignore[no-any-return]  # what it returns as a context is untyped
 
@@ -104,42 +93,110 @@ class _Choices(NamedTuple):
     view: "gr.Radio"
 
 
-def _choices(layers: Sequence[str]) -> _Choices:
+class _Widgets(NamedTuple):
+    """All of the page that changes; what is refused in the order of :data:`FIELDS`."""
+
+    photo: "gr.File"
+    shown: "gr.Image"
+    best: "gr.Label"
+    choices: _Choices
+    neurons: "gr.Gallery"
+    button: "gr.Button"
+    maps: "gr.Gallery"
+    text: "gr.Textbox"
+    refused: "list[gr.HTML]"
+
+
+class _Run(TypedDict, total=False):
+    """How Gradio runs a function."""
+
+    api_visibility: Literal["private"]
+    queue: bool
+    concurrency_id: str
+    concurrency_limit: int
+
+
+def _connect(vision: VisionModel, parts: _Widgets) -> None:
+    """Say what happens when something is chosen, uploaded or clicked."""
+    choices, refused = parts.choices, parts.refused
+    at_once: _Run = {"api_visibility": "private", "queue": False}
+    # One at a time, all together: they run the same model.
+    with_model: _Run = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
+    seen = [parts.best, choices.label, choices.layer, choices.methods, parts.maps, parts.text, *refused]
+    finding = _finding(vision), [parts.photo, choices.kind, choices.layer], [parts.neurons, *refused]
+    answering = _answering(vision), [parts.photo, *choices], [parts.maps, parts.text, *refused]
+    # The photo is there before the network has looked at it.
+    parts.photo.change(_showing, [parts.photo], [parts.shown, refused[0]], **at_once).then(
+        _looking(vision), [parts.photo, choices.layer, choices.methods], seen, **with_model
+    ).then(*finding, **with_model)
+    toggled = [choices.label, choices.channel, choices.methods, parts.neurons]
+    choices.kind.change(_toggling, [choices.kind, choices.methods, choices.layer], toggled, **at_once).then(
+        *finding, **with_model
+    )
+    choices.layer.input(*finding, **with_model)
+    parts.neurons.select(_chosen(), None, [choices.channel], **at_once).then(*answering, **with_model)
+    parts.button.click(*answering, **with_model)
+
+
+def _choices(layers: Sequence[str]) -> "tuple[_Choices, gr.Gallery, list[gr.HTML]]":
+    """Return what is asked, the gallery of neurons to choose from, and where refusals of all but the photo stand."""
     import gradio as gr  # noqa: PLC0415
 
     kinds = ["class", "neuron"] if layers else ["class"]
     names = METHODS if layers else tuple(CLASS_METHODS)
-    about_layer = f"Of the neuron, and for {NEEDS_LAYER}."
-    strongest = "Explained where it is strongest."
-    return _Choices(
-        kind=gr.Radio(kinds, value="class", label="Explain a"),
-        label=gr.Dropdown([], label="Class", info="The first five are the best; type to search."),
-        layer=gr.Dropdown([*layers], value=None, label="Layer", info=about_layer, visible=bool(layers)),
-        channel=gr.Number(0, label="Channel", info=strongest, precision=0, minimum=0, visible=False),
-        methods=gr.CheckboxGroup([*names], value=[*CLASS_METHODS], label="Methods"),
-        view=gr.Radio([*VIEWS], value="colour", label="View", info=_view_help()),
-    )
+    about_layer = f"Of the neuron, and for {' and '.join(LAYER_METHODS)}: the last one with places is suggested."
+    strongest = "Explained where it is strongest. Choose one above, or type its number."
+    refused = []
+    kind = gr.Radio(kinds, value="class", label="Explain a")
+    label = gr.Dropdown([], label="Class", info="The first five are the best; type to search.")
+    refused.append(_refusal())
+    layer = gr.Dropdown([*layers], value=None, label="Layer", info=about_layer, visible=bool(layers))
+    refused.append(_refusal())
+    neurons_of = _gallery(columns=4, name="neurons", label="Neurons that the photo excites most", visible=False)
+    channel = gr.Number(0, label="Channel", info=strongest, precision=0, minimum=0, visible=False)
+    refused.append(_refusal())
+    ticked = [name for name in ("Saliency", "GuidedBackprop", "GradCAM") if name in names]
+    methods = gr.CheckboxGroup([*names], value=ticked, label="Methods")
+    refused.append(_refusal())
+    view = gr.Radio([*VIEWS], value="colour", label="View", info=_view_help())
+    return _Choices(kind, label, layer, channel, methods, view), neurons_of, refused
 
 
-def _gallery() -> "gr.Gallery":
+def _refusal() -> "gr.HTML":
+    """Return where it is said, below a field, why it was refused."""
+    import gradio as gr  # noqa: PLC0415
+
+    return gr.HTML(visible=False, elem_classes="refused")
+
+
+def _gallery(*, columns: int, name: str, label: str | None = None, visible: bool = True) -> "gr.Gallery":
     import gradio as gr  # noqa: PLC0415
 
     return gr.Gallery(
-        show_label=False,
+        label=label,
+        show_label=label is not None,
         format="png",
-        columns=4,
+        columns=columns,
         height="auto",
         object_fit="contain",
         interactive=False,
-        buttons=["download", "fullscreen"],
-        elem_classes="maps",
+        allow_preview=name == "maps",
+        buttons=["download", "fullscreen"] if name == "maps" else [],
+        elem_classes=name,
+        visible=visible,
     )
 
 
-# The gallery is as high as its pictures; on a phone four beside each other would not be seen.
-_CSS = """
-.maps, .maps .grid-wrap { min-height: 0 !important; height: auto !important; }
-@media (max-width: 600px) { .maps .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
+# The galleries are as high as their pictures; on a phone four beside each other would not be seen.
+CSS = """
+.maps, .maps .grid-wrap, .neurons, .neurons .grid-wrap { min-height: 0 !important; height: auto !important; }
+.neurons .grid-wrap { padding-top: 2em; }
+.refused p { margin: 0; padding: 6px 10px; border-left: 3px solid #b3261e; color: #b3261e; font-weight: 600; }
+.dark .neurons .grid-wrap { padding-top: 2em; }
+.refused p { border-color: #ffb4ab; color: #ffb4ab; }
+@media (max-width: 600px) {
+  .maps .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+}
 """
 
 
@@ -149,80 +206,97 @@ def _view_help() -> str:
     for panel in MAPS:
         names.setdefault(panel.reading, []).append(panel.name)
     readings = [f"{' and '.join(alike)}: {reading}." for reading, alike in names.items()]
-    return " ".join([*readings, "Each map has its own scale."])
+    return " ".join([*readings, "Each map has its own scale; Grad-CAM is always an overlay."])
 
 
-def serve(vision: VisionModel, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page to this computer alone, until it is interrupted.
-
-    Args:
-        vision: the model.
-        port: a free port.
-        ready: is called with the page's address once it can be opened.
-
-    Raises:
-        MissingExtraError: Gradio is not installed.
-        OptionError: the port is not free.
-    """
-    blocks = page(vision)
+def _toggling(kind: str, methods: Sequence[str], layer: str | None) -> list[Update]:
+    """Return what is seen of a class, and of a neuron, which has no Grad-CAM."""
     import gradio as gr  # noqa: PLC0415
-    from starlette.middleware import Middleware  # noqa: PLC0415
-    from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: PLC0415
 
-    blocks.queue(default_concurrency_limit=1, max_size=16, api_open=False)
+    is_neuron = kind == "neuron"
+    offered = [*CLASS_METHODS] if is_neuron else [*METHODS]
+    ticked = [name for name in methods if name in offered]
+    return [
+        gr.update(visible=not is_neuron),
+        gr.update(visible=is_neuron),
+        gr.update(choices=offered, value=ticked if is_neuron or layer is None else [*ticked, "GradCAM"]),
+        gr.update(visible=is_neuron),
+    ]
+
+
+def _showing(path: str | None) -> tuple[Update, Update]:
+    """Return the photo as it was read, or why it cannot be."""
+    import gradio as gr  # noqa: PLC0415
+
+    if path is None:
+        return gr.update(value=None, visible=False), _said("")
     try:
-        _, address, _ = blocks.launch(
-            server_name="127.0.0.1",
-            server_port=port,
-            share=False,
-            # Another site cannot reach the page under a name of its own that leads to this computer.
-            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])]},
-            quiet=True,
-            show_error=True,
-            prevent_thread_lock=True,
-            max_file_size="20mb",
-            ssr_mode=False,
-            footer_links=[],
-            # The usual themes bring fonts.
-            theme=gr.themes.Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")).set(
-                block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
-            ),
-            css=_CSS,
-        )
-    except OSError as error:
-        raise OptionError(
-            f"port must be free; received port={port}, which is not. Pass another one with --port."
-        ) from error
-    ready(address)
-    blocks.block_thread()
+        photo = read_image(path)
+    except ImageError as error:
+        return gr.update(value=None, visible=False), _said(_sentence(error, path))
+    photo.thumbnail((800, 800))
+    return gr.update(value=photo, visible=True), _said("")
 
 
-def _toggling(kind: str) -> tuple[Update, Update]:
-    import gradio as gr  # noqa: PLC0415
-
-    return gr.update(visible=kind == "class"), gr.update(visible=kind == "neuron")
-
-
-def _looking(vision: VisionModel) -> Callable[[str | None], tuple[Mapping[str, float] | None, Update, None, str]]:
+def _looking(vision: VisionModel) -> Callable[..., list[object]]:
     """Return what happens when another photo is there."""
 
-    def run(path: str | None) -> tuple[Mapping[str, float] | None, Update, None, str]:
+    def run(path: str | None, layer: str | None, methods: Sequence[str]) -> list[object]:
         import gradio as gr  # noqa: PLC0415
 
         # What is there of another photo goes, whatever becomes of this one.
-        seen, message = Seen({}, []), ""
+        seen, sentence = Seen({}, []), ""
         if path is not None:
             try:
                 seen = look(vision, Path(path))
             except GuidedBackpropError as error:
-                message = _sentence(error, path)
+                sentence = _sentence(error, path)
         first = seen.classes[0][1] if seen.classes else None
-        return seen.best or None, gr.update(choices=[*seen.classes], value=first), None, message
+        suggested = layer or seen.layer
+        ticked = [name for name in methods if suggested or name not in LAYER_METHODS]
+        return [
+            seen.best or None,
+            gr.update(choices=[*seen.classes], value=first),
+            gr.update(value=suggested),
+            gr.update(value=ticked if seen.best or seen.layer else [*methods]),
+            None,
+            "",
+            *_refusals("photo", sentence),
+        ]
 
     return run
 
 
-def _answering(vision: VisionModel) -> Callable[..., tuple[list[tuple[Picture, str]] | None, str]]:
+def _finding(vision: VisionModel) -> Callable[..., list[object]]:
+    """Return what happens when a layer is chosen whose neurons are shown."""
+
+    def run(path: str | None, kind: str, layer: str | None) -> list[object]:
+        import gradio as gr  # noqa: PLC0415
+
+        if kind != "neuron" or path is None or layer is None:
+            return [gr.update(value=None), *(gr.skip() for _ in FIELDS)]
+        try:
+            strongest = neurons(vision, Path(path), layer)
+        except GuidedBackpropError as error:
+            field: Field = "photo" if isinstance(error, ImageError) else "layer"
+            return [gr.update(value=None), *_refusals(field, _sentence(error, path))]
+        shown = [(one.picture, f"{one.channel}: {one.strongest:.3g}") for one in strongest]
+        return [gr.update(value=shown), *_refusals("layer", "")]
+
+    return run
+
+
+def _chosen() -> Callable[..., int]:
+    """Return what happens when one of the neurons is clicked: its caption begins with its channel."""
+    import gradio as gr  # noqa: PLC0415
+
+    def run(event: gr.SelectData) -> int:
+        return int(event.value["caption"].partition(":")[0])
+
+    return run
+
+
+def _answering(vision: VisionModel) -> Callable[..., list[object]]:
     """Return what happens when the button is clicked."""
 
     def run(  # noqa: PLR0917 (the order of the page's widgets)
@@ -233,33 +307,35 @@ def _answering(vision: VisionModel) -> Callable[..., tuple[list[tuple[Picture, s
         channel: float | None,
         methods: Sequence[str],
         view: PanelName,
-    ) -> tuple[list[tuple[Picture, str]] | None, str]:
+    ) -> list[object]:
+        if path is None:
+            return [None, "", *_refusals("photo", "a photo must be there; received none. Upload one.")]
+        if kind == "neuron" and channel is None:
+            return [None, "", *_refusals("channel", "a neuron must have a channel; received none. Type its number.")]
         ordered = [name for name in METHODS if name in methods]
+        question = Question(label, layer, None if kind != "neuron" else int(channel or 0), ordered, view)
+        # It is in use, which keeps it.
+        Path(path).touch()
         try:
-            question = Question(label, layer, _channel(kind, channel), ordered, view)
-            answered = answer(vision, _uploaded(path), question)
+            answered = answer(vision, Path(path), question)
         except GuidedBackpropError as error:
-            return None, _sentence(error, path)
-        return [*answered.pictures], answered.text
+            return [None, "", *_refusals(field_of(error, question), _sentence(error, path))]
+        return [[*answered.pictures], answered.text, *_refusals("photo", "")]
 
     return run
 
 
-def _uploaded(path: str | None) -> Path:
-    if path is None:
-        raise ImageError("a photo must be there; received none. Upload one, or take an example.")
-    return Path(path)
+def _refusals(field: Field, sentence: str) -> list[Update]:
+    """Return what is said below each field: the sentence below this one, nothing below the others."""
+    return [_said(sentence if name == field else "") for name in FIELDS]
 
 
-def _channel(kind: str, channel: float | None) -> int | None:
-    """Return the neuron's channel, and None for a class."""
-    if kind != "neuron":
-        return None
-    if channel is None:
-        raise OptionError("a neuron must have a channel; received none. Type its number.")
-    return int(channel)
+def _said(sentence: str) -> Update:
+    import gradio as gr  # noqa: PLC0415
+
+    return gr.update(value=f'<p role="alert">{escape(sentence)}</p>' if sentence else "", visible=bool(sentence))
 
 
-def _sentence(error: GuidedBackpropError, path: str | None) -> str:
+def _sentence(error: GuidedBackpropError, path: str) -> str:
     """Return what the library refuses, with the photo's name and not where the upload lies."""
-    return str(error).replace(path, Path(path).name) if path else str(error)
+    return str(error).replace(path, Path(path).name)

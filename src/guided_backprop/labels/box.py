@@ -43,6 +43,16 @@ class Box:
 
     Raises:
         LabelError: the box has no area, or the arguments have other shapes or values.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import Box, GuidedBackprop
+        >>> def detector(images):  # one candidate: left, top, right, bottom, and the score of one class
+        ...     left = torch.relu(images.mean((1, 2, 3)))
+        ...     return torch.stack([left, left, left + 8, left + 8, 2 * left], 1)[:, None]
+        >>> box = Box([0, 0, 8, 8], classes=0)
+        >>> GuidedBackprop(detector).explain(torch.ones(2, 3, 4, 4), box).scores.tolist()
+        [2.0, 2.0]
     """
 
     boxes: ArrayLike | Array

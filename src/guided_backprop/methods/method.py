@@ -67,6 +67,14 @@ class Method(Explainer):
         rule: what a ReLU lets through.
         reducer: as above.
         batch_size: as above.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import GuidedBackprop
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+        >>> method = GuidedBackprop(model, batch_size=2, reducer="mean")
+        >>> method.name, method.explain(torch.rand(4, 3, 8, 8), 1).attribution.shape
+        ('GuidedBackprop', torch.Size([4, 8, 8]))
     """
 
     rule: ReluRule

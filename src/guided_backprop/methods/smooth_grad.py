@@ -56,7 +56,9 @@ class SmoothGrad(Explainer):
         >>> from guided_backprop import GuidedBackprop, SmoothGrad
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
         >>> smooth = SmoothGrad(GuidedBackprop(model), samples=8, noise=0.1, seed=1)
-        >>> smooth.explain(torch.rand(5, 4), 1).method
+        >>> smooth.explain(torch.rand(5, 4), 1).attribution.shape
+        torch.Size([5, 4])
+        >>> smooth.name
         "SmoothGrad(GuidedBackprop, samples=8, noise=0.1, seed=1, form='mean')"
     """
 

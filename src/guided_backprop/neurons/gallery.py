@@ -53,6 +53,15 @@ class NeuronGallery:
         model: the model's name.
         channel_axis: where channels are in one of ``crops[channel]``, counted with the axis of images; None if the
             images have no channels.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import neuron_gallery
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3)).eval()
+        >>> gallery = neuron_gallery(model, "2", [1, 6], torch.rand(20, 3, 32, 32), count=4)
+        >>> gallery.boxes.shape, gallery.picture().shape
+        ((2, 4, 2, 2), (18, 72, 3))
+        >>> figure = gallery.plot()  # needs matplotlib
     """
 
     channels: NDArray[np.int64]

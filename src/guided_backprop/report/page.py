@@ -1,27 +1,22 @@
 """One page about some images: their maps by several methods, how far to believe them, and how to make it again.
 
 The page is a single file that asks nothing of a network: pictures, style and script are inside, and its own content
-security policy forbids all else. What it says of file, class and model names is escaped.
+security policy forbids all else. What it says of file, class and model names is escaped. Of more than 200 images it is
+an index, beside several such pages.
 """
 
-import base64
-import hashlib
 import io
 import os
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import Images, Labels, Layer, Model, NumpyArray
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
+from guided_backprop.errors import ImageError, MissingExtraError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.names import ClassNames, label_text
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
@@ -29,6 +24,7 @@ from guided_backprop.methods.compare import compare
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.methods.method import Method
 from guided_backprop.models import best_classes, probabilities
+from guided_backprop.report.pages import Entry, Map, Pages, check_free
 from guided_backprop.show.embed import EXACT, data_uri
 from guided_backprop.show.folder import versions
 from guided_backprop.show.panels import PANELS
@@ -38,54 +34,19 @@ from guided_backprop.trust.similarity import METRICS
 from guided_backprop.trust.verdict import SanityCheck
 from guided_backprop.version import __version__
 
-if TYPE_CHECKING:
-    from jinja2.environment import TemplateStream
-
 __all__ = ["Report", "Trust", "check_ready", "randomised"]
 
 # Where these two are among the methods.
 _PLAIN, _GUIDED = 0, 2
 
 
-@dataclass(frozen=True)
-class _Map:
-    """One map of an image: by which method, what its colours mean, and the picture as a URI."""
-
-    method: str
-    kind: str
-    uri: str
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """What the page shows of one image; of its classes the best with their probabilities."""
-
-    name: str
-    label: str
-    score: float
-    size: tuple[int, int]
-    best: Sequence[tuple[float, str]]
-    photo: str
-    maps: Sequence[_Map]
-    likeness: Likeness
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the page holds each pixel."""
-        return self.size[0] * self.size[1] <= EXACT
-
-    @property
-    def title(self) -> str:
-        """The last part of the name, if it is a path."""
-        return self.name.replace("\\", "/").rstrip("/").rpartition("/")[2] or self.name
-
-
 class Report:
     """A page that images are added to batch by batch, and that appears whole or not at all.
 
-    Of each batch only what the page shows is kept. Each image is explained by Saliency, DeconvNet and
-    GuidedBackprop from one forward pass; from a second one come the maps of other classes, for comparison: the two next
-    best, and the one of the lowest score.
+    Of more than 200 images it is an index of all, and the images are on pages beside it: ``report-1.html``,
+    ``report-2.html`` and so on. Of each batch only what the page shows is kept. Each image is explained by Saliency,
+    DeconvNet and GuidedBackprop from one forward pass; from a second one come the maps of other classes, for
+    comparison: the two next best, and the one of the lowest score.
 
     Args:
         path: where the page will be.
@@ -107,8 +68,8 @@ class Report:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report = Report(f"{folder}/report.html", model)
         ...     found = report.add(torch.rand(2, 3, 8, 8), ["a.png", "b.png"])
-        ...     print(report.finish().name, [each.method for each in found])
-        report.html ['Saliency', 'DeconvNet', 'GuidedBackprop']
+        ...     print(report.finish().name, [each.method for each in found], len(report.files))
+        report.html ['Saliency', 'DeconvNet', 'GuidedBackprop'] 1
     """
 
     def __init__(
@@ -124,14 +85,20 @@ class Report:
     ) -> None:
         check_ready(path, overwrite=overwrite)
         self._path, self._overwrite = Path(path), overwrite
+        self._pages = Pages(self._path, overwrite=overwrite)
         self._name, self._class_names, self._percentile = name, class_names, percentile
         self._methods: list[Method] = [Saliency(model), DeconvNet(model), GuidedBackprop(model)]
         self._layer = layer
         if layer is not None:
             self._methods += [GradCAM(model, layer), GuidedGradCAM(model, layer)]
-        self._entries: list[_Entry] = []
+        self._likenesses: list[Likeness] = []
         self._coverages: list[Coverage] = []
         self._head: str | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Where :meth:`finish` writes: the page alone, or the pages of more than 200 images and at last their index."""
+        return self._pages.files
 
     def add(self, images: Images, names: Sequence[str], labels: Labels = None) -> list[Explanations]:
         """Explain one batch.
@@ -152,12 +119,13 @@ class Report:
         explained = compare(images, labels, self._methods)
         pictures, maps = _pictures(explained, names)
         rivals = self._rivals(explained)
-        for row, name in enumerate(names):
-            maps_of_image = {method: maps_of_batch[row] for method, maps_of_batch in maps.items()}
-            of_image = explained[0][row : row + 1]
-            self._entries.append(self._entry(str(name), pictures[row], maps_of_image, of_image, rivals[row]))
         self._coverages.append(explained[_GUIDED].coverage)
         self._head, self._name = explained[0].head, self._name or explained[0].model
+        for row, name in enumerate(names):
+            maps_of_image = {method: maps_of_batch[row] for method, maps_of_batch in maps.items()}
+            entry = self._entry(str(name), pictures[row], maps_of_image, explained[0][row : row + 1], rivals[row])
+            self._likenesses.append(entry.likeness)
+            self._pages.add(entry, self._about())
         return explained
 
     def finish(self, *, trust: Sequence[Trust] = (), command: str | None = None) -> Path:
@@ -169,46 +137,25 @@ class Report:
 
         Raises:
             OptionError: nothing was added.
-            OutputExistsError: there is something at the path by now.
+            OutputExistsError: there is something at the path by now, or at that of one of several pages.
         """
-        if not self._entries:
+        if not self._likenesses:
             raise OptionError("a report needs at least one image; received none. Call add() before finish().")
         check_ready(self._path, overwrite=self._overwrite)
-        partial = self._path.with_name(f".report.partial-{uuid.uuid4().hex[:8]}")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", errors="replace") as file:
-                file.writelines(self._page([*summaries([entry.likeness for entry in self._entries]), *trust], command))
-            partial.replace(self._path)
-        finally:
-            partial.unlink(missing_ok=True)
+        end = {
+            "command": command,
+            "coverage": Coverage.merge(self._coverages),
+            "layer": self._layer,
+            "percentile": self._percentile,
+            "trust": [*summaries(self._likenesses), *trust],
+            "versions": {"guided-backprop": __version__, **versions()},
+        }
+        self._pages.finish(self._about(), end)
         return self._path
 
-    def _page(self, trust: Sequence[Trust], command: str | None) -> "TemplateStream":
-        from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
-        from markupsafe import Markup  # noqa: PLC0415
-
-        environment = Environment(
-            loader=PackageLoader("guided_backprop.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
-        environment.filters["png"] = lambda data: f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        # Files of this package, which are code and not text.
-        inside = {name: Markup(_file(name)) for name in ("report.css", "report.js")}
-        return environment.get_template("report.html.j2").stream(
-            command=command,
-            coverage=Coverage.merge(self._coverages),
-            entries=self._entries,
-            hashes={name: _hash(_file(name)) for name in inside},
-            head=self._head,
-            inside=inside,
-            layer=self._layer,
-            methods=[method.name for method in self._methods],
-            model=self._name,
-            number_of=lambda value: "none: a map is all 0" if value is None else number(value, 4),
-            percentile=self._percentile,
-            trust=trust,
-            versions={"guided-backprop": __version__, **versions()},
-        )
+    def _about(self) -> Mapping[str, object]:
+        """Return what every page says."""
+        return {"head": self._head, "methods": [method.name for method in self._methods], "model": self._name}
 
     def _label(self, label: NumpyArray | np.generic | int) -> str:
         return label_text(label, self._class_names)
@@ -220,14 +167,15 @@ class Report:
         maps: Mapping[str, NumpyArray],
         explained: Explanations,
         rivals: Sequence[Rival],
-    ) -> _Entry:
+    ) -> Entry:
         label = self._label(explained.labels[0])
         guided, plain = (edge_correlation(image, maps[method]) for method in ("GuidedBackprop", "Saliency"))
-        return _Entry(
+        return Entry(
             name=name,
             label=label,
             score=float(explained.scores[0]),
             size=(image.shape[1], image.shape[0]),
+            is_exact=image.shape[0] * image.shape[1] <= EXACT,
             best=self._best(explained),
             photo=data_uri(picture(image)),
             maps=self._maps(image, maps),
@@ -240,11 +188,11 @@ class Report:
             return []
         return [(float(shares[0, label]), self._label(label)) for label in best_classes(shares[0])]
 
-    def _maps(self, image: NumpyArray, maps: Mapping[str, NumpyArray]) -> list[_Map]:
+    def _maps(self, image: NumpyArray, maps: Mapping[str, NumpyArray]) -> list[Map]:
         signed = [(method, PANELS["colour"]) for method in maps if method != "GradCAM"]
         over = [(method, PANELS["overlay"]) for method in ("GuidedBackprop", "GradCAM") if method in maps]
         return [
-            _Map(method, panel.photo_caption, data_uri(panel.picture(image, maps[method], self._percentile)))
+            Map(method, panel.photo_caption, data_uri(panel.picture(image, maps[method], self._percentile)))
             for method, panel in [*signed, *over]
         ]
 
@@ -316,15 +264,7 @@ def check_ready(path: str | os.PathLike[str], *, overwrite: bool = False) -> Non
     """
     for package, name in (("jinja2", "Jinja2"), ("skimage.filters", "scikit-image"), ("scipy.stats", "SciPy")):
         _check_installed(package, name)
-    if Path(path).is_dir():
-        raise OutputExistsError(
-            f"path must be a file; received path={str(path)!r}, which is a folder. Name a file in it."
-        )
-    if os.path.lexists(path) and not overwrite:
-        raise OutputExistsError(
-            f"path must not exist yet; received path={str(path)!r}, which does. "
-            "Choose another name, or pass overwrite=True (--overwrite)."
-        )
+    check_free(Path(path), overwrite=overwrite)
 
 
 def _check_installed(package: str, name: str) -> None:
@@ -352,12 +292,3 @@ def _pictures(explained: Sequence[Explanations], names: Sequence[str]) -> tuple[
             f"{tuple(first.images.shape)}. Use plot() for what is none."
         )
     return images[0], {method: pair[1] for method, pair in pairs.items() if pair is not None}
-
-
-def _file(name: str) -> str:
-    return files("guided_backprop.report").joinpath("templates", name).read_text("utf-8")
-
-
-def _hash(text: str) -> str:
-    """Return what a content security policy calls a style or a script by."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

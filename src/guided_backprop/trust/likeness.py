@@ -26,6 +26,11 @@ class Trust:
         sentence: what was found, in words.
         rows: a table: in each row the same names of columns, and what stands there.
         picture: a figure, the bytes of a PNG file.
+
+    Example:
+        >>> from guided_backprop.report import Trust
+        >>> Trust("Randomised weights", "The map hardly changes.", [{"layers": 1, "similarity": 0.98}]).title
+        'Randomised weights'
     """
 
     title: str

@@ -71,6 +71,18 @@ class SanityCheck:
         constant: how many maps of re-initialised models said nothing, all values being equal; each counts as a
             similarity of 0.
         notes: what was not measured, and why.
+
+    Example:
+        >>> import torch
+        >>> from guided_backprop import GuidedBackprop, sanity_check
+        >>> layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3)]
+        >>> model = torch.nn.Sequential(*layers).eval()
+        >>> check = sanity_check(GuidedBackprop(model), torch.rand(2, 3, 8, 8), modes=["cascading"])
+        >>> check.sentence[:36], check.row("random").mode, type(check.beats_edges)
+        ('Randomising the top 1 of 2 blocks le', 'random', <class 'bool'>)
+        >>> print(check.table().splitlines()[0])
+        GuidedBackprop of Sequential: 2 images, 50 random maps; mean ± standard deviation over images
+        >>> figure = check.plot()  # needs matplotlib
     """
 
     method: str

@@ -22,6 +22,7 @@ from guided_backprop.methods.compare import compare
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.smooth_grad import SmoothGrad
+from guided_backprop.models.resolve import load_model
 from guided_backprop.neurons.gallery import NeuronGallery, neuron_gallery
 from guided_backprop.subject import layer_names
 from guided_backprop.trust.sanity import sanity_check
@@ -57,6 +58,7 @@ __all__ = [
     "__version__",
     "compare",
     "layer_names",
+    "load_model",
     "neuron_gallery",
     "sanity_check",
     "stack_detections",

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from guided_backprop.arrays import Model
 from guided_backprop.errors import MissingExtraError, ModelError, OptionError
 from guided_backprop.models.options import Options, side_file
 from guided_backprop.models.preprocessing import ResizeCrop
+from guided_backprop.models.vision import VisionModel
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,20 @@ class Asked:
             raise ModelError(f"model must be there; received model={self.spec!r}, and no such file. Pass another path.")
         return replace(self, options=self.options.over(Options.beside(path)))
 
+    def unreachable(self, error: Exception, advice: str) -> ModelError:
+        """Return the error for a model that another library could not get, with the way around the network."""
+        reason = " ".join(str(error).split()).rstrip(".")
+        return ModelError(
+            f"model must be in its library's cache, or a network must be there to fetch it; received "
+            f"model={self.spec!r} ({type(error).__name__}: {reason:.300}). {advice}"
+        )
+
+    def unknown(self, known: Sequence[str]) -> ModelError:
+        """Return the error for a model that another library doesn't have, with the nearest names that it has."""
+        near = get_close_matches(self.name, known, n=4, cutoff=0.4)
+        advice = f"Names like it are {', '.join(near)}." if near else "Look for its name in that library's list."
+        return ModelError(f"model must be one that its library has; received model={self.spec!r}. {advice}")
+
     def refuse_preprocessing(self) -> None:
         """Refuse options for a model that brings its own preprocessing.
 
@@ -72,14 +89,12 @@ class Asked:
         """Return the names that were said, or those that the model records."""
         return recorded if self.options.classes is None else self.options.classes
 
-    def preprocessing(
-        self, *, size: tuple[int, int] | None = None, channels_last: bool | None = None, rescales: bool = False
-    ) -> ResizeCrop:
+    def preprocessing(self, shape: Sequence[int | None] = (), *, rescales: bool = False) -> ResizeCrop:
         """Return the preprocessing that is said of a model that doesn't record it.
 
         Args:
-            size: height and width of the input, where the model records them.
-            channels_last: the layout, where the model records it.
+            shape: the shape ``(N, C, H, W)`` or ``(N, H, W, C)`` of the model's input as far as it records it, None for
+                sizes that it leaves open.
             rescales: whether the model takes pixels of 0 to 255.
 
         Raises:
@@ -87,6 +102,7 @@ class Asked:
             OptionError: something is said that contradicts what the model records.
         """
         options = self.options
+        size, channels_last, channels = _layout(shape)
         for name, record in {"size": size, "channels_last": channels_last}.items():
             said = getattr(options, name)
             if None not in (said, record) and said != record:
@@ -94,6 +110,8 @@ class Asked:
                     f"{name} must be as the model has it, {record}; received {name}={said}. Leave it out."
                 )
         size = size or options.size
+        if channels not in (None, 1, 3):
+            raise self._no_picture(shape)
         is_said = any(said is not None for said in (options.scale, options.mean, options.std))
         if size is None or not (rescales or is_said):
             raise self._unknown("size" if size is None else "scale, mean, std")
@@ -106,7 +124,29 @@ class Asked:
             mean=options.mean or (0.0,),
             std=options.std or (1.0,),
             channels_last=bool(options.channels_last if channels_last is None else channels_last),
+            grey=channels == 1,
             said="which it rescales itself" if rescales and not is_said else "",
+        )
+
+    def vision_model(self, network: Model, shape: Sequence[int | None] = (), *, rescales: bool = False) -> VisionModel:
+        """Return a network that doesn't record its preprocessing, with what is said of that; see :meth:`preprocessing`.
+
+        Raises:
+            ModelError: the network takes several images at once, and no other number.
+        """
+        preprocessing = self.preprocessing(shape, rescales=rescales)
+        at_once = shape[0] if shape else None
+        if at_once not in (None, 1):
+            raise ModelError(
+                f"model must take one image, or any number; received model={self.spec!r}, which takes {at_once}. "
+                "Store it for one, or for any number."
+            )
+        return VisionModel(self.name, network, preprocessing, self.class_names(), at_once)
+
+    def _no_picture(self, shape: Sequence[int | None]) -> ModelError:
+        return ModelError(
+            f"model must take one picture of one or three channels; received model={self.spec!r}, which takes "
+            f"{tuple(shape)}. Write a function that returns (model, preprocess), and pass file.py:function."
         )
 
     def _unknown(self, what: str) -> ModelError:
@@ -118,3 +158,16 @@ class Asked:
             f"for (pixels * scale - mean) / std, such as --scale 1/255 --mean .485,.456,.406 --std .229,.224,.225"
             f"{beside}."
         )
+
+
+def _layout(shape: Sequence[int | None]) -> tuple[tuple[int, int] | None, bool | None, int | None]:
+    """Return height and width, whether channels come last, and how many there are, as far as a shape tells."""
+    if len(shape) != 4:
+        return None, None, -1 if shape else None
+    is_last = shape[3] in (1, 3) and shape[1] not in (1, 3)
+    is_first = shape[1] in (1, 3) and shape[3] not in (1, 3)
+    if is_last == is_first:
+        return None, None, None
+    channels, sides = (shape[3], shape[1:3]) if is_last else (shape[1], shape[2:4])
+    height, width = sides
+    return None if height is None or width is None else (height, width), is_last, channels

@@ -11,8 +11,11 @@ from importlib import import_module, invalidate_caches
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from guided_backprop.backends.keras import is_keras
 from guided_backprop.errors import ModelError
+from guided_backprop.models import keras_file, saved_model, torch_file
 from guided_backprop.models.asked import Asked
 from guided_backprop.models.preprocessing import ResizeCrop
 from guided_backprop.models.vision import VisionModel, is_torch_module
@@ -104,20 +107,30 @@ def _from_file(path: str, spec: str) -> ModuleType:
 def _vision_model(loaded: object, asked: Asked) -> VisionModel:
     if isinstance(loaded, VisionModel):
         asked.refuse_preprocessing()
-        model = replace(loaded, class_names=asked.class_names(loaded.class_names))
-    elif isinstance(loaded, tuple) and len(loaded) == 2 and all(map(callable, loaded)):
+        return replace(loaded, class_names=asked.class_names(loaded.class_names))
+    if isinstance(loaded, tuple) and len(loaded) == 2 and all(map(callable, loaded)):
         asked.refuse_preprocessing()
-        model = VisionModel(asked.spec, *loaded, asked.class_names())
-    elif is_torch_module(loaded) and not set(asked.options.said()) - {"classes"}:
-        model = VisionModel(asked.spec, loaded, _IMAGENET, asked.class_names())
-    elif is_torch_module(loaded):
-        model = VisionModel(asked.spec, loaded, asked.preprocessing(channels_last=False), asked.class_names())
-    else:
-        raise ModelError(
-            "model must come as a torch.nn.Module, a tuple (model, preprocess) or a VisionModel; received "
-            f"{type(loaded).__qualname__} from {asked.spec!r}. Return one of these from the function."
+        return VisionModel(asked.spec, *loaded, asked.class_names())
+    if is_torch_module(loaded):
+        is_said = bool(set(asked.options.said()) - {"classes"})
+        return (
+            asked.vision_model(loaded) if is_said else VisionModel(asked.spec, loaded, _IMAGENET, asked.class_names())
         )
-    return model
+    for is_kind, loader in _STORED:
+        if is_kind(loaded):
+            return loader(loaded, asked)
+    raise ModelError(
+        "model must come as a network of PyTorch or Keras, a tuple (model, preprocess) or a VisionModel; received "
+        f"{type(loaded).__qualname__} from {asked.spec!r}. Return one of these from the function."
+    )
+
+
+# What a function may return that a loader of files knows.
+_STORED: tuple[tuple[Callable[[Any], bool], Callable[[Any, Asked], VisionModel]], ...] = (
+    (is_keras, keras_file.of_network),
+    (lambda loaded: type(loaded).__name__ == "ExportedProgram", torch_file.of_program),
+    (lambda loaded: hasattr(loaded, "signatures"), saved_model.of_loaded),
+)
 
 
 @contextmanager

@@ -72,7 +72,8 @@ class ResizeCrop(Preprocessing):
         scale, mean, std: what is done with pixels of 0 to 255: ``(pixels * scale - mean) / std``. Mean and std have one
             number, or one for each of red, green and blue.
         channels_last: whether the network wants ``(height, width, 3)``, and not ``(3, height, width)``.
-        further: done with ``(height, width, 3)`` float32 at last, before it is laid out; None for nothing.
+        grey: whether the network wants one channel, of the photo in grey.
+        further: done with ``(height, width, 3)`` of float32 at last, before it is laid out; None for nothing.
         said: what to say of ``further``.
 
     Example:
@@ -94,6 +95,7 @@ class ResizeCrop(Preprocessing):
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
     channels_last: bool = False
+    grey: bool = False
     further: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     said: str = ""
 
@@ -104,7 +106,8 @@ class ResizeCrop(Preprocessing):
         resized = photo.resize((width, height), Image.Resampling[self.resampling.upper()])
         seen = resized.crop((left, top, left + self.size[1], top + self.size[0]))
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        pixels: NDArray[np.float32] = (np.asarray(seen, np.float32) * np.float32(self.scale) - mean) / std
+        shown = np.asarray(seen.convert("L"))[..., np.newaxis] if self.grey else np.asarray(seen)
+        pixels: NDArray[np.float32] = (shown.astype(np.float32) * np.float32(self.scale) - mean) / std
         if self.further is not None:
             pixels = np.asarray(self.further(pixels), np.float32)
         return pixels if self.channels_last else np.ascontiguousarray(pixels.transpose(2, 0, 1))
@@ -119,11 +122,8 @@ class ResizeCrop(Preprocessing):
 
     def __str__(self) -> str:
         cut = "the whole photo stretched" if self.crop is None else f"crop {_short(self.crop)}"
-        said = [f"{self.size[1]} x {self.size[0]}", self.resampling, cut, _scale_text(self.scale)]
-        said += [f"mean {_numbers(self.mean)}"] if any(self.mean) else []
-        said += [f"std {_numbers(self.std)}"] if any(number != 1 for number in self.std) else []
-        said += [self.said] if self.said else []
-        return ", ".join(part for part in said if part)
+        parts = [self.resampling, cut, "grey" * self.grey, in_words(self.scale, self.mean, self.std), self.said]
+        return ", ".join([f"{self.size[1]} x {self.size[0]}", *filter(None, parts)])
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         rows, columns = self.size
@@ -139,15 +139,23 @@ class ResizeCrop(Preprocessing):
         return round((width - columns) / 2), round((height - rows) / 2)
 
 
+def in_words(scale: float, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Return what ``(pixels * scale - mean) / std`` does to pixels of 0 to 255; nothing for what does nothing.
+
+    Example:
+        >>> from guided_backprop.models.preprocessing import in_words
+        >>> in_words(1 / 255, (0.5, 0.5, 0.5), (1.0,)), in_words(1.0, (0.0,), (1.0,))
+        ('pixels / 255, mean .5', '')
+    """
+    scaled = f"pixels / {_short(1 / scale)}" if scale < 1 else f"pixels * {_short(scale)}" if scale > 1 else ""
+    means = f"mean {_numbers(mean)}" if any(mean) else ""
+    deviations = f"std {_numbers(std)}" if any(number != 1 for number in std) else ""
+    return ", ".join(filter(None, [scaled, means, deviations]))
+
+
 def _short(number: float) -> str:
     return f"{number:.4g}".replace("0.", ".", 1) if 0 < abs(number) < 1 else f"{number:.4g}"
 
 
 def _numbers(numbers: Sequence[float]) -> str:
     return " ".join(map(_short, numbers if len(set(numbers)) > 1 else numbers[:1]))
-
-
-def _scale_text(scale: float) -> str:
-    if scale == 1:
-        return ""
-    return f"pixels / {_short(1 / scale)}" if scale < 1 else f"pixels * {_short(scale)}"

@@ -17,9 +17,22 @@ from guided_backprop.models.vision import VisionModel, is_torch_module
 from guided_backprop.models.weights import require_learned
 
 # The file of each loader: by what stands before the colon, and by how a file is called.
-_PREFIXES: dict[str, str] = {}
-_ENDINGS: dict[str, str] = {}
-_FORMS = "package.module:function or file.py:function"
+_PREFIXES = {"torchvision": "torchvision", "timm": "timm", "hf": "hugging_face", "keras": "keras"}
+_ENDINGS = {
+    ".keras": "keras_file",
+    ".h5": "keras_file",
+    ".hdf5": "keras_file",
+    ".pt2": "torch_file",
+    ".pt": "torch_file",
+    ".pth": "torch_file",
+    ".ckpt": "torch_file",
+    ".onnx": "onnx",
+}
+_SAVED_MODEL = "saved_model.pb"
+_FORMS = (
+    "torchvision:, timm:, hf: or keras: and a name, the path of a .keras, .h5, .pt2, .pt or .onnx file or of a "
+    "SavedModel's folder, package.module:function or file.py:function"
+)
 
 
 def load_model(
@@ -98,10 +111,11 @@ def _load(asked: Asked) -> VisionModel:
     ending = Path(asked.spec).suffix.lower()
     if ending in _ENDINGS:
         return _loader(_ENDINGS[ending])(asked.file())
-    raise ModelError(
-        f"model must read {_FORMS}; received model={asked.spec!r}. Name a function without arguments that returns "
-        "the model."
-    )
+    if (Path(asked.spec) / _SAVED_MODEL).is_file():
+        return _loader("saved_model")(asked.file())
+    is_folder = bool(asked.spec) and Path(asked.spec).is_dir()
+    advice = f"Say whose it is: hf:{asked.spec} or timm:{asked.spec}." if is_folder else "Pass one of these."
+    raise ModelError(f"model must read {_FORMS}; received model={asked.spec!r}. {advice}")
 
 
 def _loader(name: str) -> Callable[[Asked], VisionModel]:

@@ -41,6 +41,7 @@ class VisionModel:
         preprocess: from one RGB image to one array or tensor as the network wants it, without batch axis. A function
             becomes a :class:`Measured` one, which can tell where on a photo it looks, as every :class:`Preprocessing`.
         class_names: in class order; empty if unknown.
+        at_once: how many images the network takes at once, if it takes only so many: 1 for many stored ones.
 
     Example:
         >>> import numpy as np, torch
@@ -56,6 +57,7 @@ class VisionModel:
     network: Model
     preprocess: Preprocess
     class_names: Sequence[str] = field(default=(), repr=False)
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.preprocess, Preprocessing):

@@ -9,15 +9,14 @@ import click
 
 from guided_backprop.arrays import Images, Labels
 from guided_backprop.commands.check import checked
+from guided_backprop.commands.labels import ONE_LABEL, ChosenLabels, labels_option
+from guided_backprop.commands.model import Chosen, model_options
 from guided_backprop.commands.run import Run, Written, printable
 from guided_backprop.commands.shared import (
     PATH,
     Photos,
     batch_size_option,
     images_argument,
-    labels_option,
-    load_model,
-    model_option,
     one_line_errors,
 )
 from guided_backprop.methods.gradients import GuidedBackprop
@@ -32,8 +31,8 @@ _MOST_CHECKED = 50
 @click.command("report")
 @images_argument
 @click.option("--output", required=True, type=PATH, help="The page, such as report.html.")
-@model_option
-@labels_option()
+@model_options
+@labels_option(ONE_LABEL)
 @click.option("--layer", help="A convolutional layer, for Grad-CAM and Guided Grad-CAM beside the others.")
 @click.option("--check", is_flag=True, help="Randomise the layers too, for up to 50 images: takes minutes.")
 @batch_size_option()
@@ -42,8 +41,8 @@ def report(
     *,
     images: Sequence[Path],
     output: Path,
-    model: str | None,
-    labels: Sequence[int] | None,
+    model: Chosen,
+    labels: ChosenLabels | None,
     layer: str | None,
     check: bool,
     batch_size: int,
@@ -54,8 +53,8 @@ def report(
     Images are files, or folders of them. Those that cannot be read are reported and left out; the exit status is then
     1. The page is a single file, and needs no network.
     """
-    ids = None if labels is None else ",".join(map(str, labels))
-    options = {"--output": str(output), "--model": model, "--labels": ids, "--layer": layer}
+    typed = None if labels is None else labels.typed
+    options = {"--output": str(output), **model.words(), "--labels": typed, "--layer": layer}
     again = _command(images, options | {"--check": check, "--overwrite": overwrite})
     with one_line_errors():
         photos = Photos.given(images, labels)
@@ -63,7 +62,8 @@ def report(
         if check:
             # Without matplotlib the check cannot be drawn, which is better known now.
             figure_kind()
-        vision = load_model(model)
+        vision = model.load()
+        photos = photos.labelled(labels, vision)
         page = Report(
             output, vision.network, name=vision.name, class_names=vision.class_names, layer=layer, overwrite=overwrite
         )
@@ -95,4 +95,4 @@ def _command(images: Sequence[Path], options: Mapping[str, str | bool | None]) -
 def _trust(vision: VisionModel, photos: Photos, batch_size: int) -> Trust:
     """Randomise the layers, for the first images that can be read."""
     batch = next(batch for batch in vision.batches(photos.paths, _MOST_CHECKED) if batch.rows)
-    return randomised(checked(GuidedBackprop(vision.network, batch_size=batch_size), photos, batch))
+    return randomised(checked(GuidedBackprop(vision.network, batch_size=vision.at_once or batch_size), photos, batch))

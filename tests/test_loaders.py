@@ -180,7 +180,7 @@ def test_hugging_faces_classifiers_come_with_their_processors_and_names(hugging_
     assert_says(vision, network(**processor(images=PHOTO, return_tensors="pt")).logits)
     assert vision.class_name(1) == "1 dog"
     assert str(vision).startswith("beasts: 56 x 56, ")
-    assert "crop 0.875, pixels / 255, mean .5, std .5, by ConvNextImageProcessor" in str(vision)
+    assert "crop .88, pixels / 255, mean .5, std .5, by ConvNextImageProcessor" in str(vision)
     assert spot_error(vision.preprocess, vision.view(300, 200)) < 0.2
 
 
@@ -235,7 +235,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(network.state_dict(), folder / "state.pth")
     onnx.save(as_onnx(network, "N"), folder / "net.onnx")
     onnx.save(as_onnx(network, 1), folder / "one.onnx")
-    (folder / "text.pt").write_text("no network")
+    for ending in ("pt", "pt2", "safetensors", "onnx", "keras"):
+        (folder / f"text.{ending}").write_text("no network")
     return folder
 
 
@@ -278,7 +279,7 @@ def test_what_a_file_does_not_say_may_stand_beside_it(files, tmp_path):
     side = "size = [24, 32]\nscale = '1/255'\nmean = [0.4, 0.5, 0.6]\nstd = 0.25\nclasses = 'names.txt'\n"
     (tmp_path / "net.toml").write_text(side)
     for name in ("net.onnx", "net.pt"):
-        vision = load_model(str(tmp_path / name))
+        vision = load_model(tmp_path / name)
         assert_allclose(vision.images([PHOTO]), shown(), atol=1e-5)
         assert vision.class_name(2) == "2 cup"
         assert load_model(str(tmp_path / name), std=0.5).preprocess.std == (0.5,)
@@ -303,6 +304,11 @@ def test_what_a_file_does_not_say_may_stand_beside_it(files, tmp_path):
         ("state.pth", {}, "is weights without a network"),
         ("whole.pt", {}, "a pickle. To unpickle it runs whatever it says: pass trust_pickle=True"),
         ("text.pt", {}, "a pickle"),
+        ("text.pt", {"trust_pickle": True}, "a file that this PyTorch can load; received .*UnpicklingError"),
+        ("text.pt2", {}, "a file that this PyTorch can load"),
+        ("text.safetensors", {}, r"load_state_dict.safetensors.torch.load_file..*text.safetensors"),
+        ("text.onnx", {}, "must be of operations that onnx2torch knows"),
+        ("text.keras", {}, "must be a file that Keras can load"),
     ],
 )
 def test_files_that_leave_something_open_are_refused(files, name, options, message):

@@ -23,6 +23,7 @@ SIZES = [(451, 300), (640, 480), (300, 1100), (900, 90), (224, 224), (50, 40), (
 OURS = ResizeCrop(
     (224, 224), 0.875, "bilinear", 1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), channels_last=False
 )
+CHANCE = random.Random(0)
 THEIRS = ImageClassification(crop_size=224, resize_size=256)
 
 
@@ -76,7 +77,8 @@ UNKNOWN = {
     "a mirror": compose(transforms.Resize((64, 64)), transforms.RandomHorizontalFlip(1.0)),
     "a turn": compose(transforms.Resize((64, 64)), transforms.RandomRotation((90, 90))),
     "a small turn": compose(transforms.Resize((64, 64)), transforms.RandomRotation((6, 6))),
-    "chance": lambda photo: np.asarray(photo.crop((random.Random().randrange(50), 0, 90, 90)).resize((64, 64))),
+    "chance": lambda photo: np.asarray(photo.crop((CHANCE.randrange(50), 0, 90, 90)).resize((64, 64))),
+    "a mirror by chance": lambda photo: np.asarray(photo.resize((64, 64)))[:, :: CHANCE.choice((-1, 1))],
     "a curve": lambda photo: np.asarray(photo.resize((64, 64)), np.float32) ** 2,
     "five crops": lambda photo: np.zeros((5, 3, 64, 64)),
     "a table": lambda photo: np.asarray(photo.resize((8, 8))).ravel(),

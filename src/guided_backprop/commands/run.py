@@ -84,6 +84,7 @@ class Run:
         if labels is not None and not isinstance(labels, str) and not self._explained:
             # A wrong label of the last image is found now, and not when all the others are done.
             parse_label(labels, len(labels)).explained(written.explanations.outputs)
+        self._vision.require_names(written.explanations.outputs)
         self._coverages.append(written.explanations.coverage)
         self._head = written.explanations.head
         self._explained += len(paths)

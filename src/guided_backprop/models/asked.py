@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -47,6 +48,23 @@ class Asked:
                 f"model={self.spec!r} needs {name}; received an environment without it. "
                 f"Run: pip install 'guided-backprop[{extra}]'."
             ) from error
+
+    def with_torchvision(self, name: str, extra: str) -> ModuleType:
+        """Return a package that uses torchvision where that is installed.
+
+        Raises:
+            MissingExtraError: the package isn't installed; or torchvision is compiled for another PyTorch.
+        """
+        self.package("torch", "torch")
+        try:
+            if find_spec("torchvision") is not None:
+                import_module("torchvision")
+        except RuntimeError as error:
+            raise MissingExtraError(
+                f"model={self.spec!r} needs a torchvision that is compiled for this PyTorch; received one that can't be "
+                f"imported beside it ({error}). Install both anew in one step, from one index."
+            ) from error
+        return self.package(name, extra)
 
     def file(self) -> "Asked":
         """Return the same with what a TOML file beside the model's says, where the options say nothing.

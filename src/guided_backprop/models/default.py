@@ -41,9 +41,11 @@ def load_default() -> VisionModel:
 
     from guided_backprop.models.efficientnet_lite import EfficientNetLite0  # noqa: PLC0415
 
-    network = EfficientNetLite0()
+    # Made without values: none are drawn from the global random state.
+    with torch.device("meta"):
+        network = EfficientNetLite0()
     stored = weights.with_name("models") / "efficientnet-lite0-57934424.pth"
-    network.load_state_dict(torch.load(stored, weights_only=True), strict=True)
+    network.load_state_dict(torch.load(stored, weights_only=True), strict=True, assign=True)
     by_label = json.loads(names.with_name("imagenet1k_label_to_names.json").read_text("utf-8"))
     class_names = [by_label[str(label)] for label in range(len(by_label))]
     return VisionModel("EfficientNet-Lite0", network.eval(), _PREPROCESSING, class_names)

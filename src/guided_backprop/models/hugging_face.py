@@ -22,7 +22,7 @@ def load(asked: Asked) -> VisionModel:
         ModelError: there is no such model, it is no classifier, or it can't be fetched.
     """
     asked.refuse_preprocessing()
-    transformers = asked.package("transformers", "transformers")
+    transformers = asked.with_torchvision("transformers", "transformers")
     try:
         network, loaded = transformers.AutoModelForImageClassification.from_pretrained(
             asked.name, output_loading_info=True
@@ -64,8 +64,9 @@ def _said(processor: Any) -> str:
     shown = np.shape(_pixels(processor, Image.new("RGB", (64, 64))))
     record = processor.to_dict()
     resampling = Image.Resampling(int(record["resample"])).name.lower() if record.get("do_resize") else ""
-    crop = f"crop {record['crop_pct']:.4g}" if record.get("crop_pct") else "crop" * bool(record.get("do_center_crop"))
     scale = record["rescale_factor"] if record.get("do_rescale") else 1.0
     mean, std = (record["image_mean"], record["image_std"]) if record.get("do_normalize") else ((), ())
-    parts = [resampling, crop, in_words(scale, mean, std), f"by {type(processor).__name__}"]
+    # Each kind of processor crops by fields of its own; what it does is measured.
+    cut = Measured(lambda photo: _pixels(processor, photo)).cut()
+    parts = [resampling, cut, in_words(scale, mean, std), f"by {type(processor).__name__}"]
     return ", ".join([f"{shown[-1]} x {shown[-2]}", *filter(None, parts)])

@@ -7,6 +7,7 @@ curve), they do not, and there is no box.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, final
 
 import numpy as np
@@ -19,6 +20,8 @@ from guided_backprop.models.preprocessing import Preprocess, Preprocessing, View
 Plane = NDArray[np.float64]
 # How often, along the short side, and how finely the ramps repeat what their 8 bits round away.
 _PERIODS, _MOVES = 8, 16
+# How often a photo is shown to a function that may act by chance.
+_TRIES = 8
 # By how much of the range one pixel may still be off.
 _ROUGH = 3 / 255
 # By how many pixels of the input, or of the photo where these are larger, the average of a column may be off.
@@ -47,8 +50,32 @@ class Measured(Preprocessing):
         """Return where on photos of this size the function looks; None if that can't be told."""
         size = width, height
         if size not in self._views:
-            self._views[size] = _measured(self.function, width, height)
+            self._views[size] = _measured(self.function, width, height) if self._is_steady else None
         return self._views[size]
+
+    @cached_property
+    def _is_steady(self) -> bool:
+        """Whether a photo always becomes the same: a mirror that chance holds would be seen in some of the tries only."""
+        noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+        try:
+            first, *others = [as_numpy(self.function(Image.fromarray(noise))) for _ in range(_TRIES)]
+        # It is anybody's function, and it has worked on a photo: what it says to this one is no news.
+        except Exception:
+            return False
+        return all(np.array_equal(first, other) for other in others)
+
+    def cut(self) -> str:
+        """Return how much of a photo the function keeps, in the words of :class:`ResizeCrop`; nothing if unknown."""
+        width, height = 600, 400
+        view = self.view(width, height)
+        if view is None:
+            return ""
+        left, top, right, bottom = view.box
+        shares = (right - left) / width, (bottom - top) / height
+        if np.allclose(shares, 1, atol=0.005):
+            return "the whole photo stretched"
+        # To a hundredth: what is measured isn't exact to more.
+        return f"crop {max(shares):.2f}".replace(" 0.", " .") if max(shares) < 1.005 else "the photo padded"
 
     def __str__(self) -> str:
         return self.said or "its own preprocessing"
@@ -59,7 +86,7 @@ def _measured(function: Preprocess, width: int, height: int) -> View | None:
     probes = [np.zeros_like(across), np.full_like(across, 255), across, down, across // 2 + down // 2]
     try:
         planes = [_plane(function(Image.fromarray(np.ascontiguousarray(probe)).convert("RGB"))) for probe in probes]
-    # It is anybody's function, and it has worked on a photo: what it says to these is no news.
+    # As above.
     except Exception:
         return None
     seen = _seen([plane for plane in planes if plane is not None])
@@ -121,7 +148,7 @@ def _seen(planes: list[Plane]) -> _Seen | None:
     if not is_photo.any() or not is_photo[inside].all() or np.ptp(contrast[inside]) > 1e-2 * largest:
         return None
     across, down, both = [(plane - black)[inside] / contrast[inside] for plane in ramps]
-    # Chance, and what is no line from black to white, does something else to the sum.
+    # What is no line from black to white does something else to the sum.
     if np.abs(both - (across + down) / 2).max() > 2 * _ROUGH:
         return None
     rows_of, columns_of = black.shape

@@ -3,6 +3,7 @@
 A loader lives in a file of its own, which is imported where it is needed, and only then what it needs.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ _ENDINGS = {
     ".pt": "torch_file",
     ".pth": "torch_file",
     ".ckpt": "torch_file",
+    ".safetensors": "torch_file",
     ".onnx": "onnx",
 }
 _SAVED_MODEL = "saved_model.pb"
@@ -36,7 +38,7 @@ _FORMS = (
 
 
 def load_model(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     size: int | Sequence[int] | None = None,
     crop: Crop | None = None,
@@ -52,17 +54,24 @@ def load_model(
     """Load a model by its name, its file, or a function that returns it, with its preprocessing and class names.
 
     Args:
-        spec: ``"package.module:function"``, found from the current folder or among what is installed, or
-            ``"file.py:function"``. The function takes no arguments and returns one of:
+        spec: one of
 
-            - a ``torch.nn.Module``, which then gets torchvision's ImageNet preprocessing, if the options say no other:
-              short side to 256 bilinear, centre crop 224, ``x / 255``, minus mean (0.485, 0.456, 0.406), divided by
-              standard deviation (0.229, 0.224, 0.225), channels first;
-            - ``(model, preprocess)``, preprocess being a function from one RGB ``PIL.Image`` to one array
-              or tensor without batch axis;
-            - a :class:`guided_backprop.models.VisionModel`.
+            - ``"torchvision:resnet50"``, ``"torchvision:resnet50@IMAGENET1K_V1"``: a classifier with its weights;
+            - ``"timm:resnet50d"``, ``"timm:owner/name"`` on the Hugging Face hub, ``"timm:folder"``;
+            - ``"hf:microsoft/resnet-50"``, ``"hf:folder"``: an image classifier of transformers;
+            - ``"keras:ResNet50"``: an application of Keras, with its ImageNet weights;
+            - the path of a ``.keras``, ``.h5``, ``.pt2``, ``.pt`` (TorchScript) or ``.onnx`` file, or of a SavedModel;
+              what such a file doesn't say stands in the options, or in a TOML file beside it, ``net.toml`` for
+              ``net.onnx``, under the same names;
+            - ``"package.module:function"``, found from the current folder or among what is installed, or
+              ``"file.py:function"``: a function without arguments.
 
-            A network in training mode is put in eval mode.
+            A function returns a ``torch.nn.Module``, which then gets torchvision's ImageNet preprocessing, if the
+            options say no other (short side to 256 bilinear, centre crop 224, ``x / 255``, minus mean (0.485, 0.456,
+            0.406), divided by standard deviation (0.229, 0.224, 0.225), channels first); a Keras model, a SavedModel or
+            an exported program; ``(model, preprocess)``, preprocess being a function from one RGB ``PIL.Image`` to one
+            array or tensor without batch axis; or a :class:`guided_backprop.models.VisionModel`. A network in training
+            mode is put in eval mode.
         size: height and width of the network's input, or one number for both, if the model doesn't record it.
         crop: the share of the resized photo that is kept; "squash" stretches the whole photo. 1.0 if nothing is said.
         mean: subtracted from ``pixels * scale``: one number, or one for each of red, green and blue.
@@ -92,6 +101,7 @@ def load_model(
     options = Options.given(
         size=size, crop=crop, mean=mean, std=std, scale=scale, channels_last=channels_last, classes=classes
     )
+    spec = os.fspath(spec)
     vision = _load(Asked(spec, spec, options, trust_pickle, random_weights))
     if is_torch_module(vision.network) and vision.network.training:
         # An exported program cannot be switched; it is refused later if it does train.

@@ -15,7 +15,16 @@ def load(asked: Asked) -> VisionModel:
         ModelError: it can't be loaded, serves nothing, or doesn't say what it is shown.
     """
     tensorflow = asked.package("tensorflow", "tensorflow")
-    return of_loaded(tensorflow.saved_model.load(asked.name), asked)
+    try:
+        loaded = tensorflow.saved_model.load(asked.name)
+    # TensorFlow's errors have no base of their own.
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ModelError(
+            f"model must be a folder that this TensorFlow can load; received model={asked.spec!r} "
+            f"({type(error).__name__}: {reason:.300}). Load it yourself, and pass file.py:function."
+        ) from error
+    return of_loaded(loaded, asked)
 
 
 def of_loaded(loaded: Any, asked: Asked) -> VisionModel:

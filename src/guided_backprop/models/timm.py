@@ -20,7 +20,7 @@ def load(asked: Asked) -> VisionModel:
         ModelError: it has no such model, or no weights of it; or they can't be fetched.
     """
     asked.refuse_preprocessing()
-    timm = asked.package("timm", "timm")
+    timm = asked.with_torchvision("timm", "timm")
     is_folder = Path(asked.name).is_dir()
     if not is_folder and "/" not in asked.name and not timm.is_model(asked.name.partition(".")[0]):
         raise asked.unknown(timm.list_models())
@@ -57,7 +57,7 @@ def _said(config: Mapping[str, Any]) -> str:
     # "squash" is timm's word too.
     crop = None if config["crop_mode"] == "squash" else config["crop_pct"]
     said = ResizeCrop(size, crop, config["interpolation"], mean=config["mean"], std=config["std"])
-    return f"{said}" if config["crop_mode"] != "border" else f"{said}, padded"
+    return f"{said}, padded" if config["crop_mode"] == "border" else str(said)
 
 
 def _class_names(timm: ModuleType, record: Mapping[str, Any]) -> Sequence[str]:

@@ -1,6 +1,8 @@
 """Loader: files of PyTorch: exported programs, ``.pt2``; TorchScript, ``.pt``; and what of the others can be read."""
 
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,30 @@ def load(asked: Asked) -> VisionModel:
         ModelError: the file holds weights alone, or has to be unpickled; or doesn't say what the network is shown.
     """
     torch = asked.package("torch", "torch")
+    if asked.name.endswith(".safetensors"):
+        raise _state(asked, {}, "safetensors.torch.load_file({path!r})")
     if asked.name.endswith(".pt2"):
-        return of_program(torch.export.load(asked.name), asked)
+        return of_program(_read(asked, torch.export.load), asked)
     if _is_script(asked.name):
-        return asked.vision_model(torch.jit.load(asked.name, map_location="cpu"))
+        return asked.vision_model(_read(asked, partial(torch.jit.load, map_location="cpu")))
     if not asked.trust_pickle:
         raise _not_read(asked, torch)
-    loaded = torch.load(asked.name, map_location="cpu", weights_only=False)
+    loaded = _read(asked, partial(torch.load, map_location="cpu", weights_only=False))
     if not is_torch_module(loaded):
         raise _state(asked, loaded)
     return asked.vision_model(loaded)
+
+
+def _read(asked: Asked, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(asked.name)
+    # A file that is damaged, of another version or of classes that aren't there makes PyTorch raise anything.
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ModelError(
+            f"model must be a file that this PyTorch can load; received model={asked.spec!r} "
+            f"({type(error).__name__}: {reason:.300}). Load it yourself, and pass file.py:function."
+        ) from error
 
 
 def of_program(program: Any, asked: Asked) -> VisionModel:
@@ -66,7 +82,7 @@ def _not_read(asked: Asked, torch: Any) -> ModelError:
         )
 
 
-def _state(asked: Asked, loaded: object) -> ModelError:
+def _state(asked: Asked, loaded: object, read: str = "torch.load({path!r}, weights_only=True)") -> ModelError:
     what = "weights without a network" if isinstance(loaded, dict) else f"a {type(loaded).__name__}"
     path = str(Path(asked.name))
     return ModelError(
@@ -74,6 +90,6 @@ def _state(asked: Asked, loaded: object) -> ModelError:
         "in the place of Network, and pass net.py:make:\n"
         "    def make():\n"
         "        network = Network()\n"
-        f"        network.load_state_dict(torch.load({path!r}, weights_only=True))\n"
+        f"        network.load_state_dict({read.format(path=path)})\n"
         "        return network"
     )

@@ -17,7 +17,7 @@ def load(asked: Asked) -> VisionModel:
         ModelError: it has no such classifier, or no such weights; or they can't be fetched.
     """
     asked.refuse_preprocessing()
-    models = asked.package("torchvision", "torchvision").models
+    models = asked.with_torchvision("torchvision", "torchvision").models
     name, _, version = asked.name.partition("@")
     known = models.list_models(module=models)
     if name not in known:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guided_backprop.arrays import Images, Model, Tensor
+from guided_backprop.arrays import Images, Model, NumpyArray, Tensor
 from guided_backprop.errors import ImageError, ModelError
 from guided_backprop.models.measured import Measured
 from guided_backprop.models.preprocessing import Preprocess, Preprocessing, View
@@ -78,6 +78,18 @@ class VisionModel:
             ModelError: they are not of one shape then.
         """
         return _stacked([self.preprocess(photo) for photo in photos], self.network)
+
+    def require_names(self, outputs: NumpyArray) -> None:
+        """Refuse names that aren't as many as the classes ``(N, K)``: they would be of other classes.
+
+        Raises:
+            ModelError: they are more or fewer.
+        """
+        if self.class_names and outputs.ndim == 2 and outputs.shape[1] != len(self.class_names):
+            raise ModelError(
+                f"classes must be as many as the model's outputs, {outputs.shape[1]}; received {len(self.class_names)} "
+                f"names for {self.name}. Name them all, in their order."
+            )
 
     def class_name(self, label: int) -> str:
         """Return the class id and, where it is known, the name of the class."""

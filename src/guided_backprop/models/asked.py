@@ -61,8 +61,8 @@ class Asked:
                 import_module("torchvision")
         except RuntimeError as error:
             raise MissingExtraError(
-                f"model={self.spec!r} needs a torchvision that is compiled for this PyTorch; received one that can't be "
-                f"imported beside it ({error}). Install both anew in one step, from one index."
+                f"model={self.spec!r} needs a torchvision that is compiled for this PyTorch; received one that can't "
+                f"be imported ({error}). Install both anew in one step, from one index."
             ) from error
         return self.package(name, extra)
 

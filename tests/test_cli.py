@@ -288,7 +288,7 @@ def test_an_existing_folder_is_refused_before_any_work(photos):
     )
     assert run("photos", "--output", "out", *MODEL, "--overwrite").exit_code == 0
     assert run("photos/a.png", "--output", "out", *MODEL, "--overwrite").exit_code == 0
-    assert {path.name for path in Path("out").glob("*.png")} == {"a_colour.png", "a_heatmap.png", "a_overlay.png"}
+    assert {path.name for path in Path("out").glob("*.png")} == {"a_colour.png", "a_magnitude.png", "a_overlay.png"}
 
 
 def test_if_no_image_can_be_read_nothing_is_written(photos):

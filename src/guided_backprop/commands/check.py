@@ -26,7 +26,7 @@ from guided_backprop.commands.shared import (
 )
 from guided_backprop.errors import ImageError, OutputExistsError
 from guided_backprop.models import Batch
-from guided_backprop.show.plot import figure_kind
+from guided_backprop.show.canvas import figure_kind
 from guided_backprop.trust.sanity import sanity_check
 from guided_backprop.trust.verdict import SanityCheck
 

@@ -22,7 +22,7 @@ from guided_backprop.commands.shared import (
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.models import VisionModel
 from guided_backprop.report.page import Report, Trust, check_ready, randomised
-from guided_backprop.show.plot import figure_kind
+from guided_backprop.show.canvas import figure_kind
 
 # As many images as the paper took for its checks.
 _MOST_CHECKED = 50

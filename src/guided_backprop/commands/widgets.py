@@ -18,8 +18,8 @@ from guided_backprop.commands.local_page import (
 from guided_backprop.errors import GuidedBackpropError, ImageError, MissingExtraError, ModelError, OptionError
 from guided_backprop.models import VisionModel
 from guided_backprop.models.classes import BEST
+from guided_backprop.show.colours import Picture
 from guided_backprop.show.panels import MAPS, PanelName
-from guided_backprop.show.render import Picture
 from guided_backprop.subject import layer_names
 
 if TYPE_CHECKING:

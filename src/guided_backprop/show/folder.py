@@ -1,6 +1,6 @@
 """A folder of explanations: pictures to look at, arrays to compute with, a manifest that says what they are.
 
-- ``<name>_colour.png``, ``<name>_heatmap.png``, ``<name>_overlay.png``: one of each per image;
+- ``<name>_colour.png``, ``<name>_magnitude.png``, ``<name>_overlay.png``: one of each per image;
 - ``attribution.safetensors``: the tensors attribution, scores and labels;
 - ``manifest.json``: what the rest is. It is written last: if it is there, all is there.
 """

@@ -8,10 +8,11 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.labels.names import label_text
 from guided_backprop.record import Record
+from guided_backprop.show.colours import LOWERS, RAISES, Picture
 from guided_backprop.show.embed import data_uri
 from guided_backprop.show.layouts import strongest_slices
 from guided_backprop.show.panels import PANELS, Panel, signed_panel
-from guided_backprop.show.render import LOWERS, RAISES, Picture, diverging
+from guided_backprop.show.render import diverging
 
 _MOST_ROWS, _MOST_FEATURES, _MOST_CHANNELS, _MOST_STEPS = 6, 8, 12, 600
 _SIDE = 160
@@ -57,7 +58,7 @@ def _table(explanations: Record) -> str:
     head = "".join(f"<th {_CELL}>{caption}</th>" for caption in ("explained", *captions))
     rest = f"<div>{len(rows)} of {count} are shown.</div>" if count > len(rows) else ""
     if images.ndim > 2:
-        rest += "<div>Full strength: percentile 99 of a map's magnitudes.</div>"
+        rest += "<div>Full colour: percentile 99 of a map's magnitudes.</div>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{rest}"
 
 

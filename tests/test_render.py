@@ -134,7 +134,7 @@ def test_a_map_smaller_than_the_image_is_enlarged_without_steps():
         assert_allclose(np.repeat(small, 2, axis=0)[6:-6, 5], expected[6:-6], atol=1e-6)
     image = np.random.default_rng(0).random((40, 60, 3))
     assert_array_equal(overlay(image, small, 100), paint_overlay(picture(image), large))
-    assert overlay(np.zeros((41, 60)), small).shape == (41, 60, 3)
+    assert overlay(np.zeros((40, 61)), small).shape == (40, 61, 3)
 
 
 @pytest.mark.parametrize("of", ["colour", "diverging", "magnitude"])

@@ -177,6 +177,7 @@ def test_the_colours_of_magnitudes_are_evenly_far_apart_and_ever_darker():
 
 @given(PIXELS)
 @example(np.array([[5e-324, 0.0]]))
+@example(np.full((1, 1, 3), np.finfo(np.float64).max))
 def test_every_finite_attribution_has_finite_pictures(attribution):
     before = attribution.copy()
     heat = heatmap(attribution)

@@ -117,8 +117,10 @@ def _reduced(pixels: NDArray[np.float64], of: Channels) -> NDArray[np.float64]:
 
 
 def _mean(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Divided before they are added, so that the sum stays a float.
-    return np.asarray((pixels / pixels.shape[-1]).sum(axis=-1))
+    # Divided before they are added, so that the sum stays a float; at the end of their range rounding leads beyond it.
+    with np.errstate(over="ignore"):
+        means = (pixels / pixels.shape[-1]).sum(axis=-1)
+    return np.clip(means, pixels.min(axis=-1), pixels.max(axis=-1))
 
 
 def _smoothed(drawn: NDArray[np.float64], deviation: float, axes: tuple[int, ...]) -> NDArray[np.float64]:

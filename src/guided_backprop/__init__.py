@@ -14,6 +14,9 @@ from guided_backprop.errors import (
     OutputExistsError,
     ScoreError,
 )
+from guided_backprop.explained.explain import explain_photos
+from guided_backprop.explained.read import Saved, SavedMap, read
+from guided_backprop.explained.result import ExplainedPhoto, ExplainedPhotos
 from guided_backprop.explanations import Explanation, Explanations
 from guided_backprop.labels.box import Box
 from guided_backprop.labels.detections import stack_detections
@@ -33,6 +36,8 @@ __all__ = [
     "Box",
     "Coverage",
     "DeconvNet",
+    "ExplainedPhoto",
+    "ExplainedPhotos",
     "Explanation",
     "Explanations",
     "GradCAM",
@@ -53,13 +58,17 @@ __all__ = [
     "OutputExistsError",
     "Saliency",
     "SanityCheck",
+    "Saved",
+    "SavedMap",
     "ScoreError",
     "SmoothGrad",
     "__version__",
     "compare",
+    "explain_photos",
     "layer_names",
     "load_model",
     "neuron_gallery",
+    "read",
     "sanity_check",
     "stack_detections",
 ]

@@ -82,7 +82,7 @@ ARGUMENTS = {
     "clone": _NOT_NEEDED,
     "training": _NOT_NEEDED,
     "progress": "Write for explanations in tqdm(method.explain_batches(batches)).",
-    "verbose": "Write for explanations in tqdm(method.explain_batches(batches)).",
+    "verbose": "It is called progress: explain(images, progress=True).",
     "axes": _AXES,
     "fig_size": "It is called figsize, width and height in inches: plot(figsize=(10, 4)).",
     "plt_fig_axis": _AXES,

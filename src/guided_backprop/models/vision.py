@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,14 @@ from guided_backprop.errors import ImageError, ModelError
 from guided_backprop.models.measured import Measured
 from guided_backprop.models.preprocessing import Preprocess, Preprocessing, View
 from guided_backprop.photos import read_image
+from guided_backprop.show.place import Place
+
+
+class Readable(Protocol):
+    """What a photo is read from that is no path."""
+
+    def read(self) -> Image.Image:
+        """Return the photo, RGB; raise ImageError where it can't be read."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +32,13 @@ class Batch:
         rows: the positions, among all paths, of the images that could be read.
         images: these images, preprocessed, ``(N, ...)``; None if there are none.
         failures: why the others could not be read.
+        sizes: width and height of the photos that could.
     """
 
     rows: list[int]
     images: Images
     failures: list[ImageError]
+    sizes: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -95,17 +106,34 @@ class VisionModel:
         """Return the class id and, where it is known, the name of the class."""
         return f"{label} {self.class_names[label]}" if 0 <= label < len(self.class_names) else str(label)
 
-    def batches(self, paths: Sequence[Path], size: int) -> Iterator[Batch]:
+    def place(self, photo: Image.Image) -> Place | None:
+        """Return what puts a map back onto the whole photo; None if where the network looks is not one upright box.
+
+        Example:
+            >>> import numpy as np
+            >>> from PIL import Image
+            >>> from guided_backprop.models import load_default
+            >>> from guided_backprop.show.panels import PANELS
+            >>> place = load_default().place(Image.new("RGB", (600, 400)))
+            >>> place.picture(PANELS["overlay"], np.ones((224, 224, 3))).shape
+            (400, 600, 3)
+        """
+        view = self.view(*photo.size)
+        return None if view is None else Place.of(photo, view.box, view.size)
+
+    def batches(self, paths: Sequence[Path | Readable], size: int) -> Iterator[Batch]:
         """Read and preprocess images, at most ``size`` at once; one decoded photo is held at a time."""
         for start in range(0, len(paths), size):
-            rows, ready, failures = [], [], []
+            rows, ready, failures, sizes = [], [], [], []
             for row, path in enumerate(paths[start : start + size], start):
                 try:
-                    ready.append(self.preprocess(read_image(path)))
+                    photo = read_image(path) if isinstance(path, Path) else path.read()
+                    ready.append(self.preprocess(photo))
                     rows.append(row)
+                    sizes.append(photo.size)
                 except ImageError as error:
                     failures.append(error)
-            yield Batch(rows, _stacked(ready, self.network) if ready else None, failures)
+            yield Batch(rows, _stacked(ready, self.network) if ready else None, failures, sizes)
 
 
 def is_torch_module(network: Model) -> bool:

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING, Literal, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from guided_backprop.show.panels import (
     Scale,
     signed_panel,
 )
+from guided_backprop.show.place import Place
 from guided_backprop.show.render import picture, scale
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Look:
 
     Attributes:
         colours: of the magnitudes, or of the signed maps where there are none; None for the scales' own.
+        places: of pictures: the photo that each was cut from, or None; empty for the images as they are.
+        notes: what else is said below the figure, a line each.
     """
 
     percentile: float = 99.0
@@ -56,6 +59,8 @@ class Look:
     class_names: ClassNames = ()
     feature_names: Sequence[str] | None = None
     titles: Sequence[str] = ()
+    places: Sequence[Place | None] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,30 +101,37 @@ def draw_pictures(canvas: Canvas, images: NumpyArray, maps: Maps, look: Look) ->
     scales = _scales_of(columns)
     if look.panels is None or "image" in look.panels or not columns:
         columns.insert(0, _image_strip(maps))
-    ratio = float(np.clip(images.shape[1] / images.shape[2], 0.2, 3))
-    size = _size_of_pictures(len(images), len(columns), ratio, look.titles, len(bars_of(scales)))
+    places = look.places or [None] * len(images)
+    ratios = [_ratio(image if place is None else place.photo) for image, place in zip(images, places, strict=True)]
+    size = _size_of_pictures(ratios, len(columns), look.titles, len(bars_of(scales)))
     # Narrow pictures keep the room that their titles need.
-    grid = canvas.grid(len(images), len(columns), size, "compressed" if ratio < 1.5 else "constrained")
-    for row, axes_of_row in enumerate(grid):
+    kind: Literal["compressed", "constrained"] = "compressed" if max(ratios) < 1.5 else "constrained"
+    grid = canvas.grid(len(images), len(columns), size, kind, height_ratios=ratios)
+    for row, (axes_of_row, place) in enumerate(zip(grid, places, strict=True)):
         background = picture(images[row])
         for axes, strip in zip(axes_of_row, columns, strict=True):
             attribution = strip.maps[row]
             drawn = strip.panel.shares(attribution, look.percentile, look.smooth)
-            _show(axes, strip.panel.painted(background, drawn))
+            _show(axes, place.painted(strip.panel, drawn) if place else strip.panel.painted(background, drawn))
             title = strip.title(is_alone=is_alone) if row == 0 else ""
             text = f"{title}\n{strip.scale_text(attribution, look)}".strip()
             axes.set_title(text, fontsize="small", parse_math=False)
     return Drawn(grid, scales)
 
 
-def _size_of_pictures(rows: int, columns: int, ratio: float, titles: Sequence[str], bars: int) -> tuple[float, float]:
+def _ratio(pixels: NumpyArray) -> float:
+    """Return height over width, as far as a figure has room for it."""
+    return float(np.clip(pixels.shape[0] / pixels.shape[1], 0.2, 3))
+
+
+def _size_of_pictures(ratios: Sequence[float], columns: int, titles: Sequence[str], bars: int) -> tuple[float, float]:
     """Return width and height in inches: a bar takes 0.6 of the width, a line of a title 0.18 of the height."""
     width = max(_WIDTH, 2.2 * columns) if columns > 2 else 4.0 * columns
     side = (width - 0.6 * bars) / columns - 0.1
     # Above the first row stand the panels' own titles too, which are two lines at most.
     lines = [title.count("\n") + 1 for title in titles]
     lines[0] = max(lines[0], 2)
-    return width, rows * (side * ratio + 0.15) + 0.18 * sum(lines) + 0.5
+    return width, sum(side * ratio + 0.15 for ratio in ratios) + 0.18 * sum(lines) + 0.5
 
 
 def draw_volumes(canvas: Canvas, images: NumpyArray, maps: Maps, look: Look) -> Drawn:
@@ -128,7 +140,7 @@ def draw_volumes(canvas: Canvas, images: NumpyArray, maps: Maps, look: Look) -> 
     count = min(depth, _MOST_SLICES)
     of_maps = [strip for method in maps for strip in _strips(method, maps[method], look, is_alone=False)]
     lines = [_image_strip(maps), *of_maps]
-    ratio = float(np.clip(images.shape[2] / images.shape[3], 0.2, 3))
+    ratio = _ratio(images[0, 0])
     height = len(images) * (len(lines) * ((_WIDTH - 1) / count * ratio + 0.1) + 0.6) + 0.5
     grid = canvas.grid(len(images) * len(lines), count, (_WIDTH, height), "compressed")
     first = next(iter(maps.values()))

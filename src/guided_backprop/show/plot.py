@@ -74,7 +74,8 @@ def draw(shown: Sequence[Record], look: Look, canvas: Canvas) -> "Figure":
     by_method = dict(zip(maps, shown, strict=True))
     if canvas.is_own:
         _add_bars(figure, drawn)
-        lines = [_about(by_method, look, drawn), *_grouped({name: remarks(one) for name, one in by_method.items()})]
+        said = _grouped({name: remarks(one) for name, one in by_method.items()})
+        lines = [_about(by_method, look, drawn), *said, *look.notes]
         width = int(_LETTERS * figure.get_figwidth())
         note = "\n".join(textwrap.fill(line, width) for line in lines)
         figure.supxlabel(note, fontsize="small", parse_math=False)

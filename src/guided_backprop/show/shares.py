@@ -120,7 +120,7 @@ def _mean(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     # Divided before they are added, so that the sum stays a float; at the end of their range rounding leads beyond it.
     with np.errstate(over="ignore"):
         means = (pixels / pixels.shape[-1]).sum(axis=-1)
-    return np.clip(means, pixels.min(axis=-1), pixels.max(axis=-1))
+    return np.asarray(np.clip(means, pixels.min(axis=-1), pixels.max(axis=-1)))
 
 
 def _smoothed(drawn: NDArray[np.float64], deviation: float, axes: tuple[int, ...]) -> NDArray[np.float64]:

@@ -60,6 +60,11 @@ def bare():
     return make()[0]
 
 
+def cropped():
+    from guided_backprop.models import ResizeCrop, VisionModel
+    return VisionModel("cropped", make()[0], ResizeCrop((9, 8)))
+
+
 def one_output():
     return make(nn.Linear(4, 1))
 """
@@ -206,6 +211,31 @@ def test_probabilities_are_not_squashed_twice(photos):
     assert_allclose(shares, np.sort(outputs.detach().numpy())[::-1] * 100, atol=0.051)
 
 
+def test_without_an_output_the_folder_is_beside_the_photos_and_what_was_skipped_is_told(photos):
+    Path("photos/deeper").mkdir()
+    Path("photos/notes.txt").write_text("no image")
+    os.mkfifo("photos/pipe.png")
+    Path("photos/a.png").rename("photos/deeper/wide.png")
+    Image.new("RGB", (40, 10)).save("photos/deeper/wide.png")
+    result = run("photos", *MODEL)
+    assert result.exit_code == 0, result.output
+    assert [Path(image["name"]).name for image in manifest_of("photos_maps")["images"]] == ["b.png", "c.png"]
+    assert result.stderr.splitlines() == [
+        "Skipped (a folder, which is looked into only if you ask for it): deeper",
+        "Skipped (no image, by its name): notes.txt",
+        "Skipped (no regular file): pipe.png",
+    ]
+    result = run("photos/deeper", "photos", "--recursive", "--model", "nets:cropped")
+    assert f"explained by GuidedBackprop in {photos / 'photos' / 'deeper_maps'} (" in result.stdout
+    assert len(manifest_of("photos/deeper_maps")["images"]) == 4
+    assert result.stdout.count("warning  the network saw 22% of the photo: the rest of it is not explained") == 2
+    # The pictures are of the whole photo: one that is four times as wide as high.
+    with Image.open("photos/deeper_maps/wide_overlay.png") as picture:
+        assert picture.width == 4 * picture.height
+    assert run("photos/b.png", *MODEL).exit_code == run("photos/b.png", *MODEL).exit_code == 0
+    assert Path("photos/b_maps-2/manifest.json").exists()
+
+
 def test_a_model_of_one_output_has_no_probabilities(photos):
     result = run("photos/a.png", "--output", "out", "--model", "nets:one_output")
     assert result.exit_code == 0
@@ -306,13 +336,13 @@ def test_if_no_image_can_be_read_nothing_is_written(photos):
         (("photos", "--labels", "1,2"), 2, "Error: labels must be one for all images, or one per image; received 2 l"),
         (("photos", "--labels", "4"), 2, "Error: labels must be class ids in [0, 4); received labels[0]=4."),
         (("photos", "--labels", "cat"), 2, "labels must be class ids, for the model's classes have no names; received"),
-        (("photos", "--method", "grad-cam"), 2, "--layer and one of its names, the last of which are 0, 1, 2, 3."),
+        (("photos", "--method", "grad-cam"), 2, "layer (--layer), one of its names, the last of which are 0, 1, 2, 3."),
         (
             ("photos", "--layer", "1"),
             2,
-            "is for grad-cam and guided-gradcam; received --method guided-backprop",
+            "is for grad-cam and guided-gradcam; received it with method 'guided-backprop'",
         ),
-        (("photos", "--method", "grad-cam", "--layer", "1", "--reducer", "sum"), 2, "grad-cam, which has none"),
+        (("photos", "--method", "grad-cam", "--layer", "1", "--reducer", "sum"), 2, "'grad-cam', which has none"),
         (("photos", "--size", "a"), 2, "size must be a number, or WIDTHxHEIGHT; received 'a'"),
         (("photos", "--mean", "1;2"), 2, "mean must be a number, or three with commas; received '1;2'"),
         (("photos", "--mean", "1"), 2, "model='nets:make' brings its own preprocessing; received mean besides"),
@@ -386,9 +416,9 @@ def test_the_default_model_explains_a_photo_in_a_process_of_its_own(tmp_path):
     assert (manifest["labels"], manifest["model"]) == ([282], "EfficientNetLite0")
     with Image.open(tmp_path / "out" / "chelsea_colour.png") as picture:
         colours = np.asarray(picture, np.float64)
-    assert colours.shape == (224, 224, 3)
-    # The eyes, not the forehead above them, are what the network looks at.
-    assert colours[55:105, 35:95].std() > 2 * colours[0:50, 95:155].std()
+    # The whole photo. The eyes, not the forehead above them, are what the network looks at.
+    assert colours.shape == (300, 451, 3)
+    assert colours[83:142, 135:206].std() > 2 * colours[20:77, 206:276].std()
 
 
 @pytest.mark.parametrize("package", ["click", "rich"])

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from guided_backprop.commands.labels import ONE_LABEL, ChosenLabels, labels_option
-from guided_backprop.commands.methods import Made, method_of
 from guided_backprop.commands.model import Chosen, model_options
 from guided_backprop.commands.shared import (
     AT_LEAST_ONE,
@@ -25,6 +24,7 @@ from guided_backprop.commands.shared import (
     print_failures,
 )
 from guided_backprop.errors import ImageError, OutputExistsError
+from guided_backprop.methods.named import Made, method_of
 from guided_backprop.models import Batch
 from guided_backprop.show.canvas import figure_kind
 from guided_backprop.trust.sanity import sanity_check

@@ -3,15 +3,14 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Self
 
 import click
 from click.decorators import FC
 
 from guided_backprop.errors import LabelError
+from guided_backprop.labels.names import class_id
 
-_NEAREST = 5
 _MEANING = (
     "Class ids or names: one for all images, or one per image; or top5, the five best of each. "
     "[default: the class with the highest score]"
@@ -62,40 +61,9 @@ class ChosenLabels:
         Raises:
             LabelError: a name is of no class, or of several.
         """
-        return [_id(name, class_names) for name in self.names] if self.names else self.typed
+        return [class_id(name, class_names) for name in self.names] if self.names else self.typed
 
 
 def labels_option(meaning: str = _MEANING) -> Callable[[FC], FC]:
     """Return the option for labels."""
     return click.option("--labels", metavar="LABEL[,LABEL...]", callback=ChosenLabels.parse, help=meaning)
-
-
-def _id(name: str, class_names: Sequence[str]) -> int:
-    """Return the id of a class by its id, by its name, or by one of its names, "tabby" of "tabby, tabby cat"."""
-    if re.fullmatch(r"-?\d+", name):
-        return int(name)
-    by_name: dict[str, list[int]] = {}
-    for label, described in enumerate(class_names):
-        for one in {described.casefold(), *(part.strip() for part in described.casefold().split(","))}:
-            by_name.setdefault(one, []).append(label)
-    labels = by_name.get(name.casefold(), [])
-    if len(labels) == 1:
-        return labels[0]
-    if labels:
-        raise LabelError(
-            f"labels must be of one class each; received {name!r}, of which there are several. "
-            f"Pass an id: {', '.join(f'{label} {class_names[label]}' for label in labels)}."
-        )
-    if not class_names:
-        raise LabelError(
-            f"labels must be class ids, for the model's classes have no names; received {name!r}. "
-            "Pass an id, or name the classes: --classes names.txt."
-        )
-    raise LabelError(f"labels must be class ids or names; received {name!r}. {_nearest(name.casefold(), by_name)}")
-
-
-def _nearest(name: str, by_name: dict[str, list[int]]) -> str:
-    within = sorted((known for known in by_name if name in known), key=len)
-    alike = get_close_matches(name, by_name, n=_NEAREST, cutoff=0.6)
-    near = list(dict.fromkeys([*within, *alike]))[:_NEAREST]
-    return f"Names like it: {', '.join(near)}." if near else "No name is like it: pass an id."

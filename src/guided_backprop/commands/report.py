@@ -11,13 +11,14 @@ from guided_backprop.arrays import Images, Labels
 from guided_backprop.commands.check import checked
 from guided_backprop.commands.labels import ONE_LABEL, ChosenLabels, labels_option
 from guided_backprop.commands.model import Chosen, model_options
-from guided_backprop.commands.run import Run, Written, printable
+from guided_backprop.commands.run import Run, Written
 from guided_backprop.commands.shared import (
     PATH,
     Photos,
     batch_size_option,
     images_argument,
     one_line_errors,
+    printable,
 )
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.models import VisionModel

@@ -10,12 +10,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from guided_backprop.arrays import Images, Labels
-from guided_backprop.commands.shared import Photos, print_failures
+from guided_backprop.commands.shared import Photos, print_failures, printable
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.parse import parse_label
-from guided_backprop.models import Batch, VisionModel, best_classes, probabilities
+from guided_backprop.models import Batch, View, VisionModel, best_classes, probabilities
 
 
 class Written(NamedTuple):
@@ -88,9 +88,9 @@ class Run:
         self._coverages.append(written.explanations.coverage)
         self._head = written.explanations.head
         self._explained += len(paths)
-        self._print(paths, written)
+        self._print(paths, written, [self._vision.view(*size) for size in batch.sizes])
 
-    def _print(self, paths: Sequence[Path], written: Written) -> None:
+    def _print(self, paths: Sequence[Path], written: Written, views: Sequence[View | None]) -> None:
         explanations, class_name = written.explanations, self._vision.class_name
         shares = probabilities(explanations.outputs, explanations.head)
         labels_of_each = len(written.files) // len(paths)
@@ -100,6 +100,8 @@ class Run:
             is_first = row % labels_of_each == 0
             if shares is not None and is_first:
                 facts += [(f"{shares[row, label]:.1%}", class_name(label)) for label in best_classes(shares[row])]
+            view = views[row // labels_of_each]
+            facts += [("warning", view.warning)] if view is not None and view.warning else []
             facts += [(kind, printable(self._output / name)) for kind, name in files.items()]
             if is_first:
                 self._console.print(printable(paths[row // labels_of_each]), style="bold", soft_wrap=True)
@@ -113,8 +115,3 @@ def _grid(facts: Sequence[tuple[str, str]]) -> Table:
     for name, fact in facts:
         table.add_row(name, fact)
     return table
-
-
-def printable(path: Path) -> str:
-    """Return the path without the bytes and control characters that a terminal would choke on or obey."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(path))

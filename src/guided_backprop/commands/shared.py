@@ -13,12 +13,15 @@ import click
 from click.decorators import FC
 
 from guided_backprop.commands.labels import ChosenLabels
-from guided_backprop.commands.methods import METHODS
 from guided_backprop.errors import GuidedBackpropError, LabelError, OptionError
-from guided_backprop.models import Batch, VisionModel, image_paths
+from guided_backprop.methods.named import METHODS
+from guided_backprop.models import Batch, VisionModel
+from guided_backprop.photos import Skipped, photo_files
 
 PATH = click.Path(path_type=Path)
 AT_LEAST_ONE = click.IntRange(min=1)
+# How many files that were skipped are named for each reason.
+_MOST_NAMES = 10
 
 
 images_argument = click.argument("images", nargs=-1, required=True, type=PATH)
@@ -47,14 +50,24 @@ class Photos:
     labels: Sequence[int] | str | None = None
 
     @classmethod
-    def given(cls, arguments: Sequence[Path], labels: ChosenLabels | None, *, is_single: bool = True) -> Self:
+    def given(
+        cls,
+        arguments: Sequence[Path],
+        labels: ChosenLabels | None,
+        *,
+        is_single: bool = True,
+        recursive: bool = False,
+    ) -> Self:
         """Return the files, and those in folders, as yet without labels, which have to be named by the model.
+
+        What else is in folders is told on standard error.
 
         Raises:
             OptionError: there are none.
             LabelError: labels are neither one nor as many as files; or several of each, and ``is_single``.
         """
-        paths = image_paths(arguments)
+        paths, skipped = photo_files(arguments, recursive=recursive)
+        print_skipped(skipped)
         if not paths:
             raise OptionError(
                 "IMAGES must contain an image; received folders without any. Pass a folder of image files."
@@ -76,6 +89,19 @@ class Photos:
         if self.labels is None or isinstance(self.labels, str):
             return self.labels
         return self.labels[0] if len(self.labels) == 1 else [self.labels[row] for row in batch.rows]
+
+
+def print_skipped(skipped: Sequence[Skipped]) -> None:
+    """Say what was found in folders and left there, and why: a line for each reason."""
+    for reason in dict.fromkeys(one.reason for one in skipped):
+        names = [one.path.name for one in skipped if one.reason == reason]
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        click.echo(f"Skipped ({reason}): {', '.join(map(printable, names[:_MOST_NAMES]))}{more}", err=True)
+
+
+def printable(path: Path | str) -> str:
+    """Return the path without the bytes and control characters that a terminal would choke on or obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(path))
 
 
 def print_failures(batch: Batch) -> None:

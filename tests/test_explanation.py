@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -27,10 +27,10 @@ from guided_backprop import (
     OptionError,
     OutputExistsError,
 )
-from guided_backprop.render import colour_picture, heatmap, overlay
+from guided_backprop.render import colour_picture, magnitude, overlay
 from guided_backprop.show.folder import ExplanationFolder
 
-KINDS = ("colour", "heatmap", "overlay")
+KINDS = ("colour", "magnitude", "overlay")
 
 
 def explain(count: int = 2, *, shape: tuple[int, ...] = (3, 8, 6), reducer: str | None = None) -> Explanations:
@@ -127,7 +127,7 @@ def test_a_saved_folder_holds_pictures_arrays_and_a_manifest(tmp_path):
     image = explanations.images[1].numpy().transpose(1, 2, 0)
     assert_array_equal(pixels_of(folder / "dog_colour.png"), colour_picture(signed))
     assert_array_equal(pixels_of(folder / "dog_overlay.png"), overlay(image, signed))
-    assert_allclose(pixels_of(folder / "dog_heatmap.png") / 255, heatmap(signed), atol=0.51 / 255)
+    assert_array_equal(pixels_of(folder / "dog_magnitude.png"), magnitude(signed))
 
 
 def test_the_manifest_says_what_the_files_are(tmp_path):
@@ -254,8 +254,8 @@ def test_a_run_that_fails_half_way_leaves_no_folder(tmp_path):
 def test_a_killed_overwrite_does_not_look_complete(tmp_path):
     folder = explain(1).save(tmp_path / "maps", names=["cat"])
     # A directory in the way of a picture stops the overwrite in the middle, after the old manifest is gone.
-    (folder / "dog_heatmap.png").mkdir()
-    with pytest.raises(OSError, match="dog_heatmap"):
+    (folder / "dog_magnitude.png").mkdir()
+    with pytest.raises(OSError, match="dog_magnitude"):
         explain(1).save(folder, names=["dog"], overwrite=True)
     assert not (folder / "manifest.json").exists()
     assert not [name for name in names_in(folder) if "partial" in name]
@@ -277,7 +277,7 @@ def test_batches_are_joined_in_one_folder(tmp_path):
     with ExplanationFolder(tmp_path / "parts") as output:
         files = [kinds for start in (0, 2, 4) for kinds in output.add(explanations[start : start + 2])]
         parts = output.finish()
-    assert files[4]["heatmap"] == "image-00004_heatmap.png"
+    assert files[4]["magnitude"] == "image-00004_magnitude.png"
     assert names_in(parts) == names_in(whole)
     assert all((parts / name).read_bytes() == (whole / name).read_bytes() for name in names_in(whole))
 
@@ -335,7 +335,7 @@ def test_channels_last_images_are_drawn_the_same(tmp_path):
 def test_constant_attributions_empty_batches_weights_and_bfloat16_are_saved(tmp_path):
     constant = by_hand(np.full((1, 1, 4, 4), 0.0), channel_axis=1).save(tmp_path / "constant")
     assert_array_equal(pixels_of(constant / "image-00000_colour.png"), 128)
-    assert_array_equal(pixels_of(constant / "image-00000_heatmap.png"), 0)
+    assert_array_equal(pixels_of(constant / "image-00000_magnitude.png"), 255)
     empty = explain(2)[:0].save(tmp_path / "empty")
     assert load_file(empty / "attribution.safetensors")["attribution"].shape == (0, 3, 8, 6)
     explanations = explain(2)

@@ -34,7 +34,7 @@ CALLS = {
     "nothing alike": (lambda: GuidedBackprop(MODEL, qqq=1), "received qqq=1. Leave it out."),
     "a tensor is named, not printed": (lambda: METHOD.explain(IMAGES, target=IMAGES), "received target=Tensor"),
     "two arguments of compare": (lambda: compare(IMAGES, 1), "received no methods"),
-    "a colour map": (lambda: FOUND.plot(cmap="jet"), "The scales are fixed"),
+    "axes": (lambda: FOUND.plot(axes=None), "It is called ax: explanations"),
     "a folder's option": (lambda: FOUND.save("maps", path="maps"), "plot"),
 }
 
@@ -138,6 +138,6 @@ def test_a_method_is_called():
         np.testing.assert_array_equal(called, METHOD.explain(IMAGES, [2, 2]))
 
 
-def test_a_plot_is_of_a_percentile():
-    with pytest.raises(OptionError, match=r"received percentile='map.png'"):
-        FOUND.plot("map.png")
+def test_a_percentile_is_no_file():
+    with pytest.raises(OptionError, match=r"received file=95. The scale is plot\(percentile=99\)"):
+        FOUND.plot(95)

@@ -223,7 +223,7 @@ NO_MODELS = {
     "a class": (lambda: nn.Linear, "a class, Linear. Pass an instance"),
     "an ONNX file": (lambda: "model.onnx", "an ONNX file.*onnx2torch"),
     "an ONNX model": (Onnx, "an ONNX model"),
-    "a path": (lambda: Path("model.keras"), "a path.*Load the model first"),
+    "a path": (lambda: Path("model.keras"), "a path.*Load the model: load_model"),
     "weights": (lambda: in_torch().state_dict(), "Load its weights into a model"),
     "a pipeline": (Pipeline, "Pass pipeline.model"),
     "what holds a model": (lambda: types.SimpleNamespace(model=in_torch()), "Pass its model: thing.model"),

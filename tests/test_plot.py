@@ -14,10 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from guided_backprop import (
+    DeconvNet,
     Explanations,
     GradCAM,
     GuidedBackprop,
@@ -28,9 +31,9 @@ from guided_backprop import (
     compare,
 )
 from guided_backprop.commands.local_page import VIEWS
-from guided_backprop.render import colour_picture, diverging, heatmap, overlay, picture
+from guided_backprop.render import colour_picture, diverging, magnitude, overlay, picture, scale
+from guided_backprop.show.colours import DIVERGING, RAMP
 from guided_backprop.show.panels import PANELS, PanelName
-from guided_backprop.show.render import DIVERGING, RAMP
 from test_explanation import by_hand, explain, run_python
 
 MINUS = "\N{MINUS SIGN}"
@@ -83,18 +86,19 @@ def test_a_row_per_image_with_label_score_and_the_scale():
     image, signed = (values[2].numpy().transpose(1, 2, 0) for values in (explanations.images, explanations.attribution))
     assert_array_equal(shown(figure.axes[8]), picture(image))
     assert_array_equal(shown(figure.axes[9]), colour_picture(signed, 95))
-    assert_array_equal(shown(figure.axes[10]), heatmap(signed, 95))
+    assert_array_equal(shown(figure.axes[10]), magnitude(signed, 95))
     assert_array_equal(shown(figure.axes[11]), overlay(image, signed, 95))
     with pytest.raises(AssertionError):
         assert_array_equal(shown(figure.axes[9]), colour_picture(signed, 99))
-    assert figure.axes[10].get_images()[0].get_clim() == (0, 1)
     # The scale by hand: the percentile of all channels' magnitudes, and of the largest in each pixel.
     scales = np.percentile(np.abs(signed), 95), np.percentile(np.abs(signed).max(2), 95)
-    assert [title.split("\n")[-1] for title in titles(figure)[9:11]] == [f"p = {value:.3g}" for value in scales]
+    assert [title.split("\n")[-1] for title in titles(figure)[9:11]] == [
+        f"magnitude at full colour: {value:.3g}" for value in scales
+    ]
     note = figure.get_supxlabel().replace("\n", " ")
-    assert "GuidedBackprop of Sequential; p: percentile 95 of a map's magnitudes" in note
+    assert "GuidedBackprop of Sequential; full colour: percentile 95 of a map's magnitudes" in note
     assert "colour: each channel, signed" in note
-    assert "magnitude: largest of" in note
+    assert "magnitude: largest magnitude of the channels" in note
     drawn(figure)
 
 
@@ -125,7 +129,10 @@ def test_methods_stand_side_by_side():
         )
     # Others come after this one, if it is not among them.
     assert titles(found[1].plot(methods=found[:1]))[1].startswith("GuidedBackprop")
-    assert "Saliency, GuidedBackprop, GradCAM of Sequential" in figure.get_supxlabel()
+    note = figure.get_supxlabel().replace("\n", " ")
+    assert note.startswith("Saliency, GuidedBackprop, GradCAM of Sequential")
+    # What is said of the channels is each method's own.
+    assert "; Saliency, GuidedBackprop: colour: each channel, signed; GradCAM: channels reduced by sum" in note
     drawn(figure)
 
 
@@ -144,7 +151,7 @@ def test_one_table_names_all_panels(tmp_path):
         drawn = panel.picture(image, attribution)
         assert drawn.dtype == np.uint8
         assert drawn.shape[:2] == image.shape[:2]
-        assert_array_equal(shown(explanations.plot(panels=[name]).axes[0]), panel.draw(image, attribution, 99.0))
+        assert_array_equal(shown(explanations.plot(panels=[name]).axes[0]), drawn)
         if panel.ending:
             assert_array_equal(np.asarray(Image.open(saved / f"a{panel.ending}")), drawn)
 
@@ -155,8 +162,8 @@ def test_panels_are_chosen():
     signed = explanations.attribution[0].numpy().transpose(1, 2, 0)
     assert_array_equal(shown(figure.axes[1]), diverging(signed))
     assert [bar.get_ylabel() for bar in figure.axes[3:]] == ["lowers / raises the score", "magnitude"]
-    assert [text.get_text() for text in figure.axes[3].get_yticklabels()] == [f"{MINUS}p", "0", "p"]
-    assert len(explanations.plot(panels=["heatmap"]).axes) == 2
+    assert [text.get_text() for text in figure.axes[3].get_yticklabels()] == ["full", "0", "full"]
+    assert len(explanations.plot(panels=["magnitude"]).axes) == 2
     assert len(explanations.plot(panels=["image"]).axes) == 1
 
 
@@ -168,7 +175,7 @@ def test_any_number_of_channels(channels):
     signed = explanations.attribution[1].numpy().transpose(1, 2, 0)
     assert_array_equal(shown(figure.axes[4]), picture(images[1].numpy().transpose(1, 2, 0)))
     assert_array_equal(shown(figure.axes[5]), diverging(signed))
-    assert_array_equal(shown(figure.axes[6]), heatmap(signed))
+    assert_array_equal(shown(figure.axes[6]), magnitude(signed))
     assert "mean of the channels, signed" in figure.get_supxlabel()
     drawn(figure)
 
@@ -184,7 +191,7 @@ def test_channels_last_is_drawn_the_same():
 def test_a_reducer_and_the_sign_are_stated(reducer):
     figure = explain(1, reducer=reducer).plot()
     names = [title.split(",")[0] for title in titles(figure) if "," in title]
-    assert names == (["heatmap", "overlay"] if reducer == "absmax" else ["diverging", "heatmap", "overlay"])
+    assert names == (["overlay"] if reducer == "absmax" else ["diverging", "overlay"])
     assert f"channels reduced by {reducer}" in figure.get_supxlabel()
 
 
@@ -192,7 +199,7 @@ def test_a_map_without_negative_values_has_a_sequential_scale():
     images = rand(1, 1, 6, 6)
     method = GuidedBackprop(network(images))
     squared = SmoothGrad(method, samples=3, form="squared").explain(images, 0)
-    assert titles(squared.plot())[1].startswith("heatmap")
+    assert titles(squared.plot())[1].startswith("magnitude\n")
     assert titles(method.explain(images, 0).plot())[1].startswith("diverging")
 
 
@@ -276,6 +283,96 @@ def test_sixteen_rows():
     assert drawn(figure).shape[0] < 4000
 
 
+def test_a_figure_is_saved_in_the_size_that_is_asked_for(tmp_path):
+    explanations = explain(1)
+    figure = explanations.plot(tmp_path / "maps.png", figsize=(6, 2))
+    with Image.open(tmp_path / "maps.png") as image:
+        assert image.size == (900, 300)
+    assert tuple(figure.get_size_inches()) == (6, 2)
+    with pytest.raises(OptionError, match=r"file must end in one of avif, .*received file='maps.txt'"):
+        explanations.plot("maps.txt")
+
+
+def test_colours_are_chosen_of_magnitudes_or_else_of_signed_maps():
+    explanations = explain(1)
+    (image,), (signed,) = explanations.pictures()
+    along = np.round(colormaps["viridis"](np.linspace(0, 1, 256))[:, :3] * 255)
+    figure = explanations.plot(cmap="viridis", panels=["diverging", "magnitude", "overlay"])
+    expected = [diverging(signed), magnitude(signed, colours=along), overlay(image, signed, colours=along)]
+    for axes, pixels in zip(figure.axes, expected, strict=False):
+        assert_allclose(shown(axes).astype(int), pixels.astype(int), atol=1)
+    with pytest.raises(AssertionError):
+        assert_allclose(shown(figure.axes[1]).astype(int), magnitude(signed).astype(int), atol=1)
+    alone = explanations.plot(cmap=colormaps["viridis"], panels=["diverging"])
+    assert_allclose(shown(alone.axes[0]).astype(int), diverging(signed, colours=along).astype(int), atol=1)
+    with pytest.raises(OptionError, match="cmap must be a colour map of matplotlib's, or its name; received cmap='no'"):
+        explanations.plot(cmap="no")
+
+
+def test_on_axes_of_the_users():
+    explanations = explain(2)
+    figure = Figure(figsize=(6, 4))
+    theirs, ours = figure.subplots(1, 2)
+    (image, _), (signed, _) = explanations.pictures()
+    assert explanations[:1].plot(ax=ours, smooth=1) is figure
+    assert len(figure.axes) == 2
+    assert_array_equal(shown(ours), overlay(image, signed, smooth=1))
+    assert "smoothed for looking, by a Gaussian of 1 pixels" in ours.get_xlabel().replace("\n", " ")
+    assert (theirs.get_title(), theirs.get_images(), figure.get_supxlabel()) == ("", [], "")
+    grid = Figure().subplots(2, 2)
+    explanations.plot(ax=grid, panels=["image", "colour"])
+    assert_array_equal(shown(grid[1, 0]), picture(explanations.pictures()[0][1]))
+    with pytest.raises(OptionError, match=r"ax must be as many axes as there are panels, 2 rows of 4; received 4"):
+        explanations.plot(ax=grid)
+    with pytest.raises(OptionError, match="received 1: 'axes'"):
+        explanations.plot(ax="axes")
+
+
+def test_smoothing_is_stated_below_the_figure():
+    explanations = explain(1)
+    figure = explanations.plot(smooth=1.5)
+    (_,), (signed,) = explanations.pictures()
+    assert_array_equal(shown(figure.axes[2]), magnitude(signed, smooth=1.5))
+    full = scale(signed, smooth=1.5)
+    assert titles(figure)[2] == f"magnitude\nmagnitude at full colour: {full:.3g}"
+    stated = "smoothed for looking, by a Gaussian of 1.5 pixels"
+    assert stated in figure.get_supxlabel().replace("\n", " ")
+    assert "smoothed" not in explanations.plot().get_supxlabel()
+    with pytest.raises(OptionError, match="smooth is for pictures and volumes"):
+        of(np.ones((1, 3))).plot(smooth=1)
+
+
+def test_a_grid_is_said_to_be_the_strides():
+    """A kernel of 3 at stride 2 touches every second pixel twice. At stride 1, or of the photo, nothing is said."""
+    images = rand(2, 3, 64, 64)
+
+    def note(stride: int, photo: torch.Tensor = images) -> str:
+        torch.manual_seed(0)
+        layers = [torch.nn.Conv2d(3, 8, 3, stride), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU()]
+        model = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        return GuidedBackprop(model.eval()).explain(photo, 0).plot(panels=["colour"]).get_supxlabel()
+
+    assert "the grid of 2 pixels is left by the network's stride" in note(2).replace("\n", " ")
+    assert "grid" not in note(1)
+    board = images.clone()
+    board[:, :, ::2, ::2] += 3
+    assert "grid" not in note(2, board)
+
+
+def test_of_a_flat_map_of_deconvnet_it_is_said_why():
+    images = rand(2, 3, 64, 64)
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    for pooled in (False, True):
+        body = [*layers[:2], torch.nn.MaxPool2d(2), *layers[2:]] if pooled else layers
+        model = torch.nn.Sequential(*body, torch.nn.Linear(8, 3)).eval()
+        found = DeconvNet(model).explain(images, 1)
+        assert ("does not see the photo" in found.plot().get_supxlabel()) is not pooled
+        # What is said is so: two photos have one map, and with max-pooling they have not.
+        one, other = found.attribution.numpy()
+        assert np.array_equal(one, other) is not pooled
+
+
 # Series, tables, volumes
 
 
@@ -293,7 +390,7 @@ def test_a_series_stands_above_its_attribution():
     assert_allclose(shown(magnitude), np.clip(np.abs(values[1]) / full, 0, 1))
     assert signed.get_images()[0].get_clim() == (-1, 1)
     assert magnitude.get_images()[0].get_clim() == (0, 1)
-    assert signed.get_title(loc="left") == f"GuidedBackprop, p = {full:.3g}"
+    assert signed.get_title(loc="left") == f"GuidedBackprop, magnitude at full colour: {full:.3g}"
     assert [text.get_text() for text in signed.get_yticklabels()] == ["x", "y", "z"]
     assert top.get_xlim() == signed.get_xlim()
     drawn(figure)
@@ -442,7 +539,7 @@ def test_a_notebook_shows_images_and_maps():
     assert_array_equal(page.pictures[4], colour_picture(signed))
     with pytest.raises(AssertionError):
         assert_array_equal(page.pictures[1], colour_picture(signed))
-    assert page.alts[:3] == ["image", "signed, grey is 0", "magnitude over the image"]
+    assert page.alts[:3] == ["image", "colour: signed, grey is 0", "overlay: magnitude over the image"]
     assert f"class 1 score {explanations.scores[1]:.4g}" in page.text
     assert "relu x1 guided" in page.text
     assert not {"script", "style", "link"} & {*page.tags}

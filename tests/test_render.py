@@ -9,12 +9,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from matplotlib import colormaps
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import ndimage
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from guided_backprop import ImageError, OptionError
-from guided_backprop.render import colour_picture, heatmap, overlay, picture
+from guided_backprop.render import colour_picture, diverging, heatmap, magnitude, overlay, picture, scale
+from guided_backprop.show.colours import RAMP
+from guided_backprop.show.render import paint_overlay
+from guided_backprop.show.shares import resized, shares
 
-RENDERERS = (heatmap, colour_picture, picture, lambda values: overlay(values, np.ones((2, 3))))
+RENDERERS = (heatmap, magnitude, diverging, colour_picture, picture, lambda values: overlay(values, np.ones((2, 3))))
 PIXELS = arrays(
     np.float64,
     array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=5),
@@ -108,37 +114,77 @@ def test_picture_stretches_any_range_to_bytes():
     assert_array_equal(picture(np.full((2, 3), 7)), np.full((2, 3, 3), 128))
 
 
-def test_overlay_leaves_the_dimmed_image_where_the_heatmap_is_zero_and_covers_it_where_it_is_one():
+def test_overlay_leaves_the_faded_image_where_the_heatmap_is_zero_and_covers_it_where_it_is_one():
     image = np.zeros((2, 2, 3))
-    image[0] = 1
+    image[0] = 1, 0, 0
     attribution = np.array([[0.0, 0.0], [0.0, -5.0]])
     shown = overlay(image, attribution, opacity=1)
-    assert_allclose(shown[0], 128, atol=1)
-    assert_array_equal(shown[1, 0], 0)
-    assert_array_equal(shown[1, 1], [252, 255, 164])
-    assert_array_equal(overlay(image, attribution, opacity=0)[1, 1], 0)
+    assert_array_equal(shown[0], [[255, 128, 128]] * 2)
+    assert_array_equal(shown[1, 0], 128)
+    assert_array_equal(shown[1, 1], RAMP[-1])
+    assert_array_equal(overlay(image, attribution, opacity=0)[1, 1], 128)
 
 
-def test_the_colours_of_an_overlay_rise_evenly_in_lightness():
-    heat = np.linspace(0, 1, 101)[np.newaxis]
-    shown = overlay(np.zeros((1, 101)), heat, percentile=100, opacity=1) / 255
-    # Against the background's grey of 64 the cover itself rises with the heat; the ramp alone is what is
-    # asked for here, so the background is taken off again.
-    ramp = (shown - (1 - heat[..., np.newaxis]) * 128 / 2 / 255)[0, 10:] / heat[0, 10:, np.newaxis]
-    linear = np.where(ramp <= 0.04045, ramp / 12.92, ((np.maximum(ramp, 0) + 0.055) / 1.055) ** 2.4)
-    lightness = np.cbrt(linear @ [0.2126, 0.7152, 0.0722])
-    steps = np.diff(lightness[::10])
-    assert (steps > 0.03).all(), steps
+def test_a_map_smaller_than_the_image_is_enlarged_without_steps():
+    small = np.tile(np.linspace(0, 1, 20)[:, np.newaxis], (1, 30))
+    large = resized(small, 40, 60)
+    expected = ((np.arange(40) + 0.5) / 2 - 0.5) / 19
+    assert_allclose(large[6:-6, 5], expected[6:-6], atol=1e-6)
+    with pytest.raises(AssertionError):
+        assert_allclose(np.repeat(small, 2, axis=0)[6:-6, 5], expected[6:-6], atol=1e-6)
+    image = np.random.default_rng(0).random((40, 60, 3))
+    assert_array_equal(overlay(image, small, 100), paint_overlay(picture(image), large))
+    assert overlay(np.zeros((40, 61)), small).shape == (40, 61, 3)
+
+
+@pytest.mark.parametrize("of", ["colour", "diverging", "magnitude"])
+def test_smoothing_is_a_gaussian_over_what_is_shown(of):
+    attribution = np.random.default_rng(3).normal(size=(9, 12, 3))
+    drawn = {"colour": attribution, "diverging": attribution.mean(2), "magnitude": np.abs(attribution).max(2)}[of]
+    # Independent: scipy's, with mirrored edges, cut off at four standard deviations.
+    sigma = (1.5, 1.5, 0) if of == "colour" else 1.5
+    expected = ndimage.gaussian_filter(drawn, sigma, mode="reflect", truncate=4)
+    found, full = shares(attribution, of, 90, 1.5)
+    assert_allclose(full, np.percentile(np.abs(expected), 90), rtol=1e-12)
+    assert_allclose(found, np.clip(expected / full, -1, 1), atol=1e-12)
+    with pytest.raises(AssertionError):
+        assert_allclose(shares(attribution, of, 90, 1.4)[0], found, atol=1e-12)
+    assert scale(attribution, 90, of=of, smooth=1.5) == full
+
+
+def test_a_map_without_contrast_has_none_when_smoothed():
+    assert_array_equal(heatmap(np.full((7, 7), 0.1), smooth=1.3), 0)
+    assert_array_equal(heatmap(np.eye(3), smooth=1e-9), np.eye(3))
+
+
+@pytest.mark.parametrize("smooth", [-1, 101, float("nan"), "2"])
+def test_a_smoothing_outside_its_range_is_refused(smooth):
+    with pytest.raises(OptionError, match=r"smooth must be in \[0, 100\] pixels; received smooth="):
+        heatmap(np.eye(3), smooth=smooth)
+
+
+def test_the_colours_of_magnitudes_are_evenly_far_apart_and_ever_darker():
+    along = magnitude(np.linspace(0, 1, 17)[np.newaxis], percentile=100)
+    lab = rgb2lab(along / 255)[0]
+    steps = deltaE_ciede2000(lab[:-1], lab[1:])
+    assert steps.max() < 1.5 * steps.min(), steps
+    assert (np.diff(lab[:, 0]) < -2).all(), lab[:, 0]
+    # A fault: the rainbow is not even.
+    jet = rgb2lab(colormaps["jet"](np.linspace(0, 1, 17))[np.newaxis, :, :3])[0]
+    steps = deltaE_ciede2000(jet[:-1], jet[1:])
+    assert steps.max() > 1.5 * steps.min()
 
 
 @given(PIXELS)
 @example(np.array([[5e-324, 0.0]]))
+@example(np.full((1, 1, 3), np.finfo(np.float64).max))
 def test_every_finite_attribution_has_finite_pictures(attribution):
     before = attribution.copy()
     heat = heatmap(attribution)
     assert heat.shape == attribution.shape[:2]
     assert ((heat >= 0) & (heat <= 1)).all()
-    for shown in (colour_picture(attribution), picture(attribution), overlay(attribution, attribution)):
+    pictures = [render(attribution) for render in (magnitude, diverging, colour_picture, picture)]
+    for shown in (*pictures, overlay(attribution, attribution)):
         assert shown.shape == (*attribution.shape[:2], 3)
         assert shown.dtype == np.uint8
     assert_array_equal(attribution, before)
@@ -163,9 +209,10 @@ def test_what_is_not_finite_pixels_is_refused(render, values, message):
         render(values)
 
 
-def test_an_overlay_needs_one_size():
-    with pytest.raises(ImageError, match=r"same height and width; received image of shape \(3, 4, 4\)"):
-        overlay(np.zeros((3, 4, 4)), np.zeros((4, 4)))
+@pytest.mark.parametrize("shape", [(4, 4), (3, 3), (2, 4), (1, 2), (6, 8)])
+def test_an_overlay_needs_one_size_or_the_same_proportions(shape):
+    with pytest.raises(ImageError, match=r"or the same proportions; received image of shape \(3, 4, 4\)"):
+        overlay(np.zeros((3, 4, 4)), np.zeros(shape))
 
 
 @pytest.mark.parametrize("percentile", [0, -1, 100.1, float("nan")])

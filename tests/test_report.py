@@ -188,8 +188,8 @@ def test_pictures_of_other_channels_and_grad_cam(tmp_path, channels):
     assert [each.method for each in found] == ["Saliency", "DeconvNet", "GuidedBackprop", "GradCAM", "GuidedGradCAM"]
     page = report.finish().read_text("utf-8")
     assert page.count('class="tile"') == 6
-    assert "GradCAM of a for 0 zero: magnitude, over the photo" in page
-    assert "GuidedGradCAM of a for 0 zero: signed, grey is 0" in page
+    assert "GradCAM of a for 0 zero: overlay: magnitude over the photo" in page
+    assert "GuidedGradCAM of a for 0 zero: colour: signed, grey is 0" in page
 
 
 def test_grad_cam_lies_where_it_is(tmp_path):
@@ -570,7 +570,7 @@ def test_keys_move_the_slider_and_choose_the_map(browser, report_of_photos):
         assert page.locator("input[type=range]").first.get_attribute("aria-valuetext") == "100 % map"
         assert np.abs(parts(visit.stage())[1] - parts(before)[1]).mean() > 20
         over, guided = page.locator(".over").first, visit.stage()
-        assert over.get_attribute("alt") == "GuidedBackprop of chelsea.png for 282 tiger cat: signed, grey is 0"
+        assert over.get_attribute("alt") == "GuidedBackprop of chelsea.png for 282 tiger cat: colour: signed, grey is 0"
         page.keyboard.press("Tab")
         page.keyboard.press("ArrowLeft")
         assert over.get_attribute("alt").startswith("DeconvNet of chelsea.png")

@@ -249,7 +249,7 @@ def test_rows_of_many_labels(tmp_path):
     assert len(explanations) == 4
     assert len(explanations.plot().axes) == 4 * 3 * 4 + 1
     folder = explanations.save(tmp_path / "maps", names=list("abcd"))
-    assert len(list(folder.glob("*_heatmap.png"))) == 12
+    assert len(list(folder.glob("*_magnitude.png"))) == 12
     assert (folder / "a_colour.png").exists()
 
 

@@ -14,6 +14,9 @@ from guided_backprop.errors import (
     OutputExistsError,
     ScoreError,
 )
+from guided_backprop.explained.explain import explain_photos
+from guided_backprop.explained.read import Saved, SavedMap, read
+from guided_backprop.explained.result import ExplainedPhoto, ExplainedPhotos
 from guided_backprop.explanations import Explanation, Explanations
 from guided_backprop.labels.box import Box
 from guided_backprop.labels.detections import stack_detections
@@ -22,6 +25,7 @@ from guided_backprop.methods.compare import compare
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.smooth_grad import SmoothGrad
+from guided_backprop.models.resolve import load_model
 from guided_backprop.neurons.gallery import NeuronGallery, neuron_gallery
 from guided_backprop.subject import layer_names
 from guided_backprop.trust.sanity import sanity_check
@@ -32,6 +36,8 @@ __all__ = [
     "Box",
     "Coverage",
     "DeconvNet",
+    "ExplainedPhoto",
+    "ExplainedPhotos",
     "Explanation",
     "Explanations",
     "GradCAM",
@@ -52,12 +58,17 @@ __all__ = [
     "OutputExistsError",
     "Saliency",
     "SanityCheck",
+    "Saved",
+    "SavedMap",
     "ScoreError",
     "SmoothGrad",
     "__version__",
     "compare",
+    "explain_photos",
     "layer_names",
+    "load_model",
     "neuron_gallery",
+    "read",
     "sanity_check",
     "stack_detections",
 ]

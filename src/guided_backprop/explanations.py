@@ -10,14 +10,19 @@ from guided_backprop.errors import OptionError
 from guided_backprop.foreign import answering
 from guided_backprop.labels.names import ClassNames
 from guided_backprop.record import Explanation, Record
+from guided_backprop.show.canvas import Canvas
 from guided_backprop.show.folder import ExplanationFolder
 from guided_backprop.show.layouts import Look
 from guided_backprop.show.notebook import html
 from guided_backprop.show.panels import PanelName
-from guided_backprop.show.plot import draw
+from guided_backprop.show.plot import colours_along, draw, save
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 __all__ = ["Explanation", "Explanations"]
 
@@ -63,34 +68,50 @@ class Explanations(Record):
     @answering
     def plot(
         self,
-        percentile: float = 99.0,
+        file: str | os.PathLike[str] | None = None,
         *,
+        percentile: float = 99.0,
+        smooth: float = 0.0,
         methods: "Sequence[Explanations]" = (),
         panels: Sequence[PanelName] | None = None,
         class_names: ClassNames = (),
         feature_names: Sequence[str] | None = None,
+        cmap: "str | Colormap | None" = None,
+        figsize: tuple[float, float] | None = None,
+        ax: "Axes | Sequence[Axes] | NDArray[np.object_] | None" = None,
     ) -> "Figure":
-        """Draw one row per image: the image, the signed map, the heatmap and the overlay; or several methods.
+        """Draw one row per image: the image, the signed map, the magnitudes and the overlay; or several methods.
 
         Series are drawn with their attribution below them, tables as bars, volumes as the slices where the
-        attribution is strongest. Below the figure stands what its colours mean; each map has its own scale.
+        attribution is strongest. Below the figure stands what its colours mean, and what in a map is not the photo's
+        but the network's; each map has its own scale.
 
         Args:
+            file: where the figure is saved too, in the format of its ending: ``"maps.png"``, ``"maps.pdf"``.
             percentile: the scale of the maps, as in :mod:`guided_backprop.render`; the figure states it.
+            smooth: of pictures and volumes: the standard deviation, in pixels, of a Gaussian over what is shown, for
+                looking alone; the figure states it.
             methods: explanations of the same images and labels, as from :func:`compare`: the map of each beside
                 the others, in their order; these come first unless they are among them.
             panels: what is drawn of pictures: among "image", "colour" (three channels, grey is 0), "diverging" (blue,
-                white, red; white is 0), "heatmap" and "overlay" (magnitudes). None for what suits the maps.
+                white, red; white is 0), "magnitude" and "overlay" (magnitudes, over the image). None for what suits
+                the maps.
             class_names: names of the classes, a list or a dictionary by class id.
             feature_names: names of the columns of a table, or of the channels of a series.
+            cmap: the colours of the magnitudes, or of the signed maps where no magnitudes are drawn: matplotlib's, or
+                a name that it knows.
+            figsize: width and height in inches; None for what suits the rows.
+            ax: axes of your own to draw on, one for each panel, in rows, without bars beside them. On a single one
+                the overlay is drawn, unless ``panels`` says else.
 
         Returns:
-            A figure that belongs to nobody; pyplot does not know of it, so nothing has to be closed.
+            A figure that belongs to nobody; pyplot does not know of it, so nothing has to be closed. With ``ax`` the
+            figure of these axes.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
-            OptionError: there are no images or more than 16, percentile is outside (0, 100], methods explain
-                something else, or an option has a value that is not offered.
+            OptionError: there are no images or more than 16, percentile or smooth are outside their range, methods
+                explain something else, or an option has a value that is not offered.
             ImageError: the images are neither pictures, series, tables nor volumes, or values are not finite.
 
         Example:
@@ -108,8 +129,14 @@ class Explanations(Record):
             )
         among = any(explanations is self for explanations in methods)
         shown = [*methods] if among else [self, *methods]
-        look = Look(percentile, panels, class_names, feature_names)
-        return draw([explanations.single_input("plot()").one_label_a_row() for explanations in shown], look)
+        look = Look(
+            percentile, smooth, None if cmap is None else colours_along(cmap), panels, class_names, feature_names
+        )
+        records = [explanations.single_input("plot()").one_label_a_row() for explanations in shown]
+        figure = draw(records, look, Canvas(figsize, ax))
+        if file is not None:
+            save(figure, file)
+        return figure
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: a few images with their maps, and what they are."""
@@ -125,7 +152,7 @@ class Explanations(Record):
     ) -> Path:
         """Write pictures, arrays and a manifest into a new folder, which appears whole or not at all.
 
-        For each image ``<name>_colour.png``, ``<name>_heatmap.png`` and ``<name>_overlay.png``, if it is a picture,
+        For each image ``<name>_colour.png``, ``<name>_magnitude.png`` and ``<name>_overlay.png``, if it is a picture,
         of any number of channels. ``attribution.safetensors`` holds
         the tensors ``attribution``, ``scores`` and ``labels`` (bfloat16 as float32); ``manifest.json`` says
         what was explained, by what, and what the files are called.
@@ -153,7 +180,7 @@ class Explanations(Record):
             >>> with tempfile.TemporaryDirectory() as parent:
             ...     folder = explanations.save(f"{parent}/maps", names=["photos/cat.jpg"])
             ...     print(*sorted(path.name for path in folder.iterdir()))
-            attribution.safetensors cat_colour.png cat_heatmap.png cat_overlay.png manifest.json
+            attribution.safetensors cat_colour.png cat_magnitude.png cat_overlay.png manifest.json
         """
         rows = self.single_input("save()").one_label_a_row()
         if names is not None and len(names) == len(self) and not isinstance(names, str):

@@ -24,8 +24,8 @@ _OF_THE_METHOD = "It is an option of the method that makes the maps, as of Guide
 _DEVICE = "Maps are made where the images are: model.to(device), images.to(device)."
 _SIGNED = "Maps are signed; for magnitudes without channels, Saliency(model, reducer='absmax')."
 _UNSCALED = "Maps are in units of score; guided_backprop.render.heatmap scales them for looking."
-_FIGURE = "plot() returns a matplotlib figure: change that, or draw np.asarray(explanations) yourself."
-_SAVE = "plot() returns a matplotlib figure: explanations.plot().savefig(path); explanations.save(folder) writes files."
+_AXES = "It is called ax: explanations[:1].plot(ax=ax, panels=['overlay']), an axis for each panel."
+_SAVE = "Write explanations.plot('maps.png'); explanations.save(folder) writes a picture of each kind, and the arrays."
 _NOT_NEEDED = "Leave it out: the model is run as it is, and never changed."
 _EXPLAIN = "Write method.explain(images, labels), or method(images, labels)."
 
@@ -82,16 +82,14 @@ ARGUMENTS = {
     "clone": _NOT_NEEDED,
     "training": _NOT_NEEDED,
     "progress": "Write for explanations in tqdm(method.explain_batches(batches)).",
-    "verbose": "Write for explanations in tqdm(method.explain_batches(batches)).",
-    "ax": _FIGURE,
-    "axes": _FIGURE,
-    "figsize": _FIGURE,
-    "fig_size": _FIGURE,
-    "plt_fig_axis": _FIGURE,
-    "cmap": "The scales are fixed, so that figures compare: choose among panels=['colour', 'diverging', 'heatmap'].",
+    "verbose": "It is called progress: explain(images, progress=True).",
+    "axes": _AXES,
+    "fig_size": "It is called figsize, width and height in inches: plot(figsize=(10, 4)).",
+    "plt_fig_axis": _AXES,
+    "colormap": "It is called cmap: plot(cmap='viridis').",
     "alpha": "The overlay is one of the panels: plot(panels=['overlay']).",
     "method": "The kind of picture is one of the panels: plot(panels=['diverging']).",
-    "sign": "Signed maps are panels=['diverging'], magnitudes panels=['heatmap'].",
+    "sign": "Signed maps are panels=['diverging'], magnitudes panels=['magnitude'].",
     "outlier_perc": "It is called percentile, of what remains: plot(percentile=98).",
     "clip_percentile": "It is called percentile, of what remains: plot(percentile=99).",
     "save": _SAVE,
@@ -128,7 +126,7 @@ OF_RESULTS = {
     "attributions": "The array is explanations.attribution.",
     "show": "Write explanations.plot(); a notebook shows explanations by themselves.",
     "visualize": "Write explanations.plot().",
-    "heatmap": "Write explanations.plot(panels=['heatmap']), or guided_backprop.render.heatmap(array).",
+    "heatmap": "Write explanations.plot(panels=['magnitude']), or guided_backprop.render.heatmap(array).",
     "overlay": "Write explanations.plot(panels=['overlay']), or guided_backprop.render.overlay(image, array).",
     "to_html": "guided_backprop.report.Report writes a page.",
     "plot": "Plot a slice, as explanations[:1].plot().",

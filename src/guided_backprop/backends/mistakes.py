@@ -58,7 +58,7 @@ _MODELS = (
     ),
     Mistake(_named("ModelProto", "onnx"), "an ONNX model", _ONNX),
     Mistake(_named("InferenceSession", "onnxruntime"), "an engine's session, which has no gradients", _ONNX),
-    Mistake(lambda model: isinstance(model, (str, os.PathLike)), "a path", "Load the model first."),
+    Mistake(lambda model: isinstance(model, (str, os.PathLike)), "a path", "Load the model: load_model(path)."),
     Mistake(lambda model: isinstance(model, type), "a class", "Pass an instance of it."),
     Mistake(
         _has("signatures"),

@@ -10,24 +10,23 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from guided_backprop.commands.labels import ONE_LABEL, ChosenLabels, labels_option
+from guided_backprop.commands.model import Chosen, model_options
 from guided_backprop.commands.shared import (
     AT_LEAST_ONE,
-    METHODS,
     PATH,
     Photos,
     batch_size_option,
     images_argument,
-    labels_option,
-    load_model,
+    layer_option,
     method_option,
-    model_option,
     one_line_errors,
     print_failures,
 )
 from guided_backprop.errors import ImageError, OutputExistsError
-from guided_backprop.methods.method import Method
+from guided_backprop.methods.named import Made, method_of
 from guided_backprop.models import Batch
-from guided_backprop.show.plot import figure_kind
+from guided_backprop.show.canvas import figure_kind
 from guided_backprop.trust.sanity import sanity_check
 from guided_backprop.trust.verdict import SanityCheck
 
@@ -35,9 +34,10 @@ from guided_backprop.trust.verdict import SanityCheck
 @click.command("check")
 @images_argument
 @click.option("--plot", type=PATH, help="New picture of the curves: PNG, SVG or PDF.")
-@model_option
-@labels_option("Class ids. [default: the top class]")
+@model_options
+@labels_option(ONE_LABEL)
 @method_option
+@layer_option
 @batch_size_option("Images explained at once.")
 @click.option(
     "--blocks", type=AT_LEAST_ONE, default=12, show_default=True, help="Into how many the layers are bundled."
@@ -47,9 +47,10 @@ def check(
     *,
     images: Sequence[Path],
     plot: Path | None,
-    model: str | None,
-    labels: Sequence[int] | None,
+    model: Chosen,
+    labels: ChosenLabels | None,
     method: str,
+    layer: str | None,
     batch_size: int,
     blocks: int,
     seed: int,
@@ -63,14 +64,15 @@ def check(
         photos = Photos.given(images, labels)
         if plot is not None:
             _check_drawable(plot)
-        vision = load_model(model)
+        vision = model.load()
+        photos = photos.labelled(labels, vision)
         (batch,) = vision.batches(photos.paths, len(photos.paths))
         print_failures(batch)
         if not batch.rows:
             raise ImageError(
                 f"at least one image must be readable; received {len(batch.failures)} that are not. Pass other files."
             )
-        explainer = METHODS[method](vision.network, batch_size=batch_size)
+        explainer = method_of(method, vision.network, layer, batch_size=vision.at_once or batch_size)
         verdict = checked(explainer, photos, batch, blocks=blocks, seed=seed)
         click.echo(verdict.table())
         click.echo(f"\n{verdict.sentence}")
@@ -80,7 +82,7 @@ def check(
         sys.exit(1)
 
 
-def checked(method: Method, photos: Photos, batch: Batch, *, blocks: int = 12, seed: int = 0) -> SanityCheck:
+def checked(method: Made, photos: Photos, batch: Batch, *, blocks: int = 12, seed: int = 0) -> SanityCheck:
     """Run the check on the images that could be read, with a bar."""
     with _Bar() as bar:
         return sanity_check(method, batch.images, photos.labels_of(batch), blocks=blocks, seed=seed, progress=bar)

@@ -20,8 +20,8 @@ from guided_backprop.methods.compare import compare
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.methods.method import Method
 from guided_backprop.models import VisionModel, best_classes, probabilities
+from guided_backprop.show.colours import Picture
 from guided_backprop.show.panels import MAPS, PANELS, Panel, PanelName
-from guided_backprop.show.render import Picture
 from guided_backprop.trust.likeness import SAME, cosine, number
 
 CLASS_METHODS: Mapping[str, type[Method]] = {

@@ -9,21 +9,21 @@ import click
 
 from guided_backprop.arrays import Images, Labels
 from guided_backprop.commands.check import checked
-from guided_backprop.commands.run import Run, Written, printable
+from guided_backprop.commands.labels import ONE_LABEL, ChosenLabels, labels_option
+from guided_backprop.commands.model import Chosen, model_options
+from guided_backprop.commands.run import Run, Written
 from guided_backprop.commands.shared import (
     PATH,
     Photos,
     batch_size_option,
     images_argument,
-    labels_option,
-    load_model,
-    model_option,
     one_line_errors,
+    printable,
 )
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.models import VisionModel
 from guided_backprop.report.page import Report, Trust, check_ready, randomised
-from guided_backprop.show.plot import figure_kind
+from guided_backprop.show.canvas import figure_kind
 
 # As many images as the paper took for its checks.
 _MOST_CHECKED = 50
@@ -32,8 +32,8 @@ _MOST_CHECKED = 50
 @click.command("report")
 @images_argument
 @click.option("--output", required=True, type=PATH, help="The page, such as report.html.")
-@model_option
-@labels_option()
+@model_options
+@labels_option(ONE_LABEL)
 @click.option("--layer", help="A convolutional layer, for Grad-CAM and Guided Grad-CAM beside the others.")
 @click.option("--check", is_flag=True, help="Randomise the layers too, for up to 50 images: takes minutes.")
 @batch_size_option()
@@ -42,8 +42,8 @@ def report(
     *,
     images: Sequence[Path],
     output: Path,
-    model: str | None,
-    labels: Sequence[int] | None,
+    model: Chosen,
+    labels: ChosenLabels | None,
     layer: str | None,
     check: bool,
     batch_size: int,
@@ -55,8 +55,8 @@ def report(
     1. The page is a single file, and needs no network; of more than 200 images it is an index, beside several such
     pages.
     """
-    ids = None if labels is None else ",".join(map(str, labels))
-    options = {"--output": str(output), "--model": model, "--labels": ids, "--layer": layer}
+    typed = None if labels is None else labels.typed
+    options = {"--output": str(output), **model.words(), "--labels": typed, "--layer": layer}
     again = _command(images, options | {"--check": check, "--overwrite": overwrite})
     with one_line_errors():
         photos = Photos.given(images, labels)
@@ -64,7 +64,8 @@ def report(
         if check:
             # Without matplotlib the check cannot be drawn, which is better known now.
             figure_kind()
-        vision = load_model(model)
+        vision = model.load()
+        photos = photos.labelled(labels, vision)
         page = Report(
             output, vision.network, name=vision.name, class_names=vision.class_names, layer=layer, overwrite=overwrite
         )
@@ -98,4 +99,4 @@ def _command(images: Sequence[Path], options: Mapping[str, str | bool | None]) -
 def _trust(vision: VisionModel, photos: Photos, batch_size: int) -> Trust:
     """Randomise the layers, for the first images that can be read."""
     batch = next(batch for batch in vision.batches(photos.paths, _MOST_CHECKED) if batch.rows)
-    return randomised(checked(GuidedBackprop(vision.network, batch_size=batch_size), photos, batch))
+    return randomised(checked(GuidedBackprop(vision.network, batch_size=vision.at_once or batch_size), photos, batch))

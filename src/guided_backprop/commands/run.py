@@ -10,12 +10,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from guided_backprop.arrays import Images, Labels
-from guided_backprop.commands.shared import Photos, print_failures
+from guided_backprop.commands.shared import Photos, print_failures, printable
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.parse import parse_label
-from guided_backprop.models import Batch, VisionModel, best_classes, probabilities
+from guided_backprop.models import Batch, View, VisionModel, best_classes, probabilities
 
 
 class Written(NamedTuple):
@@ -55,9 +55,10 @@ class Run:
         Raises:
             ImageError: none can be read.
         """
+        self._console.print(str(self._vision), soft_wrap=True)
         with Progress(console=self._console, transient=True, disable=not self._console.is_terminal) as progress:
             task = progress.add_task("explaining", total=len(self._photos.paths))
-            for batch in self._vision.batches(self._photos.paths, batch_size):
+            for batch in self._vision.batches(self._photos.paths, self._vision.at_once or batch_size):
                 print_failures(batch)
                 self.failed += len(batch.failures)
                 if batch.rows:
@@ -80,24 +81,30 @@ class Run:
         paths = [self._photos.paths[row] for row in batch.rows]
         labels = self._photos.labels
         written = self._write(batch.images, [str(path) for path in paths], self._photos.labels_of(batch))
-        if labels is not None and not self._explained:
+        if labels is not None and not isinstance(labels, str) and not self._explained:
             # A wrong label of the last image is found now, and not when all the others are done.
             parse_label(labels, len(labels)).explained(written.explanations.outputs)
+        self._vision.require_names(written.explanations.outputs)
         self._coverages.append(written.explanations.coverage)
         self._head = written.explanations.head
         self._explained += len(paths)
-        self._print(paths, written)
+        self._print(paths, written, [self._vision.view(*size) for size in batch.sizes])
 
-    def _print(self, paths: Sequence[Path], written: Written) -> None:
+    def _print(self, paths: Sequence[Path], written: Written, views: Sequence[View | None]) -> None:
         explanations, class_name = written.explanations, self._vision.class_name
         shares = probabilities(explanations.outputs, explanations.head)
-        for row, (path, files) in enumerate(zip(paths, written.files, strict=True)):
+        labels_of_each = len(written.files) // len(paths)
+        for row, files in enumerate(written.files):
             label, score = int(explanations.labels[row]), float(explanations.scores[row])
             facts = [("explained", f"{class_name(label)}, score {score:.4g}")]
-            if shares is not None:
+            is_first = row % labels_of_each == 0
+            if shares is not None and is_first:
                 facts += [(f"{shares[row, label]:.1%}", class_name(label)) for label in best_classes(shares[row])]
+            view = views[row // labels_of_each]
+            facts += [("warning", view.warning)] if view is not None and view.warning else []
             facts += [(kind, printable(self._output / name)) for kind, name in files.items()]
-            self._console.print(printable(path), style="bold", soft_wrap=True)
+            if is_first:
+                self._console.print(printable(paths[row // labels_of_each]), style="bold", soft_wrap=True)
             self._console.print(_grid(facts))
 
 
@@ -108,8 +115,3 @@ def _grid(facts: Sequence[tuple[str, str]]) -> Table:
     for name, fact in facts:
         table.add_row(name, fact)
     return table
-
-
-def printable(path: Path) -> str:
-    """Return the path without the bytes and control characters that a terminal would choke on or obey."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(path))

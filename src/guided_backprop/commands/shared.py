@@ -3,7 +3,7 @@
 Needs click: :func:`guided_backprop.commands.main.command` asks for it before it imports any command.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,49 +12,24 @@ from typing import Self
 import click
 from click.decorators import FC
 
+from guided_backprop.commands.labels import ChosenLabels
 from guided_backprop.errors import GuidedBackpropError, LabelError, OptionError
-from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
-from guided_backprop.methods.method import Method
-from guided_backprop.models import Batch, VisionModel, image_paths, load, load_default
+from guided_backprop.methods.named import METHODS
+from guided_backprop.models import Batch, VisionModel
+from guided_backprop.photos import Skipped, photo_files
 
-METHODS: Mapping[str, type[Method]] = {
-    "guided-backprop": GuidedBackprop,
-    "deconvnet": DeconvNet,
-    "saliency": Saliency,
-}
 PATH = click.Path(path_type=Path)
 AT_LEAST_ONE = click.IntRange(min=1)
-
-
-def _parse_labels(_context: click.Context, _option: click.Parameter, text: str | None) -> list[int] | None:
-    """Return class ids from an option's text."""
-    if text is None:
-        return None
-    try:
-        return [int(label) for label in text.split(",")]
-    except ValueError as error:
-        raise click.BadParameter(
-            f"labels must be integers separated by commas; received {text!r}. Pass for example 281,282."
-        ) from error
+# How many files that were skipped are named for each reason.
+_MOST_NAMES = 10
 
 
 images_argument = click.argument("images", nargs=-1, required=True, type=PATH)
-model_option = click.option(
-    "--model",
-    metavar="MODULE:FUNCTION",
-    help="A function without arguments that returns a torch.nn.Module or (module, preprocess). "
-    "[default: EfficientNet-Lite0]",
-)
-method_option = click.option("--method", type=click.Choice(list(METHODS)), default="guided-backprop", show_default=True)
+method_option = click.option("--method", type=click.Choice(METHODS), default="guided-backprop", show_default=True)
+layer_option = click.option("--layer", help="A convolutional layer, for grad-cam and guided-gradcam.")
 
 
-_LABELS = "Class ids: one for all images, or one per image. [default: the class with the highest score]"
 _BATCH_SIZE = "Images read and explained at once. Of the others only attributions are held in memory."
-
-
-def labels_option(meaning: str = _LABELS) -> Callable[[FC], FC]:
-    """Return the option for class ids."""
-    return click.option("--labels", metavar="ID[,ID...]", callback=_parse_labels, help=meaning)
 
 
 def batch_size_option(meaning: str = _BATCH_SIZE) -> Callable[[FC], FC]:
@@ -64,41 +39,69 @@ def batch_size_option(meaning: str = _BATCH_SIZE) -> Callable[[FC], FC]:
 
 @dataclass(frozen=True)
 class Photos:
-    """The image files that a command is given, and the class ids to explain: one for all, one per file, or None."""
+    """The image files that a command is given, and the labels to explain.
+
+    Attributes:
+        paths: the files.
+        labels: class ids, one for all or one per file; "top5" or another number; or None for the best class.
+    """
 
     paths: Sequence[Path]
-    labels: Sequence[int] | None
+    labels: Sequence[int] | str | None = None
 
     @classmethod
-    def given(cls, arguments: Sequence[Path], labels: Sequence[int] | None) -> Self:
-        """Return the files, and those in folders.
+    def given(
+        cls,
+        arguments: Sequence[Path],
+        labels: ChosenLabels | None,
+        *,
+        is_single: bool = True,
+        recursive: bool = False,
+    ) -> Self:
+        """Return the files, and those in folders, as yet without labels, which have to be named by the model.
+
+        What else is in folders is told on standard error.
 
         Raises:
             OptionError: there are none.
-            LabelError: labels are neither one nor as many as files.
+            LabelError: labels are neither one nor as many as files; or several of each, and ``is_single``.
         """
-        paths = image_paths(arguments)
+        paths, skipped = photo_files(arguments, recursive=recursive)
+        print_skipped(skipped)
         if not paths:
             raise OptionError(
                 "IMAGES must contain an image; received folders without any. Pass a folder of image files."
             )
-        if labels is not None and len(labels) not in (1, len(paths)):
-            raise LabelError(
-                f"labels must be one for all images, or one per image; received {len(labels)} labels for "
-                f"{len(paths)} images. Give as many labels as images, or one."
-            )
-        return cls(paths, labels)
+        if labels is not None:
+            labels.check(len(paths), is_single=is_single)
+        return cls(paths)
 
-    def labels_of(self, batch: Batch) -> list[int] | int | None:
+    def labelled(self, labels: ChosenLabels | None, vision: VisionModel) -> "Photos":
+        """Return the same files with labels.
+
+        Raises:
+            LabelError: a name is of none of the model's classes.
+        """
+        return Photos(self.paths, None if labels is None else labels.resolve(vision.class_names))
+
+    def labels_of(self, batch: Batch) -> list[int] | int | str | None:
         """Return the labels of the images of a batch that could be read: labels count the others too."""
-        if self.labels is None:
-            return None
+        if self.labels is None or isinstance(self.labels, str):
+            return self.labels
         return self.labels[0] if len(self.labels) == 1 else [self.labels[row] for row in batch.rows]
 
 
-def load_model(specification: str | None) -> VisionModel:
-    """Load the model that ``--model`` names, or the default one."""
-    return load_default() if specification is None else load(specification)
+def print_skipped(skipped: Sequence[Skipped]) -> None:
+    """Say what was found in folders and left there, and why: a line for each reason."""
+    for reason in dict.fromkeys(one.reason for one in skipped):
+        names = [one.path.name for one in skipped if one.reason == reason]
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        click.echo(f"Skipped ({reason}): {', '.join(map(printable, names[:_MOST_NAMES]))}{more}", err=True)
+
+
+def printable(path: Path | str) -> str:
+    """Return the path without the bytes and control characters that a terminal would choke on or obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(path))
 
 
 def print_failures(batch: Batch) -> None:

@@ -20,7 +20,8 @@ from guided_backprop.commands.local_page import (
     neurons,
 )
 from guided_backprop.errors import GuidedBackpropError, ImageError, MissingExtraError, ModelError
-from guided_backprop.models import BEST, VisionModel, read_image
+from guided_backprop.models import VisionModel, read_image
+from guided_backprop.models.classes import BEST
 from guided_backprop.show.panels import MAPS, PanelName
 from guided_backprop.subject import layer_names
 

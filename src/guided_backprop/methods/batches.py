@@ -15,6 +15,7 @@ from guided_backprop.errors import OptionError, OutOfMemoryError
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.label import Label, Weighting
 from guided_backprop.labels.parse import parse_label
+from guided_backprop.progress import Progress
 
 _LOG = logging.getLogger("guided_backprop")
 
@@ -46,6 +47,7 @@ def explain_together(
     *,
     mask: Array | None,
     batch_size: int | None,
+    progress: bool | None = None,
 ) -> list[Explanations]:
     """Explain by several methods, batch by batch.
 
@@ -57,30 +59,37 @@ def explain_together(
         labels: as for :meth:`Method.explain`.
         mask: as for :meth:`Method.explain`.
         batch_size: how many images are explained at once; None for all.
+        progress: as for :meth:`Method.explain`.
     """
     backend.check_images(inputs)
     count = inputs.count
     target = parse_label(labels, count, mask)
     results = [_Result(job, backend, target, inputs) for job in jobs]
     start, size = 0, batch_size or max(count, 1)
-    while start < count:
-        # The last batch takes images of the one before along, where one of another size would be compiled anew.
-        first = max(0, min(start, count - size)) if backend.compiles_each_size else start
-        rows = inputs if size >= count else inputs.rows(slice(first, first + size))
-        problem = _attempt(results, explain_batch, rows, first, start - first)
-        if problem is None:
-            start = first + size
-            continue
-        size = min(size, count - start) // 2
-        if not size:
-            finished = tuple([result.explanations(start, 1) for result in results if start])
-            raise OutOfMemoryError(
-                f"one image must fit into memory; received {problem!r:.200} for images[{start}]. "
-                'Pass memory="lean", or smaller images; what was finished is in the error\'s attribute.',
-                finished,
-            )
-        _LOG.warning("memory ran out; going on with %d images at once, with the same result", size)
+    with Progress(count, shown=progress) as shown:
+        while start < count:
+            # The last batch takes images of the one before along, where one of another size would be compiled anew.
+            first = max(0, min(start, count - size)) if backend.compiles_each_size else start
+            rows = inputs if size >= count else inputs.rows(slice(first, first + size))
+            problem = _attempt(results, explain_batch, rows, first, start - first)
+            if problem is None:
+                shown.advance(first + size - start)
+                start = first + size
+                continue
+            size = min(size, count - start) // 2
+            if not size:
+                raise _too_large(results, start, problem)
+            _LOG.warning("memory ran out; going on with %d images at once, with the same result", size)
     return [result.explanations(count, min(size, count)) for result in results]
+
+
+def _too_large(results: list["_Result"], start: int, problem: str) -> OutOfMemoryError:
+    """Return the error of an image that does not fit, with what was finished before it."""
+    return OutOfMemoryError(
+        f"one image must fit into memory; received {problem!r:.200} for images[{start}]. "
+        'Pass memory="lean", or smaller images; what was finished is in the error\'s attribute.',
+        tuple([result.explanations(start, 1) for result in results if start]),
+    )
 
 
 def _attempt(

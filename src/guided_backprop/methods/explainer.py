@@ -20,13 +20,17 @@ class Explainer(Answering, ABC):
         """Return the model and what is said about it, and how many images are explained at once."""
 
     @abstractmethod
-    def explain(self, images: Images, labels: Labels = None, *, mask: Array | None = None) -> Explanations:
+    def explain(
+        self, images: Images, labels: Labels = None, *, mask: Array | None = None, progress: bool | None = None
+    ) -> Explanations:
         """Explain the score of each image; see :meth:`Method.explain`."""
 
     @answering
-    def __call__(self, images: Images, labels: Labels = None, *, mask: Array | None = None) -> Explanations:
+    def __call__(
+        self, images: Images, labels: Labels = None, *, mask: Array | None = None, progress: bool | None = None
+    ) -> Explanations:
         """Explain the score of each image: the same as :meth:`explain`."""
-        return self.explain(images, labels, mask=mask)
+        return self.explain(images, labels, mask=mask, progress=progress)
 
     @answering
     def explain_batches(

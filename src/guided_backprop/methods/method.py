@@ -171,7 +171,9 @@ class Method(Explainer):
         return type(self).explain_batch is Method.explain_batch
 
     @answering
-    def explain(self, images: Images, labels: Labels = None, *, mask: Any = None) -> Explanations:
+    def explain(
+        self, images: Images, labels: Labels = None, *, mask: Any = None, progress: bool | None = None
+    ) -> Explanations:
         """Explain the score of each image.
 
         Args:
@@ -197,6 +199,8 @@ class Method(Explainer):
                   taken as it is, for the rule is the model's alone.
             mask: the positions of a class that count, as in a segmented region: ``(...)`` or ``(N, ...)``,
                 booleans or weights, of the shape of the output's positions.
+            progress: whether a line says how many images are done, of several batches; None to show it on a terminal
+                or in a notebook, from the third second on.
 
         Returns:
             The explanations, one per image. The attribution is the gradient of the score under the
@@ -229,6 +233,7 @@ class Method(Explainer):
             labels,
             mask=mask,
             batch_size=self.batch_size,
+            progress=progress,
         )
         return explanations
 

@@ -20,6 +20,7 @@ from guided_backprop.methods.data import given
 from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, is_number, require
+from guided_backprop.progress import Progress
 from guided_backprop.subject import Subject, brief
 
 Form = Literal["mean", "squared", "variance"]
@@ -106,11 +107,13 @@ class SmoothGrad(Explainer):
         return self.method.held()
 
     @answering
-    def explain(self, images: Images, labels: Labels = None, *, mask: Array | None = None) -> Explanations:
+    def explain(
+        self, images: Images, labels: Labels = None, *, mask: Array | None = None, progress: bool | None = None
+    ) -> Explanations:
         """Explain the score of each image, as :meth:`Method.explain` does; scores and outputs are the image's own."""
         method = self.method
         images, labels = given(method.subject, images, labels)
-        clean = method.explain(images, labels, mask=mask)
+        clean = method.explain(images, labels, mask=mask, progress=False)
         count = len(clean)
         if not count:
             return replace(clean, method=self.name)
@@ -122,15 +125,17 @@ class SmoothGrad(Explainer):
         squares: list[Inputs] = []
         copies = np.arange(count * self.samples)
         size = method.batch_size or count
-        for batch in np.split(copies, range(size, len(copies), size)):
-            rows = batch % count
-            noisy = self._noisy(backend, inputs, rows, batch // count)
-            maps = method.explain_batch(backend, noisy, _weighing(weights, rows), target.score).attribution
-            if not means:
-                means, squares = _zeros(maps, count), _zeros(maps, count)
-            for sums in zip(means, squares, maps, strict=True):
-                for mean, square, attribution in zip(*(label.arrays for label in sums), strict=True):
-                    self._add(mean, square, attribution, batch, count)
+        with Progress(len(copies), "copies of images", shown=progress) as shown:
+            for batch in np.split(copies, range(size, len(copies), size)):
+                rows = batch % count
+                noisy = self._noisy(backend, inputs, rows, batch // count)
+                maps = method.explain_batch(backend, noisy, _weighing(weights, rows), target.score).attribution
+                if not means:
+                    means, squares = _zeros(maps, count), _zeros(maps, count)
+                for sums in zip(means, squares, maps, strict=True):
+                    for mean, square, attribution in zip(*(label.arrays for label in sums), strict=True):
+                        self._add(mean, square, attribution, batch, count)
+                shown.advance(len(batch))
         return self._result(backend, clean, squares if self.form == "variance" else means, target)
 
     def around(self, model: Model) -> Self:

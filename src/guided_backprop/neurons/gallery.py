@@ -21,8 +21,9 @@ from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.neurons.receptive_field import Axis, receptive_field
-from guided_backprop.show.plot import figure_kind
-from guided_backprop.show.render import Picture, colour_picture, picture
+from guided_backprop.show.canvas import figure_kind
+from guided_backprop.show.colours import Picture
+from guided_backprop.show.render import colour_picture, picture
 from guided_backprop.subject import Subject, brief
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import io
 
 from PIL import Image
 
-from guided_backprop.show.render import Picture
+from guided_backprop.show.colours import Picture
 
 # Small pictures are enlarged by the page and keep each pixel; of large ones nobody sees what a JPEG loses.
 EXACT = 128 * 128

@@ -1,6 +1,6 @@
 """A folder of explanations: pictures to look at, arrays to compute with, a manifest that says what they are.
 
-- ``<name>_colour.png``, ``<name>_heatmap.png``, ``<name>_overlay.png``: one of each per image;
+- ``<name>_colour.png``, ``<name>_magnitude.png``, ``<name>_overlay.png``: one of each per image;
 - ``attribution.safetensors``: the tensors attribution, scores and labels;
 - ``manifest.json``: what the rest is. It is written last: if it is there, all is there.
 """
@@ -26,6 +26,7 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.record import Record
 from guided_backprop.show.panels import MAPS
+from guided_backprop.show.place import Place
 from guided_backprop.version import __version__
 
 SCHEMA_VERSION = 1
@@ -83,13 +84,20 @@ class ExplanationFolder:
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def add(self, explanations: Record, names: Sequence[str] | None = None) -> list[Mapping[str, str]]:
+    def add(
+        self,
+        explanations: Record,
+        names: Sequence[str] | None = None,
+        places: Sequence[Place | None] = (),
+    ) -> list[Mapping[str, str]]:
         """Write the pictures of one batch and keep its arrays.
 
         Args:
             explanations: of the same model and method as those before.
             names: one per image. Files are called after their last part, without the ending, made safe
                 as a file name and made unique by a number.
+            places: the photo that each image was cut from, on which its pictures are drawn, or None; empty to draw
+                the images as they are.
 
         Returns:
             For each image the file names of its pictures by kind; empty if it is not picture-like.
@@ -110,7 +118,7 @@ class ExplanationFolder:
                 f"{arrays['attribution'].shape[1:]} after {self._arrays[0]['attribution'].shape[1:]}. "
                 "Give all images one size in the preprocessing."
             )
-        files = self._write_pictures(explanations, names)
+        files = self._write_pictures(explanations, names, places)
         self._images += [{"name": name, "files": kinds} for name, kinds in zip(names, files, strict=True)]
         self._arrays.append(arrays)
         # Not the explanations themselves: their images are drawn already, and would double the memory.
@@ -157,18 +165,23 @@ class ExplanationFolder:
             )
         return list(names)
 
-    def _write_pictures(self, explanations: Record, names: Sequence[str]) -> list[dict[str, str]]:
+    def _write_pictures(
+        self, explanations: Record, names: Sequence[str], places: Sequence[Place | None]
+    ) -> list[dict[str, str]]:
         pixels = explanations.pictures()
-        place = self._place()
+        folder = self._place()
         if pixels is None:
             return [{} for _ in names]
         files: list[dict[str, str]] = []
-        for name, image, attribution in zip(names, *pixels, strict=True):
+        for name, image, attribution, place in zip(names, *pixels, places or [None] * len(names), strict=True):
             stem = _stem(name, self._taken)
             files.append({panel.name: f"{stem}{panel.ending}" for panel in _SAVED})
             for panel in _SAVED:
-                picture = panel.picture(image, attribution, self._percentile)
-                Image.fromarray(picture).save(place / f"{stem}{panel.ending}")
+                if place is None:
+                    picture = panel.picture(image, attribution, self._percentile)
+                else:
+                    picture = place.picture(panel, attribution, self._percentile)
+                Image.fromarray(picture).save(folder / f"{stem}{panel.ending}")
         return files
 
     def _manifest(self, arrays: Mapping[str, NumpyArray]) -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsFloat
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.labels.names import ClassNames
+from guided_backprop.show.canvas import Canvas
+from guided_backprop.show.colours import LOWERS, RAISES, Colours, Picture
 from guided_backprop.show.panels import (
     MAGNITUDE,
-    MAGNITUDE_BAR,
     PANELS,
     SCALES,
     SIGNED,
@@ -23,19 +24,17 @@ from guided_backprop.show.panels import (
     Scale,
     signed_panel,
 )
-from guided_backprop.show.render import LOWERS, RAISES, scale
+from guided_backprop.show.place import Place
+from guided_backprop.show.render import picture, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
     from matplotlib.typing import ColorType
 
 # The maps of each method by its name: pictures, series, tables or volumes, channels last.
 Maps = Mapping[str, NumpyArray]
-# A figure, and the scales of the panels in it.
-Drawn = tuple["Figure", list[Scale]]
-Layout = Callable[["type[Figure]", NumpyArray, Maps, "Look"], Drawn]
+Layout = Callable[[Canvas, NumpyArray, Maps, "Look"], "Drawn"]
 
 _MOST_FEATURES, _MOST_SLICES, _MOST_NAMES = 20, 5, 12
 _WIDTH = 10.0
@@ -45,13 +44,31 @@ _DRAWABLE = (1e-100, 1e100)
 
 @dataclass(frozen=True)
 class Look:
-    """How a figure is drawn: the scale of its maps, what it shows, and what things are called."""
+    """How a figure is drawn: the scale of its maps, what it shows, and what things are called.
+
+    Attributes:
+        colours: of the magnitudes, or of the signed maps where there are none; None for the scales' own.
+        places: of pictures: the photo that each was cut from, or None; empty for the images as they are.
+        notes: what else is said below the figure, a line each.
+    """
 
     percentile: float = 99.0
+    smooth: float = 0.0
+    colours: Colours | None = None
     panels: Sequence[PanelName] | None = None
     class_names: ClassNames = ()
     feature_names: Sequence[str] | None = None
     titles: Sequence[str] = ()
+    places: Sequence[Place | None] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What was drawn: the panels ``(rows, columns)``, and for each method the scales of its maps."""
+
+    grid: NDArray[np.object_]
+    scales: Mapping[str, Sequence[Scale]]
 
 
 @dataclass(frozen=True)
@@ -66,84 +83,93 @@ class _Strip:
         """Return what is drawn and what its zero looks like; nothing for the image."""
         if not self.panel.title:
             return ""
-        return textwrap.fill(f"{self.panel.name if is_alone else self.method}, {self.panel.title}", 30)
+        # A magnitude is not called so twice.
+        parts = dict.fromkeys([self.panel.name if is_alone else self.method, self.panel.title])
+        return textwrap.fill(", ".join(parts), 30)
 
-    def scale_text(self, attribution: NumpyArray, percentile: float) -> str:
+    def scale_text(self, attribution: NumpyArray, look: Look) -> str:
         """Return the scale of one map; nothing for the image."""
-        return "" if self.panel.scale is None else self.panel.scale.text(attribution, percentile)
+        return "" if self.panel.scale is None else self.panel.scale.text(attribution, look.percentile, look.smooth)
 
 
-def draw_pictures(kind: "type[Figure]", images: NumpyArray, maps: Maps, look: Look) -> Drawn:
+def draw_pictures(canvas: Canvas, images: NumpyArray, maps: Maps, look: Look) -> Drawn:
     """Draw a row per image: the image, and beside it the panels of each method."""
+    if canvas.is_one and look.panels is None:
+        look = replace(look, panels=["overlay"])
     is_alone = len(maps) == 1
     columns = [strip for method in maps for strip in _strips(method, maps[method], look, is_alone=is_alone)]
-    scales = _scales(columns)
+    scales = _scales_of(columns)
     if look.panels is None or "image" in look.panels or not columns:
         columns.insert(0, _image_strip(maps))
-    ratio = float(np.clip(images.shape[1] / images.shape[2], 0.2, 3))
-    size = _size_of_pictures(len(images), len(columns), ratio, look.titles, bars_of(scales))
+    places = look.places or [None] * len(images)
+    ratios = [_ratio(image if place is None else place.photo) for image, place in zip(images, places, strict=True)]
+    size = _size_of_pictures(ratios, len(columns), look.titles, len(bars_of(scales)))
     # Narrow pictures keep the room that their titles need.
-    figure = kind(figsize=size, layout="compressed" if ratio < 1.5 else "constrained")
-    grid = figure.subplots(len(images), len(columns), squeeze=False)
-    for row, axes_of_row in enumerate(grid):
+    kind: Literal["compressed", "constrained"] = "compressed" if max(ratios) < 1.5 else "constrained"
+    grid = canvas.grid(len(images), len(columns), size, kind, height_ratios=ratios)
+    for row, (axes_of_row, place) in enumerate(zip(grid, places, strict=True)):
+        background = picture(images[row])
         for axes, strip in zip(axes_of_row, columns, strict=True):
             attribution = strip.maps[row]
-            _show(axes, strip.panel.draw(images[row], attribution, look.percentile))
+            drawn = strip.panel.shares(attribution, look.percentile, look.smooth)
+            _show(axes, place.painted(strip.panel, drawn) if place else strip.panel.painted(background, drawn))
             title = strip.title(is_alone=is_alone) if row == 0 else ""
-            text = f"{title}\n{strip.scale_text(attribution, look.percentile)}".strip()
+            text = f"{title}\n{strip.scale_text(attribution, look)}".strip()
             axes.set_title(text, fontsize="small", parse_math=False)
-    return figure, scales
+    return Drawn(grid, scales)
 
 
-def _size_of_pictures(
-    rows: int, columns: int, ratio: float, titles: Sequence[str], bars: Sequence[Bar]
-) -> tuple[float, float]:
+def _ratio(pixels: NumpyArray) -> float:
+    """Return height over width, as far as a figure has room for it."""
+    return float(np.clip(pixels.shape[0] / pixels.shape[1], 0.2, 3))
+
+
+def _size_of_pictures(ratios: Sequence[float], columns: int, titles: Sequence[str], bars: int) -> tuple[float, float]:
     """Return width and height in inches: a bar takes 0.6 of the width, a line of a title 0.18 of the height."""
     width = max(_WIDTH, 2.2 * columns) if columns > 2 else 4.0 * columns
-    side = (width - 0.6 * len(bars)) / columns - 0.1
+    side = (width - 0.6 * bars) / columns - 0.1
     # Above the first row stand the panels' own titles too, which are two lines at most.
     lines = [title.count("\n") + 1 for title in titles]
     lines[0] = max(lines[0], 2)
-    return width, rows * (side * ratio + 0.15) + 0.18 * sum(lines) + 0.5
+    return width, sum(side * ratio + 0.15 for ratio in ratios) + 0.18 * sum(lines) + 0.5
 
 
-def draw_volumes(kind: "type[Figure]", images: NumpyArray, maps: Maps, look: Look) -> Drawn:
+def draw_volumes(canvas: Canvas, images: NumpyArray, maps: Maps, look: Look) -> Drawn:
     """Draw the slices with the strongest attribution, in their order: of the image, and below it of each map."""
     depth = images.shape[1]
     count = min(depth, _MOST_SLICES)
     of_maps = [strip for method in maps for strip in _strips(method, maps[method], look, is_alone=False)]
     lines = [_image_strip(maps), *of_maps]
-    ratio = float(np.clip(images.shape[2] / images.shape[3], 0.2, 3))
+    ratio = _ratio(images[0, 0])
     height = len(images) * (len(lines) * ((_WIDTH - 1) / count * ratio + 0.1) + 0.6) + 0.5
-    figure = kind(figsize=(_WIDTH, height), layout="compressed")
-    grid = figure.subplots(len(images) * len(lines), count, squeeze=False)
+    grid = canvas.grid(len(images) * len(lines), count, (_WIDTH, height), "compressed")
     first = next(iter(maps.values()))
     for row, image in enumerate(images):
         chosen = strongest_slices(first[row], count)
         grid_of_image = grid[row * len(lines) :][: len(lines)]
+        # As one tall picture: all slices have one range.
+        background = picture(image.reshape(-1, *image.shape[2:])).reshape(*image.shape[:3], 3)
         for axes_of_line, strip in zip(grid_of_image, lines, strict=True):
-            _draw_slices(axes_of_line, strip, image, strip.maps[row], chosen=chosen, percentile=look.percentile)
+            _draw_slices(axes_of_line, strip, background, strip.maps[row], chosen=chosen, look=look)
         for axes, position in zip(grid_of_image[-1], chosen, strict=True):
             axes.set_xlabel(f"slice {position} of {depth}", fontsize="small", parse_math=False)
-    return figure, _scales(of_maps)
+    return Drawn(grid, _scales_of(of_maps))
 
 
 def _draw_slices(
     axes_of_line: Sequence["Axes"],
     strip: _Strip,
-    image: NumpyArray,
+    background: NumpyArray,
     attribution: NumpyArray,
     *,
     chosen: NDArray[np.intp],
-    percentile: float,
+    look: Look,
 ) -> None:
-    # As one tall picture: all slices have one scale.
-    tall_image, tall = (volume.reshape(-1, *volume.shape[2:]) for volume in (image, attribution))
-    pixels = strip.panel.draw(tall_image, tall, percentile)
-    slices = pixels.reshape(len(image), -1, *pixels.shape[1:])
+    # Before slices are chosen: all have one scale.
+    drawn = strip.panel.shares(attribution, look.percentile, look.smooth)
     for axes, position in zip(axes_of_line, chosen, strict=True):
-        _show(axes, slices[position])
-    text = f"{strip.method}\n{strip.scale_text(tall, percentile)}".strip()
+        _show(axes, strip.panel.painted(background[position], drawn[position] if drawn.ndim else drawn))
+    text = f"{strip.method}\n{strip.scale_text(attribution, look)}".strip()
     axes_of_line[0].set_ylabel(text, fontsize="small", parse_math=False)
 
 
@@ -155,36 +181,36 @@ def strongest_slices(attribution: NumpyArray, count: int) -> NDArray[np.intp]:
     return np.sort(np.argsort(-shares, kind="stable")[:count])
 
 
-def draw_series(kind: "type[Figure]", series: NumpyArray, maps: Maps, look: Look) -> Drawn:
+def draw_series(canvas: Canvas, series: NumpyArray, maps: Maps, look: Look) -> Drawn:
     """Draw each series, and below it on the same axis a strip per method: a line per channel, a column per step."""
     channels = series.shape[-1]
     strip = float(np.clip(0.22 * channels, 0.35, 2.5))
-    figure = kind(figsize=(_WIDTH, len(series) * (1.7 + (strip + 0.25) * len(maps)) + 0.8), layout="constrained")
+    size = (_WIDTH, len(series) * (1.7 + (strip + 0.25) * len(maps)) + 0.8)
     ratios = [1.5, *[strip] * len(maps)] * len(series)
-    panels = figure.subplots(len(ratios), 1, squeeze=False, sharex=True, height_ratios=ratios)[:, 0]
+    panels = canvas.grid(len(ratios), 1, size, "constrained", sharex=True, height_ratios=ratios)
     names = _feature_names(look, channels, "channel")
-    scales = {method: SIGNED if _is_signed(attribution) else MAGNITUDE for method, attribution in maps.items()}
+    chosen = [PANELS["diverging" if _is_signed(attribution) else "magnitude"] for attribution in maps.values()]
+    scales = _scales_of([_Strip(*named) for named in zip(maps, _in_colours(chosen, look), maps.values(), strict=True)])
+    bars = {method: bar for method in maps for bar in bars_of({method: scales[method]})}
     for row, steps in enumerate(series):
-        top, *strips = panels[row * (1 + len(maps)) :][: 1 + len(maps)]
+        top, *strips = panels[row * (1 + len(maps)) :, 0][: 1 + len(maps)]
         drawn, unit = _in_units(steps)
         colours = [line.get_color() for line in top.plot(drawn, linewidth=1)]
         top.set_ylabel(f"series{unit}", fontsize="small", parse_math=False)
         for axes, (method, attribution) in zip(strips, maps.items(), strict=True):
-            _draw_strip(axes, method, attribution[row].T, scales[method], look.percentile)
+            _draw_strip(axes, method, attribution[row].T, bars[method], look.percentile)
             _name_channels(axes, names, colours, attribution.shape[-1])
-    panels[-1].set_xlabel("position", fontsize="small", parse_math=False)
-    return figure, list(scales.values())
+    panels[-1, 0].set_xlabel("position", fontsize="small", parse_math=False)
+    return Drawn(panels, scales)
 
 
-def _draw_strip(axes: "Axes", method: str, attribution: NumpyArray, of: Scale, percentile: float) -> None:
+def _draw_strip(axes: "Axes", method: str, attribution: NumpyArray, bar: Bar, percentile: float) -> None:
     """Draw one ``(C, L)`` map of a series; each of its values is shown, whatever the scale's name."""
     full = scale(attribution, percentile)
-    shares = np.clip(attribution.astype(np.float64), -full, full) / (full or 1)
-    bar = of.bar or MAGNITUDE_BAR
-    axes.imshow(
-        shares, cmap=colours_of(bar), vmin=min(bar.ticks), vmax=max(bar.ticks), aspect="auto", interpolation="nearest"
-    )
-    title = f"{method}, {MAGNITUDE.text(attribution, percentile)}"
+    drawn = np.clip(attribution.astype(np.float64), -full, full) / (full or 1)
+    low, high = min(bar.ticks), max(bar.ticks)
+    axes.imshow(drawn, cmap=colours_of(bar), vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    title = f"{method}, {MAGNITUDE.text(attribution[..., np.newaxis], percentile)}"
     axes.set_title(title, loc="left", fontsize="small", parse_math=False)
 
 
@@ -197,7 +223,7 @@ def _name_channels(axes: "Axes", names: Sequence[str], colours: Sequence["ColorT
         text.set_color(colour)
 
 
-def draw_tables(kind: "type[Figure]", rows: NumpyArray, maps: Maps, look: Look) -> Drawn:
+def draw_tables(canvas: Canvas, rows: NumpyArray, maps: Maps, look: Look) -> Drawn:
     """Draw the strongest features as bars, the strongest on top, red if they raise the score and blue if they lower it.
 
     All methods have the order of the first.
@@ -205,8 +231,8 @@ def draw_tables(kind: "type[Figure]", rows: NumpyArray, maps: Maps, look: Look) 
     features = rows.shape[1]
     count = min(features, _MOST_FEATURES)
     names = _feature_names(look, features, "feature")
-    figure = kind(figsize=(_WIDTH, len(rows) * (0.22 * count + 0.9) + 0.6), layout="constrained")
-    grid = figure.subplots(len(rows), len(maps), squeeze=False, sharey="row")
+    size = (_WIDTH, len(rows) * (0.22 * count + 0.9) + 0.6)
+    grid = canvas.grid(len(rows), len(maps), size, "constrained", sharey="row")
     first = next(iter(maps.values()))
     for row, axes_of_row in enumerate(grid):
         strongest = np.argsort(-np.abs(first[row].astype(np.float64)), kind="stable")[:count]
@@ -217,7 +243,7 @@ def draw_tables(kind: "type[Figure]", rows: NumpyArray, maps: Maps, look: Look) 
         axes_of_row[0].invert_yaxis()
         if features > count:
             axes_of_row[0].set_ylabel(f"{count} strongest of {features}", fontsize="small", parse_math=False)
-    return figure, []
+    return Drawn(grid, {})
 
 
 def _draw_features(axes: "Axes", title: str, attribution: NumpyArray, labels: Sequence[str]) -> None:
@@ -236,9 +262,19 @@ def _strips(method: str, maps: NumpyArray, look: Look, *, is_alone: bool) -> lis
         panels = [PANELS[name] for name in look.panels if name != "image"]
     else:
         first = [signed_panel(maps.shape[-1])] if _is_signed(maps) else []
-        magnitudes = [PANELS["heatmap"], PANELS["overlay"]]
+        magnitudes = [PANELS["magnitude"], PANELS["overlay"]]
         panels = [*first, *magnitudes] if is_alone else [*first, *magnitudes][:1]
-    return [_Strip(method, panel, maps) for panel in panels]
+    return [_Strip(method, panel, maps) for panel in _in_colours(panels, look)]
+
+
+def _in_colours(panels: Sequence[Panel], look: Look) -> list[Panel]:
+    """Return panels with the colours that are asked for: of the magnitudes, or of the signed where there are none."""
+    scales = [panel.scale for panel in panels]
+    own = MAGNITUDE if MAGNITUDE in scales else SIGNED
+    if look.colours is None or own.bar is None:
+        return [*panels]
+    other = replace(own, bar=replace(own.bar, colours=look.colours))
+    return [replace(panel, scale=other) if panel.scale is own else panel for panel in panels]
 
 
 def _image_strip(maps: Maps) -> _Strip:
@@ -246,8 +282,13 @@ def _image_strip(maps: Maps) -> _Strip:
     return _Strip("image", PANELS["image"], next(iter(maps.values())))
 
 
-def _scales(strips: Sequence[_Strip]) -> list[Scale]:
-    return [strip.panel.scale for strip in strips if strip.panel.scale is not None]
+def _scales_of(strips: Sequence[_Strip]) -> dict[str, list[Scale]]:
+    """Return the scales of each method's panels, each once."""
+    scales: dict[str, list[Scale]] = {}
+    for strip in strips:
+        if strip.panel.scale is not None and strip.panel.scale not in scales.setdefault(strip.method, []):
+            scales[strip.method].append(strip.panel.scale)
+    return scales
 
 
 def _is_signed(attribution: NumpyArray) -> bool:
@@ -255,9 +296,11 @@ def _is_signed(attribution: NumpyArray) -> bool:
     return bool(attribution.min() < 0 or attribution.max() <= 0)
 
 
-def bars_of(scales: Sequence[Scale]) -> list[Bar]:
-    """Return the bars of scales, each once."""
-    return [scale.bar for scale in SCALES if scale in scales and scale.bar is not None]
+def bars_of(scales: Mapping[str, Sequence[Scale]]) -> list[Bar]:
+    """Return the bars of all methods' scales, each once, in their order."""
+    by_kind = {scale.of: scale.bar for of_method in scales.values() for scale in of_method}
+    bars = [by_kind.get(scale.of) for scale in SCALES]
+    return [bar for bar in bars if bar is not None]
 
 
 def colours_of(bar: Bar) -> "Colormap":
@@ -303,8 +346,8 @@ def _number(number: SupportsFloat) -> str:
     return f"{float(number):.3g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _show(axes: "Axes", pixels: NumpyArray) -> None:
-    axes.imshow(pixels, cmap=colours_of(MAGNITUDE_BAR), vmin=0, vmax=1)
+def _show(axes: "Axes", pixels: Picture) -> None:
+    axes.imshow(pixels)
     axes.set_xticks([])
     axes.set_yticks([])
     # A frame: a white map is seen on a white page.

@@ -1,6 +1,6 @@
 """What a notebook shows of explanations: a few rows of HTML without scripts, which needs NumPy and Pillow alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -8,10 +8,12 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.labels.names import label_text
 from guided_backprop.record import Record
+from guided_backprop.show.colours import LOWERS, RAISES, Picture
 from guided_backprop.show.embed import data_uri
 from guided_backprop.show.layouts import strongest_slices
 from guided_backprop.show.panels import PANELS, Panel, signed_panel
-from guided_backprop.show.render import LOWERS, RAISES, Picture, diverging
+from guided_backprop.show.place import Place
+from guided_backprop.show.render import diverging
 
 _MOST_ROWS, _MOST_FEATURES, _MOST_CHANNELS, _MOST_STEPS = 6, 8, 12, 600
 _SIDE = 160
@@ -19,16 +21,22 @@ _CELL = 'style="padding:4px 8px;text-align:left;vertical-align:middle"'
 _LINES = ("#1f77b4", "#e8710a", "#2ca02c", "#9467bd", "#c2185b", "#8c6d31")
 
 
-def html(explanations: Record) -> str:
-    """Return a table of the first images; whatever goes wrong, at least what ``repr`` says, and never an error."""
+def html(explanations: Record, places: Sequence[Place | None] = (), notes: Sequence[str] = ()) -> str:
+    """Return a table of the first images; whatever goes wrong, at least what ``repr`` says, and never an error.
+
+    Args:
+        explanations: what was found.
+        places: the photo that each image was cut from, or None; empty for the images as they are.
+        notes: lines below the table.
+    """
     try:
-        return _page(explanations)
+        return _page(explanations, places, notes)
     except Exception:
         # Whatever was wrong with the values, an output cell with a traceback of ours would not help.
         return f"<pre>{escape(repr(explanations))}</pre>"
 
 
-def _page(explanations: Record) -> str:
+def _page(explanations: Record, places: Sequence[Place | None], notes: Sequence[str]) -> str:
     count = len(explanations)
     about = (
         f"<b>{escape(explanations.method)}</b> of {escape(explanations.model)}: "
@@ -38,26 +46,30 @@ def _page(explanations: Record) -> str:
     if isinstance(explanations.images, (tuple, Mapping)):
         for name, record in explanations.by_input().items():
             parts.append(f"<div><b>input {escape(repr(name))}</b></div>")
-            parts.append("not explained" if record is None else _table(record))
+            parts.append("not explained" if record is None else _table(record, ()))
     else:
-        parts.append(_table(explanations))
+        parts.append(_table(explanations, places))
+    parts += [f"<div>{escape(note)}</div>" for note in notes]
     return f'<div style="overflow-x:auto">{"".join(parts)}</div>'
 
 
-def _table(explanations: Record) -> str:
+def _table(explanations: Record, places: Sequence[Place | None]) -> str:
     rows = explanations[:_MOST_ROWS].one_label_a_row()[:_MOST_ROWS]
     count = explanations.scores.size
     images, maps = rows.channels_last() or (as_numpy(rows.images), as_numpy(rows.attribution))
     cells = {2: _features, 3: _series, 4: _pictures, 5: _slices}.get(images.ndim, _shapes)
     lines = []
-    for image, attribution, label, score in zip(images, maps, rows.labels, rows.scores, strict=True):
-        shown = "".join(f"<td {_CELL}>{cell}</td>" for cell in cells(image, attribution))
+    for row, (image, attribution) in enumerate(zip(images, maps, strict=True)):
+        place = places[row] if places else None
+        drawn = cells(image, attribution) if place is None else _on_photo(place, attribution)
+        shown = "".join(f"<td {_CELL}>{cell}</td>" for cell in drawn)
+        label, score = rows.labels[row], rows.scores[row]
         lines.append(f"<tr><td {_CELL}>{escape(label_text(label))}<br>score {score:.4g}</td>{shown}</tr>")
     captions = [panel.caption for panel in _panels(maps)] if cells in (_pictures, _slices) else ["attribution"]
     head = "".join(f"<th {_CELL}>{caption}</th>" for caption in ("explained", *captions))
     rest = f"<div>{len(rows)} of {count} are shown.</div>" if count > len(rows) else ""
     if images.ndim > 2:
-        rest += "<div>Full strength: percentile 99 of a map's magnitudes.</div>"
+        rest += "<div>Full colour: percentile 99 of a map's magnitudes.</div>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{rest}"
 
 
@@ -67,6 +79,10 @@ def _panels(attribution: NumpyArray) -> tuple[Panel, ...]:
 
 def _pictures(image: NumpyArray, attribution: NumpyArray) -> list[str]:
     return [_image(panel.picture(image, attribution), panel.caption) for panel in _panels(attribution)]
+
+
+def _on_photo(place: Place, attribution: NumpyArray) -> list[str]:
+    return [_image(place.picture(panel, attribution), panel.caption) for panel in _panels(attribution)]
 
 
 def _slices(volume: NumpyArray, attribution: NumpyArray) -> list[str]:

@@ -11,37 +11,34 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from guided_backprop.show.colours import DIVERGING, RAMP, Colours, Picture
 from guided_backprop.show.render import (
-    DIVERGING,
-    RAMP,
-    Channels,
-    Picture,
-    Pixels,
-    as_bytes,
-    colour_picture,
-    diverging,
-    heatmap,
-    overlay,
+    paint_colour,
+    paint_diverging,
+    paint_magnitude,
+    paint_overlay,
     picture,
-    scale,
 )
+from guided_backprop.show.shares import Channels, Pixels, shares
 
 # One for each row of the table below; a test compares the two.
-PanelName = Literal["image", "colour", "diverging", "heatmap", "overlay"]
+PanelName = Literal["image", "colour", "diverging", "magnitude", "overlay"]
+# From the image, the shares of full colour, and the colours of the scale's bar.
+Paint = Callable[[Picture, NDArray[np.float64], Colours], Picture]
 
 
 @dataclass(frozen=True, eq=False)
 class Bar:
-    """A bar beside a figure: the colours along it, what they mean, and what stands where; 1 is full strength."""
+    """A bar beside a figure: the colours along it, what they mean, and what stands where; 1 is full colour."""
 
-    colours: NDArray[np.int_]
+    colours: Colours
     title: str
     ticks: Mapping[float, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """What the values of some panels are, and how strong full strength is.
+    """What the values of some panels are, and how strong full colour is.
 
     Attributes:
         of: which of the channels are shown, as for :func:`guided_backprop.render.scale`.
@@ -53,16 +50,17 @@ class Scale:
     meaning: str
     bar: Bar | None
 
-    def text(self, attribution: Pixels, percentile: float) -> str:
-        """Return the magnitude that is shown in full strength, for people."""
-        return f"p = {scale(attribution, percentile, of=self.of):.3g}" if attribution.any() else "all 0"
+    def text(self, attribution: Pixels, percentile: float, smooth: float = 0.0) -> str:
+        """Return the magnitude that is shown in full colour, for people; of a map ``(..., H, W, C)``."""
+        full = shares(attribution, self.of, percentile, smooth)[1]
+        return f"magnitude at full colour: {full:.3g}" if full else "all 0"
 
 
-EACH_CHANNEL = Scale("colour", "colour: each channel, signed", None)
-SIGNED_BAR = Bar(DIVERGING, "lowers / raises the score", {-1: "\N{MINUS SIGN}p", 0: "0", 1: "p"})
-SIGNED = Scale("diverging", "diverging: mean of the channels, signed", SIGNED_BAR)
-MAGNITUDE_BAR = Bar(RAMP, "magnitude", {0: "0", 1: "p"})
-MAGNITUDE = Scale("heatmap", "magnitude: largest of the channels", MAGNITUDE_BAR)
+EACH_CHANNEL = Scale("colour", "each channel, signed", None)
+SIGNED_BAR = Bar(DIVERGING, "lowers / raises the score", {-1: "full", 0: "0", 1: "full"})
+SIGNED = Scale("diverging", "mean of the channels, signed", SIGNED_BAR)
+MAGNITUDE_BAR = Bar(RAMP, "magnitude", {0: "0", 1: "full"})
+MAGNITUDE = Scale("magnitude", "largest magnitude of the channels", MAGNITUDE_BAR)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +69,7 @@ class Panel:
 
     Attributes:
         name: what users call it.
-        draw: from the image and its map, channels last, and the percentile: a picture; or values in [0, 1] without
-            colours of their own, which a figure gives the colours of the scale's bar and all else greys.
+        paint: from the image and the shares of full colour to a picture.
         scale: None for the image.
         title: in a figure, after the method's name.
         caption: in a notebook.
@@ -82,7 +79,7 @@ class Panel:
     """
 
     name: PanelName
-    draw: Callable[[Pixels, Pixels, float], Pixels]
+    paint: Paint
     scale: Scale | None = None
     title: str = ""
     caption: str = ""
@@ -90,55 +87,74 @@ class Panel:
     reading: str = ""
     ending: str | None = None
 
-    def picture(self, image: Pixels, attribution: Pixels, percentile: float = 99.0) -> Picture:
-        """Return the panel as bytes: ``(H, W, 3)``, or ``(H, W)`` in grey."""
-        drawn = self.draw(image, attribution, percentile)
-        return drawn.astype(np.uint8) if drawn.dtype == np.uint8 else as_bytes(drawn.astype(np.float64))
+    def picture(
+        self,
+        image: Pixels,
+        attribution: Pixels,
+        percentile: float = 99.0,
+        *,
+        smooth: float = 0.0,
+        colours: Colours | None = None,
+    ) -> Picture:
+        """Return the panel ``(H, W, 3)`` of an image and its map, channels last."""
+        return self.painted(picture(image), self.shares(attribution, percentile, smooth), colours)
+
+    def shares(self, attribution: Pixels, percentile: float = 99.0, smooth: float = 0.0) -> NDArray[np.float64]:
+        """Return what the panel shows of a map ``(..., H, W, C)``, as shares of full colour; nothing for the image."""
+        if self.scale is None:
+            return np.zeros(())
+        return shares(attribution, self.scale.of, percentile, smooth)[0]
+
+    def painted(self, image: Picture, drawn: NDArray[np.float64], colours: Colours | None = None) -> Picture:
+        """Return shares as a picture, in the colours of the scale's bar unless there are others."""
+        bar = None if self.scale is None else self.scale.bar
+        own = RAMP if bar is None else bar.colours
+        return self.paint(image, drawn, own if colours is None else colours)
 
 
 _ROWS = (
     Panel(
         "image",
-        lambda image, _attribution, _percentile: picture(image),
+        lambda image, _drawn, _colours: image,
         caption="image",
         photo_caption="photo",
     ),
     Panel(
         "colour",
-        lambda _image, attribution, percentile: colour_picture(attribution, percentile),
+        lambda _image, drawn, _colours: paint_colour(drawn),
         EACH_CHANNEL,
         title="grey is 0",
-        caption="signed, grey is 0",
-        photo_caption="signed, grey is 0",
+        caption="colour: signed, grey is 0",
+        photo_caption="colour: signed, grey is 0",
         reading="signed, grey is 0",
         ending="_colour.png",
     ),
     Panel(
         "diverging",
-        lambda _image, attribution, percentile: diverging(attribution, percentile),
+        lambda _image, drawn, colours: paint_diverging(drawn, colours),
         SIGNED,
         title="white is 0",
-        caption="signed, white is 0",
-        photo_caption="signed, white is 0",
+        caption="diverging: signed, white is 0",
+        photo_caption="diverging: signed, white is 0",
         reading="red raises the score, blue lowers it",
     ),
     Panel(
-        "heatmap",
-        lambda _image, attribution, percentile: heatmap(attribution, percentile),
+        "magnitude",
+        lambda _image, drawn, colours: paint_magnitude(drawn, colours),
         MAGNITUDE,
         title="magnitude",
         caption="magnitude",
         photo_caption="magnitude",
         reading="magnitudes",
-        ending="_heatmap.png",
+        ending="_magnitude.png",
     ),
     Panel(
         "overlay",
-        overlay,
+        paint_overlay,
         MAGNITUDE,
         title="magnitude",
-        caption="magnitude over the image",
-        photo_caption="magnitude, over the photo",
+        caption="overlay: magnitude over the image",
+        photo_caption="overlay: magnitude over the photo",
         reading="magnitudes",
         ending="_overlay.png",
     ),

@@ -1,17 +1,22 @@
 """Figures of explanations: what was explained, by which methods, and what the colours mean, around the panels."""
 
+import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray, as_numpy
-from guided_backprop.errors import ImageError, MissingExtraError, OptionError
+from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.labels.names import label_text
 from guided_backprop.record import Record
+from guided_backprop.show.canvas import Canvas, figure_kind
+from guided_backprop.show.colours import Colours
 from guided_backprop.show.layouts import (
+    Drawn,
     Layout,
     Look,
     Maps,
@@ -23,30 +28,24 @@ from guided_backprop.show.layouts import (
     draw_volumes,
     shortened,
 )
-from guided_backprop.show.panels import PANELS, SCALES, Scale
-from guided_backprop.show.render import scale
+from guided_backprop.show.panels import PANELS, Scale
+from guided_backprop.show.remarks import remarks
+from guided_backprop.show.shares import check_options
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 # A figure of more rows is taller than a screen and slower than saving the pictures.
 _MOST_ROWS = 16
 # By the number of axes that the images have; a table has no channels.
 _LAYOUTS: dict[int, Layout] = {2: draw_tables, 3: draw_series, 4: draw_pictures, 5: draw_volumes}
+# A letter of a note takes a thirteenth of an inch.
+_LETTERS = 13
 
 
-def figure_kind() -> "type[Figure]":
-    """Return matplotlib's figure, which pyplot does not know of; raise MissingExtraError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            "plot() needs matplotlib; received an environment without it. Run: pip install 'guided-backprop[plot]'."
-        ) from error
-    return Figure
-
-
-def draw(shown: Sequence[Record], look: Look) -> "Figure":
+def draw(shown: Sequence[Record], look: Look, canvas: Canvas) -> "Figure":
     """Draw explanations of the same images and labels by one or more methods; one label per image.
 
     Raises:
@@ -55,21 +54,71 @@ def draw(shown: Sequence[Record], look: Look) -> "Figure":
             explain different things.
         ImageError: the images are neither pictures, series, tables nor volumes, or values are not finite.
     """
-    kind = figure_kind()
     _check_rows(shown[0])
     _check_look(look)
     _check_same(shown)
     layout, images, maps = _arrays(shown)
+    if look.smooth and layout not in (draw_pictures, draw_volumes):
+        raise OptionError(f"smooth is for pictures and volumes; received images of shape {images.shape}. Leave it out.")
     titles = _titles(shown[0], look, 28 if layout is draw_pictures else 90)
-    figure, scales = layout(kind, images, maps, replace(look, titles=titles))
-    for axes, title in zip(figure.axes[:: len(figure.axes) // len(titles)], titles, strict=True):
+    drawn = layout(canvas, images, maps, replace(look, titles=titles))
+    panels = drawn.grid.reshape(-1)
+    for axes, title in zip(panels[:: len(panels) // len(titles)], titles, strict=True):
         # Where there is no image, the first panel's own title stands below.
         own = axes.get_title()
         axes.set_title("")
-        axes.set_title(f"{title}\n{own}".strip(), loc="left", fontsize="medium", parse_math=False)
-    _add_bars(figure, scales)
-    figure.supxlabel(_footnote(figure, shown, look, scales), fontsize="small", parse_math=False)
+        size = "medium" if canvas.is_own else "small"
+        axes.set_title(f"{title}\n{own}".strip(), loc="left", fontsize=size, parse_math=False)
+    # The figure itself, where the axes are of a part of it.
+    figure: Figure = panels[0].figure.figure
+    by_method = dict(zip(maps, shown, strict=True))
+    if canvas.is_own:
+        _add_bars(figure, drawn)
+        said = _grouped({name: remarks(one) for name, one in by_method.items()})
+        lines = [_about(by_method, look, drawn), *said, *look.notes]
+        width = int(_LETTERS * figure.get_figwidth())
+        note = "\n".join(textwrap.fill(line, width) for line in lines)
+        figure.supxlabel(note, fontsize="small", parse_math=False)
+    else:
+        _put_below(panels[-1], "; ".join([shown[0].method, *_scaling(look, drawn)]))
     return figure
+
+
+def save(figure: "Figure", file: str | os.PathLike[str]) -> None:
+    """Save a figure in the format of the file's ending.
+
+    Raises:
+        OptionError: there is no such format, or ``file`` is no path.
+    """
+    if not isinstance(file, str | os.PathLike):
+        raise OptionError(
+            f"file must be a path to save to; received file={file!r:.80}. The scale is plot(percentile=99)."
+        )
+    endings = figure.canvas.get_supported_filetypes()
+    if Path(file).suffix[1:].lower() not in endings:
+        raise OptionError(
+            f"file must end in one of {', '.join(sorted(endings))}; received file={os.fspath(file)!r}. Write maps.png."
+        )
+    figure.savefig(file, dpi=150)
+
+
+def colours_along(cmap: "str | Colormap") -> Colours:
+    """Return the colours along one of matplotlib's colour maps, or one that it knows by name.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OptionError: matplotlib knows no such map.
+    """
+    figure_kind()
+    from matplotlib import colormaps  # noqa: PLC0415
+    from matplotlib.colors import Colormap  # noqa: PLC0415
+
+    if not isinstance(cmap, Colormap) and cmap not in list(colormaps):
+        raise OptionError(
+            f"cmap must be a colour map of matplotlib's, or its name; received cmap={cmap!r:.80}. Pass 'viridis'."
+        )
+    along = colormaps[cmap] if isinstance(cmap, str) else cmap
+    return np.asarray(along(np.linspace(0, 1, 256)))[:, :3] * 255
 
 
 def _check_rows(record: Record) -> None:
@@ -81,8 +130,8 @@ def _check_rows(record: Record) -> None:
 
 
 def _check_look(look: Look) -> None:
-    # Raises where the percentile is none, also for what is drawn without one.
-    scale(np.zeros((1, 1)), look.percentile)
+    # Also for what is drawn without them.
+    check_options(look.percentile, look.smooth)
     for panel in look.panels or ():
         if panel not in PANELS:
             raise OptionError(
@@ -132,36 +181,61 @@ def _titles(record: Record, look: Look, width: int) -> list[str]:
     return [textwrap.fill(text, width) for text in texts]
 
 
-def _add_bars(figure: "Figure", scales: Sequence[Scale]) -> None:
+def _add_bars(figure: "Figure", drawn: Drawn) -> None:
     """Add a bar for each colour scale that is used, beside all panels."""
     from matplotlib.cm import ScalarMappable  # noqa: PLC0415
     from matplotlib.colors import Normalize  # noqa: PLC0415
 
     panels = figure.axes[:]
-    for bar in bars_of(scales):
+    for bar in bars_of(drawn.scales):
         mappable = ScalarMappable(Normalize(min(bar.ticks), max(bar.ticks)), colours_of(bar))
         shrink = min(1.0, 2.2 / figure.get_figheight())
-        drawn = figure.colorbar(mappable, ax=panels, shrink=shrink, aspect=18, fraction=0.03, pad=0.01)
-        drawn.set_ticks([*bar.ticks], labels=[*bar.ticks.values()], fontsize="small", parse_math=False)
-        drawn.set_label(bar.title, fontsize="small", parse_math=False)
+        beside = figure.colorbar(mappable, ax=panels, shrink=shrink, aspect=18, fraction=0.03, pad=0.01)
+        beside.set_ticks([*bar.ticks], labels=[*bar.ticks.values()], fontsize="small", parse_math=False)
+        beside.set_label(bar.title, fontsize="small", parse_math=False)
 
 
-def _footnote(figure: "Figure", shown: Sequence[Record], look: Look, scales: Sequence[Scale]) -> str:
+def _put_below(axes: "Axes", note: str) -> None:
+    """Write a note under axes of the user's, whose figure is left as it is."""
+    width = axes.figure.figure.get_figwidth() * axes.get_position().width
+    text = textwrap.fill(note, max(int(_LETTERS * width), 20))
+    axes.set_xlabel(f"{axes.get_xlabel()}\n{text}".strip(), fontsize="small", parse_math=False)
+
+
+def _about(shown: Mapping[str, Record], look: Look, drawn: Drawn) -> str:
     """Say by what the maps were made, what their scale is, and what became of signs and channels."""
-    methods = ", ".join(dict.fromkeys(record.method for record in shown))
-    models = " and ".join(dict.fromkeys(record.model for record in shown))
-    lines = [f"{methods} of {models}"]
-    if scales:
-        lines.append(f"p: percentile {look.percentile:g} of a map's magnitudes, its full strength")
-    lines += _of_signs_and_channels(shown, scales)
-    return textwrap.fill("; ".join(lines), int(13 * figure.get_figwidth()))
+    methods = ", ".join(dict.fromkeys(record.method for record in shown.values()))
+    models = " and ".join(dict.fromkeys(record.model for record in shown.values()))
+    said = {method: _of_signs_and_channels(record, drawn.scales.get(method, ())) for method, record in shown.items()}
+    return "; ".join([f"{methods} of {models}", *_scaling(look, drawn), *_grouped(said)])
 
 
-def _of_signs_and_channels(shown: Sequence[Record], scales: Sequence[Scale]) -> list[str]:
-    axes = as_numpy(shown[0].images).ndim
+def _scaling(look: Look, drawn: Drawn) -> list[str]:
+    """Say what full colour is, and what the maps were smoothed by."""
+    if not drawn.scales:
+        return []
+    smoothed = [f"smoothed for looking, by a Gaussian of {look.smooth:g} pixels"] if look.smooth else []
+    return [f"full colour: percentile {look.percentile:g} of a map's magnitudes", *smoothed]
+
+
+def _grouped(said: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what is said of each method, each sentence once: without names where it holds for all."""
+    methods_of: dict[str, list[str]] = {}
+    for method, sentences in said.items():
+        for sentence in sentences:
+            methods_of.setdefault(sentence, []).append(method)
+    return [
+        sentence if len(methods) == len(said) else f"{', '.join(methods)}: {sentence}"
+        for sentence, methods in methods_of.items()
+    ]
+
+
+def _of_signs_and_channels(record: Record, scales: Sequence[Scale]) -> list[str]:
+    """Say what the colours of one method's panels are."""
+    axes = as_numpy(record.images).ndim
     if axes == 2:
         return ["red raises the score, blue lowers it"]
-    if reducers := {record.reducer for record in shown if record.reducer}:
-        return [f"channels reduced by {', '.join(sorted(reducers))}"]
+    if record.reducer:
+        return [f"channels reduced by {record.reducer}"]
     # In a series each channel is seen.
-    return [used.meaning for used in SCALES if used in scales] if axes > 3 else []
+    return [f"{scale.of}: {scale.meaning}" for scale in scales] if axes > 3 else []

@@ -1,83 +1,41 @@
-"""From attribution to pictures for people's eyes: heatmap, overlay, the grey-centred and the blue-white-red picture.
+"""From attribution to pictures for people's eyes: signed in colour, from blue over white to red, as magnitudes.
 
 Everything here is for looking, never for computing: values are stretched and clipped. Arrays are
-channels-last, ``(H, W)`` or ``(H, W, C)``, of any real dtype. The scale of a map is a percentile of its
+channels-last, ``(H, W)`` or ``(H, W, C)``, of any real dtype. What a map shows in full colour is a percentile of its
 magnitudes and not their maximum, because a single extreme pixel would turn everything else grey; say
 which percentile wherever a picture is shown.
 """
-
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.errors import ImageError, OptionError
+from guided_backprop.show.colours import DIVERGING, RAMP, Colours, Picture, as_bytes, faded, ramped
+from guided_backprop.show.shares import Channels, Pixels, colours_of, pixels_of, resized, shares
 
-# ``(H, W)`` or ``(H, W, C)``, of real numbers.
-Pixels = NDArray[np.number[Any] | np.bool_]
-# ``(H, W, 3)``, or ``(H, W)`` in grey.
-Picture = NDArray[np.uint8]
-# Which of an attribution's channels a picture shows: each, their mean, or the largest magnitude among them.
-Channels = Literal["colour", "diverging", "heatmap"]
-
-# Black, purple, red, orange, pale yellow: lightness rises evenly along the ramp, so the order of values
-# is seen without a legend, in print, and by colour-blind readers. Nine points of "inferno" (CC0).
-RAMP = np.array(
-    [
-        (0, 0, 4),
-        (31, 12, 72),
-        (85, 15, 109),
-        (136, 34, 106),
-        (186, 54, 85),
-        (227, 89, 51),
-        (249, 140, 10),
-        (249, 201, 50),
-        (252, 255, 164),
-    ]
-)
-
-# Blue, white, red: as dark at one end as at the other, and nobody takes the two for each other, whatever colours they
-# see.
-DIVERGING = np.array(
-    [
-        (5, 48, 97),
-        (33, 102, 172),
-        (67, 147, 195),
-        (146, 197, 222),
-        (255, 255, 255),
-        (244, 165, 130),
-        (214, 96, 77),
-        (178, 24, 43),
-        (103, 0, 31),
-    ]
-)
-
-# A bar's colours, where a table's feature raises or lowers the score.
-RAISES, LOWERS = DIVERGING[6], DIVERGING[2]
-
-# How much of its brightness the image keeps under an overlay: enough to be recognised, too little to
-# outshine the bright end of the ramp.
-_DIMMED = 0.5
-_LUMA = np.array([0.299, 0.587, 0.114])
+# How much the strongest pixels of an overlay hide of the image: its outlines are still seen under a large strong patch.
+OPACITY = 0.9
 
 
-def heatmap(attribution: Pixels, percentile: float = 99.0) -> NDArray[np.float64]:
-    """Return how strongly each pixel moves the score, regardless of the sign and the channel.
+def heatmap(attribution: Pixels, percentile: float = 99.0, *, smooth: float = 0.0) -> NDArray[np.float64]:
+    """Return how strongly each pixel moves the score, regardless of the sign and the channel: the numbers alone.
 
     The largest magnitude over the channels, divided by the stated percentile of all pixels, clipped to 1.
     If that percentile is 0 although some pixels are not, the maximum takes its place. A map without
-    contrast (all pixels alike, for example all zero) gives zeros.
+    contrast (all pixels alike, for example all zero) gives zeros. :func:`magnitude` is the picture of it.
 
     Args:
         attribution: ``(H, W)`` or ``(H, W, C)``, signed.
         percentile: which percentile of the magnitudes becomes 1, in (0, 100].
+        smooth: the standard deviation, in pixels, of a Gaussian over the magnitudes, in [0, 100]; 0 leaves them
+            as they are.
 
     Returns:
         ``(H, W)`` float64 in [0, 1].
 
     Raises:
         ImageError: attribution has another number of axes, no pixels, or values that are not finite.
-        OptionError: percentile is outside (0, 100].
+        OptionError: percentile or smooth are outside their range.
 
     Example:
         >>> import numpy as np
@@ -86,29 +44,55 @@ def heatmap(attribution: Pixels, percentile: float = 99.0) -> NDArray[np.float64
         array([[0.  , 0.25],
                [0.5 , 1.  ]])
     """
-    magnitude = _shown(attribution, "heatmap")
-    if magnitude.min() == magnitude.max():
-        return np.zeros_like(magnitude)
-    return _scaled(magnitude, percentile)
+    return shares(pixels_of(attribution, "attribution"), "magnitude", percentile, smooth)[0]
 
 
-def colour_picture(attribution: Pixels, percentile: float = 99.0) -> Picture:
+def magnitude(
+    attribution: Pixels, percentile: float = 99.0, *, smooth: float = 0.0, colours: Colours = RAMP
+) -> Picture:
+    """Return the heatmap in colour: white is zero, and over red and violet it rises to dark blue.
+
+    Args:
+        attribution: ``(H, W)`` or ``(H, W, C)``, signed.
+        percentile: as in :func:`heatmap`.
+        smooth: as in :func:`heatmap`.
+        colours: other colours, ``(K, 3)`` in [0, 255], from zero to full colour.
+
+    Returns:
+        ``(H, W, 3)`` uint8; where the attribution is zero, 255.
+
+    Raises:
+        ImageError: attribution has another number of axes, no pixels, or values that are not finite.
+        OptionError: percentile or smooth are outside their range.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.render import magnitude
+        >>> magnitude(np.array([[0.0, -3.0]]))[0].tolist()
+        [[255, 255, 255], [28, 32, 133]]
+    """
+    return paint_magnitude(heatmap(attribution, percentile, smooth=smooth), colours)
+
+
+def colour_picture(attribution: Pixels, percentile: float = 99.0, *, smooth: float = 0.0) -> Picture:
     """Return the classic picture of an attribution: zero is mid-grey, positive brighter, negative darker.
 
-    ``0.5 + 0.5 * a / p``, with p the stated percentile of all magnitudes, clipped. Three channels are
+    ``0.5 + 0.5 * a / full``, with full the stated percentile of all magnitudes, clipped. Three channels are
     shown as red, green and blue. One channel, or none, is shown in grey; so is the mean over the channels
     of any other number of them, because they have no colour of their own.
 
     Args:
         attribution: ``(H, W)`` or ``(H, W, C)``, signed.
-        percentile: which percentile of the magnitudes is shown in full strength, in (0, 100].
+        percentile: which percentile of the magnitudes is shown in full colour, in (0, 100].
+        smooth: the standard deviation, in pixels, of a Gaussian over the signed values, in [0, 100]; neighbours of
+            opposite signs cancel.
 
     Returns:
         ``(H, W, 3)`` uint8; where the attribution is zero, 128.
 
     Raises:
         ImageError: attribution has another number of axes, no pixels, or values that are not finite.
-        OptionError: percentile is outside (0, 100].
+        OptionError: percentile or smooth are outside their range.
 
     Example:
         >>> import numpy as np
@@ -116,25 +100,29 @@ def colour_picture(attribution: Pixels, percentile: float = 99.0) -> Picture:
         >>> colour_picture(np.array([[-3.0, 0.0, 3.0]]))[0, :, 0]
         array([  0, 128, 255], dtype=uint8)
     """
-    return as_bytes(0.5 + 0.5 * _scaled(_shown(attribution, "colour"), percentile))
+    return paint_colour(shares(pixels_of(attribution, "attribution"), "colour", percentile, smooth)[0])
 
 
-def diverging(attribution: Pixels, percentile: float = 99.0) -> Picture:
+def diverging(
+    attribution: Pixels, percentile: float = 99.0, *, smooth: float = 0.0, colours: Colours = DIVERGING
+) -> Picture:
     """Return the signed map from blue over white to red: white is zero, red raises the score, blue lowers it.
 
     Of several channels the mean is shown: what moves the score when all channels of a pixel rise together. Channels
-    of opposite signs cancel; :func:`heatmap` shows these too.
+    of opposite signs cancel; :func:`magnitude` shows these too.
 
     Args:
         attribution: ``(H, W)`` or ``(H, W, C)``, signed.
-        percentile: which percentile of the magnitudes is shown in full strength, in (0, 100].
+        percentile: which percentile of the magnitudes is shown in full colour, in (0, 100].
+        smooth: as in :func:`colour_picture`.
+        colours: other colours, ``(K, 3)`` in [0, 255], from what lowers the score to what raises it.
 
     Returns:
         ``(H, W, 3)`` uint8; where the attribution is zero, 255.
 
     Raises:
         ImageError: attribution has another number of axes, no pixels, or values that are not finite.
-        OptionError: percentile is outside (0, 100].
+        OptionError: percentile or smooth are outside their range.
 
     Example:
         >>> import numpy as np
@@ -142,20 +130,21 @@ def diverging(attribution: Pixels, percentile: float = 99.0) -> Picture:
         >>> diverging(np.array([[-3.0, 0.0, 3.0]]))[0].tolist()
         [[5, 48, 97], [255, 255, 255], [103, 0, 31]]
     """
-    return as_bytes(_ramped(0.5 + 0.5 * _scaled(_shown(attribution, "diverging"), percentile), DIVERGING))
+    return paint_diverging(shares(pixels_of(attribution, "attribution"), "diverging", percentile, smooth)[0], colours)
 
 
-def scale(attribution: Pixels, percentile: float = 99.0, *, of: Channels = "heatmap") -> float:
-    """Return the magnitude that a picture shows in full strength; 0 if the attribution is all zero.
+def scale(attribution: Pixels, percentile: float = 99.0, *, of: Channels = "magnitude", smooth: float = 0.0) -> float:
+    """Return the magnitude that a picture shows in full colour; 0 if the attribution is all zero.
 
     Args:
         attribution: ``(H, W)`` or ``(H, W, C)``, signed.
         percentile: as in the picture.
-        of: which picture: of :func:`colour_picture`, :func:`diverging` or :func:`heatmap` (and :func:`overlay`).
+        of: which picture: ``"colour"``, ``"diverging"``, or ``"magnitude"``, which is that of an overlay too.
+        smooth: as in the picture.
 
     Raises:
         ImageError: attribution has another number of axes, no pixels, or values that are not finite.
-        OptionError: percentile is outside (0, 100].
+        OptionError: percentile or smooth are outside their range.
 
     Example:
         >>> import numpy as np
@@ -163,20 +152,31 @@ def scale(attribution: Pixels, percentile: float = 99.0, *, of: Channels = "heat
         >>> scale(np.array([[0.0, 1.0], [-2.0, 4.0]]), percentile=100)
         4.0
     """
-    return _scale(_shown(attribution, of), percentile)
+    return shares(pixels_of(attribution, "attribution"), of, percentile, smooth)[1]
 
 
-def overlay(image: Pixels, attribution: Pixels, percentile: float = 99.0, opacity: float = 0.9) -> Picture:
-    """Return the heatmap in colour over the image, which is shown dimmed and without its own colours.
+def overlay(
+    image: Pixels,
+    attribution: Pixels,
+    percentile: float = 99.0,
+    opacity: float = OPACITY,
+    *,
+    smooth: float = 0.0,
+    colours: Colours = RAMP,
+) -> Picture:
+    """Return the magnitudes over the image, which keeps its own colours and is faded half way to white.
 
-    From black over red to pale yellow the heatmap rises from 0 to 1. It covers the image the more the
-    higher it is, so the image stays visible where the heatmap is low.
+    The stronger a pixel moves the score, the darker its colour is and the more it covers of the image: where the
+    heatmap is 0 there is the image alone, where it is 1 hardly anything of it. Bright and dark images are read alike.
 
     Args:
         image: ``(H, W)`` or ``(H, W, C)`` in any range; stretched from its minimum to its maximum.
-        attribution: ``(H, W)`` or ``(H, W, C)``, signed, for the same H and W.
+        attribution: ``(H, W)`` or ``(H, W, C)``, signed, for the same H and W; or smaller in the same proportions, and
+            is then enlarged without steps.
         percentile: as in :func:`heatmap`.
         opacity: how much the strongest pixels hide of the image, in [0, 1].
+        smooth: as in :func:`heatmap`, in pixels of the attribution.
+        colours: as in :func:`magnitude`.
 
     Returns:
         ``(H, W, 3)`` uint8.
@@ -184,7 +184,7 @@ def overlay(image: Pixels, attribution: Pixels, percentile: float = 99.0, opacit
     Raises:
         ImageError: the two differ in height or width, or one of them has another number of axes, no
             pixels, or values that are not finite.
-        OptionError: percentile is outside (0, 100], or opacity outside [0, 1].
+        OptionError: percentile or smooth are outside their range, or opacity outside [0, 1].
 
     Example:
         >>> import numpy as np
@@ -194,19 +194,17 @@ def overlay(image: Pixels, attribution: Pixels, percentile: float = 99.0, opacit
     """
     if not 0 <= opacity <= 1:
         raise OptionError(
-            f"opacity must be in [0, 1]; received opacity={opacity!r}. Pass 0.9 to hide most of the image."
+            f"opacity must be in [0, 1]; received opacity={opacity!r}. Pass {OPACITY} to hide most of the image."
         )
-    heat = heatmap(attribution, percentile)
+    heat = heatmap(attribution, percentile, smooth=smooth)
     background = picture(image)
-    if background.shape[:2] != heat.shape:
+    if not _is_of(heat.shape, background.shape[:2]):
         raise ImageError(
-            "image and attribution must have the same height and width; received image of shape "
-            f"{np.shape(image)} and attribution of shape {np.shape(attribution)}. "
+            "image and attribution must have the same height and width, or the same proportions; received image of "
+            f"shape {np.shape(image)} and attribution of shape {np.shape(attribution)}. "
             "Pass both channels-last, and the image as the model saw it."
         )
-    grey = _DIMMED * (background / 255.0) @ _LUMA
-    cover = opacity * heat[..., np.newaxis]
-    return as_bytes((1 - cover) * grey[..., np.newaxis] + cover * _ramped(heat, RAMP))
+    return paint_overlay(background, resized(heat, *background.shape[:2]), colours, opacity)
 
 
 def picture(image: Pixels) -> Picture:
@@ -230,7 +228,7 @@ def picture(image: Pixels) -> Picture:
         >>> picture(np.array([[-1.0, 1.0]]))[0, :, 0]
         array([  0, 255], dtype=uint8)
     """
-    colours = _colours(_pixels(image, "image"))
+    colours = colours_of(pixels_of(image, "image"))
     # Halved: the distance between the ends of the float range is not a float.
     low, high = colours.min() / 2, colours.max() / 2
     if low == high:
@@ -238,67 +236,35 @@ def picture(image: Pixels) -> Picture:
     return as_bytes((colours / 2 - low) / (high - low))
 
 
-def _pixels(values: Pixels, name: str) -> NDArray[np.float64]:
-    """Return ``values`` as finite float64 pixels ``(H, W, C)``."""
-    array = np.asarray(values)
-    if array.ndim not in (2, 3) or array.size == 0:
-        raise ImageError(
-            f"{name} must be pixels of shape (H, W) or (H, W, C); received {name} of shape {array.shape}. "
-            "Pass one image at a time, channels last."
-        )
-    if array.dtype.kind not in "biuf":
-        raise ImageError(f"{name} must be real numbers; received {name} of dtype {array.dtype}. Convert it to float.")
-    # float64 before anything else: |int8(-128)| and the range of a float16 do not fit their own type.
-    pixels = array.astype(np.float64)
-    if not np.isfinite(pixels).all():
-        raise ImageError(
-            f"{name} must be finite; received {np.count_nonzero(~np.isfinite(pixels))} values of {name} "
-            "that are NaN or infinite. Find where the model first produces them."
-        )
-    return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+def _is_of(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    """Tell whether two heights and widths are the same, or the first is smaller in the same proportions."""
+    if small == large or small[0] >= large[0] or small[1] >= large[1]:
+        return small == large
+    # Each side of the larger may have been rounded.
+    return abs(large[0] * small[1] - large[1] * small[0]) <= (small[0] + small[1]) / 2
 
 
-def _colours(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ``(H, W, 3)``: three channels as they are, any other number as the grey of their mean."""
-    if pixels.shape[2] == 3:
-        return pixels
-    # Divided before they are added, so that the sum stays a float.
-    grey = (pixels / pixels.shape[2]).sum(axis=2, keepdims=True)
-    return np.repeat(grey, 3, axis=2)
+# From shares of full colour to a picture of them.
 
 
-def _shown(attribution: Pixels, of: Channels) -> NDArray[np.float64]:
-    """Return the values that a picture shows: of each channel, their mean, or the largest magnitude among them."""
-    pixels = _pixels(attribution, "attribution")
-    if of == "heatmap":
-        return np.asarray(np.abs(pixels).max(axis=2))
-    # Divided before they are added, so that the sum stays a float.
-    return _colours(pixels) if of == "colour" else np.asarray((pixels / pixels.shape[2]).sum(axis=2))
+def paint_colour(drawn: NDArray[np.float64]) -> Picture:
+    """Return three signed channels around a middle grey."""
+    return as_bytes(0.5 + 0.5 * drawn)
 
 
-def _scale(attribution: NDArray[np.float64], percentile: float) -> float:
-    """Return the percentile of the magnitudes, or else their maximum."""
-    if not isinstance(percentile, (int, float, np.number)) or not 0 < percentile <= 100:
-        raise OptionError(
-            f"percentile must be in (0, 100]; received percentile={percentile!r}. Pass 99 for the usual look."
-        )
-    magnitude = np.abs(attribution)
-    return float(np.percentile(magnitude, percentile)) or float(magnitude.max())
+def paint_diverging(drawn: NDArray[np.float64], colours: Colours = DIVERGING) -> Picture:
+    """Return signed shares in the colours of a ramp, zero in its middle."""
+    return as_bytes(ramped(0.5 + 0.5 * drawn, colours))
 
 
-def _scaled(attribution: NDArray[np.float64], percentile: float) -> NDArray[np.float64]:
-    """Return ``attribution`` divided by its scale, in [-1, 1]."""
-    full = _scale(attribution, percentile)
-    # Clipped before the division: a quotient by a tiny scale can overflow.
-    return np.clip(attribution, -full, full) / full if full > 0 else np.zeros_like(attribution)
+def paint_magnitude(drawn: NDArray[np.float64], colours: Colours = RAMP) -> Picture:
+    """Return shares from 0 to 1 in the colours of a ramp."""
+    return as_bytes(ramped(drawn, colours))
 
 
-def _ramped(shares: NDArray[np.float64], ramp: NDArray[np.int_]) -> NDArray[np.float64]:
-    """Return the ramp's colours ``(H, W, 3)``, in [0, 1], at values in [0, 1]."""
-    points = np.linspace(0, 1, len(ramp))
-    return np.stack([np.interp(shares, points, channel / 255.0) for channel in ramp.T], axis=2)
-
-
-def as_bytes(shares: NDArray[np.float64]) -> Picture:
-    """Return values in [0, 1] as bytes; a half is 128."""
-    return np.floor(shares * 255 + 0.5).astype(np.uint8)
+def paint_overlay(
+    image: Picture, drawn: NDArray[np.float64], colours: Colours = RAMP, opacity: float = OPACITY
+) -> Picture:
+    """Return shares from 0 to 1 over an image of their size, as in :func:`overlay`."""
+    cover = opacity * drawn[..., np.newaxis]
+    return as_bytes((1 - cover) * faded(image) + cover * ramped(drawn, colours))

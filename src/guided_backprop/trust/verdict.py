@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from guided_backprop.show.plot import figure_kind
+from guided_backprop.show.canvas import figure_kind
 from guided_backprop.trust.similarity import METRICS
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from PIL import Image
 
 from guided_backprop.arrays import Images, Inputs, Model, NumpyArray, as_numpy, as_pictures
 from guided_backprop.errors import GuidedBackpropError, ImageError
-from guided_backprop.show.panels import PANELS
 from guided_backprop.show.colours import Picture
+from guided_backprop.show.panels import PANELS
 from guided_backprop.subject import Subject, layer_names
 
 

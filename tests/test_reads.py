@@ -247,6 +247,10 @@ def test_what_may_change_unseen_is_not_told(name):
 def test_what_is_read_and_what_is_written():
     known = lambda rows: tf.nn.relu(rows) * math.pi * FACTOR  # noqa: E731
     assert read_by(known) == read_by(known)
+    before = read_by(known)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(math, "pi", 3.0)
+        assert read_by(known) != before
     model = Read()
     before = read_by(model)
     assert before == read_by(model)

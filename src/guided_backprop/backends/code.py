@@ -7,6 +7,7 @@ import dis
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from types import CodeType
 
 # Steps that only move things on the stack.
@@ -47,6 +48,7 @@ class Uses:
     modules: frozenset[str]
 
 
+@lru_cache(maxsize=2048)
 def uses_of(code: CodeType) -> Uses:
     """Return what a function's code uses, and that of the functions in it."""
     read, known, attributes, modules = set[str](), set[str](), set[str](), set[str]()

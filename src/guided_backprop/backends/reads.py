@@ -32,28 +32,30 @@ from types import (
     UnionType,
     WrapperDescriptorType,
 )
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from guided_backprop.arrays import Model
 from guided_backprop.backends.code import Uses, uses_of
+from guided_backprop.backends.kinds import (
+    CONTAINERS,
+    FRAMEWORKS,
+    KNOWN,
+    arrays,
+    is_asked,
+    is_known,
+    is_of_c,
+    is_users,
+    root_of,
+    slots_of,
+)
 
-# Whose code reads what it is given, and settings.
-_FRAMEWORKS = frozenset(
-    "tensorflow keras tf_keras jax jaxlib flax equinox haiku numpy ml_dtypes wrapt tree optree".split()
-)
-_STANDARD = frozenset(
-    "abc builtins cmath collections contextlib copy dataclasses enum functools inspect itertools math numbers operator "
-    "re string types typing typing_extensions warnings weakref _weakrefset threading".split()
-)
-_KNOWN = _FRAMEWORKS | _STANDARD
 _ATOMS = (type(None), bool, int, str, bytes, type(...), type(NotImplemented), range)
-_CONTAINERS = (list, tuple, dict, set, frozenset, MappingProxyType)
 # What says nothing of a class: how its instances lie in memory.
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType, WrapperDescriptorType)
 # Code that is written in C, and reads what it is given.
-_CODE_OF_C = (MethodDescriptorType, ClassMethodDescriptorType, np.ufunc)
+_CODE_OF_C = (MethodDescriptorType, ClassMethodDescriptorType)
 # Attributes by which anything can be reached, or a variable's value during a trace.
 _HIDDEN = frozenset(
     "__globals__ __builtins__ __subclasses__ f_back f_globals environ modules random init_scope numpy".split()
@@ -63,12 +65,17 @@ _BY_ANY_NAME = frozenset("getattr vars __dict__ __getattribute__ attrgetter".spl
 # What wraps containers to track what is put into them.
 _PROXIES = ("tensorflow.python.trackable.data_structures",)
 _UNSAFE = frozenset("open eval exec input globals locals compile breakpoint __import__ next iter".split())
-# What a layer remembers of its calls, of training, and of the other models that it is in.
+# What a layer remembers of its making, its calls, of training, and of the other models that it is in.
 _NOTES = frozenset(
-    """_tracker _called _auto_config _build_shapes_dict _inbound_nodes _outbound_nodes _inbound_nodes_value
-    _outbound_nodes_value _losses _loss_ids _eager_losses optimizer loss history _loss_tracker _compile_loss
-    _compile_metrics _compile_config compiled_metrics compiled_loss train_function test_function
-    predict_function""".split()
+    """build quantize _tracker _called _auto_config _build_shapes_dict _inbound_nodes _outbound_nodes
+    _inbound_nodes_value
+    _outbound_nodes_value _losses _loss_ids _eager_losses _losses_override optimizer loss history _loss_tracker
+    _compile_loss _compile_metrics _compile_config compiled_metrics compiled_loss train_function test_function
+    predict_function _call_signature call_signature_parameters _initializer kernel_initializer bias_initializer
+    depthwise_initializer pointwise_initializer gamma_initializer beta_initializer moving_mean_initializer
+    moving_variance_initializer _unconditional_checkpoint_dependencies _unconditional_dependency_names
+    _self_unconditional_checkpoint_dependencies _self_unconditional_dependency_names
+    _self_unconditional_deferred_dependencies _obj_reference_counts_dict""".split()
 )
 _MOST = 2_000_000
 
@@ -114,14 +121,6 @@ class _Number(NamedTuple):
     value: int
 
 
-class _Kind:
-    """What is to be known of a class, to look into its instances."""
-
-    def __init__(self, kind: type) -> None:
-        self.same, self.is_of_c, self.slots, self.is_known = _Same(kind), _is_of_c(kind), _slots(kind), _is_known(kind)
-        self.is_layer = any(root_of(one.__module__) in ("keras", "tf_keras") for one in kind.__mro__)
-
-
 class _Walk:
     """One walk through all that a model can reach."""
 
@@ -131,6 +130,7 @@ class _Walk:
         self._met: dict[int, tuple[int, object]] = {}
         self._left: list[Any] = []
         self._kinds: dict[type, _Kind] = {}
+        self._looked: set[tuple[int, frozenset[str]]] = set()
         # Which attributes the user's code writes and does not read, and which it reads.
         self._written, self._read, self._skipped = set[str](), set[str](), set[str]()
 
@@ -160,64 +160,68 @@ class _Walk:
         if kind is float or kind is complex:
             # Not by ==, for which -0.0 is 0.0 and NaN not NaN.
             return self._note(kind, repr(value))
-        if id(value) in self._met:
-            return self._note("again", self._met[id(value)][0])
+        known = self._met.get(id(value))
+        if known is not None:
+            return self._note("again", known[0])
         self._met[id(value)] = len(self._met), value
-        if type(value).__module__ in _PROXIES:
+        if kind.__module__ in _PROXIES:
             value = getattr(value, "__wrapped__", value)
-        if isinstance(value, _CONTAINERS):
-            return self._container(value)
-        for kinds, meet in self._MEETINGS.items():
-            if isinstance(value, kinds):
-                return meet(self, value)
-        if not self._leaf(value):
-            self._object(value)
-        return None
-
-    def _container(self, value: Any) -> None:
-        held = [one for pair in value.items() for one in pair] if isinstance(value, (dict, MappingProxyType)) else value
-        self._note(_Same(type(value)), len(value))
-        self._left += held
-        if hasattr(value, "__dict__") or not _is_known(type(value)):
-            self._object(value)
-
-    def _leaf(self, value: Any) -> bool:
-        """Note what is no more than itself."""
-        if isinstance(value, (Enum, np.dtype, np.generic)) or type(value).__name__ == "DType":
-            self._note(_Same(type(value)), repr(value))
-        elif type(value) is np.ndarray and not value.dtype.hasobject:
-            self._note(value.shape, value.dtype.str, hashlib.blake2b(value.tobytes()).digest())
-        elif _is_array(value):
-            self._note(_Same(value))
-        elif isinstance(value, weakref.ref):
-            self._note("weak")
-            self._left.append(value())
-        elif isinstance(value, _CODE_OF_C):
-            self._note(repr(value))
-        elif hasattr(value, "python_function") or type(value).__name__ == "PjitFunction":
-            # What these remember of former traces, a new trace would be made of as well.
-            self._note(_Same(value))
-            self._left.append(getattr(value, "python_function", None) or value.__wrapped__)
-        elif type(value).__name__ == "PyTreeDef":
-            self._note("tree", value.num_leaves)
-            self._left += [value.node_data(), value.children()]
-        elif isinstance(value, (GenericAlias, UnionType)):
-            self._note("type")
-            self._left.append(value.__args__)
-        elif (
-            type(value) is object
-            or type(value).__name__ == "PythonAPIDispatcher"
-            or type(value).__qualname__ in ("lock", "RLock")
-        ):
-            self._note("object")
-        else:
-            return False
-        return True
-
-    def _object(self, value: Any) -> None:
-        kind = type(value)
+            kind = type(value)
         if kind not in self._kinds:
             self._kinds[kind] = _Kind(kind)
+        return self._kinds[kind].meet(self, value)
+
+    def container(self, value: Any) -> None:
+        """Note what a container holds, and what makes what it does not hold."""
+        kind = type(value)
+        held = [one for pair in value.items() for one in pair] if isinstance(value, (dict, MappingProxyType)) else value
+        self._note(self._kinds[kind].same, len(value))
+        self._left += held
+        self._left.append(getattr(value, "default_factory", None))
+        if not self._kinds[kind].is_known:
+            self.instance(value)
+
+    def number(self, value: Any) -> None:
+        """Note a value by how it is written."""
+        self._note(self._kinds[type(value)].same, repr(value))
+
+    def array(self, value: Any) -> None:
+        """Note an array of NumPy's by its values."""
+        if type(value) is not np.ndarray or value.dtype.hasobject:
+            raise _Unknown
+        self._note(value.shape, value.dtype.str, hashlib.blake2b(value.tobytes()).digest())
+
+    def same(self, value: Any) -> None:
+        """Note that it is this one."""
+        self._note(_Same(value))
+
+    def function_of_framework(self, value: Any) -> None:
+        """Note a function that remembers its traces: a new trace of ours would be made of them as well."""
+        self._note(_Same(value))
+        self._left.append(getattr(value, "python_function", None) or value.__wrapped__)
+
+    def weak(self, value: Any) -> None:
+        """Note what is referred to."""
+        self._note("weak")
+        self._left.append(value())
+
+    def tree(self, value: Any) -> None:
+        """Note a structure of JAX's."""
+        self._note("tree", value.num_leaves)
+        self._left += [value.node_data(), value.children()]
+
+    def alias(self, value: Any) -> None:
+        """Note a type of other types."""
+        self._note("type")
+        self._left.append(value.__args__)
+
+    def constant(self, value: Any) -> None:
+        """Note what is the same wherever it is: a lock, or code that is written in C."""
+        self._note("constant", getattr(value, "__qualname__", getattr(value, "__name__", "")))
+
+    def instance(self, value: Any) -> None:
+        """Note what an object has as attributes."""
+        kind = type(value)
         told = self._kinds[kind]
         if told.is_of_c:
             raise _Unknown
@@ -227,18 +231,19 @@ class _Walk:
         for name, held in [*getattr(value, "__dict__", {}).items(), *slots]:
             if told.is_layer and name in _NOTES:
                 self._skipped.add(name)
-            elif type(held) is int and not told.is_known and not _is_asked(kind, name):
+            elif type(held) is int and not told.is_known and not is_asked(kind, name):
                 self._notes.append(_Number(name, held))
             else:
                 self._notes.append(name)
                 self._left.append(held)
 
-    def _class(self, kind: type) -> None:
+    def class_of_objects(self, kind: type) -> None:
+        """Note a class: of a framework's, what somebody put into it; of one's own, what is in it."""
         self._note(_Same(kind))
-        if _is_known(kind):
+        if is_known(kind):
             # What somebody put into a framework's class.
             self._left += [
-                held for held in list(vars(kind).values()) if isinstance(held, FunctionType) and _is_users(held)
+                held for held in list(vars(kind).values()) if isinstance(held, FunctionType) and is_users(held)
             ]
             return
         for name, held in list(vars(kind).items()):
@@ -250,8 +255,9 @@ class _Walk:
         self._note(kind.__name__, kind.__doc__)
         self._left += [kind.__bases__, type(kind)]
 
-    def _function(self, function: FunctionType) -> None:
-        uses = uses_of(function.__code__) if _is_users(function) else None
+    def function(self, function: FunctionType) -> None:
+        """Note a function: what it holds, and if it is the user's, what its code reads."""
+        uses = uses_of(function.__code__) if is_users(function) else None
         self._note(_Same(function.__code__))
         self._left += [function.__defaults__, function.__kwdefaults__, vars(function)]
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -262,92 +268,108 @@ class _Walk:
     def _globals(self, function: FunctionType, uses: Uses) -> None:
         self._written |= uses.written_attributes
         self._read |= uses.attributes | (uses.globals & _BY_ANY_NAME)
-        if uses.attributes & _HIDDEN or any(root_of(name) not in _KNOWN for name in uses.modules):
+        if uses.attributes & _HIDDEN or any(root_of(name) not in KNOWN for name in uses.modules):
             raise _Unknown
         for name in sorted(uses.globals - set(function.__code__.co_freevars)):
             if name in function.__globals__:
                 self._named(name, function.__globals__[name], uses)
+                self._look(function.__globals__[name], uses.attributes)
             elif name in _UNSAFE:
                 raise _Unknown
             else:
                 self._named(name, vars(builtins).get(name), uses)
+
+    def _look(self, module: object, names: frozenset[str]) -> None:
+        """Note what code may read of a framework's module: somebody may have put something else there."""
+        if isinstance(module, ModuleType) and (id(module), names) not in self._looked:
+            self._looked.add((id(module), names))
+            for name in sorted(names & vars(module).keys()):
+                self._note(name)
+                self._left.append(vars(module)[name])
+                self._look(vars(module)[name], names)
 
     def _named(self, name: str, value: object, uses: Uses | None) -> None:
         self._note(name)
         if uses is None or name not in uses.written or type(value) not in (int, list, dict, set):
             self._left.append(value)
 
-    def _method(self, method: Any) -> None:
+    def method(self, method: Any) -> None:
+        """Note a method, and what it is bound to."""
         self._note("method", method.__name__)
         self._left.append(method.__self__)
         if isinstance(method, MethodType):
             self._left.append(method.__func__)
 
-    def _module(self, module: ModuleType) -> None:
-        if root_of(module.__name__) not in _KNOWN:
+    def module(self, module: ModuleType) -> None:
+        """Note a framework's module."""
+        if root_of(module.__name__) not in KNOWN:
             raise _Unknown
         self._note(_Same(module))
 
-    def _partial(self, function: functools.partial[Any]) -> None:
+    def partial(self, function: functools.partial[Any]) -> None:
+        """Note a function with some of its arguments."""
         self._note("partial")
         self._left += [function.func, function.args, function.keywords]
 
-    def _wrapped(self, holder: Any) -> None:
+    def wrapped(self, holder: Any) -> None:
+        """Note the functions of a property, or what else makes one of functions."""
         self._note(type(holder).__name__)
         self._left += [getattr(holder, name, None) for name in ("__func__", "fget", "fset", "fdel")]
 
-    _MEETINGS: ClassVar[Mapping[Any, Callable[["_Walk", Any], None]]] = {
-        type: _class,
-        FunctionType: _function,
-        (MethodType, BuiltinFunctionType, MethodWrapperType): _method,
-        ModuleType: _module,
-        functools.partial: _partial,
-        (property, staticmethod, classmethod): _wrapped,
-    }
+
+class _Kind:
+    """What is to be known of a class, to look into its instances.
+
+    Attributes:
+        same: that it is this class.
+        meet: how one of its instances is noted.
+        slots: the attributes of an instance that are in no dictionary.
+        is_known: whether it is a framework's.
+        is_layer: whether it is one of Keras'.
+        is_of_c: whether an instance holds what Python does not see.
+    """
+
+    def __init__(self, kind: type) -> None:
+        self.same, self.is_of_c, self.slots, self.is_known = _Same(kind), is_of_c(kind), slots_of(kind), is_known(kind)
+        self.is_layer = any(root_of(one.__module__) in ("keras", "tf_keras") for one in kind.__mro__)
+        self.meet = _meeting_of(kind)
 
 
-def root_of(module: str | None) -> str:
-    """Return the package of a module."""
-    return (module or "").partition(".")[0]
+def _meeting_of(kind: type) -> Callable[[_Walk, Any], None]:
+    """Return how what is of a class is noted."""
+    root, name = root_of(kind.__module__), kind.__name__
+    for kinds, meet in _BY_CLASS.items():
+        if issubclass(kind, kinds):
+            return meet
+    if issubclass(kind, arrays()):
+        return _Walk.same
+    if root in FRAMEWORKS and (hasattr(kind, "python_function") or name == "PjitFunction"):
+        return _Walk.function_of_framework
+    if kind is object or (root == "_thread" and name in ("lock", "RLock")):
+        return _Walk.constant
+    return _BY_NAME.get(name, _Walk.instance) if root in FRAMEWORKS else _Walk.instance
 
 
-def _is_known(kind: type) -> bool:
-    return root_of(kind.__module__) in _KNOWN
-
-
-def _is_users(function: FunctionType) -> bool:
-    # Not by its own __module__, which a wrapper takes from what it wraps.
-    return root_of(function.__globals__.get("__name__")) not in _KNOWN
-
-
-def _is_of_c(kind: type) -> bool:
-    """Tell whether instances of a class hold what Python does not see."""
-    made = (vars(one).get("__new__") for one in kind.__mro__ if one is not object and one not in _CONTAINERS)
-    return any(new is not None and not isinstance(new, (staticmethod, FunctionType)) for new in made)
-
-
-def _slots(kind: type) -> list[str]:
-    """Return the attributes of a class's instances that are in no dictionary."""
-    names = []
-    for one in kind.__mro__:
-        slots = vars(one).get("__slots__", ())
-        for name in [slots] if isinstance(slots, str) else slots:
-            is_own = name.startswith("__") and not name.endswith("__")
-            names.append(f"_{one.__name__.lstrip('_')}{name}" if is_own else name)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def _is_asked(kind: type, name: str) -> bool:
-    """Tell whether a framework's part of a class has code that may read this attribute."""
-    parts = (part for one in kind.__mro__ if _is_known(one) for part in vars(one).values())
-    return any(name in part.__code__.co_names for part in parts if isinstance(part, FunctionType))
-
-
-def _is_array(value: object) -> bool:
-    """Tell whether something is an array that nobody can change, or a variable, which is read when a trace is run."""
-    kinds = (("jax", ("Array",)), ("tensorflow", ("Tensor", "Variable")))
-    held = (getattr(sys.modules[name], kind) for name, all_of in kinds if name in sys.modules for kind in all_of)
-    return isinstance(value, tuple(held))
+_BY_CLASS: Mapping[Any, Callable[[_Walk, Any], None]] = {
+    CONTAINERS: _Walk.container,
+    type: _Walk.class_of_objects,
+    FunctionType: _Walk.function,
+    (MethodType, BuiltinFunctionType, MethodWrapperType): _Walk.method,
+    ModuleType: _Walk.module,
+    functools.partial: _Walk.partial,
+    (property, staticmethod, classmethod): _Walk.wrapped,
+    (Enum, np.dtype, np.generic): _Walk.number,
+    np.ndarray: _Walk.array,
+    np.ufunc: _Walk.same,
+    weakref.ref: _Walk.weak,
+    _CODE_OF_C: _Walk.constant,
+    (GenericAlias, UnionType): _Walk.alias,
+}
+_BY_NAME: Mapping[str, Callable[[_Walk, Any], None]] = {
+    "DType": _Walk.number,
+    "PyTreeDef": _Walk.tree,
+    "PythonAPIDispatcher": _Walk.constant,
+}
 
 
 def _held(cell: CellType) -> object:

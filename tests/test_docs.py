@@ -92,7 +92,7 @@ def without_example(name: str, each: object) -> list[str]:
     text = inspect.getdoc(each) or ""
     lacking = [] if ">>>" in text else [name]
     for member, value in vars(each).items() if inspect.isclass(each) else ():
-        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        function = getattr(value, "__func__", value)
         if inspect.isfunction(function) and not member.startswith("_") and member not in INSIDE:
             is_shown = ">>>" in (function.__doc__ or "") or re.search(rf"(?:>>>|\.\.\. ).*\.{member}\b", text)
             lacking += [] if is_shown else [f"{name}.{member}"]

@@ -254,7 +254,7 @@ def entries(count: int) -> Iterator[Entry]:
 
 
 ABOUT = {"head": None, "methods": ["Saliency", "GuidedBackprop"], "model": "Net"}
-END = {"command": None, "coverage": [], "layer": None, "percentile": 99.0, "trust": [], "versions": {}}
+END = {"command": None, "coverage": [], "layer": None, "percentile": 99.0, "remarks": [], "trust": [], "versions": {}}
 
 
 def written(path: Path, count: int, *, overwrite: bool = False) -> None:

@@ -72,13 +72,13 @@ def test_every_public_name_is_on_the_api_page():
 
 
 # What only a method of one's own has to do with.
-INSIDE = {"around", "explain_batch", "explains_inside", "held", "is_one_pass", "job", "subject"}
+INSIDE = {"around", "cut", "explain_batch", "explains_inside", "held", "is_one_pass", "job", "subject"}
 
 
 def public() -> dict[str, object]:
     """Return the classes and functions that the API page documents, by their full names; errors have trees instead."""
     names = {f"guided_backprop.{name}": getattr(guided_backprop, name) for name in guided_backprop.__all__}
-    for module in map(importlib.import_module, [f"guided_backprop.{name}" for name in SUBMODULES if name != "models"]):
+    for module in map(importlib.import_module, [f"guided_backprop.{name}" for name in SUBMODULES]):
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         names |= {f"{module.__name__}.{name}": getattr(module, name) for name in getattr(module, "__all__", own)}
     names |= {f"guided_backprop.report.{each.__name__}": each for each in (Report, Trust)}
@@ -92,7 +92,7 @@ def without_example(name: str, each: object) -> list[str]:
     text = inspect.getdoc(each) or ""
     lacking = [] if ">>>" in text else [name]
     for member, value in vars(each).items() if inspect.isclass(each) else ():
-        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        function = getattr(value, "__func__", value)
         if inspect.isfunction(function) and not member.startswith("_") and member not in INSIDE:
             is_shown = ">>>" in (function.__doc__ or "") or re.search(rf"(?:>>>|\.\.\. ).*\.{member}\b", text)
             lacking += [] if is_shown else [f"{name}.{member}"]

@@ -254,7 +254,7 @@ def entries(count: int) -> Iterator[Entry]:
 
 
 ABOUT = {"head": None, "methods": ["Saliency", "GuidedBackprop"], "model": "Net"}
-END = {"command": None, "coverage": [], "layer": None, "percentile": 99.0, "trust": [], "versions": {}}
+END = {"command": None, "coverage": [], "layer": None, "percentile": 99.0, "remarks": [], "trust": [], "versions": {}}
 
 
 def written(path: Path, count: int, *, overwrite: bool = False) -> None:
@@ -681,7 +681,8 @@ def test_images_are_sorted_and_filtered(browser, hostile_report):
 def test_methods_are_chosen_for_all_images(browser, hostile_report):
     with Visit(browser, hostile_report) as visit:
         page, over = visit.page, visit.page.locator(".over")
-        page.get_by_label("Map over the photos").select_option(label="DeconvNet, signed, grey is 0")
+        deconvnet = page.locator("[data-map] option[data-method=DeconvNet]").get_attribute("value")
+        page.get_by_label("Map over the photos").select_option(deconvnet)
         assert all(each.get_attribute("alt").startswith("DeconvNet of ") for each in over.all())
         page.get_by_label("DeconvNet", exact=True).press("Space")
         # Another one takes its place; where it is not shown it cannot be chosen.

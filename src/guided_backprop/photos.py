@@ -106,7 +106,14 @@ def as_rgb(image: Image.Image, file_format: str | None = None) -> Image.Image:
 
 
 def image_paths(arguments: Iterable[Path]) -> list[Path]:
-    """Return files as they are and, for each folder, the images in it (not below it) sorted by name."""
+    """Return files as they are and, for each folder, the images in it (not below it) sorted by name.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from guided_backprop.models import image_paths
+        >>> [path.name for path in image_paths([Path("cat.jpg")])]
+        ['cat.jpg']
+    """
     return [*photo_files(arguments).paths]
 
 

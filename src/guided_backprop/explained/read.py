@@ -30,6 +30,16 @@ class SavedMap:
         label: the class id, or the weights of the outputs.
         score: the score that was differentiated.
         files: the pictures, by their kind: "colour", "magnitude", "overlay"; none where it is no picture.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import guided_backprop as gb
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = gb.GuidedBackprop(model).explain(torch.rand(2, 3, 8, 8), 1).save(f"{folder}/maps")
+        ...     saved = gb.read(f"{folder}/maps")
+        ...     saved[0].label, saved[0].attribution.shape, saved[0].picture("overlay").size
+        (1, (3, 8, 8), (8, 8))
     """
 
     name: str
@@ -71,6 +81,16 @@ class Saved(Sequence[SavedMap]):
         percentile: the scale of the pictures.
         names: what was explained, one for each map.
         coverage: every non-linearity on the path from score to image, and what was done with it.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import guided_backprop as gb
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = gb.GuidedBackprop(model).explain(torch.rand(2, 3, 8, 8), 1).save(f"{folder}/maps")
+        ...     saved = gb.read(f"{folder}/maps")
+        ...     len(saved), saved.method, saved.attribution.shape
+        (2, 'GuidedBackprop', (2, 3, 8, 8))
     """
 
     folder: Path

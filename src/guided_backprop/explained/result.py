@@ -143,6 +143,17 @@ class ExplainedPhoto(_Drawable):
         model: the model.
         size: the photo's width and height.
         source: what it is read from.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> import guided_backprop as gb
+        >>> from guided_backprop.models import ResizeCrop, VisionModel
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+        >>> model = VisionModel("small", network, ResizeCrop((8, 8)))
+        >>> photo = np.zeros((30, 40, 3), np.uint8)
+        >>> one = gb.explain_photos([photo], model=model, labels=1)[0]
+        >>> one.label, one.attribution.shape, one.picture("overlay").shape
+        (1, (3, 8, 8), (30, 40, 3))
     """
 
     name: str
@@ -245,6 +256,18 @@ class ExplainedPhotos(_Drawable, Sequence[ExplainedPhoto]):
         model: the model.
         failures: the photos that could not be read, and why; they are left out.
         skipped: what else was in folders, and why it was not read.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> import guided_backprop as gb
+        >>> from guided_backprop.models import ResizeCrop, VisionModel
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+        >>> model = VisionModel("small", network, ResizeCrop((8, 8)))
+        >>> photo = np.zeros((30, 40, 3), np.uint8)
+        >>> explained = gb.explain_photos([photo, photo], model=model, labels=1)
+        >>> len(explained), explained.failures
+        (2, ())
+        >>> figure = explained.plot()  # needs matplotlib
     """
 
     photos: Sequence[ExplainedPhoto]

@@ -16,6 +16,12 @@ def probabilities(outputs: NumpyArray, head: str | None) -> NDArray[np.float64] 
         outputs: the model's own outputs.
         head: what the model ends in, as in ``Explanations.head``. Without a head, rows in [0, 1] that sum
             to 1 are probabilities already; others are logits, which a softmax makes into probabilities.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.models import probabilities
+        >>> probabilities(np.array([[0.0, 0.0]]), None).tolist()
+        [[0.5, 0.5]]
     """
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         return None
@@ -29,7 +35,14 @@ def probabilities(outputs: NumpyArray, head: str | None) -> NDArray[np.float64] 
 
 
 def best_classes(shares: NDArray[np.float64]) -> list[int]:
-    """Return the ids of the five classes of the highest probabilities ``(K,)``, best first."""
+    """Return the ids of the five classes of the highest probabilities ``(K,)``, best first.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.models import best_classes
+        >>> best_classes(np.array([0.2, 0.5, 0.3]))
+        [1, 2, 0]
+    """
     return [int(label) for label in np.argsort(-shares, kind="stable")[:BEST]]
 
 

@@ -36,6 +36,13 @@ class Measured(Preprocessing):
     Attributes:
         function: the function.
         said: what it does, for people.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.models import Measured
+        >>> preprocess = Measured(lambda photo: np.asarray(photo.resize((8, 8)), np.float32).transpose(2, 0, 1))
+        >>> round(preprocess.view(640, 480).share)
+        1
     """
 
     function: Preprocess

@@ -33,6 +33,11 @@ class View:
 
     A map of any size ``(h, w)`` of this input belongs into the box: its pixel ``(row, column)`` is centred at
     ``left + (column + 0.5) * (right - left) / w``, ``top + (row + 0.5) * (bottom - top) / h``.
+
+    Example:
+        >>> from guided_backprop.models import View
+        >>> View((400, 100), (150, 0, 250, 100), (224, 224)).share
+        0.25
     """
 
     photo: tuple[int, int]
@@ -55,7 +60,14 @@ class View:
 
 
 class Preprocessing(ABC):
-    """What is done to a photo before a network sees it: called on the photo; ``str`` says it in one line."""
+    """What is done to a photo before a network sees it: called on the photo; ``str`` says it in one line.
+
+    Example:
+        >>> from guided_backprop.models import Preprocessing, ResizeCrop
+        >>> preprocess: Preprocessing = ResizeCrop((8, 8))
+        >>> preprocess.view(16, 16).share
+        1.0
+    """
 
     @abstractmethod
     def __call__(self, photo: Image.Image) -> Tensor:

@@ -33,6 +33,12 @@ class Batch:
         images: these images, preprocessed, ``(N, ...)``; None if there are none.
         failures: why the others could not be read.
         sizes: width and height of the photos that could.
+
+    Example:
+        >>> from guided_backprop import ImageError
+        >>> from guided_backprop.models import Batch
+        >>> Batch([], None, [ImageError("broken.png is damaged")], []).failures
+        [ImageError('broken.png is damaged')]
     """
 
     rows: list[int]
@@ -60,8 +66,15 @@ class VisionModel:
         >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
         >>> def pixels(photo):
         ...     return np.asarray(photo.resize((8, 8)), np.float32).transpose(2, 0, 1) / 255
-        >>> VisionModel("small", network, pixels, ["cat", "dog"]).class_name(1)
-        '1 dog'
+        >>> model = VisionModel("small", network, pixels, ["cat", "dog"])
+        >>> model.class_name(1), model.view(640, 480).size
+        ('1 dog', (8, 8))
+        >>> from PIL import Image
+        >>> model.images([Image.new("RGB", (640, 480))]).shape
+        torch.Size([1, 3, 8, 8])
+        >>> model.require_names(np.zeros((1, 2)))  # as many as classes
+        >>> [batch.rows for batch in model.batches([], 16)]
+        []
     """
 
     name: str

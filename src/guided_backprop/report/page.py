@@ -28,6 +28,7 @@ from guided_backprop.report.pages import Entry, Map, Pages, check_free
 from guided_backprop.show.embed import EXACT, data_uri
 from guided_backprop.show.folder import versions
 from guided_backprop.show.panels import PANELS
+from guided_backprop.show.remarks import remarks
 from guided_backprop.show.render import picture
 from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, number, summaries
 from guided_backprop.trust.similarity import METRICS
@@ -93,6 +94,8 @@ class Report:
             self._methods += [GradCAM(model, layer), GuidedGradCAM(model, layer)]
         self._likenesses: list[Likeness] = []
         self._coverages: list[Coverage] = []
+        # What is no property of a photo, and the methods whose maps show it.
+        self._remarks: dict[str, list[str]] = {}
         self._head: str | None = None
 
     @property
@@ -120,6 +123,10 @@ class Report:
         pictures, maps = _pictures(explained, names)
         rivals = self._rivals(explained)
         self._coverages.append(explained[_GUIDED].coverage)
+        for explanations in explained:
+            for remark in remarks(explanations):
+                methods = self._remarks.setdefault(remark, [])
+                methods += [explanations.method] if explanations.method not in methods else []
         self._head, self._name = explained[0].head, self._name or explained[0].model
         for row, name in enumerate(names):
             maps_of_image = {method: maps_of_batch[row] for method, maps_of_batch in maps.items()}
@@ -147,6 +154,7 @@ class Report:
             "coverage": Coverage.merge(self._coverages),
             "layer": self._layer,
             "percentile": self._percentile,
+            "remarks": [f"{', '.join(methods)}: {remark}." for remark, methods in self._remarks.items()],
             "trust": [*summaries(self._likenesses), *trust],
             "versions": {"guided-backprop": __version__, **versions()},
         }

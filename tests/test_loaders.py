@@ -79,6 +79,7 @@ def test_torchvisions_models_come_with_their_transforms_and_names(cache):
     weights = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
     torch.manual_seed(0)
     stored = torchvision.models.squeezenet1_1(weights=None).eval()
+    torch.nn.init.normal_(stored.classifier[1].bias)
     folder = cache / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     torch.save(stored.state_dict(), folder / weights.url.rpartition("/")[2])
@@ -360,7 +361,8 @@ def test_an_operation_that_onnx2torch_does_not_know_is_refused(tmp_path):
 
 def keras_network(*first: keras.layers.Layer, channels: int = 3) -> keras.Model:
     keras.utils.set_random_seed(0)
-    body = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    convolution = keras.layers.Conv2D(4, 3, activation="relu", bias_initializer="random_normal")
+    body = [convolution, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
     return keras.Sequential([keras.Input((24, 32, channels)), *first, *body])
 
 
@@ -417,6 +419,18 @@ def test_a_function_may_return_what_a_file_may_hold(files, keras_files, tmp_path
     for name, options in {"a": {}, "b": {}, "c": {}, "d": {"size": (24, 32)}}.items():
         vision = load_model(f"{tmp_path}/makes.py:{name}", **SCALED, **options)
         assert_allclose(vision.images([PHOTO]), shown(channels_last=name in "ab"), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fresh.keras", "fresh"])
+def test_a_file_of_a_network_that_has_learned_nothing_is_refused(tmp_path, name):
+    network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3), keras.layers.Conv2D(2, 3)])
+    if name == "fresh":
+        network.export(tmp_path / name, verbose=False)
+    else:
+        network.save(tmp_path / name)
+    with pytest.raises(ModelError, match="received .*fresh.*every layer that normalises, or every bias, is as it was"):
+        load_model(tmp_path / name, scale=1)
+    assert load_model(tmp_path / name, scale=1, random_weights=True).at_once is None
 
 
 def test_without_a_library_the_error_says_what_to_install(monkeypatch):

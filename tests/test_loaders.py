@@ -24,7 +24,7 @@ from numpy.testing import assert_allclose
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from guided_backprop import GuidedBackprop, MissingExtraError, ModelError, OptionError, load_model
+from guided_backprop import GuidedBackprop, MissingExtraError, ModelError, OptionError, explain_photos, load_model
 from guided_backprop.models import VisionModel
 from spots import spot_error
 
@@ -271,6 +271,16 @@ def test_files_of_pytorch_and_onnx(files, name):
     assert str(vision).endswith(f"{name}: 32 x 24, bilinear, crop 1, pixels / 255, mean .4 .5 .6, std .25, 3 classes")
     assert vision.at_once == (1 if name.startswith("one") else None)
     assert_says(vision, tiny()(torch.from_numpy(shown())))
+
+
+def test_photos_are_shown_one_by_one_to_a_file_that_takes_one(files, tmp_path):
+    (tmp_path / "one.onnx").write_bytes((files / "one.onnx").read_bytes())
+    (tmp_path / "one.toml").write_text("scale = 0.0039\nclasses = ['cat', 'dog', 'cup']\n")
+    explained = explain_photos([PHOTO, PHOTO], model=tmp_path / "one.onnx", labels="dog")
+    assert [photo.label for photo in explained] == [1, 1]
+    (tmp_path / "one.toml").write_text("scale = 1\nclasses = ['cat', 'dog']\n")
+    with pytest.raises(ModelError, match="classes must be as many as the model's outputs, 3; received 2 names"):
+        explain_photos([PHOTO], model=tmp_path / "one.onnx")
 
 
 def test_what_a_file_does_not_say_may_stand_beside_it(files, tmp_path):

@@ -350,7 +350,11 @@ def test_if_no_image_can_be_read_nothing_is_written(photos):
         (("photos", "--model", "nets:random"), 1, "without arguments it has weights=None. Load weights, or pass"),
         (("photos", "--batch-size", "0"), 2, "0 is not in the range x>=1"),
         (("photos", "--method", "lime"), 2, "'lime' is not one of 'guided-backprop', 'deconvnet', 'saliency'"),
-        (("photos", "--model", "nets"), 1, "received model='nets'."),
+        (
+            ("photos", "--model", "nets"),
+            1,
+            "Say whose it is: torchvision:nets, timm:nets, hf:nets, keras:nets.",
+        ),
         (("photos", "--model", "nets:without_relu"), 1, "needs at least one ReLU between score and image"),
         (("photos", "--output", "nets.py"), 1, "received folder='nets.py', which is a file."),
         (("photos", "--output", "nets.py/out"), 1, "Error: [Errno 20] Not a directory"),

@@ -24,7 +24,7 @@ from numpy.testing import assert_allclose
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from guided_backprop import GuidedBackprop, MissingExtraError, ModelError, OptionError, load_model
+from guided_backprop import GuidedBackprop, MissingExtraError, ModelError, OptionError, explain_photos, load_model
 from guided_backprop.models import VisionModel
 from spots import spot_error
 
@@ -79,6 +79,7 @@ def test_torchvisions_models_come_with_their_transforms_and_names(cache):
     weights = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
     torch.manual_seed(0)
     stored = torchvision.models.squeezenet1_1(weights=None).eval()
+    torch.nn.init.normal_(stored.classifier[1].bias)
     folder = cache / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     torch.save(stored.state_dict(), folder / weights.url.rpartition("/")[2])
@@ -194,7 +195,7 @@ def test_a_classifier_whose_head_is_made_up_is_refused(hugging_face, tmp_path):
 
 
 def test_folders_are_asked_whose_they_are(hugging_face, tmp_path):
-    with pytest.raises(ModelError, match=rf"Say whose it is: hf:{hugging_face} or timm:"):
+    with pytest.raises(ModelError, match=rf"Say whose it is: .*, timm:{hugging_face}, hf:{hugging_face}, "):
         load_model(str(hugging_face))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="as save_pretrained writes both"):
@@ -270,6 +271,16 @@ def test_files_of_pytorch_and_onnx(files, name):
     assert str(vision).endswith(f"{name}: 32 x 24, bilinear, crop 1, pixels / 255, mean .4 .5 .6, std .25, 3 classes")
     assert vision.at_once == (1 if name.startswith("one") else None)
     assert_says(vision, tiny()(torch.from_numpy(shown())))
+
+
+def test_photos_are_shown_one_by_one_to_a_file_that_takes_one(files, tmp_path):
+    (tmp_path / "one.onnx").write_bytes((files / "one.onnx").read_bytes())
+    (tmp_path / "one.toml").write_text("scale = 0.0039\nclasses = ['cat', 'dog', 'cup']\n")
+    explained = explain_photos([PHOTO, PHOTO], model=tmp_path / "one.onnx", labels="dog")
+    assert [photo.label for photo in explained] == [1, 1]
+    (tmp_path / "one.toml").write_text("scale = 1\nclasses = ['cat', 'dog']\n")
+    with pytest.raises(ModelError, match="classes must be as many as the model's outputs, 3; received 2 names"):
+        explain_photos([PHOTO], model=tmp_path / "one.onnx")
 
 
 def test_what_a_file_does_not_say_may_stand_beside_it(files, tmp_path):
@@ -360,7 +371,8 @@ def test_an_operation_that_onnx2torch_does_not_know_is_refused(tmp_path):
 
 def keras_network(*first: keras.layers.Layer, channels: int = 3) -> keras.Model:
     keras.utils.set_random_seed(0)
-    body = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    convolution = keras.layers.Conv2D(4, 3, activation="relu", bias_initializer="random_normal")
+    body = [convolution, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
     return keras.Sequential([keras.Input((24, 32, channels)), *first, *body])
 
 
@@ -417,6 +429,18 @@ def test_a_function_may_return_what_a_file_may_hold(files, keras_files, tmp_path
     for name, options in {"a": {}, "b": {}, "c": {}, "d": {"size": (24, 32)}}.items():
         vision = load_model(f"{tmp_path}/makes.py:{name}", **SCALED, **options)
         assert_allclose(vision.images([PHOTO]), shown(channels_last=name in "ab"), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fresh.keras", "fresh"])
+def test_a_file_of_a_network_that_has_learned_nothing_is_refused(tmp_path, name):
+    network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3), keras.layers.Conv2D(2, 3)])
+    if name == "fresh":
+        network.export(tmp_path / name, verbose=False)
+    else:
+        network.save(tmp_path / name)
+    with pytest.raises(ModelError, match="received .*fresh.*every layer that normalises, or every bias, is as it was"):
+        load_model(tmp_path / name, scale=1)
+    assert load_model(tmp_path / name, scale=1, random_weights=True).at_once is None
 
 
 def test_without_a_library_the_error_says_what_to_install(monkeypatch):

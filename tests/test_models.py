@@ -237,6 +237,10 @@ def test_a_builder_that_was_given_no_weights_is_refused(module_folder):
         "def old(pretrained=False): return torch.nn.Conv2d(3, 2, 3)\n"
         "def sure(pretrained=True): return torch.nn.Conv2d(3, 2, 3)\n"
         "def normed(): return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2))\n"
+        "def biased():\n"
+        "    layers = [torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 3)]\n"
+        "    for layer in layers[::2]: torch.nn.init.zeros_(layer.bias)\n"
+        "    return torch.nn.Sequential(*layers)\n"
         "def layered(): return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.LayerNorm([2, 222, 222]))\n"
         "def trained():\n"
         "    network = normed()\n"
@@ -246,8 +250,9 @@ def test_a_builder_that_was_given_no_weights_is_refused(module_folder):
     for name, why in {
         "net": "without arguments it has weights=None",
         "old": "without arguments it has pretrained=False",
-        "normed": "every layer that normalises is as it was made",
-        "layered": "every layer that normalises is as it was made",
+        "normed": "every layer that normalises, or every bias, is as it was made",
+        "layered": "every layer that normalises, or every bias, is as it was made",
+        "biased": "every layer that normalises, or every bias, is as it was made",
     }.items():
         with pytest.raises(ModelError, match=rf"received model='builders:{name}', and {why}\. Load weights"):
             load(f"builders:{name}")

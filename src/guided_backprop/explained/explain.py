@@ -1,5 +1,6 @@
 """``explain_photos``: from photos and a model's name to explained photos."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -23,7 +24,7 @@ PhotoLabels = int | str | Sequence[int | str] | None
 def explain_photos(
     photos: Photo | Iterable[Photo],
     *,
-    model: str | VisionModel | None = None,
+    model: str | os.PathLike[str] | VisionModel | None = None,
     method: str | Callable[[Model], Explainer] = "guided-backprop",
     layer: Layer = None,
     labels: PhotoLabels = None,
@@ -76,7 +77,7 @@ def explain_photos(
     vision = _vision(model)
     run = _Run(sources.photos, vision, _explainer(method, vision, layer), _ids(labels, vision.class_names))
     with Progress(len(sources.photos), "photos", shown=progress) as shown:
-        for batch in vision.batches(sources.photos, batch_size):
+        for batch in vision.batches(sources.photos, vision.at_once or batch_size):
             run.add(batch)
             shown.advance(len(batch.rows) + len(batch.failures))
     if not run.explained:
@@ -107,6 +108,7 @@ class _Run:
         labels = self._labels
         chosen = [labels[row] for row in batch.rows] if isinstance(labels, list) else labels
         found = self._explainer.explain(batch.images, chosen)
+        self._vision.require_names(found.outputs)
         if isinstance(labels, list) and is_first:
             # A wrong label of the last photo is found now, and not when all the others are done.
             parse_label(labels, len(labels)).explained(found.outputs)
@@ -133,12 +135,12 @@ def _ids(labels: PhotoLabels, class_names: Sequence[str]) -> list[int] | int | s
     return [class_id(label, class_names) for label in labels]
 
 
-def _vision(model: str | VisionModel | None) -> VisionModel:
+def _vision(model: str | os.PathLike[str] | VisionModel | None) -> VisionModel:
     if isinstance(model, VisionModel):
         return model
     if model is None:
         return load_default()
-    if isinstance(model, str):
+    if isinstance(model, str | os.PathLike):
         return load_model(model)
     raise OptionError(
         "model must be what load_model() loads, or a VisionModel, which knows how photos are preprocessed; received "

@@ -88,8 +88,9 @@ class ResizeCrop(Preprocessing):
         crop: the share of the resized photo that is kept, along the side that is cut least: the photo is resized until
             it covers ``size / crop``, and of that the centre is taken. None to stretch the whole photo to ``size``.
         resampling: how it is resized.
-        scale, mean, std: what is done with pixels of 0 to 255: ``(pixels * scale - mean) / std``. Mean and std have one
-            number, or one for each of red, green and blue.
+        scale: what pixels of 0 to 255 are multiplied by.
+        mean: subtracted after that: one number, or one for each of red, green and blue.
+        std: by what that is divided, in the same way.
         channels_last: whether the network wants ``(height, width, 3)``, and not ``(3, height, width)``.
         grey: whether the network wants one channel, of the photo in grey.
         further: done with ``(height, width, 3)`` of float32 at last, before it is laid out; None for nothing.

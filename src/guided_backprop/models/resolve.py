@@ -4,6 +4,7 @@ A loader lives in a file of its own, which is imported where it is needed, and o
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -123,8 +124,10 @@ def _load(asked: Asked) -> VisionModel:
         return _loader(_ENDINGS[ending])(asked.file())
     if (Path(asked.spec) / _SAVED_MODEL).is_file():
         return _loader("saved_model")(asked.file())
-    is_folder = bool(asked.spec) and Path(asked.spec).is_dir()
-    advice = f"Say whose it is: hf:{asked.spec} or timm:{asked.spec}." if is_folder else "Pass one of these."
+    # A library's name of it, or a folder.
+    is_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", asked.spec) or (asked.spec and Path(asked.spec).is_dir())
+    whose = ", ".join(f"{prefix}:{asked.spec}" for prefix in _PREFIXES)
+    advice = f"Say whose it is: {whose}." if is_name else "Pass one of these."
     raise ModelError(f"model must read {_FORMS}; received model={asked.spec!r}. {advice}")
 
 

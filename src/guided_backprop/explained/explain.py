@@ -76,7 +76,7 @@ def explain_photos(
     vision = _vision(model)
     run = _Run(sources.photos, vision, _explainer(method, vision, layer), _ids(labels, vision.class_names))
     with Progress(len(sources.photos), "photos", shown=progress) as shown:
-        for batch in vision.batches(sources.photos, batch_size):
+        for batch in vision.batches(sources.photos, vision.at_once or batch_size):
             run.add(batch)
             shown.advance(len(batch.rows) + len(batch.failures))
     if not run.explained:
@@ -106,7 +106,7 @@ class _Run:
             return
         labels = self._labels
         chosen = [labels[row] for row in batch.rows] if isinstance(labels, list) else labels
-        found = self._explainer.explain(batch.images, chosen)
+        found = self._explainer.explain(batch.images, chosen, progress=False)
         if isinstance(labels, list) and is_first:
             # A wrong label of the last photo is found now, and not when all the others are done.
             parse_label(labels, len(labels)).explained(found.outputs)

@@ -30,6 +30,16 @@ class SavedMap:
         label: the class id, or the weights of the outputs.
         score: the score that was differentiated.
         files: the pictures, by their kind: "colour", "magnitude", "overlay"; none where it is no picture.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import guided_backprop as gb
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        >>> explanations = gb.GuidedBackprop(model.eval()).explain(torch.rand(2, 3, 8, 8), 1)
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     saved = gb.read(explanations.save(f"{parent}/maps"))
+        ...     saved[0].name, saved[0].label, saved[0].picture("colour").size
+        ('image-00000', 1, (8, 8))
     """
 
     name: str
@@ -71,6 +81,16 @@ class Saved(Sequence[SavedMap]):
         percentile: the scale of the pictures.
         names: what was explained, one for each map.
         coverage: every non-linearity on the path from score to image, and what was done with it.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import guided_backprop as gb
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        >>> explanations = gb.GuidedBackprop(model.eval()).explain(torch.rand(2, 3, 8, 8), 1)
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     saved = gb.read(explanations.save(f"{parent}/maps"))
+        ...     saved.method, len(saved), saved.attribution.shape, saved.labels, str(saved.coverage)
+        ('GuidedBackprop', 2, (2, 3, 8, 8), array([1, 1]), 'relu x1 guided')
     """
 
     folder: Path

@@ -143,6 +143,24 @@ class ExplainedPhoto(_Drawable):
         model: the model.
         size: the photo's width and height.
         source: what it is read from.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> import guided_backprop as gb
+        >>> from guided_backprop.models import ResizeCrop, VisionModel
+        >>> conv = torch.nn.Conv2d(3, 2, 3)
+        >>> network = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> vision = VisionModel("small", network.eval(), ResizeCrop((8, 8)), ["cat", "dog"])
+        >>> pixels = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
+        >>> one = gb.explain_photos(pixels, model=vision, labels="dog")[0]
+        >>> one.label, isinstance(one.score, float), one.attribution.shape, sorted(one.classes)
+        (1, True, (3, 8, 8), ['0 cat', '1 dog'])
+        >>> one.photo.size, one.path, one.view.box, one.place.box
+        ((60, 20), None, (20.0, 0.0, 40.0, 20.0), (20, 0, 40, 20))
+        >>> one.warning
+        'the network saw 33% of the photo: the rest of it is not explained'
+        >>> one.picture("magnitude").shape
+        (20, 60, 3)
     """
 
     name: str
@@ -245,6 +263,21 @@ class ExplainedPhotos(_Drawable, Sequence[ExplainedPhoto]):
         model: the model.
         failures: the photos that could not be read, and why; they are left out.
         skipped: what else was in folders, and why it was not read.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> import guided_backprop as gb
+        >>> from guided_backprop.models import ResizeCrop, VisionModel
+        >>> conv = torch.nn.Conv2d(3, 2, 3)
+        >>> network = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> vision = VisionModel("small", network.eval(), ResizeCrop((8, 8)), ["cat", "dog"])
+        >>> pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 60, 3), np.uint8)
+        >>> explained = gb.explain_photos(pixels, model=vision, labels=[0, 1])
+        >>> len(explained), explained[0].label, explained.explanations.attribution.shape, len(explained.places)
+        (2, 0, (2, 3, 8, 8), 2)
+        >>> explained.warnings[1]
+        'photo-00001: the network saw 33% of the photo: the rest of it is not explained'
+        >>> figure = explained.plot(panels=["overlay"], smooth=1)
     """
 
     photos: Sequence[ExplainedPhoto]

@@ -364,7 +364,7 @@ def _of_output(method: Method, inputs: Images, target: Target) -> Inputs:
 def _explained(method: Method, inputs: Images, labels: Labels) -> Explanations:
     """Explain, with labels that may be a function with an error of its own."""
     try:
-        return method.explain(inputs, labels, progress=False)
+        return method.explain(inputs, labels)
     except LabelError as error:
         # It comes inside of what is said of any function that fails.
         if isinstance(error.__cause__, LabelError):

@@ -49,4 +49,4 @@ def explain(
     parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
     if parameter is not None:
         inputs = parameter.new_tensor(np.asarray(inputs))
-    return np.asarray(_METHODS[method](model, **options).explain(inputs, targets, progress=False))
+    return np.asarray(_METHODS[method](model, **options).explain(inputs, targets))

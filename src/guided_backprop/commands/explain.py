@@ -68,7 +68,7 @@ def explain(
             explainer = method_of(method, vision.network, layer, reducer=reducer)
 
             def write(pixels: Images, names: Sequence[str], chosen: Labels) -> Written:
-                explanations = explainer.explain(pixels, chosen, progress=False).one_label_a_row()
+                explanations = explainer.explain(pixels, chosen).one_label_a_row()
                 repeated = [name for name in names for _ in range(len(explanations) // len(names))]
                 places = [vision.place(read_image(name)) for name in repeated]
                 return Written(explanations, folder.add(explanations, repeated, places))

@@ -106,7 +106,7 @@ class _Run:
             return
         labels = self._labels
         chosen = [labels[row] for row in batch.rows] if isinstance(labels, list) else labels
-        found = self._explainer.explain(batch.images, chosen, progress=False)
+        found = self._explainer.explain(batch.images, chosen)
         if isinstance(labels, list) and is_first:
             # A wrong label of the last photo is found now, and not when all the others are done.
             parse_label(labels, len(labels)).explained(found.outputs)

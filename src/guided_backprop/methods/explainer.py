@@ -61,4 +61,4 @@ class Explainer(Answering, ABC):
             [[0, 1], [1, 0], [1]]
         """
         batches = batches_of(*self.held(), data, labels)
-        return (self.explain(batch.images, batch.labels, mask=mask, progress=False) for batch in batches)
+        return (self.explain(batch.images, batch.labels, mask=mask) for batch in batches)

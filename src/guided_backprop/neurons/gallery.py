@@ -300,7 +300,7 @@ class _Explainer:
                 run += pixels.size
         if left.size:
             entries = [(int(channels[row]), *positions[row]) for row in left.tolist()]
-            explained = self.method.explain(self.backend.from_numpy(images[left], self.like), entries, progress=False)
+            explained = self.method.explain(self.backend.from_numpy(images[left], self.like), entries)
             maps[left] = as_numpy(explained.attribution)
             coverages.append(explained.coverage)
             run += images[left].size
@@ -309,7 +309,7 @@ class _Explainer:
     def _try(self, pixels: NumpyArray, entries: list[tuple[int, ...]]) -> Explanations | None:
         """Explain crops; None if the model takes no images of that size."""
         try:
-            return self.method.explain(self.backend.from_numpy(pixels, self.like), entries, progress=False)
+            return self.method.explain(self.backend.from_numpy(pixels, self.like), entries)
         except (ModelError, LabelError):
             return None
 

@@ -88,7 +88,7 @@ def sanity_check(
     """
     need_libraries()
     _check_options(method, images, modes, seed)
-    clean = method.explain(images, labels, progress=False)
+    clean = method.explain(images, labels)
     if not len(clean):
         raise ImageError("images must not be empty; received no image. Pass at least one, better 50.")
     if clean.scores.ndim != 1:
@@ -204,7 +204,7 @@ class _Check:
         def step(layers: tuple[str, ...], block: str) -> None:
             if layers not in known:
                 copied.randomise(layers)
-                maps = Maps(as_numpy(method.explain(images, self._labels, progress=False).attribution), self._axis)
+                maps = Maps(as_numpy(method.explain(images, self._labels).attribution), self._axis)
                 self._constant += int(maps.is_constant.sum())
                 known[layers] = self._maps.similarity(maps)
             self._add(mode, block, known[layers])
@@ -244,7 +244,7 @@ class _Check:
         measured: dict[str, list[list[NDArray[np.float64]]]] = {"cosine": [], "spearman_abs": [], "spearman": []}
         for start in range(0, len(labels), _ROWS):
             rows = slice(start, start + _ROWS)
-            maps = as_numpy(self._method.explain(self._images[rows], ids[rows], progress=False).attribution)
+            maps = as_numpy(self._method.explain(self._images[rows], ids[rows]).attribution)
             first = Maps(maps[:, 0], self._axis)
             for batches in measured.values():
                 batches.append([])

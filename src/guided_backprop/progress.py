@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
 
 # A call that is done by then needs no line; and a line that changes faster cannot be read.
 _PATIENCE, _PAUSE = 2.0, 0.1
@@ -37,6 +40,7 @@ class Progress:
         self._next = self._begun + (_PATIENCE if shown is None else 0.0)
         self._width = 0
         self._before: Token[bool] | None = None
+        self._handle: DisplayHandle | None = None
 
     def __enter__(self) -> Self:
         self._before = _IS_SAID.set(True)
@@ -59,10 +63,23 @@ class Progress:
             self._write(f"{self._done} of {self._total} {self._what}, {_duration(left)} left")
 
     def _write(self, text: str) -> None:
-        # Over what stood there before, with blanks to its end.
-        sys.stderr.write(f"\r{text:{self._width}}" + ("" if text else "\r"))
-        sys.stderr.flush()
+        if is_notebook():
+            self._display(text)
+        else:
+            # Over what stood there before, with blanks to its end.
+            sys.stderr.write(f"\r{text:{self._width}}" + ("" if text else "\r"))
+            sys.stderr.flush()
         self._width = len(text)
+
+    def _display(self, text: str) -> None:
+        # An output of its own, which is changed: what is written to standard error stays, and looks like an error.
+        from IPython.display import DisplayHandle  # noqa: PLC0415
+
+        if self._handle is None:
+            self._handle = DisplayHandle()
+            self._handle.display({"text/plain": text}, raw=True)
+        else:
+            self._handle.update({"text/plain": text}, raw=True)
 
 
 @contextmanager

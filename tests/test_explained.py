@@ -18,7 +18,7 @@ import guided_backprop as gb
 from guided_backprop import GuidedBackprop, ImageError, LabelError, OptionError, Saliency, SmoothGrad
 from guided_backprop.explained.result import ImageShow
 from guided_backprop.models import ResizeCrop, VisionModel, read_image
-from guided_backprop.progress import Progress
+from guided_backprop.progress import Progress, said_elsewhere
 from guided_backprop.show.colours import as_bytes, dimmed, faded
 from guided_backprop.show.panels import PANELS
 from guided_backprop.show.place import Place
@@ -358,6 +358,25 @@ def test_progress_is_shown_to_who_waits_on_a_terminal(monkeypatch, capsys):
     go(None, 1.5)
     assert terminal.text.split("\r")[1:3] == ["2 of 4 images, 3 s left", "3 of 4 images, 2 s left"]
     assert terminal.text.endswith("\r" + " " * len("3 of 4 images, 2 s left") + "\r")
+
+
+def test_a_call_inside_of_another_one_says_nothing(monkeypatch):
+    """Nor does one under the bar of a command; afterwards calls do again."""
+    monkeypatch.setattr("guided_backprop.progress._PATIENCE", 0.0)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    slow = GuidedBackprop(NETWORK, batch_size=2)
+
+    def said() -> str:
+        sys.stderr.text = ""
+        slow.explain(torch.rand(4, 3, 9, 9), 1)
+        return sys.stderr.text
+
+    assert "2 of 4 images" in said()
+    with Progress(9):
+        assert said() == ""
+    with said_elsewhere():
+        assert said() == ""
+    assert "2 of 4 images" in said()
 
 
 def test_explain_says_how_far_it_is(capsys):

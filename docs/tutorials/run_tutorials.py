@@ -38,6 +38,10 @@ os.chdir({folder!r})
 get_ipython().execution_count = 0"""
 
 
+# What is left of a line that said how far a call was.
+_VANISHED = {"text/plain": ""}
+
+
 class TutorialError(Exception):
     """A tutorial has outputs that nobody should read, such as warnings."""
 
@@ -81,6 +85,8 @@ def _tidied(notebook: NotebookNode, name: str) -> NotebookNode:
     notebook.metadata = NotebookNode(_METADATA)
     for number, cell in enumerate(notebook.cells):
         cell.metadata, cell.id = NotebookNode(), f"cell-{number:02}"
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("data") != _VANISHED]
         for output in cell.get("outputs", ()):
             if output.output_type == "stream" and output.name == "stderr":
                 raise TutorialError(f"{name}, cell {number}, wrote to the error stream: {output.text}")

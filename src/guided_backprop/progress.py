@@ -2,11 +2,19 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
 
 # A call that is done by then needs no line; and a line that changes faster cannot be read.
 _PATIENCE, _PAUSE = 2.0, 0.1
+# Whether somebody shows already how far it is: a call inside of another one has nothing to add.
+_IS_SAID: ContextVar[bool] = ContextVar("guided_backprop_progress", default=False)
 
 
 class Progress:
@@ -16,7 +24,7 @@ class Progress:
         total: how many there are.
         what: their name, in the plural.
         shown: True to show the line from the first thing on, wherever standard error goes; False to show nothing; None
-            to show it on a terminal or in a notebook, once two seconds have passed.
+            to show it on a terminal or in a notebook, once two seconds have passed, unless a call around shows its own.
 
     Example:
         >>> from guided_backprop.progress import Progress
@@ -27,15 +35,20 @@ class Progress:
 
     def __init__(self, total: int, what: str = "images", *, shown: bool | None = None) -> None:
         self._total, self._what, self._done = total, what, 0
-        self._is_shown = is_watched() if shown is None else shown
+        self._is_shown = is_watched() and not _IS_SAID.get() if shown is None else shown
         self._begun = time.monotonic()
         self._next = self._begun + (_PATIENCE if shown is None else 0.0)
         self._width = 0
+        self._before: Token[bool] | None = None
+        self._handle: DisplayHandle | None = None
 
     def __enter__(self) -> Self:
+        self._before = _IS_SAID.set(True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            _IS_SAID.reset(self._before)
         if self._width:
             self._write("")
 
@@ -50,10 +63,33 @@ class Progress:
             self._write(f"{self._done} of {self._total} {self._what}, {_duration(left)} left")
 
     def _write(self, text: str) -> None:
-        # Over what stood there before, with blanks to its end.
-        sys.stderr.write(f"\r{text:{self._width}}" + ("" if text else "\r"))
-        sys.stderr.flush()
+        if is_notebook():
+            self._display(text)
+        else:
+            # Over what stood there before, with blanks to its end.
+            sys.stderr.write(f"\r{text:{self._width}}" + ("" if text else "\r"))
+            sys.stderr.flush()
         self._width = len(text)
+
+    def _display(self, text: str) -> None:
+        # An output of its own, which is changed: what is written to standard error stays, and looks like an error.
+        from IPython.display import DisplayHandle  # noqa: PLC0415
+
+        if self._handle is None:
+            self._handle = DisplayHandle()
+            self._handle.display({"text/plain": text}, raw=True)
+        else:
+            self._handle.update({"text/plain": text}, raw=True)
+
+
+@contextmanager
+def said_elsewhere() -> Iterator[None]:
+    """Let calls show nothing of their own accord, for it is said by other means how far they are."""
+    before = _IS_SAID.set(True)
+    try:
+        yield
+    finally:
+        _IS_SAID.reset(before)
 
 
 def is_watched() -> bool:

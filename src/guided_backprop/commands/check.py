@@ -26,6 +26,7 @@ from guided_backprop.commands.shared import (
 from guided_backprop.errors import ImageError, OutputExistsError
 from guided_backprop.methods.named import Made, method_of
 from guided_backprop.models import Batch
+from guided_backprop.progress import said_elsewhere
 from guided_backprop.show.canvas import figure_kind
 from guided_backprop.trust.sanity import sanity_check
 from guided_backprop.trust.verdict import SanityCheck
@@ -84,7 +85,7 @@ def check(
 
 def checked(method: Made, photos: Photos, batch: Batch, *, blocks: int = 12, seed: int = 0) -> SanityCheck:
     """Run the check on the images that could be read, with a bar."""
-    with _Bar() as bar:
+    with said_elsewhere(), _Bar() as bar:
         return sanity_check(method, batch.images, photos.labels_of(batch), blocks=blocks, seed=seed, progress=bar)
 
 

@@ -16,6 +16,7 @@ from guided_backprop.errors import ImageError
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.parse import parse_label
 from guided_backprop.models import Batch, View, VisionModel, best_classes, probabilities
+from guided_backprop.progress import said_elsewhere
 
 
 class Written(NamedTuple):
@@ -56,7 +57,8 @@ class Run:
             ImageError: none can be read.
         """
         self._console.print(str(self._vision), soft_wrap=True)
-        with Progress(console=self._console, transient=True, disable=not self._console.is_terminal) as progress:
+        bar = Progress(console=self._console, transient=True, disable=not self._console.is_terminal)
+        with said_elsewhere(), bar as progress:
             task = progress.add_task("explaining", total=len(self._photos.paths))
             for batch in self._vision.batches(self._photos.paths, self._vision.at_once or batch_size):
                 print_failures(batch)

@@ -34,12 +34,12 @@ class SavedMap:
     Example:
         >>> import tempfile, torch
         >>> import guided_backprop as gb
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = gb.GuidedBackprop(model).explain(torch.rand(2, 3, 8, 8), 1).save(f"{folder}/maps")
-        ...     saved = gb.read(f"{folder}/maps")
-        ...     saved[0].label, saved[0].attribution.shape, saved[0].picture("overlay").size
-        (1, (3, 8, 8), (8, 8))
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        >>> explanations = gb.GuidedBackprop(model.eval()).explain(torch.rand(2, 3, 8, 8), 1)
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     saved = gb.read(explanations.save(f"{parent}/maps"))
+        ...     saved[0].name, saved[0].label, saved[0].picture("colour").size
+        ('image-00000', 1, (8, 8))
     """
 
     name: str
@@ -85,12 +85,12 @@ class Saved(Sequence[SavedMap]):
     Example:
         >>> import tempfile, torch
         >>> import guided_backprop as gb
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = gb.GuidedBackprop(model).explain(torch.rand(2, 3, 8, 8), 1).save(f"{folder}/maps")
-        ...     saved = gb.read(f"{folder}/maps")
-        ...     len(saved), saved.method, saved.attribution.shape
-        (2, 'GuidedBackprop', (2, 3, 8, 8))
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        >>> explanations = gb.GuidedBackprop(model.eval()).explain(torch.rand(2, 3, 8, 8), 1)
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     saved = gb.read(explanations.save(f"{parent}/maps"))
+        ...     saved.method, len(saved), saved.attribution.shape, saved.labels, str(saved.coverage)
+        ('GuidedBackprop', 2, (2, 3, 8, 8), array([1, 1]), 'relu x1 guided')
     """
 
     folder: Path

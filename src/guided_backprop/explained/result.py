@@ -148,12 +148,19 @@ class ExplainedPhoto(_Drawable):
         >>> import numpy as np, torch
         >>> import guided_backprop as gb
         >>> from guided_backprop.models import ResizeCrop, VisionModel
-        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
-        >>> model = VisionModel("small", network, ResizeCrop((8, 8)))
-        >>> photo = np.zeros((30, 40, 3), np.uint8)
-        >>> one = gb.explain_photos([photo], model=model, labels=1)[0]
-        >>> one.label, one.attribution.shape, one.picture("overlay").shape
-        (1, (3, 8, 8), (30, 40, 3))
+        >>> conv = torch.nn.Conv2d(3, 2, 3)
+        >>> network = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> vision = VisionModel("small", network.eval(), ResizeCrop((8, 8)), ["cat", "dog"])
+        >>> pixels = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
+        >>> one = gb.explain_photos(pixels, model=vision, labels="dog")[0]
+        >>> one.label, isinstance(one.score, float), one.attribution.shape, sorted(one.classes)
+        (1, True, (3, 8, 8), ['0 cat', '1 dog'])
+        >>> one.photo.size, one.path, one.view.box, one.place.box
+        ((60, 20), None, (20.0, 0.0, 40.0, 20.0), (20, 0, 40, 20))
+        >>> one.warning
+        'the network saw 33% of the photo: the rest of it is not explained'
+        >>> one.picture("magnitude").shape
+        (20, 60, 3)
     """
 
     name: str
@@ -261,13 +268,16 @@ class ExplainedPhotos(_Drawable, Sequence[ExplainedPhoto]):
         >>> import numpy as np, torch
         >>> import guided_backprop as gb
         >>> from guided_backprop.models import ResizeCrop, VisionModel
-        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
-        >>> model = VisionModel("small", network, ResizeCrop((8, 8)))
-        >>> photo = np.zeros((30, 40, 3), np.uint8)
-        >>> explained = gb.explain_photos([photo, photo], model=model, labels=1)
-        >>> len(explained), explained.failures
-        (2, ())
-        >>> figure = explained.plot()  # needs matplotlib
+        >>> conv = torch.nn.Conv2d(3, 2, 3)
+        >>> network = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> vision = VisionModel("small", network.eval(), ResizeCrop((8, 8)), ["cat", "dog"])
+        >>> pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 60, 3), np.uint8)
+        >>> explained = gb.explain_photos(pixels, model=vision, labels=[0, 1])
+        >>> len(explained), explained[0].label, explained.explanations.attribution.shape, len(explained.places)
+        (2, 0, (2, 3, 8, 8), 2)
+        >>> explained.warnings[1]
+        'photo-00001: the network saw 33% of the photo: the rest of it is not explained'
+        >>> figure = explained.plot(panels=["overlay"], smooth=1)
     """
 
     photos: Sequence[ExplainedPhoto]

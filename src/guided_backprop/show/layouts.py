@@ -103,7 +103,10 @@ def draw_pictures(canvas: Canvas, images: NumpyArray, maps: Maps, look: Look) ->
         columns.insert(0, _image_strip(maps))
     places = look.places or [None] * len(images)
     ratios = [_ratio(image if place is None else place.photo) for image, place in zip(images, places, strict=True)]
-    size = _size_of_pictures(ratios, len(columns), look.titles, len(bars_of(scales)))
+    # Above the first row stand the panels' own titles too, and below each of them its scale.
+    lines = [title.count("\n") + 1 for title in look.titles]
+    lines[0] = max(lines[0], *(strip.title(is_alone=is_alone).count("\n") + 2 for strip in columns))
+    size = _size_of_pictures(ratios, len(columns), sum(lines), len(bars_of(scales)))
     # Narrow pictures keep the room that their titles need.
     kind: Literal["compressed", "constrained"] = "compressed" if max(ratios) < 1.5 else "constrained"
     grid = canvas.grid(len(images), len(columns), size, kind, height_ratios=ratios)
@@ -124,14 +127,11 @@ def _ratio(pixels: NumpyArray) -> float:
     return float(np.clip(pixels.shape[0] / pixels.shape[1], 0.2, 3))
 
 
-def _size_of_pictures(ratios: Sequence[float], columns: int, titles: Sequence[str], bars: int) -> tuple[float, float]:
+def _size_of_pictures(ratios: Sequence[float], columns: int, lines: int, bars: int) -> tuple[float, float]:
     """Return width and height in inches: a bar takes 0.6 of the width, a line of a title 0.18 of the height."""
-    width = max(_WIDTH, 2.2 * columns) if columns > 2 else 4.0 * columns
+    width = max(_WIDTH, 2.4 * columns) if columns > 2 else 4.0 * columns
     side = (width - 0.6 * bars) / columns - 0.1
-    # Above the first row stand the panels' own titles too, which are two lines at most.
-    lines = [title.count("\n") + 1 for title in titles]
-    lines[0] = max(lines[0], 2)
-    return width, sum(side * ratio + 0.15 for ratio in ratios) + 0.18 * sum(lines) + 0.5
+    return width, sum(side * ratio + 0.15 for ratio in ratios) + 0.18 * lines + 0.5
 
 
 def draw_volumes(canvas: Canvas, images: NumpyArray, maps: Maps, look: Look) -> Drawn:

@@ -10,6 +10,7 @@
     ├── ScoreError (ValueError)            the score does not depend on the image, or is not finite
     ├── OutOfMemoryError (MemoryError)     one image alone does not fit
     ├── MissingExtraError (ImportError)    an optional part is not installed
+    ├── JobError (ValueError)              a job's folder is not what it must be, or another process is at it
     └── OutputExistsError (FileExistsError)
 
 Every message reads "<what must hold>; received <name>=<value>. <the one thing to do>."
@@ -62,6 +63,10 @@ class OutOfMemoryError(GuidedBackpropError, MemoryError):
 
 class MissingExtraError(GuidedBackpropError, ImportError):
     """An optional part is not installed."""
+
+
+class JobError(GuidedBackpropError, ValueError):
+    """A job's folder cannot be written or read, is of another job, is damaged, or another process is at it."""
 
 
 class OutputExistsError(GuidedBackpropError, FileExistsError):

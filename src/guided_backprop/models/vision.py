@@ -11,6 +11,7 @@ from PIL import Image
 
 from guided_backprop.arrays import Images, Model, NumpyArray, Tensor
 from guided_backprop.errors import ImageError, ModelError
+from guided_backprop.models.digest import digest
 from guided_backprop.models.measured import Measured
 from guided_backprop.models.preprocessing import Preprocess, Preprocessing, View
 from guided_backprop.photos import read_image
@@ -101,7 +102,19 @@ class VisionModel:
         Raises:
             ModelError: they are not of one shape then.
         """
-        return _stacked([self.preprocess(photo) for photo in photos], self.network)
+        return self.stacked([self.preprocess(photo) for photo in photos])
+
+    def stacked(self, ready: Sequence[Tensor]) -> Images:
+        """Return what :attr:`preprocess` made of photos in one batch: for a torch module where its parameters are.
+
+        Raises:
+            ModelError: they are not of one shape.
+        """
+        return _stacked(ready, self.network)
+
+    def digest(self) -> str | None:
+        """Return a digest of all weights, by which the network is known again; None where none can be read."""
+        return digest(self.network)
 
     def require_names(self, outputs: NumpyArray) -> None:
         """Refuse names that aren't as many as the classes ``(N, K)``: they would be of other classes.

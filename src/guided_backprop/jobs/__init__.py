@@ -1,0 +1,7 @@
+"""Many photos into a folder of shards that survives a kill, by one process or by many, and what explains a batch."""
+
+from guided_backprop.jobs.explainer import Explainer
+from guided_backprop.jobs.job import Job, Ran
+from guided_backprop.jobs.part import Part
+
+__all__ = ["Explainer", "Job", "Part", "Ran"]

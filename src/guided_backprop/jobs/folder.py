@@ -1,0 +1,216 @@
+"""Where the files of a job are: a folder of this machine, or an address of an object store.
+
+A file is there whole, or it isn't: it is written beside its place and moved there by one rename, after it has reached
+the disk. What a process that died left behind is swept by the next one that holds the same lock.
+"""
+
+import os
+import re
+import socket
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from guided_backprop.errors import JobError, MissingExtraError
+
+if TYPE_CHECKING:
+    from guided_backprop.jobs.part import Part
+
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")
+_LOCK = re.compile(r"\.part-(?P<number>\d+)-of-(?P<count>\d+)\.lock")
+
+
+class Folder(ABC):
+    """The files of one job, by their names: relative, with forward slashes."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __str__(self) -> str:
+        return self.place
+
+    @abstractmethod
+    def names(self) -> set[str]:
+        """Return the names of the files that lie in the folder itself, but for hidden ones."""
+
+    @abstractmethod
+    def opened(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a file that is there, to read any part of it."""
+
+    @abstractmethod
+    def writing(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a file that appears under this name when the context ends without an error, instead of any before."""
+
+    @abstractmethod
+    def locked(self, part: "Part") -> AbstractContextManager[list[str]]:
+        """Keep others from writing what a part writes; yield the names of what dead processes had begun.
+
+        Raises:
+            JobError: another process does some of that part.
+        """
+
+    def read(self, name: str) -> bytes:
+        """Return the whole of a file."""
+        with self.opened(name) as file:
+            return file.read()
+
+
+def folder_at(place: str | os.PathLike[str]) -> Folder:
+    """Return the folder of a path, or of an address such as ``s3://bucket/maps``.
+
+    Raises:
+        MissingExtraError: an address needs fsspec.
+    """
+    text = os.fspath(place)
+    return _Remote(text) if re.match(r"[a-z][a-z0-9+.-]+://", text) else _Local(text)
+
+
+class _Local(Folder):
+    """A folder of this machine, or one that several machines share."""
+
+    def names(self) -> set[str]:
+        with _named(self.place):
+            folder = Path(self.place)
+            return {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[IO[bytes]]:
+        with _named(self.place), (Path(self.place) / name).open("rb") as file:
+            yield file
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        target = Path(self.place) / name
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        with _named(str(target)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("xb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(target)
+            except BaseException:
+                with suppress(OSError):
+                    partial.unlink()
+                raise
+            _sync(target.parent)
+
+    @contextmanager
+    def locked(self, part: "Part") -> Iterator[list[str]]:
+        filelock = _package("filelock")
+        with ExitStack() as held, _named(self.place):
+            folder = Path(self.place)
+            folder.mkdir(parents=True, exist_ok=True)
+            own = f".part-{part.number}-of-{part.count}.lock"
+            try:
+                held.enter_context(filelock.FileLock(folder / own, timeout=0))
+                # Others that would write some of the same files: a lock that nobody holds is left of a dead one.
+                for path in folder.iterdir():
+                    lock = _LOCK.fullmatch(path.name)
+                    if lock and path.name != own and part.meets(int(lock["number"]), int(lock["count"])):
+                        with filelock.FileLock(path, timeout=0):
+                            pass
+            except filelock.Timeout as error:
+                raise self._taken(Path(error.lock_file), part) from error
+            owner = folder / own.replace(".lock", ".owner")
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+            held.callback(owner.unlink, missing_ok=True)
+            yield self._swept(part)
+
+    def _taken(self, lock: Path, part: "Part") -> JobError:
+        owner = "another process"
+        with suppress(OSError):
+            owner = lock.with_suffix(".owner").read_text("utf-8")
+        return JobError(
+            f"a part of a job must be done by one process; received folder={self.place!r} for part {part}, and "
+            f"{owner} is at it. Wait for it, or give each process a part of its own (--part)."
+        )
+
+    def _swept(self, part: "Part") -> list[str]:
+        swept = []
+        for path in Path(self.place).iterdir():
+            partial = _PARTIAL.fullmatch(path.name)
+            # Whoever holds the lock is the only one to write these: another one that began them is dead.
+            if partial and part.has_file(partial["name"]):
+                path.unlink(missing_ok=True)
+                swept.append(partial["name"])
+        return sorted(swept)
+
+
+class _Remote(Folder):
+    """An address that fsspec knows; what is put there appears when it is complete, as object stores have it."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place.rstrip("/"))
+        with _named(place):
+            self._files, self._root = _package("fsspec").core.url_to_fs(self.place)
+
+    def names(self) -> set[str]:
+        with _named(self.place):
+            self._files.invalidate_cache(self._root)
+            if not self._files.isdir(self._root):
+                return set()
+            paths = self._files.ls(self._root, detail=False)
+            return {name for name in (str(path).rpartition("/")[2] for path in paths) if name and name[0] != "."}
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[IO[bytes]]:
+        with _named(self.place), self._files.open(f"{self._root}/{name}", "rb") as file:
+            yield file
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        with _named(f"{self.place}/{name}"):
+            self._files.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
+            file = self._files.open(f"{self._root}/{name}", "wb", autocommit=False)
+            try:
+                yield file
+                file.close()
+            except BaseException:
+                with suppress(Exception):
+                    file.discard()
+                raise
+            file.commit()
+
+    @contextmanager
+    def locked(self, part: "Part") -> Iterator[list[str]]:
+        # An object store has no locks. Two that do one part do it twice, and the second gives the same file.
+        yield []
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Say of what the system refuses which place it was."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, JobError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise JobError(
+            f"a job's folder must be one that can be written to and read; received {place!r:.300} ({reason}). "
+            "What was finished is there: mend that, and go on with resume (--resume)."
+        ) from error
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in a folder reach the disk, where the system can be asked for that."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _package(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"jobs need {name}; received an environment without it. Run: pip install 'guided-backprop[jobs]'."
+        ) from error

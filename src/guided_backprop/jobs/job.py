@@ -1,0 +1,258 @@
+"""A job: many photos explained into a folder of shards, each of which is there whole or not at all."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from guided_backprop.errors import ImageError, JobError, OptionError, OutputExistsError
+from guided_backprop.jobs.explainer import Explainer, Prepared
+from guided_backprop.jobs.folder import Folder, folder_at
+from guided_backprop.jobs.maps import MapType
+from guided_backprop.jobs.part import Part, shard_name, shard_number
+from guided_backprop.jobs.plan import PLAN, Photo, Plan, Settings, Shard
+from guided_backprop.jobs.rows import Row, Writer, schema
+from guided_backprop.jobs.source import Source, source_of
+from guided_backprop.models import VisionModel
+from guided_backprop.show.folder import versions
+from guided_backprop.version import __version__
+
+# So many batches are read and preprocessed ahead of the one that is explained.
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one run of a job did.
+
+    Attributes:
+        shards: the numbers of the shards that it wrote.
+        explained: how many photos it explained.
+        failures: why others couldn't be, by their paths.
+        swept: what dead processes had begun, and was removed.
+        stopped: whether it was asked to stop before all was done.
+    """
+
+    shards: Sequence[int] = ()
+    explained: int = 0
+    failures: Mapping[str, str] = field(default_factory=dict)
+    swept: Sequence[str] = ()
+    stopped: bool = False
+
+
+#: Told after each batch: the shard, and its rows.
+Progress = Callable[[Shard, Sequence[Row]], None]
+
+
+class Job:
+    """Photos, a model and a method; run as often as it takes, by as many processes as there are parts.
+
+    A job is a folder: ``job.json`` says what is explained and how, and is written first; ``shard-00000.parquet`` and so
+    on are the explanations, each of which appears by one rename when it is whole. Whatever happens to a process, what
+    lies there under these names is finished. To go on is to run the job once more.
+
+    The same shards come out bit for bit, whoever makes them and however often it took, on the same machine with the
+    same versions.
+
+    Args:
+        folder: where to write: a path, or an address that fsspec knows, such as ``s3://bucket/maps``.
+        photos: a folder, an address, or several files and folders.
+        model: as for :class:`guided_backprop.jobs.Explainer`.
+        method: likewise.
+        options: likewise.
+        load: likewise.
+        dtype: likewise.
+        optimize: likewise.
+        labels: the class id to explain in all photos, None for the class with the highest score of each.
+        recursive: whether photos below folders of the folder are meant too.
+        shard_size: how many photos a shard has: what an interruption costs at most.
+        batch_size: how many photos are explained at once.
+        resume: go on with the job that is in the folder, which must be this one.
+        add: go on, and take in photos that are new, as further shards.
+
+    Raises:
+        OutputExistsError: the folder has something in it, and neither ``resume`` nor ``add`` is said.
+        JobError: the folder is of another job, or can't be written; there are no photos.
+        OptionError: an option has a value that is not offered.
+        GuidedBackpropError: all that loading the model raises.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import guided_backprop as gb
+        >>> photos = Path(tempfile.mkdtemp())
+        >>> for name in ("cat", "dog"):
+        ...     Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save(photos / f"{name}.png")
+        >>> ran = gb.Job(photos / "maps", photos, recursive=False).run()
+        >>> ran.explained, sorted(path.name for path in (photos / "maps").iterdir() if path.name[0] != ".")
+        (2, ['job.json', 'shard-00000.parquet'])
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        photos: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        model: str | VisionModel | None = None,
+        method: str = "guided-backprop",
+        options: Mapping[str, Any] | None = None,
+        load: Mapping[str, Any] | None = None,
+        dtype: MapType = "float16",
+        optimize: bool = True,
+        labels: int | None = None,
+        recursive: bool = True,
+        shard_size: int = 512,
+        batch_size: int = 16,
+        resume: bool = False,
+        add: bool = False,
+    ) -> None:
+        for name, size in {"shard_size": shard_size, "batch_size": batch_size}.items():
+            if not isinstance(size, int) or size < 1:
+                raise OptionError(f"{name} must be a positive integer; received {name}={size!r}. Pass a number.")
+        self._explainer = Explainer(model, method, options=options, load=load, dtype=dtype, optimize=optimize)
+        self._source, self._folder = source_of(photos, recursive=recursive), folder_at(folder)
+        settings = Settings(
+            model=self._explainer.vision.name if isinstance(model, VisionModel) else model or "default",
+            weights=self._explainer.weights(),
+            method=method,
+            options={**(options or {}), **({"load": dict(load)} if load else {})},
+            dtype=dtype,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            optimize=optimize,
+        )
+        listed = tuple(photo._replace(label=labels) for photo in self._source.listed())
+        self.plan = self._begun(
+            Plan(settings, (listed,), {**versions(), "guided_backprop": __version__}), resume=resume, add=add
+        )
+
+    def run(
+        self,
+        *,
+        part: str | tuple[int, int] | None = None,
+        progress: Progress | None = None,
+        is_stopped: Callable[[], bool] | None = None,
+    ) -> Ran:
+        """Explain what isn't there yet.
+
+        Args:
+            part: ``"3/16"``: of sixteen processes the third, which takes every sixteenth shard.
+            progress: told after each batch.
+            is_stopped: asked after each batch whether to stop; what is whole is there then.
+
+        Raises:
+            JobError: another process is at this part, or the folder can't be written any more; what was whole is there.
+            GuidedBackpropError: all that explaining raises.
+        """
+        chosen = Part.of(part)
+        with self._folder.locked(chosen) as swept, _reading() as pool:
+            there = {shard_number(name) for name in self._folder.names()}
+            missing = [shard for shard in self.plan.shards() if chosen.has(shard.number) and shard.number not in there]
+            if not missing:
+                return Ran(swept=swept)
+            run = _Run(self.plan, self._source, self._folder, self._explainer, pool)
+            for shard in missing:
+                if not run.write(shard, progress, is_stopped):
+                    break
+            stopped = len(run.written) < len(missing)
+            return Ran(run.written, run.explained, run.failures, swept, stopped)
+
+    def _begun(self, plan: Plan, *, resume: bool, add: bool) -> Plan:
+        """Write the plan, or return the one that is there, if this goes on with it."""
+        names = self._folder.names()
+        if not plan.photos:
+            raise JobError("a job needs a photo; received a folder without any. Pass a folder of image files.")
+        if PLAN not in names or not (resume or add):
+            if names:
+                raise OutputExistsError(
+                    f"folder must be empty, or not be there; received folder={str(self._folder)!r}, which holds "
+                    f"{min(names)!r}. Choose another one, or go on with its job: resume=True (--resume)."
+                )
+            self._publish(plan)
+            return plan
+        known = Plan.of_text(self._folder.read(PLAN), str(self._folder))
+        if add:
+            larger = known.with_added(plan.photos)
+            replace(plan, additions=larger.additions).refuse_other(larger)
+            if larger is not known:
+                self._publish(larger)
+            return larger
+        known.refuse_other(plan)
+        return known
+
+    def _publish(self, plan: Plan) -> None:
+        with self._folder.locked(Part()), self._folder.writing(PLAN) as file:
+            file.write(plan.text().encode())
+
+
+class _Run:
+    """One run of one part of a job."""
+
+    def __init__(
+        self, plan: Plan, source: Source, folder: Folder, explainer: Explainer, pool: ThreadPoolExecutor
+    ) -> None:
+        self._plan, self._source, self._folder, self._explainer, self._pool = plan, source, folder, explainer, pool
+        self._columns = schema(*explainer.map_kind())
+        self.written: list[int] = []
+        self.failures: dict[str, str] = {}
+        self.explained = 0
+
+    def write(self, shard: Shard, progress: Progress | None, is_stopped: Callable[[], bool] | None) -> bool:
+        """Explain the photos of a shard and write it; tell whether it was finished."""
+        about = {"guided_backprop.shard": str(shard.number), "guided_backprop.job": self._plan.identity}
+        failures: dict[str, str] = {}
+        try:
+            with self._folder.writing(shard_name(shard.number)) as file:
+                writer = Writer(file, self._columns, about)
+                for photos, ready in self._read(shard):
+                    if is_stopped is not None and is_stopped():
+                        raise _StoppedError
+                    rows = self._explainer.rows(
+                        [photo.path for photo in photos], ready, [photo.label for photo in photos]
+                    )
+                    writer.write(rows)
+                    failures |= {row.path: row.error for row in rows if row.error is not None}
+                    if progress is not None:
+                        progress(shard, rows)
+                writer.close()
+        except _StoppedError:
+            return False
+        self.written.append(shard.number)
+        self.failures |= failures
+        self.explained += len(shard.photos) - len(failures)
+        return True
+
+    def _read(self, shard: Shard) -> Iterator[tuple[Sequence[Photo], list[Prepared | ImageError]]]:
+        """Yield the photos of each batch as the network takes them; the next ones are read meanwhile."""
+        size = self._plan.settings.batch_size
+        batches = [shard.photos[start : start + size] for start in range(0, len(shard.photos), size)]
+        ahead: deque[tuple[Sequence[Photo], list[Future[Prepared | ImageError]]]] = deque()
+        for photos in [*batches, *[[]] * _AHEAD]:
+            ahead.append((photos, [self._pool.submit(self._prepared, photo) for photo in photos]))
+            if len(ahead) > _AHEAD:
+                first, reading = ahead.popleft()
+                yield first, [future.result() for future in reading]
+
+    def _prepared(self, photo: Photo) -> Prepared | ImageError:
+        try:
+            return self._explainer.prepared(self._source.opened(photo))
+        except ImageError as error:
+            return error
+
+
+class _StoppedError(Exception):
+    """The run was asked to stop in the middle of a shard, which isn't written then."""
+
+
+@contextmanager
+def _reading() -> Iterator[ThreadPoolExecutor]:
+    """Return threads that read photos; what they haven't begun is dropped at the end."""
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "guided-backprop-read")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

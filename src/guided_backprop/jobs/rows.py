@@ -1,0 +1,153 @@
+"""The rows of a shard: what is known of each photo, as a table of Arrow, and as a file of Parquet.
+
+Columns:
+
+- ``path``: the photo; ``error``: why it could not be explained, else null, and then all others are null;
+- ``label``, ``score``: the class that was explained, and the number whose gradient the map is;
+- ``top``: the best classes and their probabilities, best first, where the model is a classifier;
+- ``coverage``: the non-linearities on the way, how often, and what was done with each; ``head``: what was undone;
+- ``photo``, ``box``: the photo's width and height, and left, top, right and bottom of what the network saw of it;
+- ``map``: the attribution, a tensor of one shape in all rows; ``scale``: what its numbers are multiples of.
+"""
+
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.coverage import Coverage
+from guided_backprop.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Row(NamedTuple):
+    """What is known of one photo; see above."""
+
+    path: str
+    error: str | None = None
+    label: int | None = None
+    score: float | None = None
+    top: Sequence[tuple[int, float]] | None = None
+    coverage: Coverage | None = None
+    head: str | None = None
+    photo: tuple[int, int] | None = None
+    box: tuple[float, float, float, float] | None = None
+    map: NumpyArray | None = None
+    scale: float | None = None
+
+
+def arrow() -> Any:
+    """Return pyarrow, with its Parquet.
+
+    Raises:
+        MissingExtraError: it isn't installed.
+    """
+    try:
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError(
+            "jobs need pyarrow; received an environment without it. Run: pip install 'guided-backprop[jobs]'."
+        ) from error
+    return pyarrow
+
+
+def schema(shape: Sequence[int], dtype: np.dtype[Any]) -> "pa.Schema":
+    """Return the columns of maps of a shape, as they are stored."""
+    pa = arrow()
+    top = pa.struct([("label", pa.int64()), ("probability", pa.float32())])
+    met = pa.struct([("name", pa.string()), ("count", pa.int64()), ("treatment", pa.string())])
+    return pa.schema(
+        [
+            ("path", pa.string()),
+            ("error", pa.string()),
+            ("label", pa.int64()),
+            ("score", pa.float64()),
+            ("top", pa.list_(top)),
+            ("coverage", pa.list_(met)),
+            ("head", pa.string()),
+            ("photo", pa.list_(pa.int32(), 2)),
+            ("box", pa.list_(pa.float64(), 4)),
+            ("map", pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), shape)),
+            ("scale", pa.float32()),
+        ]
+    )
+
+
+def table(rows: Sequence[Row], columns: "pa.Schema") -> "pa.Table":
+    """Return rows as a table."""
+    pa = arrow()
+    held = {name: [getattr(row, name) for row in rows] for name in columns.names if name not in ("top", "coverage")}
+    held["top"] = [row.top and [{"label": label, "probability": share} for label, share in row.top] for row in rows]
+    held["coverage"] = [row.coverage and [met._asdict() for met in row.coverage] for row in rows]
+    arrays = [
+        _tensors(held[column.name], column.type) if column.name == "map" else pa.array(held[column.name], column.type)
+        for column in columns
+    ]
+    return pa.Table.from_arrays(arrays, schema=columns)
+
+
+def _tensors(maps: Sequence[NumpyArray | None], kind: Any) -> Any:
+    pa = arrow()
+    size = int(np.prod(kind.shape))
+    numbers = np.zeros((len(maps), size), kind.value_type.to_pandas_dtype())
+    for place, tensor in zip(numbers, maps, strict=True):
+        if tensor is not None:
+            place[:] = tensor.reshape(-1)
+    absent = pa.array([tensor is None for tensor in maps])
+    flat = pa.array(numbers.reshape(-1), kind.value_type)
+    storage = pa.FixedSizeListArray.from_arrays(flat, type=kind.storage_type, mask=absent)
+    return pa.ExtensionArray.from_storage(kind, storage)
+
+
+def as_columns(rows: Sequence[Row]) -> dict[str, NumpyArray]:
+    """Return rows as arrays, one for each column; what a row lacks is None, and NaN or zeros in columns of numbers."""
+    maps = [row.map for row in rows if row.map is not None]
+    blank = np.zeros_like(maps[0]) if maps else np.zeros(0, np.float32)
+    columns = {name: _objects([getattr(row, name) for row in rows]) for name in Row._fields}
+    columns["top"] = _objects([row.top and [list(best) for best in row.top] for row in rows])
+    columns["coverage"] = _objects([None if row.coverage is None else str(row.coverage) for row in rows])
+    columns["map"] = np.stack([blank if row.map is None else row.map for row in rows])
+    for name in ("score", "scale"):
+        columns[name] = np.array([np.nan if value is None else value for value in columns[name]])
+    return columns
+
+
+def _objects(values: Sequence[object]) -> NumpyArray:
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
+
+
+class Writer:
+    """Writes the rows of one shard, batch by batch; pages carry a checksum.
+
+    Args:
+        file: where to.
+        columns: as from :func:`schema`.
+        about: what is said of the whole file.
+    """
+
+    def __init__(self, file: IO[bytes], columns: "pa.Schema", about: dict[str, str]) -> None:
+        # Split into bytes, the ones that tell the size lie beside each other: numbers that differ share them.
+        kind = columns.field("map").type.value_type
+        split = {} if kind.bit_width == 8 else {"map.list.element": "BYTE_STREAM_SPLIT"}
+        self._columns = columns.with_metadata(about)
+        self._writer = arrow().parquet.ParquetWriter(
+            file,
+            self._columns,
+            compression="zstd",
+            use_dictionary=["head", "error"],
+            column_encoding=split or None,
+            write_page_checksum=True,
+        )
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write some rows."""
+        self._writer.write_table(table(rows, self._columns))
+
+    def close(self) -> None:
+        """Write what tells where the rows are."""
+        self._writer.close()

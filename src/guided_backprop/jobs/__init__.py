@@ -3,5 +3,6 @@
 from guided_backprop.jobs.explainer import Explainer
 from guided_backprop.jobs.job import Job, Ran
 from guided_backprop.jobs.part import Part
+from guided_backprop.jobs.status import Status, status
 
-__all__ = ["Explainer", "Job", "Part", "Ran"]
+__all__ = ["Explainer", "Job", "Part", "Ran", "Status", "status"]

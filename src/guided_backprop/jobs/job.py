@@ -206,8 +206,7 @@ class _Run:
         about = {"guided_backprop.shard": str(shard.number), "guided_backprop.job": self._plan.identity}
         failures: dict[str, str] = {}
         try:
-            with self._folder.writing(shard_name(shard.number)) as file:
-                writer = Writer(file, self._columns, about)
+            with self._folder.writing(shard_name(shard.number)) as file, Writer(file, self._columns, about) as writer:
                 for photos, ready in self._read(shard):
                     if is_stopped is not None and is_stopped():
                         raise _StoppedError
@@ -218,7 +217,6 @@ class _Run:
                     failures |= {row.path: row.error for row in rows if row.error is not None}
                     if progress is not None:
                         progress(shard, rows)
-                writer.close()
         except _StoppedError:
             return False
         self.written.append(shard.number)

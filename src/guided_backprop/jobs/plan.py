@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple, Self, final
 
 from guided_backprop.errors import JobError
-from guided_backprop.jobs.maps import MapType
+from guided_backprop.jobs.maps import MapType, check
 
 SCHEMA_VERSION = 1
 #: The file of a job's plan.
@@ -152,6 +152,7 @@ class Plan:
             said = json.loads(text)
             version, versions, photos = said.pop("schema_version"), said.pop("versions"), said.pop("photos")
             settings = Settings(**said)
+            check(settings.dtype)
             additions = tuple(tuple(_photo(*row) for row in addition) for addition in photos)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise JobError(

@@ -11,7 +11,8 @@ Columns:
 """
 
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from contextlib import nullcontext, suppress
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -122,7 +123,7 @@ def _objects(values: Sequence[object]) -> NumpyArray:
 
 
 class Writer:
-    """Writes the rows of one shard, batch by batch; pages carry a checksum.
+    """Writes the rows of one shard, batch by batch, in a ``with`` statement; pages carry a checksum.
 
     Args:
         file: where to.
@@ -148,6 +149,10 @@ class Writer:
         """Write some rows."""
         self._writer.write_table(table(rows, self._columns))
 
-    def close(self) -> None:
-        """Write what tells where the rows are."""
-        self._writer.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # It has to be closed as long as the file is open, also where that can't be written to any more.
+        with suppress(Exception) if kind else nullcontext():
+            self._writer.close()

@@ -4,6 +4,7 @@ from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import (
     GuidedBackpropError,
     ImageError,
+    JobError,
     LabelError,
     MissingExtraError,
     ModelError,
@@ -18,6 +19,8 @@ from guided_backprop.explained.explain import explain_photos
 from guided_backprop.explained.read import Saved, SavedMap, read
 from guided_backprop.explained.result import ExplainedPhoto, ExplainedPhotos
 from guided_backprop.explanations import Explanation, Explanations
+from guided_backprop.jobs.job import Job
+from guided_backprop.jobs.reading import read
 from guided_backprop.labels.box import Box
 from guided_backprop.labels.detections import stack_detections
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
@@ -45,6 +48,8 @@ __all__ = [
     "GuidedBackpropError",
     "GuidedGradCAM",
     "ImageError",
+    "Job",
+    "JobError",
     "LabelError",
     "Method",
     "MissingExtraError",

@@ -3,6 +3,7 @@
 from guided_backprop.jobs.explainer import Explainer
 from guided_backprop.jobs.job import Job, Ran
 from guided_backprop.jobs.part import Part
+from guided_backprop.jobs.reading import Maps, read
 from guided_backprop.jobs.status import Status, status
 
-__all__ = ["Explainer", "Job", "Part", "Ran", "Status", "status"]
+__all__ = ["Explainer", "Job", "Maps", "Part", "Ran", "Status", "read", "status"]

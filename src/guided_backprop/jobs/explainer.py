@@ -37,6 +37,20 @@ class Prepared(NamedTuple):
     box: tuple[float, float, float, float] | None
 
 
+class Kind(NamedTuple):
+    """What the maps of a job have in common.
+
+    Attributes:
+        shape: of each.
+        dtype: as they are stored.
+        about: method, model, reducer and channel_axis of the explanations.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    about: dict[str, Any]
+
+
 class Explainer:
     """Explains batches of columns: ``ray.data.read_images(...).map_batches(Explainer, ...)``.
 
@@ -158,12 +172,20 @@ class Explainer:
             )
         return rows
 
-    def map_kind(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Return the shape and dtype of stored maps, from that of a picture of noise: the same in each process."""
+    def kind(self) -> Kind:
+        """Return what all maps have in common, from that of a picture of noise: the same in each process."""
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-        (row,) = self.rows(["noise"], [self.prepared(Image.fromarray(noise))], [None])
-        assert row.map is not None
-        return row.map.shape, row.map.dtype
+        pixels = self.prepared(Image.fromarray(noise)).pixels
+        images = self.vision.stacked([pixels])
+        explanations = self._explaining(images).explain(images)
+        maps, _ = stored(as_numpy(explanations.attribution), self.dtype)
+        about = {
+            "method": explanations.method,
+            "model": explanations.model,
+            "reducer": explanations.reducer,
+            "channel_axis": explanations.channel_axis,
+        }
+        return Kind(maps.shape[1:], maps.dtype, about)
 
     def _loaded(self) -> tuple[VisionModel, Any]:
         if self._made is None:

@@ -14,7 +14,7 @@ from guided_backprop.jobs.folder import Folder, folder_at
 from guided_backprop.jobs.maps import MapType
 from guided_backprop.jobs.part import Part, shard_name, shard_number
 from guided_backprop.jobs.plan import PLAN, Photo, Plan, Settings, Shard
-from guided_backprop.jobs.rows import Row, Writer, schema
+from guided_backprop.jobs.rows import Row, Writer, schema, sealed
 from guided_backprop.jobs.source import Source, source_of
 from guided_backprop.models import VisionModel
 from guided_backprop.show.folder import versions
@@ -196,17 +196,18 @@ class _Run:
         self, plan: Plan, source: Source, folder: Folder, explainer: Explainer, pool: ThreadPoolExecutor
     ) -> None:
         self._plan, self._source, self._folder, self._explainer, self._pool = plan, source, folder, explainer, pool
-        self._columns = schema(*explainer.map_kind())
+        kind = explainer.kind()
+        self._columns, self._about = schema(kind.shape, kind.dtype), kind.about
         self.written: list[int] = []
         self.failures: dict[str, str] = {}
         self.explained = 0
 
     def write(self, shard: Shard, progress: Progress | None, is_stopped: Callable[[], bool] | None) -> bool:
         """Explain the photos of a shard and write it; tell whether it was finished."""
-        about = {"guided_backprop.shard": str(shard.number), "guided_backprop.job": self._plan.identity}
+        columns = sealed({"shard": shard.number, "job": self._plan.identity, **self._about}, self._columns)
         failures: dict[str, str] = {}
         try:
-            with self._folder.writing(shard_name(shard.number)) as file, Writer(file, self._columns, about) as writer:
+            with self._folder.writing(shard_name(shard.number)) as file, Writer(file, columns) as writer:
                 for photos, ready in self._read(shard):
                     if is_stopped is not None and is_stopped():
                         raise _StoppedError

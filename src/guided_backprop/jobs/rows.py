@@ -10,8 +10,10 @@ Columns:
 - ``map``: the attribution, a tensor of one shape in all rows; ``scale``: what its numbers are multiples of.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
+from hashlib import sha256
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -22,6 +24,10 @@ from guided_backprop.errors import MissingExtraError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+# What a file says of itself.
+_ABOUT = "guided_backprop"
 
 
 class Row(NamedTuple):
@@ -103,6 +109,29 @@ def _tensors(maps: Sequence[NumpyArray | None], kind: Any) -> Any:
     return pa.ExtensionArray.from_storage(kind, storage)
 
 
+def sealed(about: Mapping[str, object], columns: "pa.Schema") -> "pa.Schema":
+    """Return columns with what a file says of itself, and a digest of that: only pages have checksums of their own."""
+    tensors = columns.field("map").type
+    said = json.dumps({**about, "shape": tensors.shape, "dtype": np.dtype(tensors.value_type.to_pandas_dtype()).name})
+    return columns.with_metadata({_ABOUT: said, f"{_ABOUT}.sha256": sha256(said.encode()).hexdigest()})
+
+
+def about_of(table: "pa.Table") -> dict[str, Any]:
+    """Return what a shard says of itself.
+
+    Raises:
+        ValueError: that isn't what was written, or the columns are others.
+    """
+    metadata = table.schema.metadata or {}
+    said = metadata.get(_ABOUT.encode(), b"")
+    if sha256(said).hexdigest().encode() != metadata.get(f"{_ABOUT}.sha256".encode()):
+        raise ValueError("what it says of itself is damaged")
+    about: dict[str, Any] = json.loads(said)
+    if not table.schema.equals(schema(about["shape"], np.dtype(about["dtype"]))):
+        raise ValueError("its columns are damaged")
+    return about
+
+
 def as_columns(rows: Sequence[Row]) -> dict[str, NumpyArray]:
     """Return rows as arrays, one for each column; what a row lacks is None, and NaN or zeros in columns of numbers."""
     maps = [row.map for row in rows if row.map is not None]
@@ -127,15 +156,14 @@ class Writer:
 
     Args:
         file: where to.
-        columns: as from :func:`schema`.
-        about: what is said of the whole file.
+        columns: as from :func:`sealed`.
     """
 
-    def __init__(self, file: IO[bytes], columns: "pa.Schema", about: dict[str, str]) -> None:
+    def __init__(self, file: IO[bytes], columns: "pa.Schema") -> None:
         # Split into bytes, the ones that tell the size lie beside each other: numbers that differ share them.
         kind = columns.field("map").type.value_type
         split = {} if kind.bit_width == 8 else {"map.list.element": "BYTE_STREAM_SPLIT"}
-        self._columns = columns.with_metadata(about)
+        self._columns = columns
         self._writer = arrow().parquet.ParquetWriter(
             file,
             self._columns,
@@ -143,6 +171,8 @@ class Writer:
             use_dictionary=["head", "error"],
             column_encoding=split or None,
             write_page_checksum=True,
+            # They would stand where there are no checksums.
+            write_statistics=False,
         )
 
     def write(self, rows: Sequence[Row]) -> None:

@@ -19,8 +19,8 @@ class Source(Protocol):
     def listed(self) -> list[Photo]:
         """Return all photos, sorted by their paths."""
 
-    def opened(self, photo: Photo) -> Path | IO[bytes]:
-        """Return what :func:`guided_backprop.photos.read_image` reads.
+    def opened(self, photo: Photo) -> IO[bytes]:
+        """Return a photo's file, called by its relative path.
 
         Raises:
             ImageError: the photo is not what it was when the job began.
@@ -55,15 +55,11 @@ class _Local:
         unique = {path.relative_to(self._root).as_posix(): path for path in paths}
         return [Photo(name, path.stat().st_size) for name, path in sorted(unique.items())]
 
-    def opened(self, photo: Photo) -> Path:
-        path = self._root / photo.path
+    def opened(self, photo: Photo) -> IO[bytes]:
         try:
-            size = path.stat().st_size
+            return _held((self._root / photo.path).read_bytes(), photo)
         except OSError as error:
             raise _changed(photo, error.strerror) from error
-        if size != photo.size:
-            raise _changed(photo, f"{size} bytes")
-        return path
 
 
 class _Remote:
@@ -94,12 +90,26 @@ class _Remote:
 
     def opened(self, photo: Photo) -> IO[bytes]:
         try:
-            held: bytes = self._files.cat_file(f"{self._root}/{photo.path}")
+            return _held(self._files.cat_file(f"{self._root}/{photo.path}"), photo)
         except OSError as error:
             raise _changed(photo, str(error)) from error
-        if len(held) != photo.size:
-            raise _changed(photo, f"{len(held)} bytes")
-        return BytesIO(held)
+
+
+class _File(BytesIO):
+    """A file's bytes, called by the path that it has in the job: so a row's error is the same wherever it is made."""
+
+    def __init__(self, held: bytes, name: str) -> None:
+        super().__init__(held)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+
+def _held(held: bytes, photo: Photo) -> IO[bytes]:
+    if len(held) != photo.size:
+        raise _changed(photo, f"{len(held)} bytes")
+    return _File(held, photo.path)
 
 
 def _changed(photo: Photo, now: str | None) -> ImageError:

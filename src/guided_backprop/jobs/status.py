@@ -9,7 +9,7 @@ from guided_backprop.errors import JobError
 from guided_backprop.jobs.folder import Folder, folder_at
 from guided_backprop.jobs.part import Part, shard_name, shard_number
 from guided_backprop.jobs.plan import PLAN, Plan, Shard
-from guided_backprop.jobs.rows import arrow
+from guided_backprop.jobs.rows import about_of, arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,11 +119,12 @@ def shard_table(folder: Folder, plan: Plan, shard: Shard) -> "pa.Table":
     try:
         with folder.opened(name) as file:
             table = pq.read_table(file, page_checksum_verification=True)
-        about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        about = about_of(table)
         paths = table["path"].to_pylist()
-    except (OSError, ValueError, LookupError) as error:
+    # A damaged file can make a reader raise anything.
+    except Exception as error:
         raise _no_shard(folder, name, str(error).partition("\n")[0]) from error
-    is_own = about.get("guided_backprop.job") == plan.identity
+    is_own = about.get("job") == plan.identity
     if not is_own or paths != [photo.path for photo in shard.photos]:
         raise _no_shard(folder, name, "it is of another job")
     return table

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
 
 from guided_backprop.errors import JobError, MissingExtraError
@@ -65,6 +66,8 @@ def folder_at(place: str | os.PathLike[str]) -> Folder:
         MissingExtraError: an address needs fsspec.
     """
     text = os.fspath(place)
+    if text.startswith("file://"):
+        return _Local(text.removeprefix("file://"))
     return _Remote(text) if re.match(r"[a-z][a-z0-9+.-]+://", text) else _Local(text)
 
 
@@ -142,7 +145,7 @@ class _Local(Folder):
 
 
 class _Remote(Folder):
-    """An address that fsspec knows; what is put there appears when it is complete, as object stores have it."""
+    """An address that fsspec knows: what is put there appears when it is complete, as object stores have it."""
 
     def __init__(self, place: str) -> None:
         super().__init__(place.rstrip("/"))
@@ -164,17 +167,14 @@ class _Remote(Folder):
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        with _named(f"{self.place}/{name}"):
-            self._files.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
-            file = self._files.open(f"{self._root}/{name}", "wb", autocommit=False)
-            try:
+        # Kept here until it is whole: not every store drops what was begun and failed.
+        with TemporaryDirectory() as folder:
+            held = Path(folder) / "file"
+            with held.open("xb") as file:
                 yield file
-                file.close()
-            except BaseException:
-                with suppress(Exception):
-                    file.discard()
-                raise
-            file.commit()
+            with _named(f"{self.place}/{name}"):
+                self._files.makedirs(self._root, exist_ok=True)
+                self._files.put_file(str(held), f"{self._root}/{name}")
 
     @contextmanager
     def locked(self, part: "Part") -> Iterator[list[str]]:

@@ -4,10 +4,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.errors import ImageError, JobError, OptionError, OutputExistsError
 from guided_backprop.jobs.explainer import Explainer, Prepared
 from guided_backprop.jobs.folder import Folder, folder_at
@@ -41,6 +44,20 @@ class Ran:
     failures: Mapping[str, str] = field(default_factory=dict)
     swept: Sequence[str] = ()
     stopped: bool = False
+
+
+class Written(NamedTuple):
+    """What became of the photos of a shard that was written.
+
+    Attributes:
+        shard: its number.
+        explained: how many of its photos are explained.
+        failures: why others couldn't be, by their paths.
+    """
+
+    shard: int
+    explained: int
+    failures: Mapping[str, str]
 
 
 #: Told after each batch: the shard, and its rows.
@@ -149,17 +166,49 @@ class Job:
             GuidedBackpropError: all that explaining raises.
         """
         chosen = Part.of(part)
-        with self._folder.locked(chosen) as swept, _reading() as pool:
-            there = {shard_number(name) for name in self._folder.names()}
-            missing = [shard for shard in self.plan.shards() if chosen.has(shard.number) and shard.number not in there]
-            if not missing:
-                return Ran(swept=swept)
+        with self._folder.locked(chosen) as swept:
+            missing, written = self.missing(part=part), []
+            with closing(self._shards(missing, progress, is_stopped)) as shards:
+                written = list(shards)
+        failures = {path: error for one in written for path, error in one.failures.items()}
+        explained = sum(one.explained for one in written)
+        return Ran([one.shard for one in written], explained, failures, swept, len(written) < len(missing))
+
+    def missing(self, *, part: str | tuple[int, int] | None = None) -> list[int]:
+        """Return the numbers of the shards that aren't there yet, of a part as for :meth:`run`."""
+        chosen = Part.of(part)
+        there = {shard_number(name) for name in self._folder.names()}
+        return [shard.number for shard in self.plan.shards() if chosen.has(shard.number) and shard.number not in there]
+
+    def write(self, shard: int) -> "Written":
+        """Explain the photos of one shard and write it: for engines that give out shards, and see that each is done.
+
+        It takes no lock: of two that write one shard the second replaces it by the same.
+
+        Raises:
+            OptionError: there is no such shard.
+            GuidedBackpropError: as :meth:`run`.
+        """
+        count = len(self.plan.shards())
+        if not 0 <= shard < count:
+            raise OptionError(f"shard must be in [0, {count}); received shard={shard}. Pass one of missing().")
+        (written,) = self._shards([shard], None, None)
+        return written
+
+    def _shards(
+        self, numbers: Sequence[int], progress: Progress | None, is_stopped: Callable[[], bool] | None
+    ) -> "Iterator[Written]":
+        """Write shards and yield what became of each, up to the one in which it is asked to stop."""
+        if not numbers:
+            return
+        shards = self.plan.shards()
+        with _reading() as pool:
             run = _Run(self.plan, self._source, self._folder, self._explainer, pool)
-            for shard in missing:
-                if not run.write(shard, progress, is_stopped):
-                    break
-            stopped = len(run.written) < len(missing)
-            return Ran(run.written, run.explained, run.failures, swept, stopped)
+            for number in numbers:
+                written = run.write(shards[number], progress, is_stopped)
+                if written is None:
+                    return
+                yield written
 
     def _begun(self, plan: Plan, *, resume: bool, add: bool) -> Plan:
         """Write the plan, or return the one that is there, if this goes on with it."""
@@ -198,12 +247,9 @@ class _Run:
         self._plan, self._source, self._folder, self._explainer, self._pool = plan, source, folder, explainer, pool
         kind = explainer.kind()
         self._columns, self._about = schema(kind.shape, kind.dtype), kind.about
-        self.written: list[int] = []
-        self.failures: dict[str, str] = {}
-        self.explained = 0
 
-    def write(self, shard: Shard, progress: Progress | None, is_stopped: Callable[[], bool] | None) -> bool:
-        """Explain the photos of a shard and write it; tell whether it was finished."""
+    def write(self, shard: Shard, progress: Progress | None, is_stopped: Callable[[], bool] | None) -> "Written | None":
+        """Explain the photos of a shard and write it; return None if it was asked to stop before."""
         columns = sealed({"shard": shard.number, "job": self._plan.identity, **self._about}, self._columns)
         failures: dict[str, str] = {}
         try:
@@ -219,11 +265,8 @@ class _Run:
                     if progress is not None:
                         progress(shard, rows)
         except _StoppedError:
-            return False
-        self.written.append(shard.number)
-        self.failures |= failures
-        self.explained += len(shard.photos) - len(failures)
-        return True
+            return None
+        return Written(shard.number, len(shard.photos) - len(failures), failures)
 
     def _read(self, shard: Shard) -> Iterator[tuple[Sequence[Photo], list[Prepared | ImageError]]]:
         """Yield the photos of each batch as the network takes them; the next ones are read meanwhile."""
@@ -255,3 +298,27 @@ def _reading() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class ShardWriter:
+    """Writes the shards of a job in the workers of an engine, such as Ray's.
+
+    ``ray.data.from_items([{"shard": number} for number in job.missing()]).map_batches(ShardWriter, batch_size=1,
+    fn_constructor_args=(job,), concurrency=2)``: a worker that dies while it writes leaves no shard, and the engine
+    gives that shard to another one.
+
+    Args:
+        job: the job.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self, columns: Mapping[str, Sequence[int]]) -> dict[str, NumpyArray]:
+        """Write the shards of the column ``"shard"``; return of each how many photos were explained, and how many not."""
+        written = [self._job.write(int(shard)) for shard in columns["shard"]]
+        return {
+            "shard": np.array([one.shard for one in written]),
+            "explained": np.array([one.explained for one in written]),
+            "failed": np.array([len(one.failures) for one in written]),
+        }

@@ -16,11 +16,11 @@ from guided_backprop.errors import (
     ScoreError,
 )
 from guided_backprop.explained.explain import explain_photos
-from guided_backprop.explained.read import Saved, SavedMap, read
+from guided_backprop.explained.read import Saved, SavedMap
 from guided_backprop.explained.result import ExplainedPhoto, ExplainedPhotos
 from guided_backprop.explanations import Explanation, Explanations
 from guided_backprop.jobs.job import Job
-from guided_backprop.jobs.reading import read
+from guided_backprop.jobs.reading import Maps, read
 from guided_backprop.labels.box import Box
 from guided_backprop.labels.detections import stack_detections
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
@@ -51,6 +51,7 @@ __all__ = [
     "Job",
     "JobError",
     "LabelError",
+    "Maps",
     "Method",
     "MissingExtraError",
     "ModelError",

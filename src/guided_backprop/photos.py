@@ -4,10 +4,11 @@ import os
 import stat
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,6 +27,10 @@ _LARGEST_ASPECT = 50
 _FILTERS = Lock()
 
 
+#: A file by its path, or open for reading bytes.
+File = str | os.PathLike[str] | IO[bytes]
+
+
 class Skipped(NamedTuple):
     """What was found in a folder and is no photo to read, and why."""
 
@@ -40,15 +45,15 @@ class PhotoFiles(NamedTuple):
     skipped: Sequence[Skipped]
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: File) -> Image.Image:
     """Read a photo as people see it.
 
     The EXIF orientation is applied; transparency is shown on white; 16-bit grey is scaled to 8 bit; of an
     animation the first frame is taken; colour profiles are ignored.
 
     Args:
-        path: an image file: AVIF, BMP, GIF, ICO, JPEG, JPEG 2000, MPO, PNG, PPM, TIFF or WebP, as far as
-            Pillow was built with them; HEIC with the extra ``[heic]``.
+        path: an image file, or one that is open to read its bytes: AVIF, BMP, GIF, ICO, JPEG, JPEG 2000, MPO, PNG, PPM,
+            TIFF or WebP, as far as Pillow was built with them; HEIC with the extra ``[heic]``.
 
     Returns:
         An image of mode RGB.
@@ -124,7 +129,7 @@ def photo_files(arguments: Iterable[Path], *, recursive: bool = False) -> PhotoF
         arguments: files and folders.
         recursive: look into folders in folders too; links to folders are not followed.
     """
-    endings = _photo_endings()
+    endings = photo_endings()
     paths: list[Path] = []
     skipped: list[Skipped] = []
     for argument in arguments:
@@ -165,16 +170,17 @@ def _reason_to_skip(path: Path, endings: set[str]) -> str:
     return "" if path.is_file() else "no regular file"
 
 
-def _photo_endings() -> set[str]:
+def photo_endings() -> set[str]:
+    """Return how the names of images end that can be read."""
     formats = _readable_formats()
     endings = {ending for ending, file_format in Image.registered_extensions().items() if file_format in formats}
     return endings | _HEIC_ENDINGS if _knows_heic() else endings
 
 
-def _opened(path: str | os.PathLike[str]) -> Image.Image:
+def _opened(path: File) -> Image.Image:
     """Open an image and read what is said of it, without Pillow's warnings: what is damaged there is no news."""
     # A pipe would be waited for, and a device read, without end.
-    if not stat.S_ISREG(Path(path).stat().st_mode):
+    if isinstance(path, str | os.PathLike) and not stat.S_ISREG(Path(path).stat().st_mode):
         raise ValueError("it is no regular file")
     # The filters of warnings are the process': one thread at a time, and not while pixels are decoded.
     with _FILTERS, warnings.catch_warnings():
@@ -190,16 +196,17 @@ def _opened(path: str | os.PathLike[str]) -> Image.Image:
         return image
 
 
-def _is_heic(path: str | os.PathLike[str]) -> bool:
-    with Path(path).open("rb") as file:
+def _is_heic(path: File) -> bool:
+    with Path(path).open("rb") if isinstance(path, str | os.PathLike) else nullcontext(path) as file:
         beginning = file.read(64)
+        file.seek(0)
     # The first box: its length and kind, the brand that the file is, its version, and all that it can be read as.
     length = min(int.from_bytes(beginning[:4]), len(beginning))
     brands = {beginning[start : start + 4] for start in (8, *range(16, length, 4))}
     return beginning[4:8] == b"ftyp" and not brands.isdisjoint(_HEIC_BRANDS)
 
 
-def _heic(path: str | os.PathLike[str]) -> Image.Image:
+def _heic(path: File) -> Image.Image:
     """Open a HEIC file. Its decoder is not registered with Pillow, which others use too."""
     if not _knows_heic():
         raise MissingExtraError("Run: pip install 'guided-backprop[heic]'.")
@@ -227,6 +234,7 @@ def _is_grey_of_16_bits(image: Image.Image, file_format: str | None) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM"))
 
 
-def _unreadable(path: str | os.PathLike[str], reason: str, advice: str) -> str:
+def _unreadable(path: File, reason: str, advice: str) -> str:
     reason = " ".join(reason.split()).rstrip(".")
-    return f"image must be a readable image file; received path={os.fspath(path)!r} ({reason}). {advice}"
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else str(getattr(path, "name", "a file"))
+    return f"image must be a readable image file; received path={name!r} ({reason}). {advice}"

@@ -173,16 +173,6 @@ def read(folder: str | os.PathLike[str]) -> Saved:
     Raises:
         OptionError: there is no such folder, or it holds nothing that was saved, or what a later version saved.
         MissingExtraError: safetensors is not installed.
-
-    Example:
-        >>> import tempfile, torch
-        >>> import guided_backprop as gb
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
-        >>> explanations = gb.GuidedBackprop(model.eval()).explain(torch.rand(2, 3, 8, 8), 1)
-        >>> with tempfile.TemporaryDirectory() as parent:
-        ...     saved = gb.read(explanations.save(f"{parent}/maps", names=["cat.jpg", "dog.jpg"]))
-        ...     print(saved[1].name, saved[1].label, saved[1].attribution.shape, saved[1].picture().size)
-        dog.jpg 1 (3, 8, 8) (8, 8)
     """
     try:
         import safetensors  # noqa: F401, PLC0415

@@ -12,12 +12,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from guided_backprop.arrays import NumpyArray, Tensor, as_numpy
+from guided_backprop.arrays import Images, NumpyArray, Tensor, as_numpy
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.jobs.maps import MapType, check, stored
 from guided_backprop.jobs.rows import Row, as_columns
 from guided_backprop.methods.method import Method
-from guided_backprop.methods.named import method_named
+from guided_backprop.methods.named import Made, method_of
 from guided_backprop.models import VisionModel, best_classes, load_model, probabilities
 from guided_backprop.models.default import load_default
 from guided_backprop.photos import read_image
@@ -59,9 +59,9 @@ class Explainer:
     Args:
         model: a specification, as for :func:`guided_backprop.load_model`, None for the default model, or a
             :class:`guided_backprop.models.VisionModel`, which must be picklable where it goes to other processes.
-        method: the method's name: "guided-backprop", "saliency", "deconvnet", "grad-cam", "guided-grad-cam" or
+        method: the method's name: "guided-backprop", "saliency", "deconvnet", "grad-cam", "guided-gradcam" or
             "smoothgrad".
-        options: the method's options by their names, such as ``{"layer": "layer4"}``.
+        options: the method's options: ``{"layer": "layer4"}`` or ``{"reducer": "sum"}``.
         load: options of :func:`guided_backprop.load_model`.
         dtype: how maps are stored: "float32"; "float16", as shares of each map's largest value; or "sqrt8", the square
             roots of these in eight bits.
@@ -93,7 +93,7 @@ class Explainer:
         check(dtype)
         self.model, self.method, self.options, self.load = model, method, dict(options or {}), dict(load or {})
         self.dtype, self.optimize = dtype, optimize
-        self._made: tuple[VisionModel, Any] | None = None
+        self._made: tuple[VisionModel, Made] | None = None
         self._is_optimized = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,13 +187,13 @@ class Explainer:
         }
         return Kind(maps.shape[1:], maps.dtype, about)
 
-    def _loaded(self) -> tuple[VisionModel, Any]:
+    def _loaded(self) -> tuple[VisionModel, Made]:
         if self._made is None:
             vision = self.model if isinstance(self.model, VisionModel) else _load(self.model, self.load)
-            self._made = vision, method_named(self.method, vision.network, **self.options)
+            self._made = vision, method_of(self.method, vision.network, **self.options)
         return self._made
 
-    def _explaining(self, images: Any) -> Any:
+    def _explaining(self, images: Images) -> Made:
         vision, method = self._loaded()
         if self.optimize and not self._is_optimized and isinstance(method, Method):
             method = method.optimize(images[:1])

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -138,7 +138,7 @@ class Job:
             method=method,
             options={**(options or {}), **({"load": dict(load)} if load else {})},
             dtype=dtype,
-            batch_size=batch_size,
+            batch_size=self._explainer.vision.at_once or batch_size,
             shard_size=shard_size,
             optimize=optimize,
         )
@@ -197,7 +197,7 @@ class Job:
 
     def _shards(
         self, numbers: Sequence[int], progress: Progress | None, is_stopped: Callable[[], bool] | None
-    ) -> "Iterator[Written]":
+    ) -> "Generator[Written]":
         """Write shards and yield what became of each, up to the one in which it is asked to stop."""
         if not numbers:
             return
@@ -315,7 +315,7 @@ class ShardWriter:
         self._job = job
 
     def __call__(self, columns: Mapping[str, Sequence[int]]) -> dict[str, NumpyArray]:
-        """Write the shards of the column ``"shard"``; return of each how many photos were explained, and how many not."""
+        """Write the shards of the column ``"shard"``; return how many photos of each are explained, and how many not."""
         written = [self._job.write(int(shard)) for shard in columns["shard"]]
         return {
             "shard": np.array([one.shard for one in written]),

@@ -48,5 +48,6 @@ def restored(maps: NumpyArray, scales: NDArray[np.float32]) -> NDArray[np.float3
     scales = scales.reshape(-1, *[1] * (maps.ndim - 1))
     if maps.dtype != np.int8:
         return maps.astype(np.float32) * scales
-    roots = maps.astype(np.float32) / _LEVELS
-    return np.sign(roots) * roots * roots * scales
+    roots = maps.astype(np.float32) / np.float32(_LEVELS)
+    shares: NDArray[np.float32] = np.abs(roots) * roots * scales
+    return shares

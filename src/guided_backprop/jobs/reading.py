@@ -11,11 +11,13 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import MissingExtraError, OptionError
+from guided_backprop.explained.read import Saved
+from guided_backprop.explained.read import read as read_saved
 from guided_backprop.explanations import Explanations
 from guided_backprop.jobs.folder import Folder, folder_at
 from guided_backprop.jobs.maps import restored
 from guided_backprop.jobs.part import shard_name, shard_number
-from guided_backprop.jobs.plan import Plan, Shard
+from guided_backprop.jobs.plan import PLAN, Plan, Shard
 from guided_backprop.jobs.rows import about_of, arrow
 from guided_backprop.jobs.status import plan_in, shard_table
 
@@ -37,6 +39,18 @@ class Maps(Sequence[Explanations]):
     Attributes:
         plan: what was explained, and how.
         missing: the numbers of the shards that aren't there yet.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import guided_backprop as gb
+        >>> photos = Path(tempfile.mkdtemp())
+        >>> Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save(photos / "cat.png")
+        >>> _ = gb.Job(photos / "maps", photos).run()
+        >>> maps = gb.read(photos / "maps")
+        >>> maps[0].attribution.shape, maps.to_pandas()["path"].tolist()
+        ((1, 3, 224, 224), ['cat.png'])
     """
 
     def __init__(
@@ -126,7 +140,8 @@ class Maps(Sequence[Explanations]):
             "label": ("photo", np.concatenate([part.labels for part in parts])),
             "score": ("photo", np.concatenate([part.scores for part in parts])),
         }
-        return xarray.DataArray(maps, dims=axes, coords=coordinates, name=self.plan.settings.method)
+        array: xr.DataArray = xarray.DataArray(maps, dims=axes, coords=coordinates, name=self.plan.settings.method)
+        return array
 
     def dataset(self) -> Any:
         """Return all shards as they are, as a ``pyarrow.dataset.Dataset``: for queries, and for other engines.
@@ -150,33 +165,46 @@ class Maps(Sequence[Explanations]):
         return table if self._keep is None else table.filter(arrow().array(self._keep(table)))
 
 
-def read(folder: str | os.PathLike[str]) -> Maps:
-    """Read back what a job wrote, shard by shard when it is asked for.
+def read(folder: str | os.PathLike[str]) -> Maps | Saved:
+    """Read back what was written into a folder: by a job, by ``save()``, or by the command ``explain``.
 
     Args:
-        folder: of the job: a path, or an address.
+        folder: a path; or, of a job, an address such as ``s3://bucket/maps``.
+
+    Returns:
+        Of a job its maps, shard by shard; of what was saved otherwise a sequence of maps. Arrays are read when they are
+        asked for.
 
     Raises:
-        JobError: there is no job; or, when it is asked for, a shard is damaged.
+        OptionError: there is no such folder, or it holds nothing that was saved, or what a later version saved.
+        JobError: a job's plan is damaged; or, when it is asked for, a shard is.
+        MissingExtraError: safetensors, or for a job pyarrow, is not installed.
 
     Example:
-        >>> import numpy as np, tempfile
-        >>> from pathlib import Path
-        >>> from PIL import Image
+        >>> import tempfile, torch
         >>> import guided_backprop as gb
-        >>> photos = Path(tempfile.mkdtemp())
-        >>> Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save(photos / "cat.png")
-        >>> _ = gb.Job(photos / "maps", photos).run()
-        >>> maps = gb.read(photos / "maps")
-        >>> maps[0].attribution.shape, maps.to_pandas()["path"].tolist()
-        ((1, 3, 224, 224), ['cat.png'])
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        >>> explanations = gb.GuidedBackprop(model.eval()).explain(torch.rand(2, 3, 8, 8), 1)
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     saved = gb.read(explanations.save(f"{parent}/maps", names=["cat.jpg", "dog.jpg"]))
+        ...     print(saved[1].name, saved[1].label, saved[1].attribution.shape, saved[1].picture().size)
+        dog.jpg 1 (3, 8, 8) (8, 8)
     """
     place = folder_at(folder)
-    plan = plan_in(place)
-    there = {shard_number(name) for name in place.names()}
+    return maps_in(place) if PLAN in place.names() else read_saved(folder)
+
+
+def maps_in(folder: Folder) -> Maps:
+    """Return what a job wrote into a folder.
+
+    Raises:
+        JobError: there is no job.
+    """
+    plan = plan_in(folder)
+    there = {shard_number(name) for name in folder.names()}
     shards = plan.shards()
     missing = [shard.number for shard in shards if shard.number not in there]
-    return Maps(place, plan, [shard for shard in shards if shard.number in there], missing)
+    return Maps(folder, plan, [shard for shard in shards if shard.number in there], missing)
 
 
 def _explanations(table: "pa.Table") -> Explanations:

@@ -8,7 +8,7 @@ from typing import IO, Any, Protocol
 
 from guided_backprop.errors import ImageError, JobError, MissingExtraError
 from guided_backprop.jobs.plan import Photo
-from guided_backprop.photos import image_endings, image_paths
+from guided_backprop.photos import photo_endings, photo_files
 
 _ADDRESS = "://"
 
@@ -51,7 +51,7 @@ class _Local:
         self._root = Path(os.path.commonpath([place if place.is_dir() else place.parent for place in self._places]))
 
     def listed(self) -> list[Photo]:
-        paths = image_paths(self._places, recursive=self._recursive)
+        paths = photo_files(self._places, recursive=self._recursive).paths
         unique = {path.relative_to(self._root).as_posix(): path for path in paths}
         return [Photo(name, path.stat().st_size) for name, path in sorted(unique.items())]
 
@@ -79,7 +79,7 @@ class _Remote:
             entries: dict[str, Any] = self._files.find(self._root, maxdepth=depth, detail=True)
         except OSError as error:
             raise JobError(f"photos must be there; received {self._place!r} ({error}). Pass another one.") from error
-        endings = image_endings()
+        endings = photo_endings()
         photos = []
         for path, entry in entries.items():
             name = path.removeprefix(self._root).lstrip("/")

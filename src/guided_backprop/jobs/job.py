@@ -315,7 +315,7 @@ class ShardWriter:
         self._job = job
 
     def __call__(self, columns: Mapping[str, Sequence[int]]) -> dict[str, NumpyArray]:
-        """Write the shards of the column ``"shard"``; return how many photos of each are explained, and how many not."""
+        """Write the shards of the column ``"shard"``; return how many photos of each are explained, how many not."""
         written = [self._job.write(int(shard)) for shard in columns["shard"]]
         return {
             "shard": np.array([one.shard for one in written]),

@@ -20,6 +20,7 @@ import neurons
 import one_relu
 import report_picture
 import trust
+from guided_backprop import read
 
 
 def test_the_methods_are_drawn_side_by_side(tmp_path):
@@ -66,17 +67,16 @@ def test_a_batch_job_is_resumed(tmp_path, capsys):
     (photos / "broken.png").write_bytes(b"no picture")
     batch_job.main(str(photos), str(maps), 2)
     said = capsys.readouterr().out
+    assert "2 shards, 3 photos explained" in said
     assert "broken.png" in said
-    assert "part-00000: 1 photos" in said
-    assert "part-00001: 2 photos" in said
-    first = (maps / "part-00000/attribution.safetensors").stat()
-    shutil.rmtree(maps / "part-00001")
+    first = (maps / "shard-00000.parquet").stat()
+    (maps / "shard-00001.parquet").unlink()
+    shutil.copy(photos / "rocket.jpg", photos / "another.jpg")
     batch_job.main(str(photos), str(maps), 2)
-    said = capsys.readouterr().out
-    assert "part-00000: done before" in said
-    assert "part-00001: 2 photos" in said
-    assert (maps / "part-00000/attribution.safetensors").stat() == first
-    assert (maps / "part-00001/coffee_overlay.png").exists()
+    assert "2 shards, 3 photos explained" in capsys.readouterr().out
+    assert (maps / "shard-00000.parquet").stat() == first
+    explained = sorted(path for paths in read(maps).paths() for path in paths)
+    assert explained == ["another.jpg", "chelsea.png", "coffee.png", "rocket.jpg"]
 
 
 def test_one_relu_is_drawn_the_same_each_time(tmp_path):

@@ -131,7 +131,7 @@ class Job:
             if not isinstance(size, int) or size < 1:
                 raise OptionError(f"{name} must be a positive integer; received {name}={size!r}. Pass a number.")
         self._explainer = Explainer(model, method, options=options, load=load, dtype=dtype, optimize=optimize)
-        self._source, self._folder = source_of(photos, recursive=recursive), folder_at(folder)
+        self.folder, self._source, self._folder = folder, source_of(photos, recursive=recursive), folder_at(folder)
         settings = Settings(
             model=self._explainer.vision.name if isinstance(model, VisionModel) else model or "default",
             weights=self._explainer.weights(),

@@ -105,7 +105,7 @@ class VisionModel:
         return self.stacked([self.preprocess(photo) for photo in photos])
 
     def stacked(self, ready: Sequence[Tensor]) -> Images:
-        """Return what :attr:`preprocess` made of photos in one batch: for a torch module where its parameters are.
+        """Return what ``preprocess`` made of photos in one batch: for a torch module where its parameters are.
 
         Raises:
             ModelError: they are not of one shape.

@@ -189,8 +189,10 @@ class Step(Generic[Ref]):
             return None
         if self.row.kind is Kind.CLIP:
             return self._bounds()
-        if self._is_curve or (self.row.word in _CHOICES and not self._chooses_a_part(size)):
-            return False if self._tainted else None
+        is_none = self._is_curve or (self.row.word in _CHOICES and not self._chooses_a_part(size))
+        if is_none:
+            # A smooth curve closes nothing that was open before.
+            return False if self._tainted and self.row.kind not in _CURVES else None
         if self._holds_taint or self.row.kind in _CHOOSING or self._is_partly_relu:
             return True
         if not self._tainted:

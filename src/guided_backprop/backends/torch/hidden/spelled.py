@@ -313,6 +313,9 @@ def _derivative(node: Node, suspect: Suspect) -> NumpyArray | None:
         (gradient,) = torch.autograd.grad(
             [GradientEdge(node, suspect.place[1])], [suspect.x.edge], [seed], retain_graph=True, allow_unused=True
         )
+    except IndexError:
+        # What the node does not know of, as the mean that a layer norm gives out besides, carries no gradient.
+        gradient = None
     except RuntimeError:
         return None
     return np.zeros(y.shape) if gradient is None else as_numpy(gradient).reshape(y.shape)

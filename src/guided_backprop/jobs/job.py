@@ -104,7 +104,10 @@ class Job:
         >>> photos = Path(tempfile.mkdtemp())
         >>> for name in ("cat", "dog"):
         ...     Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save(photos / f"{name}.png")
-        >>> ran = gb.Job(photos / "maps", photos, recursive=False).run()
+        >>> job = gb.Job(photos / "maps", photos, recursive=False)
+        >>> job.missing()
+        [0]
+        >>> ran = job.run()  # or job.write(0), where something else gives out the shards
         >>> ran.explained, sorted(path.name for path in (photos / "maps").iterdir() if path.name[0] != ".")
         (2, ['job.json', 'shard-00000.parquet'])
     """

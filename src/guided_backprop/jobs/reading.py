@@ -49,8 +49,12 @@ class Maps(Sequence[Explanations]):
         >>> Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save(photos / "cat.png")
         >>> _ = gb.Job(photos / "maps", photos).run()
         >>> maps = gb.read(photos / "maps")
-        >>> maps[0].attribution.shape, maps.to_pandas()["path"].tolist()
-        ((1, 3, 224, 224), ['cat.png'])
+        >>> maps[0].attribution.shape, list(maps.paths())
+        ((1, 3, 224, 224), [['cat.png']])
+        >>> maps.filter(path="dog*").to_pandas()["path"].tolist()
+        []
+        >>> maps.to_xarray().dims, maps.dataset().count_rows()
+        (('photo', 'axis_1', 'axis_2', 'axis_3'), 1)
     """
 
     def __init__(

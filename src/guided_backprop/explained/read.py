@@ -105,7 +105,7 @@ class Saved(Sequence[SavedMap]):
 
     @cached_property
     def labels(self) -> NumpyArray:
-        """What each map explains, class ids ``(N,)`` or weights."""
+        """What was explained in each map, class ids ``(N,)`` or weights of the outputs."""
         return self._array("labels")
 
     @cached_property

@@ -340,7 +340,7 @@ class ExplainedPhotos(_Drawable, Sequence[ExplainedPhoto]):
 
     @property
     def places(self) -> list[Place | None]:
-        """What puts each map onto its photo, one for each label of each photo."""
+        """What puts each map onto its photo, for each label of each photo."""
         return [place for photo in self.photos for place in [photo.place] * photo.explanations.scores.size]
 
     def _notes(self) -> list[str]:

@@ -109,11 +109,24 @@ class VisionModel:
 
         Raises:
             ModelError: they are not of one shape.
+
+        Example:
+            >>> from PIL import Image
+            >>> from guided_backprop.models import load_default
+            >>> vision = load_default()
+            >>> vision.stacked([vision.preprocess(Image.new("RGB", (300, 200)))] * 2).shape
+            torch.Size([2, 3, 224, 224])
         """
         return _stacked(ready, self.network)
 
     def digest(self) -> str | None:
-        """Return a digest of all weights, by which the network is known again; None where none can be read."""
+        """Return a digest of all weights, by which the network is known again; None where none can be read.
+
+        Example:
+            >>> from guided_backprop.models import load_default
+            >>> load_default().digest() == load_default().digest()
+            True
+        """
         return digest(self.network)
 
     def require_names(self, outputs: NumpyArray) -> None:

@@ -236,25 +236,35 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(network.state_dict(), folder / "state.pth")
     onnx.save(as_onnx(network, "N"), folder / "net.onnx")
     onnx.save(as_onnx(network, 1), folder / "one.onnx")
+    onnx.save(as_onnx(network, "N", 20), folder / "new.onnx")
     for ending in ("pt", "pt2", "safetensors", "onnx", "keras"):
         (folder / f"text.{ending}").write_text("no network")
     return folder
 
 
-def as_onnx(network: torch.nn.Sequential, batch: int | str) -> onnx.ModelProto:
+def as_onnx(network: torch.nn.Sequential, batch: int | str, opset: int = 17) -> onnx.ModelProto:
     """Return the same network, put together by hand."""
     weights = {name: numpy_helper.from_array(value.numpy(), name) for name, value in network.state_dict().items()}
+    pooled = [helper.make_node("GlobalAveragePool", ["b"], ["c"]), helper.make_node("Flatten", ["c"], ["d"])]
+    if opset > 17:
+        # As PyTorch writes them today: axes are an input, and 0 is a size.
+        weights |= {"axes": numpy_helper.from_array(np.array([2, 3]), "axes")}
+        weights |= {"shape": numpy_helper.from_array(np.array([-1, network[0].out_channels]), "shape")}
+        pooled = [
+            helper.make_node("ReduceMean", ["b", "axes"], ["c0"]),
+            helper.make_node("Identity", ["c0"], ["c"]),
+            helper.make_node("Reshape", ["c", "shape"], ["d"], allowzero=1),
+        ]
     nodes = [
         helper.make_node("Conv", ["images", "0.weight", "0.bias"], ["a"]),
         helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
-        helper.make_node("Flatten", ["c"], ["d"]),
+        *pooled,
         helper.make_node("Gemm", ["d", "4.weight", "4.bias"], ["scores"], transB=1),
     ]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, 24, 32])
     scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 3])
     graph = helper.make_graph(nodes, "net", [images], [scores], list(weights.values()))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
 def shown(channels_last: bool = False) -> np.ndarray:
@@ -264,7 +274,7 @@ def shown(channels_last: bool = False) -> np.ndarray:
     return scaled[None] if channels_last else scaled.transpose(2, 0, 1)[None]
 
 
-@pytest.mark.parametrize("name", ["net.pt2", "one.pt2", "net.pt", "net.onnx", "one.onnx"])
+@pytest.mark.parametrize("name", ["net.pt2", "one.pt2", "net.pt", "net.onnx", "new.onnx", "one.onnx"])
 def test_files_of_pytorch_and_onnx(files, name):
     size = {"size": (24, 32)} if name == "net.pt" else {}
     vision = load_model(str(files / name), **SCALED, **size, classes=BEASTS)

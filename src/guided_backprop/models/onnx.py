@@ -8,6 +8,7 @@ from PIL import Image
 from guided_backprop.arrays import as_numpy
 from guided_backprop.errors import ModelError
 from guided_backprop.models.asked import Asked
+from guided_backprop.models.onnx_older import as_older
 from guided_backprop.models.vision import VisionModel
 
 # By how much of the largest output the two may differ: both compute in float32, in another order.
@@ -26,7 +27,7 @@ def load(asked: Asked) -> VisionModel:
     runtime = asked.package("onnxruntime", "onnx")
     try:
         stored = onnx.load(asked.name)
-        network = convert(stored).eval()
+        network = convert(as_older(stored, onnx)).eval()
     # Each operation has a converter, which says in its own way what it can't do.
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".")

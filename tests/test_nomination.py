@@ -10,7 +10,7 @@ KINDS = {
     **dict.fromkeys("add conv cumsum matmul mean mul neg sub".split(), Kind.LINEAR),
     **dict.fromkeys("stack transpose".split(), Kind.MOVES),
     **dict.fromkeys("clamp maximum minimum".split(), Kind.CLIP),
-    **dict.fromkeys("exp gelu log softmax sqrt tanh xlogy".split(), Kind.SMOOTH),
+    **dict.fromkeys("exp gelu hardswish log softmax sqrt tanh xlogy".split(), Kind.SMOOTH),
     **dict.fromkeys("abs max max_pool".split(), Kind.CHOOSES),
     **dict.fromkeys("leaky_relu relu".split(), Kind.RELU),
     "argmax": Kind.COMPARES,
@@ -104,6 +104,7 @@ HIDDEN = {
 FINE = {
     "layers": ["a = conv x 2", "b = relu a", "c = add b x", "y = matmul c 2"],
     "curves": ["a = gelu x", "b = tanh a", "y = softmax b"],
+    "a curve of straight pieces and a gate": ["a = hardswish x", "b = mean a", "c = gelu b", "y = mul a c"],
     "pooling in front of a layer": ["a = max_pool x", "y = conv a 2"],
     "the largest of two": ["stack = stack x z", "y = max stack"],
     "the largest of what weights make": ["stack = matmul x 2", "y = max stack"],

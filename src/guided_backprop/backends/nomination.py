@@ -23,7 +23,7 @@ _CHOOSING: Final = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
 # straight pieces: a leaky ReLU less its leak is a ReLU.
 _BENT: Final = frozenset(
     """
-    abs acos acosh asin atan2 cbrt celu cholesky det eig elu hardsigmoid hardswish hypot leaky_relu log log1p lu norm
+    abs acos acosh asin atan2 cbrt celu cholesky det eig elu hypot leaky_relu log log1p lu norm
     pow prelu qr rrelu rsqrt selu softshrink sparse_plus sparse_sigmoid sqrt svd xlogy
     """.split()
 )

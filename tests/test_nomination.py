@@ -7,10 +7,10 @@ from guided_backprop.backends.notes import Note, Operand
 from guided_backprop.backends.operations import Kind, Operation
 
 KINDS = {
-    **dict.fromkeys("add conv matmul mean mul neg sub".split(), Kind.LINEAR),
+    **dict.fromkeys("add conv cumsum matmul mean mul neg sub".split(), Kind.LINEAR),
     **dict.fromkeys("stack transpose".split(), Kind.MOVES),
     **dict.fromkeys("clamp maximum minimum".split(), Kind.CLIP),
-    **dict.fromkeys("exp gelu log softmax sqrt tanh xlogy".split(), Kind.SMOOTH),
+    **dict.fromkeys("exp gelu hardswish log softmax sqrt tanh xlogy".split(), Kind.SMOOTH),
     **dict.fromkeys("abs max max_pool".split(), Kind.CHOOSES),
     **dict.fromkeys("leaky_relu relu".split(), Kind.RELU),
     "argmax": Kind.COMPARES,
@@ -53,7 +53,9 @@ class Followed:
         is_number = not name.startswith("is")
         zeros = CONSTANTS.get(name, False)
         ref = name if is_active else None
-        return Operand(self.notes.get(name), ref, is_active, is_number, size, has_zeros=lambda: zeros)
+        return Operand(
+            self.notes.get(name), ref, is_active, is_number, size, has_zeros=lambda: zeros, is_sparse=lambda: zeros
+        )
 
     def _follow(self, name: str, word: str, operands: list[str], *, is_hole: bool) -> None:
         row = Operation(KINDS[word], word)
@@ -86,6 +88,9 @@ HIDDEN = {
     "a stack": ["stack = stack x 0", "y = max stack"],
     "a stack that is scaled": ["stack = stack x 0", "stack2 = mul stack 2", "y = max stack2"],
     "a product with zeros": ["stack = stack x z", "stack2 = mul stack mask", "y = max stack2"],
+    "weights with zeros": ["stack = matmul x mask", "y = max stack"],
+    "weights of what was put together": ["stack = stack x x", "stack2 = matmul stack mask", "y = max stack2"],
+    "a sum with zeros": ["stack = stack x 0", "stack2 = cumsum stack", "y = max stack2"],
     "straight through": ["a = relu x", "b = sub a x", "c = stop_gradient b", "y = add x c"],
     "a bound that is shifted": ["a = maximum x 2", "y = sub a 2"],
     "a bound behind weights": ["a = maximum x 2", "b = matmul a 2", "y = add b 2"],
@@ -99,8 +104,10 @@ HIDDEN = {
 FINE = {
     "layers": ["a = conv x 2", "b = relu a", "c = add b x", "y = matmul c 2"],
     "curves": ["a = gelu x", "b = tanh a", "y = softmax b"],
+    "a curve of straight pieces and a gate": ["a = hardswish x", "b = mean a", "c = gelu b", "y = mul a c"],
     "pooling in front of a layer": ["a = max_pool x", "y = conv a 2"],
     "the largest of two": ["stack = stack x z", "y = max stack"],
+    "the largest of what weights make": ["stack = matmul x 2", "y = max stack"],
     "a bound": ["a = clamp x 2 2", "y = mul a 2"],
     "a mask that no image tells": ["y = mul x mask"],
     "a copy of a mask's product": ["is = greater x 0", "a = mul x is", "y = transpose a"],

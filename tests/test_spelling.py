@@ -105,3 +105,11 @@ def test_rounding_is_no_gate_and_rounding_from_0_is_one():
     assert judge(np.round(4 * x) / 4, x).verdict is Verdict.NONE
     assert judge(np.clip(np.round(4 * x) / 4, 0, None), x).is_gate
     assert judge(np.sign(x) * np.maximum(np.abs(x) - 0.5, 0), x - 0.5).verdict is Verdict.NONE
+
+
+def test_what_rounding_leaves_of_a_sum_is_closed():
+    x = X.ravel()[:48].astype(np.float32).reshape(4, 12)
+    magnitude = np.abs(x) * (1 + np.finfo(np.float32).eps * (np.arange(48) % 3 > 0).reshape(x.shape))
+    assert judge((x + magnitude.astype(np.float32)) / 2, x).verdict is Verdict.PARTIAL
+    # A curve that comes close to 0 closes nothing, as exp does far below.
+    assert judge(np.exp(8 * x), x).verdict is Verdict.NONE

@@ -196,6 +196,12 @@ ARITHMETIC: dict[str, Row] = {
         jax=guided(lambda x: (jnp.stack([x, jnp.zeros_like(x)]) * 2).max(0) / 2),
         keras=AS_BENEATH,
     ),
+    "max(x @ [[1, 0]])": row(
+        torch=judged(lambda x: (x[..., None] @ torch.eye(2, dtype=x.dtype)[:1]).amax(-1)),
+        tensorflow=refused(lambda x: tf.reduce_max(x[..., None] @ tf.eye(2, dtype=x.dtype)[:1], -1)),
+        jax=guided(lambda x: (x[..., None] @ jnp.eye(2)[:1]).max(-1)),
+        keras=AS_BENEATH,
+    ),
     "max(stack([x, x]) where a mask is)": row(
         torch=judged(lambda x: torch.stack([x, x]).masked_fill(second(x.ndim, torch.tensor), 0.0).amax(0)),
         tensorflow=refused(

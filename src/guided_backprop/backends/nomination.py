@@ -23,7 +23,7 @@ _CHOOSING: Final = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
 # straight pieces: a leaky ReLU less its leak is a ReLU.
 _BENT: Final = frozenset(
     """
-    abs acos acosh asin atan2 cbrt celu cholesky det eig elu hardsigmoid hardswish hypot leaky_relu log log1p lu norm
+    abs acos acosh asin atan2 cbrt celu cholesky det eig elu hypot leaky_relu log log1p lu norm
     pow prelu qr rrelu rsqrt selu softshrink sparse_plus sparse_sigmoid sqrt svd xlogy
     """.split()
 )
@@ -124,6 +124,39 @@ class Step(Generic[Ref]):
     def _is_mixing(self) -> bool:
         """Whether each of its results is made of several values."""
         return self.row.word in _MIXING or (self.row.kind is Kind.LINEAR and self.row.word not in _POINTWISE)
+
+    def _leaves_out(self, size: int | None) -> bool:
+        """Tell whether a linear operation may give some values as they came, and nothing in other places.
+
+        As ``x[..., None] @ [[1, 0]]`` does. Weights are looked at where what was put together is more than it was
+        before; what adds up several values without any weights leaves zeros where there were no others.
+        """
+        if self.row.kind is not Kind.LINEAR or self.row.word in _SHIFTS - {"batch_norm"}:
+            return False
+        weights = self._weights
+        if self.row.word in _POINTWISE:
+            return any(operand.has_zeros() for operand in weights)
+        if len(self.dependent) == 1 and not weights:
+            return any(note.has_constants for note in self._notes)
+        is_more = any(_may_be_more(size, part.size) for part in self._all_parts)
+        return is_more and any(operand.is_sparse() for operand in weights)
+
+    @property
+    def _weights(self) -> list[Operand[Ref]]:
+        """What a linear operation multiplies by, among the constants that it is given."""
+        constants = [operand for operand in self.operands if operand.note is None]
+        if self.row.word in _POINTWISE:
+            # By a mask of booleans as well; a batch-norm begins with its factors.
+            return constants[:1] if self.row.word == "batch_norm" else constants
+        # A bias has no more numbers than the weights; an axis is no number.
+        most = max((operand.size or 0 for operand in constants), default=0)
+        return [operand for operand in constants if operand.is_number and (operand.size or 0) == most]
+
+    @property
+    def _all_parts(self) -> list[Candidate[Ref]]:
+        """What it is given, and what that was put together of."""
+        own = [Candidate(operand.ref, operand.size) for operand in self._read if operand.ref is not None]
+        return own + [part for note in _notes_of(self._read) for part in note.parts]
 
     @property
     def _is_curve(self) -> bool:
@@ -253,22 +286,21 @@ class Step(Generic[Ref]):
         if self.is_relu and not self._tainted:
             # What the rule acts on ends the taint, but not what came before it.
             return Note(sign=sign)
-        own = [Candidate(operand.ref, operand.size) for operand in self._read if operand.ref is not None]
-        before = [part for note in _notes_of(self._read) for part in note.parts]
         sources = [source for note in self._notes for source in note.sources]
-        is_spread = self._spreads(size)
+        is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
+        is_mixed = self._is_mixing and not leaves_out
         return Note(
             is_tainted=self.starts or bool(self._tainted),
             is_by_rank=self.is_by_rank,
-            is_pooled=self._is_pooled(has_parts=bool(before)),
+            is_pooled=self._is_pooled,
             is_bound=self.row.kind is Kind.CLIP or self._is_of_a_bound,
             is_falling=is_falling or any(note.is_falling for note in self._notes),
             is_summary=self._is_summary,
-            is_stacked=not self._is_mixing and (is_spread or any(note.is_stacked for note in self._notes)),
-            has_constants=not self._is_mixing and self._has_constants(),
+            is_stacked=not is_mixed and (is_spread or any(note.is_stacked for note in self._notes)),
+            has_constants=leaves_out or (not is_mixed and self._has_constants()),
             sign=sign,
-            parts=self._parts(own, before, is_spread=is_spread),
-            sources=first_of([*self._new_sources(own + before), *sources]),
+            parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
+            sources=first_of([*self._new_sources(self._all_parts), *sources]),
         )
 
     @property
@@ -289,9 +321,10 @@ class Step(Generic[Ref]):
         is_one = len(self.dependent) == 1 and self.row.kind in (Kind.MOVES, Kind.LINEAR)
         return is_one and any(note.is_bound for note in self._notes)
 
-    def _is_pooled(self, *, has_parts: bool) -> bool:
-        """Tell whether all that chose up to here gave the largest of values none of which was put there."""
-        is_pool = self.row.word == "max_pool" and not has_parts
+    @property
+    def _is_pooled(self) -> bool:
+        """Whether all that chose up to here gave the largest of values none of which was put there."""
+        is_pool = self.row.word == "max_pool" and not any(note.parts for note in _notes_of(self._read))
         were_pools = not self._masks and all(note.is_pooled for note in self._notes)
         return were_pools and (is_pool or not self.starts)
 
@@ -301,13 +334,11 @@ class Step(Generic[Ref]):
         is_more = size is not None and None not in sizes and size > max((one or 0 for one in sizes), default=size)
         return is_more or (self.row.word in _PUTS and (size is None or self.row.word != "broadcast"))
 
-    def _parts(
-        self, own: Sequence[Candidate[Ref]], before: Sequence[Candidate[Ref]], *, is_spread: bool
-    ) -> tuple[Candidate[Ref], ...]:
+    def _parts(self, *, is_spread: bool) -> tuple[Candidate[Ref], ...]:
         """Return what a result was put together of, before anything added several values up."""
         if self.row.kind is Kind.MOVES or self.row.word == "gather" or is_spread:
-            return first_of([*own, *before])
-        return () if self._is_mixing else tuple(before)
+            return first_of(self._all_parts)
+        return () if self._is_mixing else tuple(part for note in _notes_of(self._read) for part in note.parts)
 
     def _has_constants(self) -> bool:
         """Tell whether among the values of a result some do not depend on the images, in places of their own."""
@@ -318,9 +349,6 @@ class Step(Generic[Ref]):
         if self.row.kind is Kind.MOVES:
             # What several values are put beside.
             return len(numbers) > 1 and (bool(constants) or any(operand.is_one_number() for operand in numbers))
-        if self.row.word == "mul":
-            # To multiply by 0 leaves a value out; by a mask of booleans as well.
-            return any(operand.has_zeros() for operand in self.operands if operand.note is None)
         # Where nothing is scattered to there are zeros.
         is_filled = bool(constants) or self.row.word.startswith("scatter")
         return self.row.kind is Kind.MASKS and self.row.word != "gather" and is_filled
@@ -328,6 +356,10 @@ class Step(Generic[Ref]):
 
 def _notes_of(operands: Iterable[Operand[Ref]]) -> list[Note[Ref]]:
     return [operand.note for operand in operands if operand.note is not None]
+
+
+def _may_be_more(one: int | None, other: int | None) -> bool:
+    return one is None or other is None or one > other
 
 
 def _may_be_equal(one: int | None, other: int | None) -> bool:

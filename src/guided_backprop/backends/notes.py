@@ -94,6 +94,7 @@ class Operand(Generic[Ref]):
         size: how many numbers it has; None if that is not known.
         is_one_number: tells whether it is known that all its numbers are the same, though it depends on something.
         has_zeros: tells of a constant whether there may be zeros in it.
+        is_sparse: tells of weights whether there are zeros in them, as far as anybody knows.
     """
 
     note: Note[Ref] | None = None
@@ -103,6 +104,7 @@ class Operand(Generic[Ref]):
     size: int | None = None
     is_one_number: Callable[[], bool] = _never
     has_zeros: Callable[[], bool] = _never
+    is_sparse: Callable[[], bool] = _never
 
     @property
     def is_tainted(self) -> bool:

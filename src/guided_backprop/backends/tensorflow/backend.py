@@ -22,7 +22,7 @@ from guided_backprop.backends.refusals import not_finite, spelled
 from guided_backprop.backends.tensorflow.classify import classify
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.functions import Traced, graph_of, made_by
-from guided_backprop.backends.tensorflow.graph.nodes import constant_of, producer
+from guided_backprop.backends.tensorflow.graph.nodes import producer
 from guided_backprop.backends.tensorflow.graph.tracing import trace
 from guided_backprop.backends.tensorflow.hidden.values import Watch
 from guided_backprop.backends.tensorflow.model import HINTS, TensorFlowNetwork, callable_of, inside_of, reason_of_graph
@@ -247,10 +247,9 @@ class TensorFlowBackend(Backend):
 
 def _copy_of(traced: Traced, kind: Kind, vouch: Vouch) -> Copy:
     """Mark in a copy of a traced graph what each node is."""
-    captured = [constant_of(tensor) for tensor in traced.captured]
     signature = traced.definition.signature
     begin = made_by(traced.definition, signature.output_arg[1].name) if len(signature.output_arg) > 1 else ""
-    findings = classify(traced.definition, traced.nested, captured, vouch, producer(begin))
+    findings = classify(traced.definition, traced.nested, traced.captured, vouch, producer(begin))
     head = findings.undo_head() if kind.undoes_head else None
     graph_def, flat_names = graph_of(traced)
     arguments = [arg.name for arg in signature.input_arg]

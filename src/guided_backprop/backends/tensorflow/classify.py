@@ -4,10 +4,11 @@ An activation that is made of several operations is one, so what is inside of it
 looked for first. Apart from that no order matters: no node is two things.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isnan
 from types import MappingProxyType
 
+import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
@@ -22,12 +23,14 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
     OVERRIDE,
     Graph,
     attribute,
+    constant_of,
     operand_refs,
     producer,
     word_of,
 )
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, REARRANGES
 from guided_backprop.backends.tensorflow.graph.relus import Relu, relus_of
+from guided_backprop.backends.tensorflow.graph.weights import Weights
 from guided_backprop.backends.tensorflow.hidden.taint import Taint
 from guided_backprop.backends.tensorflow.hidden.traces import Place
 from guided_backprop.errors import ModelError
@@ -43,7 +46,7 @@ _RECURRENT = {b"gru": "gru", b"lstm": "lstm", b"rnn_tanh": "rnn"}
 def classify(
     definition: FunctionDef,
     nested: Mapping[str, FunctionDef],
-    captured: list[float | None],
+    captured: Sequence[tf.Tensor],
     vouch: Vouch = MappingProxyType({}),
     begin: str = "",
 ) -> "Findings":
@@ -53,8 +56,9 @@ def classify(
     """
     names = [arg.name for arg in definition.signature.input_arg]
     images = names[: len(names) - len(captured)]
-    graph = Graph(definition, dict(zip(names, [*[None] * len(images), *captured], strict=True)))
-    findings = Findings(graph, nested, vouch)
+    inside = dict(zip(names[len(images) :], captured, strict=True))
+    graph = Graph(definition, dict.fromkeys(images) | {name: constant_of(tensor) for name, tensor in inside.items()})
+    findings = Findings(graph, nested, vouch, Weights(inside))
     findings.read(images, begin)
     return findings
 
@@ -67,8 +71,8 @@ class Findings:
         places: the operations that may be ReLUs for all that their names say.
     """
 
-    def __init__(self, graph: Graph, nested: Mapping[str, FunctionDef], vouch: Vouch) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, nested: Mapping[str, FunctionDef], vouch: Vouch, weights: Weights) -> None:
+        self.graph, self._weights = graph, weights
         self._vouch = vouch
         self.places: list[Place] = []
         self._nested = nested
@@ -101,7 +105,7 @@ class Findings:
     def read(self, images: list[str], begin: str) -> None:
         """Mark the nodes of the function, then those of the functions inside it, and follow what the images taint."""
         self._composites = self._read(self.graph)
-        taint = Taint(self._nested, self._graph_of, self._activations, self._vouch)
+        taint = Taint(self._nested, self._graph_of, self._activations, self._vouch, self._weights)
         self.places = taint.places(self.graph, images, begin)
 
     def _graph_of(self, name: str) -> Graph:

@@ -106,12 +106,14 @@ class Taint:
             is_number,
             _size(value),
             is_one_number=partial(self._facts.is_zero, value),
-            has_zeros=partial(self._has_zeros, value),
+            has_zeros=partial(self._has_zeros, value, is_unknown_one=True),
+            is_sparse=partial(self._has_zeros, value, is_unknown_one=False),
         )
 
-    def _has_zeros(self, value: Value) -> bool:
+    def _has_zeros(self, value: Value, *, is_unknown_one: bool) -> bool:
+        """Tell of a constant whether there are zeros in it; if nobody knows, it is as it is said."""
         known = self._facts.known(value)
-        return known is None or not bool(np.all(known))
+        return is_unknown_one if known is None else not bool(np.all(known))
 
     def _is_vouched(self, step: Step) -> bool:
         names = (custom_name(step), step.name, place_of(step)) if self._vouch else ()

@@ -29,6 +29,7 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
     word_of,
 )
 from guided_backprop.backends.tensorflow.graph.operations import COMPARISONS, OPERATIONS, SHAPES
+from guided_backprop.backends.tensorflow.graph.weights import Weights
 from guided_backprop.backends.tensorflow.hidden.signs import exponent_of, sign_of_node
 from guided_backprop.backends.tensorflow.hidden.traces import (
     Body,
@@ -57,6 +58,7 @@ class Taint:
         graph_of: the graph of one of these, in which the ReLUs are marked.
         composites: the composite activations by the nodes in which they end, by function.
         vouch: what is excused.
+        weights: what is known of constants.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Taint:
         graph_of: Callable[[str], Graph],
         composites: Mapping[str, Mapping[str, Match[str]]],
         vouch: Vouch,
+        weights: Weights,
     ) -> None:
         self._nested, self._graph_of, self._composites, self._vouch = nested, graph_of, composites, vouch
+        self._weights = weights
         self._places: dict[tuple[str, str], Place] = {}
         self._begin = ""
         # Of each function what a gradient comes to in it, and which node of which function holds it.
@@ -131,7 +135,7 @@ class Taint:
         if composite is not None and not is_relu:
             x = composite.bound.get("x", composite.bound.get("shifted"))
             row, refs = activation(composite.name), [x] if isinstance(x, str) else refs
-        operands = [_operand(body, node, ref) for ref in refs]
+        operands = [self._operand(body, node, ref) for ref in refs]
         if node.op in _PADS:
             operands.append(Operand())
         passes = passes and any(operand.is_active for operand in operands)
@@ -176,7 +180,7 @@ class Taint:
             ref, note = f"{node.name}:output:{index}", result.note
             if note is not None and note.is_tainted:
                 # What chooses in there is looked at in there, and once more from here.
-                shown = [_operand(body, node, operand) for operand in operand_refs(node)]
+                shown = [self._operand(body, node, operand) for operand in operand_refs(node)]
                 step = Step(OPERATIONS[node.op], shown, result.is_active, held=[note])
                 if step.nominates() is not None:
                     self._add_places(body, node, step, [ref])
@@ -215,6 +219,17 @@ class Taint:
         inner = self._follow(self._graph_of(name), name, f"{body.path}{node.name}/", arguments)
         return [inner.trace(self._nested[name].ret[arg.name]).inside("") for arg in signature.output_arg]
 
+    def _operand(self, body: Body, node: NodeDef, ref: str) -> Operand[str]:
+        trace, is_number = body.trace(ref), body.graph.kind_of(ref) in FLOATS
+        return Operand(
+            trace.note,
+            ref if trace.is_active and is_number else None,
+            trace.is_active,
+            is_number,
+            has_zeros=partial(_has_zeros, body.graph, node, ref),
+            is_sparse=partial(self._weights.may_have_zeros, body.graph, ref, is_outermost=not body.name),
+        )
+
 
 def _chosen(result: Trace, by: Trace) -> Trace:
     """Return what is known of a result that another value chose, or how often it was made."""
@@ -222,12 +237,6 @@ def _chosen(result: Trace, by: Trace) -> Trace:
         return result
     is_by_rank = by.note.is_tainted and by.note.is_by_rank
     return replace(result, note=(result.note or Note()).joined(Note(is_tainted=True, is_by_rank=is_by_rank)))
-
-
-def _operand(body: Body, node: NodeDef, ref: str) -> Operand[str]:
-    trace, is_number = body.trace(ref), body.graph.kind_of(ref) in FLOATS
-    handle = ref if trace.is_active and is_number else None
-    return Operand(trace.note, handle, trace.is_active, is_number, has_zeros=partial(_has_zeros, body.graph, node, ref))
 
 
 def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:

@@ -153,7 +153,8 @@ class Operand(notes.Operand[Value]):
             tensor.is_floating_point(),
             tensor.numel(),
             is_one_number=partial(_is_one_number, kept),
-            has_zeros=lambda: not bool(kept.all()),
+            has_zeros=partial(_has_zeros, kept),
+            is_sparse=partial(_has_zeros, kept),
         )
         object.__setattr__(self, "tensor", kept)
 
@@ -161,6 +162,12 @@ class Operand(notes.Operand[Value]):
     def sign(self) -> Sign:
         """The sign that all its values have by how they were made."""
         return sign_of_tensor(self.tensor) if self.note is None else self.note.sign
+
+
+def _has_zeros(tensor: torch.Tensor) -> bool:
+    """Tell whether some of the numbers are 0; what is packed is unpacked, and what is sparse has zeros."""
+    known = tensor.to_dense() if tensor.is_mkldnn else tensor
+    return known.layout is not torch.strided or not bool(known.all())
 
 
 def _is_one_number(tensor: torch.Tensor) -> bool:

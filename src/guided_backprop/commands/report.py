@@ -22,6 +22,7 @@ from guided_backprop.commands.shared import (
 )
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.models import VisionModel
+from guided_backprop.photos import read_image
 from guided_backprop.report.page import Report, Trust, check_ready, randomised
 from guided_backprop.show.canvas import figure_kind
 
@@ -72,7 +73,8 @@ def report(
 
         def write(pixels: Images, names: Sequence[str], chosen: Labels) -> Written:
             # The last of the three methods: its coverage says what was guided.
-            return Written(page.add(pixels, names, chosen)[2], [{} for _ in names])
+            places = [vision.place(read_image(name)) for name in names]
+            return Written(page.add(pixels, names, chosen, places=places)[2], [{} for _ in names])
 
         run = Run(vision, photos, output, write)
         run.explain(batch_size)

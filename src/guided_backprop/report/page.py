@@ -8,6 +8,7 @@ an index, beside several such pages.
 import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from guided_backprop.report.pages import Entry, Map, Pages, check_free
 from guided_backprop.show.embed import EXACT, data_uri
 from guided_backprop.show.folder import versions
 from guided_backprop.show.panels import PANELS
+from guided_backprop.show.place import Place, picture_at
 from guided_backprop.show.remarks import remarks
 from guided_backprop.show.render import picture
 from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, number, summaries
@@ -37,8 +39,30 @@ from guided_backprop.version import __version__
 
 __all__ = ["Report", "Trust", "check_ready", "randomised"]
 
+# A photo is on the page in no more pixels than these, once as it is and once under each map.
+_MOST_PIXELS = 120_000
 # Where these two are among the methods.
 _PLAIN, _GUIDED = 0, 2
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One image: its name, as the model saw it, its maps by method, and its place on a photo, if that is known."""
+
+    name: str
+    image: NumpyArray
+    maps: Mapping[str, NumpyArray]
+    place: Place | None
+
+    @property
+    def caption(self) -> str:
+        """What is shown, and what of it the model saw."""
+        size = f"{self.image.shape[1]} \N{MULTIPLICATION SIGN} {self.image.shape[0]} pixels"
+        if self.place is None:
+            return f"{self.name}, as the model saw it: {size}."
+        if self.place.is_whole:
+            return f"{self.name}. The model saw all of it, as {size}."
+        return f"{self.name}. The model saw what the maps lie on, as {size}; the rest is dimmed beside them."
 
 
 class Report:
@@ -103,24 +127,30 @@ class Report:
         """Where :meth:`finish` writes: the page alone, or the pages of more than 200 images and at last their index."""
         return self._pages.files
 
-    def add(self, images: Images, names: Sequence[str], labels: Labels = None) -> list[Explanations]:
+    def add(
+        self, images: Images, names: Sequence[str], labels: Labels = None, *, places: Sequence[Place | None] = ()
+    ) -> list[Explanations]:
         """Explain one batch.
 
         Args:
             images: as for :meth:`Method.explain`: pictures of one size, of any number of channels.
             names: one per image, for people.
             labels: as for :meth:`Method.explain`, one per image; None for the top class.
+            places: the photo that each image was cut from, by
+                :meth:`VisionModel.place(photo) <guided_backprop.models.VisionModel.place>`, or None: its maps are
+                shown at their place on it, in 120,000 pixels at most; empty to show the images as the model saw them.
 
         Returns:
             The explanations by each method.
 
         Raises:
             ImageError: the images are not pictures.
-            OptionError: names or labels are not one per image.
+            OptionError: names, labels or places are not one per image.
             GuidedBackpropError: all that :meth:`Method.explain` raises.
         """
         explained = compare(images, labels, self._methods)
         pictures, maps = _pictures(explained, names)
+        places = _checked(places, names)
         rivals = self._rivals(explained)
         self._coverages.append(explained[_GUIDED].coverage)
         for explanations in explained:
@@ -130,7 +160,8 @@ class Report:
         self._head, self._name = explained[0].head, self._name or explained[0].model
         for row, name in enumerate(names):
             maps_of_image = {method: maps_of_batch[row] for method, maps_of_batch in maps.items()}
-            entry = self._entry(str(name), pictures[row], maps_of_image, explained[0][row : row + 1], rivals[row])
+            shown = _Shown(str(name), pictures[row], maps_of_image, places[row])
+            entry = self._entry(shown, explained[0][row : row + 1], rivals[row])
             self._likenesses.append(entry.likeness)
             self._pages.add(entry, self._about())
         return explained
@@ -168,26 +199,24 @@ class Report:
     def _label(self, label: NumpyArray | np.generic | int) -> str:
         return label_text(label, self._class_names)
 
-    def _entry(
-        self,
-        name: str,
-        image: NumpyArray,
-        maps: Mapping[str, NumpyArray],
-        explained: Explanations,
-        rivals: Sequence[Rival],
-    ) -> Entry:
+    def _entry(self, shown: "_Shown", explained: Explanations, rivals: Sequence[Rival]) -> Entry:
         label = self._label(explained.labels[0])
-        guided, plain = (edge_correlation(image, maps[method]) for method in ("GuidedBackprop", "Saliency"))
+        methods = "GuidedBackprop", "Saliency"
+        guided, plain = (edge_correlation(shown.image, shown.maps[method]) for method in methods)
+        photo = picture(shown.image) if shown.place is None else shown.place.photo
+        height, width = photo.shape[:2]
         return Entry(
-            name=name,
+            name=shown.name,
             label=label,
             score=float(explained.scores[0]),
-            size=(image.shape[1], image.shape[0]),
-            is_exact=image.shape[0] * image.shape[1] <= EXACT,
+            size=(width, height),
+            is_exact=height * width <= EXACT,
             best=self._best(explained),
-            photo=data_uri(picture(image)),
-            maps=self._maps(image, maps),
+            photo=data_uri(photo),
+            maps=self._maps(shown),
             likeness=Likeness(label, rivals, guided, plain),
+            caption=shown.caption,
+            warning="" if shown.place is None else shown.place.warning,
         )
 
     def _best(self, explained: Explanations) -> list[tuple[float, str]]:
@@ -196,12 +225,16 @@ class Report:
             return []
         return [(float(shares[0, label]), self._label(label)) for label in best_classes(shares[0])]
 
-    def _maps(self, image: NumpyArray, maps: Mapping[str, NumpyArray]) -> list[Map]:
-        signed = [(method, PANELS["colour"]) for method in maps if method != "GradCAM"]
-        over = [(method, PANELS["overlay"]) for method in ("GuidedBackprop", "GradCAM") if method in maps]
-        return [
-            Map(method, panel.photo_caption, data_uri(panel.picture(image, maps[method], self._percentile)))
+    def _maps(self, shown: "_Shown") -> list[Map]:
+        signed = [(method, PANELS["colour"]) for method in shown.maps if method != "GradCAM"]
+        over = [(method, PANELS["overlay"]) for method in ("GuidedBackprop", "GradCAM") if method in shown.maps]
+        drawn = [
+            picture_at(shown.place, panel, shown.image, shown.maps[method], self._percentile)
             for method, panel in [*signed, *over]
+        ]
+        return [
+            Map(method, panel.photo_caption, data_uri(pixels))
+            for (method, panel), pixels in zip([*signed, *over], drawn, strict=True)
         ]
 
     def _rivals(self, explained: Sequence[Explanations]) -> list[list[Rival]]:
@@ -300,3 +333,13 @@ def _pictures(explained: Sequence[Explanations], names: Sequence[str]) -> tuple[
             f"{tuple(first.images.shape)}. Use plot() for what is none."
         )
     return images[0], {method: pair[1] for method, pair in pairs.items() if pair is not None}
+
+
+def _checked(places: Sequence[Place | None], names: Sequence[str]) -> Sequence[Place | None]:
+    """Return one place for each image, in the size in which the page shows photos, or None."""
+    if places and len(places) != len(names):
+        raise OptionError(
+            f"places must be one per image; received {len(places)} for {len(names)} images. Pass None for an image "
+            "whose photo is not known, or leave them out."
+        )
+    return [None if place is None else place.within(_MOST_PIXELS) for place in places or [None] * len(names)]

@@ -40,7 +40,7 @@ class Map:
 class Entry:
     """What a page shows of one image; of its classes the best with their probabilities.
 
-    ``is_exact`` says that the page holds each pixel.
+    ``is_exact`` says that the page holds each pixel; ``caption`` stands below the photo, ``warning`` beside it.
     """
 
     name: str
@@ -52,6 +52,8 @@ class Entry:
     photo: str
     maps: Sequence[Map]
     likeness: Likeness
+    caption: str
+    warning: str = ""
 
     @property
     def title(self) -> str:

@@ -259,6 +259,23 @@ def test_a_photo_is_made_smaller_together_with_its_place():
         assert_allclose(np.array(small.box), np.array(place.box) + 2, atol=1)
 
 
+def test_the_methods_that_are_drawn_are_chosen(tmp_path):
+    def tiles(layer: str | None, *methods: str) -> list[tuple[str, str]]:
+        report = Report(tmp_path / "report.html", network(), layer=layer, methods=methods, overwrite=True)
+        report.add(images(1), ["a"], 0)
+        page = report.finish().read_text("utf-8")
+        assert page.count(" checked>") == 1
+        assert "Cosine similarity of the maps" in page
+        return re.findall('data-method="([^"]*)"><input type="radio"[^>]*?( checked)?>', page)
+
+    assert tiles(None, "deconvnet", "saliency") == [("Saliency", " checked"), ("DeconvNet", "")]
+    guided = [("GuidedBackprop", " checked"), ("GuidedBackprop", ""), ("GradCAM", "")]
+    assert tiles("2", "grad-cam", "guided-backprop") == guided
+    for wrong, said in ((["lime"], "received 'lime'"), (["grad-cam"], "must have a layer"), ([], "one at least")):
+        with pytest.raises(OptionError, match=said):
+            tiles(None, *wrong)
+
+
 def test_a_grid_that_the_stride_leaves_is_said(tmp_path):
     """A kernel of 3 at stride 2 touches every second pixel twice; at stride 1 none. DeconvNet's map is flat here."""
     for stride in (1, 2):
@@ -311,7 +328,7 @@ def test_a_segmentation_has_no_other_classes(tmp_path):
 def entries(count: int) -> Iterator[Entry]:
     """Yield what pages show of so many images: every third is a cat, and scores go up."""
     uri = data_uri(np.zeros((1, 1, 3), np.uint8))
-    maps = [Map(method, "signed, grey is 0", uri) for method in ("Saliency", "GuidedBackprop")]
+    maps = [Map("Saliency", "signed, grey is 0", uri), Map("GuidedBackprop", "signed, grey is 0", uri, is_first=True)]
     for row in range(count):
         label = "7 dog" if row % 3 else "3 cat"
         rest = (label, float(row - 5), (1, 1), True, [(0.5, label)], uri, maps, likeness(0.95), "")
@@ -423,13 +440,15 @@ def test_without_an_extra_the_install_line_is_printed(tmp_path, package, name):
 
 @pytest.mark.usefixtures("photos")
 def test_the_command_writes_a_page_that_says_how_to_make_it_again():
-    result = run("photos", "--output", "report.html", *MODEL, "--labels", "0,1,2", "--batch-size", "2")
+    options = ("--labels", "0,1,2", "--method", "saliency,deconvnet")
+    result = run("photos", "--output", "report.html", *MODEL, *options, "--batch-size", "2")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines()[-1].startswith("3 of 3 images reported in report.html (0.")
     page = Path("report.html").read_text("utf-8")
     assert page.count("The model saw all of it, as ") == 3
     text = page.split("<code>")[1].split("</code>")[0]
-    assert text == "guided-backprop report --output report.html --model nets:make --labels 0,1,2 -- photos"
+    assert text == f"guided-backprop report --output report.html --model nets:make {' '.join(options)} -- photos"
+    assert page.count('class="tile"') == 2 * 3
     Path("report.html").unlink()
     assert run("--batch-size", "2", *shlex.split(text)[2:]).exit_code == 0
     assert Path("report.html").read_text("utf-8") == page
@@ -477,6 +496,7 @@ def test_photos_that_cannot_be_read_are_reported():
         (("photos", "--labels", "0,1,9", "--batch-size", "1"), 2, "received labels[2]=9"),
         (("photos", "--model", "nets:without_relu"), 1, "needs at least one ReLU between score and image"),
         (("photos", "--layer", "nowhere"), 2, "nowhere"),
+        (("photos", "--method", "saliency, grad-cam"), 2, "'grad-cam' must have a layer"),
         (("photos", "--output", "nets.py"), 1, "path must not exist yet; received path='nets.py'"),
     ],
 )

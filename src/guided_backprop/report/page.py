@@ -41,6 +41,15 @@ __all__ = ["Report", "Trust", "check_ready", "randomised"]
 
 # A photo is on the page in no more pixels than these, once as it is and once under each map.
 _MOST_PIXELS = 120_000
+# What can be drawn, by the names that commands have for it; and what of it needs a layer.
+DRAWN = {
+    "saliency": "Saliency",
+    "deconvnet": "DeconvNet",
+    "guided-backprop": "GuidedBackprop",
+    "grad-cam": "GradCAM",
+    "guided-gradcam": "GuidedGradCAM",
+}
+_OF_LAYERS = ("grad-cam", "guided-gradcam")
 # Where these two are among the methods.
 _PLAIN, _GUIDED = 0, 2
 
@@ -79,12 +88,15 @@ class Report:
         name: the model's name, for people; None for its class's.
         class_names: names of the classes, a list or a dictionary by class id.
         layer: a convolutional layer, its name or itself, for Grad-CAM and Guided Grad-CAM beside the others.
+        methods: whose maps are drawn, among "saliency", "deconvnet", "guided-backprop", "grad-cam" and
+            "guided-gradcam"; None for all of them that there can be.
         percentile: the scale of the maps, as in :mod:`guided_backprop.render`.
         overwrite: replace a file that exists.
 
     Raises:
         OutputExistsError: there is something at path, and ``overwrite`` is false or it is a folder.
         MissingExtraError: Jinja2 or scikit-image is not installed.
+        OptionError: a method is not among them, or has no layer.
 
     Example:
         >>> import tempfile, torch
@@ -105,10 +117,12 @@ class Report:
         name: str | None = None,
         class_names: ClassNames = (),
         layer: Layer = None,
+        methods: Sequence[str] | None = None,
         percentile: float = 99.0,
         overwrite: bool = False,
     ) -> None:
         check_ready(path, overwrite=overwrite)
+        self._drawn = drawn(methods, has_layer=layer is not None)
         self._path, self._overwrite = Path(path), overwrite
         self._pages = Pages(self._path, overwrite=overwrite)
         self._name, self._class_names, self._percentile = name, class_names, percentile
@@ -153,7 +167,7 @@ class Report:
         places = _checked(places, names)
         rivals = self._rivals(explained)
         self._coverages.append(explained[_GUIDED].coverage)
-        for explanations in explained:
+        for explanations in [one for one in explained if one.method in self._drawn]:
             for remark in remarks(explanations):
                 methods = self._remarks.setdefault(remark, [])
                 methods += [explanations.method] if explanations.method not in methods else []
@@ -194,7 +208,7 @@ class Report:
 
     def _about(self) -> Mapping[str, object]:
         """Return what every page says."""
-        return {"head": self._head, "methods": [method.name for method in self._methods], "model": self._name}
+        return {"head": self._head, "methods": self._drawn, "model": self._name}
 
     def _label(self, label: NumpyArray | np.generic | int) -> str:
         return label_text(label, self._class_names)
@@ -226,16 +240,15 @@ class Report:
         return [(float(shares[0, label]), self._label(label)) for label in best_classes(shares[0])]
 
     def _maps(self, shown: "_Shown") -> list[Map]:
-        signed = [(method, PANELS["colour"]) for method in shown.maps if method != "GradCAM"]
-        over = [(method, PANELS["overlay"]) for method in ("GuidedBackprop", "GradCAM") if method in shown.maps]
-        drawn = [
-            picture_at(shown.place, panel, shown.image, shown.maps[method], self._percentile)
-            for method, panel in [*signed, *over]
-        ]
-        return [
-            Map(method, panel.photo_caption, data_uri(pixels))
-            for (method, panel), pixels in zip([*signed, *over], drawn, strict=True)
-        ]
+        signed = [(method, PANELS["colour"]) for method in self._drawn if method != "GradCAM"]
+        over = [(method, PANELS["overlay"]) for method in ("GuidedBackprop", "GradCAM") if method in self._drawn]
+        first = "GuidedBackprop" if "GuidedBackprop" in self._drawn else self._drawn[0]
+        maps: list[Map] = []
+        for method, panel in [*signed, *over]:
+            pixels = picture_at(shown.place, panel, shown.image, shown.maps[method], self._percentile)
+            is_first = method == first and method not in [one.method for one in maps]
+            maps.append(Map(method, panel.photo_caption, data_uri(pixels), is_first))
+        return maps
 
     def _rivals(self, explained: Sequence[Explanations]) -> list[list[Rival]]:
         """Return for each image how alike its maps are to those of other classes; nothing without classes."""
@@ -279,6 +292,24 @@ def _cosines(explanations: Explanations, others: Explanations) -> list[list[floa
     """Return for each image how alike its map is to those of other labels."""
     pairs = zip(np.asarray(explanations), np.asarray(others), strict=True)
     return [[cosine(attribution, other) for other in of_others] for attribution, of_others in pairs]
+
+
+def drawn(methods: Sequence[str] | None, *, has_layer: bool) -> list[str]:
+    """Return the names, in their order, of the methods whose maps are drawn.
+
+    Raises:
+        OptionError: there is none, a name is of none of them, or it is of one that needs a layer.
+    """
+    offered = [name for name in DRAWN if has_layer or name not in _OF_LAYERS]
+    chosen = offered if methods is None else [methods] if isinstance(methods, str) else [*methods]
+    for name in chosen:
+        if name in _OF_LAYERS and not has_layer:
+            raise OptionError(f"method {name!r} must have a layer; received none. Pass layer (--layer).")
+        if name not in DRAWN:
+            raise OptionError(f"methods must be among {', '.join(DRAWN)}; received {name!r}. Pass some of these.")
+    if not chosen:
+        raise OptionError("methods must be one at least; received none. Leave them out to draw all.")
+    return [DRAWN[name] for name in offered if name in chosen]
 
 
 def randomised(check: SanityCheck) -> Trust:

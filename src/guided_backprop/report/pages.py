@@ -29,11 +29,12 @@ PER_PAGE = 200
 
 @dataclass(frozen=True)
 class Map:
-    """One map of an image: by which method, what its colours mean, and the picture as a URI."""
+    """One map of an image: by which method, what its colours mean, the picture as a URI, whether it is shown first."""
 
     method: str
     kind: str
     uri: str
+    is_first: bool = False
 
 
 @dataclass(frozen=True)

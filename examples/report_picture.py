@@ -11,7 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import skimage
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -25,9 +24,9 @@ PHOTOS = ("coffee.png", "chelsea.png")
 def write(target: Path) -> Path:
     """Write the report of the photos to ``target``."""
     vision = load_default()
-    photos = np.stack([vision.preprocess(read_image(Path(skimage.data_dir) / name)) for name in PHOTOS])
+    photos = [read_image(Path(skimage.data_dir) / name) for name in PHOTOS]
     report = Report(target, vision.network, name=vision.name, class_names=vision.class_names)
-    report.add(photos, PHOTOS)
+    report.add(vision.images(photos), PHOTOS, places=[vision.place(photo) for photo in photos])
     return report.finish()
 
 

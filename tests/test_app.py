@@ -34,8 +34,9 @@ from guided_backprop import GradCAM, GuidedBackprop, GuidedGradCAM, ImageError, 
 from guided_backprop.commands.gate import HEADERS, LARGEST_REQUEST, Store
 from guided_backprop.commands.layers import last_with_positions
 from guided_backprop.commands.local_page import METHODS, Question, answer, examples, field_of, look, neurons
-from guided_backprop.models import VisionModel, read_image
+from guided_backprop.models import ResizeCrop, VisionModel, read_image
 from guided_backprop.render import colour_picture, diverging, magnitude, overlay, picture
+from guided_backprop.show.colours import as_bytes, dimmed
 from guided_backprop.trust.likeness import cosine
 from test_cli import process, run
 from test_report import FLAGS
@@ -64,7 +65,9 @@ def make():
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("app")
     (made / "small_nets.py").write_text(NETWORKS)
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    # As large as the network's input: so the whole photo is what it saw.
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    pixels[0, :2] = [[0] * 3, [255] * 3]
     Image.fromarray(pixels).save(made / "photo.png")
     (made / "broken.png").write_bytes((made / "photo.png").read_bytes()[:200])
     return made
@@ -102,7 +105,7 @@ def test_what_the_network_says(vision, folder):
 def test_a_class_is_drawn_by_each_method(vision, folder, view):
     path = folder / "photo.png"
     found = answer(vision, path, Question(3, layer="3", methods=METHODS, view=view))
-    assert [caption for _, caption in found.pictures] == ["network's input", *METHODS]
+    assert [caption for _, caption in found.pictures] == ["photo", *METHODS]
     images = batch(vision, path)
     assert_array_equal(found.pictures[0][0], picture(last(images)))
     cam = GradCAM(vision.network, "3").explain(images, 3).attribution[0].numpy()
@@ -125,6 +128,29 @@ def test_a_class_is_drawn_by_each_method(vision, folder, view):
         assert_allclose(shown[0], expected(attribution), rtol=0, atol=1)
         with pytest.raises(AssertionError):
             assert_allclose(shown[0], expected(attribution[::-1]), rtol=0, atol=1)
+
+
+def test_maps_lie_on_the_whole_photo(vision, tmp_path):
+    """Of a photo of 64 x 16 the network saw the middle; around it the photo is dimmed, beyond a line of one pixel."""
+    cut, path = VisionModel("cut", vision.network, ResizeCrop((16, 16))), tmp_path / "wide.png"
+    photo = np.random.default_rng(0).integers(0, 256, (16, 64, 3), np.uint8)
+    photo[0, 24:26] = [[0] * 3, [255] * 3]
+    Image.fromarray(photo).save(path)
+    found = answer(cut, path, Question(1, methods=("GuidedBackprop",), view="overlay"))
+    assert_array_equal(found.pictures[0][0], photo)
+    attribution = last(GuidedBackprop(vision.network).explain(cut.images([read_image(path)]), 1).attribution)
+    shown = found.pictures[1][0].astype(int)
+    assert_allclose(shown[:, 24:40], overlay(photo[:, 24:40], attribution), rtol=0, atol=1)
+    assert_array_equal(shown[:, :23], as_bytes(dimmed(photo))[:, :23])
+    with pytest.raises(AssertionError):
+        assert_allclose(shown[:, 23:39], overlay(photo[:, 24:40], attribution), rtol=0, atol=1)
+    said = "Warning: the network saw 25% of the photo: the rest of it is not explained"
+    assert found.text.splitlines()[1] == said
+    neuron = neurons(cut, path, "2", 1)[0]
+    assert_array_equal(neuron.picture[:, 41:], as_bytes(dimmed(photo))[:, 41:])
+    # What does not look at one upright box of the photo has no place on it.
+    turned = VisionModel("turned", vision.network, lambda image: vision.preprocess(image.transpose(0)))
+    assert answer(turned, path, Question(1, methods=("Saliency",))).pictures[0][1] == "network's input"
 
 
 def test_what_is_said_of_a_class(vision, folder):

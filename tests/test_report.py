@@ -36,11 +36,13 @@ import guided_backprop
 import networks
 from guided_backprop import GuidedBackprop, ImageError, OptionError, OutputExistsError, Saliency, sanity_check
 from guided_backprop.commands.main import command
-from guided_backprop.models import load
-from guided_backprop.render import overlay
+from guided_backprop.models import ResizeCrop, VisionModel, load
+from guided_backprop.render import colour_picture, overlay
 from guided_backprop.report import Report, randomised
 from guided_backprop.report.pages import Entry, Map, Pages
+from guided_backprop.show.colours import as_bytes, dimmed
 from guided_backprop.show.embed import data_uri
+from guided_backprop.show.place import Place
 from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, summaries
 from networks_torch import to_torch
 from test_cli import MODEL, photos, process  # noqa: F401 (a fixture)
@@ -206,6 +208,86 @@ def test_grad_cam_lies_where_it_is(tmp_path):
         assert_array_equal(shown, overlay(image, cam.T))
 
 
+def pixels_of(page: str, alt: str) -> np.ndarray:
+    """Return the picture that a page shows under a text."""
+    data = re.search(f'src="data:image/png;base64,([^"]*)" alt="{re.escape(alt)}"', page)[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_maps_lie_at_their_place_on_the_photo(tmp_path):
+    """Of a photo of 48 x 12 the network saw the middle; around it the photo is dimmed, beyond a line of one pixel."""
+    vision = VisionModel("small", network(), ResizeCrop((12, 12)))
+    photo = np.random.default_rng(0).integers(0, 256, (12, 48, 3), np.uint8)
+    photo[0, 18:20] = [[0] * 3, [255] * 3]
+    given = [Image.fromarray(photo), Image.fromarray(photo[:, 18:30])]
+    report = Report(tmp_path / "report.html", vision.network)
+    with pytest.raises(OptionError, match="places must be one per image; received 1 for 2"):
+        report.add(images(), ["a", "b"], places=[None])
+    found = report.add(vision.images(given), ["wide", "square"], 1, places=[vision.place(one) for one in given])
+    page = report.finish().read_text("utf-8")
+    assert_array_equal(pixels_of(page, "wide"), photo)
+    attribution = found[2].attribution[0].permute(1, 2, 0).numpy()
+    over = pixels_of(page, "GuidedBackprop of wide for class 1: overlay: magnitude over the photo").astype(int)
+    signed = pixels_of(page, "GuidedBackprop of wide for class 1: colour: signed, grey is 0").astype(int)
+    assert_allclose(over[:, 18:30], overlay(photo[:, 18:30], attribution), rtol=0, atol=1)
+    assert_allclose(signed[:, 18:30], colour_picture(attribution), rtol=0, atol=1)
+    for shown in (over, signed):
+        assert_array_equal(shown[:, :17], as_bytes(dimmed(photo))[:, :17])
+        assert_array_equal(shown[:, 31:], as_bytes(dimmed(photo))[:, 31:])
+    with pytest.raises(AssertionError):
+        assert_allclose(signed[:, 19:31], colour_picture(attribution), rtol=0, atol=1)
+    with pytest.raises(AssertionError):
+        assert_array_equal(over[:, :17], photo[:, :17])
+    assert "wide. The model saw what the maps lie on, as 12 \N{MULTIPLICATION SIGN} 12 pixels; the rest" in page
+    assert "square. The model saw all of it" in page
+    assert page.count("the network saw 25% of the photo: the rest of it is not explained") == 1
+
+
+def test_a_photo_is_made_smaller_together_with_its_place():
+    """A corner of the box is where it was, to a pixel; small photos stay, and boxes beyond a photo too."""
+    photo = Image.effect_noise((900, 600), 50)
+    for box in ((150, 0, 750, 600), (-300, 60, 1200, 480), (0, 0, 1, 1)):
+        place = Place.of(photo, box, (3, 3), "seen")
+        small = place.within(54_000)
+        height, width = small.photo.shape[:2]
+        assert abs(height * width - 54_000) < 1000
+        assert_allclose(np.array(small.box), np.array(place.box) * width / place.photo.shape[1], atol=1)
+        assert small.box[0] < small.box[2]
+        assert (small.warning, small.is_whole) == ("seen", False)
+        assert small.within(54_500) is small
+    with pytest.raises(AssertionError):
+        assert_allclose(np.array(small.box), np.array(place.box) + 2, atol=1)
+
+
+def test_the_methods_that_are_drawn_are_chosen(tmp_path):
+    def tiles(layer: str | None, *methods: str) -> list[tuple[str, str]]:
+        report = Report(tmp_path / "report.html", network(), layer=layer, methods=methods, overwrite=True)
+        report.add(images(1), ["a"], 0)
+        page = report.finish().read_text("utf-8")
+        assert page.count(" checked>") == 1
+        assert "Cosine similarity of the maps" in page
+        return re.findall('data-method="([^"]*)"><input type="radio"[^>]*?( checked)?>', page)
+
+    assert tiles(None, "deconvnet", "saliency") == [("Saliency", " checked"), ("DeconvNet", "")]
+    guided = [("GuidedBackprop", " checked"), ("GuidedBackprop", ""), ("GradCAM", "")]
+    assert tiles("2", "grad-cam", "guided-backprop") == guided
+    for wrong, said in ((["lime"], "received 'lime'"), (["grad-cam"], "must have a layer"), ([], "one at least")):
+        with pytest.raises(OptionError, match=said):
+            tiles(None, *wrong)
+
+
+def test_a_grid_that_the_stride_leaves_is_said(tmp_path):
+    """A kernel of 3 at stride 2 touches every second pixel twice; at stride 1 none. DeconvNet's map is flat here."""
+    for stride in (1, 2):
+        torch.manual_seed(0)
+        layers = [torch.nn.Conv2d(3, 8, 3, stride), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU()]
+        model = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+        report = Report(tmp_path / f"{stride}.html", model)
+        report.add(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), ["a", "b"], 0)
+        said = re.findall("<p>(.*): the grid of 2 pixels is left by the network", report.finish().read_text("utf-8"))
+        assert [methods.split(", ") for methods in said] == [["Saliency", "GuidedBackprop"]][: stride - 1]
+
+
 def test_every_framework_has_one_page(tmp_path):
     pages, figures = {}, {}
     with jax.enable_x64(True):
@@ -246,10 +328,10 @@ def test_a_segmentation_has_no_other_classes(tmp_path):
 def entries(count: int) -> Iterator[Entry]:
     """Yield what pages show of so many images: every third is a cat, and scores go up."""
     uri = data_uri(np.zeros((1, 1, 3), np.uint8))
-    maps = [Map(method, "signed, grey is 0", uri) for method in ("Saliency", "GuidedBackprop")]
+    maps = [Map("Saliency", "signed, grey is 0", uri), Map("GuidedBackprop", "signed, grey is 0", uri, is_first=True)]
     for row in range(count):
         label = "7 dog" if row % 3 else "3 cat"
-        rest = (label, float(row - 5), (1, 1), True, [(0.5, label)], uri, maps, likeness(0.95))
+        rest = (label, float(row - 5), (1, 1), True, [(0.5, label)], uri, maps, likeness(0.95), "")
         yield Entry(f"photos/a#{row}.png", *rest)
 
 
@@ -358,12 +440,15 @@ def test_without_an_extra_the_install_line_is_printed(tmp_path, package, name):
 
 @pytest.mark.usefixtures("photos")
 def test_the_command_writes_a_page_that_says_how_to_make_it_again():
-    result = run("photos", "--output", "report.html", *MODEL, "--labels", "0,1,2", "--batch-size", "2")
+    options = ("--labels", "0,1,2", "--method", "saliency,deconvnet")
+    result = run("photos", "--output", "report.html", *MODEL, *options, "--batch-size", "2")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines()[-1].startswith("3 of 3 images reported in report.html (0.")
     page = Path("report.html").read_text("utf-8")
+    assert page.count("The model saw all of it, as ") == 3
     text = page.split("<code>")[1].split("</code>")[0]
-    assert text == "guided-backprop report --output report.html --model nets:make --labels 0,1,2 -- photos"
+    assert text == f"guided-backprop report --output report.html --model nets:make {' '.join(options)} -- photos"
+    assert page.count('class="tile"') == 2 * 3
     Path("report.html").unlink()
     assert run("--batch-size", "2", *shlex.split(text)[2:]).exit_code == 0
     assert Path("report.html").read_text("utf-8") == page
@@ -411,6 +496,7 @@ def test_photos_that_cannot_be_read_are_reported():
         (("photos", "--labels", "0,1,9", "--batch-size", "1"), 2, "received labels[2]=9"),
         (("photos", "--model", "nets:without_relu"), 1, "needs at least one ReLU between score and image"),
         (("photos", "--layer", "nowhere"), 2, "nowhere"),
+        (("photos", "--method", "saliency, grad-cam"), 2, "'grad-cam' must have a layer"),
         (("photos", "--output", "nets.py"), 1, "path must not exist yet; received path='nets.py'"),
     ],
 )

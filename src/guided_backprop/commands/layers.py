@@ -10,6 +10,7 @@ from guided_backprop.arrays import Images, Inputs, Model, NumpyArray, as_numpy, 
 from guided_backprop.errors import GuidedBackpropError, ImageError
 from guided_backprop.show.colours import Picture
 from guided_backprop.show.panels import PANELS
+from guided_backprop.show.place import Place, picture_at
 from guided_backprop.subject import Subject, layer_names
 
 
@@ -39,8 +40,10 @@ def last_with_positions(network: Model, images: Images) -> str | None:
     return next((name for name in around if _has_positions(network, name, images)), last)
 
 
-def strongest_neurons(network: Model, layer: str, images: Images, count: int) -> list[Neuron]:
-    """Return the channels of a layer that an image excites most, strongest first.
+def strongest_neurons(
+    network: Model, layer: str, images: Images, count: int, place: Place | None = None
+) -> list[Neuron]:
+    """Return the channels of a layer that an image excites most, strongest first; drawn at its place on the photo.
 
     Raises:
         ImageError: the images are no pictures.
@@ -56,15 +59,16 @@ def strongest_neurons(network: Model, layer: str, images: Images, count: int) ->
     outputs = _channels_first(network, layer, images)[0]
     peaks = outputs.reshape(len(outputs), -1).max(axis=1)
     channels = np.argsort(-peaks, kind="stable")[:count].tolist()
-    return [Neuron(channel, float(peaks[channel]), _where(pair[0][0], outputs[channel])) for channel in channels]
+    image = pair[0][0]
+    return [Neuron(channel, float(peaks[channel]), _where(image, outputs[channel], place)) for channel in channels]
 
 
-def _where(image: NumpyArray, activation: NumpyArray) -> Picture:
+def _where(image: NumpyArray, activation: NumpyArray, place: Place | None) -> Picture:
     """Return the image with what is active on it; the whole of it for a value without a place."""
     places = activation if activation.ndim == 2 else np.ones((1, 1))
     active = Image.fromarray(np.maximum(places, 0).astype(np.float32))
     resized = np.asarray(active.resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR))
-    return PANELS["overlay"].picture(image, resized[..., np.newaxis])
+    return picture_at(place, PANELS["overlay"], image, resized[..., np.newaxis])
 
 
 def _has_positions(network: Model, layer: str, images: Images) -> bool:

@@ -20,8 +20,10 @@ from guided_backprop.methods.compare import compare
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.methods.method import Method
 from guided_backprop.models import VisionModel, best_classes, probabilities
+from guided_backprop.photos import read_image
 from guided_backprop.show.colours import Picture
 from guided_backprop.show.panels import MAPS, PANELS, Panel, PanelName
+from guided_backprop.show.place import Place, picture_at
 from guided_backprop.trust.likeness import SAME, cosine, number
 
 CLASS_METHODS: Mapping[str, type[Method]] = {
@@ -61,7 +63,7 @@ Field = Literal["photo", "label", "layer", "channel", "methods"]
 
 @dataclass(frozen=True)
 class Answer:
-    """Pictures with captions, the first of them the photo network's input; and what there is to say."""
+    """Pictures with captions, the first of them the photo, or of no known place the input; and what there is to say."""
 
     pictures: Sequence[tuple[Picture, str]]
     text: str
@@ -108,7 +110,7 @@ def neurons(vision: VisionModel, path: Path, layer: str, count: int = 12) -> lis
         ImageError: the photo cannot be read, or the network takes no pictures.
         GuidedBackpropError: all that :meth:`Method.explain` raises.
     """
-    return strongest_neurons(vision.network, layer, _read(vision, path), count)
+    return strongest_neurons(vision.network, layer, _read(vision, path), count, vision.place(read_image(path)))
 
 
 def field_of(error: GuidedBackpropError, question: Question) -> Field:
@@ -143,17 +145,21 @@ def answer(vision: VisionModel, path: Path, question: Question) -> Answer:
         >>> photo = Path(skimage.data_dir) / "chelsea.png"
         >>> found = answer(VisionModel("small", network, preprocess), photo, Question(label=1))
         >>> [caption.splitlines()[0] for _, caption in found.pictures]
-        ["network's input", 'Saliency', 'GuidedBackprop']
+        ['photo', 'Saliency', 'GuidedBackprop']
     """
     if wrong := _wrong(question):
         raise OptionError(wrong[1])
     images = _read(vision, path)
     labels = question.label if question.channel is None else (question.channel, "max")
     explained = compare(images, labels, [_method(vision, name, question) for name in question.methods])
-    lines = [_subject(vision, explained[0], question), *(f"{one.method}: {one.coverage}" for one in explained)]
+    place = vision.place(read_image(path))
+    lines = [_subject(vision, explained[0], question)]
+    if place is not None and place.warning:
+        lines.append(f"Warning: {place.warning}")
+    lines += [f"{one.method}: {one.coverage}" for one in explained]
     if question.channel is None and "GuidedBackprop" in question.methods:
         lines += _next_class(vision, images, explained[list(question.methods).index("GuidedBackprop")])
-    return Answer(_pictures(explained, PANELS[question.view]), "\n".join(lines))
+    return Answer(_pictures(explained, PANELS[question.view], place), "\n".join(lines))
 
 
 def examples() -> list[Path]:
@@ -194,8 +200,9 @@ def _method(vision: VisionModel, name: str, question: Question) -> Method:
     return CLASS_METHODS[name](vision.network, output_layer=question.layer if is_neuron else None)
 
 
-def _pictures(explained: Sequence[Explanations], view: Panel) -> list[tuple[Picture, str]]:
-    """Return the network's input, and each method's map of it, with captions."""
+def _pictures(explained: Sequence[Explanations], view: Panel, place: Place | None) -> list[tuple[Picture, str]]:
+    """Return the photo, or of no known place the network's input, and each method's map of it, with captions."""
+    first = "network's input" if place is None else "photo"
     pictures: list[tuple[Picture, str]] = []
     for explanations in explained:
         pair = explanations.pictures()
@@ -206,11 +213,9 @@ def _pictures(explained: Sequence[Explanations], view: Panel) -> list[tuple[Pict
             )
         (image,), (attribution,) = pair
         # A sum over channels has neither signs nor colours.
-        drawn = (PANELS["overlay"] if explanations.method == "GradCAM" else view).picture(image, attribution)
-        # A gallery wants colours.
-        colours = drawn if drawn.ndim == 3 else np.repeat(drawn[..., np.newaxis], 3, axis=2)
-        pictures += [] if pictures else [(PANELS["image"].picture(image, attribution), "network's input")]
-        pictures.append((colours, explanations.method))
+        panel = PANELS["overlay"] if explanations.method == "GradCAM" else view
+        pictures += [] if pictures else [(picture_at(place, PANELS["image"], image, attribution), first)]
+        pictures.append((picture_at(place, panel, image, attribution), explanations.method))
     return pictures
 
 

@@ -22,7 +22,8 @@ from guided_backprop.commands.shared import (
 )
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.models import VisionModel
-from guided_backprop.report.page import Report, Trust, check_ready, randomised
+from guided_backprop.photos import read_image
+from guided_backprop.report.page import DRAWN, Report, Trust, check_ready, drawn, randomised
 from guided_backprop.show.canvas import figure_kind
 
 # As many images as the paper took for its checks.
@@ -35,6 +36,9 @@ _MOST_CHECKED = 50
 @model_options
 @labels_option(ONE_LABEL)
 @click.option("--layer", help="A convolutional layer, for Grad-CAM and Guided Grad-CAM beside the others.")
+@click.option(
+    "--method", metavar="METHOD[,METHOD...]", help=f"Which maps are drawn: {', '.join(DRAWN)}. [default: all]"
+)
 @click.option("--check", is_flag=True, help="Randomise the layers too, for up to 50 images: takes minutes.")
 @batch_size_option()
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
@@ -45,6 +49,7 @@ def report(
     model: Chosen,
     labels: ChosenLabels | None,
     layer: str | None,
+    method: str | None,
     check: bool,
     batch_size: int,
     overwrite: bool,
@@ -56,23 +61,33 @@ def report(
     pages.
     """
     typed = None if labels is None else labels.typed
-    options = {"--output": str(output), **model.words(), "--labels": typed, "--layer": layer}
+    options = {"--output": str(output), **model.words(), "--labels": typed, "--layer": layer, "--method": method}
     again = _command(images, options | {"--check": check, "--overwrite": overwrite})
     with one_line_errors():
         photos = Photos.given(images, labels)
         check_ready(output, overwrite=overwrite)
+        methods = None if method is None else [name.strip() for name in method.split(",")]
+        # Known before the model is loaded.
+        drawn(methods, has_layer=layer is not None)
         if check:
             # Without matplotlib the check cannot be drawn, which is better known now.
             figure_kind()
         vision = model.load()
         photos = photos.labelled(labels, vision)
         page = Report(
-            output, vision.network, name=vision.name, class_names=vision.class_names, layer=layer, overwrite=overwrite
+            output,
+            vision.network,
+            name=vision.name,
+            class_names=vision.class_names,
+            layer=layer,
+            methods=methods,
+            overwrite=overwrite,
         )
 
         def write(pixels: Images, names: Sequence[str], chosen: Labels) -> Written:
             # The last of the three methods: its coverage says what was guided.
-            return Written(page.add(pixels, names, chosen)[2], [{} for _ in names])
+            places = [vision.place(read_image(name)) for name in names]
+            return Written(page.add(pixels, names, chosen, places=places)[2], [{} for _ in names])
 
         run = Run(vision, photos, output, write)
         run.explain(batch_size)

@@ -27,7 +27,7 @@ from guided_backprop.show.folder import ExplanationFolder
 from guided_backprop.show.layouts import Look
 from guided_backprop.show.notebook import html
 from guided_backprop.show.panels import PANELS, PanelName
-from guided_backprop.show.place import Place
+from guided_backprop.show.place import Place, picture_at
 from guided_backprop.show.plot import colours_along, draw, save
 
 if TYPE_CHECKING:
@@ -237,10 +237,7 @@ class ExplainedPhoto(_Drawable):
                 f"a picture needs a map of a picture; received shape {self.attribution.shape}. Use the attribution."
             )
         (image, *_), (attribution, *_) = pictures
-        place = self.place
-        if place is None:
-            return PANELS[panel].picture(image, attribution, percentile, smooth=smooth)
-        return place.picture(PANELS[panel], attribution, percentile, smooth=smooth)
+        return picture_at(self.place, PANELS[panel], image, attribution, percentile, smooth=smooth)
 
     def _all(self) -> "ExplainedPhotos":
         return ExplainedPhotos((self,), self.model)

@@ -158,7 +158,7 @@ class VisionModel:
             (400, 600, 3)
         """
         view = self.view(*photo.size)
-        return None if view is None else Place.of(photo, view.box, view.size)
+        return None if view is None else Place.of(photo, view.box, view.size, view.warning)
 
     def batches(self, paths: Sequence[Path | Readable], size: int) -> Iterator[Batch]:
         """Read and preprocess images, at most ``size`` at once; one decoded photo is held at a time."""

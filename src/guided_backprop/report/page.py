@@ -8,6 +8,7 @@ an index, beside several such pages.
 import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from guided_backprop.report.pages import Entry, Map, Pages, check_free
 from guided_backprop.show.embed import EXACT, data_uri
 from guided_backprop.show.folder import versions
 from guided_backprop.show.panels import PANELS
+from guided_backprop.show.place import Place, picture_at
 from guided_backprop.show.remarks import remarks
 from guided_backprop.show.render import picture
 from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, number, summaries
@@ -37,8 +39,39 @@ from guided_backprop.version import __version__
 
 __all__ = ["Report", "Trust", "check_ready", "randomised"]
 
+# A photo is on the page in no more pixels than these, once as it is and once under each map.
+_MOST_PIXELS = 120_000
+# What can be drawn, by the names that commands have for it; and what of it needs a layer.
+DRAWN = {
+    "saliency": "Saliency",
+    "deconvnet": "DeconvNet",
+    "guided-backprop": "GuidedBackprop",
+    "grad-cam": "GradCAM",
+    "guided-gradcam": "GuidedGradCAM",
+}
+_OF_LAYERS = ("grad-cam", "guided-gradcam")
 # Where these two are among the methods.
 _PLAIN, _GUIDED = 0, 2
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One image: its name, as the model saw it, its maps by method, and its place on a photo, if that is known."""
+
+    name: str
+    image: NumpyArray
+    maps: Mapping[str, NumpyArray]
+    place: Place | None
+
+    @property
+    def caption(self) -> str:
+        """What is shown, and what of it the model saw."""
+        size = f"{self.image.shape[1]} \N{MULTIPLICATION SIGN} {self.image.shape[0]} pixels"
+        if self.place is None:
+            return f"{self.name}, as the model saw it: {size}."
+        if self.place.is_whole:
+            return f"{self.name}. The model saw all of it, as {size}."
+        return f"{self.name}. The model saw what the maps lie on, as {size}; the rest is dimmed beside them."
 
 
 class Report:
@@ -55,12 +88,15 @@ class Report:
         name: the model's name, for people; None for its class's.
         class_names: names of the classes, a list or a dictionary by class id.
         layer: a convolutional layer, its name or itself, for Grad-CAM and Guided Grad-CAM beside the others.
+        methods: whose maps are drawn, among "saliency", "deconvnet", "guided-backprop", "grad-cam" and
+            "guided-gradcam"; None for all of them that there can be.
         percentile: the scale of the maps, as in :mod:`guided_backprop.render`.
         overwrite: replace a file that exists.
 
     Raises:
         OutputExistsError: there is something at path, and ``overwrite`` is false or it is a folder.
         MissingExtraError: Jinja2 or scikit-image is not installed.
+        OptionError: a method is not among them, or has no layer.
 
     Example:
         >>> import tempfile, torch
@@ -81,10 +117,12 @@ class Report:
         name: str | None = None,
         class_names: ClassNames = (),
         layer: Layer = None,
+        methods: Sequence[str] | None = None,
         percentile: float = 99.0,
         overwrite: bool = False,
     ) -> None:
         check_ready(path, overwrite=overwrite)
+        self._drawn = drawn(methods, has_layer=layer is not None)
         self._path, self._overwrite = Path(path), overwrite
         self._pages = Pages(self._path, overwrite=overwrite)
         self._name, self._class_names, self._percentile = name, class_names, percentile
@@ -103,34 +141,41 @@ class Report:
         """Where :meth:`finish` writes: the page alone, or the pages of more than 200 images and at last their index."""
         return self._pages.files
 
-    def add(self, images: Images, names: Sequence[str], labels: Labels = None) -> list[Explanations]:
+    def add(
+        self, images: Images, names: Sequence[str], labels: Labels = None, *, places: Sequence[Place | None] = ()
+    ) -> list[Explanations]:
         """Explain one batch.
 
         Args:
             images: as for :meth:`Method.explain`: pictures of one size, of any number of channels.
             names: one per image, for people.
             labels: as for :meth:`Method.explain`, one per image; None for the top class.
+            places: the photo that each image was cut from, by
+                :meth:`VisionModel.place(photo) <guided_backprop.models.VisionModel.place>`, or None: its maps are
+                shown at their place on it, in 120,000 pixels at most; empty to show the images as the model saw them.
 
         Returns:
             The explanations by each method.
 
         Raises:
             ImageError: the images are not pictures.
-            OptionError: names or labels are not one per image.
+            OptionError: names, labels or places are not one per image.
             GuidedBackpropError: all that :meth:`Method.explain` raises.
         """
         explained = compare(images, labels, self._methods)
         pictures, maps = _pictures(explained, names)
+        places = _checked(places, names)
         rivals = self._rivals(explained)
         self._coverages.append(explained[_GUIDED].coverage)
-        for explanations in explained:
+        for explanations in [one for one in explained if one.method in self._drawn]:
             for remark in remarks(explanations):
                 methods = self._remarks.setdefault(remark, [])
                 methods += [explanations.method] if explanations.method not in methods else []
         self._head, self._name = explained[0].head, self._name or explained[0].model
         for row, name in enumerate(names):
             maps_of_image = {method: maps_of_batch[row] for method, maps_of_batch in maps.items()}
-            entry = self._entry(str(name), pictures[row], maps_of_image, explained[0][row : row + 1], rivals[row])
+            shown = _Shown(str(name), pictures[row], maps_of_image, places[row])
+            entry = self._entry(shown, explained[0][row : row + 1], rivals[row])
             self._likenesses.append(entry.likeness)
             self._pages.add(entry, self._about())
         return explained
@@ -163,31 +208,29 @@ class Report:
 
     def _about(self) -> Mapping[str, object]:
         """Return what every page says."""
-        return {"head": self._head, "methods": [method.name for method in self._methods], "model": self._name}
+        return {"head": self._head, "methods": self._drawn, "model": self._name}
 
     def _label(self, label: NumpyArray | np.generic | int) -> str:
         return label_text(label, self._class_names)
 
-    def _entry(
-        self,
-        name: str,
-        image: NumpyArray,
-        maps: Mapping[str, NumpyArray],
-        explained: Explanations,
-        rivals: Sequence[Rival],
-    ) -> Entry:
+    def _entry(self, shown: "_Shown", explained: Explanations, rivals: Sequence[Rival]) -> Entry:
         label = self._label(explained.labels[0])
-        guided, plain = (edge_correlation(image, maps[method]) for method in ("GuidedBackprop", "Saliency"))
+        methods = "GuidedBackprop", "Saliency"
+        guided, plain = (edge_correlation(shown.image, shown.maps[method]) for method in methods)
+        photo = picture(shown.image) if shown.place is None else shown.place.photo
+        height, width = photo.shape[:2]
         return Entry(
-            name=name,
+            name=shown.name,
             label=label,
             score=float(explained.scores[0]),
-            size=(image.shape[1], image.shape[0]),
-            is_exact=image.shape[0] * image.shape[1] <= EXACT,
+            size=(width, height),
+            is_exact=height * width <= EXACT,
             best=self._best(explained),
-            photo=data_uri(picture(image)),
-            maps=self._maps(image, maps),
+            photo=data_uri(photo),
+            maps=self._maps(shown),
             likeness=Likeness(label, rivals, guided, plain),
+            caption=shown.caption,
+            warning="" if shown.place is None else shown.place.warning,
         )
 
     def _best(self, explained: Explanations) -> list[tuple[float, str]]:
@@ -196,13 +239,16 @@ class Report:
             return []
         return [(float(shares[0, label]), self._label(label)) for label in best_classes(shares[0])]
 
-    def _maps(self, image: NumpyArray, maps: Mapping[str, NumpyArray]) -> list[Map]:
-        signed = [(method, PANELS["colour"]) for method in maps if method != "GradCAM"]
-        over = [(method, PANELS["overlay"]) for method in ("GuidedBackprop", "GradCAM") if method in maps]
-        return [
-            Map(method, panel.photo_caption, data_uri(panel.picture(image, maps[method], self._percentile)))
-            for method, panel in [*signed, *over]
-        ]
+    def _maps(self, shown: "_Shown") -> list[Map]:
+        signed = [(method, PANELS["colour"]) for method in self._drawn if method != "GradCAM"]
+        over = [(method, PANELS["overlay"]) for method in ("GuidedBackprop", "GradCAM") if method in self._drawn]
+        first = "GuidedBackprop" if "GuidedBackprop" in self._drawn else self._drawn[0]
+        maps: list[Map] = []
+        for method, panel in [*signed, *over]:
+            pixels = picture_at(shown.place, panel, shown.image, shown.maps[method], self._percentile)
+            is_first = method == first and method not in [one.method for one in maps]
+            maps.append(Map(method, panel.photo_caption, data_uri(pixels), is_first))
+        return maps
 
     def _rivals(self, explained: Sequence[Explanations]) -> list[list[Rival]]:
         """Return for each image how alike its maps are to those of other classes; nothing without classes."""
@@ -246,6 +292,24 @@ def _cosines(explanations: Explanations, others: Explanations) -> list[list[floa
     """Return for each image how alike its map is to those of other labels."""
     pairs = zip(np.asarray(explanations), np.asarray(others), strict=True)
     return [[cosine(attribution, other) for other in of_others] for attribution, of_others in pairs]
+
+
+def drawn(methods: Sequence[str] | None, *, has_layer: bool) -> list[str]:
+    """Return the names, in their order, of the methods whose maps are drawn.
+
+    Raises:
+        OptionError: there is none, a name is of none of them, or it is of one that needs a layer.
+    """
+    offered = [name for name in DRAWN if has_layer or name not in _OF_LAYERS]
+    chosen = offered if methods is None else [methods] if isinstance(methods, str) else [*methods]
+    for name in chosen:
+        if name in _OF_LAYERS and not has_layer:
+            raise OptionError(f"method {name!r} must have a layer; received none. Pass layer (--layer).")
+        if name not in DRAWN:
+            raise OptionError(f"methods must be among {', '.join(DRAWN)}; received {name!r}. Pass some of these.")
+    if not chosen:
+        raise OptionError("methods must be one at least; received none. Leave them out to draw all.")
+    return [DRAWN[name] for name in offered if name in chosen]
 
 
 def randomised(check: SanityCheck) -> Trust:
@@ -300,3 +364,13 @@ def _pictures(explained: Sequence[Explanations], names: Sequence[str]) -> tuple[
             f"{tuple(first.images.shape)}. Use plot() for what is none."
         )
     return images[0], {method: pair[1] for method, pair in pairs.items() if pair is not None}
+
+
+def _checked(places: Sequence[Place | None], names: Sequence[str]) -> Sequence[Place | None]:
+    """Return one place for each image, in the size in which the page shows photos, or None."""
+    if places and len(places) != len(names):
+        raise OptionError(
+            f"places must be one per image; received {len(places)} for {len(names)} images. Pass None for an image "
+            "whose photo is not known, or leave them out."
+        )
+    return [None if place is None else place.within(_MOST_PIXELS) for place in places or [None] * len(names)]

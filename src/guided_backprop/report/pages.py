@@ -29,18 +29,19 @@ PER_PAGE = 200
 
 @dataclass(frozen=True)
 class Map:
-    """One map of an image: by which method, what its colours mean, and the picture as a URI."""
+    """One map of an image: by which method, what its colours mean, the picture as a URI, whether it is shown first."""
 
     method: str
     kind: str
     uri: str
+    is_first: bool = False
 
 
 @dataclass(frozen=True)
 class Entry:
     """What a page shows of one image; of its classes the best with their probabilities.
 
-    ``is_exact`` says that the page holds each pixel.
+    ``is_exact`` says that the page holds each pixel; ``caption`` stands below the photo, ``warning`` beside it.
     """
 
     name: str
@@ -52,6 +53,8 @@ class Entry:
     photo: str
     maps: Sequence[Map]
     likeness: Likeness
+    caption: str
+    warning: str = ""
 
     @property
     def title(self) -> str:

@@ -26,7 +26,7 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
 from guided_backprop.record import Record
 from guided_backprop.show.panels import MAPS
-from guided_backprop.show.place import Place
+from guided_backprop.show.place import Place, picture_at
 from guided_backprop.version import __version__
 
 SCHEMA_VERSION = 1
@@ -177,10 +177,7 @@ class ExplanationFolder:
             stem = _stem(name, self._taken)
             files.append({panel.name: f"{stem}{panel.ending}" for panel in _SAVED})
             for panel in _SAVED:
-                if place is None:
-                    picture = panel.picture(image, attribution, self._percentile)
-                else:
-                    picture = place.picture(panel, attribution, self._percentile)
+                picture = picture_at(place, panel, image, attribution, self._percentile)
                 Image.fromarray(picture).save(folder / f"{stem}{panel.ending}")
         return files
 

@@ -25,13 +25,21 @@ class Place:
     Attributes:
         photo: ``(H, W, 3)`` uint8, in the size in which it is drawn.
         box: left, top, right and bottom of what the network saw, in pixels of ``photo``; it may reach beyond it.
+        warning: a sentence where the network saw less than half of the photo; else nothing.
     """
 
     photo: Picture
     box: tuple[int, int, int, int]
+    warning: str = ""
 
     @classmethod
-    def of(cls, photo: Image.Image, box: tuple[float, float, float, float], map_size: tuple[int, int]) -> Self:
+    def of(
+        cls,
+        photo: Image.Image,
+        box: tuple[float, float, float, float],
+        map_size: tuple[int, int],
+        warning: str = "",
+    ) -> Self:
         """Return a photo in the size in which it is drawn.
 
         Each pixel of a map is at least a pixel of it; where the photo has more of them, up to 1024 a side.
@@ -40,17 +48,26 @@ class Place:
             photo: as people see it.
             box: left, top, right and bottom of what the network saw, in pixels of the photo.
             map_size: width and height of the map.
+            warning: what to say beside each picture of it.
         """
         left, top, right, bottom = box
         least = max(map_size[0] / (right - left), map_size[1] / (bottom - top))
         scale = max(least, min(1.0, _LONGEST / max(photo.size)))
-        size = max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)
-        across, down = size[0] / photo.width, size[1] / photo.height
-        # Of one pixel at least, wherever the sides are rounded to.
-        x, y = round(left * across), round(top * down)
-        place = x, y, max(round(right * across), x + 1), max(round(bottom * down), y + 1)
-        drawn = photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        return cls(np.asarray(drawn), place)
+        return cls(*_scaled(photo.convert("RGB"), box, scale), warning)
+
+    def within(self, pixels: int) -> Self:
+        """Return the same place on a photo of no more than about so many pixels; it is never enlarged."""
+        height, width = self.photo.shape[:2]
+        if height * width <= pixels:
+            return self
+        scale = (pixels / (height * width)) ** 0.5
+        return type(self)(*_scaled(Image.fromarray(self.photo), self.box, scale), self.warning)
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether the network saw all of the photo."""
+        left, top, right, bottom = self.box
+        return left <= 0 and top <= 0 and right >= self.photo.shape[1] and bottom >= self.photo.shape[0]
 
     def picture(
         self,
@@ -78,6 +95,33 @@ class Place:
         picture[rows, columns] = panel.painted(self.photo[rows, columns], seen, colours)
         _draw_frame(picture, rows, columns)
         return picture
+
+
+def _scaled(
+    photo: Image.Image, box: tuple[float, float, float, float], scale: float
+) -> tuple[Picture, tuple[int, int, int, int]]:
+    """Return a photo, and a box on it, in another size: of one pixel at least, wherever the sides are rounded to."""
+    size = max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)
+    across, down = size[0] / photo.width, size[1] / photo.height
+    left, top, right, bottom = box
+    x, y = round(left * across), round(top * down)
+    place = x, y, max(round(right * across), x + 1), max(round(bottom * down), y + 1)
+    return np.asarray(photo.resize(size, Image.Resampling.LANCZOS)), place
+
+
+def picture_at(
+    place: Place | None,
+    panel: Panel,
+    image: Pixels,
+    attribution: Pixels,
+    percentile: float = 99.0,
+    *,
+    smooth: float = 0.0,
+) -> Picture:
+    """Return a panel of a map on the whole photo; without a place on the image, as the network saw it."""
+    if place is None:
+        return panel.picture(image, attribution, percentile, smooth=smooth)
+    return place.picture(panel, attribution, percentile, smooth=smooth)
 
 
 def _draw_frame(picture: Picture, rows: slice, columns: slice) -> None:

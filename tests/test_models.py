@@ -433,7 +433,7 @@ def test_damage_beside_the_pixels_is_no_warning(tmp_path):
 def test_missing_files_folders_and_programs_are_refused(tmp_path):
     with pytest.raises(ImageError, match=r"absent.png' \(No such file or directory\)\. Pass another file"):
         read_image(tmp_path / "absent.png")
-    with pytest.raises(ImageError, match="directory"):
+    with pytest.raises(ImageError, match="no regular file"):
         read_image(tmp_path)
     # PostScript is a program; Pillow would start an interpreter for it.
     (tmp_path / "program.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")

@@ -159,7 +159,8 @@ class JaxBackend(Backend):
         if isinstance(last, _Plan) and state is not None and before == state:
             return last
         plan = self._shared_plan(inputs, rules, shapes, undo_head=undo_head)
-        self._last.keep((shapes, rules, undo_head), (state, plan))
+        if state is not None:
+            self._last.keep((shapes, rules, undo_head), (state, plan))
         return plan
 
     def _shared_plan(

@@ -95,10 +95,11 @@ class Explainer:
         self.dtype, self.optimize = dtype, optimize
         self._made: tuple[VisionModel, Made] | None = None
         self._is_optimized = False
+        self._kind: Kind | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but what was made: another process makes that itself."""
-        return {**vars(self), "_made": None, "_is_optimized": False}
+        return {**vars(self), "_made": None, "_is_optimized": False, "_kind": None}
 
     def __call__(self, columns: Mapping[str, Any]) -> dict[str, NumpyArray]:
         """Explain a batch.
@@ -124,10 +125,6 @@ class Explainer:
     def vision(self) -> VisionModel:
         """The model."""
         return self._loaded()[0]
-
-    def weights(self) -> str | None:
-        """Return a digest of the model's weights; see :meth:`guided_backprop.models.VisionModel.digest`."""
-        return self.vision.digest()
 
     def prepared(self, source: "Path | IO[bytes] | Image.Image") -> Prepared:
         """Read a photo, and make of it what the network takes; safe in several threads at once.
@@ -174,6 +171,11 @@ class Explainer:
 
     def kind(self) -> Kind:
         """Return what all maps have in common, from that of a picture of noise: the same in each process."""
+        if self._kind is None:
+            self._kind = self._kind_of_noise()
+        return self._kind
+
+    def _kind_of_noise(self) -> Kind:
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
         pixels = self.prepared(Image.fromarray(noise)).pixels
         images = self.vision.stacked([pixels])

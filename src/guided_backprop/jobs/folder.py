@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
-from guided_backprop.errors import JobError, MissingExtraError
+from guided_backprop.errors import JobError
+from guided_backprop.jobs.extra import package
 
 if TYPE_CHECKING:
     from guided_backprop.jobs.part import Part
@@ -104,7 +105,7 @@ class _Local(Folder):
 
     @contextmanager
     def locked(self, part: "Part") -> Iterator[list[str]]:
-        filelock = _package("filelock")
+        filelock = package("filelock")
         with ExitStack() as held, _named(self.place):
             folder = Path(self.place)
             folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,7 @@ class _Remote(Folder):
     def __init__(self, place: str) -> None:
         super().__init__(place.rstrip("/"))
         with _named(place):
-            self._files, self._root = _package("fsspec").core.url_to_fs(self.place)
+            self._files, self._root = package("fsspec.core").url_to_fs(self.place)
 
     def names(self) -> set[str]:
         with _named(self.place):
@@ -205,12 +206,3 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _package(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"jobs need {name}; received an environment without it. Run: pip install 'guided-backprop[jobs]'."
-        ) from error

@@ -137,7 +137,7 @@ class Job:
         self.folder, self._source, self._folder = folder, source_of(photos, recursive=recursive), folder_at(folder)
         settings = Settings(
             model=self._explainer.vision.name if isinstance(model, VisionModel) else model or "default",
-            weights=self._explainer.weights(),
+            weights=self._explainer.vision.digest(),
             method=method,
             options={**(options or {}), **({"load": dict(load)} if load else {})},
             dtype=dtype,

@@ -97,13 +97,12 @@ class Maps(Sequence[Explanations]):
             path: as in a shell: ``"dogs/*.jpg"``.
             failed: True for photos that could not be explained, which only the table shows.
         """
-        labels = None if label is None else np.atleast_1d(np.asarray(label))
+        labels = None if label is None else {*np.atleast_1d(np.asarray(label)).tolist()}
 
         def keep(table: "pa.Table") -> NumpyArray:
             chosen = np.ones(len(table), bool) if self._keep is None else self._keep(table)
             if labels is not None:
-                known = [-1 if one is None else one for one in table["label"].to_pylist()]
-                chosen &= np.isin(known, labels) & np.array([one is not None for one in table["label"].to_pylist()])
+                chosen &= np.array([one in labels for one in table["label"].to_pylist()], bool)
             if path is not None:
                 chosen &= np.array([fnmatchcase(one, path) for one in table["path"].to_pylist()], bool)
             if failed is not None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import MissingExtraError
+from guided_backprop.jobs.extra import package
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,13 +52,8 @@ def arrow() -> Any:
     Raises:
         MissingExtraError: it isn't installed.
     """
-    try:
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            "jobs need pyarrow; received an environment without it. Run: pip install 'guided-backprop[jobs]'."
-        ) from error
-    return pyarrow
+    package("pyarrow.parquet")
+    return package("pyarrow")
 
 
 def schema(shape: Sequence[int], dtype: np.dtype[Any]) -> "pa.Schema":

@@ -6,7 +6,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from guided_backprop.errors import ImageError, JobError, MissingExtraError
+from guided_backprop.errors import ImageError, JobError
+from guided_backprop.jobs.extra import package
 from guided_backprop.jobs.plan import Photo
 from guided_backprop.photos import photo_endings, photo_files
 
@@ -64,14 +65,8 @@ class _Local:
 
 class _Remote:
     def __init__(self, place: str, *, recursive: bool) -> None:
-        try:
-            import fsspec  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingExtraError(
-                f"{place!r} needs fsspec; received an environment without it. Run: pip install 'guided-backprop[jobs]'."
-            ) from error
         self._place, self._recursive = place, recursive
-        self._files, self._root = fsspec.core.url_to_fs(place.rstrip("/"))
+        self._files, self._root = package("fsspec.core").url_to_fs(place.rstrip("/"))
 
     def listed(self) -> list[Photo]:
         depth = None if self._recursive else 1

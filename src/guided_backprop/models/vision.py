@@ -172,7 +172,7 @@ class VisionModel:
                     sizes.append(photo.size)
                 except ImageError as error:
                     failures.append(error)
-            yield Batch(rows, _stacked(ready, self.network) if ready else None, failures, sizes)
+            yield Batch(rows, self.stacked(ready) if ready else None, failures, sizes)
 
 
 def is_torch_module(network: Model) -> bool:

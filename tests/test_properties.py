@@ -34,8 +34,9 @@ from reference import (
     random_conv,
     random_linear,
 )
-from variants import _each_variant  # noqa: F401 - runs all tests here in each way
+from variants import each_variant
 
+_each_variant = each_variant("as it is", "lean", "lean, optimised")
 METHODS: dict[Rule, type[Method]] = {"saliency": Saliency, "deconvnet": DeconvNet, "guided": GuidedBackprop}
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}  # two float64 implementations that add up in different orders
 

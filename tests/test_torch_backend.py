@@ -26,8 +26,9 @@ from networks import CLASSES, IMAGES, LABELS, mixed, positions
 from networks_torch import Net, oracle, relu_net, to_torch
 from spellings.functions import OwnRelu, magnitude_on_view
 from spellings.models import compiled
-from variants import _each_variant  # noqa: F401 - runs all tests here in each way
+from variants import each_variant
 
+_each_variant = each_variant("as it is", "lean", "lean, optimised")
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 
 

@@ -49,15 +49,19 @@ def variant(method: type[Method], memory: str | None = None, is_optimized: bool 
     return Variant
 
 
-@pytest.fixture(autouse=True, scope="module", params=["as it is", "lean", "lean, optimised"])
-def _each_variant(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run the tests of a module that imports this once in each way."""
-    options = VARIANTS[request.param]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("Saliency", "DeconvNet", "GuidedBackprop"):
-            if options and hasattr(request.module, name):
-                patch.setattr(request.module, name, variant(getattr(request.module, name), **options))
-        for rule, method in getattr(request.module, "METHODS", {}).items():
-            if options:
-                patch.setitem(request.module.METHODS, rule, variant(method, **options))
-        yield
+def each_variant(*names: str) -> Any:
+    """Return a fixture that runs the tests of its module once in each of these ways."""
+
+    @pytest.fixture(autouse=True, scope="module", params=names)
+    def run(request: pytest.FixtureRequest) -> Iterator[None]:
+        options = VARIANTS[request.param]
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("Saliency", "DeconvNet", "GuidedBackprop"):
+                if options and hasattr(request.module, name):
+                    patch.setattr(request.module, name, variant(getattr(request.module, name), **options))
+            for rule, method in getattr(request.module, "METHODS", {}).items():
+                if options:
+                    patch.setitem(request.module.METHODS, rule, variant(method, **options))
+            yield
+
+    return run

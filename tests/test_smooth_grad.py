@@ -229,7 +229,7 @@ def test_dtypes_and_no_images():
         ({"noise": "0.1"}, "received noise='0.1'"),
         ({"seed": -1}, "received seed=-1"),
         ({"seed": None}, "received seed=None"),
-        ({"form": "median"}, "form must be one of mean, squared, variance; received form='median'"),
+        ({"form": "median"}, "form must be one of mean, absolute, squared, variance; received form='median'"),
     ],
 )
 def test_bad_options(option, message):

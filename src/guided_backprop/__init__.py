@@ -25,9 +25,10 @@ from guided_backprop.labels.box import Box
 from guided_backprop.labels.detections import stack_detections
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
 from guided_backprop.methods.compare import compare
-from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
+from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, RectGrad, Saliency
 from guided_backprop.methods.method import Method
-from guided_backprop.methods.smooth_grad import SmoothGrad
+from guided_backprop.methods.path import InputXGradient, IntegratedGradients
+from guided_backprop.methods.smooth_grad import SmoothGrad, SquareGrad, VarGrad
 from guided_backprop.models.resolve import load_model
 from guided_backprop.neurons.gallery import NeuronGallery, neuron_gallery
 from guided_backprop.subject import layer_names
@@ -48,6 +49,8 @@ __all__ = [
     "GuidedBackpropError",
     "GuidedGradCAM",
     "ImageError",
+    "InputXGradient",
+    "IntegratedGradients",
     "Job",
     "JobError",
     "LabelError",
@@ -62,12 +65,15 @@ __all__ = [
     "OptionError",
     "OutOfMemoryError",
     "OutputExistsError",
+    "RectGrad",
     "Saliency",
     "SanityCheck",
     "Saved",
     "SavedMap",
     "ScoreError",
     "SmoothGrad",
+    "SquareGrad",
+    "VarGrad",
     "__version__",
     "compare",
     "explain_photos",

@@ -55,6 +55,9 @@ class Explanations(Record):
         channel_axis: where channels are in ``images``; ``None`` if the images have no channels. One for each
             of several inputs. Of what an input layer makes of tokens it is the last axis.
         batch_size: how many images were explained at once at most; where memory ran out, how many fitted.
+        convergence_delta: of :class:`IntegratedGradients`, ``(N,)`` or ``(N, K)`` float64, in units of score: the sum
+            of the map, before channels are reduced, less what the image's score is above the baseline's; 0 where the
+            map is complete. None for other methods.
 
     Example:
         >>> import numpy as np, torch

@@ -83,6 +83,7 @@ class Record(_Attributed, Sequence[Explanation]):
     reducer: str | None = None
     channel_axis: Any = None
     batch_size: int = 0
+    convergence_delta: NDArray[np.float64] | None = None
 
     @property
     def is_of_classes(self) -> bool:
@@ -103,7 +104,9 @@ class Record(_Attributed, Sequence[Explanation]):
         if isinstance(where, int):
             score = scores if np.ndim(scores) else float(scores)
             return Explanation(attribution, images, labels, score, outputs, self.coverage)
-        return replace(self, attribution=attribution, images=images, labels=labels, scores=scores, outputs=outputs)
+        delta = None if self.convergence_delta is None else self.convergence_delta[where]
+        rows = {"attribution": attribution, "images": images, "labels": labels, "scores": scores, "outputs": outputs}
+        return replace(self, **rows, convergence_delta=delta)
 
     def __iter__(self) -> Iterator[Explanation]:
         return (self[row] for row in range(len(self)))
@@ -199,6 +202,7 @@ class Record(_Attributed, Sequence[Explanation]):
             labels=self.labels.reshape(-1),
             scores=self.scores.reshape(-1),
             outputs=np.repeat(self.outputs, count, axis=0),
+            convergence_delta=None if self.convergence_delta is None else self.convergence_delta.reshape(-1),
         )
 
 

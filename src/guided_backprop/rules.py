@@ -23,6 +23,7 @@ Backends call :meth:`ReluRule.leaving` wherever a gradient meets a ReLU. Where t
 the rules here, a test compares it with this one.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -195,6 +196,41 @@ class Guided(ReluRule):
     def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: ArrayFunctions) -> Tensor:
         """Return g * 1[x > 0] * 1[g > 0]."""
         return closed(g <= 0, derived, xp)
+
+
+@dataclass(frozen=True)
+class Rectified(ReluRule):
+    """RectGrad (Kim et al. 2019, arXiv:1902.04893): a ReLU passes what matters most in its layer, of either sign.
+
+    What matters is the ReLU's output times the gradient that arrives; it passes above that product's percentile over
+    one image's values in that layer. With a threshold of 0 in its place this is Guided Backpropagation. Where the
+    percentile is negative, the paper's formula lets gradients through ReLUs that are off; here they stay shut.
+
+    Attributes:
+        percentile: from 0 to 100, between values linearly.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.rules import Rectified
+        >>> x, g = np.array([[5.0, 0.0, -5.0, 10.0]]), np.array([[1.0, -2.0, 3.0, -4.0]])
+        >>> Rectified(50).leaving(g, g * (x > 0), x, np.maximum(x, 0), np).tolist()
+        [[1.0, 0.0, 0.0, 0.0]]
+    """
+
+    percentile: float = 98.0
+
+    name = "rectified"
+    reads_values = True
+
+    def leaving(self, g: Tensor, derived: Tensor, x: Tensor | None, y: Tensor | None, xp: ArrayFunctions) -> Tensor:
+        """Return g * 1[x > 0] * 1[y g > its percentile]."""
+        importance = y * g
+        count = math.prod(g.shape[1:])
+        ranked = xp.sort(xp.reshape(importance, (-1, count)), axis=-1)
+        place = (count - 1) * self.percentile / 100
+        low, high = ranked[:, math.floor(place)], ranked[:, math.ceil(place)]
+        threshold = low + (high - low) * (place - math.floor(place))
+        return closed(importance <= xp.reshape(threshold, (-1, *[1] * (len(g.shape) - 1))), derived, xp)
 
 
 @dataclass(frozen=True)

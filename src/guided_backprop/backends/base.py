@@ -73,6 +73,7 @@ class Attributed:
         head: the final softmax or sigmoid that was undone, or ``None``.
         activation: where the gradient is taken inside of the model, the value there; the attribution is of its shape
             then. Both are NumPy arrays if the images are, else the framework's.
+        convergence_delta: ``(K, N)`` float64 of integrated gradients: the sum of the map less what the score gained.
     """
 
     attribution: list[Inputs]
@@ -81,6 +82,7 @@ class Attributed:
     coverage: Coverage
     head: str | None
     activation: Array | None = None
+    convergence_delta: NDArray[np.float64] | None = None
 
 
 class Backend(ABC):

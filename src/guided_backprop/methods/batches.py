@@ -127,6 +127,7 @@ class Part(NamedTuple):
         coverage: the non-linearities on the path from score to image.
         head: the final softmax or sigmoid that was undone, or None.
         activation: where the gradient is taken inside of the model, the value there.
+        delta: of integrated gradients, what completeness misses; of the form of the scores.
     """
 
     attribution: Inputs
@@ -135,13 +136,17 @@ class Part(NamedTuple):
     coverage: Coverage
     head: str | None
     activation: Array | None
+    delta: NDArray[np.float64] | None
 
     def after(self, known: int) -> "Part":
         """Return what was found for the images after the first ``known`` ones."""
         rows = slice(known, None)
         attribution, scores, outputs = self.attribution.rows(rows), self.scores[rows], self.outputs[rows]
         activation = None if self.activation is None else self.activation[rows]
-        return self._replace(attribution=attribution, scores=scores, outputs=outputs, activation=activation)
+        delta = None if self.delta is None else self.delta[rows]
+        return self._replace(
+            attribution=attribution, scores=scores, outputs=outputs, activation=activation, delta=delta
+        )
 
 
 class _Result:
@@ -174,6 +179,7 @@ class _Result:
             parts = [put_together(backend, nothing, reducer, self._axes, is_many=False)]
         images = inputs if count == inputs.count else inputs.rows(slice(count))
         inside = [part.activation for part in parts if part.activation is not None]
+        deltas = [part.delta for part in parts if part.delta is not None]
         if inside:
             images = Inputs.of(backend.concatenate(inside))
         first, *others = [part.attribution for part in parts]
@@ -193,6 +199,7 @@ class _Result:
             reducer=self.job.reducer,
             channel_axis=self._axes.images,
             batch_size=size,
+            convergence_delta=np.concatenate(deltas) if deltas else None,
         )
 
 
@@ -200,8 +207,14 @@ def put_together(backend: Backend, batch: Attributed, reducer: str | None, axes:
     """Reduce channels, and put what belongs to the labels of each image beside each other."""
     first, *others = [label.map(partial(_reduced, backend, reducer), axes) for label in batch.attribution]
     attribution = first.map(lambda *labels: backend.stack(labels), *others) if is_many else first
-    scores = batch.scores.T if is_many else batch.scores[0]
-    return Part(attribution, scores, batch.outputs, batch.coverage, batch.head, batch.activation)
+    delta = None if batch.convergence_delta is None else _by_image(batch.convergence_delta, is_many)
+    scores = _by_image(batch.scores, is_many)
+    return Part(attribution, scores, batch.outputs, batch.coverage, batch.head, batch.activation, delta)
+
+
+def _by_image(by_label: NDArray[np.float64], is_many: bool) -> NDArray[np.float64]:
+    """Return numbers ``(K, N)`` of labels as numbers of images: ``(N, K)``, or ``(N,)`` of the only label."""
+    return by_label.T if is_many else by_label[0]
 
 
 def _reduced(backend: Backend, reducer: str | None, attribution: Array, axis: int | None) -> Tensor:

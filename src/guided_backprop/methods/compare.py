@@ -17,13 +17,13 @@ from guided_backprop.subject import is_same
 
 
 @answering
-def compare(images: Images, labels: Labels, methods: Sequence[Method], *, mask: Any = None) -> list[Explanations]:
+def compare(images: Images, labels: Labels, methods: Sequence[Explainer], *, mask: Any = None) -> list[Explanations]:
     """Explain the same images by several methods; those that differ only in their rule share one forward pass.
 
     Args:
         images: as for :meth:`Method.explain`.
         labels: as for :meth:`Method.explain`.
-        methods: the methods, of any models.
+        methods: the methods, of any models, or what is built around them.
         mask: as for :meth:`Method.explain`.
 
     Returns:
@@ -49,10 +49,9 @@ def compare(images: Images, labels: Labels, methods: Sequence[Method], *, mask: 
     for position, method in enumerate(methods):
         if position in results:
             continue
-        later = [other for other in range(position + 1, len(methods)) if _share_a_pass(method, methods[other])]
-        if later:
-            together = [position, *later]
-            shared = _explain(Inputs.of(images), labels, [methods[other] for other in together], mask)
+        together = _sharing(position, methods)
+        if len(together) > 1:
+            shared = _explain(Inputs.of(images), labels, [*together.values()], mask)
             results |= zip(together, shared, strict=True)
         else:
             results[position] = method.explain(images, labels, mask=mask)
@@ -75,6 +74,17 @@ def _explain(inputs: Inputs, labels: Labels, methods: list[Method], mask: Any) -
         mask=mask,
         batch_size=methods[0].batch_size,
     )
+
+
+def _sharing(first: int, methods: Sequence[Explainer]) -> dict[int, Method]:
+    """Return by their positions the methods from one on that share its forward pass, itself included."""
+    one = methods[first]
+    if not isinstance(one, Method):
+        return {}
+    later = ((position, methods[position]) for position in range(first + 1, len(methods)))
+    return {first: one} | {
+        position: other for position, other in later if isinstance(other, Method) and _share_a_pass(one, other)
+    }
 
 
 def _share_a_pass(one: Method, other: Method) -> bool:

@@ -1,4 +1,4 @@
-"""What can explain images: called, or batch by batch; a method, or SmoothGrad around one."""
+"""What can explain images: called, or batch by batch; a method, or what is built around one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

@@ -1,37 +1,37 @@
 """SmoothGrad (Smilkov et al. 2017, arXiv:1706.03825): the maps of noisy copies of an image, put together."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Array, Images, Inputs, Labels, Model, NumpyArray, Tensor, as_numpy
+from guided_backprop.arrays import Array, Images, Inputs, Labels, NumpyArray, Tensor, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.foreign import answering
 from guided_backprop.labels.label import Label
 from guided_backprop.labels.parse import parse_label
+from guided_backprop.methods.around import Around
 from guided_backprop.methods.batches import put_together
 from guided_backprop.methods.data import given
-from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, is_number, require
 from guided_backprop.progress import Progress
-from guided_backprop.subject import Subject, brief
+from guided_backprop.subject import brief
 
-Form = Literal["mean", "squared", "variance"]
+Form = Literal["mean", "absolute", "squared", "variance"]
 
 
-class SmoothGrad(Explainer):
+class SmoothGrad(Around):
     """The maps of noisy copies of an image, put together: what they share stays.
 
     With m the map of a noisy copy, and the mean over copies:
 
     * "mean": mean(m), SmoothGrad (arXiv:1706.03825), in the method's units, signed;
+    * "absolute": mean(|m|), in the method's units;
     * "squared": mean(m²), SmoothGrad-Squared (Hooker et al. 2018, arXiv:1806.10758), in squared units;
     * "variance": mean((m - mean(m))²), VarGrad (Adebayo et al. 2018, arXiv:1810.03307), in squared units.
 
@@ -47,7 +47,7 @@ class SmoothGrad(Explainer):
             minus lowest).
         seed: chooses the noise, which depends on it and on the image's position in the batch alone: not on
             ``batch_size``, the framework or the global random state.
-        form: "mean", "squared" or "variance".
+        form: "mean", "absolute", "squared" or "variance".
 
     Raises:
         OptionError: an option has a value that is not offered; or the method has an ``input_layer``.
@@ -69,10 +69,8 @@ class SmoothGrad(Explainer):
     ) -> None:
         names = get_args(Form)
         is_noise = is_number(noise) and 0 <= noise < np.inf
+        super().__init__(method)
         require(
-            Requirement(
-                "method", method, isinstance(method, Method), "a method", "Pass SmoothGrad(GuidedBackprop(model))."
-            ),
             Requirement("samples", samples, is_integer(samples, least=1), "a positive integer", "Try 50."),
             Requirement("noise", noise, is_noise, "a number of 0 or more", "Try 0.15."),
             Requirement("seed", seed, is_integer(seed, least=0), "an integer of 0 or more", "Pass 0."),
@@ -83,28 +81,11 @@ class SmoothGrad(Explainer):
                 "SmoothGrad puts noise on images; received a method with "
                 f"input_layer={brief(method.subject.input_layer)}, which explains none. Leave it out."
             )
-        self.method, self.samples, self.noise, self.seed, self.form = method, samples, noise, seed, form
-
-    def __repr__(self) -> str:
-        """Return the call that makes this, on one line, the model by its name."""
-        return self._described(repr(self.method))
-
-    @property
-    def name(self) -> str:
-        """The method's name, with all that was chosen."""
-        return self._described(self.method.name)
+        self.samples, self.noise, self.seed, self.form = samples, noise, seed, form
 
     def _described(self, method: str) -> str:
         how = f"samples={self.samples}, noise={self.noise:g}, seed={self.seed}, form={self.form!r}"
         return f"SmoothGrad({method}, {how})"
-
-    @property
-    def subject(self) -> Subject:
-        """The model, and what is said about it."""
-        return self.method.subject
-
-    def held(self) -> tuple[Subject, int | None]:
-        return self.method.held()
 
     @answering
     def explain(
@@ -138,12 +119,6 @@ class SmoothGrad(Explainer):
                 shown.advance(len(batch))
         return self._result(backend, clean, squares if self.form == "variance" else means, target)
 
-    def around(self, model: Model) -> Self:
-        """Return this for a copy of its model, which is run as it is."""
-        other = copy.copy(self)
-        other.method = self.method.around(model)
-        return other
-
     def _noisy(self, backend: Backend, inputs: Inputs, rows: NumpyArray, samples: NumpyArray) -> Inputs:
         """Return copies of the images at ``rows``, each with its own noise."""
 
@@ -169,7 +144,7 @@ class SmoothGrad(Explainer):
             return
         for noisy, value in zip(batch, as_numpy(attribution).astype(np.float64), strict=True):
             row, number = noisy % count, noisy // count + 1
-            new = value**2 if self.form == "squared" else value
+            new = value**2 if self.form == "squared" else np.abs(value) if self.form == "absolute" else value
             before = new - mean[row]
             mean[row] += before / number
             # Welford's update: both differences are small where the maps agree, so nothing cancels.
@@ -183,6 +158,34 @@ class SmoothGrad(Explainer):
         whole = Attributed(maps, scores, clean.outputs, clean.coverage, clean.head)
         together = put_together(backend, whole, clean.reducer, Inputs.of(clean.channel_axis), is_many=is_many)
         return replace(clean, attribution=together.attribution.images, method=self.name)
+
+
+class SquareGrad(SmoothGrad):
+    """``SmoothGrad(method, form="squared")``, by the name that it goes by (Hooker et al. 2018, arXiv:1806.10758).
+
+    Example:
+        >>> from guided_backprop import Saliency, SquareGrad
+        >>> SquareGrad(Saliency(abs), samples=8).name
+        "SmoothGrad(Saliency, samples=8, noise=0.15, seed=0, form='squared')"
+    """
+
+    @answering
+    def __init__(self, method: Method, *, samples: int = 50, noise: float = 0.15, seed: int = 0) -> None:
+        super().__init__(method, samples=samples, noise=noise, seed=seed, form="squared")
+
+
+class VarGrad(SmoothGrad):
+    """``SmoothGrad(method, form="variance")``, by the name that it goes by (Adebayo et al. 2018, arXiv:1810.03307).
+
+    Example:
+        >>> from guided_backprop import Saliency, VarGrad
+        >>> VarGrad(Saliency(abs), samples=8).name
+        "SmoothGrad(Saliency, samples=8, noise=0.15, seed=0, form='variance')"
+    """
+
+    @answering
+    def __init__(self, method: Method, *, samples: int = 50, noise: float = 0.15, seed: int = 0) -> None:
+        super().__init__(method, samples=samples, noise=noise, seed=seed, form="variance")
 
 
 def _weighing(weights: Sequence[NDArray[np.float64]], rows: NumpyArray) -> Weigh:

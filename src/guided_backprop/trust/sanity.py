@@ -13,9 +13,9 @@ from guided_backprop.errors import ImageError, LabelError, ModelError, OptionErr
 from guided_backprop.explanations import Explanations
 from guided_backprop.foreign import answering
 from guided_backprop.labels.parse import parse_label
+from guided_backprop.methods.around import Around
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, require
-from guided_backprop.methods.smooth_grad import SmoothGrad
 from guided_backprop.trust.convergence import converge, depths, vectors
 from guided_backprop.trust.similarity import Maps, cosines, edges, need_libraries
 from guided_backprop.trust.verdict import MODES, Row, SanityCheck
@@ -31,7 +31,7 @@ _ROWS = 8
 
 @answering
 def sanity_check(
-    method: Method | SmoothGrad,
+    method: Method | Around,
     images: Images,
     labels: Labels = None,
     *,
@@ -102,9 +102,7 @@ def sanity_check(
 class _Check:
     """One check."""
 
-    def __init__(
-        self, method: Method | SmoothGrad, images: Images, clean: Explanations, labels: Labels, seed: int
-    ) -> None:
+    def __init__(self, method: Method | Around, images: Images, clean: Explanations, labels: Labels, seed: int) -> None:
         self._method, self._clean, self._labels, self._seed = method, clean, labels, seed
         self._images = images
         self._axis = None if clean.reducer is not None else clean.channel_axis
@@ -334,7 +332,7 @@ def _name(bundle: _Bundle) -> str:
 
 
 def _check_options(method: object, images: Images, modes: Sequence[str], seed: int) -> None:
-    if not isinstance(method, (Method, SmoothGrad)):
+    if not isinstance(method, (Method, Around)):
         raise OptionError(
             f"method must be a method; received method={type(method).__name__}. "
             "Pass, for example, GuidedBackprop(model)."

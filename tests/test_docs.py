@@ -47,9 +47,11 @@ def missing(names: set[str], text: str) -> set[str]:
     return {name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", code)}
 
 
-# The recipes run in a file of their own, which compares what they compute.
+# The recipes and the faults of others run in files of their own, which compare what they compute.
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if CODE[page] and page.stem != "recipes"], ids=lambda page: page.stem
+    "page",
+    [page for page in PAGES if CODE[page] and page.stem not in ("recipes", "upstream")],
+    ids=lambda page: page.stem,
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_code_of_each_page_runs(page):

@@ -12,6 +12,7 @@ from guided_backprop.errors import (
     OpaqueRegionError,
     OptionError,
     OutOfMemoryError,
+    OutputError,
     OutputExistsError,
     ScoreError,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "OpaqueRegionError",
     "OptionError",
     "OutOfMemoryError",
+    "OutputError",
     "OutputExistsError",
     "Saliency",
     "SanityCheck",

@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, final
 
-from guided_backprop.errors import JobError, OptionError, OutputExistsError
+from guided_backprop.errors import ImageError, JobError, OptionError, OutputExistsError
 from guided_backprop.jobs.explainer import Explainer
 from guided_backprop.jobs.folder import Folder
 from guided_backprop.jobs.pictures import MOST_DRAWN
 from guided_backprop.jobs.plan import PLAN, Plan
+from guided_backprop.jobs.source import Source
+from guided_backprop.photos import read_image
 
 
 @final
@@ -18,12 +21,13 @@ class Beginning:
 
     Args:
         folder: where the job is to be.
+        source: where its photos are.
         explainer: what will explain.
         is_open: whether it is left open which pictures are drawn.
     """
 
-    def __init__(self, folder: Folder, explainer: Explainer, *, is_open: bool) -> None:
-        self._folder, self._explainer, self._is_open = folder, explainer, is_open
+    def __init__(self, folder: Folder, source: Source, explainer: Explainer, *, is_open: bool) -> None:
+        self._folder, self._source, self._explainer, self._is_open = folder, source, explainer, is_open
 
     def begun(self, plan: Plan, *, goes_on: bool) -> Plan:
         """Write a plan into a folder without one; or, to go on, return the one that is there, if it is this one.
@@ -41,7 +45,7 @@ class Beginning:
         self._require_free(goes_on=goes_on)
         if PLAN not in self._folder.names():
             # What can't be explained is found before anything is written.
-            self._explainer.kind()
+            self._explainer.kind(photo_size(plan, self._source))
             self._explainer.check_labels(plan.labels)
         with self._folder.planning():
             # Another process may have begun meanwhile.
@@ -68,6 +72,7 @@ class Beginning:
             replace(self._asked(plan, known), additions=larger.additions).refuse_other(larger)
             if larger is known:
                 return known
+            self._explainer.kind(photo_size(known, self._source))
             self._explainer.check_labels(plan.labels)
             return self._published(larger)
 
@@ -91,6 +96,14 @@ class Beginning:
                 f"folder must be empty, or not be there; received folder={str(self._folder)!r}, which holds "
                 f"{PLAN if PLAN in names else min(names)!r}. Choose another one, {advice}."
             )
+
+
+def photo_size(plan: Plan, source: Source) -> tuple[int, int]:
+    """Return width and height of a job's first photo that can be read: the same in each process."""
+    for photo in plan.photos:
+        with suppress(ImageError):
+            return read_image(source.opened(photo)).size
+    return (1, 1)
 
 
 def as_json(options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.named import Made, method_of
 from guided_backprop.models import VisionModel, best_classes, load_model, probabilities
-from guided_backprop.models.default import load_default
+from guided_backprop.models.default import DEFAULT
 from guided_backprop.photos import read_image
 
 
@@ -45,8 +45,8 @@ Draw = Callable[[int, Explanations], None]
 
 # By how much of its length a map may differ by rounding, where a ReLU nearly at a tie may turn.
 _ROUNDING = 1e-3
-# As the command line has it, for options that a default model refuses.
-_DEFAULT = "guided_backprop.models:load_default"
+# Small enough to have contrast in whatever size it is shown.
+_NOISE = (64, 64)
 
 
 class Kind(NamedTuple):
@@ -68,10 +68,12 @@ class _Tried(NamedTuple):
 
     Attributes:
         method: the one to explain with.
+        shape: of the image that the network took, without batch axis.
         explanations: of the noise, by the method as it was asked for.
     """
 
     method: Made
+    shape: tuple[int, ...]
     explanations: Explanations
 
 
@@ -183,6 +185,7 @@ class Explainer:
             A row for each photo, of those that couldn't be read with their errors; with "top5" several for each.
         """
         names = [storable(path) for path in paths]
+        ready = [self._alike(name, one) for name, one in zip(names, ready, strict=True)]
         rows = [
             [Row(name, error=None if isinstance(one, Prepared) else storable(str(one)))]
             for name, one in zip(names, ready, strict=True)
@@ -203,6 +206,15 @@ class Explainer:
             except ImageError as error:
                 rows[number] = [Row(names[number], error=storable(str(error)))]
         return list(chain(*rows))
+
+    def _alike(self, name: str, one: Prepared | ImageError) -> Prepared | ImageError:
+        """Return a photo, or why its map can't stand beside the others'."""
+        if isinstance(one, ImageError) or np.shape(one.pixels) == (shape := self._trial(one.photo).shape):
+            return one
+        return ImageError(
+            f"images must be of one shape, {shape}; received path={name!r}, of shape {tuple(np.shape(one.pixels))}. "
+            "Resize or crop to one size in the preprocessing."
+        )
 
     def _rows_of(self, name: str, one: Prepared, explanations: Explanations) -> list[Row]:
         """Return a row for each label of one photo."""
@@ -225,13 +237,16 @@ class Explainer:
             for row in range(len(explanations))
         ]
 
-    def kind(self) -> Kind:
-        """Return what all maps have in common: the same in each process.
+    def kind(self, size: tuple[int, int]) -> Kind:
+        """Return what all maps have in common, from a picture of noise: the same in each process.
+
+        Args:
+            size: width and height of a photo.
 
         Raises:
             GuidedBackpropError: the method explains nothing of the model, or its classes aren't as many as their names.
         """
-        explanations = self._trial().explanations
+        explanations = self._trial(size).explanations
         self.vision.require_names(explanations.outputs)
         maps, _ = stored(as_numpy(explanations.attribution), self.dtype)
         about = {
@@ -251,15 +266,17 @@ class Explainer:
         count = len(labels) if isinstance(labels, list) else 1
         parse_label(labels, count).explained(self._trial().explanations.outputs)
 
-    def _trial(self) -> _Tried:
+    def _trial(self, size: tuple[int, int] = _NOISE) -> _Tried:
         if self._tried is None:
             vision, method = self._loaded()
-            noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-            images = vision.stacked([self.prepared(Image.fromarray(noise)).pixels])
+            noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*_NOISE, 3), np.uint8))
+            # A preprocessing may leave the photo's size as it is.
+            pixels = self.prepared(noise.resize(size)).pixels
+            images = vision.stacked([pixels])
             explanations = method.explain(images)
             if self.optimize and isinstance(method, Method):
                 method = _faster(method, images, explanations)
-            self._tried = _Tried(method, explanations)
+            self._tried = _Tried(method, tuple(np.shape(pixels)), explanations)
         return self._tried
 
     def _loaded(self) -> tuple[VisionModel, Made]:
@@ -276,7 +293,7 @@ class Explainer:
 
 
 def _load(spec: str | None, options: Mapping[str, Any]) -> VisionModel:
-    return load_default() if spec is None and not options else load_model(spec or _DEFAULT, **options)
+    return load_model(spec or DEFAULT, **options)
 
 
 def _faster(method: Method, images: Tensor, truth: Explanations) -> Method:

@@ -13,7 +13,7 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanations import Explanations
-from guided_backprop.jobs.begin import Beginning, as_json
+from guided_backprop.jobs.begin import Beginning, as_json, photo_size
 from guided_backprop.jobs.explainer import Explainer, Prepared
 from guided_backprop.jobs.folder import Folder, folder_at
 from guided_backprop.jobs.maps import MapType
@@ -157,7 +157,7 @@ class Job:
         chosen = ids if isinstance(ids, list) else [ids] * len(listed)
         own = tuple(photo._replace(label=label) for photo, label in zip(listed, chosen, strict=True))
         plan = Plan(settings, (own,), {**versions(), "guided_backprop": __version__})
-        beginning = Beginning(self._folder, self._explainer, is_open=pictures is None)
+        beginning = Beginning(self._folder, self._source, self._explainer, is_open=pictures is None)
         self.plan = beginning.added(plan) if add else beginning.begun(plan, goes_on=resume)
 
     @property
@@ -168,6 +168,7 @@ class Job:
     @property
     def is_optimized(self) -> bool:
         """Whether the method was made faster, and explained a picture of noise alike."""
+        self._explainer.kind(photo_size(self.plan, self._source))
         return self._explainer.is_optimized
 
     def run(
@@ -247,7 +248,7 @@ class _Run:
         self, plan: Plan, source: Source, folder: Folder, explainer: Explainer, pool: ThreadPoolExecutor
     ) -> None:
         self._plan, self._source, self._folder, self._explainer, self._pool = plan, source, folder, explainer, pool
-        kind = explainer.kind()
+        kind = explainer.kind(photo_size(plan, source))
         self._columns, self._about = schema(kind.shape, kind.dtype), kind.about
         self._pictures = Pictures(plan)
 

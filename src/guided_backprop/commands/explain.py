@@ -24,6 +24,7 @@ from guided_backprop.commands.stopping import Stopping
 from guided_backprop.errors import OptionError
 from guided_backprop.jobs.job import Job
 from guided_backprop.jobs.maps import MapType
+from guided_backprop.jobs.part import Part
 from guided_backprop.jobs.pictures import MOST_DRAWN
 from guided_backprop.jobs.plan import PICTURES
 from guided_backprop.jobs.status import status
@@ -86,6 +87,8 @@ def explain(
     """
     options = {name: said for name, said in {"layer": layer, "reducer": reducer}.items() if said is not None}
     with one_line_errors(), Stopping() as stopping:
+        # A wrong part is known before the model is loaded.
+        Part.of(part)
         spec, load = model.said()
         job = Job(
             _beside(images[0], goes_on=resume or add) if output is None else output,

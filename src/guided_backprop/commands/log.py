@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from guided_backprop.commands.facts import facts_grid
-from guided_backprop.commands.shared import printable
+from guided_backprop.commands.shared import printable, size_text
 from guided_backprop.coverage import Coverage
 from guided_backprop.jobs.job import Job, Ran, Written
 from guided_backprop.jobs.pictures import MOST_DRAWN, Pictures
@@ -116,7 +116,7 @@ class Log:
         there = known.shards - len(known.missing)
         self._console.print(
             f"{known.explained} of {known.photos} images explained by {self._job.plan.settings.method} in "
-            f"{printable(known.place)} ({there} of {known.shards} shards, {known.size / 1e6:.1f} MB, "
+            f"{printable(known.place)} ({there} of {known.shards} shards, {size_text(known.size)}, "
             f"{len(known.failures)} errors); {ran.explained} of them now, in {self._seconds:.1f} s",
             soft_wrap=True,
         )

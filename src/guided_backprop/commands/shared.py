@@ -94,6 +94,14 @@ def printable(path: Path | str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(path))
 
 
+def size_text(size: int) -> str:
+    """Return bytes for people: ``1.2 MB``."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
+
+
 def print_failures(batch: Batch) -> None:
     """Say which images could not be read, and why."""
     for failure in batch.failures:

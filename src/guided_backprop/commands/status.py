@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from guided_backprop.commands.shared import one_line_errors, printable
+from guided_backprop.commands.shared import one_line_errors, printable, size_text
 from guided_backprop.jobs.part import shard_name
 from guided_backprop.jobs.status import Status, status
 
@@ -29,7 +29,7 @@ def status_command(*, folder: str, part: str | None) -> None:
 def _lines(known: Status) -> list[str]:
     whole = known.shards - len(known.missing) - len(known.broken)
     lines = [
-        f"{known.place}: {known.explained} of {known.photos} images explained, {known.size / 1e6:.1f} MB",
+        f"{known.place}: {known.explained} of {known.photos} images explained, {size_text(known.size)}",
         f"whole: {whole} of {known.shards} shards",
     ]
     lines += [f"missing: {_ranges(known.missing)}"] if known.missing else []

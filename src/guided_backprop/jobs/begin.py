@@ -103,7 +103,7 @@ def photo_size(plan: Plan, source: Source) -> tuple[int, int]:
     for photo in plan.photos:
         with suppress(ImageError):
             return read_image(source.opened(photo)).size
-    return (1, 1)
+    return (64, 64)
 
 
 def as_json(options: Mapping[str, Any]) -> Mapping[str, Any]:

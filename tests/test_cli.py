@@ -5,11 +5,13 @@ Most tests run a small network that is written as a user would write one: as a m
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -353,6 +355,77 @@ def test_what_a_model_does_not_say_is_said_by_options(photos):
     assert run("photos/a.png", "--output", "out", "--model", "nets.py:bare", *others).exit_code == 0
     result = run("photos/a.png", "--output", "out", "--model", "nets.py:bare", "--size", "12x11", *others[2:])
     assert "a job must go on as it began, with options=" in result.stderr
+
+
+STOPPING = """
+import os
+from pathlib import Path
+import nets
+import torch
+
+
+class Stopping(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network, self.pixels = nets.make()
+
+    def forward(self, images):
+        if len(images) == 2 and Path("signal").exists():
+            number = int(Path("signal").read_text())
+            Path("signal").unlink()
+            os.kill(os.getpid(), number)
+        return self.network(images)
+
+
+def make():
+    network = Stopping()
+    return network, network.pixels
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_lets_the_batch_be_finished(photos, number, status):
+    Path("stops.py").write_text(STOPPING)
+    Path("signal").write_text(str(int(number)))
+    options = ["--model", "stops.py:make", "--batch-size", "2", "--shard-size", "2", "--pictures", "none"]
+    before = signal.getsignal(number)
+    result = run("photos", "--output", "out", *options)
+    assert result.exit_code == status
+    assert "Stopped: 1 of 2 shards are there. Go on by the same command with --resume." in result.stderr
+    assert signal.getsignal(number) == before
+    told = run("out", command_name="status")
+    assert told.exit_code == 1
+    assert [line.split(",")[0] for line in told.stdout.splitlines()] == [
+        "out: 2 of 3 images explained",
+        "whole: 1 of 2 shards",
+        "missing: 1",
+    ]
+    assert run("photos", "--output", "out", *options, "--resume").exit_code == 0
+    assert run("out", command_name="status").exit_code == 0
+    shard = bytearray(Path("out/shard-00000.parquet").read_bytes())
+    shard[100] ^= 1
+    Path("out/shard-00000.parquet").write_bytes(shard)
+    told = run("out", command_name="status")
+    assert told.exit_code == 1
+    assert "broken: shard-00000.parquet: a shard must be as its job wrote it" in told.stdout
+
+
+def test_parts_and_photos_that_are_new_on_an_object_store(photos):
+    store = fsspec.filesystem("memory")
+    for path in Path("photos").iterdir():
+        store.pipe_file(f"/some/{path.name}", path.read_bytes())
+    command = ["memory://some", "--output", "memory://its-maps", *MODEL, "--shard-size", "1", "--pictures", "none"]
+    assert run(*command, "--part", "2/2").exit_code == 0
+    assert run("memory://its-maps", command_name="status").stdout.splitlines()[2] == "missing: 0, 2"
+    assert run(*command, "--part", "1/2").exit_code == 1
+    assert run(*command, "--part", "1/2", "--resume").exit_code == 0
+    store.pipe_file("/some/aa.png", Path("photos/a.png").read_bytes())
+    assert "'aa.png', which is new. Add them (--add)" in run(*command, "--resume").stderr
+    result = run(*command, "--add", "--pictures", "none")
+    assert result.exit_code == 0
+    assert "4 of 4 images explained" in result.stdout
+    assert "1 of them now" in result.stdout
+    assert "--output must be given for photos at an address" in run("memory://some", *MODEL).stderr
 
 
 # What is refused

@@ -13,7 +13,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
 PHOTOS = $$($(BIN)/python -c "import skimage; print(skimage.data_dir + '/chelsea.png', skimage.data_dir + '/coffee.png')")
 demo: $(DEMO_READY)
-	$(BIN)/guided-backprop explain --overwrite --output out/demo $(PHOTOS)
+	rm -rf out/demo
+	$(BIN)/guided-backprop explain --output out/demo $(PHOTOS)
 	$(BIN)/guided-backprop report --overwrite --output out/demo.html $(PHOTOS)
 
 # Two processes, each with files of its own: what a file builds once it builds in one of them.

@@ -311,12 +311,23 @@ def test_what_was_not_saved_is_refused(tmp_path, manifest):
         gb.read(tmp_path)
 
 
-def test_a_manifest_points_nowhere_else(folder, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said["images"][0]["files"].update(overlay="../../etc/passwd"),
+        lambda said: said["images"][0]["files"].update(overlay="/etc/x_overlay.png"),
+        lambda said: said["images"].append(said["images"][0]),
+        lambda said: said["scores"].append(0.5),
+        lambda said: said.update(method=["x"]),
+    ],
+)
+def test_a_manifest_that_was_tampered_with_is_refused(folder, tmp_path, change):
     place = gb.explain_photos(folder / "a.png", model=VISION).save(tmp_path / "maps")
     manifest = json.loads((place / "manifest.json").read_text())
-    manifest["images"][0]["files"]["overlay"] = "../../etc/passwd"
+    change(manifest)
     (place / "manifest.json").write_text(json.dumps(manifest))
-    assert gb.read(place)[0].files["overlay"] == place / "passwd"
+    with pytest.raises(OptionError, match=r"manifest.json cannot be read \("):
+        gb.read(place)
 
 
 # Progress

@@ -5,6 +5,8 @@ The folders that save() writes are read back with other programs' eyes: Pillow, 
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +27,7 @@ from guided_backprop import (
     ImageError,
     Nonlinearity,
     OptionError,
+    OutputError,
     OutputExistsError,
 )
 from guided_backprop.render import colour_picture, magnitude, overlay
@@ -251,24 +254,70 @@ def test_a_run_that_fails_half_way_leaves_no_folder(tmp_path):
     assert names_in(tmp_path) == set()
 
 
-def test_a_killed_overwrite_does_not_look_complete(tmp_path):
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_an_overwrite_that_fails_leaves_the_old_and_keeps_the_new(tmp_path, monkeypatch):
     folder = explain(1).save(tmp_path / "maps", names=["cat"])
-    # A directory in the way of a picture stops the overwrite in the middle, after the old manifest is gone.
+    whole = explain(1).save(tmp_path / "whole", names=["dog"])
+    before = bytes_in(folder)
     (folder / "dog_magnitude.png").mkdir()
-    with pytest.raises(OSError, match="dog_magnitude"):
+    with pytest.raises(OutputExistsError, match=r"dog_magnitude.*What was finished is in '.*maps-2'"):
         explain(1).save(folder, names=["dog"], overwrite=True)
-    assert not (folder / "manifest.json").exists()
-    assert not [name for name in names_in(folder) if "partial" in name]
+    assert bytes_in(folder) == before
+    assert bytes_in(tmp_path / "maps-2") == bytes_in(whole)
+    (folder / "dog_magnitude.png").rmdir()
+    # The disk fails when some of the new files are in place.
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "manifest.json" and target.parent == folder and "partial" in path.parent.name:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError, match=r"Input/output error.*What was finished is in '.*maps-3'"):
+        explain(1).save(folder, names=["dog"], overwrite=True)
+    monkeypatch.undo()
+    assert bytes_in(folder) == before
+    assert names_in(folder) == set(before)
+    assert bytes_in(tmp_path / "maps-3") == bytes_in(whole)
+    assert bytes_in(explain(1).save(folder, names=["dog"], overwrite=True)) == bytes_in(whole) != before
 
 
-def test_a_folder_made_in_the_meantime_is_not_written_into(tmp_path):
+def test_what_is_finished_is_kept_where_a_folder_was_made_in_the_meantime(tmp_path):
     with ExplanationFolder(tmp_path / "maps") as folder:
         folder.add(explain(1))
         (tmp_path / "maps").mkdir()
-        with pytest.raises(OutputExistsError):
+        with pytest.raises(OutputExistsError, match=r"it appeared meanwhile.*finished is in '.*maps-2'"):
             folder.finish()
-    assert names_in(tmp_path) == {"maps"}
     assert names_in(tmp_path / "maps") == set()
+    assert bytes_in(tmp_path / "maps-2") == bytes_in(explain(1).save(tmp_path / "whole"))
+
+
+def test_what_dead_processes_had_begun_is_swept_and_what_living_ones_do_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = re.sub(r"[^\w.-]+", "_", socket.gethostname())[:60]
+    left = [f".maps.partial-{host}-{process}-0123abcd" for process in (dead.pid, os.getpid())]
+    left += [f".maps.partial-elsewhere-{dead.pid}-0123abcd", f".other.partial-{host}-{dead.pid}-0123abcd"]
+    for name in left:
+        (tmp_path / name).mkdir()
+    explain(1).save(tmp_path / "maps")
+    assert names_in(tmp_path) == {"maps", *left[1:]}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["a" * 300, "a\0b", "file/maps", "/proc/maps"],
+    ids=["too long", "NUL", "below a file", "not to be written"],
+)
+def test_a_folder_that_the_system_refuses_is_named(tmp_path, folder):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match=r"folder must be one that can be written to; received folder="):
+        explain(1).save(tmp_path / folder)
+    assert names_in(tmp_path) == {"file"}
 
 
 def test_batches_are_joined_in_one_folder(tmp_path):

@@ -1,9 +1,12 @@
 """Jobs: shards that are there whole or not at all, whatever happens to the process that writes them."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.errors import JobError, OptionError, OutputExistsError
+from guided_backprop.errors import JobError, LabelError, ModelError, OptionError, OutputExistsError
 from guided_backprop.jobs import Explainer, Job, read, status
 from guided_backprop.jobs.maps import restored, stored
 
@@ -35,6 +38,16 @@ def load():
     layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()]
     network = Slow(*layers, torch.nn.Linear(16, 5)).eval()
     return VisionModel("small", network, ResizeCrop((16, 16)), ["a", "b", "c", "d", "e"])
+"""
+
+
+# A preprocessing that leaves the photo's size as it is.
+WHOLE = """
+import numpy as np
+
+
+def whole(photo):
+    return np.asarray(photo, np.float32).transpose(2, 0, 1) / 255
 """
 
 
@@ -240,6 +253,73 @@ def test_a_damaged_shard_is_found(photos, tmp_path):
     assert list(Job(folder, photos, dtype="float32", resume=True, **options(spec)).run().shards) == [1]
 
 
+def test_processes_that_begin_at_once_begin_one_job(photos, tmp_path):
+    vision, folder = Explainer(network(tmp_path)).vision, tmp_path / "maps"
+    with ThreadPoolExecutor(4) as pool:
+        begun = [pool.submit(Job, folder, photos, resume=True, **options(vision)) for _ in range(4)]
+    plans = [future.result().plan for future in begun]
+    assert all(plan.shards() == plans[0].shards() and plan.identity == plans[0].identity for plan in plans)
+    assert status(folder).missing == [0, 1, 2]
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["removed", "made anew"])
+def test_a_folder_that_is_gone_is_written_into_no_more(is_new, photos, tmp_path):
+    spec, folder = network(tmp_path), tmp_path / "maps"
+
+    def remove(shard, rows):
+        if shard.number == 1 and len(rows) == 3:  # its first batch
+            shutil.rmtree(folder)
+            if is_new:
+                Job(folder, photos, **options(spec, batch_size=2)).run(part="1/3")
+
+    with pytest.raises(JobError, match="a job's folder must be"):
+        Job(folder, photos, **options(spec)).run(progress=remove)
+    assert sorted(bytes_of(folder)) == (["shard-00000.parquet"] if is_new else [])
+    if is_new:
+        assert (status(folder).missing, status(folder).broken) == ([1, 2], {})
+
+
+def test_what_a_model_refuses_is_no_fault_of_the_folder(photos, tmp_path):
+    spec, folder = network(tmp_path), tmp_path / "maps"
+    # Of several images at once: so it is found after the job has begun.
+    source = (tmp_path / "net.py").read_text().replace("time.sleep(0.0)", "assert len(images) < 2, 'too many'")
+    (tmp_path / "net.py").write_text(source)
+    with pytest.raises(ModelError, match="too many"):
+        Job(folder, photos, **options(spec)).run()
+    assert status(folder).missing == [0, 1, 2]
+    assert not list(folder.glob(".*partial"))
+    # What is found before leaves nothing.
+    for wrong, error in [({"labels": 5}, LabelError), ({"method": "grad-cam", "options": {"layer": "9"}}, OptionError)]:
+        with pytest.raises(error):
+            Job(tmp_path / "none", photos, **options(spec, **wrong))
+    assert not (tmp_path / "none").exists()
+
+
+def test_photos_that_change_or_differ_are_rows_with_their_error(tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK.format(pause=0).replace("ResizeCrop((16, 16))", "whole") + WHOLE)
+    photos, folder = tmp_path / "photos", tmp_path / "photos" / "maps"
+    for number in range(5):
+        photo(photos / f"{number}.png", number, (20, 24) if number == 1 else (24, 20))
+    job = Job(folder, photos, model=f"{tmp_path / 'net.py'}:load", shard_size=4, batch_size=4, pictures="overlay")
+    (photos / "2.png").unlink()
+    os.mkfifo(photos / "2.png")
+    photo(photos / "3.png", 3, (25, 20))
+    ran = job.run()
+    assert (ran.explained, list(ran.failures)) == (2, ["1.png", "2.png", "3.png"])
+    assert "images must be of one shape, (3, 24, 20); received path='1.png'" in ran.failures["1.png"]
+    assert "it is no regular file" in ran.failures["2.png"]
+    assert "image must be as it was when the job began" in ran.failures["3.png"]
+    assert {path.name for path in folder.glob("*.png")} == {"0_overlay.png", "4_overlay.png"}
+    # The pictures below the photos' own folder are no photos: once they are as they were, the job goes on.
+    (photos / "2.png").unlink()
+    photo(photos / "2.png", 2)
+    photo(photos / "3.png", 3)
+    again = Job(
+        folder, photos, model=f"{tmp_path / 'net.py'}:load", shard_size=4, batch_size=4, pictures=None, resume=True
+    )
+    assert (again.missing(), again.plan.settings.pictures) == ([], "overlay")
+
+
 def test_a_plan_is_data(photos, tmp_path):
     folder = tmp_path / "maps"
     Job(folder, photos, **options(network(tmp_path)))
@@ -250,6 +330,10 @@ def test_a_plan_is_data(photos, tmp_path):
         {"photos": [[["/etc/x.png", 1, None]]]},
         {"dtype": []},
         {"more": 1},
+        {"shard_size": 0},
+        {"batch_size": "3"},
+        {"pictures": "some"},
+        {"photos": [[["a/../../x.png", 1, None]]]},
     ):
         (folder / "job.json").write_text(json.dumps({**plan, **change}))
         with pytest.raises(JobError, match="job.json must be"):

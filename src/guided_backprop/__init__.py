@@ -12,6 +12,7 @@ from guided_backprop.errors import (
     OpaqueRegionError,
     OptionError,
     OutOfMemoryError,
+    OutputError,
     OutputExistsError,
     ScoreError,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "OpaqueRegionError",
     "OptionError",
     "OutOfMemoryError",
+    "OutputError",
     "OutputExistsError",
     "RectGrad",
     "Saliency",

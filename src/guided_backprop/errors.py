@@ -11,7 +11,8 @@
     ├── OutOfMemoryError (MemoryError)     one image alone does not fit
     ├── MissingExtraError (ImportError)    an optional part is not installed
     ├── JobError (ValueError)              a job's folder is not what it must be, or another process is at it
-    └── OutputExistsError (FileExistsError)
+    ├── OutputExistsError (FileExistsError)
+    └── OutputError (OSError)              what was made cannot be written where it should be
 
 Every message reads "<what must hold>; received <name>=<value>. <the one thing to do>."
 """
@@ -71,3 +72,7 @@ class JobError(GuidedBackpropError, ValueError):
 
 class OutputExistsError(GuidedBackpropError, FileExistsError):
     """The output folder exists and may not be overwritten."""
+
+
+class OutputError(GuidedBackpropError, OSError):
+    """The system refuses to write what was made: the folder's name, the permission, or the disk's room."""

@@ -162,6 +162,8 @@ def _entries(folder: Path, *, recursive: bool) -> Iterator[Path]:
 def _reason_to_skip(path: Path, endings: set[str]) -> str:
     """Return why a folder's entry is not read, or nothing."""
     if path.is_dir():
+        if path.is_symlink():
+            return "a link to a folder, which could lead in a circle"
         return "a folder, which is looked into only if you ask for it"
     if path.suffix.lower() in _HEIC_ENDINGS and not _knows_heic():
         return "HEIC, which needs: pip install 'guided-backprop[heic]'"

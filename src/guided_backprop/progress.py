@@ -60,7 +60,7 @@ class Progress:
         if self._is_shown and now >= self._next and self._done < self._total:
             self._next = now + _PAUSE
             left = (now - self._begun) / max(self._done, 1) * (self._total - self._done)
-            self._write(f"{self._done} of {self._total} {self._what}, {_duration(left)} left")
+            self._write(f"{self._done} of {self._total} {self._what}, {duration(left)} left")
 
     def _write(self, text: str) -> None:
         if is_notebook():
@@ -105,7 +105,8 @@ def is_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time for people: seconds, minutes, or hours."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

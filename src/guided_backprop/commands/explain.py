@@ -1,52 +1,67 @@
-"""The command ``guided-backprop explain``: photos into a folder of pictures, arrays and a manifest."""
+"""The command ``guided-backprop explain``: photos into a folder of shards and pictures, by a job that can go on."""
 
 import os
 import sys
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
+from typing import Literal, get_args
 
 import click
 
-from guided_backprop.arrays import Images, Labels
 from guided_backprop.commands.labels import ChosenLabels, labels_option
+from guided_backprop.commands.log import Log
 from guided_backprop.commands.model import Chosen, model_options
-from guided_backprop.commands.run import Run, Written
 from guided_backprop.commands.shared import (
-    PATH,
-    Photos,
+    AT_LEAST_ONE,
     batch_size_option,
-    images_argument,
     layer_option,
     method_option,
     one_line_errors,
-    printable,
+    print_skipped,
 )
+from guided_backprop.commands.stopping import Stopping
+from guided_backprop.errors import OptionError
+from guided_backprop.jobs.job import Job
+from guided_backprop.jobs.maps import MapType
+from guided_backprop.jobs.part import Part
+from guided_backprop.jobs.pictures import MOST_DRAWN
+from guided_backprop.jobs.plan import PICTURES
+from guided_backprop.jobs.status import status
 from guided_backprop.methods.method import REDUCERS, Reducer
-from guided_backprop.methods.named import method_of
-from guided_backprop.photos import read_image
-from guided_backprop.show.folder import ARRAYS, MANIFEST, ExplanationFolder
+
+_PICTURES = f"Drawn beside the shards. [default: all, of up to {MOST_DRAWN} images; else none]"
+_DTYPE = "How maps are stored: float16 halves, sqrt8 quarters."
 
 
 @click.command("explain")
-@images_argument
+@click.argument("images", nargs=-1, required=True)
 @click.option(
     "--output",
-    type=PATH,
-    help="New folder for pictures, arrays, manifest. [default: one beside the first image, named after it]",
+    metavar="FOLDER",
+    help="New folder, or an address such as s3://bucket/maps. [default: beside the first image, named after it]",
 )
 @click.option("--recursive", is_flag=True, help="Look into folders in folders, too.")
 @model_options
 @labels_option()
 @method_option
 @layer_option
-@batch_size_option()
+@batch_size_option("Images read and explained at once: in memory are a few batches.")
 @click.option("--reducer", type=click.Choice(REDUCERS), help="Reduce the channels to one.")
-@click.option("--overwrite", is_flag=True, help="Write into an existing folder.")
+@click.option("--dtype", type=click.Choice(get_args(MapType)), default="float16", show_default=True, help=_DTYPE)
+@click.option("--pictures", type=click.Choice(PICTURES), help=_PICTURES)
+@click.option(
+    "--shard-size", type=AT_LEAST_ONE, default=512, show_default=True, help="Images a file: what a kill may cost."
+)
+@click.option("--resume", is_flag=True, help="Go on with the job that is in the folder.")
+@click.option("--add", is_flag=True, help="Go on, and take in images that are new.")
+@click.option("--part", metavar="K/N", help="Of N processes at one job this is the K-th, from 1.")
+@click.option("--no-optimize", is_flag=True, help="Don't use the faster method, even where it agrees.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 def explain(
     *,
-    images: Sequence[Path],
-    output: Path | None,
+    images: Sequence[str],
+    output: str | None,
     recursive: bool,
     model: Chosen,
     labels: ChosenLabels | None,
@@ -54,36 +69,61 @@ def explain(
     layer: str | None,
     batch_size: int,
     reducer: Reducer | None,
-    overwrite: bool,
+    dtype: MapType,
+    pictures: Literal["none", "overlay", "all"] | None,
+    shard_size: int,
+    resume: bool,
+    add: bool,
+    part: str | None,
+    no_optimize: bool,
+    quiet: bool,
 ) -> None:
-    """Explain what a model sees in IMAGES, which are files, or folders of them.
+    """Explain what a model sees in IMAGES: files, folders of them, or an address such as s3://bucket/photos.
 
-    Images that cannot be read are reported and left out; the exit status is then 1.
+    Maps are written in shards, each of which is there whole or not at all; guided_backprop.read(FOLDER) reads them.
+    After an interruption the same command goes on with --resume. Images that cannot be read are reported, and known
+    in the shards; as long as there are any, the exit status is 1. SIGTERM and SIGINT finish the batch, and end with 143
+    or 130.
     """
-    with one_line_errors():
-        photos = Photos.given(images, labels, is_single=False, recursive=recursive)
-        output = _beside(images[0], overwrite=overwrite) if output is None else output
-        with ExplanationFolder(output, overwrite=overwrite) as folder:
-            vision = model.load()
-            explainer = method_of(method, vision.network, layer, reducer=reducer)
-
-            def write(pixels: Images, names: Sequence[str], chosen: Labels) -> Written:
-                explanations = explainer.explain(pixels, chosen).one_label_a_row()
-                repeated = [name for name in names for _ in range(len(explanations) // len(names))]
-                places = [vision.place(read_image(name)) for name in repeated]
-                return Written(explanations, folder.add(explanations, repeated, places))
-
-            run = Run(vision, photos.labelled(labels, vision), output, write)
-            run.explain(batch_size)
-            folder.finish()
-            run.finish(f"explained by {type(explainer).__name__} in {printable(output)} ({MANIFEST}, {ARRAYS})")
-    if run.failed:
+    options = {name: said for name, said in {"layer": layer, "reducer": reducer}.items() if said is not None}
+    with one_line_errors(), Stopping() as stopping:
+        # A wrong part is known before the model is loaded.
+        Part.of(part)
+        spec, load = model.said()
+        job = Job(
+            _beside(images[0], goes_on=resume or add) if output is None else output,
+            images,
+            model=spec,
+            method=method,
+            options=options,
+            load=load,
+            dtype=dtype,
+            optimize=not no_optimize,
+            labels=None if labels is None else labels.asked,
+            recursive=recursive,
+            shard_size=shard_size,
+            batch_size=batch_size,
+            pictures=pictures,
+            resume=resume,
+            add=add,
+        )
+        print_skipped(job.skipped)
+        with Log(job, part, is_quiet=quiet) as log, stopping.patient():
+            ran = job.run(part=part, progress=log.batch, finished=log.shard, is_stopped=stopping.is_asked)
+        known = status(job.folder, part=part, verify=False)
+        log.sum_up(ran, known)
+    if ran.stopped:
+        sys.exit(stopping.status)
+    if known.failures or known.broken:
         sys.exit(1)
 
 
-def _beside(image: Path, *, overwrite: bool) -> Path:
-    """Return a folder beside an image or a folder of images, named after it: one that is not there, unless told so."""
-    whole = image.resolve()
+def _beside(image: str, *, goes_on: bool) -> str:
+    """Return a folder beside an image or a folder of images, named after it; one that is not there, but to go on."""
+    if "://" in image:
+        raise OptionError(f"--output must be given for photos at an address; received {image!r}. Pass a folder.")
+    whole = Path(image).resolve()
     first = whole.with_name(f"{whole.stem}_maps")
     numbered = (whole.with_name(f"{first.name}-{number}") for number in count(2))
-    return first if overwrite else next(path for path in chain([first], numbered) if not os.path.lexists(path))
+    free = (path for path in chain([first], numbered) if goes_on or not os.path.lexists(path))
+    return str(next(free))

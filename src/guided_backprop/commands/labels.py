@@ -39,29 +39,34 @@ class ChosenLabels:
         is_best = re.fullmatch(r"top\d+", typed) is not None
         return cls(typed, () if is_best else [name.strip() for name in typed.split(",")])
 
-    def check(self, images: int, *, is_single: bool) -> None:
+    @property
+    def asked(self) -> str | Sequence[str]:
+        """What is asked for, as :class:`guided_backprop.Job` takes it."""
+        return self.names if len(self.names) > 1 else self.typed.strip()
+
+    def check(self, images: int) -> None:
         """Refuse labels that are neither one nor as many as images.
 
         Raises:
-            LabelError: they are not, or several of each image where that can't be.
+            LabelError: they are not, or are several of each image.
         """
-        if not self.names and is_single:
+        if not self.names:
             raise LabelError(
                 f"labels must be one per image here; received {self.typed!r}. Pass an id or a name, or nothing."
             )
-        if self.names and len(self.names) not in (1, images):
+        if len(self.names) not in (1, images):
             raise LabelError(
                 f"labels must be one for all images, or one per image; received {len(self.names)} labels for "
                 f"{images} images. Give as many labels as images, or one."
             )
 
-    def resolve(self, class_names: Sequence[str]) -> list[int] | str:
-        """Return the class ids, or "top5" as it is.
+    def resolve(self, class_names: Sequence[str]) -> list[int]:
+        """Return the class ids.
 
         Raises:
             LabelError: a name is of no class, or of several.
         """
-        return [class_id(name, class_names) for name in self.names] if self.names else self.typed
+        return [class_id(name, class_names) for name in self.names]
 
 
 def labels_option(meaning: str = _MEANING) -> Callable[[FC], FC]:

@@ -11,6 +11,7 @@ from click.decorators import FC
 
 from guided_backprop.errors import OptionError
 from guided_backprop.models import VisionModel, load_model
+from guided_backprop.models.default import DEFAULT
 
 _SPEC = (
     "torchvision:NAME, timm:NAME, hf:NAME, keras:NAME; a .keras, .h5, .pt2, .pt, .onnx file or a SavedModel; "
@@ -29,7 +30,6 @@ _OPTIONS = (
     click.option("--random-weights", is_flag=True, help="Explain a network that has learned nothing."),
     click.option("--device", metavar="DEVICE", help="Where a PyTorch network runs, such as cuda."),
 )
-_DEFAULT = "guided_backprop.models:load_default"
 _NAMES = "model size crop scale mean std channels_last classes trust_pickle random_weights device".split()
 
 
@@ -39,6 +39,19 @@ class Chosen:
 
     typed: Mapping[str, Any]
 
+    def said(self) -> tuple[str | None, dict[str, Any]]:
+        """Return the model's specification, None for the default one, and what was said of it.
+
+        Raises:
+            OptionError: an option can't be read.
+        """
+        said = {name: typed for name, typed in self.typed.items() if typed not in (None, False)}
+        spec = said.pop("model", None)
+        for name, parse in _PARSED.items():
+            if name in said:
+                said[name] = parse(f"--{name}", said[name])
+        return spec, said
+
     def load(self) -> VisionModel:
         """Load the model, or the default one.
 
@@ -46,12 +59,8 @@ class Chosen:
             OptionError: an option can't be read, or says something of the default model.
             GuidedBackpropError: all that :func:`guided_backprop.load_model` raises.
         """
-        said = {name: typed for name, typed in self.typed.items() if typed not in (None, False)}
-        spec = said.pop("model", _DEFAULT)
-        for name, parse in _PARSED.items():
-            if name in said:
-                said[name] = parse(f"--{name}", said[name])
-        return load_model(spec, **said)
+        spec, said = self.said()
+        return load_model(spec or DEFAULT, **said)
 
     def words(self) -> dict[str, str | bool | None]:
         """Return the options as they are typed again."""

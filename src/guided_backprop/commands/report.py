@@ -11,7 +11,7 @@ from guided_backprop.arrays import Images, Labels
 from guided_backprop.commands.check import checked
 from guided_backprop.commands.labels import ONE_LABEL, ChosenLabels, labels_option
 from guided_backprop.commands.model import Chosen, model_options
-from guided_backprop.commands.run import Run, Written
+from guided_backprop.commands.run import Run
 from guided_backprop.commands.shared import (
     PATH,
     Photos,
@@ -20,6 +20,7 @@ from guided_backprop.commands.shared import (
     one_line_errors,
     printable,
 )
+from guided_backprop.explanations import Explanations
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.models import VisionModel
 from guided_backprop.photos import read_image
@@ -84,12 +85,12 @@ def report(
             overwrite=overwrite,
         )
 
-        def write(pixels: Images, names: Sequence[str], chosen: Labels) -> Written:
+        def write(pixels: Images, names: Sequence[str], chosen: Labels) -> Explanations:
             # The last of the three methods: its coverage says what was guided.
             places = [vision.place(read_image(name)) for name in names]
-            return Written(page.add(pixels, names, chosen, places=places)[2], [{} for _ in names])
+            return page.add(pixels, names, chosen, places=places)[2]
 
-        run = Run(vision, photos, output, write)
+        run = Run(vision, photos, write)
         run.explain(batch_size)
         trust = [_trust(vision, photos, batch_size)] if check else []
         page.finish(trust=trust, command=again)

@@ -1,15 +1,14 @@
-"""One run over many photos: batch after batch is read, explained, written, printed and dropped."""
+"""One run over photos for a page: batch after batch is read, explained, drawn, printed and dropped."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from guided_backprop.arrays import Images, Labels
+from guided_backprop.commands.facts import facts_grid
 from guided_backprop.commands.shared import Photos, print_failures, printable
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError
@@ -18,16 +17,8 @@ from guided_backprop.labels.parse import parse_label
 from guided_backprop.models import Batch, View, VisionModel, best_classes, probabilities
 from guided_backprop.progress import said_elsewhere
 
-
-class Written(NamedTuple):
-    """A batch's explanations, and for each image the names of its files by kind."""
-
-    explanations: Explanations
-    files: Sequence[Mapping[str, str]]
-
-
-# From images, their names and their labels to what was written of them.
-Write = Callable[[Images, Sequence[str], Labels], Written]
+# From images, their names and their labels to what was found.
+Write = Callable[[Images, Sequence[str], Labels], Explanations]
 
 
 class Run:
@@ -36,15 +27,14 @@ class Run:
     Args:
         vision: the model.
         photos: what is explained.
-        output: where the files are, for people.
         write: explains a batch and keeps it.
     """
 
-    def __init__(self, vision: VisionModel, photos: Photos, output: Path, write: Write) -> None:
+    def __init__(self, vision: VisionModel, photos: Photos, write: Write) -> None:
         # A pipe has no width: nothing is folded there.
         width = None if sys.stdout.isatty() else 10_000
         self._console = Console(width=width, markup=False, highlight=False, emoji=False)
-        self._vision, self._photos, self._output, self._write = vision, photos, output, write
+        self._vision, self._photos, self._write = vision, photos, write
         self._coverages: list[Coverage] = []
         self._head: str | None = None
         self._explained = 0
@@ -82,38 +72,24 @@ class Run:
     def _explain_batch(self, batch: Batch) -> None:
         paths = [self._photos.paths[row] for row in batch.rows]
         labels = self._photos.labels
-        written = self._write(batch.images, [str(path) for path in paths], self._photos.labels_of(batch))
-        if labels is not None and not isinstance(labels, str) and not self._explained:
+        explanations = self._write(batch.images, [str(path) for path in paths], self._photos.labels_of(batch))
+        if labels is not None and not self._explained:
             # A wrong label of the last image is found now, and not when all the others are done.
-            parse_label(labels, len(labels)).explained(written.explanations.outputs)
-        self._vision.require_names(written.explanations.outputs)
-        self._coverages.append(written.explanations.coverage)
-        self._head = written.explanations.head
+            parse_label(labels, len(labels)).explained(explanations.outputs)
+        self._vision.require_names(explanations.outputs)
+        self._coverages.append(explanations.coverage)
+        self._head = explanations.head
         self._explained += len(paths)
-        self._print(paths, written, [self._vision.view(*size) for size in batch.sizes])
+        self._print(paths, explanations, [self._vision.view(*size) for size in batch.sizes])
 
-    def _print(self, paths: Sequence[Path], written: Written, views: Sequence[View | None]) -> None:
-        explanations, class_name = written.explanations, self._vision.class_name
+    def _print(self, paths: Sequence[Path], explanations: Explanations, views: Sequence[View | None]) -> None:
+        class_name = self._vision.class_name
         shares = probabilities(explanations.outputs, explanations.head)
-        labels_of_each = len(written.files) // len(paths)
-        for row, files in enumerate(written.files):
+        for row, (path, view) in enumerate(zip(paths, views, strict=True)):
             label, score = int(explanations.labels[row]), float(explanations.scores[row])
             facts = [("explained", f"{class_name(label)}, score {score:.4g}")]
-            is_first = row % labels_of_each == 0
-            if shares is not None and is_first:
-                facts += [(f"{shares[row, label]:.1%}", class_name(label)) for label in best_classes(shares[row])]
-            view = views[row // labels_of_each]
+            if shares is not None:
+                facts += [(f"{shares[row, best]:.1%}", class_name(best)) for best in best_classes(shares[row])]
             facts += [("warning", view.warning)] if view is not None and view.warning else []
-            facts += [(kind, printable(self._output / name)) for kind, name in files.items()]
-            if is_first:
-                self._console.print(printable(paths[row // labels_of_each]), style="bold", soft_wrap=True)
-            self._console.print(_grid(facts))
-
-
-def _grid(facts: Sequence[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(justify="right", min_width=11, no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, fact in facts:
-        table.add_row(name, fact)
-    return table
+            self._console.print(printable(path), style="bold", soft_wrap=True)
+            self._console.print(facts_grid(facts))

@@ -29,10 +29,7 @@ method_option = click.option("--method", type=click.Choice(METHODS), default="gu
 layer_option = click.option("--layer", help="A convolutional layer, for grad-cam and guided-gradcam.")
 
 
-_BATCH_SIZE = "Images read and explained at once. Of the others only attributions are held in memory."
-
-
-def batch_size_option(meaning: str = _BATCH_SIZE) -> Callable[[FC], FC]:
+def batch_size_option(meaning: str = "Images read and explained at once.") -> Callable[[FC], FC]:
     """Return the option for the number of images that are explained at once."""
     return click.option("--batch-size", type=AT_LEAST_ONE, default=16, show_default=True, help=meaning)
 
@@ -43,37 +40,30 @@ class Photos:
 
     Attributes:
         paths: the files.
-        labels: class ids, one for all or one per file; "top5" or another number; or None for the best class.
+        labels: class ids, one for all or one per file; or None for the best class.
     """
 
     paths: Sequence[Path]
-    labels: Sequence[int] | str | None = None
+    labels: Sequence[int] | None = None
 
     @classmethod
-    def given(
-        cls,
-        arguments: Sequence[Path],
-        labels: ChosenLabels | None,
-        *,
-        is_single: bool = True,
-        recursive: bool = False,
-    ) -> Self:
+    def given(cls, arguments: Sequence[Path], labels: ChosenLabels | None) -> Self:
         """Return the files, and those in folders, as yet without labels, which have to be named by the model.
 
         What else is in folders is told on standard error.
 
         Raises:
             OptionError: there are none.
-            LabelError: labels are neither one nor as many as files; or several of each, and ``is_single``.
+            LabelError: labels are neither one nor as many as files, or several of each.
         """
-        paths, skipped = photo_files(arguments, recursive=recursive)
+        paths, skipped = photo_files(arguments)
         print_skipped(skipped)
         if not paths:
             raise OptionError(
                 "IMAGES must contain an image; received folders without any. Pass a folder of image files."
             )
         if labels is not None:
-            labels.check(len(paths), is_single=is_single)
+            labels.check(len(paths))
         return cls(paths)
 
     def labelled(self, labels: ChosenLabels | None, vision: VisionModel) -> "Photos":
@@ -84,10 +74,10 @@ class Photos:
         """
         return Photos(self.paths, None if labels is None else labels.resolve(vision.class_names))
 
-    def labels_of(self, batch: Batch) -> list[int] | int | str | None:
+    def labels_of(self, batch: Batch) -> list[int] | int | None:
         """Return the labels of the images of a batch that could be read: labels count the others too."""
-        if self.labels is None or isinstance(self.labels, str):
-            return self.labels
+        if self.labels is None:
+            return None
         return self.labels[0] if len(self.labels) == 1 else [self.labels[row] for row in batch.rows]
 
 
@@ -102,6 +92,14 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
 def printable(path: Path | str) -> str:
     """Return the path without the bytes and control characters that a terminal would choke on or obey."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(path))
+
+
+def size_text(size: int) -> str:
+    """Return bytes for people: ``1.2 MB``."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
 
 
 def print_failures(batch: Batch) -> None:

@@ -1,24 +1,18 @@
 """``explain_photos``: from photos and a model's name to explained photos."""
 
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-
 from guided_backprop.arrays import Layer, Model
-from guided_backprop.errors import ImageError, LabelError, OptionError
+from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explained.result import ExplainedPhoto, ExplainedPhotos, Failure
 from guided_backprop.explained.sources import Photo, Source, sources_of
-from guided_backprop.labels.names import class_id
+from guided_backprop.labels.names import PhotoLabels, class_ids
 from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.named import method_of
 from guided_backprop.models import Batch, VisionModel, load_default, load_model
 from guided_backprop.progress import Progress
-
-#: Class ids or names: one for all photos, or one for each; "top5", "all", or None for the class of the highest score.
-PhotoLabels = int | str | Sequence[int | str] | None
 
 
 def explain_photos(
@@ -73,10 +67,11 @@ def explain_photos(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise OptionError(f"batch_size must be a positive integer; received batch_size={batch_size!r}. Pass 16.")
     sources = sources_of(photos, recursive=recursive)
-    _check_count(labels, len(sources.photos))
+    count = len(sources.photos)
     vision = _vision(model)
-    run = _Run(sources.photos, vision, _explainer(method, vision, layer), _ids(labels, vision.class_names))
-    with Progress(len(sources.photos), "photos", shown=progress) as shown:
+    ids = class_ids(labels, vision.class_names, count)
+    run = _Run(sources.photos, vision, _explainer(method, vision, layer), ids)
+    with Progress(count, "photos", shown=progress) as shown:
         for batch in vision.batches(sources.photos, vision.at_once or batch_size):
             run.add(batch)
             shown.advance(len(batch.rows) + len(batch.failures))
@@ -115,24 +110,6 @@ class _Run:
         for place, (row, size) in enumerate(zip(batch.rows, batch.sizes, strict=True)):
             source = self._photos[row]
             self.explained.append(ExplainedPhoto(source.name, found[place : place + 1], self._vision, size, source))
-
-
-def _check_count(labels: PhotoLabels, count: int) -> None:
-    if labels is None or isinstance(labels, str | int | np.integer) or len(labels) == count:
-        return
-    raise LabelError(
-        f"labels must be one for all photos, or one for each; received {len(labels)} labels for {count} photos. "
-        "Give as many labels as photos, or one."
-    )
-
-
-def _ids(labels: PhotoLabels, class_names: Sequence[str]) -> list[int] | int | str | None:
-    """Return class ids for labels, of which some may be names."""
-    if labels is None or (isinstance(labels, str) and re.fullmatch(r"top\d+|all", labels)):
-        return labels
-    if isinstance(labels, str | int | np.integer):
-        return class_id(labels, class_names)
-    return [class_id(label, class_names) for label in labels]
 
 
 def _vision(model: str | os.PathLike[str] | VisionModel | None) -> VisionModel:

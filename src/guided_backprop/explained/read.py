@@ -16,7 +16,7 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.coverage import Coverage, Nonlinearity
 from guided_backprop.errors import ImageError, MissingExtraError, OptionError
 from guided_backprop.photos import read_image
-from guided_backprop.show.folder import ARRAYS, MANIFEST, SCHEMA_VERSION
+from guided_backprop.show.folder import ARRAYS, MANIFEST, PICTURE_NAME, SCHEMA_VERSION
 
 
 @final
@@ -102,11 +102,13 @@ class Saved(Sequence[SavedMap]):
     names: Sequence[str] = field(repr=False)
     coverage: Coverage
     _files: Sequence[Mapping[str, str]] = field(repr=False)
+    _labels: Sequence[object] | None = field(repr=False)
 
     @cached_property
     def labels(self) -> NumpyArray:
         """What was explained in each map, class ids ``(N,)`` or weights of the outputs."""
-        return self._array("labels")
+        names = self._labels if self._labels and isinstance(self._labels[0], str) else None
+        return self._array("labels") if names is None else np.array(names)
 
     @cached_property
     def scores(self) -> NDArray[np.float64]:
@@ -135,8 +137,7 @@ class Saved(Sequence[SavedMap]):
             attribution=self._array("attribution", row),
             label=label if np.ndim(label) else int(label),
             score=float(self.scores[row]),
-            # Names alone: a manifest is data, and points nowhere else.
-            files={kind: self.folder / Path(file).name for kind, file in self._files[row].items()},
+            files={kind: self.folder / file for kind, file in self._files[row].items()},
         )
 
     def __iter__(self) -> Iterator[SavedMap]:
@@ -152,9 +153,12 @@ class Saved(Sequence[SavedMap]):
 
         try:
             with safe_open(self.folder / ARRAYS, framework="numpy") as arrays:
+                rows = arrays.get_slice(name).get_shape()[0]
+                if rows != len(self.names):
+                    raise ValueError(f"{name} of {rows} images, where {MANIFEST} has {len(self.names)}")
                 array: NumpyArray = arrays.get_tensor(name) if row is None else arrays.get_slice(name)[row]
                 return array
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, SafetensorError) as error:
             raise ImageError(
                 f"{ARRAYS} must be as it was saved; received that of {str(self.folder)!r} ({error}). Save it anew."
             ) from error
@@ -183,7 +187,7 @@ def read(folder: str | os.PathLike[str]) -> Saved:
     path = Path(folder)
     try:
         return _saved(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise OptionError(
             f"folder must be one that save() or the command explain wrote; received folder={os.fspath(folder)!r}, "
             f"whose {MANIFEST} cannot be read ({error}). Pass another folder."
@@ -195,6 +199,13 @@ def _saved(folder: Path, said: Mapping[str, Any]) -> Saved:
     version = said["schema_version"]
     if version != SCHEMA_VERSION:
         raise ValueError(f"its schema_version is {version!r} and not {SCHEMA_VERSION}")
+    for name in ("method", "model"):
+        if not isinstance(said[name], str):
+            raise TypeError(f"its {name} is {said[name]!r:.80}")
+    images = said["images"]
+    labels, lengths = said["labels"], {len(said[name]) for name in ("labels", "scores") if said[name] is not None}
+    if lengths != {len(images)}:
+        raise ValueError(f"its labels and scores are not {len(images)}, as its images")
     return Saved(
         folder=folder,
         method=said["method"],
@@ -202,7 +213,16 @@ def _saved(folder: Path, said: Mapping[str, Any]) -> Saved:
         head=said["head"],
         reducer=said["reducer"],
         percentile=said["percentile"],
-        names=[image["name"] for image in said["images"]],
+        names=[str(image["name"]) for image in images],
         coverage=Coverage([Nonlinearity(**row) for row in said["coverage"]]),
-        _files=[image["files"] for image in said["images"]],
+        _files=[_pictures(image["files"]) for image in images],
+        _labels=labels,
     )
+
+
+def _pictures(files: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the names of pictures as a manifest has them: it is data, and points nowhere else."""
+    foreign = next((name for name in files.values() if not PICTURE_NAME.fullmatch(name)), None)
+    if foreign is not None:
+        raise ValueError(f"it names {foreign!r:.80}, which is no picture of this folder")
+    return files

@@ -4,22 +4,25 @@ It is what Ray's ``map_batches`` and the ``map`` of Hugging Face's data sets tak
 same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from guided_backprop.arrays import Images, NumpyArray, Tensor, as_numpy
-from guided_backprop.errors import ImageError, OptionError
+from guided_backprop.arrays import NumpyArray, Tensor, as_numpy
+from guided_backprop.errors import GuidedBackpropError, ImageError, OptionError
+from guided_backprop.explanations import Explanations
 from guided_backprop.jobs.maps import MapType, check, stored
-from guided_backprop.jobs.rows import Row, as_columns
+from guided_backprop.jobs.rows import Row, as_columns, storable
+from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.named import Made, method_of
 from guided_backprop.models import VisionModel, best_classes, load_model, probabilities
-from guided_backprop.models.default import load_default
+from guided_backprop.models.default import DEFAULT
 from guided_backprop.photos import read_image
 
 
@@ -37,6 +40,15 @@ class Prepared(NamedTuple):
     box: tuple[float, float, float, float] | None
 
 
+#: What is done beside with a photo, by its position in its batch, and with its explanations: one for each label.
+Draw = Callable[[int, Explanations], None]
+
+# By how much of its length a map may differ by rounding, where a ReLU nearly at a tie may turn.
+_ROUNDING = 1e-3
+# Small enough to have contrast in whatever size it is shown.
+_NOISE = (64, 64)
+
+
 class Kind(NamedTuple):
     """What the maps of a job have in common.
 
@@ -49,6 +61,20 @@ class Kind(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     about: dict[str, Any]
+
+
+class _Tried(NamedTuple):
+    """What a picture of noise told, the same in each process.
+
+    Attributes:
+        method: the one to explain with.
+        shape: of the image that the network took, without batch axis.
+        explanations: of the noise, by the method as it was asked for.
+    """
+
+    method: Made
+    shape: tuple[int, ...]
+    explanations: Explanations
 
 
 class Explainer:
@@ -65,7 +91,7 @@ class Explainer:
         load: options of :func:`guided_backprop.load_model`.
         dtype: how maps are stored: "float32"; "float16", as shares of each map's largest value; or "sqrt8", the square
             roots of these in eight bits.
-        optimize: make the method faster, where the optimised one agrees; see ``Method.optimize``.
+        optimize: make the method faster (``Method.optimize``), if it explains a picture of noise alike.
 
     Raises:
         OptionError: there is no such method or dtype.
@@ -94,12 +120,11 @@ class Explainer:
         self.model, self.method, self.options, self.load = model, method, dict(options or {}), dict(load or {})
         self.dtype, self.optimize = dtype, optimize
         self._made: tuple[VisionModel, Made] | None = None
-        self._is_optimized = False
-        self._kind: Kind | None = None
+        self._tried: _Tried | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but what was made: another process makes that itself."""
-        return {**vars(self), "_made": None, "_is_optimized": False, "_kind": None}
+        return {**vars(self), "_made": None, "_tried": None}
 
     def __call__(self, columns: Mapping[str, Any]) -> dict[str, NumpyArray]:
         """Explain a batch.
@@ -136,50 +161,93 @@ class Explainer:
         view = self.vision.view(*photo.size)
         return Prepared(self.vision.preprocess(photo), photo.size, None if view is None else view.box)
 
+    @property
+    def is_optimized(self) -> bool:
+        """Whether the method was made faster, and agreed."""
+        return self._trial().method is not self._loaded()[1]
+
     def rows(
-        self, paths: Sequence[str], ready: Sequence[Prepared | ImageError], labels: Sequence[int | None]
+        self,
+        paths: Sequence[str],
+        ready: Sequence[Prepared | ImageError],
+        labels: Sequence[int | str | None],
+        draw: Draw | None = None,
     ) -> list[Row]:
-        """Explain a batch of photos, and return a row for each, those that couldn't be read with their errors."""
+        """Explain a batch of photos.
+
+        Args:
+            paths: of the photos, by which their rows are called.
+            ready: the photos, or why they couldn't be read.
+            labels: class ids; or for all "top5", or None for the best class.
+            draw: called for each photo; of what raises ImageError there the row has the error.
+
+        Returns:
+            A row for each photo, of those that couldn't be read with their errors; with "top5" several for each.
+        """
+        names = [storable(path) for path in paths]
+        ready = [self._alike(name, one) for name, one in zip(names, ready, strict=True)]
         rows = [
-            Row(path, error=None if isinstance(one, Prepared) else str(one))
-            for path, one in zip(paths, ready, strict=True)
+            [Row(name, error=None if isinstance(one, Prepared) else storable(str(one)))]
+            for name, one in zip(names, ready, strict=True)
         ]
         readable = [(number, one) for number, one in enumerate(ready) if isinstance(one, Prepared)]
         if not readable:
-            return rows
-        vision, _ = self._loaded()
-        images = vision.stacked([one.pixels for _, one in readable])
+            return list(chain(*rows))
+        images = self.vision.stacked([one.pixels for _, one in readable])
         chosen = _chosen([labels[number] for number, _ in readable])
-        explanations = self._explaining(images).explain(images, chosen)
-        shares = probabilities(explanations.outputs, explanations.head)
-        maps, scales = stored(as_numpy(explanations.attribution), self.dtype)
+        explanations = self._trial().method.explain(images, chosen).one_label_a_row()
+        count = len(explanations) // len(readable)
         for place, (number, one) in enumerate(readable):
-            best = [] if shares is None else best_classes(shares[place])
-            rows[number] = Row(
-                path=paths[number],
-                label=int(explanations.labels[place]),
-                score=float(explanations.scores[place]),
-                top=None if shares is None else [(label, float(shares[place, label])) for label in best],
+            own = explanations[place * count : (place + 1) * count]
+            try:
+                if draw is not None:
+                    draw(number, own)
+                rows[number] = self._rows_of(names[number], one, own)
+            except ImageError as error:
+                rows[number] = [Row(names[number], error=storable(str(error)))]
+        return list(chain(*rows))
+
+    def _alike(self, name: str, one: Prepared | ImageError) -> Prepared | ImageError:
+        """Return a photo, or why its map can't stand beside the others'."""
+        if isinstance(one, ImageError) or np.shape(one.pixels) == (shape := self._trial(one.photo).shape):
+            return one
+        return ImageError(
+            f"images must be of one shape, {shape}; received path={name!r}, of shape {tuple(np.shape(one.pixels))}. "
+            "Resize or crop to one size in the preprocessing."
+        )
+
+    def _rows_of(self, name: str, one: Prepared, explanations: Explanations) -> list[Row]:
+        """Return a row for each label of one photo."""
+        shares = probabilities(explanations.outputs, explanations.head)
+        best = [] if shares is None else best_classes(shares[0])
+        maps, scales = stored(as_numpy(explanations.attribution), self.dtype)
+        return [
+            Row(
+                path=name,
+                label=int(explanations.labels[row]),
+                score=float(explanations.scores[row]),
+                top=None if shares is None else [(label, float(shares[0, label])) for label in best],
                 coverage=explanations.coverage,
                 head=explanations.head,
                 photo=one.photo,
                 box=one.box,
-                map=maps[place],
-                scale=float(scales[place]),
+                map=maps[row],
+                scale=float(scales[row]),
             )
-        return rows
+            for row in range(len(explanations))
+        ]
 
-    def kind(self) -> Kind:
-        """Return what all maps have in common, from that of a picture of noise: the same in each process."""
-        if self._kind is None:
-            self._kind = self._kind_of_noise()
-        return self._kind
+    def kind(self, size: tuple[int, int]) -> Kind:
+        """Return what all maps have in common, from a picture of noise: the same in each process.
 
-    def _kind_of_noise(self) -> Kind:
-        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-        pixels = self.prepared(Image.fromarray(noise)).pixels
-        images = self.vision.stacked([pixels])
-        explanations = self._explaining(images).explain(images)
+        Args:
+            size: width and height of a photo.
+
+        Raises:
+            GuidedBackpropError: the method explains nothing of the model, or its classes aren't as many as their names.
+        """
+        explanations = self._trial(size).explanations
+        self.vision.require_names(explanations.outputs)
         maps, _ = stored(as_numpy(explanations.attribution), self.dtype)
         about = {
             "method": explanations.method,
@@ -189,19 +257,33 @@ class Explainer:
         }
         return Kind(maps.shape[1:], maps.dtype, about)
 
+    def check_labels(self, labels: list[int] | int | str | None) -> None:
+        """Refuse labels that are none of the model's, before the photos are explained that they are of.
+
+        Raises:
+            LabelError: one is of no class.
+        """
+        count = len(labels) if isinstance(labels, list) else 1
+        parse_label(labels, count).explained(self._trial().explanations.outputs)
+
+    def _trial(self, size: tuple[int, int] = _NOISE) -> _Tried:
+        if self._tried is None:
+            vision, method = self._loaded()
+            noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*_NOISE, 3), np.uint8))
+            # A preprocessing may leave the photo's size as it is.
+            pixels = self.prepared(noise.resize(size)).pixels
+            images = vision.stacked([pixels])
+            explanations = method.explain(images)
+            if self.optimize and isinstance(method, Method):
+                method = _faster(method, images, explanations)
+            self._tried = _Tried(method, tuple(np.shape(pixels)), explanations)
+        return self._tried
+
     def _loaded(self) -> tuple[VisionModel, Made]:
         if self._made is None:
             vision = self.model if isinstance(self.model, VisionModel) else _load(self.model, self.load)
             self._made = vision, method_of(self.method, vision.network, **self.options)
         return self._made
-
-    def _explaining(self, images: Images) -> Made:
-        vision, method = self._loaded()
-        if self.optimize and not self._is_optimized and isinstance(method, Method):
-            method = method.optimize(images[:1])
-            self._made = vision, method
-        self._is_optimized = True
-        return method
 
     def _attempt(self, source: "Path | IO[bytes] | Image.Image", path: str) -> Prepared | ImageError:
         try:
@@ -211,7 +293,20 @@ class Explainer:
 
 
 def _load(spec: str | None, options: Mapping[str, Any]) -> VisionModel:
-    return load_default() if spec is None else load_model(spec, **options)
+    return load_model(spec or DEFAULT, **options)
+
+
+def _faster(method: Method, images: Tensor, truth: Explanations) -> Method:
+    """Return the optimised method if it explains images alike; else the method as it is."""
+    try:
+        optimized = method.optimize(images)
+        explanations = optimized.explain(images)
+    except GuidedBackpropError:
+        # As it is, the method did explain them.
+        return method
+    maps, same = as_numpy(explanations.attribution), np.array_equal(explanations.labels, truth.labels)
+    difference = np.linalg.norm((maps - as_numpy(truth.attribution)).ravel())
+    return optimized if same and difference <= _ROUNDING * np.linalg.norm(maps.ravel()) else method
 
 
 def _given(value: Any) -> "Path | IO[bytes] | Image.Image":
@@ -222,9 +317,10 @@ def _given(value: Any) -> "Path | IO[bytes] | Image.Image":
     return value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value)).convert("RGB")
 
 
-def _chosen(labels: Sequence[int | None]) -> list[int] | None:
-    """Return the labels, or None if they are the top classes."""
-    known = [label for label in labels if label is not None]
-    if known and len(known) < len(labels):
+def _chosen(labels: Sequence[int | str | None]) -> list[int] | str | None:
+    """Return class ids, "top5", or None if they are the top classes."""
+    kinds = {label if isinstance(label, str) else type(label) for label in labels}
+    if len(kinds) > 1:
         raise OptionError("labels must be given for all photos of a batch, or for none; received some. Give all.")
-    return known or None
+    first = labels[0]
+    return [label for label in labels if isinstance(label, int)] if isinstance(first, int) else first

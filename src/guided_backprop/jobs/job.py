@@ -5,20 +5,24 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.errors import ImageError, JobError, OptionError, OutputExistsError
+from guided_backprop.errors import ImageError, OptionError
+from guided_backprop.explanations import Explanations
+from guided_backprop.jobs.begin import Beginning, as_json, photo_size
 from guided_backprop.jobs.explainer import Explainer, Prepared
 from guided_backprop.jobs.folder import Folder, folder_at
 from guided_backprop.jobs.maps import MapType
 from guided_backprop.jobs.part import Part, shard_name, shard_number
-from guided_backprop.jobs.plan import PLAN, Photo, Plan, Settings, Shard
+from guided_backprop.jobs.pictures import Pictures
+from guided_backprop.jobs.plan import Photo, Plan, Settings, Shard
 from guided_backprop.jobs.rows import Row, Writer, schema, sealed
 from guided_backprop.jobs.source import Source, source_of
+from guided_backprop.labels.names import PhotoLabels, class_ids
 from guided_backprop.models import VisionModel
 from guided_backprop.show.folder import versions
 from guided_backprop.version import __version__
@@ -79,14 +83,17 @@ class Job:
         photos: a folder, an address, or several files and folders.
         model: as for :class:`guided_backprop.jobs.Explainer`.
         method: likewise.
-        options: likewise.
+        options: likewise; what JSON can hold.
         load: likewise.
         dtype: likewise.
         optimize: likewise.
-        labels: the class id to explain in all photos, None for the class with the highest score of each.
+        labels: class ids or names, one for all photos, or one for each in their order; "top5" for the five best of
+            each, None for the best.
         recursive: whether photos below folders of the folder are meant too.
         shard_size: how many photos a shard has: what an interruption costs at most.
         batch_size: how many photos are explained at once.
+        pictures: what is drawn of each map on its photo, beside the shards: "none", "overlay", or "all"; None for all
+            where there are up to 100 photos, and for what a job that goes on began with.
         resume: go on with the job that is in the folder, which must be this one.
         add: go on, and take in photos that are new, as further shards.
 
@@ -94,7 +101,8 @@ class Job:
         OutputExistsError: the folder has something in it, and neither ``resume`` nor ``add`` is said.
         JobError: the folder is of another job, or can't be written; there are no photos.
         OptionError: an option has a value that is not offered.
-        GuidedBackpropError: all that loading the model raises.
+        LabelError: a label is of no class, or labels are not one for each photo.
+        GuidedBackpropError: all that loading the model raises, and explaining a picture of noise.
 
     Example:
         >>> import numpy as np, tempfile
@@ -123,38 +131,52 @@ class Job:
         load: Mapping[str, Any] | None = None,
         dtype: MapType = "float16",
         optimize: bool = True,
-        labels: int | None = None,
+        labels: PhotoLabels = None,
         recursive: bool = True,
         shard_size: int = 512,
         batch_size: int = 16,
+        pictures: Literal["none", "overlay", "all"] | None = "none",
         resume: bool = False,
         add: bool = False,
     ) -> None:
-        for name, size in {"shard_size": shard_size, "batch_size": batch_size}.items():
-            if not isinstance(size, int) or size < 1:
-                raise OptionError(f"{name} must be a positive integer; received {name}={size!r}. Pass a number.")
         self._explainer = Explainer(model, method, options=options, load=load, dtype=dtype, optimize=optimize)
         self.folder, self._source, self._folder = folder, source_of(photos, recursive=recursive), folder_at(folder)
         settings = Settings(
-            model=self._explainer.vision.name if isinstance(model, VisionModel) else model or "default",
-            weights=self._explainer.vision.digest(),
+            model=self.vision.name if isinstance(model, VisionModel) else model or "default",
+            weights=self.vision.digest(),
             method=method,
-            options={**(options or {}), **({"load": dict(load)} if load else {})},
+            options=as_json({**(options or {}), **({"load": dict(load)} if load else {})}),
             dtype=dtype,
-            batch_size=self._explainer.vision.at_once or batch_size,
+            batch_size=self.vision.at_once or batch_size,
             shard_size=shard_size,
             optimize=optimize,
+            pictures=pictures or "none",
         )
-        listed = tuple(photo._replace(label=labels) for photo in self._source.listed())
-        self.plan = self._begun(
-            Plan(settings, (listed,), {**versions(), "guided_backprop": __version__}), resume=resume, add=add
-        )
+        listed, self.skipped = self._source.listed(folder)
+        ids = class_ids(labels, self.vision.class_names, len(listed))
+        chosen = ids if isinstance(ids, list) else [ids] * len(listed)
+        own = tuple(photo._replace(label=label) for photo, label in zip(listed, chosen, strict=True))
+        plan = Plan(settings, (own,), {**versions(), "guided_backprop": __version__})
+        beginning = Beginning(self._folder, self._source, self._explainer, is_open=pictures is None)
+        self.plan = beginning.added(plan) if add else beginning.begun(plan, goes_on=resume)
+
+    @property
+    def vision(self) -> VisionModel:
+        """The model."""
+        return self._explainer.vision
+
+    @property
+    def is_optimized(self) -> bool:
+        """Whether the method was made faster, and explained a picture of noise alike."""
+        self._explainer.kind(photo_size(self.plan, self._source))
+        return self._explainer.is_optimized
 
     def run(
         self,
         *,
         part: str | tuple[int, int] | None = None,
         progress: Progress | None = None,
+        finished: "Callable[[Written], None] | None" = None,
         is_stopped: Callable[[], bool] | None = None,
     ) -> Ran:
         """Explain what isn't there yet.
@@ -162,6 +184,7 @@ class Job:
         Args:
             part: ``"3/16"``: of sixteen processes the third, which takes every sixteenth shard.
             progress: told after each batch.
+            finished: told after each shard, which is there then.
             is_stopped: asked after each batch whether to stop; what is whole is there then.
 
         Raises:
@@ -170,9 +193,13 @@ class Job:
         """
         chosen = Part.of(part)
         with self._folder.locked(chosen) as swept:
-            missing, written = self.missing(part=part), []
+            missing: list[int] = self.missing(part=part)
+            written: list[Written] = []
             with closing(self._shards(missing, progress, is_stopped)) as shards:
-                written = list(shards)
+                for one in shards:
+                    written.append(one)
+                    if finished is not None:
+                        finished(one)
         failures = {path: error for one in written for path, error in one.failures.items()}
         explained = sum(one.explained for one in written)
         return Ran([one.shard for one in written], explained, failures, swept, len(written) < len(missing))
@@ -213,33 +240,6 @@ class Job:
                     return
                 yield written
 
-    def _begun(self, plan: Plan, *, resume: bool, add: bool) -> Plan:
-        """Write the plan, or return the one that is there, if this goes on with it."""
-        names = self._folder.names()
-        if not plan.photos:
-            raise JobError("a job needs a photo; received a folder without any. Pass a folder of image files.")
-        if PLAN not in names or not (resume or add):
-            if names:
-                raise OutputExistsError(
-                    f"folder must be empty, or not be there; received folder={str(self._folder)!r}, which holds "
-                    f"{min(names)!r}. Choose another one, or go on with its job: resume=True (--resume)."
-                )
-            self._publish(plan)
-            return plan
-        known = Plan.of_text(self._folder.read(PLAN), str(self._folder))
-        if add:
-            larger = known.with_added(plan.photos)
-            replace(plan, additions=larger.additions).refuse_other(larger)
-            if larger is not known:
-                self._publish(larger)
-            return larger
-        known.refuse_other(plan)
-        return known
-
-    def _publish(self, plan: Plan) -> None:
-        with self._folder.locked(Part()), self._folder.writing(PLAN) as file:
-            file.write(plan.text().encode())
-
 
 class _Run:
     """One run of one part of a job."""
@@ -248,8 +248,9 @@ class _Run:
         self, plan: Plan, source: Source, folder: Folder, explainer: Explainer, pool: ThreadPoolExecutor
     ) -> None:
         self._plan, self._source, self._folder, self._explainer, self._pool = plan, source, folder, explainer, pool
-        kind = explainer.kind()
+        kind = explainer.kind(photo_size(plan, source))
         self._columns, self._about = schema(kind.shape, kind.dtype), kind.about
+        self._pictures = Pictures(plan)
 
     def write(self, shard: Shard, progress: Progress | None, is_stopped: Callable[[], bool] | None) -> "Written | None":
         """Explain the photos of a shard and write it; return None if it was asked to stop before."""
@@ -260,9 +261,7 @@ class _Run:
                 for photos, ready in self._read(shard):
                     if is_stopped is not None and is_stopped():
                         raise _StoppedError
-                    rows = self._explainer.rows(
-                        [photo.path for photo in photos], ready, [photo.label for photo in photos]
-                    )
+                    rows = self._rows(photos, ready)
                     writer.write(rows)
                     failures |= {row.path: row.error for row in rows if row.error is not None}
                     if progress is not None:
@@ -270,6 +269,15 @@ class _Run:
         except _StoppedError:
             return None
         return Written(shard.number, len(shard.photos) - len(failures), failures)
+
+    def _rows(self, photos: Sequence[Photo], ready: Sequence[Prepared | ImageError]) -> list[Row]:
+        def draw(number: int, explanations: Explanations) -> None:
+            photo = photos[number]
+            for name, held in self._pictures.drawn(photo, explanations, self._explainer.vision, self._source):
+                self._folder.put(name, held)
+
+        labels = [photo.label for photo in photos]
+        return self._explainer.rows([photo.path for photo in photos], ready, labels, draw)
 
     def _read(self, shard: Shard) -> Iterator[tuple[Sequence[Photo], list[Prepared | ImageError]]]:
         """Yield the photos of each batch as the network takes them; the next ones are read meanwhile."""

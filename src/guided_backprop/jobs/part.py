@@ -56,9 +56,9 @@ class Part:
         return shard % self.count == self.number - 1
 
     def has_file(self, name: str) -> bool:
-        """Tell whether a file is written by this part: the job's own by the first."""
-        shard = _SHARD.fullmatch(name)
-        return self.has(int(shard[1])) if shard else self.number == 1
+        """Tell whether a file is a shard of this part."""
+        shard = shard_number(name)
+        return shard is not None and self.has(shard)
 
     def meets(self, number: int, count: int) -> bool:
         """Tell whether another part has a shard of this one."""

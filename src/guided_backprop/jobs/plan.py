@@ -7,14 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from hashlib import sha256
+from pathlib import PurePath
 from typing import Any, NamedTuple, Self, final
 
-from guided_backprop.errors import JobError
+from guided_backprop.errors import JobError, OptionError
 from guided_backprop.jobs.maps import MapType, check
 
 SCHEMA_VERSION = 1
 #: The file of a job's plan.
 PLAN = "job.json"
+#: Which pictures a job draws.
+PICTURES = ("none", "overlay", "all")
 
 
 class Photo(NamedTuple):
@@ -23,12 +26,12 @@ class Photo(NamedTuple):
     Attributes:
         path: relative to the folder of the photos, with forward slashes.
         size: in bytes, when the job was made.
-        label: the class id that is explained; None for the one with the highest score.
+        label: the class id that is explained; "top5" for the five best, or None for the one with the highest score.
     """
 
     path: str
     size: int
-    label: int | None = None
+    label: int | str | None = None
 
 
 class Shard(NamedTuple):
@@ -52,6 +55,7 @@ class Settings:
         batch_size: how many photos are explained at once.
         shard_size: how many photos a shard has.
         optimize: whether the method is made faster, where that agrees.
+        pictures: which are drawn: "none", "overlay" or "all".
     """
 
     model: str
@@ -62,6 +66,17 @@ class Settings:
     batch_size: int
     shard_size: int
     optimize: bool
+    pictures: str = "none"
+
+    def __post_init__(self) -> None:
+        check(self.dtype)
+        for name, size in {"shard_size": self.shard_size, "batch_size": self.batch_size}.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise OptionError(f"{name} must be a positive integer; received {name}={size!r}. Pass a number.")
+        if self.pictures not in PICTURES:
+            raise OptionError(
+                f"pictures must be one of {', '.join(PICTURES)}; received pictures={self.pictures!r}. Pass one."
+            )
 
 
 @final
@@ -88,6 +103,17 @@ class Plan:
     def identity(self) -> str:
         """A digest of all but the versions and what was added: by it a shard is known to be of this job."""
         return sha256(repr((astuple(self.settings), self.additions[0])).encode()).hexdigest()
+
+    @property
+    def labels(self) -> list[int] | str | None:
+        """The class ids of all photos; or "top5", or None for the best classes."""
+        labels = [photo.label for photo in self.photos]
+        ids = [label for label in labels if isinstance(label, int)]
+        return ids or next((label for label in labels if isinstance(label, str)), None)
+
+    def with_pictures(self, pictures: str) -> Self:
+        """Return the same job with other pictures."""
+        return replace(self, settings=replace(self.settings, pictures=pictures))
 
     def shards(self) -> list[Shard]:
         """Return what each shard has."""
@@ -127,7 +153,7 @@ class Plan:
                 )
         here, there = set(self.photos), set(other.photos)
         if here != there:
-            new, gone = ([photo.path for photo in sorted(photos)] for photos in (there - here, here - there))
+            new, gone = (sorted(photo.path for photo in photos) for photos in (there - here, here - there))
             advice = "Add them (--add)" if new and not gone else "Put them back"
             what = f"{(gone or new)[0]!r}, which {'has changed or is gone' if gone else 'is new'}"
             raise JobError(
@@ -152,9 +178,8 @@ class Plan:
             said = json.loads(text)
             version, versions, photos = said.pop("schema_version"), said.pop("versions"), said.pop("photos")
             settings = Settings(**said)
-            check(settings.dtype)
             additions = tuple(tuple(_photo(*row) for row in addition) for addition in photos)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise JobError(
                 f"{PLAN} must be as a job writes it; received folder={place!r} ({error}). Pass the folder of a job."
             ) from error
@@ -166,10 +191,11 @@ class Plan:
         return cls(settings, additions, versions)
 
 
-def _photo(path: str, size: int, label: int | None) -> Photo:
-    if not isinstance(path, str) or not isinstance(size, int) or not isinstance(label, int | None):
+def _photo(path: str, size: int, label: int | str | None) -> Photo:
+    if not isinstance(path, str) or not isinstance(size, int) or not isinstance(label, int | str | None):
         raise TypeError(f"no photo: {[path, size, label]!r:.80}")
-    if path.startswith("/") or ".." in path.split("/"):
+    pure = PurePath(path)
+    if pure.anchor or ".." in pure.parts:
         raise ValueError(f"a photo outside of its folder: {path!r:.80}")
     return Photo(path, size, label)
 

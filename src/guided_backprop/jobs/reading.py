@@ -212,7 +212,7 @@ def maps_in(folder: Folder) -> Maps:
 
 def _explanations(table: "pa.Table") -> Explanations:
     """Return what is explained in a shard's rows."""
-    about = about_of(table)
+    about = about_of(table.schema)
     table = table.filter(table["error"].is_null())
     kind = table.schema.field("map").type
     held = [chunk.storage.flatten().to_numpy(zero_copy_only=False) for chunk in table["map"].chunks]

@@ -46,6 +46,11 @@ class Row(NamedTuple):
     scale: float | None = None
 
 
+def storable(text: str) -> str:
+    r"""Return a text as UTF-8 can hold it: of a file's name, the bytes that are none are spelled ``\udcff``."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def arrow() -> Any:
     """Return pyarrow, with its Parquet.
 
@@ -111,18 +116,18 @@ def sealed(about: Mapping[str, object], columns: "pa.Schema") -> "pa.Schema":
     return columns.with_metadata({_ABOUT: said, f"{_ABOUT}.sha256": sha256(said.encode()).hexdigest()})
 
 
-def about_of(table: "pa.Table") -> dict[str, Any]:
+def about_of(columns: "pa.Schema") -> dict[str, Any]:
     """Return what a shard says of itself.
 
     Raises:
         ValueError: that isn't what was written, or the columns are others.
     """
-    metadata = table.schema.metadata or {}
+    metadata = columns.metadata or {}
     said = metadata.get(_ABOUT.encode(), b"")
     if sha256(said).hexdigest().encode() != metadata.get(f"{_ABOUT}.sha256".encode()):
         raise ValueError("what it says of itself is damaged")
     about: dict[str, Any] = json.loads(said)
-    if not table.schema.equals(schema(about["shape"], np.dtype(about["dtype"]))):
+    if not columns.equals(schema(about["shape"], np.dtype(about["dtype"]))):
         raise ValueError("its columns are damaged")
     return about
 

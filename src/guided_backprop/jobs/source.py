@@ -1,24 +1,38 @@
 """Where the photos of a job are: below a folder of this machine, or of an object store."""
 
 import os
+import stat
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from guided_backprop.errors import ImageError, JobError
 from guided_backprop.jobs.extra import package
 from guided_backprop.jobs.plan import Photo
-from guided_backprop.photos import photo_endings, photo_files
+from guided_backprop.photos import Skipped, photo_endings, photo_files
 
 _ADDRESS = "://"
+#: A file, a folder, or an address.
+Where = str | os.PathLike[str]
+
+
+class Listed(NamedTuple):
+    """The photos of a job, each once, in the order in which they were given or lie in folders; and what is none."""
+
+    photos: Sequence[Photo]
+    skipped: Sequence[Skipped] = ()
 
 
 class Source(Protocol):
-    """The photos of a job."""
+    """Where the photos of a job are."""
 
-    def listed(self) -> list[Photo]:
-        """Return all photos, sorted by their paths."""
+    def listed(self, without: Where) -> Listed:
+        """Return all photos, but for what is in one folder, and what lies beside them.
+
+        Raises:
+            JobError: a folder can't be looked into.
+        """
 
     def opened(self, photo: Photo) -> IO[bytes]:
         """Return a photo's file, called by its relative path.
@@ -28,7 +42,7 @@ class Source(Protocol):
         """
 
 
-def source_of(places: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, recursive: bool = True) -> Source:
+def source_of(places: Where | Sequence[Where], *, recursive: bool = True) -> Source:
     """Return the photos of a folder, an address such as ``s3://bucket/photos``, or of several files and folders.
 
     Raises:
@@ -45,49 +59,71 @@ def source_of(places: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
 
 class _Local:
     def __init__(self, places: Sequence[Path], *, recursive: bool) -> None:
-        missing = next((place for place in places if not place.exists()), None)
+        missing = next((place for place in places if not _is_there(place)), None)
         if missing is not None or not places:
-            raise JobError(f"photos must be there; received {str(missing)!r}, and no such place. Pass another one.")
-        self._places, self._recursive = [place.resolve() for place in places], recursive
-        self._root = Path(os.path.commonpath([place if place.is_dir() else place.parent for place in self._places]))
+            raise JobError(f"photos must be there; received {str(missing)!r:.300}, and no such place. Pass another.")
+        # A link to a file keeps its own name.
+        self._places = [place.resolve() if place.is_dir() else place.parent.resolve() / place.name for place in places]
+        self._recursive = recursive
+        self._root = _root([place if place.is_dir() else place.parent for place in self._places])
 
-    def listed(self) -> list[Photo]:
-        paths = photo_files(self._places, recursive=self._recursive).paths
-        unique = {path.relative_to(self._root).as_posix(): path for path in paths}
-        return [Photo(name, path.stat().st_size) for name, path in sorted(unique.items())]
+    def listed(self, without: Where) -> Listed:
+        try:
+            output = Path(os.path.realpath(without))
+            files = photo_files(self._places, recursive=self._recursive)
+        except OSError as error:
+            raise JobError(
+                f"folders of photos must be readable; received {error.filename!r} ({error.strerror}). "
+                "Allow that, or pass others."
+            ) from error
+        # A name that no folder can have.
+        except ValueError as error:
+            raise JobError(f"a job's folder must be one; received {str(without)!r} ({error}). Pass another.") from error
+        # What a run drew is no photo for the next.
+        paths = [path for path in files.paths if not path.is_relative_to(output)]
+        photos = {
+            name: Photo(name, _size(path)) for path in paths for name in [path.relative_to(self._root).as_posix()]
+        }
+        return Listed([*photos.values()], [one for one in files.skipped if one.path != output])
 
     def opened(self, photo: Photo) -> IO[bytes]:
         try:
-            return _held((self._root / photo.path).read_bytes(), photo)
+            with open(self._root / photo.path, "rb", opener=_without_waiting) as file:
+                now = os.fstat(file.fileno())
+                if not stat.S_ISREG(now.st_mode):
+                    raise _changed(photo, "it is no regular file")
+                return _held(file.read(photo.size + 1), photo, now.st_size)
         except OSError as error:
             raise _changed(photo, error.strerror) from error
 
 
 class _Remote:
     def __init__(self, place: str, *, recursive: bool) -> None:
-        self._place, self._recursive = place, recursive
-        self._files, self._root = package("fsspec.core").url_to_fs(place.rstrip("/"))
+        self._place, self._recursive = place.rstrip("/"), recursive
+        self._files, self._root = package("fsspec.core").url_to_fs(self._place)
 
-    def listed(self) -> list[Photo]:
+    def listed(self, without: Where) -> Listed:
         depth = None if self._recursive else 1
         try:
             entries: dict[str, Any] = self._files.find(self._root, maxdepth=depth, detail=True)
         except OSError as error:
             raise JobError(f"photos must be there; received {self._place!r} ({error}). Pass another one.") from error
-        endings = photo_endings()
+        endings, output = photo_endings(), f"{os.fspath(without).rstrip('/')}/"
         photos = []
         for path, entry in entries.items():
             name = path.removeprefix(self._root).lstrip("/")
             is_hidden = any(part.startswith(".") for part in name.split("/"))
-            if not is_hidden and Path(name).suffix.lower() in endings:
+            is_output = f"{self._place}/{name}".startswith(output)
+            if not is_hidden and not is_output and Path(name).suffix.lower() in endings:
                 photos.append(Photo(name, int(entry["size"])))
-        return sorted(photos)
+        return Listed(sorted(photos))
 
     def opened(self, photo: Photo) -> IO[bytes]:
         try:
-            return _held(self._files.cat_file(f"{self._root}/{photo.path}"), photo)
+            held = self._files.cat_file(f"{self._root}/{photo.path}")
         except OSError as error:
             raise _changed(photo, str(error)) from error
+        return _held(held, photo, len(held))
 
 
 class _File(BytesIO):
@@ -101,9 +137,37 @@ class _File(BytesIO):
         return repr(self.name)
 
 
-def _held(held: bytes, photo: Photo) -> IO[bytes]:
-    if len(held) != photo.size:
-        raise _changed(photo, f"{len(held)} bytes")
+def _is_there(place: Path) -> bool:
+    try:
+        return place.exists()
+    # A name that no file can have.
+    except (OSError, ValueError):
+        return False
+
+
+def _root(folders: Sequence[Path]) -> Path:
+    try:
+        return Path(os.path.commonpath(folders))
+    except ValueError as error:
+        raise JobError(f"photos must be on one drive; received {error}. Make a job of each.") from error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    # It has gone meanwhile: which its row will say.
+    except OSError:
+        return 0
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; of a pipe nobody's writing is waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _held(held: bytes, photo: Photo, size: int) -> IO[bytes]:
+    if len(held) != photo.size or size != photo.size:
+        raise _changed(photo, f"{size} bytes")
     return _File(held, photo.path)
 
 

@@ -1,18 +1,23 @@
 """What is there of a job: which shards are whole, which are missing, which are broken."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from guided_backprop.errors import JobError
 from guided_backprop.jobs.folder import Folder, folder_at
-from guided_backprop.jobs.part import Part, shard_name, shard_number
+from guided_backprop.jobs.part import Part, shard_name
 from guided_backprop.jobs.plan import PLAN, Plan, Shard
-from guided_backprop.jobs.rows import about_of, arrow
+from guided_backprop.jobs.rows import about_of, arrow, storable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# What is told of a shard's rows.
+_TOLD = ["path", "error", "label"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Status:
         failures: why others couldn't be, by their paths.
         missing: the numbers of the shards that aren't there yet.
         broken: why others can't be read, by their numbers.
+        shards: how many shards there should be.
+        classes: how often each class was explained, by its id, the most frequent first.
+        size: of the shards that are there, in bytes.
     """
 
     place: str
@@ -34,6 +42,9 @@ class Status:
     failures: Mapping[str, str]
     missing: Sequence[int]
     broken: Mapping[int, str]
+    shards: int
+    classes: Mapping[int, int]
+    size: int
 
     @property
     def is_complete(self) -> bool:
@@ -48,12 +59,13 @@ class Status:
         return f"{self.place}: {', '.join(parts)}"
 
 
-def status(folder: str | os.PathLike[str], *, part: str | tuple[int, int] | None = None) -> Status:
+def status(folder: str | os.PathLike[str], *, part: str | tuple[int, int] | None = None, verify: bool = True) -> Status:
     """Read every shard of a job, with its checksums, and tell what is there.
 
     Args:
         folder: of the job, as for :class:`Job`.
         part: as for :meth:`Job.run`: of the shards of this part alone.
+        verify: whether the maps are read as well, and not only what is said of them.
 
     Raises:
         JobError: there is no job.
@@ -73,20 +85,17 @@ def status(folder: str | os.PathLike[str], *, part: str | tuple[int, int] | None
         True
     """
     place, chosen = folder_at(folder), Part.of(part)
-    plan = plan_in(place)
-    there = {shard_number(name) for name in place.names()}
+    plan, names = plan_in(place), place.names()
+    shards = [shard for shard in plan.shards() if chosen.has(shard.number)]
+    there = [shard for shard in shards if shard_name(shard.number) in names]
     failures: dict[str, str] = {}
     broken: dict[int, str] = {}
-    missing, explained, photos = [], 0, 0
-    for shard in plan.shards():
-        if not chosen.has(shard.number):
-            continue
-        photos += len(shard.photos)
-        if shard.number not in there:
-            missing.append(shard.number)
-            continue
+    classes: Counter[int] = Counter()
+    explained = size = 0
+    for shard in there:
         try:
-            table = shard_table(place, plan, shard)
+            size += place.size(shard_name(shard.number))
+            table = shard_table(place, plan, shard, _TOLD, verify=verify)
         except JobError as error:
             broken[shard.number] = str(error)
             continue
@@ -94,7 +103,18 @@ def status(folder: str | os.PathLike[str], *, part: str | tuple[int, int] | None
         wrong = {path: error for path, error in pairs if error is not None}
         failures |= wrong
         explained += len(shard.photos) - len(wrong)
-    return Status(str(place), photos, explained, failures, missing, broken)
+        classes.update(table["label"].drop_null().to_pylist())
+    return Status(
+        place=str(place),
+        photos=sum(len(shard.photos) for shard in shards),
+        explained=explained,
+        failures=failures,
+        missing=[shard.number for shard in shards if shard_name(shard.number) not in names],
+        broken=broken,
+        shards=len(shards),
+        classes=dict(classes.most_common()),
+        size=size,
+    )
 
 
 def plan_in(folder: Folder) -> Plan:
@@ -108,8 +128,17 @@ def plan_in(folder: Folder) -> Plan:
     return Plan.of_text(folder.read(PLAN), str(folder))
 
 
-def shard_table(folder: Folder, plan: Plan, shard: Shard) -> "pa.Table":
+def shard_table(
+    folder: Folder, plan: Plan, shard: Shard, columns: Sequence[str] | None = None, *, verify: bool = False
+) -> "pa.Table":
     """Return the rows of a shard, all checksums of which are right.
+
+    Args:
+        folder: of the job.
+        plan: the job.
+        shard: the shard.
+        columns: which are read; None for all.
+        verify: whether the checksums of the others are looked at too.
 
     Raises:
         JobError: it is damaged, or of another job.
@@ -117,15 +146,18 @@ def shard_table(folder: Folder, plan: Plan, shard: Shard) -> "pa.Table":
     name = shard_name(shard.number)
     pq = arrow().parquet
     try:
-        with folder.opened(name) as file:
-            table = pq.read_table(file, page_checksum_verification=True)
-        about = about_of(table)
-        paths = table["path"].to_pylist()
+        with folder.opened(name) as file, pq.ParquetFile(file, page_checksum_verification=True) as held:
+            about = about_of(held.schema_arrow)
+            for group in range(held.num_row_groups if verify else 0):
+                held.read_row_group(group)
+            table = held.read(columns)
+            paths = table["path"].to_pylist()
     # A damaged file can make a reader raise anything.
     except Exception as error:
         raise _no_shard(folder, name, str(error).partition("\n")[0]) from error
     is_own = about.get("job") == plan.identity
-    if not is_own or paths != [photo.path for photo in shard.photos]:
+    # With several labels a photo has several rows.
+    if not is_own or [path for path, _ in groupby(paths)] != [storable(photo.path) for photo in shard.photos]:
         raise _no_shard(folder, name, "it is of another job")
     return table
 

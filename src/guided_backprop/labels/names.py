@@ -15,6 +15,8 @@ _NEAREST = 5
 
 #: The names of classes, in class order or by class id.
 ClassNames = Sequence[str] | Mapping[int, str]
+#: Class ids or names: one for all photos, or one for each; "top5", "all", or None for the class of the highest score.
+PhotoLabels = int | str | Sequence[int | str] | None
 
 
 def label_text(label: NumpyArray | np.generic | int, class_names: ClassNames = ()) -> str:
@@ -65,6 +67,29 @@ def class_id(name: str | int | np.integer[Any], class_names: Sequence[str]) -> i
             "Pass an id, or name the classes (classes=, --classes names.txt)."
         )
     raise LabelError(f"labels must be class ids or names; received {name!r}. {_nearest(name.casefold(), by_name)}")
+
+
+def class_ids(labels: PhotoLabels, class_names: Sequence[str], count: int) -> list[int] | int | str | None:
+    """Return class ids for the labels of so many photos, of which some may be names; None and "top5" as they are.
+
+    Raises:
+        LabelError: a name is of no class, or of several; or labels are neither one nor one for each photo.
+
+    Example:
+        >>> from guided_backprop.labels.names import class_ids
+        >>> class_ids(["tabby", 3], ["dog", "tabby"], 2), class_ids("top5", [], 2)
+        ([1, 3], 'top5')
+    """
+    if labels is None or (isinstance(labels, str) and re.fullmatch(r"top\d+|all", labels)):
+        return labels
+    if isinstance(labels, str | int | np.integer):
+        return class_id(labels, class_names)
+    if len(labels) != count:
+        raise LabelError(
+            f"labels must be one for all photos, or one for each; received {len(labels)} labels for {count} photos. "
+            "Give as many labels as photos, or one."
+        )
+    return [class_id(label, class_names) for label in labels]
 
 
 def _nearest(name: str, by_name: dict[str, list[int]]) -> str:

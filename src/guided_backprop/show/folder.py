@@ -5,17 +5,20 @@
 - ``manifest.json``: what the rest is. It is written last: if it is there, all is there.
 """
 
+import glob
 import json
 import os
 import platform
 import re
 import shutil
+import socket
 import sys
-import unicodedata
 import uuid
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Self
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import NoReturn, Self
 
 import numpy as np
 from PIL import Image
@@ -23,8 +26,17 @@ from PIL import Image
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends import FRAMEWORKS
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import ImageError, MissingExtraError, OptionError, OutputExistsError
+from guided_backprop.errors import (
+    GuidedBackpropError,
+    ImageError,
+    MissingExtraError,
+    OptionError,
+    OutputError,
+    OutputExistsError,
+)
 from guided_backprop.record import Record
+from guided_backprop.show.arrays_file import ArraysFile
+from guided_backprop.show.names import FileNames
 from guided_backprop.show.panels import MAPS
 from guided_backprop.show.place import Place, picture_at
 from guided_backprop.version import __version__
@@ -34,18 +46,17 @@ ARRAYS = "attribution.safetensors"
 MANIFEST = "manifest.json"
 
 _SAVED = [panel for panel in MAPS if panel.ending is not None]
-_PICTURE_NAME = re.compile(rf"[\w-]+({'|'.join(re.escape(str(panel.ending)) for panel in _SAVED)})")
-
-# File systems end at 255 bytes; this leaves room for "_overlay.png" and a number.
-_LONGEST_STEM = 150
+#: What a picture of ours is called, by which alone a manifest may name it.
+PICTURE_NAME = re.compile(rf"[\w-]+({'|'.join(re.escape(str(panel.ending)) for panel in _SAVED)})")
+_PARTIAL = re.compile(r"\..*\.partial-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}")
+_HOST = re.sub(r"[^\w.-]+", "_", socket.gethostname())[:60]
 
 
 class ExplanationFolder:
     """A folder that explanations are written to batch by batch, and that appears whole or not at all.
 
-    Pictures are written as they come, next to where the folder will be; of each batch only attribution,
-    scores and labels are kept, until ``finish`` moves everything into place. Use it in a ``with``
-    statement: what was not finished is removed.
+    All is written as it comes, next to where the folder will be, until ``finish`` moves everything into place; one
+    batch is in memory. Use it in a ``with`` statement: what was not finished is removed.
 
     Args:
         folder: where to write.
@@ -55,6 +66,7 @@ class ExplanationFolder:
 
     Raises:
         OutputExistsError: folder exists and ``overwrite`` is false, or it is a file.
+        OutputError: the system refuses to write there; all that writes raises it.
         MissingExtraError: safetensors is not installed.
     """
 
@@ -70,12 +82,16 @@ class ExplanationFolder:
         self._overwrite = overwrite
         self._percentile = percentile
         self._partial: Path | None = None
-        self._taken: set[str] = set()
+        self._file_names = FileNames()
         self._about: dict[str, str | None] = {}
         self._coverages: list[Coverage] = []
-        self._arrays: list[dict[str, NumpyArray]] = []
+        self._arrays: ArraysFile | None = None
+        # Of all images: for people, who look into the manifest.
+        self._scores: list[float] = []
+        self._labels: list[object] | None = []
         self._images: list[dict[str, object]] = []
-        _check_free(self._folder, overwrite)
+        with self._writable():
+            _check_free(self._folder, overwrite)
 
     def __enter__(self) -> Self:
         return self
@@ -112,16 +128,23 @@ class ExplanationFolder:
             "scores": np.asarray(explanations.scores),
             "labels": np.asarray(explanations.labels),
         }
-        if self._arrays and self._arrays[0]["attribution"].shape[1:] != arrays["attribution"].shape[1:]:
+        labels = arrays["labels"].tolist() if arrays["labels"].ndim == 1 else None
+        if arrays["labels"].dtype.kind == "U":
+            # The names of functions, which no tensor holds: they are in the manifest.
+            del arrays["labels"]
+        shape = arrays["attribution"].shape[1:]
+        known = {} if self._arrays is None else self._arrays.shapes
+        if known.get("attribution", shape) != shape:
             raise ImageError(
                 "images of one folder must have one shape; received attribution of shape "
-                f"{arrays['attribution'].shape[1:]} after {self._arrays[0]['attribution'].shape[1:]}. "
-                "Give all images one size in the preprocessing."
+                f"{shape} after {known['attribution']}. Give all images one size in the preprocessing."
             )
         files = self._write_pictures(explanations, names, places)
         self._images += [{"name": name, "files": kinds} for name, kinds in zip(names, files, strict=True)]
-        self._arrays.append(arrays)
-        # Not the explanations themselves: their images are drawn already, and would double the memory.
+        self._keep(arrays)
+        self._scores += explanations.scores.tolist()
+        # Weights can be a million numbers an image: they are in the arrays, not in the manifest.
+        self._labels = None if self._labels is None or labels is None else self._labels + labels
         self._coverages.append(explanations.coverage)
         self._about = {
             "method": explanations.method,
@@ -137,23 +160,40 @@ class ExplanationFolder:
         Raises:
             OptionError: nothing was added.
         """
-        from safetensors.numpy import save_file  # noqa: PLC0415
+        from safetensors import safe_open  # noqa: PLC0415
 
-        if not self._arrays:
+        if self._arrays is None:
             raise OptionError("a folder needs at least one batch; received none. Call add() before finish().")
-        arrays = {
-            name: np.ascontiguousarray(np.concatenate([batch[name] for batch in self._arrays]))
-            for name in self._arrays[0]
-        }
-        self._arrays.clear()
-        place = self._place()
-        save_file(arrays, place / ARRAYS)
-        # safetensors lets only the owner read its file; others may as far as they may in the folder.
-        (place / ARRAYS).chmod(place.stat().st_mode & 0o666)
-        manifest = json.dumps(self._manifest(arrays), indent=2) + "\n"
-        (place / MANIFEST).write_text(manifest, encoding="utf-8")
-        self._publish(place)
+        with self._writable():
+            place = self._place()
+            self._arrays.finish(place / ARRAYS)
+            with safe_open(place / ARRAYS, framework="numpy"):
+                pass  # What is put in place is readable.
+            manifest = json.dumps(self._manifest(), indent=2) + "\n"
+            (place / MANIFEST).write_text(manifest, encoding="utf-8")
+            self._publish(place)
+            _sweep(self._folder.resolve())
         return self._folder
+
+    def _keep(self, arrays: Mapping[str, NumpyArray]) -> None:
+        with self._writable():
+            if self._arrays is None:
+                self._arrays = ArraysFile(self._place())
+            self._arrays.add(arrays)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Say of what the system refuses which folder it was."""
+        try:
+            yield
+        except GuidedBackpropError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise OutputError(
+                f"folder must be one that can be written to; received folder={str(self._folder)!r:.300} ({reason}). "
+                "Choose another one, or make room."
+            ) from error
 
     def _checked_names(self, names: Sequence[str] | None, count: int) -> list[str]:
         if names is None:
@@ -169,27 +209,27 @@ class ExplanationFolder:
         self, explanations: Record, names: Sequence[str], places: Sequence[Place | None]
     ) -> list[dict[str, str]]:
         pixels = explanations.pictures()
-        folder = self._place()
+        with self._writable():
+            folder = self._place()
         if pixels is None:
             return [{} for _ in names]
         files: list[dict[str, str]] = []
         for name, image, attribution, place in zip(names, *pixels, places or [None] * len(names), strict=True):
-            stem = _stem(name, self._taken)
+            stem = self._file_names.of(name)
             files.append({panel.name: f"{stem}{panel.ending}" for panel in _SAVED})
             for panel in _SAVED:
                 picture = picture_at(place, panel, image, attribution, self._percentile)
-                Image.fromarray(picture).save(folder / f"{stem}{panel.ending}")
+                with self._writable():
+                    Image.fromarray(picture).save(folder / f"{stem}{panel.ending}")
         return files
 
-    def _manifest(self, arrays: Mapping[str, NumpyArray]) -> dict[str, object]:
-        labels = arrays["labels"]
+    def _manifest(self) -> dict[str, object]:
         return {
             "schema_version": SCHEMA_VERSION,
             "guided_backprop": __version__,
             **self._about,
-            # Weights can be a million numbers an image: they are in the arrays, not here.
-            "labels": labels.tolist() if labels.ndim == 1 else None,
-            "scores": arrays["scores"].tolist(),
+            "labels": self._labels,
+            "scores": self._scores,
             "coverage": [row._asdict() for row in Coverage.merge(self._coverages)],
             "percentile": self._percentile,
             "arrays": ARRAYS,
@@ -203,26 +243,97 @@ class ExplanationFolder:
             target = self._folder.resolve()
             inside = target.is_dir()
             parent = target if inside else target.parent
-            partial = parent / f".{'' if inside else target.name[:100]}.partial-{uuid.uuid4().hex[:8]}"
+            owner = f"{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            partial = parent / f".{'' if inside else target.name[:60]}.partial-{owner}"
             partial.mkdir(parents=True)
             self._partial = partial
         return self._partial
 
     def _publish(self, partial: Path) -> None:
-        # Once more: it may have been made in the meantime.
-        _check_free(self._folder, self._overwrite)
         target = self._folder.resolve()
-        if not target.exists():
-            partial.rename(target)
-        else:
-            # The old manifest goes first and the new one comes last: a folder without one is not complete.
-            stale = _listed_files(target)
-            for name in (MANIFEST, *stale):
-                (target / name).unlink(missing_ok=True)
-            for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):
-                path.replace(target / path.name)
-            partial.rmdir()
+        try:
+            # Once more: it may have been made in the meantime.
+            _check_free(self._folder, self._overwrite)
+            if not target.exists():
+                partial.rename(target)
+            else:
+                stale = _listed_files(target) - {path.name for path in partial.iterdir()}
+                _swap(target, partial)
+                for name in stale:
+                    (target / name).unlink(missing_ok=True)
+                shutil.rmtree(partial)
+        except OSError as error:
+            self._keep_elsewhere(partial, target, error)
         self._partial = None
+
+    def _keep_elsewhere(self, partial: Path, target: Path, error: OSError) -> NoReturn:
+        """Let what is finished stay where it can, and say where."""
+        free = (target.with_name(f"{target.name}-{number}") for number in count(2))
+        kept = next(path for path in free if not os.path.lexists(path))
+        try:
+            partial.rename(kept)
+        except OSError:
+            kept = partial
+        self._partial = None
+        kind = OutputExistsError if isinstance(error, FileExistsError | IsADirectoryError) else OutputError
+        reason = "it appeared meanwhile" if isinstance(error, OutputExistsError) else error
+        raise kind(
+            f"folder must be as it was when this began; received folder={str(self._folder)!r} ({reason}). "
+            f"What was finished is in {str(kept)!r}; move it from there."
+        ) from error
+
+
+def _swap(target: Path, partial: Path) -> None:
+    """Move files into a folder, in the place of those that are called alike: all of them, or none.
+
+    Raises:
+        IsADirectoryError: one of the names is a folder's.
+        OSError: the system refuses; all is as it was.
+    """
+    names = sorted((path.name for path in partial.iterdir()), key=lambda name: name == MANIFEST)
+    blocked = next((name for name in names if (target / name).is_dir()), None)
+    if blocked is not None:
+        raise IsADirectoryError(21, "a folder has the name of a file", blocked)
+    old = partial / ".old"
+    old.mkdir()
+    moved: list[str] = []
+    try:
+        # The old manifest goes first and the new one comes last: a folder without one is not complete.
+        for name in (MANIFEST, *names[:-1]):
+            if os.path.lexists(target / name):
+                (target / name).rename(old / name)
+        for name in names:
+            (partial / name).rename(target / name)
+            moved.append(name)
+    except BaseException:
+        for name in moved:
+            (target / name).rename(partial / name)
+        for path in old.iterdir():
+            path.rename(target / path.name)
+        old.rmdir()
+        raise
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes of this machine that died had begun, in this folder or beside it for this one."""
+    hidden = [*target.glob("..partial-*"), *target.parent.glob(f".{glob.escape(target.name[:60])}.partial-*")]
+    for path in hidden:
+        partial = _PARTIAL.fullmatch(path.name)
+        if partial and partial["host"] == _HOST and not _is_alive(int(partial["process"])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    # Elsewhere a signal of number 0 is no question.
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def versions() -> dict[str, str]:
@@ -246,30 +357,12 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _stem(name: str, taken: set[str]) -> str:
-    """Return a file name without ending for ``name``, safe on every system, and add it to ``taken``."""
-    last = PurePosixPath(name.replace("\\", "/")).name
-    stem, dot, ending = last.rpartition(".")
-    if not dot or f".{ending.lower()}" not in Image.registered_extensions():
-        stem = last
-    # Word characters only: no separators, no leading dot, no device names such as "con.x", no surrogates.
-    stem = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFKC", stem))
-    stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore").strip("-") or "image"
-    unique, number = stem, 1
-    # Compared without case: some file systems do not tell Cat.png from cat.png.
-    while unique.casefold() in taken:
-        number += 1
-        unique = f"{stem}-{number}"
-    taken.add(unique.casefold())
-    return unique
-
-
-def _listed_files(folder: Path) -> list[str]:
+def _listed_files(folder: Path) -> set[str]:
     """Return the pictures that the manifest in ``folder`` lists, if it is one of ours."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = [name for image in manifest["images"] for name in image["files"].values()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return []
+        return set()
     # A manifest is data, not permission: only plain picture names inside the folder are ever removed.
-    return [name for name in files if isinstance(name, str) and _PICTURE_NAME.fullmatch(name)]
+    return {name for name in files if isinstance(name, str) and PICTURE_NAME.fullmatch(name)}

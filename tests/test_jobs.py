@@ -209,7 +209,7 @@ def test_a_job_goes_on_as_it_began(photos, tmp_path):
         ({"method": "saliency"}, "method='guided-backprop'; received method='saliency'"),
         ({"dtype": "sqrt8"}, "dtype='float16'; received dtype='sqrt8'"),
         ({"batch_size": 2}, "batch_size=3; received batch_size=2"),
-        ({"labels": 1}, "photos that it began with; received '0.png', which has changed"),
+        ({"labels": 1}, "photos that it began with; received '0.png', which had labels=None and not 1"),
     ]:
         with pytest.raises(JobError, match=named):
             Job(folder, photos, resume=True, **{**options(spec), **other})

@@ -136,7 +136,7 @@ def test_every_option_of_a_command_is_on_the_page_of_options(name):
     page = (DOCS / "options.md").read_text()
     options = {each for option in COMMANDS[name].params if isinstance(option, click.Option) for each in option.opts}
     listed = []
-    for heading in (name, "--model"):
+    for heading in (name, "--model") if "--model" in options else (name,):
         assert page.count(f"\n`{heading}`\n") == 1
         section = page.split(f"\n`{heading}`\n")[1].split("\n`")[0]
         listed += re.findall(r"^\| `(--[\w-]+)`", section, re.MULTILINE)

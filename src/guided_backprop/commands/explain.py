@@ -107,7 +107,8 @@ def explain(
             resume=resume,
             add=add,
         )
-        print_skipped(job.skipped)
+        if not quiet:
+            print_skipped(job.skipped)
         with Log(job, part, is_quiet=quiet) as log, stopping.patient():
             ran = job.run(part=part, progress=log.batch, finished=log.shard, is_stopped=stopping.is_asked)
         known = status(job.folder, part=part, verify=False)

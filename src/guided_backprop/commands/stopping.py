@@ -50,7 +50,7 @@ class Stopping:
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         is_first, self._asked = self._asked is None, signal.Signals(number)
         waits = self._is_patient and is_first
-        done = "the batch is finished; once more to stop at once" if waits else "stopped; what was finished is there"
+        done = "finishing the batch; once more to stop at once" if waits else "stopped; what was finished is there"
         # Not by print(), which this may have interrupted.
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{self._asked.name}: {done}.\n".encode())
         if not waits:

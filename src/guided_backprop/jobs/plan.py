@@ -4,7 +4,7 @@ Its photos are cut into shards once. Photos that are added later are new shards 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import PurePath
@@ -128,10 +128,10 @@ class Plan:
             JobError: one that it has is another one now, or is gone.
         """
         there = {photo.path: photo for photo in photos}
-        changed = [known.path for known in self.photos if there.get(known.path) != known]
+        changed = [known for known in self.photos if there.get(known.path) != known]
         if changed:
             raise JobError(
-                f"a job's photos must be as they were; received {changed[0]!r}, which has changed or is gone"
+                f"a job's photos must be as they were; received {changed[0].path!r}, {_change(changed[0], photos)}"
                 f"{_others(changed)}. Put them back, or begin another job."
             )
         known = {photo.path for photo in self.photos}
@@ -153,9 +153,9 @@ class Plan:
                 )
         here, there = set(self.photos), set(other.photos)
         if here != there:
-            new, gone = (sorted(photo.path for photo in photos) for photos in (there - here, here - there))
+            new, gone = (sorted(photos, key=lambda photo: photo.path) for photos in (there - here, here - there))
             advice = "Add them (--add)" if new and not gone else "Put them back"
-            what = f"{(gone or new)[0]!r}, which {'has changed or is gone' if gone else 'is new'}"
+            what = f"{(gone or new)[0].path!r}, {_change(gone[0], there) if gone else 'which is new'}"
             raise JobError(
                 f"a job must go on with the photos that it began with; received {what}{_others(gone or new)}. "
                 f"{advice}, or pass another folder for another job."
@@ -200,5 +200,12 @@ def _photo(path: str, size: int, label: int | str | None) -> Photo:
     return Photo(path, size, label)
 
 
-def _others(paths: Sequence[str]) -> str:
-    return f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+def _change(photo: Photo, now: Iterable[Photo]) -> str:
+    """Return what became of a photo that isn't as it was."""
+    label = next((other.label for other in now if other[:2] == photo[:2]), photo.label)
+    is_other = label != photo.label
+    return f"which had labels={photo.label!r} and not {label!r}" if is_other else "which has changed or is gone"
+
+
+def _others(photos: Sequence[Photo]) -> str:
+    return f" (and {len(photos) - 1} more)" if len(photos) > 1 else ""

@@ -70,15 +70,16 @@ class _Local:
     def listed(self, without: Where) -> Listed:
         try:
             output = Path(os.path.realpath(without))
+        # A name that no folder can have, or one within a folder that was removed.
+        except (OSError, ValueError) as error:
+            raise JobError(f"a job's folder must be one; received {str(without)!r} ({error}). Pass another.") from error
+        try:
             files = photo_files(self._places, recursive=self._recursive)
         except OSError as error:
             raise JobError(
                 f"folders of photos must be readable; received {error.filename!r} ({error.strerror}). "
                 "Allow that, or pass others."
             ) from error
-        # A name that no folder can have.
-        except ValueError as error:
-            raise JobError(f"a job's folder must be one; received {str(without)!r} ({error}). Pass another.") from error
         # What a run drew is no photo for the next.
         paths = [path for path in files.paths if not path.is_relative_to(output)]
         photos = {

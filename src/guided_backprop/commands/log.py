@@ -55,7 +55,7 @@ class Log:
         if self._shards and self._job.plan.settings.optimize:
             is_used = self._job.is_optimized
             self._console.print(
-                "optimised: maps of a picture of noise agree" if is_used else "not optimised: the faster method differs"
+                "optimised: maps of a picture of noise agree" if is_used else "not optimised: no faster method agrees"
             )
         self._begun = time.monotonic()
         columns = (

@@ -31,7 +31,7 @@ class SmoothGrad(Around):
     With m the map of a noisy copy, and the mean over copies:
 
     * "mean": mean(m), SmoothGrad (arXiv:1706.03825), in the method's units, signed;
-    * "absolute": mean(|m|), in the method's units;
+    * "absolute": the mean of the magnitudes of m, in the method's units;
     * "squared": mean(m²), SmoothGrad-Squared (Hooker et al. 2018, arXiv:1806.10758), in squared units;
     * "variance": mean((m - mean(m))²), VarGrad (Adebayo et al. 2018, arXiv:1810.03307), in squared units.
 

@@ -71,6 +71,7 @@ def test_a_folder_is_explained_and_what_is_left_out_is_named(folder):
         assert_allclose(explained.explanations.attribution[::-1], expected.attribution, rtol=1e-5, atol=1e-9)
     shares = torch.softmax(NETWORK(images[:1]), 1)[0].detach().numpy()
     assert_allclose(sorted(explained[0].classes.values()), np.sort(shares), rtol=1e-6)
+    assert (explained.explanations.model, expected.model) == ("small", "Sequential")
     said = repr(explained)
     assert "2 of 3 photos, explained by GuidedBackprop of small: 16 x 12" in said
     assert "left out: image must be a readable image file" in said

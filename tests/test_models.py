@@ -21,6 +21,7 @@ from PIL import Image, ImageFile
 
 from guided_backprop import GuidedBackprop, ImageError, ModelError, OptionError
 from guided_backprop.models import (
+    ResizeCrop,
     VisionModel,
     image_paths,
     load,
@@ -322,6 +323,10 @@ def test_batches_keep_positions_when_images_cannot_be_read(tmp_path):
     assert [int(batch.images.max()) for batch in batches] == [0, 3, 4]
     nothing = list(VisionModel("any", np.sum, np.asarray).batches(paths[1:3], 2))
     assert (nothing[0].rows, nothing[0].images) == ([], None)
+    cut = VisionModel("cut", np.sum, ResizeCrop((1, 1)))
+    (placed,) = cut.batches(paths, 5, places=True)
+    assert [place.photo[0, 0, 0] for place in placed.places] == [0, 3, 4]
+    assert not next(cut.batches(paths, 5)).places
 
 
 # Reading photos

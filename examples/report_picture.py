@@ -5,14 +5,12 @@ Needs Chromium as the command chromium, and Playwright: pip install playwright
 Run: python examples/report_picture.py docs/images/report.png
 """
 
-import io
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import skimage
-from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from guided_backprop.models import load_default, read_image
@@ -36,11 +34,8 @@ def draw(page: Path, target: Path) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1000, "height": 1490})
         tab.goto(page.as_uri())
-        screen = tab.screenshot()
+        tab.screenshot(path=target)
         browser.close()
-    # 256 colours do for it, at a third of the size.
-    with Image.open(io.BytesIO(screen)) as image:
-        image.convert("RGB").quantize(256).save(target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,16 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import guided_backprop
-from guided_backprop import GradCAM, GuidedBackprop, GuidedGradCAM, ImageError, LabelError, OptionError, Saliency
+from guided_backprop import (
+    GradCAM,
+    GuidedBackprop,
+    GuidedGradCAM,
+    ImageError,
+    LabelError,
+    OptionError,
+    Saliency,
+    SmoothGrad,
+)
 from guided_backprop.commands.gate import HEADERS, LARGEST_REQUEST, Store
 from guided_backprop.commands.layers import last_with_positions
 from guided_backprop.commands.local_page import METHODS, Question, answer, examples, field_of, look, neurons
@@ -116,8 +125,11 @@ def test_a_class_is_drawn_by_each_method(vision, folder, view):
     for name, shown in zip(METHODS, found.pictures[1:], strict=True):
         if name == "GradCAM":
             continue
-        method = GuidedGradCAM(vision.network, "3") if name == "GuidedGradCAM" else None
-        method = method or getattr(guided_backprop, name)(vision.network)
+        of_name = {
+            "GuidedGradCAM": lambda model: GuidedGradCAM(model, "3"),
+            "SmoothGrad": lambda m: SmoothGrad(Saliency(m)),
+        }
+        method = of_name.get(name, getattr(guided_backprop, name))(vision.network)
         attribution = last(method.explain(images, 3).attribution)
         expected = {
             "colour": lambda a: colour_picture(a),

@@ -549,7 +549,7 @@ def test_the_default_model_explains_a_photo_in_a_process_of_its_own(tmp_path):
     assert_allclose([shares["282"], shares["285"], shares["281"]], [39, 36, 17], atol=1)
     assert "coverage: relu6 x33 guided" in lines
     found = maps_of(str(tmp_path / "out"))
-    assert (found.labels.tolist(), found.model) == ([282], "EfficientNetLite0")
+    assert (found.labels.tolist(), found.model) == ([282], "EfficientNet-Lite0")
     with Image.open(tmp_path / "out" / "chelsea_colour.png") as picture:
         colours = np.asarray(picture, np.float64)
     # The whole photo. The eyes, not the forehead above them, are what the network looks at.

@@ -17,6 +17,7 @@ from guided_backprop import (
     LabelError,
     NoReluError,
     Saliency,
+    SmoothGrad,
     compare,
 )
 from networks import IMAGES, LABELS, NETWORKS, RULES
@@ -95,6 +96,7 @@ def test_what_each_gives_alone(options):
         GradCAM(model, "4"),
         Saliency(model, reducer="absmax", **options),
         GuidedGradCAM(model, "4"),
+        SmoothGrad(GuidedBackprop(model, **options), samples=2),
         DeconvNet(model, **options),
         GuidedBackprop(model, smooth="guide", **options),
     ]

@@ -71,6 +71,7 @@ def test_a_folder_is_explained_and_what_is_left_out_is_named(folder):
         assert_allclose(explained.explanations.attribution[::-1], expected.attribution, rtol=1e-5, atol=1e-9)
     shares = torch.softmax(NETWORK(images[:1]), 1)[0].detach().numpy()
     assert_allclose(sorted(explained[0].classes.values()), np.sort(shares), rtol=1e-6)
+    assert (explained.explanations.model, expected.model) == ("small", "Sequential")
     said = repr(explained)
     assert "2 of 3 photos, explained by GuidedBackprop of small: 16 x 12" in said
     assert "left out: image must be a readable image file" in said
@@ -129,6 +130,7 @@ def test_methods_by_name_or_by_what_makes_them(folder, method, name):
     [
         ([], {}, OptionError, "photos must contain an image; received none"),
         (3, {}, OptionError, "received int"),
+        (b"\x89PNG", {}, OptionError, "received bytes"),
         ([torch.zeros(3, 8, 8)], {}, OptionError, "received Tensor"),
         (np.zeros((8, 8, 3)), {}, ImageError, r"received float64 of shape \(8, 8, 3\)"),
         (np.zeros((8, 8, 5), np.uint8), {}, ImageError, r"received uint8 of shape \(8, 8, 5\)"),

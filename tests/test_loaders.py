@@ -110,7 +110,12 @@ def test_torchvisions_models_come_with_their_transforms_and_names(cache):
             "timm:test_resnet",
             "Elsewhere, run: hf download timm/test_resnet.* --local-dir folder; then pass timm:folder",
         ),
-        ("timm:test_resnet.absent", "of which timm has none|Invalid pretrained tag"),
+        (
+            "timm:test_resnet.absent",
+            "of which timm has none. Name one of its weights: test_resnet|Invalid pretrained tag",
+        ),
+        ("timm:", "model must read torchvision:, timm:"),
+        ("timm:a/b/c", "must be in its library's cache"),
     ],
 )
 @pytest.mark.usefixtures("cache")
@@ -195,8 +200,10 @@ def test_a_classifier_whose_head_is_made_up_is_refused(hugging_face, tmp_path):
 
 
 def test_folders_are_asked_whose_they_are(hugging_face, tmp_path):
-    with pytest.raises(ModelError, match=rf"Say whose it is: .*, timm:{hugging_face}, hf:{hugging_face}, "):
+    with pytest.raises(ModelError, match=rf"Say whose it is: timm:{hugging_face}, hf:{hugging_face}\."):
         load_model(str(hugging_face))
+    with pytest.raises(ModelError, match="a folder as timm saves it.*KeyError: 'architecture'"):
+        load_model(f"timm:{hugging_face}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="as save_pretrained writes both"):
         load_model(f"hf:{tmp_path / 'empty'}")
@@ -317,7 +324,7 @@ def test_what_a_file_does_not_say_may_stand_beside_it(files, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("net.onnx", {}, "without scale, mean, std. Pass size .--size 224.*, or write .*net.toml with the same names"),
+        ("net.onnx", {}, "without scale, mean, std. Pass size .--size 224.*; or write .*net.toml with the same names"),
         ("net.pt", {"scale": 1}, "without size"),
         ("net.onnx", {"scale": 1, "size": 8}, r"size must be as the model has it, \(24, 32\); received size=\(8, 8\)"),
         ("net.pt2", {"scale": 1, "channels_last": True}, "channels_last must be as the model has it, False"),
@@ -328,7 +335,7 @@ def test_what_a_file_does_not_say_may_stand_beside_it(files, tmp_path):
         ("text.pt", {"trust_pickle": True}, "a file that this PyTorch can load; received .*UnpicklingError"),
         ("text.pt2", {}, "a file that this PyTorch can load"),
         ("text.safetensors", {}, r"load_state_dict.safetensors.torch.load_file..*text.safetensors"),
-        ("text.onnx", {}, "must be of operations that onnx2torch knows"),
+        ("text.onnx", {}, "must be an ONNX file that is whole; received .*text.onnx' .+ Export it anew"),
         ("text.keras", {}, "must be a file that Keras can load"),
     ],
 )
@@ -407,7 +414,7 @@ def test_a_model_that_rescales_is_shown_pixels(keras_files):
 
 @pytest.mark.parametrize("name", ["plain.keras", "plain.h5", "saved"])
 def test_files_of_keras(keras_files, name):
-    with pytest.raises(ModelError, match=rf"without scale, mean, std.*, or write .*{name.partition('.')[0]}.toml"):
+    with pytest.raises(ModelError, match=rf"without scale, mean, std.*; or write .*{name.partition('.')[0]}.toml"):
         load_model(str(keras_files / name))
     vision = load_model(str(keras_files / name), **SCALED)
     assert_says(vision, keras_network()(shown(channels_last=True)))

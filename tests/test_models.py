@@ -21,6 +21,7 @@ from PIL import Image, ImageFile
 
 from guided_backprop import GuidedBackprop, ImageError, ModelError, OptionError
 from guided_backprop.models import (
+    ResizeCrop,
     VisionModel,
     image_paths,
     load,
@@ -186,6 +187,8 @@ def test_a_loader_may_bring_its_preprocessing_or_a_vision_model(module_folder):
 def test_a_malformed_specification_is_refused(specification):
     with pytest.raises(ModelError, match="model must .* received model="):
         load(specification)
+    with pytest.raises(OptionError, match="model must be a name or a path; received Identity. For a network"):
+        load(torch.nn.Identity())
 
 
 @pytest.mark.parametrize(
@@ -274,6 +277,9 @@ def test_a_builder_that_was_given_no_weights_is_refused(module_folder):
         ({"scale": -1}, "received scale=-1"),
         ({"scale": "255x"}, "received scale='255x'"),
         ({"classes": "absent.txt"}, "received classes='absent.txt' .No such file"),
+        ({"classes": os.devnull}, "one name a line; received classes='.*', which has none"),
+        ({"mean": float("nan")}, "received mean=nan"),
+        ({"channels_last": "false"}, "channels_last must be true or false; received channels_last='false'"),
         ({"device": "nowhere"}, "device must be there; received device='nowhere'"),
         ({"size": 7}, "received size besides. Leave that out."),
         ({"mean": 0.5, "channels_last": True}, "received channels_last, mean besides"),
@@ -322,6 +328,10 @@ def test_batches_keep_positions_when_images_cannot_be_read(tmp_path):
     assert [int(batch.images.max()) for batch in batches] == [0, 3, 4]
     nothing = list(VisionModel("any", np.sum, np.asarray).batches(paths[1:3], 2))
     assert (nothing[0].rows, nothing[0].images) == ([], None)
+    cut = VisionModel("cut", np.sum, ResizeCrop((1, 1)))
+    (placed,) = cut.batches(paths, 5, places=True)
+    assert [place.photo[0, 0, 0] for place in placed.places] == [0, 3, 4]
+    assert not next(cut.batches(paths, 5)).places
 
 
 # Reading photos

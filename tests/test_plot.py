@@ -346,14 +346,17 @@ def test_a_grid_is_said_to_be_the_strides():
     """A kernel of 3 at stride 2 touches every second pixel twice. At stride 1, or of the photo, nothing is said."""
     images = rand(2, 3, 64, 64)
 
-    def note(stride: int, photo: torch.Tensor = images) -> str:
+    def note(stride: int, photo: torch.Tensor = images, smooth: float = 0) -> str:
         torch.manual_seed(0)
         layers = [torch.nn.Conv2d(3, 8, 3, stride), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU()]
         model = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-        return GuidedBackprop(model.eval()).explain(photo, 0).plot(panels=["colour"]).get_supxlabel()
+        return GuidedBackprop(model.eval()).explain(photo, 0).plot(panels=["colour"], smooth=smooth).get_supxlabel()
 
     assert "the grid of 2 pixels is left by the network's stride" in note(2).replace("\n", " ")
     assert "grid" not in note(1)
+    # A Gaussian of a pixel leaves nothing of it.
+    assert "grid" not in note(2, smooth=1)
+    assert "grid" in note(2, smooth=0.5)
     board = images.clone()
     board[:, :, ::2, ::2] += 3
     assert "grid" not in note(2, board)

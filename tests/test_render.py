@@ -114,15 +114,17 @@ def test_picture_stretches_any_range_to_bytes():
     assert_array_equal(picture(np.full((2, 3), 7)), np.full((2, 3, 3), 128))
 
 
-def test_overlay_leaves_the_faded_image_where_the_heatmap_is_zero_and_covers_it_where_it_is_one():
+def test_overlay_leaves_the_faded_image_where_the_heatmap_is_zero_and_only_its_shade_where_it_is_one():
     image = np.zeros((2, 2, 3))
     image[0] = 1, 0, 0
-    attribution = np.array([[0.0, 0.0], [0.0, -5.0]])
+    image[1, 1] = 1
+    attribution = np.array([[0.0, 0.0], [5.0, -5.0]])
     shown = overlay(image, attribution, opacity=1)
     assert_array_equal(shown[0], [[255, 128, 128]] * 2)
-    assert_array_equal(shown[1, 0], 128)
-    assert_array_equal(shown[1, 1], RAMP[-1])
-    assert_array_equal(overlay(image, attribution, opacity=0)[1, 1], 128)
+    # Black darkens and white lightens what lies over it by 7.5 %, and a middle grey leaves it.
+    assert_allclose(shown[1], RAMP[-1] + np.array([[-0.075], [0.075]]) * 255, rtol=0, atol=0.51)
+    assert_array_equal(overlay(np.full((2, 2), 7), attribution, opacity=1)[1], [RAMP[-1]] * 2)
+    assert_array_equal(overlay(image, attribution, opacity=0)[1, 0], 128)
 
 
 def test_a_map_smaller_than_the_image_is_enlarged_without_steps():

@@ -271,6 +271,8 @@ def test_the_methods_that_are_drawn_are_chosen(tmp_path):
     assert tiles(None, "deconvnet", "saliency") == [("Saliency", " checked"), ("DeconvNet", "")]
     guided = [("GuidedBackprop", " checked"), ("GuidedBackprop", ""), ("GradCAM", "")]
     assert tiles("2", "grad-cam", "guided-backprop") == guided
+    assert tiles("2", "smoothgrad", "saliency") == [("Saliency", " checked"), ("SmoothGrad", "")]
+    assert "SmoothGrad(Saliency, samples=50" in (tmp_path / "report.html").read_text("utf-8")
     for wrong, said in ((["lime"], "received 'lime'"), (["grad-cam"], "must have a layer"), ([], "one at least")):
         with pytest.raises(OptionError, match=said):
             tiles(None, *wrong)
@@ -284,8 +286,10 @@ def test_a_grid_that_the_stride_leaves_is_said(tmp_path):
         model = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
         report = Report(tmp_path / f"{stride}.html", model)
         report.add(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), ["a", "b"], 0)
-        said = re.findall("<p>(.*): the grid of 2 pixels is left by the network", report.finish().read_text("utf-8"))
+        page = report.finish().read_text("utf-8")
+        said = re.findall("<p>(.*): the grid of 2 pixels is left by the network", page)
         assert [methods.split(", ") for methods in said] == [["Saliency", "GuidedBackprop"]][: stride - 1]
+        assert page.count('DeconvNet</span> <span class="muted small">one flat colour') == 2
 
 
 def test_every_framework_has_one_page(tmp_path):
@@ -336,7 +340,16 @@ def entries(count: int) -> Iterator[Entry]:
 
 
 ABOUT = {"head": None, "methods": ["Saliency", "GuidedBackprop"], "model": "Net"}
-END = {"command": None, "coverage": [], "layer": None, "percentile": 99.0, "remarks": [], "trust": [], "versions": {}}
+END = {
+    "command": None,
+    "coverage": [],
+    "layer": None,
+    "made_by": [],
+    "percentile": 99.0,
+    "remarks": [],
+    "trust": [],
+    "versions": {},
+}
 
 
 def written(path: Path, count: int, *, overwrite: bool = False) -> None:

@@ -86,6 +86,11 @@ class Record(_Attributed, Sequence[Explanation]):
     convergence_delta: NDArray[np.float64] | None = None
 
     @property
+    def short_method(self) -> str:
+        """The method's name without what was chosen of it: "SmoothGrad"."""
+        return self.method.partition("(")[0]
+
+    @property
     def is_of_classes(self) -> bool:
         """Whether a class of each image was explained, by its id."""
         return self.labels.dtype.kind == "i" and self.labels.ndim == 1 and self.outputs.ndim > 1

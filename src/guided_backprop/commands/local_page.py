@@ -17,22 +17,21 @@ from guided_backprop.errors import GuidedBackpropError, ImageError, LabelError, 
 from guided_backprop.explanations import Explanations
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
 from guided_backprop.methods.compare import compare
+from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
 from guided_backprop.methods.method import Method
-from guided_backprop.models import VisionModel, best_classes, probabilities
-from guided_backprop.photos import read_image
+from guided_backprop.methods.smooth_grad import SmoothGrad
+from guided_backprop.models import Batch, VisionModel, best_classes, probabilities
 from guided_backprop.show.colours import Picture
 from guided_backprop.show.panels import MAPS, PANELS, Panel, PanelName
 from guided_backprop.show.place import Place, picture_at
 from guided_backprop.trust.likeness import SAME, cosine, number
 
-CLASS_METHODS: Mapping[str, type[Method]] = {
-    "Saliency": Saliency,
-    "DeconvNet": DeconvNet,
-    "GuidedBackprop": GuidedBackprop,
-}
+_PLAIN: Mapping[str, type[Method]] = {"Saliency": Saliency, "DeconvNet": DeconvNet, "GuidedBackprop": GuidedBackprop}
+# Of a class, and of a neuron.
+GRADIENT_METHODS = (*_PLAIN, "SmoothGrad")
 LAYER_METHODS: Mapping[str, type[GradCAM | GuidedGradCAM]] = {"GradCAM": GradCAM, "GuidedGradCAM": GuidedGradCAM}
-METHODS = (*CLASS_METHODS, *LAYER_METHODS)
+METHODS = (*GRADIENT_METHODS, *LAYER_METHODS)
 VIEWS = tuple(panel.name for panel in MAPS)
 _EXAMPLES = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")
 
@@ -91,7 +90,7 @@ def look(vision: VisionModel, path: Path) -> Seen:
         ImageError: the photo cannot be read.
         GuidedBackpropError: all that :meth:`Method.explain` raises.
     """
-    images = _read(vision, path)
+    images = _read(vision, path).images
     explanations = Saliency(vision.network).explain(images)
     shares = probabilities(explanations.outputs, explanations.head)
     layer = last_with_positions(vision.network, images)
@@ -110,7 +109,8 @@ def neurons(vision: VisionModel, path: Path, layer: str, count: int = 12) -> lis
         ImageError: the photo cannot be read, or the network takes no pictures.
         GuidedBackpropError: all that :meth:`Method.explain` raises.
     """
-    return strongest_neurons(vision.network, layer, _read(vision, path), count, vision.place(read_image(path)))
+    photo = _read(vision, path)
+    return strongest_neurons(vision.network, layer, photo.images, count, photo.places[0])
 
 
 def field_of(error: GuidedBackpropError, question: Question) -> Field:
@@ -149,10 +149,10 @@ def answer(vision: VisionModel, path: Path, question: Question) -> Answer:
     """
     if wrong := _wrong(question):
         raise OptionError(wrong[1])
-    images = _read(vision, path)
+    photo = _read(vision, path)
+    images, place = photo.images, photo.places[0]
     labels = question.label if question.channel is None else (question.channel, "max")
     explained = compare(images, labels, [_method(vision, name, question) for name in question.methods])
-    place = vision.place(read_image(path))
     lines = [_subject(vision, explained[0], question)]
     if place is not None and place.warning:
         lines.append(f"Warning: {place.warning}")
@@ -186,18 +186,20 @@ def _wrong(question: Question) -> tuple[Field, str] | None:
     return None
 
 
-def _read(vision: VisionModel, path: Path) -> Images:
-    (batch,) = vision.batches([path], 1)
+def _read(vision: VisionModel, path: Path) -> Batch:
+    """Return the photo as the network is shown it, and its place."""
+    (batch,) = vision.batches([path], 1, places=True)
     if batch.failures:
         raise batch.failures[0]
-    return batch.images
+    return batch
 
 
-def _method(vision: VisionModel, name: str, question: Question) -> Method:
+def _method(vision: VisionModel, name: str, question: Question) -> Explainer:
     if name in LAYER_METHODS:
         return LAYER_METHODS[name](vision.network, question.layer)
     is_neuron = question.channel is not None
-    return CLASS_METHODS[name](vision.network, output_layer=question.layer if is_neuron else None)
+    plain = _PLAIN.get(name, Saliency)(vision.network, output_layer=question.layer if is_neuron else None)
+    return plain if name in _PLAIN else SmoothGrad(plain)
 
 
 def _pictures(explained: Sequence[Explanations], view: Panel, place: Place | None) -> list[tuple[Picture, str]]:
@@ -215,7 +217,7 @@ def _pictures(explained: Sequence[Explanations], view: Panel, place: Place | Non
         # A sum over channels has neither signs nor colours.
         panel = PANELS["overlay"] if explanations.method == "GradCAM" else view
         pictures += [] if pictures else [(picture_at(place, PANELS["image"], image, attribution), first)]
-        pictures.append((picture_at(place, panel, image, attribution), explanations.method))
+        pictures.append((picture_at(place, panel, image, attribution), explanations.short_method))
     return pictures
 
 

@@ -23,9 +23,9 @@ from guided_backprop.commands.shared import (
 from guided_backprop.explanations import Explanations
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.models import VisionModel
-from guided_backprop.photos import read_image
 from guided_backprop.report.page import DRAWN, Report, Trust, check_ready, drawn, randomised
 from guided_backprop.show.canvas import figure_kind
+from guided_backprop.show.place import Place
 
 # As many images as the paper took for its checks.
 _MOST_CHECKED = 50
@@ -38,7 +38,9 @@ _MOST_CHECKED = 50
 @labels_option(ONE_LABEL)
 @click.option("--layer", help="A convolutional layer, for Grad-CAM and Guided Grad-CAM beside the others.")
 @click.option(
-    "--method", metavar="METHOD[,METHOD...]", help=f"Which maps are drawn: {', '.join(DRAWN)}. [default: all]"
+    "--method",
+    metavar="METHOD[,METHOD...]",
+    help=f"Which maps are drawn: {', '.join(DRAWN)}. [default: all but the last]",
 )
 @click.option("--check", is_flag=True, help="Randomise the layers too, for up to 50 images: takes minutes.")
 @batch_size_option()
@@ -85,9 +87,8 @@ def report(
             overwrite=overwrite,
         )
 
-        def write(pixels: Images, names: Sequence[str], chosen: Labels) -> Explanations:
+        def write(pixels: Images, names: Sequence[str], chosen: Labels, places: Sequence[Place | None]) -> Explanations:
             # The last of the three methods: its coverage says what was guided.
-            places = [vision.place(read_image(name)) for name in names]
             return page.add(pixels, names, chosen, places=places)[2]
 
         run = Run(vision, photos, write)

@@ -16,9 +16,10 @@ from guided_backprop.explanations import Explanations
 from guided_backprop.labels.parse import parse_label
 from guided_backprop.models import Batch, View, VisionModel, best_classes, probabilities
 from guided_backprop.progress import said_elsewhere
+from guided_backprop.show.place import Place
 
-# From images, their names and their labels to what was found.
-Write = Callable[[Images, Sequence[str], Labels], Explanations]
+# From images, their names, their labels and their places on their photos to what was found.
+Write = Callable[[Images, Sequence[str], Labels, Sequence[Place | None]], Explanations]
 
 
 class Run:
@@ -50,7 +51,7 @@ class Run:
         bar = Progress(console=self._console, transient=True, disable=not self._console.is_terminal)
         with said_elsewhere(), bar as progress:
             task = progress.add_task("explaining", total=len(self._photos.paths))
-            for batch in self._vision.batches(self._photos.paths, self._vision.at_once or batch_size):
+            for batch in self._vision.batches(self._photos.paths, self._vision.at_once or batch_size, places=True):
                 print_failures(batch)
                 self.failed += len(batch.failures)
                 if batch.rows:
@@ -72,7 +73,8 @@ class Run:
     def _explain_batch(self, batch: Batch) -> None:
         paths = [self._photos.paths[row] for row in batch.rows]
         labels = self._photos.labels
-        explanations = self._write(batch.images, [str(path) for path in paths], self._photos.labels_of(batch))
+        names = [str(path) for path in paths]
+        explanations = self._write(batch.images, names, self._photos.labels_of(batch), batch.places)
         if labels is not None and not self._explained:
             # A wrong label of the last image is found now, and not when all the others are done.
             parse_label(labels, len(labels)).explained(explanations.outputs)

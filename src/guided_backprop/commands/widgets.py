@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, get_args
 
 from guided_backprop.commands.local_page import (
-    CLASS_METHODS,
+    GRADIENT_METHODS,
     LAYER_METHODS,
     METHODS,
     VIEWS,
@@ -144,7 +144,7 @@ def _choices(layers: Sequence[str]) -> "tuple[_Choices, gr.Gallery, list[gr.HTML
     import gradio as gr  # noqa: PLC0415
 
     kinds = ["class", "neuron"] if layers else ["class"]
-    names = METHODS if layers else tuple(CLASS_METHODS)
+    names = METHODS if layers else GRADIENT_METHODS
     about_layer = f"Of the neuron, and for {' and '.join(LAYER_METHODS)}: the last one with places is suggested."
     strongest = "Explained where it is strongest. Choose one above, or type its number."
     refused = []
@@ -215,7 +215,7 @@ def _toggling(kind: str, methods: Sequence[str], layer: str | None) -> list[Upda
     import gradio as gr  # noqa: PLC0415
 
     is_neuron = kind == "neuron"
-    offered = [*CLASS_METHODS] if is_neuron else [*METHODS]
+    offered = [*GRADIENT_METHODS] if is_neuron else [*METHODS]
     ticked = [name for name in methods if name in offered]
     return [
         gr.update(visible=not is_neuron),

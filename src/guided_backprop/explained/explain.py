@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from guided_backprop.arrays import Layer, Model
 from guided_backprop.errors import ImageError, OptionError
@@ -102,7 +103,8 @@ class _Run:
             return
         labels = self._labels
         chosen = [labels[row] for row in batch.rows] if isinstance(labels, list) else labels
-        found = self._explainer.explain(batch.images, chosen)
+        # By the name that was asked for: a network's class may be ResNet, or Functional.
+        found = replace(self._explainer.explain(batch.images, chosen), model=self._vision.name)
         self._vision.require_names(found.outputs)
         if isinstance(labels, list) and is_first:
             # A wrong label of the last photo is found now, and not when all the others are done.

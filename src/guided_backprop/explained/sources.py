@@ -81,7 +81,8 @@ def _each(photos: Photo | Iterable[Photo]) -> Iterable[Photo]:
         return [photos]
     if isinstance(photos, np.ndarray):
         return [photos] if photos.ndim < 4 else list(photos)
-    if isinstance(photos, Iterable):
+    # Of a file's bytes each would be a number.
+    if isinstance(photos, Iterable) and not isinstance(photos, bytes | bytearray | memoryview):
         return photos
     raise _no_photo(photos)
 

@@ -251,7 +251,7 @@ class Explainer:
         maps, _ = stored(as_numpy(explanations.attribution), self.dtype)
         about = {
             "method": explanations.method,
-            "model": explanations.model,
+            "model": self.vision.name,
             "reducer": explanations.reducer,
             "channel_axis": explanations.channel_axis,
         }

@@ -169,7 +169,7 @@ class Asked:
 
     def _unknown(self, what: str) -> ModelError:
         path = Path(self.name)
-        beside = f", or write {side_file(path)} with the same names," if path.exists() else ""
+        beside = f"; or write {side_file(path)} with the same names" if path.exists() else ""
         return ModelError(
             f"how photos become the network's input must be known, and the model doesn't say it; received "
             f"model={self.spec!r} without {what}. Pass size (--size 224), and scale, mean and std as it was trained, "

@@ -28,7 +28,8 @@ def load(asked: Asked) -> VisionModel:
             asked.name, output_loading_info=True
         )
         processor = transformers.AutoImageProcessor.from_pretrained(asked.name)
-    except (OSError, ValueError) as error:
+    # A folder of timm's is known to transformers, and refused with a TypeError if it was saved for timm alone.
+    except (OSError, ValueError, TypeError) as error:
         raise _refused(asked, error) from error
     missing = sorted(loaded["missing_keys"])
     if missing and not asked.random_weights:

@@ -1,5 +1,6 @@
 """Loader: ``net.onnx``, turned into a PyTorch module by onnx2torch, and compared with what ONNX Runtime computes."""
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ def load(asked: Asked) -> VisionModel:
     """
     onnx, convert = asked.package("onnx", "onnx"), asked.package("onnx2torch", "onnx").convert
     runtime = asked.package("onnxruntime", "onnx")
+    stored = _stored(asked, onnx)
     try:
-        stored = onnx.load(asked.name)
         network = convert(as_older(stored, onnx)).eval()
     # Each operation has a converter, which says in its own way what it can't do.
     except Exception as error:
@@ -46,6 +47,21 @@ def load(asked: Asked) -> VisionModel:
             f"differ by {difference:.2g} of the largest. Explain the network that it was exported from."
         )
     return vision
+
+
+def _stored(asked: Asked, onnx: ModuleType) -> Any:
+    """Return what a file holds; raise ModelError where that is no network."""
+    stored, reason = None, "it is empty"
+    try:
+        stored = onnx.load(asked.name)
+    # Of kinds of the protocol's own.
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+    if stored is None or not stored.graph.node:
+        raise ModelError(
+            f"model must be an ONNX file that is whole; received model={asked.spec!r} ({reason:.300}). Export it anew."
+        )
+    return stored
 
 
 def _difference(vision: VisionModel, session: Any) -> float:

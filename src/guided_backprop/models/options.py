@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -60,7 +61,7 @@ class Options:
             mean=None if mean is None else _numbers("mean", mean),
             std=None if std is None else _numbers("std", std, is_divisor=True),
             scale=None if scale is None else _scale(scale),
-            channels_last=channels_last if channels_last is None else bool(channels_last),
+            channels_last=None if channels_last is None else _channels_last(channels_last),
             classes=None if classes is None else _names(classes),
         )
 
@@ -127,11 +128,18 @@ def _crop(crop: Crop) -> Crop:
 
 def _numbers(name: str, given: float | Sequence[float], *, is_divisor: bool = False) -> tuple[float, ...]:
     numbers = tuple(given) if isinstance(given, Sequence) else (given,)
-    is_number = all(isinstance(number, int | float) for number in numbers)
+    is_number = all(isinstance(number, int | float) and isfinite(number) for number in numbers)
     if len(numbers) not in (1, 3) or not is_number or (is_divisor and not all(numbers)):
         needed = "one number, or one for each of red, green and blue" + ", and not 0" * is_divisor
         raise OptionError(f"{name} must be {needed}; received {name}={given!r}. Pass for example 0.5.")
     return tuple(map(float, numbers))
+
+
+def _channels_last(channels_last: bool) -> bool:
+    # A file may say "false", which would be true.
+    if not isinstance(channels_last, bool):
+        raise OptionError(f"channels_last must be true or false; received channels_last={channels_last!r}. Write true.")
+    return channels_last
 
 
 def _scale(scale: float | str) -> float:
@@ -160,4 +168,9 @@ def _names(classes: Classes) -> tuple[str, ...]:
             f"classes must be a text file of one name a line; received classes={os.fspath(classes)!r} ({reason}). "
             "Pass another file."
         ) from error
+    if not any(line.strip() for line in lines):
+        raise OptionError(
+            f"classes must be a text file of one name a line; received classes={os.fspath(classes)!r}, which has none. "
+            "Pass another file, or leave it out."
+        )
     return tuple(line.strip() for line in lines)

@@ -20,6 +20,8 @@ from guided_backprop.models.weights import require_learned
 
 # The file of each loader: by what stands before the colon, and by how a file is called.
 _PREFIXES = {"torchvision": "torchvision", "timm": "timm", "hf": "hugging_face", "keras": "keras"}
+# Whose models are folders too.
+_OF_FOLDERS = ("timm", "hf")
 _ENDINGS = {
     ".keras": "keras_file",
     ".h5": "keras_file",
@@ -102,6 +104,11 @@ def load_model(
     options = Options.given(
         size=size, crop=crop, mean=mean, std=std, scale=scale, channels_last=channels_last, classes=classes
     )
+    if not isinstance(spec, str | os.PathLike):
+        raise OptionError(
+            f"model must be a name or a path; received {type(spec).__name__}. For a network that is there, write "
+            "guided_backprop.models.VisionModel(name, network, preprocess)."
+        )
     spec = os.fspath(spec)
     vision = _load(Asked(spec, spec, options, trust_pickle, random_weights))
     if is_torch_module(vision.network) and vision.network.training:
@@ -114,8 +121,8 @@ def load_model(
 
 
 def _load(asked: Asked) -> VisionModel:
-    prefix, colon, name = asked.spec.partition(":")
-    if colon and prefix in _PREFIXES:
+    prefix, _, name = asked.spec.partition(":")
+    if name.strip() and prefix in _PREFIXES:
         return _loader(_PREFIXES[prefix])(replace(asked, name=name))
     if functions.is_function(asked.spec):
         return functions.load(asked)
@@ -124,10 +131,11 @@ def _load(asked: Asked) -> VisionModel:
         return _loader(_ENDINGS[ending])(asked.file())
     if (Path(asked.spec) / _SAVED_MODEL).is_file():
         return _loader("saved_model")(asked.file())
-    # A library's name of it, or a folder.
-    is_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", asked.spec) or (asked.spec and Path(asked.spec).is_dir())
-    whose = ", ".join(f"{prefix}:{asked.spec}" for prefix in _PREFIXES)
-    advice = f"Say whose it is: {whose}." if is_name else "Pass one of these."
+    # A folder, or a library's name of it.
+    is_folder = asked.spec and Path(asked.spec).is_dir()
+    libraries = _OF_FOLDERS if is_folder else _PREFIXES if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", asked.spec) else ()
+    whose = ", ".join(f"{library}:{asked.spec}" for library in libraries)
+    advice = f"Say whose it is: {whose}." if whose else "Pass one of these."
     raise ModelError(f"model must read {_FORMS}; received model={asked.spec!r}. {advice}")
 
 

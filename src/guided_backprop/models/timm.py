@@ -25,16 +25,19 @@ def load(asked: Asked) -> VisionModel:
     if not is_folder and "/" not in asked.name and not timm.is_model(asked.name.partition(".")[0]):
         raise asked.unknown(timm.list_models())
     source = "local-dir:" if is_folder else "hf-hub:" if "/" in asked.name else ""
+    # Of a folder that another library wrote timm finds out by what it misses in its record.
+    wrong = (OSError, ValueError, LookupError, TypeError) if is_folder else (OSError, ValueError)
     try:
         network = timm.create_model(f"{source}{asked.name}", pretrained=True)
-    except OSError as error:
+    except wrong as error:
         raise _unreachable(asked, error, is_folder) from error
     except RuntimeError as error:
         if "pretrained" not in str(error):
             raise
+        known = timm.list_pretrained(f"{asked.name.partition('.')[0]}.*")[:4]
+        advice = f"Name one of its weights: {', '.join(known)}" if known else "Name another model"
         raise ModelError(
-            f"model must have weights; received model={asked.spec!r}, of which timm has none. Name another, or one of "
-            f"its weights: {', '.join(timm.list_pretrained(f'{asked.name}*')[:4])}."
+            f"model must have weights; received model={asked.spec!r}, of which timm has none. {advice}."
         ) from error
     config = timm.data.resolve_model_data_config(network)
     preprocess = Measured(timm.data.create_transform(**config, is_training=False), _said(config))
@@ -42,11 +45,11 @@ def load(asked: Asked) -> VisionModel:
     return VisionModel(name, network, preprocess, asked.class_names(_class_names(timm, network.pretrained_cfg)))
 
 
-def _unreachable(asked: Asked, error: OSError, is_folder: bool) -> ModelError:
+def _unreachable(asked: Asked, error: Exception, is_folder: bool) -> ModelError:
     if is_folder:
         return ModelError(
             f"model must be a folder as timm saves it, with config.json and weights; received model={asked.spec!r} "
-            f"({error}). Save it with timm.models.save_for_hf(network, folder)."
+            f"({type(error).__name__}: {error}). Save it with timm.models.save_for_hf(network, folder)."
         )
     name = asked.name if "/" in asked.name else f"timm/{asked.name}"
     return asked.unreachable(error, f"Elsewhere, run: hf download {name} --local-dir folder; then pass timm:folder.")

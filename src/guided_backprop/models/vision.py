@@ -34,6 +34,7 @@ class Batch:
         images: these images, preprocessed, ``(N, ...)``; None if there are none.
         failures: why the others could not be read.
         sizes: width and height of the photos that could.
+        places: what puts a map back onto each of these photos, or None, if they were asked for.
 
     Example:
         >>> from guided_backprop import ImageError
@@ -46,6 +47,7 @@ class Batch:
     images: Images
     failures: list[ImageError]
     sizes: list[tuple[int, int]]
+    places: Sequence[Place | None] = ()
 
 
 @dataclass(frozen=True)
@@ -160,19 +162,26 @@ class VisionModel:
         view = self.view(*photo.size)
         return None if view is None else Place.of(photo, view.box, view.size, view.warning)
 
-    def batches(self, paths: Sequence[Path | Readable], size: int) -> Iterator[Batch]:
-        """Read and preprocess images, at most ``size`` at once; one decoded photo is held at a time."""
+    def batches(self, paths: Sequence[Path | Readable], size: int, *, places: bool = False) -> Iterator[Batch]:
+        """Read and preprocess images, at most ``size`` at once; one decoded photo is held at a time.
+
+        Args:
+            paths: files, or what else photos are read from.
+            size: how many images a batch has at most.
+            places: also keep what :meth:`place` returns of each photo, which holds it in at most 1024 pixels a side.
+        """
         for start in range(0, len(paths), size):
-            rows, ready, failures, sizes = [], [], [], []
+            rows, ready, failures, sizes, placed = [], [], [], [], []
             for row, path in enumerate(paths[start : start + size], start):
                 try:
                     photo = read_image(path) if isinstance(path, Path) else path.read()
                     ready.append(self.preprocess(photo))
                     rows.append(row)
                     sizes.append(photo.size)
+                    placed += [self.place(photo)] if places else []
                 except ImageError as error:
                     failures.append(error)
-            yield Batch(rows, self.stacked(ready) if ready else None, failures, sizes)
+            yield Batch(rows, self.stacked(ready) if ready else None, failures, sizes, placed)
 
 
 def is_torch_module(network: Model) -> bool:

@@ -22,15 +22,16 @@ from guided_backprop.explanations import Explanations
 from guided_backprop.labels.names import ClassNames, label_text
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
 from guided_backprop.methods.compare import compare
+from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
-from guided_backprop.methods.method import Method
+from guided_backprop.methods.smooth_grad import SmoothGrad
 from guided_backprop.models import best_classes, probabilities
 from guided_backprop.report.pages import Entry, Map, Pages, check_free
 from guided_backprop.show.embed import EXACT, data_uri
 from guided_backprop.show.folder import versions
 from guided_backprop.show.panels import PANELS
 from guided_backprop.show.place import Place, picture_at
-from guided_backprop.show.remarks import remarks
+from guided_backprop.show.remarks import WHY_FLAT, remarks
 from guided_backprop.show.render import picture
 from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, number, summaries
 from guided_backprop.trust.similarity import METRICS
@@ -41,27 +42,35 @@ __all__ = ["Report", "Trust", "check_ready", "randomised"]
 
 # A photo is on the page in no more pixels than these, once as it is and once under each map.
 _MOST_PIXELS = 120_000
-# What can be drawn, by the names that commands have for it; and what of it needs a layer.
+# What can be drawn, by the names that commands have for it; what of it needs a layer; what must be asked for.
 DRAWN = {
     "saliency": "Saliency",
     "deconvnet": "DeconvNet",
     "guided-backprop": "GuidedBackprop",
     "grad-cam": "GradCAM",
     "guided-gradcam": "GuidedGradCAM",
+    "smoothgrad": "SmoothGrad",
 }
 _OF_LAYERS = ("grad-cam", "guided-gradcam")
+_SLOW = "smoothgrad"
+# What stands below a map that shows nothing of the photo.
+_FLAT_BRIEFLY = "one flat colour: only ReLUs lead back, no max-pooling"
 # Where these two are among the methods.
 _PLAIN, _GUIDED = 0, 2
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """One image: its name, as the model saw it, its maps by method, and its place on a photo, if that is known."""
+    """One image: its name, as the model saw it, its maps by method, and its place on a photo, if that is known.
+
+    ``flat`` are the methods whose maps are one colour, whatever the image is.
+    """
 
     name: str
     image: NumpyArray
     maps: Mapping[str, NumpyArray]
     place: Place | None
+    flat: Sequence[str]
 
     @property
     def caption(self) -> str:
@@ -88,8 +97,9 @@ class Report:
         name: the model's name, for people; None for its class's.
         class_names: names of the classes, a list or a dictionary by class id.
         layer: a convolutional layer, its name or itself, for Grad-CAM and Guided Grad-CAM beside the others.
-        methods: whose maps are drawn, among "saliency", "deconvnet", "guided-backprop", "grad-cam" and
-            "guided-gradcam"; None for all of them that there can be.
+        methods: whose maps are drawn, among "saliency", "deconvnet", "guided-backprop", "grad-cam", "guided-gradcam"
+            and "smoothgrad", which is SmoothGrad of Saliency; None for all of them that there can be, but for
+            SmoothGrad, which takes as long as 50 others.
         percentile: the scale of the maps, as in :mod:`guided_backprop.render`.
         overwrite: replace a file that exists.
 
@@ -126,10 +136,14 @@ class Report:
         self._path, self._overwrite = Path(path), overwrite
         self._pages = Pages(self._path, overwrite=overwrite)
         self._name, self._class_names, self._percentile = name, class_names, percentile
-        self._methods: list[Method] = [Saliency(model), DeconvNet(model), GuidedBackprop(model)]
+        self._methods: list[Explainer] = [Saliency(model), DeconvNet(model), GuidedBackprop(model)]
         self._layer = layer
         if layer is not None:
             self._methods += [GradCAM(model, layer), GuidedGradCAM(model, layer)]
+        if DRAWN[_SLOW] in self._drawn:
+            self._methods.append(SmoothGrad(Saliency(model)))
+        # In full, with what was chosen of each.
+        self._made_by: list[str] = []
         self._likenesses: list[Likeness] = []
         self._coverages: list[Coverage] = []
         # What is no property of a photo, and the methods whose maps show it.
@@ -167,14 +181,18 @@ class Report:
         places = _checked(places, names)
         rivals = self._rivals(explained)
         self._coverages.append(explained[_GUIDED].coverage)
-        for explanations in [one for one in explained if one.method in self._drawn]:
-            for remark in remarks(explanations):
+        shown_by = {one.short_method: one for one in explained if one.short_method in self._drawn}
+        self._made_by = [one.method for one in shown_by.values()]
+        said = {name: remarks(explanations) for name, explanations in shown_by.items()}
+        for name, sentences in said.items():
+            for remark in sentences:
                 methods = self._remarks.setdefault(remark, [])
-                methods += [explanations.method] if explanations.method not in methods else []
+                methods += [name] if name not in methods else []
+        flat = [name for name, sentences in said.items() if WHY_FLAT in sentences]
         self._head, self._name = explained[0].head, self._name or explained[0].model
         for row, name in enumerate(names):
             maps_of_image = {method: maps_of_batch[row] for method, maps_of_batch in maps.items()}
-            shown = _Shown(str(name), pictures[row], maps_of_image, places[row])
+            shown = _Shown(str(name), pictures[row], maps_of_image, places[row], flat)
             entry = self._entry(shown, explained[0][row : row + 1], rivals[row])
             self._likenesses.append(entry.likeness)
             self._pages.add(entry, self._about())
@@ -198,6 +216,7 @@ class Report:
             "command": command,
             "coverage": Coverage.merge(self._coverages),
             "layer": self._layer,
+            "made_by": self._made_by,
             "percentile": self._percentile,
             "remarks": [f"{', '.join(methods)}: {remark}." for remark, methods in self._remarks.items()],
             "trust": [*summaries(self._likenesses), *trust],
@@ -247,7 +266,8 @@ class Report:
         for method, panel in [*signed, *over]:
             pixels = picture_at(shown.place, panel, shown.image, shown.maps[method], self._percentile)
             is_first = method == first and method not in [one.method for one in maps]
-            maps.append(Map(method, panel.photo_caption, data_uri(pixels), is_first))
+            kind = _FLAT_BRIEFLY if method in shown.flat else panel.photo_caption
+            maps.append(Map(method, kind, data_uri(pixels), is_first))
         return maps
 
     def _rivals(self, explained: Sequence[Explanations]) -> list[list[Rival]]:
@@ -300,7 +320,7 @@ def drawn(methods: Sequence[str] | None, *, has_layer: bool) -> list[str]:
     Raises:
         OptionError: there is none, a name is of none of them, or it is of one that needs a layer.
     """
-    offered = [name for name in DRAWN if has_layer or name not in _OF_LAYERS]
+    offered = [name for name in DRAWN if name != _SLOW and (has_layer or name not in _OF_LAYERS)]
     chosen = offered if methods is None else [methods] if isinstance(methods, str) else [*methods]
     for name in chosen:
         if name in _OF_LAYERS and not has_layer:
@@ -309,7 +329,7 @@ def drawn(methods: Sequence[str] | None, *, has_layer: bool) -> list[str]:
             raise OptionError(f"methods must be among {', '.join(DRAWN)}; received {name!r}. Pass some of these.")
     if not chosen:
         raise OptionError("methods must be one at least; received none. Leave them out to draw all.")
-    return [DRAWN[name] for name in offered if name in chosen]
+    return [title for name, title in DRAWN.items() if name in chosen]
 
 
 def randomised(check: SanityCheck) -> Trust:
@@ -356,8 +376,8 @@ def _pictures(explained: Sequence[Explanations], names: Sequence[str]) -> tuple[
             f"a report needs one name and one label per image; received {len(names)} names and labels of shape "
             f"{first.scores.shape} for {len(first)} images. Pass one of each, or no labels."
         )
-    pairs = {explanations.method: explanations.pictures() for explanations in explained}
-    images = pairs[first.method]
+    pairs = {explanations.short_method: explanations.pictures() for explanations in explained}
+    images = pairs[first.short_method]
     if images is None:
         raise ImageError(
             "a report needs pictures (N, C, H, W) or (N, H, W, C); received images of shape "

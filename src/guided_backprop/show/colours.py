@@ -47,6 +47,9 @@ RAISES, LOWERS = DIVERGING[6], DIVERGING[2]
 # How far the image behind a map is faded towards white: its own colours are still seen, and black is a middle grey,
 # on which the strong end of the ramp is read.
 _FADED = 0.5
+# How far light and shade of the image lighten and darken what lies over it: so much that its outlines are seen under a
+# large strong patch, and so little that the order of the colours stays.
+_SHADED = 0.15
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -59,6 +62,12 @@ def ramped(shares: NDArray[np.float64], ramp: Colours) -> NDArray[np.float64]:
 def faded(image: Picture) -> NDArray[np.float64]:
     """Return the image behind a map, in [0, 1]: its own colours, half way to white."""
     return (1 - _FADED) * (image / 255.0) + _FADED
+
+
+def shade(image: Picture) -> NDArray[np.float64]:
+    """Return how much an image lightens and darkens what lies over it, ``(H, W, 1)``; a middle grey does not."""
+    grey: NDArray[np.float64] = (image / 255.0) @ _LUMA
+    return _SHADED * (grey[..., np.newaxis] - 0.5)
 
 
 def dimmed(image: Picture) -> NDArray[np.float64]:

@@ -74,7 +74,7 @@ def draw(shown: Sequence[Record], look: Look, canvas: Canvas) -> "Figure":
     by_method = dict(zip(maps, shown, strict=True))
     if canvas.is_own:
         _add_bars(figure, drawn)
-        said = _grouped({name: remarks(one) for name, one in by_method.items()})
+        said = _grouped({name: remarks(one, look.smooth) for name, one in by_method.items()})
         lines = [_about(by_method, look, drawn), *said, *look.notes]
         width = int(_LETTERS * figure.get_figwidth())
         note = "\n".join(textwrap.fill(line, width) for line in lines)
@@ -167,8 +167,10 @@ def _arrays(shown: Sequence[Record]) -> tuple[Layout, NumpyArray, Maps]:
 
 
 def _names(shown: Sequence[Record]) -> list[str]:
-    """Return the methods' names, made unique by the model's or else by a number."""
-    names = [record.method for record in shown]
+    """Return the methods' names, made unique by what was chosen of them, by the model's or else by a number."""
+    names = [record.short_method for record in shown]
+    if len(set(names)) < len(names):
+        names = [record.method for record in shown]
     if len(set(names)) < len(names):
         names = [f"{record.method} of {record.model}" for record in shown]
     return [f"{name} ({place})" if names.count(name) > 1 else name for place, name in enumerate(names, 1)]

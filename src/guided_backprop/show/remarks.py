@@ -12,28 +12,31 @@ _PERIODS, _CELLS = (2, 4, 8, 16, 32), 8
 # How much of a map's magnitude goes with the position in the grid, as the squared spread of the positions' means over
 # their mean: from 14 % up the grid is what the eye sees first.
 _SEEN = 0.02
+# Why a map of DeconvNet is one colour.
+WHY_FLAT = "one flat colour: DeconvNet's way back through ReLUs alone, without max-pooling, does not see the photo"
 # Of a map of one colour, the mean is at least this share of the root of its mean square, in its strongest channel.
 _FLAT = 0.9
 # Blocks over which a grid evens out, and how much of the rim is left out: padding shows there.
 _BLOCK, _RIM = 8, 0.125
 
 
-def remarks(record: Record) -> list[str]:
+def remarks(record: Record, smooth: float = 0.0) -> list[str]:
     """Return sentences on maps of pictures that say what is no property of the photo; mostly there are none.
 
     Args:
         record: explanations of one input, one label per image.
+        smooth: the Gaussian over what is shown, in pixels: one of half a grid's period leaves nothing of it.
     """
     pixels = record.pictures()
     if pixels is None:
         return []
     images, maps = pixels
     if record.method == "DeconvNet" and _is_flat(maps) and all(row.treatment != "plain" for row in record.coverage):
-        return [
-            "one flat colour: DeconvNet's way back through ReLUs alone, without max-pooling, does not see the photo"
-        ]
+        return [WHY_FLAT]
     period = grid_period(images, maps)
-    return [f"the grid of {period} pixels is left by the network's stride; it is not in the photo"] if period else []
+    if period <= 2 * smooth:
+        return []
+    return [f"the grid of {period} pixels is left by the network's stride; it is not in the photo"]
 
 
 def grid_period(images: NumpyArray, maps: NumpyArray) -> int:

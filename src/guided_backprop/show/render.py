@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.errors import ImageError, OptionError
-from guided_backprop.show.colours import DIVERGING, RAMP, Colours, Picture, as_bytes, faded, ramped
+from guided_backprop.show.colours import DIVERGING, RAMP, Colours, Picture, as_bytes, faded, ramped, shade
 from guided_backprop.show.shares import Channels, Pixels, colours_of, pixels_of, resized, shares
 
-# How much the strongest pixels of an overlay hide of the image: its outlines are still seen under a large strong patch.
+# How much the strongest pixels of an overlay hide of the image's colours.
 OPACITY = 0.9
 
 
@@ -167,14 +167,15 @@ def overlay(
     """Return the magnitudes over the image, which keeps its own colours and is faded half way to white.
 
     The stronger a pixel moves the score, the darker its colour is and the more it covers of the image: where the
-    heatmap is 0 there is the image alone, where it is 1 hardly anything of it. Bright and dark images are read alike.
+    heatmap is 0 there is the image alone, where it is 1 hardly more of it than its light and shade, by which outlines
+    are still seen. Bright and dark images are read alike.
 
     Args:
         image: ``(H, W)`` or ``(H, W, C)`` in any range; stretched from its minimum to its maximum.
         attribution: ``(H, W)`` or ``(H, W, C)``, signed, for the same H and W; or smaller in the same proportions, and
             is then enlarged without steps.
         percentile: as in :func:`heatmap`.
-        opacity: how much the strongest pixels hide of the image, in [0, 1].
+        opacity: how much the strongest pixels hide of the image's colours, in [0, 1].
         smooth: as in :func:`heatmap`, in pixels of the attribution.
         colours: as in :func:`magnitude`.
 
@@ -267,4 +268,5 @@ def paint_overlay(
 ) -> Picture:
     """Return shares from 0 to 1 over an image of their size, as in :func:`overlay`."""
     cover = opacity * drawn[..., np.newaxis]
-    return as_bytes((1 - cover) * faded(image) + cover * ramped(drawn, colours))
+    laid = np.clip(ramped(drawn, colours) + shade(image), 0, 1)
+    return as_bytes((1 - cover) * faded(image) + cover * laid)

@@ -160,16 +160,17 @@ class Writer:
     """
 
     def __init__(self, file: IO[bytes], columns: "pa.Schema") -> None:
-        # Split into bytes, the ones that tell the size lie beside each other: numbers that differ share them.
-        kind = columns.field("map").type.value_type
-        split = {} if kind.bit_width == 8 else {"map.list.element": "BYTE_STREAM_SPLIT"}
+        # Split into bytes, the ones that tell the size lie beside each other: numbers that differ share them. A number
+        # of eight bits Parquet writes in 32, but its place in a list of all there are, a dictionary, in eight.
+        is_byte = columns.field("map").type.value_type.bit_width == 8
+        numbers = "map.list.element"
         self._columns = columns
         self._writer = arrow().parquet.ParquetWriter(
             file,
             self._columns,
             compression="zstd",
-            use_dictionary=["head", "error"],
-            column_encoding=split or None,
+            use_dictionary=["head", "error", *([numbers] if is_byte else [])],
+            column_encoding=None if is_byte else {numbers: "BYTE_STREAM_SPLIT"},
             write_page_checksum=True,
             # They would stand where there are no checksums.
             write_statistics=False,

@@ -113,9 +113,13 @@ class Maps(Sequence[Explanations]):
 
     def paths(self) -> Iterator[list[str]]:
         """Yield, for each shard, the photos of its explanations."""
+        return (paths for paths, _ in self.by_shard())
+
+    def by_shard(self) -> Iterator[tuple[list[str], Explanations]]:
+        """Yield, for each shard, the photos of its explanations, and these."""
         for shard in self._shards:
             table = self._table(shard)
-            yield table.filter(table["error"].is_null())["path"].to_pylist()
+            yield table.filter(table["error"].is_null())["path"].to_pylist(), _explanations(table)
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a table of all but the maps: a row for each photo, also those that could not be explained.

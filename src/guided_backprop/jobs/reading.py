@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Of a row all but its map, which is most of it.
 _FACTS = "path error label score top coverage head photo box scale".split()
+# What rows are kept by.
+_KEPT_BY = ["path", "error", "label"]
 
 
 class Maps(Sequence[Explanations]):
@@ -51,6 +53,8 @@ class Maps(Sequence[Explanations]):
         >>> maps = gb.read(photos / "maps")
         >>> maps[0].attribution.shape, list(maps.paths())
         ((1, 3, 224, 224), [['cat.png']])
+        >>> [(paths, len(explanations)) for paths, explanations in maps.by_shard()]
+        [(['cat.png'], 1)]
         >>> maps.filter(path="dog*").to_pandas()["path"].tolist()
         []
         >>> maps.to_xarray().dims, maps.dataset().count_rows()
@@ -113,7 +117,9 @@ class Maps(Sequence[Explanations]):
 
     def paths(self) -> Iterator[list[str]]:
         """Yield, for each shard, the photos of its explanations."""
-        return (paths for paths, _ in self.by_shard())
+        for shard in self._shards:
+            table = self._table(shard, _KEPT_BY)
+            yield table.filter(table["error"].is_null())["path"].to_pylist()
 
     def by_shard(self) -> Iterator[tuple[list[str], Explanations]]:
         """Yield, for each shard, the photos of its explanations, and these."""
@@ -165,10 +171,10 @@ class Maps(Sequence[Explanations]):
 
     @cached_property
     def _facts(self) -> "pa.Table":
-        return arrow().concat_tables([self._table(shard).select(_FACTS) for shard in self._shards])
+        return arrow().concat_tables([self._table(shard, _FACTS) for shard in self._shards])
 
-    def _table(self, shard: Shard) -> "pa.Table":
-        table = shard_table(self._folder, self.plan, shard)
+    def _table(self, shard: Shard, columns: Sequence[str] | None = None) -> "pa.Table":
+        table = shard_table(self._folder, self.plan, shard, columns)
         return table if self._keep is None else table.filter(arrow().array(self._keep(table)))
 
 

@@ -76,6 +76,14 @@ class Summary:
         overall: of all maps.
         duplicates: photos whose maps are the same but for rounding, in groups.
         empty: how many maps are all 0.
+
+    Example:
+        >>> import torch
+        >>> import guided_backprop as gb
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+        >>> found = gb.summary(gb.GuidedBackprop(network).explain(torch.rand(2, 3, 8, 8), 1))
+        >>> [row["class"] for row in found.rows()], found.to_pandas().shape
+        (['class 1', 'all'], (2, 10))
     """
 
     method: str

@@ -152,7 +152,7 @@ def _card(one: ClassSummary, pictures: Mapping[Where, str]) -> Card:
 
 def _facts(one: ClassSummary) -> list[tuple[str, str]]:
     """Return what is known of a class, in words, in the same order for each; nothing for what isn't."""
-    known = {
+    known: dict[str, str | float | None] = {
         "maps": f"{one.count}",
         "mean magnitude": one.magnitude,
         "centre across": one.across,

@@ -130,3 +130,10 @@ def test_data_sets_map(tmp_path, monkeypatch):
         Explainer(spec, dtype="float32"), batched=True, batch_size=4, remove_columns=["image"], keep_in_memory=True
     ).with_format("numpy")
     check(list(explained["path"]), explained["label"], explained["map"], spec)
+    # A batch of which nothing can be read has the same columns as others.
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    some = Dataset.from_dict({"path": [paths[0], str(damaged)]})
+    rows = some.map(Explainer(spec, dtype="float32"), batched=True, batch_size=1, keep_in_memory=True)
+    assert ["damaged.png" in error for error in rows["error"]] == [False, True]
+    assert not np.any(rows[1]["map"])

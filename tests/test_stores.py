@@ -83,6 +83,7 @@ def test_a_request_that_fails_costs_the_shard_that_it_was_for(kind, tmp_path):
     for number in range(3):
         name = f"shard-{number:05}.parquet"
         assert files.cat_file(f"{tmp_path}/maps/{name}") == (tmp_path / "whole" / name).read_bytes()
+    assert read(place).dataset().count_rows() == 9
     # What can't be read for now is not said to be damaged: nobody should remove it.
     FAULTS["open"] = 1
     with pytest.raises(JobError, match=r"must be (readable|one that can be written to and read); .*connection broke"):

@@ -150,6 +150,10 @@ def test_a_job_is_summed_up_shard_by_shard(job):
     assert few.overall.count == 5
     with pytest.raises(OptionError, match="received none"):
         summary(maps.filter(path="x*"))
+    for whole_only in ("to_xarray", "dataset"):
+        with pytest.raises(OptionError, match="needs a shard; received none"):
+            getattr(maps[:0], whole_only)()
+    assert maps[:0].to_pandas().columns.tolist() == maps.to_pandas().columns.tolist()
 
 
 def run(*arguments):
@@ -248,7 +252,7 @@ def test_what_was_not_saved_is_not_loaded(many, tmp_path):
     arrays, manifest = folder / "attribution.safetensors", folder / "manifest.json"
     said, held = manifest.read_text(), arrays.read_bytes()
     manifest.write_text(said.replace('"name": "image-00002"', '"name": "image-00002"}, {"name": "more"'))
-    with pytest.raises(OptionError, match=r"it is of 4 images, and attribution.safetensors is not"):
+    with pytest.raises(OptionError, match="its labels and scores are not 4, as its images"):
         Explanations.load(folder)
     manifest.write_text(said)
     arrays.write_bytes(held[:-1])

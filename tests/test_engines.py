@@ -20,7 +20,7 @@ import os, signal
 class Killed(Slow):
     def forward(self, images):
         files = [os.path.realpath(f"/proc/self/fd/{{number}}") for number in os.listdir("/proc/self/fd")]
-        if any(file.endswith(".partial") and os.path.getsize(file) for file in files):
+        if any(file.endswith(".partial") for file in files):
             try:
                 os.unlink({trap!r})
             except FileNotFoundError:

@@ -121,6 +121,8 @@ def test_maps_of_other_forms(many):
         summary(explanations(np.ones((2, 3)), [0, 0], channel_axis=None))
     with pytest.raises(OptionError, match="maps of class ids"):
         summary(explanations(np.ones((2, 3, 4, 4)), np.ones((2, 3))))
+    with pytest.raises(OptionError, match=r"one method, model and shape; received .*\(12, 10\)\) and .*\(12, 9\)\)"):
+        summary([many, explanations(many.attribution[..., 1:], many.labels)])
     with pytest.raises(OptionError, match="needs maps; received none"):
         summary([])
     with pytest.raises(OptionError, match="most must be"):

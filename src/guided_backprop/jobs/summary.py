@@ -175,7 +175,7 @@ class _Counted:
     def __init__(self, maps: Explained, inside: "Marked | Callable[[str], Marked]") -> None:
         self._maps, self._inside = maps, inside
         self._tallies: dict[int | None, Tally] = defaultdict(Tally)
-        self._about: tuple[str, str] | None = None
+        self._about: tuple[str, str, tuple[int, ...]] | None = None
         keys = [self._add(chunk) for chunk in _chunks(maps)]
         if not keys:
             raise OptionError(
@@ -186,8 +186,14 @@ class _Counted:
 
     def _add(self, chunk: _Chunk) -> NDArray[np.uint64]:
         explanations = chunk.explanations
-        self._about = self._about or (explanations.method, explanations.model)
         pixels = magnitudes(explanations)
+        about = explanations.method, explanations.model, pixels.shape[1:]
+        self._about = self._about or about
+        if about != self._about:
+            raise OptionError(
+                f"a summary needs maps of one method, model and shape; received {self._about} and {about}. "
+                "Sum up those that are alike."
+            )
         maps = laid(explanations.labels, pixels)
         shares = np.array([self._shares(name, one) for name, one in zip(chunk.names, pixels, strict=True)])
         for label, rows in _classes(maps):
@@ -220,7 +226,7 @@ class _Counted:
         classes = [
             _class(label, label_text(np.int64(label or 0), class_names), tally, ranked[label]) for label, tally in order
         ]
-        method, model = self._about or ("", "")
+        method, model, _ = self._about or ("", "", ())
         every = _class(None, "all", overall, ranked[None])
         return Summary(method, model, classes, every, same.groups(), overall.count - overall.told)
 
@@ -266,7 +272,11 @@ class _Same:
         self._groups: dict[tuple[int, int], list[tuple[Array, list[str]]]] = defaultdict(list)
 
     def add(self, names: Sequence[str], maps: Laid) -> None:
-        rows = np.flatnonzero(np.isin(maps.key, self._keys) & maps.tells)
+        # They are sorted, and many more than these.
+        places = np.searchsorted(self._keys, maps.key)
+        is_known = places < len(self._keys)
+        is_known[is_known] = self._keys[places[is_known]] == maps.key[is_known]
+        rows = np.flatnonzero(is_known & maps.tells)
         for row, direction in zip(rows.tolist(), maps.of(rows).directions, strict=True):
             groups = self._groups[int(maps.key[row]), int(maps.labels[row])]
             own = next((photos for first, photos in groups if first @ direction > _SAME), None)

@@ -125,7 +125,7 @@ def through_ray(workers: int) -> Callable[[Path, Path], Turn]:
         begin = time.time()
         job = Job(folder, source, shard_size=SHARD, batch_size=BATCH)
         shards = from_items([{"shard": number} for number in job.missing()], override_num_blocks=len(job.missing()))
-        pool = ActorPoolStrategy(size=workers)
+        pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)
         shards.map_batches(
             ShardWriter, batch_size=1, fn_constructor_args=(job,), compute=pool, num_cpus=1
         ).materialize()

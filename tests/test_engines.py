@@ -71,7 +71,11 @@ def test_rays_workers_write_shards_though_one_is_killed(cluster, tmp_path):
     trap.touch()
     shards = from_items([{"shard": number} for number in job.missing()])
     written = shards.map_batches(
-        ShardWriter, batch_size=1, fn_constructor_args=(job,), compute=ActorPoolStrategy(size=2), num_cpus=1
+        ShardWriter,
+        batch_size=1,
+        fn_constructor_args=(job,),
+        compute=ActorPoolStrategy(size=2, max_tasks_in_flight_per_actor=1),
+        num_cpus=1,
     ).take_all()
     assert not trap.exists()
     assert sorted((row["shard"], row["explained"], row["failed"]) for row in written) == [

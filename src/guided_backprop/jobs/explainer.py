@@ -135,7 +135,7 @@ class Explainer:
                 ``"path"`` alone. With ``"path"`` beside, rows are called so; with ``"label"``, those are explained.
 
         Returns:
-            The columns of a job's shard, as arrays of the same kind in each batch: ``error`` is empty where there is
+            The columns of a job's shard as arrays, of the same kind in each batch. ``error`` is empty where there is
             none, and where there is one the label is -1, the map 0 and all other numbers NaN. ``top`` is
             ``(N, 5, 2)``, the best classes and their probabilities.
         """

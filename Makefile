@@ -7,7 +7,7 @@ DEMO_READY := .venv/.demo-ready
 # What is compiled to bytecode is what is imported, when it is: of all that is installed that is a small part.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: demo test check lint types docs format browser fuzz tutorials spellings bench neurons trust clean
+.PHONY: demo test check lint types docs format browser fuzz tutorials spellings bench bench-jobs neurons trust clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -82,6 +82,10 @@ bench: .venv-bench-torch/.ready .venv-bench-tensorflow/.ready
 	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py growth
 	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py curve
 	PYTHONPATH=src .venv-bench-torch/bin/python benchmarks/speed.py report --write benchmarks/README.md
+
+# The tables of docs/jobs.md: bytes, photos a second alone and through Ray, and what many cost. Ten minutes, alone.
+bench-jobs: $(READY)
+	$(BIN)/python benchmarks/jobs.py --write docs/jobs.md
 
 # The README's pictures of VGG16: what excites it, and its neurons. The pretrained network comes in a package of 64 MB.
 neurons: $(READY)

@@ -18,6 +18,7 @@ os.environ.setdefault("XLA_FLAGS", FLAGS)
 # They take long, some of them though they hold few tests: begun last, they would be waited for.
 LONG = (
     "test_keras_backends.py",
+    "test_engines.py",
     "test_tutorials.py",
     "test_examples.py",
     "test_kernels.py",

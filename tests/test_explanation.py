@@ -151,6 +151,7 @@ def test_the_manifest_says_what_the_files_are(tmp_path):
         "coverage": [{"name": "relu", "count": 1, "treatment": "guided"}],
         "head": None,
         "reducer": None,
+        "channel_axis": 1,
         "percentile": 99.0,
         "arrays": "attribution.safetensors",
         "images": [

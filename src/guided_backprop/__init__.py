@@ -22,6 +22,7 @@ from guided_backprop.explained.result import ExplainedPhoto, ExplainedPhotos
 from guided_backprop.explanations import Explanation, Explanations
 from guided_backprop.jobs.job import Job
 from guided_backprop.jobs.reading import Maps, read
+from guided_backprop.jobs.summary import Summary, summary
 from guided_backprop.labels.box import Box
 from guided_backprop.labels.detections import stack_detections
 from guided_backprop.methods.cam import GradCAM, GuidedGradCAM
@@ -75,6 +76,7 @@ __all__ = [
     "ScoreError",
     "SmoothGrad",
     "SquareGrad",
+    "Summary",
     "VarGrad",
     "__version__",
     "compare",
@@ -85,4 +87,5 @@ __all__ = [
     "read",
     "sanity_check",
     "stack_detections",
+    "summary",
 ]

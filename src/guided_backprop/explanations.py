@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from guided_backprop.errors import OptionError
 from guided_backprop.foreign import answering
@@ -13,6 +13,7 @@ from guided_backprop.record import Explanation, Record
 from guided_backprop.show.canvas import Canvas
 from guided_backprop.show.folder import ExplanationFolder
 from guided_backprop.show.layouts import Look
+from guided_backprop.show.load import load
 from guided_backprop.show.notebook import html
 from guided_backprop.show.panels import PanelName
 from guided_backprop.show.plot import colours_along, draw, save
@@ -151,6 +152,7 @@ class Explanations(Record):
         folder: str | os.PathLike[str],
         *,
         names: Sequence[str] | None = None,
+        images: bool = False,
         overwrite: bool = False,
     ) -> Path:
         """Write pictures, arrays and a manifest into a new folder, which appears whole or not at all.
@@ -158,12 +160,13 @@ class Explanations(Record):
         For each image ``<name>_colour.png``, ``<name>_magnitude.png`` and ``<name>_overlay.png``, if it is a picture,
         of any number of channels. ``attribution.safetensors`` holds
         the tensors ``attribution``, ``scores`` and ``labels`` (bfloat16 as float32); ``manifest.json`` says
-        what was explained, by what, and what the files are called.
+        what was explained, by what, and what the files are called. :meth:`load` reads them back.
 
         Args:
             folder: where to write.
             names: one per image, for the files: only the part after the last slash, without the ending of
                 a picture file, made safe, and made unique by a number. None counts the images.
+            images: store images and outputs too, so that :meth:`load` gives all back.
             overwrite: write into a folder that exists. Files of the same names are replaced, and pictures
                 that its manifest lists are removed; nothing else is touched.
 
@@ -188,6 +191,30 @@ class Explanations(Record):
         rows = self.single_input("save()").one_label_a_row()
         if names is not None and len(names) == len(self) and not isinstance(names, str):
             names = [name for name in names for _ in range(len(rows) // len(self))]
-        with ExplanationFolder(folder, overwrite=overwrite) as output:
+        with ExplanationFolder(folder, overwrite=overwrite, images=images) as output:
             output.add(rows, names)
             return output.finish()
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Return what :meth:`save` wrote, with NumPy's arrays; several labels of an image are several rows.
+
+        Args:
+            folder: where it is. ``images`` and ``outputs`` have no columns where ``save(images=True)`` was not said.
+
+        Raises:
+            OptionError: the folder holds nothing that was saved, or what a later version saved.
+            ImageError: its arrays are damaged.
+            MissingExtraError: safetensors is not installed.
+
+        Example:
+            >>> import tempfile, torch
+            >>> import guided_backprop as gb
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
+            >>> explanations = gb.GuidedBackprop(model.eval()).explain(torch.rand(2, 3, 8, 8))
+            >>> with tempfile.TemporaryDirectory() as parent:
+            ...     saved = gb.Explanations.load(explanations.save(f"{parent}/maps", images=True))
+            >>> saved.shape, saved.images.shape, len(gb.Explanations.concatenate([saved, saved]))
+            ((2, 3, 8, 8), (2, 3, 8, 8), 4)
+        """
+        return load(folder, cls)

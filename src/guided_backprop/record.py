@@ -15,6 +15,8 @@ from guided_backprop.foreign import OF_RESULTS, Answering
 #: Which rows of a record: a slice; or integers or a mask, as a list or an array of any framework.
 Rows = slice | Sequence[int] | NDArray[np.integer[Any]] | NDArray[np.bool_] | Array
 
+# What NumPy holds, whatever the framework, with a row for each image.
+_ROWS = ("labels", "scores", "outputs")
 # A label of more numbers than these is told by its shape.
 _MOST_NUMBERS = 8
 
@@ -84,6 +86,35 @@ class Record(_Attributed, Sequence[Explanation]):
     channel_axis: Any = None
     batch_size: int = 0
     convergence_delta: NDArray[np.float64] | None = None
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Self]") -> Self:
+        """Return several of one method and one model as one, in their order, with NumPy's arrays.
+
+        Raises:
+            OptionError: there are none, or they are of several methods, models, or shapes.
+        """
+        if not parts or isinstance(parts, Record):
+            raise OptionError(f"concatenate() needs a list of explanations; received {parts!r:.80}. Pass one or more.")
+        for name in ("method", "model", "head", "reducer", "channel_axis"):
+            kinds = list(dict.fromkeys(repr(getattr(part, name)) for part in parts))
+            if len(kinds) > 1:
+                raise OptionError(
+                    f"explanations that are put together must be alike; received {name}={' and '.join(kinds[:2])}. "
+                    "Put those together that are."
+                )
+        try:
+            joined = {name: _joined(parts, name) for name in ("attribution", "images")}
+            joined |= {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ROWS}
+        except ValueError as error:
+            shapes = " and ".join(dict.fromkeys(str(part.shape) for part in parts))
+            raise OptionError(
+                f"explanations that are put together must be of one shape; received {shapes:.200} ({error}). "
+                "Put those together that are."
+            ) from error
+        coverage = Coverage.merge([part.coverage for part in parts])
+        size = max(part.batch_size for part in parts)
+        return replace(parts[0], **joined, coverage=coverage, batch_size=size)
 
     @property
     def short_method(self) -> str:
@@ -209,6 +240,12 @@ class Record(_Attributed, Sequence[Explanation]):
             outputs=np.repeat(self.outputs, count, axis=0),
             convergence_delta=None if self.convergence_delta is None else self.convergence_delta.reshape(-1),
         )
+
+
+def _joined(parts: "Sequence[Record]", name: str) -> Images:
+    """Return what belongs to the images of several records, in the form of one."""
+    first, *others = [Inputs.of(getattr(part, name)) for part in parts]
+    return first.map(lambda *arrays: np.concatenate([as_numpy(array) for array in arrays]), *others).images
 
 
 def _where(index: object, count: int) -> int | slice | NDArray[np.intp]:

@@ -20,15 +20,23 @@ from guided_backprop.commands.shared import (
     one_line_errors,
     printable,
 )
+from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.jobs.folder import folder_at
+from guided_backprop.jobs.plan import PLAN
+from guided_backprop.jobs.reading import maps_in
+from guided_backprop.jobs.summary import summary
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.models import VisionModel
 from guided_backprop.report.page import DRAWN, Report, Trust, check_ready, drawn, randomised
+from guided_backprop.report.summary import write_summary
 from guided_backprop.show.canvas import figure_kind
 from guided_backprop.show.place import Place
 
 # As many images as the paper took for its checks.
 _MOST_CHECKED = 50
+# What a job calls the default model, whose classes have names.
+_DEFAULTS = ("default", "guided_backprop.models:load_default")
 
 
 @click.command("report")
@@ -62,10 +70,19 @@ def report(
     Images are files, or folders of them. Those that cannot be read are reported and left out; the exit status is then
     1. The page is a single file, and needs no network; of more than 200 images it is an index, beside several such
     pages.
+
+    If IMAGES is the folder of a job, the page is about its maps: class by class where they lie, how alike they are, and
+    which are typical. --model or --classes name the classes.
     """
     typed = None if labels is None else labels.typed
     options = {"--output": str(output), **model.words(), "--labels": typed, "--layer": layer, "--method": method}
     again = _command(images, options | {"--check": check, "--overwrite": overwrite})
+    if len(images) == 1 and (images[0] / PLAN).is_file():
+        of_photos = {"--labels": typed, "--layer": layer, "--method": method, "--check": check}
+        others = [name for name, said in of_photos.items() if said]
+        with one_line_errors():
+            _about_maps(images[0], output, model, others=others, again=again, overwrite=overwrite)
+        return
     with one_line_errors():
         photos = Photos.given(images, labels)
         check_ready(output, overwrite=overwrite)
@@ -100,6 +117,22 @@ def report(
         run.finish(f"reported in {printable(output)}{beside} ({size / 1e6:.1f} MB)")
     if run.failed:
         sys.exit(1)
+
+
+def _about_maps(
+    folder: Path, output: Path, model: Chosen, *, others: Sequence[str], again: str, overwrite: bool
+) -> None:
+    """Write a page about the maps of a job."""
+    if others:
+        raise OptionError(f"{others[0]} goes with photos; received the folder of a job, {str(folder)!r}. Leave it out.")
+    check_ready(output, overwrite=overwrite)
+    maps = maps_in(folder_at(folder))
+    is_named = any(model.words().values()) or maps.plan.settings.model in _DEFAULTS
+    found = summary(maps, class_names=model.load().class_names if is_named else ())
+    files = write_summary(output, maps, found, command=again, overwrite=overwrite)
+    click.echo(found)
+    beside = f" and {len(files) - 1} pages beside it" if len(files) > 1 else ""
+    click.echo(f"reported in {printable(output)}{beside}")
 
 
 def _command(images: Sequence[Path], options: Mapping[str, str | bool | None]) -> str:

@@ -1,6 +1,5 @@
 """Reading back what was saved: a folder's manifest at once, its arrays as they are asked for."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from PIL import Image
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.coverage import Coverage, Nonlinearity
-from guided_backprop.errors import ImageError, MissingExtraError, OptionError
+from guided_backprop.errors import OptionError
 from guided_backprop.photos import read_image
-from guided_backprop.show.folder import ARRAYS, MANIFEST, PICTURE_NAME, SCHEMA_VERSION
+from guided_backprop.show.folder import PICTURE_NAME
+from guided_backprop.show.load import array_of, said_in
 
 
 @final
@@ -149,19 +149,7 @@ class Saved(Sequence[SavedMap]):
 
     def _array(self, name: str, row: int | None = None) -> NumpyArray:
         """Read an array, or a row of it alone."""
-        from safetensors import SafetensorError, safe_open  # noqa: PLC0415
-
-        try:
-            with safe_open(self.folder / ARRAYS, framework="numpy") as arrays:
-                rows = arrays.get_slice(name).get_shape()[0]
-                if rows != len(self.names):
-                    raise ValueError(f"{name} of {rows} images, where {MANIFEST} has {len(self.names)}")
-                array: NumpyArray = arrays.get_tensor(name) if row is None else arrays.get_slice(name)[row]
-                return array
-        except (OSError, ValueError, LookupError, SafetensorError) as error:
-            raise ImageError(
-                f"{ARRAYS} must be as it was saved; received that of {str(self.folder)!r} ({error}). Save it anew."
-            ) from error
+        return array_of(self.folder, name, len(self.names), row)
 
 
 def read(folder: str | os.PathLike[str]) -> Saved:
@@ -178,34 +166,12 @@ def read(folder: str | os.PathLike[str]) -> Saved:
         OptionError: there is no such folder, or it holds nothing that was saved, or what a later version saved.
         MissingExtraError: safetensors is not installed.
     """
-    try:
-        import safetensors  # noqa: F401, PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            "read() needs safetensors; received an environment without it. Run: pip install 'guided-backprop[save]'."
-        ) from error
-    path = Path(folder)
-    try:
-        return _saved(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise OptionError(
-            f"folder must be one that save() or the command explain wrote; received folder={os.fspath(folder)!r}, "
-            f"whose {MANIFEST} cannot be read ({error}). Pass another folder."
-        ) from error
+    return said_in(Path(folder), "read()", _saved)
 
 
 def _saved(folder: Path, said: Mapping[str, Any]) -> Saved:
     """Return what a manifest says."""
-    version = said["schema_version"]
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"its schema_version is {version!r} and not {SCHEMA_VERSION}")
-    for name in ("method", "model"):
-        if not isinstance(said[name], str):
-            raise TypeError(f"its {name} is {said[name]!r:.80}")
     images = said["images"]
-    labels, lengths = said["labels"], {len(said[name]) for name in ("labels", "scores") if said[name] is not None}
-    if lengths != {len(images)}:
-        raise ValueError(f"its labels and scores are not {len(images)}, as its images")
     return Saved(
         folder=folder,
         method=said["method"],
@@ -216,7 +182,7 @@ def _saved(folder: Path, said: Mapping[str, Any]) -> Saved:
         names=[str(image["name"]) for image in images],
         coverage=Coverage([Nonlinearity(**row) for row in said["coverage"]]),
         _files=[_pictures(image["files"]) for image in images],
-        _labels=labels,
+        _labels=said["labels"],
     )
 
 

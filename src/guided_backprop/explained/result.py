@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageShow
 
 from guided_backprop.arrays import NumpyArray, as_numpy
-from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, OptionError
 from guided_backprop.explained.sources import Source
 from guided_backprop.explanations import Explanations
@@ -309,15 +308,7 @@ class ExplainedPhotos(_Drawable, Sequence[ExplainedPhoto]):
                 f"explanations need photos of one shape; received {', '.join(map(str, sorted(shapes))) or 'none'}. "
                 "Take those of each photo: explained[0].explanations."
             )
-        return replace(
-            parts[0],
-            attribution=np.concatenate([as_numpy(part.attribution) for part in parts]),
-            images=np.concatenate([as_numpy(part.images) for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
-            scores=np.concatenate([part.scores for part in parts]),
-            outputs=np.concatenate([part.outputs for part in parts]),
-            coverage=Coverage.merge([part.coverage for part in parts]),
-        )
+        return Explanations.concatenate(parts)
 
     @property
     def warnings(self) -> list[str]:

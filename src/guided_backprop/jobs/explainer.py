@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from guided_backprop.arrays import NumpyArray, Tensor, as_numpy
+from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.jobs.maps import MapType, check, stored
@@ -103,7 +104,7 @@ class Explainer:
         >>> explain = Explainer(dtype="float32")
         >>> columns = explain({"image": np.zeros((2, 300, 200, 3), np.uint8)})
         >>> columns["map"].shape, columns["error"].tolist()
-        ((2, 3, 224, 224), [None, None])
+        ((2, 3, 224, 224), ['', ''])
     """
 
     def __init__(
@@ -134,7 +135,9 @@ class Explainer:
                 ``"path"`` alone. With ``"path"`` beside, rows are called so; with ``"label"``, those are explained.
 
         Returns:
-            The columns of a job's shard, as arrays. Without a map, where there is an error, a row has zeros and NaN.
+            The columns of a job's shard as arrays, of the same kind in each batch. ``error`` is empty where there is
+            none, and where there is one the label is -1, the map 0 and all other numbers NaN. ``top`` is
+            ``(N, 5, 2)``, the best classes and their probabilities.
         """
         source = next((name for name in ("image", "bytes", "path") if name in columns), None)
         if source is None:
@@ -144,7 +147,28 @@ class Explainer:
         paths = [str(path) for path in columns.get("path", range(len(columns[source])))]
         ready = [self._attempt(_given(value), path) for value, path in zip(columns[source], paths, strict=True)]
         labels = [None if label is None else int(label) for label in columns.get("label", [None] * len(ready))]
-        return as_columns(self.rows(paths, ready, labels))
+        rows = self.rows(paths, ready, labels)
+        return as_columns(rows, self._blank(next((row.map for row in rows if row.map is not None), None)))
+
+    def _blank(self, explained: NumpyArray | None) -> Row:
+        """Return what stands for what a row lacks: engines want columns of one kind in all batches."""
+        shape, dtype, _ = self.kind(_NOISE)
+        explanations = self._trial().explanations
+        shares = probabilities(explanations.outputs, explanations.head)
+        count = 1 if shares is None else len(best_classes(shares[0]))
+        return Row(
+            path="",
+            error="",
+            label=-1,
+            score=np.nan,
+            top=[(-1, np.nan)] * count,
+            coverage=Coverage(),
+            head="",
+            photo=(0, 0),
+            box=(np.nan,) * 4,
+            map=np.zeros(shape, dtype) if explained is None else np.zeros_like(explained),
+            scale=np.nan,
+        )
 
     @property
     def vision(self) -> VisionModel:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from io import BufferedWriter, FileIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from guided_backprop.errors import GuidedBackpropError, JobError
 from guided_backprop.jobs.extra import package
@@ -73,6 +73,11 @@ class Folder(ABC):
         Raises:
             JobError: another process does some of that part.
         """
+
+    @property
+    def files(self) -> tuple[str, Any]:
+        """Where the files are, and in which file system of fsspec; None is this machine's."""
+        return self.place, None
 
     def read(self, name: str) -> bytes:
         """Return the whole of a file."""
@@ -220,6 +225,10 @@ class _Remote(Folder):
         super().__init__(place.rstrip("/"))
         with _named(place):
             self._files, self._root = package("fsspec.core").url_to_fs(self.place)
+
+    @property
+    def files(self) -> tuple[str, Any]:
+        return self._root, self._files
 
     def names(self) -> set[str]:
         with _named(self.place):

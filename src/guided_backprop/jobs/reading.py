@@ -18,7 +18,7 @@ from guided_backprop.jobs.folder import Folder, folder_at
 from guided_backprop.jobs.maps import restored
 from guided_backprop.jobs.part import shard_name, shard_number
 from guided_backprop.jobs.plan import PLAN, Plan, Shard
-from guided_backprop.jobs.rows import about_of, arrow
+from guided_backprop.jobs.rows import about_of, arrow, schema
 from guided_backprop.jobs.status import plan_in, shard_table
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Of a row all but its map, which is most of it.
 _FACTS = "path error label score top coverage head photo box scale".split()
+# What rows are kept by.
+_KEPT_BY = ["path", "error", "label"]
 
 
 class Maps(Sequence[Explanations]):
@@ -51,6 +53,8 @@ class Maps(Sequence[Explanations]):
         >>> maps = gb.read(photos / "maps")
         >>> maps[0].attribution.shape, list(maps.paths())
         ((1, 3, 224, 224), [['cat.png']])
+        >>> [(paths, len(explanations)) for paths, explanations in maps.by_shard()]
+        [(['cat.png'], 1)]
         >>> maps.filter(path="dog*").to_pandas()["path"].tolist()
         []
         >>> maps.to_xarray().dims, maps.dataset().count_rows()
@@ -114,8 +118,14 @@ class Maps(Sequence[Explanations]):
     def paths(self) -> Iterator[list[str]]:
         """Yield, for each shard, the photos of its explanations."""
         for shard in self._shards:
-            table = self._table(shard)
+            table = self._table(shard, _KEPT_BY)
             yield table.filter(table["error"].is_null())["path"].to_pylist()
+
+    def by_shard(self) -> Iterator[tuple[list[str], Explanations]]:
+        """Yield, for each shard, the photos of its explanations, and these."""
+        for shard in self._shards:
+            table = self._table(shard)
+            yield table.filter(table["error"].is_null())["path"].to_pylist(), _explanations(table)
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a table of all but the maps: a row for each photo, also those that could not be explained.
@@ -130,9 +140,11 @@ class Maps(Sequence[Explanations]):
         """Return all maps, float32, as an array with the photos' paths, labels and scores as coordinates.
 
         Raises:
+            OptionError: there is no shard yet.
             MissingExtraError: xarray isn't installed.
         """
         xarray = _package("xarray")
+        self._require_shards("to_xarray()")
         tables = [self._table(shard) for shard in self._shards]
         parts = [_explanations(table) for table in tables]
         rows = [table.filter(table["error"].is_null()) for table in tables]
@@ -150,21 +162,29 @@ class Maps(Sequence[Explanations]):
         """Return all shards as they are, as a ``pyarrow.dataset.Dataset``: for queries, and for other engines.
 
         Raises:
-            OptionError: these are filtered, or of a part: ask the data set itself for that.
+            OptionError: there is no shard yet; or these are filtered: ask the data set itself for that.
         """
+        self._require_shards("dataset()")
         if self._keep is not None:
             raise OptionError("dataset() is of whole shards; received filtered ones. Filter the data set itself.")
         from pyarrow.dataset import dataset  # noqa: PLC0415
 
-        place = str(self._folder).rstrip("/")
-        return dataset([f"{place}/{shard_name(shard.number)}" for shard in self._shards], format="parquet")
+        place, files = self._folder.files
+        paths = [f"{place.rstrip('/')}/{shard_name(shard.number)}" for shard in self._shards]
+        return dataset(paths, format="parquet", filesystem=files)
+
+    def _require_shards(self, caller: str) -> None:
+        if not self._shards:
+            raise OptionError(f"{caller} needs a shard; received none, of {len(self.missing)} missing. Run the job.")
 
     @cached_property
     def _facts(self) -> "pa.Table":
-        return arrow().concat_tables([self._table(shard).select(_FACTS) for shard in self._shards])
+        nothing = schema([1], np.dtype(np.float32)).empty_table().select(_FACTS)
+        tables = [self._table(shard, _FACTS).replace_schema_metadata() for shard in self._shards]
+        return arrow().concat_tables([nothing, *tables])
 
-    def _table(self, shard: Shard) -> "pa.Table":
-        table = shard_table(self._folder, self.plan, shard)
+    def _table(self, shard: Shard, columns: Sequence[str] | None = None) -> "pa.Table":
+        table = shard_table(self._folder, self.plan, shard, columns)
         return table if self._keep is None else table.filter(arrow().array(self._keep(table)))
 
 

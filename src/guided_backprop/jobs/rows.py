@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+# Columns of texts, where rows are handed to an engine.
+_TEXTS = ("path", "error", "coverage", "head")
 # What a file says of itself.
 _ABOUT = "guided_backprop"
 
@@ -132,23 +134,13 @@ def about_of(columns: "pa.Schema") -> dict[str, Any]:
     return about
 
 
-def as_columns(rows: Sequence[Row]) -> dict[str, NumpyArray]:
-    """Return rows as arrays, one for each column; what a row lacks is None, and NaN or zeros in columns of numbers."""
-    maps = [row.map for row in rows if row.map is not None]
-    blank = np.zeros_like(maps[0]) if maps else np.zeros(0, np.float32)
-    columns = {name: _objects([getattr(row, name) for row in rows]) for name in Row._fields}
-    columns["top"] = _objects([row.top and [list(best) for best in row.top] for row in rows])
-    columns["coverage"] = _objects([None if row.coverage is None else str(row.coverage) for row in rows])
-    columns["map"] = np.stack([blank if row.map is None else row.map for row in rows])
-    for name in ("score", "scale"):
-        columns[name] = np.array([np.nan if value is None else value for value in columns[name]])
+def as_columns(rows: Sequence[Row], blank: Row) -> dict[str, NumpyArray]:
+    """Return rows as arrays, one for each column, and always of the same kind; what a row lacks ``blank`` has."""
+    columns = {}
+    for name, lacking in blank._asdict().items():
+        held = [lacking if row is None else row for row in (getattr(row, name) for row in rows)]
+        columns[name] = np.array([str(one) for one in held], object) if name in _TEXTS else np.array(held)
     return columns
-
-
-def _objects(values: Sequence[object]) -> NumpyArray:
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
 
 
 class Writer:
@@ -160,16 +152,17 @@ class Writer:
     """
 
     def __init__(self, file: IO[bytes], columns: "pa.Schema") -> None:
-        # Split into bytes, the ones that tell the size lie beside each other: numbers that differ share them.
-        kind = columns.field("map").type.value_type
-        split = {} if kind.bit_width == 8 else {"map.list.element": "BYTE_STREAM_SPLIT"}
+        # Split into bytes, the ones that tell the size lie beside each other: numbers that differ share them. A number
+        # of eight bits Parquet writes in 32, but its place in a list of all there are, a dictionary, in eight.
+        is_byte = columns.field("map").type.value_type.bit_width == 8
+        numbers = "map.list.element"
         self._columns = columns
         self._writer = arrow().parquet.ParquetWriter(
             file,
             self._columns,
             compression="zstd",
-            use_dictionary=["head", "error"],
-            column_encoding=split or None,
+            use_dictionary=["head", "error", *([numbers] if is_byte else [])],
+            column_encoding=None if is_byte else {numbers: "BYTE_STREAM_SPLIT"},
             write_page_checksum=True,
             # They would stand where there are no checksums.
             write_statistics=False,

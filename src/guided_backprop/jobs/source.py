@@ -122,8 +122,14 @@ class _Remote:
     def opened(self, photo: Photo) -> IO[bytes]:
         try:
             held = self._files.cat_file(f"{self._root}/{photo.path}")
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
             raise _changed(photo, str(error)) from error
+        # Another time it may be there: that is no row for ever.
+        except OSError as error:
+            raise JobError(
+                f"photos must be readable; received path={photo.path!r} in {self._place!r} ({error}). "
+                "What was finished is there: go on with resume (--resume)."
+            ) from error
         return _held(held, photo, len(held))
 
 

@@ -154,6 +154,11 @@ def shard_table(
             paths = table["path"].to_pylist()
     # A damaged file can make a reader raise anything.
     except Exception as error:
+        # What the system or a store says has a number: it can't be read now, and may be whole.
+        if isinstance(error, JobError) or (isinstance(error, OSError) and error.errno is not None):
+            raise JobError(
+                f"a job's folder must be readable; received {name!r} in folder={str(folder)!r} ({error}). Try again."
+            ) from error
         raise _no_shard(folder, name, str(error).partition("\n")[0]) from error
     is_own = about.get("job") == plan.identity
     # With several labels a photo has several rows.

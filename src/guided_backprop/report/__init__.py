@@ -1,5 +1,6 @@
-"""One page about some images, to pass on: their maps by several methods, and how far to believe them."""
+"""One page to pass on: about some images, their maps and how far to believe them; or about many maps, by class."""
 
 from guided_backprop.report.page import Report, Trust, check_ready, randomised
+from guided_backprop.report.summary import write_summary
 
-__all__ = ["Report", "Trust", "check_ready", "randomised"]
+__all__ = ["Report", "Trust", "check_ready", "randomised", "write_summary"]

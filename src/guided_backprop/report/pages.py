@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from guided_backprop.errors import OutputExistsError
@@ -61,6 +61,35 @@ class Entry:
         """The last part of the name, if it is a path."""
         return self.name.replace("\\", "/").rstrip("/").rpartition("/")[2] or self.name
 
+    @property
+    def weight(self) -> int:
+        """About how many bytes of a page it takes: its pictures, and what is said around them."""
+        return 5_000 + len(self.photo) + sum(len(shown.uri) for shown in self.maps)
+
+
+class Shown(Protocol):
+    """What pages show many of, and an index lists: an image, or a class."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def title(self) -> str:
+        """What it is called in short."""
+
+    @property
+    def label(self) -> str:
+        """Its class."""
+
+    @property
+    def score(self) -> float:
+        """A number that it is sorted by."""
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes of a page it takes."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -95,20 +124,24 @@ class Pages:
     Args:
         path: the page, or the index of several.
         overwrite: replace what exists.
+        whole: the template of the page, or of the index.
+        some: that of one of several pages.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
-        self._path, self._overwrite = path, overwrite
+    def __init__(
+        self, path: Path, *, overwrite: bool, whole: str = "report.html.j2", some: str = "photos.html.j2"
+    ) -> None:
+        self._path, self._overwrite, self._whole, self._some = path, overwrite, whole, some
         self.lines: list[Line] = []
-        self._entries: list[Entry] = []
+        self._entries: list[Shown] = []
         self._pages: list[Page] = []
         self._folder: Path | None = None
 
-    def add(self, entry: Entry, about: Mapping[str, object]) -> None:
-        """Show one more image.
+    def add(self, entry: Shown, about: Mapping[str, object]) -> None:
+        """Show one more.
 
         Args:
-            entry: the image.
+            entry: the image, or the class.
             about: what each page says, by the names that the templates have for it.
         """
         if len(self._entries) == PER_PAGE:
@@ -136,7 +169,7 @@ class Pages:
             self._write_page(about, is_last=True)
         facts = {**about, **end, "lines": self.lines, "entries": self._entries, "pages": self._pages}
         facts["size"] = sum(page.size for page in self._pages) or _size(self._entries)
-        self._write(self._path.name, "report.html.j2", facts)
+        self._write(self._path.name, self._whole, facts)
         self._appear()
 
     def _write_page(self, about: Mapping[str, object], *, is_last: bool) -> None:
@@ -148,7 +181,7 @@ class Pages:
         facts |= {"first": first, "last": last, "size": _size(self._entries)}
         # Better known now than after the last image.
         check_free(self._path.with_name(self._file(place)), overwrite=self._overwrite)
-        size = self._write(self._file(place), "photos.html.j2", facts)
+        size = self._write(self._file(place), self._some, facts)
         self._pages.append(Page(self._file(place), first, last, size))
         self._entries = []
 
@@ -212,10 +245,9 @@ def _environment() -> "Environment":
     return environment
 
 
-def _size(entries: Sequence[Entry]) -> int:
-    """Return about how large a page of these images is: its pictures, and what is said around them."""
-    pictures = (len(uri) for entry in entries for uri in (entry.photo, *(shown.uri for shown in entry.maps)))
-    return 30_000 + 5_000 * len(entries) + sum(pictures)
+def _size(entries: Sequence[Shown]) -> int:
+    """Return about how large a page of these is."""
+    return 30_000 + sum(entry.weight for entry in entries)
 
 
 def _file_of_package(name: str) -> str:

@@ -1,7 +1,7 @@
 """A folder of explanations: pictures to look at, arrays to compute with, a manifest that says what they are.
 
 - ``<name>_colour.png``, ``<name>_magnitude.png``, ``<name>_overlay.png``: one of each per image;
-- ``attribution.safetensors``: the tensors attribution, scores and labels;
+- ``attribution.safetensors``: the tensors attribution, scores and labels, and if asked images and outputs;
 - ``manifest.json``: what the rest is. It is written last: if it is there, all is there.
 """
 
@@ -63,6 +63,7 @@ class ExplanationFolder:
         overwrite: write into a folder that exists. Files of the same names are replaced, and files that
             an earlier manifest lists are removed; nothing else is touched.
         percentile: the scale of the pictures, as in :mod:`guided_backprop.render`.
+        images: keep images and outputs too.
 
     Raises:
         OutputExistsError: folder exists and ``overwrite`` is false, or it is a file.
@@ -70,7 +71,14 @@ class ExplanationFolder:
         MissingExtraError: safetensors is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, overwrite: bool = False, percentile: float = 99.0) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        percentile: float = 99.0,
+        images: bool = False,
+    ) -> None:
         try:
             import safetensors.numpy  # noqa: F401, PLC0415
         except ImportError as error:
@@ -81,9 +89,10 @@ class ExplanationFolder:
         self._folder = Path(folder)
         self._overwrite = overwrite
         self._percentile = percentile
+        self._has_images = images
         self._partial: Path | None = None
         self._file_names = FileNames()
-        self._about: dict[str, str | None] = {}
+        self._about: dict[str, str | int | None] = {}
         self._coverages: list[Coverage] = []
         self._arrays: ArraysFile | None = None
         # Of all images: for people, who look into the manifest.
@@ -128,6 +137,8 @@ class ExplanationFolder:
             "scores": np.asarray(explanations.scores),
             "labels": np.asarray(explanations.labels),
         }
+        if self._has_images:
+            arrays |= {"images": as_numpy(explanations.images), "outputs": explanations.outputs}
         labels = arrays["labels"].tolist() if arrays["labels"].ndim == 1 else None
         if arrays["labels"].dtype.kind == "U":
             # The names of functions, which no tensor holds: they are in the manifest.
@@ -151,6 +162,7 @@ class ExplanationFolder:
             "model": explanations.model,
             "head": explanations.head,
             "reducer": explanations.reducer,
+            "channel_axis": explanations.channel_axis,
         }
         return list(files)
 

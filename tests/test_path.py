@@ -106,6 +106,8 @@ def test_it_is_complete_with_saliency_alone():
     np.testing.assert_allclose(found.convergence_delta, 0, atol=4e-2)
     np.testing.assert_array_equal(found[[2, 0]].convergence_delta, found.convergence_delta[[2, 0]])
     assert found.one_label_a_row().convergence_delta.shape == (6,)
+    joined = type(found).concatenate([found[:1], found[1:]])
+    np.testing.assert_array_equal(joined.convergence_delta, found.convergence_delta)
     guided = IntegratedGradients(GuidedBackprop(model), steps=30).explain(images, LABELS)
     assert np.abs(guided.convergence_delta).min() > 0.05
 

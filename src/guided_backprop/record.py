@@ -113,12 +113,15 @@ class Record(_Attributed, Sequence[Explanation]):
                 "Put those together that are."
             ) from error
         coverage = Coverage.merge([part.coverage for part in parts])
+        deltas = [part.convergence_delta for part in parts if part.convergence_delta is not None]
+        # What was read back from a file has none.
+        joined["convergence_delta"] = np.concatenate(deltas) if len(deltas) == len(parts) else None
         size = max(part.batch_size for part in parts)
         return replace(parts[0], **joined, coverage=coverage, batch_size=size)
 
     @property
     def short_method(self) -> str:
-        """The method's name without what was chosen of it: "SmoothGrad"."""
+        """The method's name without what was chosen of it, as "SmoothGrad"."""
         return self.method.partition("(")[0]
 
     @property

@@ -3,6 +3,7 @@
 Most tests run a small network that is written as a user would write one: as a module in the current folder.
 """
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import skimage.data
@@ -141,6 +143,18 @@ def test_a_quiet_command_says_nothing_but_errors(photos):
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: image must be a readable image file; received path='broken.png'")
     assert [path.name for path in Path("out").glob("*.png")] == []
+
+
+def test_a_model_is_exported_with_what_is_known_of_it(photos):
+    model = ("--model", "nets:named")
+    result = run("map.onnx", *model, "--photo", f"photos{os.sep}a.png", "--method", "saliency", command_name="export")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "images, labels -> outputs, attribution, scores, is_finite; differs by" in result.stdout
+    assert "named: relu x1 plain" in result.stdout
+    said = {entry.key: entry.value for entry in onnx.load("map.onnx").metadata_props}
+    assert json.loads(said["classes"]) == ["tabby, tabby cat", "tiger cat", "crane", "crane"]
+    assert (said["method"], said["preprocessing"]) == ("Saliency", "its own preprocessing")
+    assert run("map.tflite", *model, command_name="export").exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """What all methods have in common: a model and what is said about it, a rule, and how a batch is explained."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self, get_args
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from guided_backprop.arrays import Images, Inputs, Labels, Layer, Model
 from guided_backprop.backends.base import Attributed, Backend, Memory, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.export.plan import LabelKind
 from guided_backprop.foreign import answering
 from guided_backprop.methods.batches import Job, explain_together
 from guided_backprop.methods.data import given
@@ -15,6 +18,9 @@ from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.rules import GUIDED, ReluRule
 from guided_backprop.subject import Subject, brief
+
+if TYPE_CHECKING:
+    from guided_backprop.methods.export import Exported
 
 Reducer = Literal["mean", "sum", "max", "min", "absmax"]
 REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
@@ -264,6 +270,56 @@ class Method(Explainer):
         other = copy.copy(self)
         other.subject = self.subject.optimized(given(self.subject, images, None).images)
         return other
+
+    def export(
+        self,
+        path: str | PathLike[str],
+        images: Images,
+        *,
+        labels: LabelKind = "ids",
+        classes: Sequence[str] | None = None,
+        preprocessing: str | None = None,
+    ) -> "Exported":
+        """Write model and method to a file that explains without them: one graph, for engines in any language.
+
+        The graph maps images and labels to outputs, attribution, scores ``(N,)`` and ``is_finite`` ``(N,)``, for any
+        number of images, in single precision; no autograd, no hooks and nothing of this library is left in it. Before
+        the file is there, it is run in its engine, for one image, for those that are given and for 17, and its maps are
+        compared with this method's: where they differ by more than a thousandth of their norm there is no file.
+
+        Args:
+            path: where to write it: ``map.onnx``, for ONNX Runtime and OpenVINO. A file that is there is replaced.
+            images: a batch such as will be explained: its sizes, but for the number of images, are the graph's.
+            labels: what the graph is told to explain: with "ids" class ids ``(N,)`` of integers, of which -1 is the
+                class with the highest score; with "weights" weights of the output's shape, which can say all other
+                labels. For an id that is no class ``is_finite`` is false, as it is where an image, an output or a map
+                holds NaN or infinity.
+            classes: the names of the classes, which the file then holds.
+            preprocessing: what is done with a photo first, in words, which the file then holds.
+
+        Returns:
+            The file, what its inputs and outputs are called, and by how much its maps differed.
+
+        Raises:
+            OptionError: the method is none of one pass, or the file ends in something else.
+            ModelError: the model draws random numbers, changes its buffers, does something else for some number of
+                images, or is of operations that the file has no word for; or the maps differ.
+            MissingExtraError: ``[export]`` is not installed.
+            GuidedBackpropError: all that :meth:`explain` raises.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from guided_backprop import GuidedBackprop
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     exported = GuidedBackprop(model).export(f"{folder}/map.onnx", torch.rand(2, 3, 8, 8))
+            >>> exported.inputs, str(exported.coverage)
+            (('images', 'labels'), 'relu x1 guided')
+        """
+        # What exports knows of methods, so it is asked when it is needed.
+        from guided_backprop.methods.export import export  # noqa: PLC0415
+
+        return export(self, path, images, labels=labels, classes=classes, preprocessing=preprocessing)
 
     def around(self, model: Model) -> Self:
         """Return this method for a copy of its model, which is run as it is."""

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from guided_backprop.arrays import Images, Model, NumpyArray, Tensor
+from guided_backprop.digest import digest
 from guided_backprop.errors import ImageError, ModelError
-from guided_backprop.models.digest import digest
 from guided_backprop.models.measured import Measured
 from guided_backprop.models.preprocessing import Preprocess, Preprocessing, View
 from guided_backprop.photos import read_image

@@ -1,7 +1,7 @@
 """Puts a rule on the nodes of one autograd graph, and keeps the record of what was done."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -131,7 +131,7 @@ class Editor:
             _refuse_training(node, self._vouch)
         if kind is Kind.HIDDEN:
             self._prepare(node, path)
-        relu = relu_of(node, path.members) or self._vouched(node)
+        relu = self.as_relu(node, path.members)
         if relu is not None:
             self._relu(relu)
         elif self.head is not None and node is self.head.node:
@@ -163,10 +163,13 @@ class Editor:
         if nodes.runs_graphs(node):
             self.watch = self.watch or BackwardWatch(self._rule, self._note)
 
-    def _vouched(self, node: Node) -> Relu | None:
-        """Return a custom function, or an operation that is not known, as the ReLU that the user says it is."""
-        name = operation(node) if row(node).kind is Kind.UNKNOWN else nodes.opaque_name(node)
-        return Relu(node, name) if name is not None and self._vouch.get(name) == "relu" else None
+    def as_relu(self, node: Node, on_path: Container[Node]) -> Relu | None:
+        """Return a node as a ReLU: by what it saved, or because the user says it of what hides what it computes."""
+        relu = relu_of(node, on_path)
+        if relu is None and self._vouch:
+            name = operation(node) if row(node).kind is Kind.UNKNOWN else nodes.opaque_name(node)
+            return Relu(node, name) if name is not None and self._vouch.get(name) == "relu" else None
+        return relu
 
     def _relu(self, relu: Relu) -> None:
         """Put the rule on a ReLU; one of an optimised model has it already."""

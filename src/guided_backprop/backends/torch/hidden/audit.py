@@ -52,7 +52,7 @@ class BackwardWatch(Dispatched):
         activation = dispatched(name.removesuffix("_backward"))
         kind, word = OPERATIONS[activation]
         # What is differentiated inside is a checkpoint's forward pass, run once more for what it saved.
-        is_passing = kind in _PASSING or activation in _PLACED or torch.is_grad_enabled()
+        is_passing = kind in _PASSING or activation in _PLACED or torch.is_grad_enabled() or _asks(func)
         if not self._inside or is_passing or self._clamp.takes(name, args):
             return func(*args, **kwargs)
         if name == "where" and self._clamp.x is not None and not self._clamp.may_spell_relu:
@@ -90,6 +90,12 @@ class BackwardWatch(Dispatched):
 # Operations that a derivative can be made of without being that of an activation; and those that put values in place.
 _PASSING: Final = frozenset({Kind.MOVES, Kind.LINEAR})
 _PLACED: Final = OPERATIONS.of(Kind.MASKS) - {"where"}
+
+
+def _asks(func: Any) -> bool:
+    """Tell whether an operation tells of a tensor its size or device, and nothing of its values: as in a trace."""
+    name: str = func.overloadpacket.__name__
+    return name.startswith("sym_") or str(func.namespace) == "prim"
 
 
 def _hidden(name: str) -> ModelError:

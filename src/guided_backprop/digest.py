@@ -14,7 +14,7 @@ def digest(network: Model) -> str | None:
 
     Example:
         >>> import torch
-        >>> from guided_backprop.models.digest import digest
+        >>> from guided_backprop.digest import digest
         >>> layer = torch.nn.Linear(2, 2)
         >>> before = digest(layer)
         >>> _ = layer.bias.data.add_(1)

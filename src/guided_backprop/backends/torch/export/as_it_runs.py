@@ -1,0 +1,58 @@
+"""What a model's graph is made of while it is traced: the nodes that a run of the model has."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from guided_backprop.backends.torch.own import Arguments, Function, Named
+
+
+class AsItRuns(TorchFunctionMode):
+    """Runs in C++ what torch would run in Python for a trace's sake: there it is made of other nodes."""
+
+    def __torch_function__(
+        self, func: Function, types: Sequence[type], args: Arguments = (), kwargs: Named | None = None
+    ) -> object:
+        name = getattr(func, "__name__", "")
+        if name == "interpolate":
+            func = _interpolated
+        elif name not in _IN_PYTHON:
+            return func(*args, **(kwargs or {}))
+        with torch._C._DisablePythonDispatcher():
+            return func(*args, **(kwargs or {}))
+
+
+# What has two forms, beside what resizes.
+_IN_PYTHON: Final = frozenset(
+    "dropout dropout_ feature_dropout alpha_dropout hardshrink softshrink gru lstm rnn_relu rnn_tanh".split()
+)
+_RESIZERS: Final = {"nearest-exact": "_upsample_nearest_exact", "nearest": "upsample_nearest"}
+
+
+def _interpolated(  # noqa: PLR0917 - as torch has them
+    x: torch.Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> torch.Tensor:
+    """Do as ``interpolate``, and work out the size here: C++ would read the number of images to do so."""
+    if mode == "area":
+        return F.interpolate(x, size, scale_factor, mode)
+    axes = x.ndim - 2
+    factors = [scale_factor] * axes if isinstance(scale_factor, int | float) else scale_factor
+    size = [size] * axes if isinstance(size, int) else size
+    if size is None:
+        size = [int(length * factor) for length, factor in zip(x.shape[2:], factors, strict=True)]
+    factors = [None] * axes if factors is None or recompute_scale_factor else [float(factor) for factor in factors]
+    corners = () if mode in _RESIZERS else (bool(align_corners),)
+    name = f"{_RESIZERS.get(mode, f'upsample_{mode}')}{axes}d"
+    resized: torch.Tensor = getattr(torch.ops.aten, f"_{name}_aa" if antialias else name).default(
+        x, size, *corners, *factors
+    )
+    return resized

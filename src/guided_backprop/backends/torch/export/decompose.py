@@ -1,0 +1,201 @@
+"""Derivatives as forward operations: what an engine has no word for, said by operations that it has.
+
+Each is the derivative with regard to the input alone, for what is learned stands still. Where several values share a
+maximum the first one wins, as PyTorch has it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+import torch
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._decomp import decompositions as reference
+
+from guided_backprop.backends.torch.export.pools import POOLS, resizing
+
+aten = torch.ops.aten
+Sizes = Sequence[int]
+
+
+@cache
+def decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """Return what each operation is said by: in words of here, else in torch's own."""
+    further = get_decompositions([getattr(aten, name) for name in _IN_TORCHS_WORDS.split()])
+    return dict(core_aten_decompositions()) | further | _OWN
+
+
+def _convolution_backward(  # noqa: PLR0917 - as torch has them
+    g: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias_sizes: Sizes | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    transposed: bool,
+    output_padding: Sizes,
+    groups: int,
+    mask: Sequence[bool],
+) -> tuple[torch.Tensor, None, None]:
+    """What a convolution spread out is what a transposed one gathers, and the other way round."""
+    if transposed:
+        derived = aten.convolution(g, weight, None, stride, padding, dilation, False, [0] * len(stride), groups)
+        return derived, None, None
+    axes = range(len(stride))
+    reach = [(weight.shape[2 + axis] - 1) * dilation[axis] for axis in axes]
+    # What of the border the strides passed over.
+    rest = [(x.shape[2 + axis] + 2 * padding[axis] - reach[axis] - 1) % stride[axis] for axis in axes]
+    if all(step == 1 for step in stride) and all(pad <= far for pad, far in zip(padding, reach, strict=True)):
+        around = [far - pad for far, pad in zip(reach, padding, strict=True)]
+        derived = aten.convolution(
+            g, turned(weight, groups), None, stride, around, dilation, False, [0] * len(stride), groups
+        )
+        return derived, None, None
+    return aten.convolution(g, weight, None, stride, padding, dilation, True, rest, groups), None, None
+
+
+def turned(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """Return the weights of the way back of a convolution of stride 1: turned round, channels exchanged."""
+    out, into, *window = weight.shape
+    grouped = weight.reshape(groups, out // groups, into, *window).transpose(1, 2)
+    return grouped.flip(list(range(3, grouped.ndim))).reshape(groups * into, out // groups, *window)
+
+
+def _batch_norm(  # noqa: PLR0917 - as torch has them
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    scale = _scale(weight, var, eps)
+    shift = -mean * scale if bias is None else bias - mean * scale
+    empty = x.new_zeros(0)
+    return x * _per_channel(scale, x) + _per_channel(shift, x), empty, empty
+
+
+def _native_batch_norm(  # noqa: PLR0917 - as torch has them
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    var: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if training or mean is None or var is None:
+        return _norm_of_itself(x, weight, bias, training, momentum, eps)
+    return _batch_norm(x, weight, bias, mean, var, momentum, eps)
+
+
+def _norm_of_itself(  # noqa: PLR0917 - as torch has them
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """With the statistics of one image, as instance norm has it."""
+    var, mean = _var_mean(x, [axis for axis in range(x.ndim) if axis != 1], correction=0, keepdim=True)
+    scale = torch.rsqrt(var + eps)
+    y = _affine((x - mean) * scale, weight, bias)
+    return y, mean.flatten(), scale.flatten()
+
+
+def _group_norm(  # noqa: PLR0917 - as torch has them
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    count: Any,
+    channels: int,
+    positions: int,
+    groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grouped = x.reshape(count, groups, channels // groups * positions)
+    var, mean = _var_mean(grouped, [2], correction=0, keepdim=True)
+    scale = torch.rsqrt(var + eps)
+    y = _affine(((grouped - mean) * scale).reshape(x.shape), weight, bias)
+    return y, mean.squeeze(2), scale.squeeze(2)
+
+
+def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+    x = x if weight is None else x * _per_channel(weight, x)
+    return x if bias is None else x + _per_channel(bias, x)
+
+
+def _var_mean(
+    x: torch.Tensor, axes: Sizes | None = None, *, correction: float | None = 1, keepdim: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    axes = list(range(x.ndim) if axes is None else axes)
+    mean = x.mean(axes, keepdim=True)
+    var = ((x - mean) * (x - mean)).mean(axes, keepdim=keepdim)
+    count = math.prod(x.shape[axis] for axis in axes)
+    free = 1 if correction is None else correction
+    return var * (count / (count - free)) if free else var, mean if keepdim else x.mean(axes)
+
+
+def _var(x: torch.Tensor, axes: Sizes | None = None, *, correction: float | None = 1, keepdim: bool = False) -> Any:
+    return _var_mean(x, axes, correction=correction, keepdim=keepdim)[0]
+
+
+def _batch_norm_backward(  # noqa: PLR0917 - as torch has them
+    g: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    var: torch.Tensor | None,
+    saved_mean: torch.Tensor | None,
+    saved_invstd: torch.Tensor | None,
+    training: bool,
+    eps: float,
+    mask: Sequence[bool],
+) -> Any:
+    if training or var is None:
+        return reference.native_batch_norm_backward(
+            g, x, weight, mean, var, saved_mean, saved_invstd, training, eps, list(mask)
+        )
+    return g * _per_channel(_scale(weight, var, eps), g), None, None
+
+
+def _scale(weight: torch.Tensor | None, var: torch.Tensor, eps: float) -> torch.Tensor:
+    scale = torch.rsqrt(var + eps)
+    return scale if weight is None else scale * weight
+
+
+def _per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.reshape(1, -1, *[1] * (like.ndim - 2))
+
+
+def _threshold_backward(g: torch.Tensor, y: torch.Tensor, threshold: float) -> torch.Tensor:
+    return torch.where(y > threshold, g, 0.0)
+
+
+def _hardtanh_backward(g: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return torch.where((x > low) & (x < high), g, 0.0)
+
+
+# What torch says in words that engines have, and has not among those that it always uses.
+_IN_TORCHS_WORDS: Final = "elu gelu leaky_relu native_layer_norm _softmax _log_softmax stack"
+
+_OWN: Final[dict[Any, Callable[..., Any]]] = {
+    aten.convolution_backward.default: _convolution_backward,
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten._native_batch_norm_legit.no_stats: _norm_of_itself,
+    aten._native_batch_norm_legit.default: _native_batch_norm,
+    aten.native_group_norm.default: _group_norm,
+    aten.var_mean.correction: _var_mean,
+    aten.var.correction: _var,
+    aten.native_batch_norm.default: _native_batch_norm,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.threshold_backward.default: _threshold_backward,
+    aten.hardtanh_backward.default: _hardtanh_backward,
+    **POOLS,
+    **resizing(),
+}

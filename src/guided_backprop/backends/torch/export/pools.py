@@ -1,0 +1,242 @@
+"""Pools and resizing as operations that every engine has, and their derivatives.
+
+What is linear along each axis alone is a matrix along each, and its derivative is the matrix the other way round. Where
+several values share a maximum the first one wins, as PyTorch has it.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import _disable_current_modes
+
+aten = torch.ops.aten
+Sizes = Sequence[int]
+#: From the number of an axis, and an array, to what a linear operation on that axis makes of the array's axis 2.
+Along = Callable[[int, torch.Tensor], torch.Tensor]
+
+
+def _max_pool_backward(  # noqa: PLR0917 - as torch has them
+    axes: int,
+    g: torch.Tensor,
+    x: torch.Tensor,
+    window: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+    indices: torch.Tensor,
+) -> torch.Tensor:
+    """Give each gradient to the first of the window's values that is its maximum, by slices of the padded input.
+
+    Values ``stride`` apart belong to different windows, so the padded input is seen as ``stride`` interleaved planes:
+    the places of a window are shifts of these.
+    """
+    full = partial(_full, axes=axes)
+    window, padding, dilation = full(window), full(padding), full(dilation)
+    stride = full(stride) if stride else window
+    pool = (aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)[axes - 2]
+    y = pool(x, window, stride, padding, dilation, ceil_mode)[0]
+    counts, sizes = y.shape[-axes:], x.shape[-axes:]
+    # How many steps of the stride the padded input takes along each axis.
+    steps = [
+        max(-(-(pad + size) // step), count + (reach - 1) * spread // step)
+        for pad, size, step, count, reach, spread in zip(padding, sizes, stride, counts, window, dilation, strict=True)
+    ]
+    after = [many * step - pad - size for many, step, pad, size in zip(steps, stride, padding, sizes, strict=True)]
+    padded = aten.constant_pad_nd.default(x, _both(padding, after), -torch.inf)
+    planes: dict[tuple[int, ...], torch.Tensor] = {}
+    taken: torch.Tensor | None = None
+    for place in itertools.product(*map(range, window)):
+        offset = [one * spread for one, spread in zip(place, dilation, strict=True)]
+        wins = _strided(padded, offset, stride, counts) == y
+        first = wins if taken is None else wins & ~taken
+        taken = wins if taken is None else wins | taken
+        shift = [far // step for far, step in zip(offset, stride, strict=True)]
+        rest = [many - count - far for many, count, far in zip(steps, counts, shift, strict=True)]
+        part = aten.constant_pad_nd.default(torch.where(first, g, 0.0), _both(shift, rest))
+        plane = tuple(far % step for far, step in zip(offset, stride, strict=True))
+        planes[plane] = planes[plane] + part if plane in planes else part
+    whole = _interleaved(planes, stride, steps, x)
+    for axis, (pad, size) in enumerate(zip(padding, sizes, strict=True), start=x.ndim - axes):
+        whole = aten.slice.Tensor(whole, axis, pad, pad + size)
+    return whole
+
+
+def _interleaved(
+    planes: Mapping[tuple[int, ...], torch.Tensor], stride: Sizes, steps: Sizes, x: torch.Tensor
+) -> torch.Tensor:
+    """Return what has at each place of the strides the value of that plane."""
+    axes, leading = len(stride), x.shape[: x.ndim - len(stride)]
+    nothing = torch.zeros_like(next(iter(planes.values())))
+    stacked = torch.stack([planes.get(plane, nothing) for plane in itertools.product(*map(range, stride))], -axes - 1)
+    split = aten.view.default(stacked, [*leading, *stride, *steps])
+    before = range(len(leading))
+    order = [place for axis in range(axes) for place in (len(leading) + axes + axis, len(leading) + axis)]
+    sizes = [many * step for many, step in zip(steps, stride, strict=True)]
+    ordered = aten.clone.default(split.permute(*before, *order), memory_format=torch.contiguous_format)
+    whole: torch.Tensor = aten.view.default(ordered, [*leading, *sizes])
+    return whole
+
+
+def _strided(padded: torch.Tensor, offset: Sizes, stride: Sizes, counts: Sizes) -> torch.Tensor:
+    for axis, (begin, step, count) in enumerate(
+        zip(offset, stride, counts, strict=True), start=padded.ndim - len(stride)
+    ):
+        padded = aten.slice.Tensor(padded, axis, begin, begin + (count - 1) * step + 1, step)
+    return padded
+
+
+def _both(before: Sizes, after: Sizes) -> list[int]:
+    """Return how much is put in front of and behind each axis, as ``pad`` wants it: the last axis first."""
+    pairs = list(zip(before, after, strict=True))
+    return [size for pair in reversed(pairs) for size in pair]
+
+
+def _full(sizes: Sizes | int, axes: int) -> list[int]:
+    sizes = [sizes] if isinstance(sizes, int) else list(sizes)
+    return sizes * axes if len(sizes) == 1 else sizes
+
+
+def _matrices(sizes: Sizes, along: Along, like: torch.Tensor) -> list[torch.Tensor]:
+    """Return for each axis the matrix ``(before, after)`` of what is done along it: constants of the graph.
+
+    Args:
+        sizes: how long each axis is.
+        along: does it along axis 2 of ``(N, 1, size, 1)``, given the axis that is meant.
+        like: whose numbers are worked with.
+    """
+    with _disable_current_modes():
+        eyes = [torch.eye(size, dtype=torch.float64)[:, None, :, None] for size in sizes]
+        return [along(axis, eye)[:, 0, :, 0].to(like.device, like.dtype) for axis, eye in enumerate(eyes)]
+
+
+def _applied(x: torch.Tensor, matrices: Sequence[torch.Tensor], *, is_back: bool) -> torch.Tensor:
+    for axis, matrix in enumerate(matrices, start=x.ndim - len(matrices)):
+        along = matrix.T if is_back else matrix
+        x = x @ along if axis == x.ndim - 1 else (x.transpose(axis, -1) @ along).transpose(axis, -1)
+    return x
+
+
+def _avg_pool(axes: int, x: torch.Tensor, *options: Any) -> Any:
+    """Engines differ in what counts where windows reach over the edge."""
+    window, stride, padding, ceil_mode, counts, divisor = _options(axes, *options)
+    if not ceil_mode and divisor is None:
+        return NotImplemented
+    return _applied(
+        x, _pooling(x.shape[-axes:], window, stride, padding, (ceil_mode, counts, divisor), x), is_back=False
+    )
+
+
+def _avg_pool_backward(axes: int, g: torch.Tensor, x: torch.Tensor, *options: Any) -> torch.Tensor:
+    window, stride, padding, *rest = _options(axes, *options)
+    return _applied(g, _pooling(x.shape[-axes:], window, stride, padding, rest, g), is_back=True)
+
+
+def _options(  # noqa: PLR0917 - as torch has them
+    axes: int,
+    window: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
+) -> tuple[Sizes, Sizes, Sizes, bool, bool, int | None]:
+    full = partial(_full, axes=axes)
+    return full(window), full(stride or window), full(padding), ceil_mode, count_include_pad, divisor
+
+
+def _pooling(  # noqa: PLR0917 - as torch has them
+    sizes: Sizes, window: Sizes, stride: Sizes, padding: Sizes, rest: Sequence[Any], like: torch.Tensor
+) -> list[torch.Tensor]:
+    ceil_mode, counts, divisor = rest
+    # What is divided by is said once, and is one along the other axes.
+    divisors = [divisor, *[None if divisor is None else 1] * (len(sizes) - 1)]
+
+    def along(axis: int, eye: torch.Tensor) -> torch.Tensor:
+        size, step, pad = [window[axis], 1], [stride[axis], 1], [padding[axis], 0]
+        return F.avg_pool2d(eye, size, step, pad, ceil_mode, counts, divisors[axis])
+
+    return _matrices(sizes, along, like)
+
+
+def _adaptive_avg_pool(axes: int, x: torch.Tensor, sizes: Sizes) -> torch.Tensor:
+    if all(size == 1 for size in sizes):
+        return x.mean(list(range(-axes, 0)), keepdim=True)
+    return _applied(x, _adaptive(x.shape[-axes:], sizes, x), is_back=False)
+
+
+def _adaptive_avg_pool_backward(axes: int, g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    sizes = g.shape[-axes:]
+    if all(size == 1 for size in sizes):
+        count = torch.Size(x.shape[-axes:]).numel()
+        return (g / count).expand(x.shape)
+    return _applied(g, _adaptive(x.shape[-axes:], sizes, g), is_back=True)
+
+
+def _adaptive(before: Sizes, after: Sizes, like: torch.Tensor) -> list[torch.Tensor]:
+    return _matrices(before, lambda axis, eye: F.adaptive_avg_pool2d(eye, (after[axis], 1)), like)
+
+
+#: By which operation on pictures the kinds of resizing are done along one axis.
+_RESIZERS: Final = {
+    "nearest": aten.upsample_nearest2d.default,
+    "nearest_exact": aten._upsample_nearest_exact2d.default,
+    "linear": aten.upsample_bilinear2d.default,
+    "bicubic": aten.upsample_bicubic2d.default,
+}
+
+
+def _resized(kind: str, x: torch.Tensor, after: Sizes, *options: Any) -> torch.Tensor:
+    return _applied(x, _resizing(kind, x.shape[2:], after, x, *options), is_back=False)
+
+
+def _resized_back(kind: str, g: torch.Tensor, after: Sizes, before: Sizes, *options: Any) -> torch.Tensor:
+    return _applied(g, _resizing(kind, before[2:], after, g, *options), is_back=True)
+
+
+def _resizing(kind: str, before: Sizes, after: Sizes, like: torch.Tensor, *options: Any) -> list[torch.Tensor]:
+    """Options are whether corners are aligned, where that can be said, and the factors."""
+    corners = options[:1] if kind in ("linear", "bicubic") else ()
+    factors = options[len(corners) :]
+
+    def along(axis: int, eye: torch.Tensor) -> torch.Tensor:
+        factor = factors[axis] if axis < len(factors) else None
+        resized: torch.Tensor = _RESIZERS[kind](eye, [after[axis], 1], *corners, factor, None)
+        return resized
+
+    return _matrices(before, along, like)
+
+
+def _of_resizing() -> Iterator[tuple[Any, Callable[..., Any]]]:
+    kinds = {"linear1d": "linear", "bilinear2d": "linear", "trilinear3d": "linear", "bicubic2d": "bicubic"}
+    for axes in (1, 2, 3):
+        kinds |= {f"nearest{axes}d": "nearest", f"_nearest_exact{axes}d": "nearest_exact"}
+    for name, kind in kinds.items():
+        prefix = "_upsample" if name.startswith("_") else "upsample_"
+        yield getattr(aten, prefix + name).default, partial(_resized, kind)
+        yield getattr(aten, f"{prefix}{name}_backward").default, partial(_resized_back, kind)
+
+
+@cache
+def resizing() -> Mapping[Any, Callable[..., Any]]:
+    """Return the rows of what resizes: of its derivatives torch can't tell the size of without values."""
+    return dict(_of_resizing())
+
+
+#: The rows of pools.
+POOLS: Final[dict[Any, Callable[..., Any]]] = {
+    aten.max_pool2d_with_indices_backward.default: partial(_max_pool_backward, 2),
+    aten.max_pool3d_with_indices_backward.default: partial(_max_pool_backward, 3),
+    aten.avg_pool2d.default: partial(_avg_pool, 2),
+    aten.avg_pool3d.default: partial(_avg_pool, 3),
+    aten.avg_pool2d_backward.default: partial(_avg_pool_backward, 2),
+    aten.avg_pool3d_backward.default: partial(_avg_pool_backward, 3),
+    aten._adaptive_avg_pool2d.default: partial(_adaptive_avg_pool, 2),
+    aten._adaptive_avg_pool3d.default: partial(_adaptive_avg_pool, 3),
+    aten._adaptive_avg_pool2d_backward.default: partial(_adaptive_avg_pool_backward, 2),
+    aten._adaptive_avg_pool3d_backward.default: partial(_adaptive_avg_pool_backward, 3),
+}

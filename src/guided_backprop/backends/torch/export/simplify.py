@@ -1,0 +1,178 @@
+"""The recorded graph made smaller, exactly: what is constant is worked out, what scales a convolution folds into it.
+
+Folding goes both ways: the scale of a batch-norm behind a convolution stands in front of that one's way back, so that
+forward and backward pass share the folded weights.
+"""
+
+import operator
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+aten = torch.ops.aten
+
+# What turns a matrix is left to the engine, which does so when it loads the file: so that it is there once.
+_TURNS = (aten.t.default, aten.t_copy.default)
+_SMALL = 1 << 12
+
+
+def simplify(module: GraphModule) -> GraphModule:
+    """Return an equal graph with fewer operations; of one without operations in place."""
+    _work_out(module)
+    _fold(module)
+    _work_out(module)
+    module = GraphModule(module, fx_graph_cse(module.graph))
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module
+
+
+def constant_of(module: GraphModule, node: object) -> torch.Tensor | None:
+    """Return the value of a node that is a constant, or None."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    value = operator.attrgetter(str(node.target))(module)
+    return value.detach() if isinstance(value, torch.Tensor) else None
+
+
+def _work_out(module: GraphModule) -> None:
+    """Replace what depends on constants alone by its value."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or not node.users:
+            continue
+        known = {source: constant_of(module, source) for source in node.all_input_nodes}
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or any(one is None for one in known.values()):
+            continue
+        if node.target in _TURNS and value.numel() > _SMALL:
+            continue
+        args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+        with torch.no_grad():
+            _put(module, node, node.target(*args, **kwargs))
+    module.graph.eliminate_dead_code()
+
+
+def _put(module: GraphModule, node: Node, value: torch.Tensor) -> None:
+    constant = _constant(module, node, value)
+    node.replace_all_uses_with(constant)
+    module.graph.erase_node(node)
+
+
+def _constant(module: GraphModule, before: Node, value: torch.Tensor) -> Node:
+    """Put a constant in front of a node."""
+    name = f"_worked_out{len(module._buffers)}"
+    module.register_buffer(name, value.detach())
+    with module.graph.inserting_before(before):
+        constant = module.graph.get_attr(name)
+    constant.meta["val"] = value
+    return constant
+
+
+def _fold(module: GraphModule) -> None:
+    """Fold what multiplies or is added to a convolution's channels into it."""
+    for node in list(module.graph.nodes):
+        if node.target == aten.convolution.default:
+            _fold_behind(module, node)
+            _fold_in_front(module, node)
+
+
+def _fold_behind(module: GraphModule, conv: Node) -> None:
+    """Fold scale and shift behind a convolution into its weights and bias, if nothing else reads its result."""
+    while len(conv.users) == 1:
+        (user,) = conv.users
+        others = [source for source in user.args[:2] if source is not conv]
+        value = constant_of(module, others[0]) if len(others) == 1 else None
+        if user.target not in (aten.mul.Tensor, aten.add.Tensor) or user.kwargs or value is None:
+            return
+        channels = _by_channel(value, conv, axis=1)
+        weight, bias = constant_of(module, conv.args[1]), constant_of(module, conv.args[2])
+        if channels is None or weight is None or (conv.args[2] is not None and bias is None):
+            return
+        bias = torch.zeros_like(channels) if bias is None else bias
+        if user.target == aten.mul.Tensor:
+            weight = _scaled(weight, channels, conv, is_behind=True)
+            _set(module, conv, 1, weight)
+            _set(module, conv, 2, bias * channels if conv.args[2] is not None else None)
+        else:
+            _set(module, conv, 2, bias + channels)
+        user.replace_all_uses_with(conv)
+        module.graph.erase_node(user)
+
+
+def _fold_in_front(module: GraphModule, conv: Node) -> None:
+    """Fold a scale of the channels that go into a convolution into its weights."""
+    source = conv.args[0]
+    if not isinstance(source, Node) or source.target != aten.mul.Tensor or source.kwargs:
+        return
+    for x, scale in (source.args[:2], source.args[1::-1]):
+        value, weight = constant_of(module, scale), constant_of(module, conv.args[1])
+        if value is None or weight is None or not isinstance(x, Node):
+            continue
+        channels = _by_channel(value, source, axis=1)
+        if channels is not None:
+            _set(module, conv, 1, _scaled(weight, channels, conv, is_behind=False))
+            conv.replace_input_with(source, x)
+            return
+
+
+def _by_channel(value: torch.Tensor, like: Node, axis: int) -> torch.Tensor | None:
+    """Return a constant as one number for each channel of a node's result, if it is that."""
+    shape = like.meta["val"].shape
+    sizes = [1] * (len(shape) - value.ndim) + list(value.shape)
+    if len(sizes) != len(shape) or any(size != 1 for place, size in enumerate(sizes) if place != axis):
+        return None
+    return value.reshape(-1).expand(int(shape[axis]))
+
+
+def _scaled(weight: torch.Tensor, channels: torch.Tensor, conv: Node, *, is_behind: bool) -> torch.Tensor:
+    """Return a convolution's weights times a number for each channel that comes out of it, or goes into it."""
+    transposed, groups = conv.args[6], conv.args[8]
+    assert isinstance(groups, int)
+    rest = [1] * (weight.ndim - 2)
+    if is_behind != bool(transposed):
+        # These channels lie along axis 0, the groups one after the other.
+        return weight * channels.reshape(-1, 1, *rest)
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    return (grouped * channels.reshape(groups, 1, -1, *rest)).reshape(weight.shape)
+
+
+def _set(module: GraphModule, node: Node, place: int, value: torch.Tensor | None) -> None:
+    constant = None if value is None else _constant(module, node, value)
+    node.args = (*node.args[:place], constant, *node.args[place + 1 :])
+
+
+def written_constants(module: GraphModule) -> Iterator[str]:
+    """Yield the names of constants that operations write to: buffers that change in the forward pass."""
+    for node in module.graph.nodes:
+        for written in _written(node):
+            root = written
+            while root.op == "call_function" and _gives_view(root):
+                root = root.all_input_nodes[0]
+            if root.op == "get_attr":
+                yield str(root.target)
+
+
+def random_operations(module: GraphModule) -> Iterator[str]:
+    """Yield the names of operations that draw random numbers."""
+    for node in module.graph.nodes:
+        tags: Iterable[object] = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags:
+            yield str(node.target)
+
+
+def _written(node: Node) -> Iterator[Node]:
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.is_mutable:
+        return
+    for argument, given in zip(schema.arguments, node.args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Node):
+            yield given
+
+
+def _gives_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)

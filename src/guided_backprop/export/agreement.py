@@ -1,0 +1,65 @@
+"""Whether a graph explains as the library does: on which images that is tried, and by how much they may differ."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from guided_backprop.arrays import Inputs, NumpyArray, as_numpy
+
+#: By how much of its norm a map may differ: of a file that computes in single precision, and of the graph in double.
+#: In single precision a ReLU, or a maximum, that is nearly at a tie may turn.
+SINGLE, DOUBLE = 1e-3, 1e-9
+
+# A number of images beyond which nothing is done otherwise, as far as is known: PyTorch chooses kernels up to 16.
+_MANY: Final = 17
+
+
+def counts(given: int, turns: Sequence[int]) -> list[int]:
+    """Return for how many images a graph is tried: one, those that were given, many, and both sides of each turn."""
+    return sorted({1, given, max(_MANY, given), *turns, *(turn - 1 for turn in turns)})
+
+
+def images_of(inputs: Inputs, count: int) -> Inputs:
+    """Return so many images as NumPy arrays: those that were given, and then these again, each time moved on a step."""
+    rows = np.arange(count) % inputs.count
+    rounds = np.arange(count) // inputs.count
+
+    def taken(array: object) -> NumpyArray:
+        numbers = as_numpy(array)
+        if numbers.dtype.kind != "f":
+            return numbers[rows]
+        pairs = zip(rows, rounds, strict=True)
+        return np.stack(
+            [np.roll(numbers[row], int(step), axis=-1 if numbers.ndim > 1 else None) for row, step in pairs]
+        )
+
+    return inputs.map(taken)
+
+
+def difference(one: Iterable[NumpyArray], other: Iterable[NumpyArray]) -> float:
+    """Return by how much of its norm each array differs at most; infinity where one is no number.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.export.agreement import difference
+        >>> difference([np.array([3.0, 4.0])], [np.array([3.0, 5.0])]) < 0.2
+        True
+    """
+    largest = 0.0
+    for left, right in zip(one, other, strict=True):
+        left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)  # noqa: PLW2901
+        if left.shape != right.shape or not (np.isfinite(left).all() and np.isfinite(right).all()):
+            return np.inf
+        norm = float(np.linalg.norm(right))
+        distance = float(np.linalg.norm(left - right))
+        largest = max(largest, distance / norm if norm else distance)
+    return largest
+
+
+def by_name(names: Sequence[str], arrays: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
+    """Return arrays by name, floating-point numbers in single precision, as files take them."""
+    return {
+        name: array.astype(np.float32) if array.dtype.kind == "f" else array
+        for name, array in zip(names, arrays, strict=True)
+    }

@@ -1,0 +1,38 @@
+"""An explanation as a graph, whatever framework recorded it: what can be asked of one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.coverage import Coverage
+
+
+class Graph(ABC):
+    """A function (images, labels) -> (outputs, attribution, scores, is_finite), recorded.
+
+    Attributes:
+        inputs: what its inputs are called, the labels last.
+        outputs: what its results are called.
+        coverage: what was done with each non-linearity.
+        is_precise: whether it computes in double precision.
+        turns: the numbers of images at which the model may do something else from there on.
+    """
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    coverage: Coverage
+    is_precise: bool
+    turns: Sequence[int]
+
+    @abstractmethod
+    def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
+        """Run it in its own framework, on images and labels; return its results by name."""
+
+    @abstractmethod
+    def write(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write it to a file, in the form that the path's ending says.
+
+        Raises:
+            ModelError: an operation has no word there.
+        """

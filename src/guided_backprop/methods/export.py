@@ -1,0 +1,259 @@
+"""From a method to a file: explained, recorded, written, run in its engine, and compared map by map."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+
+from guided_backprop.arrays import Images, Inputs, Labels, Model, NumpyArray, as_numpy
+from guided_backprop.coverage import Coverage
+from guided_backprop.digest import digest
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
+from guided_backprop.explanations import Explanations
+from guided_backprop.export.agreement import DOUBLE, SINGLE, by_name, counts, difference, images_of
+from guided_backprop.export.engine import OnnxRuntime
+from guided_backprop.export.graph import Graph
+from guided_backprop.export.metadata import Metadata
+from guided_backprop.export.plan import LabelKind, Plan
+from guided_backprop.methods.data import given
+from guided_backprop.methods.options import Requirement, require
+from guided_backprop.rules import ReluRule
+from guided_backprop.subject import Subject
+
+
+class Method(Protocol):
+    """What is asked of a method that is exported: see :class:`guided_backprop.methods.method.Method`."""
+
+    subject: Subject
+    rule: ReluRule
+    reducer: Any
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether a map is what one backward pass gives."""
+
+    @property
+    def explains_inside(self) -> bool:
+        """Whether a layer's output is explained."""
+
+    def explain(self, images: Images, labels: Labels = None, *, progress: bool | None = None) -> Explanations:
+        """Explain images."""
+
+    def around(self, model: Model) -> Self:
+        """Return the same for a copy of the model."""
+
+
+_ENDINGS: Final = (".onnx",)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that explains, and how it was compared.
+
+    Attributes:
+        path: the file.
+        inputs: what its inputs are called: the images, then the labels.
+        outputs: what its results are called.
+        coverage: what was done with each non-linearity, as in :class:`Explanations`.
+        engine: the engine that it was compared in.
+        counts: for how many images it was compared.
+        difference: by how much of its norm a map differed at most from the method's, in that engine.
+        precise_difference: the same of the graph in double precision, run in the framework; None where the model has
+            no double precision.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from guided_backprop import GuidedBackprop
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     exported = GuidedBackprop(model).export(f"{folder}/map.onnx", torch.rand(2, 4))
+        >>> exported.outputs, exported.counts, exported.difference < 1e-3
+        (('outputs', 'attribution', 'scores', 'is_finite'), [1, 2, 17], True)
+    """
+
+    path: Path
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    coverage: Coverage
+    engine: str
+    counts: Sequence[int]
+    difference: float
+    precise_difference: float | None
+
+
+def export(
+    method: Method,
+    path: str | os.PathLike[str],
+    images: Images,
+    *,
+    labels: LabelKind = "ids",
+    classes: Sequence[str] | None = None,
+    preprocessing: str | None = None,
+) -> Exported:
+    """Write a method and its model to a file; see :meth:`Method.export`."""
+    path = Path(path)
+    require(
+        Requirement("path", str(path), path.suffix in _ENDINGS, f"a file that ends in {' or '.join(_ENDINGS)}",
+                    'Pass "map.onnx".'),
+        Requirement("labels", labels, labels in ("ids", "weights"), '"ids" or "weights"', 'Pass "ids".'),
+    )  # fmt: skip
+    if not method.is_one_pass or method.explains_inside:
+        raise OptionError(
+            "a graph is of a method of one pass at the images; received "
+            f"{method!r:.80}. Export Saliency, DeconvNet or GuidedBackprop."
+        )
+    inputs = Inputs.of(given(method.subject, images, None).images)
+    if not inputs.count:
+        raise ImageError("images to record a graph from must not be empty; received no image. Pass at least one.")
+    explained = method.explain(inputs.images)
+    # Of one image alone a trace would not know its axis from others of size 1.
+    few = inputs if inputs.count > 1 else inputs.rows(np.zeros(2, np.intp))
+    plan = Plan(method.rule, method.reducer, labels)
+    graph, twin = _recorded(method, few, plan)
+    if graph.coverage != explained.coverage:
+        raise ModelError(
+            "a graph must treat what explain() treats; received "
+            f"{graph.coverage} instead of {explained.coverage}. Export the part of the model that runs alike each time."
+        )
+    metadata = Metadata(
+        method.name, method.rule.name, method.subject.name, explained.head, labels, method.reducer, explained.coverage,
+        {"torch": version("torch")}, digest(method.subject.model), classes=classes, preprocessing=preprocessing,
+    )  # fmt: skip
+    return _written(path, graph, _Trial(method, twin, inputs, explained, labels), metadata)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a graph is compared with.
+
+    Attributes:
+        method: the user's.
+        precise: the same for a copy of its model in double precision, or None.
+        inputs: the images that were given.
+        explained: what the method made of them.
+        labels: what the graph is told to explain.
+    """
+
+    method: Method
+    precise: Method | None
+    inputs: Inputs
+    explained: Explanations
+    labels: LabelKind
+
+    def wanted(self, count: int) -> NumpyArray:
+        """Return labels for so many images: top classes of a few, and then any classes."""
+        outputs = self.explained.outputs
+        if self.labels == "weights":
+            return np.random.default_rng(count).normal(size=(count, *outputs.shape[1:]))
+        axis = self.method.subject.backend(self.inputs).channel_axis(outputs) or 1
+        classes = 1 if outputs.ndim == 1 else outputs.shape[axis]
+        is_of_top = count <= len(outputs)
+        return np.full(count, -1) if is_of_top else np.arange(count) % classes
+
+    def maps(self, method: Method, images: Inputs, labels: NumpyArray) -> list[NumpyArray]:
+        """Return outputs, maps and scores as the method has them."""
+        is_top = labels.ndim == 1 and labels.dtype.kind == "i" and (labels < 0).all()
+        explained = method.explain(images.images, None if is_top else labels, progress=False)
+        maps = [as_numpy(array) for array in Inputs.of(explained.attribution).arrays if array is not None]
+        return [explained.outputs, *maps, explained.scores]
+
+
+def _recorded(method: Method, inputs: Inputs, plan: Plan) -> tuple[Graph, Method | None]:
+    """Return the graph, in double precision if the model can be copied to that, with the method of that copy."""
+    backend = method.subject.backend(inputs)
+    if backend.framework != "torch":
+        raise OptionError(
+            f"a graph can be recorded of a PyTorch model; received one of {backend.framework}. Export it from PyTorch."
+        )
+    recorder: Any = import_module("guided_backprop.backends.torch.export.graph")
+    precise: Model | None = recorder.copied(method.subject.model, in_double=True)
+    if precise is not None:
+        twin = method.around(precise)
+        doubled = inputs.map(lambda array: array.double() if hasattr(array, "double") else array.astype(np.float64))
+        doubled = inputs.map(lambda array, other: other if backend.is_floating(array) else array, doubled)
+        if _explains(twin, doubled):
+            return recorder.TorchGraph(_plain(twin.subject), doubled, plan), twin
+    alone: Model | None = recorder.copied(method.subject.model, in_double=False)
+    recorded = method if alone is None else method.around(alone)
+    return recorder.TorchGraph(_plain(recorded.subject), inputs, plan), None
+
+
+def _explains(method: Method, inputs: Inputs) -> bool:
+    """Tell whether a method explains images: where a model asks for single precision, its double does not."""
+    try:
+        method.explain(inputs.images, progress=False)
+    except GuidedBackpropError:
+        return False
+    return True
+
+
+def _plain(subject: Subject) -> Subject:
+    """Return a subject that is run as it is: maps are the same."""
+    return replace(subject, is_optimized=False, memory=None)
+
+
+def _written(path: Path, graph: Graph, trial: _Trial, metadata: Metadata) -> Exported:
+    """Write the file where nobody looks, compare it, and put it at its place."""
+    tried = counts(trial.inputs.count, graph.turns)
+    batches = [(images_of(trial.inputs, count), trial.wanted(count)) for count in tried]
+    precise = None if trial.precise is None else _compared(graph, trial, batches)
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".guided_backprop_") as folder:
+        draft = Path(folder) / path.name
+        graph.write(draft, metadata.texts())
+        engine = _opened(draft)
+        largest = 0.0
+        for images, labels in batches:
+            results = engine.run(by_name(graph.inputs, [*images.arrays, labels]))
+            if not results["is_finite"].all():
+                raise _differs("NaN or infinity", engine.name)
+            found = difference([results[name] for name in graph.outputs[:-1]], trial.maps(trial.method, images, labels))
+            if not found <= SINGLE:
+                raise _differs(f"a difference of {found:.2g} of the norm for {images.count} images", engine.name)
+            largest = max(largest, found)
+        versions = {**metadata.versions, **dict([engine.name.split(" ", 1)])}
+        graph.write(draft, replace(metadata, versions=versions, difference=largest, precise_difference=precise).texts())
+        draft.replace(path)
+    return Exported(path, graph.inputs, graph.outputs, graph.coverage, engine.name, tried, largest, precise)
+
+
+def _compared(graph: Graph, trial: _Trial, batches: Sequence[tuple[Inputs, NumpyArray]]) -> float:
+    """Compare the graph itself, in double precision."""
+    assert trial.precise is not None
+    largest = 0.0
+    for images, labels in batches:
+        doubled = images.map(lambda array: array.astype(np.float64) if array.dtype.kind == "f" else array)
+        results = graph.run([*doubled.arrays, labels])
+        found = difference([results[name] for name in graph.outputs[:-1]], trial.maps(trial.precise, doubled, labels))
+        if not found <= DOUBLE:
+            raise _differs(f"a difference of {found:.2g} of the norm for {images.count} images", "double precision")
+        largest = max(largest, found)
+    return largest
+
+
+def _opened(path: Path) -> OnnxRuntime:
+    try:
+        return OnnxRuntime(path)
+    except GuidedBackpropError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"ONNX Runtime must be able to run the graph; received {reason:.200}. Export a part of the model."
+        ) from error
+
+
+def _differs(what: str, where: str) -> ModelError:
+    return ModelError(
+        f"a graph must give the maps that explain() gives; received {what} in {where}. Nothing was written: export a "
+        "part of the model, and see from where on it differs."
+    )

@@ -26,6 +26,7 @@ class Value:
         sign: the sign that all of it has by how it was made.
         version: how often it had been changed in place.
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
+        choice: how something was chosen from it, where constants may be among its numbers.
     """
 
     tensor: torch.Tensor
@@ -33,6 +34,7 @@ class Value:
     sign: Sign
     version: int
     is_bounded: bool = False
+    choice: notes.Choice = notes.Choice.NONE
 
     @property
     def is_as_it_was(self) -> bool:

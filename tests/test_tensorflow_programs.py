@@ -72,7 +72,6 @@ ORDINARY = {
     "l1": lambda x, relu: x / (tf.reduce_sum(tf.abs(x), **ROWS) + 1.0),
     "max": lambda x, relu: x - tf.reduce_max(x, **ROWS),
     "maxout": lambda x, relu: tf.maximum(x, tf.reverse(x, [-1])),
-    "maxout of little": lambda x, relu: tf.maximum(x - tf.clip_by_value(x, -1.0, 1.0), x @ DENSE[0]),
     "pool": lambda x, relu: averaged(tf.nn.max_pool1d, x),
     "pool around": lambda x, relu: tf.nn.max_pool1d(x[:, :, None], 3, 1, "SAME")[..., 0],
     "pool of what is padded": lambda x, relu: tf.nn.max_pool1d(tf.pad(x, [[0, 0], [1, 1]])[..., None], 3, 1, "VALID")[

@@ -67,7 +67,6 @@ STEPS = {
     "turned": lambda x: x.flip(1),
     "pooled": lambda x: F.max_pool1d(x[:, None], 3, 1, 1)[:, 0],
     "pool of what is padded": lambda x: F.max_pool1d(F.pad(x, (1, 1))[:, None], 3, 1)[:, 0],
-    "maxout of little": lambda x: torch.maximum(F.softshrink(x, 1.0), x @ WEIGHT[5]),
     "averaged": lambda x: F.avg_pool1d(x[:, None], 3, 1, 1)[:, 0],
     "local response": lambda x: F.local_response_norm(x[..., None], 3)[..., 0],
     "routed": routed,

@@ -43,7 +43,7 @@ def judge_choice(
     constants = np.setdiff1d(still, [0.0]) if is_of_one_sign else np.union1d(still, [0.0])
     is_closed = np.isin(y, constants)
     is_told = ~is_closed | ~_is_dead(y, np.isin(x, constants))
-    is_closing = (is_closed & is_told).any(0) & ~is_closed.all(0)
+    is_closing = np.asarray((is_closed & is_told).any(0) & ~is_closed.all(0))
     if not is_closing.any():
         # Of many results some would have been closed; and what is far from all of them is there to be chosen never.
         finite = y[np.isfinite(y)] if np.isfinite(y).any() else np.zeros(1)
@@ -53,7 +53,7 @@ def judge_choice(
     if is_around and (y < closed[0][is_closing].max()).any():
         return Judgement(Verdict.NONE)
     verdict = _side_of_all(np.where(is_closing, np.sign(y - closed), 0.0))
-    is_at_border = is_around and 2 * is_closing.any(0).sum() < is_closing[0].size
+    is_at_border = is_around and 2 * np.mean(is_closing.any(0)) < 1
     is_few = y.size < _MANY * _LEAST_OPEN
     if verdict is Verdict.NONE or is_at_border:
         return Judgement(Verdict.UNSETTLED if is_few else Verdict.NONE)

@@ -31,6 +31,9 @@ def judge_choice(
         is_of_one_sign: whether the numbers never change their sign, however the images are. Then 0 closes nothing.
     """
     is_around = choice is Choice.AROUND
+    if is_around and is_of_one_sign:
+        # As behind a ReLU: nothing is closed by the 0 around it.
+        return Judgement(Verdict.NONE)
     pairs = [(y, x) for y, x in looks if (y.shape, x.shape) == (looks[0][0].shape, looks[0][1].shape)]
     if len(pairs) < _LEAST_LOOKS:
         return Judgement(Verdict.UNSETTLED)

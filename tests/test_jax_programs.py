@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError, ScoreError
-from random_programs import composed, often
+from random_programs import EVERY_SECOND, beside_zeros, composed, often
 
 RNG = np.random.default_rng(0)
 DENSE, BIAS = RNG.normal(size=(4, 8, 8)).astype(np.float32) / 2, RNG.normal(size=8).astype(np.float32)
@@ -77,6 +77,9 @@ ORDINARY = {
     "max": lambda x, relu: x - x.max(-1, keepdims=True),
     "maxout": lambda x, relu: jnp.maximum(x, x[:, ::-1]),
     "pool": lambda x, relu: pooled(x),
+    "pool of what is padded": lambda x, relu: lax.reduce_window(
+        jnp.pad(x, ((0, 0), (1, 1))), -jnp.inf, lax.max, (1, 3), (1, 1), "VALID"
+    ),
     "sort": lambda x, relu: jnp.sort(x, -1),
     "top-k": lambda x, relu: jnp.where(x >= lax.top_k(x, 4)[0][..., -1:], x, 0),
     # By another value: of few values alone the largest ones look like what a ReLU lets through.
@@ -102,7 +105,7 @@ ORDINARY = {
     "convolution": lambda x, relu: convolved(x),
 }
 #: What is a ReLU, and does not say so.
-HIDDEN = {
+ARITHMETIC = {
     "a choice": lambda x: jnp.where(x > 0, x, 0),
     "a mask": lambda x: x * jnp.round(jax.nn.sigmoid(x)),
     "a magnitude": lambda x: (x + jnp.abs(x)) / 2,
@@ -115,6 +118,23 @@ HIDDEN = {
     "a product": lambda x: jax.vmap(lambda row: jnp.diag((row > 0).astype(x.dtype)) @ row)(x),
     "a detached part": lambda x: x + detached(jax.nn.relu(x) - x),
 }
+TWICE, WIDE = DENSE[2].repeat(2, 1), beside_zeros(DENSE[2]).astype(np.float32)
+#: The same of what is no value of the program.
+CHOICES = {
+    "weights of 0": lambda x: (x @ WIDE).reshape(-1, 8, 2).max(-1),
+    "a mask and a pool": lambda x: lax.reduce_window(
+        x @ TWICE * EVERY_SECOND.astype(np.float32), -jnp.inf, lax.max, (1, 2), (1, 2), "VALID"
+    ),
+    "in order": lambda x: jnp.sort((x @ WIDE).reshape(-1, 8, 2), -1)[..., 1],
+    "the smallest": lambda x: -(x @ -WIDE).reshape(-1, 8, 2).min(-1),
+}
+
+
+def behind(write):
+    return lambda x: write(x @ DENSE[2])
+
+
+HIDDEN = {name: behind(write) for name, write in ARITHMETIC.items()} | CHOICES
 
 
 def program(names, relu, hidden):
@@ -124,7 +144,7 @@ def program(names, relu, hidden):
 def outcome(names):
     """Return "right", "refused", "not finite", or how far off the map is."""
     images, weights = jnp.asarray(IMAGES), jnp.asarray(WEIGHTS)
-    _, back = jax.vjp(program(names, by_hand, dict.fromkeys(HIDDEN, by_hand)), images)
+    _, back = jax.vjp(program(names, by_hand, dict.fromkeys(HIDDEN, behind(by_hand))), images)
     (right,) = map(np.asarray, back(weights))
     try:
         found = np.asarray(GuidedBackprop(program(names, jax.nn.relu, HIDDEN)).explain(images, WEIGHTS))
@@ -154,11 +174,16 @@ def test_a_program_that_hides_a_relu(names, hidden, place):
     assert outcome([*names[:place], hidden, *names[place:]]) in ("right", "refused", "not finite")
 
 
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_among_constants_is_refused(name):
+    assert outcome([name]) == "refused"
+
+
 @pytest.mark.parametrize("name", ORDINARY)
 def test_each_ordinary_operation_is_taken(name):
     assert outcome([name]) == "right"
 
 
 def test_planted_fault_a_relu_that_is_not_guided_is_seen(monkeypatch):
-    monkeypatch.setitem(HIDDEN, "a fault", jax.nn.elu)
+    monkeypatch.setitem(HIDDEN, "a fault", behind(jax.nn.elu))
     assert outcome(["a fault"]).startswith("off by")

@@ -9,12 +9,13 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError, ScoreError
-from random_programs import composed, often
+from random_programs import EVERY_SECOND, beside_zeros, composed, often
 
 RNG = np.random.default_rng(0)
 DENSE, BIAS = [RNG.normal(size=(8, 8)) / 2 for _ in range(4)], RNG.normal(size=8)
@@ -73,6 +74,9 @@ ORDINARY = {
     "maxout": lambda x, relu: tf.maximum(x, tf.reverse(x, [-1])),
     "pool": lambda x, relu: averaged(tf.nn.max_pool1d, x),
     "pool around": lambda x, relu: tf.nn.max_pool1d(x[:, :, None], 3, 1, "SAME")[..., 0],
+    "pool of what is padded": lambda x, relu: tf.nn.max_pool1d(tf.pad(x, [[0, 0], [1, 1]])[..., None], 3, 1, "VALID")[
+        ..., 0
+    ],
     "average": lambda x, relu: averaged(tf.nn.avg_pool1d, x),
     "sort": lambda x, relu: tf.sort(x, -1),
     "top-k": lambda x, relu: tf.where(x >= tf.math.top_k(x, 4)[0][..., -1:], x, tf.zeros_like(x)),
@@ -98,7 +102,7 @@ ORDINARY = {
     "convolution": lambda x, relu: tf.nn.conv1d(x[:, :, None], DENSE[0][:3, :1, None], 1, "SAME")[..., 0],
 }
 #: What is a ReLU, and does not say so.
-HIDDEN = {
+ARITHMETIC = {
     "a mask": lambda x: x * tf.round(tf.sigmoid(x)),
     "a magnitude": lambda x: (x + tf.abs(x)) / 2.0,
     "a root": lambda x: (x + tf.sqrt(x * x)) / 2.0,
@@ -108,6 +112,21 @@ HIDDEN = {
     "a product": lambda x: tf.linalg.matvec(tf.linalg.diag(mask(x)), x),
     "a detached part": lambda x: x + tf.stop_gradient(tf.nn.relu(x) - x),
 }
+TWICE, WIDE = DENSE[2].repeat(2, 1), beside_zeros(DENSE[2])
+#: The same of what is no value of the program.
+CHOICES = {
+    "weights of 0": lambda x: tf.reduce_max(tf.reshape(x @ WIDE, [-1, 8, 2]), -1),
+    "a mask and a pool": lambda x: tf.nn.max_pool1d((x @ TWICE * EVERY_SECOND)[..., None], 2, 2, "VALID")[..., 0],
+    "in order": lambda x: tf.sort(tf.reshape(x @ WIDE, [-1, 8, 2]), -1)[..., 1],
+    "the smallest": lambda x: -tf.reduce_min(tf.reshape(x @ -WIDE, [-1, 8, 2]), -1),
+}
+
+
+def behind(write):
+    return lambda x: write(x @ DENSE[2])
+
+
+HIDDEN = {name: behind(write) for name, write in ARITHMETIC.items()} | CHOICES
 
 
 def program(names, relu, hidden):
@@ -118,7 +137,7 @@ def outcome(names):
     """Return "right", "refused", "not finite", or "wrong"."""
     with tf.GradientTape() as tape:
         tape.watch(IMAGES)
-        outputs = program(names, by_hand, dict.fromkeys(HIDDEN, by_hand))(IMAGES)
+        outputs = program(names, by_hand, dict.fromkeys(HIDDEN, behind(by_hand)))(IMAGES)
     right = tape.gradient(outputs, IMAGES, tf.constant(WEIGHTS)).numpy()
     try:
         found = GuidedBackprop(program(names, tf.nn.relu, HIDDEN)).explain(IMAGES, WEIGHTS)
@@ -146,6 +165,11 @@ def test_a_program_that_hides_a_relu(before, hidden, after):
     assert outcome([*before, hidden, *after]) != "wrong"
 
 
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_among_constants_is_refused(name):
+    assert outcome([name]) == "refused"
+
+
 def test_planted_fault_a_relu_that_is_not_guided_is_seen(monkeypatch):
-    monkeypatch.setitem(HIDDEN, "a fault", tf.nn.elu)
+    monkeypatch.setitem(HIDDEN, "a fault", behind(tf.nn.elu))
     assert outcome(["a fault"]) == "wrong"

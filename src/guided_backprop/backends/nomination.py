@@ -11,10 +11,11 @@ What a framework shows may be unknown to it: the number of values, or a constant
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, Generic
 
 from guided_backprop.backends import guards
-from guided_backprop.backends.notes import Candidate, Note, Operand, Ref, first_of
+from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ref, first_of
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign
 
@@ -131,15 +132,19 @@ class Step(Generic[Ref]):
         As ``x[..., None] @ [[1, 0]]`` does. Weights are looked at where what was put together is more than it was
         before; what adds up several values without any weights leaves zeros where there were no others.
         """
-        if self.row.kind is not Kind.LINEAR or self.row.word in _SHIFTS - {"batch_norm"}:
+        if not self._multiplies:
             return False
         weights = self._weights
         if self.row.word in _POINTWISE:
             return any(operand.has_zeros() for operand in weights)
         if len(self.dependent) == 1 and not weights:
             return any(note.has_constants for note in self._notes)
-        is_more = any(_may_be_more(size, part.size) for part in self._all_parts)
+        is_more = any(size is None or part.size is None or size > part.size for part in self._all_parts)
         return is_more and any(operand.is_sparse() for operand in weights)
+
+    @property
+    def _multiplies(self) -> bool:
+        return self.row.kind is Kind.LINEAR and self.row.word not in _SHIFTS - {"batch_norm"}
 
     @property
     def _weights(self) -> list[Operand[Ref]]:
@@ -155,8 +160,7 @@ class Step(Generic[Ref]):
     @property
     def _all_parts(self) -> list[Candidate[Ref]]:
         """What it is given, and what that was put together of."""
-        own = [Candidate(operand.ref, operand.size) for operand in self._read if operand.ref is not None]
-        return own + [part for note in _notes_of(self._read) for part in note.parts]
+        return [*self._all_read(), *(part for note in _notes_of(self._read) for part in note.parts)]
 
     @property
     def _is_curve(self) -> bool:
@@ -222,7 +226,7 @@ class Step(Generic[Ref]):
             return None
         if self.row.kind is Kind.CLIP:
             return self._bounds()
-        is_none = self._is_curve or (self.row.word in _CHOICES and not self._chooses_a_part(size))
+        is_none = self._is_curve or (self.row.word in _CHOICES and not self._is_among_constants)
         if is_none:
             # A smooth curve closes nothing that was open before.
             return False if self._tainted and self.row.kind not in _CURVES else None
@@ -237,13 +241,10 @@ class Step(Generic[Ref]):
         """Whether it gives one value as it came, in another order or shape."""
         return self.row.word in _REARRANGES and len(self._read) == 1
 
-    def _chooses_a_part(self, size: int | None) -> bool:
-        """Tell whether a choice is among constants and values as many as it gives, which were put together.
-
-        Else it is one of values that depend on the images, and zeroes none of them.
-        """
-        is_part = any(_may_be_equal(part.size, size) for note in self._notes for part in note.parts)
-        return is_part and any(note.has_constants for note in self._notes)
+    @property
+    def _is_among_constants(self) -> bool:
+        """Whether there may be constants among what is chosen from: else the choice zeroes none of the values."""
+        return any(note.has_gaps or note.has_border for note in self._notes)
 
     def _bounds(self) -> bool | None:
         """Say it of a bound: by numbers that are not 0 it is what it is; by 0 it falls where a ReLU rises."""
@@ -274,6 +275,20 @@ class Step(Generic[Ref]):
             yield from () if operand.note is None else operand.note.parts
         for note in _notes_of(self._tainted):
             yield from note.sources
+        yield from self._chosen_from()
+
+    def _chosen_from(self) -> Iterator[Candidate[Ref]]:
+        """Yield what a result is some of the numbers of, chosen by their size, where constants may be among them."""
+        is_by_place = self.row.word == "gather" and bool(self._masks)
+        is_of_many = self.row.kind is Kind.CLIP and sum(operand.is_active for operand in self.dependent) > 1
+        if self._is_among_constants and (self.row.word in _CHOICES or self.is_choice or is_by_place or is_of_many):
+            has_gaps = self.row.word != "max_pool" or any(note.has_gaps for note in self._notes)
+            yield from self._all_read(Choice.AMONG if has_gaps else Choice.AROUND)
+        # What was put in order is all there, until some of it is left out.
+        yield from (candidate for note in self._notes for candidate in note.ordered)
+
+    def _all_read(self, choice: Choice = Choice.NONE) -> Iterator[Candidate[Ref]]:
+        yield from (Candidate(one.ref, one.size, choice=choice) for one in self._read if one.ref is not None)
 
     def note(self, size: int | None = None, *, sign: Sign = Sign.UNKNOWN, is_falling: bool = False) -> Note[Ref]:
         """Return what is known of a result, if it is not guided.
@@ -284,8 +299,8 @@ class Step(Generic[Ref]):
             is_falling: whether it may become a ReLU itself, by its values or as far as these are not known.
         """
         if self.is_relu and not self._tainted:
-            # What the rule acts on ends the taint, but not what came before it.
-            return Note(sign=sign)
+            # What the rule acts on ends the taint, but not what came before it; what was put there stays a constant.
+            return Note(sign=sign, has_gaps=any(note.has_gaps and note.has_constants for note in self._notes))
         sources = [source for note in self._notes for source in note.sources]
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out
@@ -297,11 +312,35 @@ class Step(Generic[Ref]):
             is_falling=is_falling or any(note.is_falling for note in self._notes),
             is_summary=self._is_summary,
             is_stacked=not is_mixed and (is_spread or any(note.is_stacked for note in self._notes)),
-            has_constants=leaves_out or (not is_mixed and self._has_constants()),
+            has_constants=leaves_out or (not is_mixed and self._has_constants),
+            has_gaps=self._has_gaps(),
+            has_border=self._has_border(),
             sign=sign,
             parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
             sources=first_of([*self._new_sources(self._all_parts), *sources]),
+            ordered=first_of(self._ordered()),
         )
+
+    def _has_border(self) -> bool:
+        return (self.row.word == "pad" and self._puts) or self._keeps(note.has_border for note in self._notes)
+
+    def _has_gaps(self) -> bool:
+        if self.row.word != "pad" and self._puts:
+            return True
+        # All weights of a number may be 0.
+        is_sparse = self._multiplies and any(operand.is_sparse() for operand in self._weights)
+        return is_sparse or self._keeps(note.has_gaps for note in self._notes)
+
+    def _keeps(self, has_them: Iterable[bool]) -> bool:
+        """Tell whether constants that may be among the operands may be among the results: sums of them alone are."""
+        return any(has_them) and not (self._is_mixing and self._weights)
+
+    def _ordered(self) -> Iterator[Candidate[Ref]]:
+        """Yield what is put in order here, with constants, or was before and is all there."""
+        if self.row.word == "sort" and self._is_among_constants:
+            yield from self._all_read(Choice.AMONG)
+        if self.row.kind is Kind.MOVES:
+            yield from (candidate for note in self._notes for candidate in note.ordered)
 
     @property
     def _is_summary(self) -> bool:
@@ -340,10 +379,13 @@ class Step(Generic[Ref]):
             return first_of(self._all_parts)
         return () if self._is_mixing else tuple(part for note in _notes_of(self._read) for part in note.parts)
 
+    @property
     def _has_constants(self) -> bool:
-        """Tell whether among the values of a result some do not depend on the images, in places of their own."""
-        if any(note.has_constants for note in self._notes):
-            return True
+        return self._puts or any(note.has_constants for note in self._notes)
+
+    @cached_property
+    def _puts(self) -> bool:
+        """Whether it puts numbers that do not depend on the images among its values, in places of their own."""
         numbers = [operand for operand in self.operands if operand.is_number]
         constants = [operand for operand in numbers if operand.note is None]
         if self.row.kind is Kind.MOVES:
@@ -356,11 +398,3 @@ class Step(Generic[Ref]):
 
 def _notes_of(operands: Iterable[Operand[Ref]]) -> list[Note[Ref]]:
     return [operand.note for operand in operands if operand.note is not None]
-
-
-def _may_be_more(one: int | None, other: int | None) -> bool:
-    return one is None or other is None or one > other
-
-
-def _may_be_equal(one: int | None, other: int | None) -> bool:
-    return one is None or other is None or one == other

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from guided_backprop.backends.signs import Sign
@@ -12,6 +13,17 @@ Ref = TypeVar("Ref", bound=Hashable)
 MOST_SOURCES: Final = 16
 
 
+class Choice(Enum):
+    """How a result was chosen from among numbers, some of which may be constants."""
+
+    #: It was not: it may be a ReLU of the value itself.
+    NONE = auto()
+    #: It is some of the numbers: then it may be a ReLU of what the choice would give without its constants.
+    AMONG = auto()
+    #: So it is, but the constants were put around what a pool looks at: those at the border are no activation.
+    AROUND = auto()
+
+
 class Candidate(NamedTuple, Generic[Ref]):
     """What a result may be a ReLU of.
 
@@ -19,11 +31,13 @@ class Candidate(NamedTuple, Generic[Ref]):
         ref: the value, as the framework knows it.
         size: how many numbers it has; None if that is not known.
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
+        choice: how the result was chosen from it, if it was, and constants may be among its numbers.
     """
 
     ref: Ref
     size: int | None = None
     is_bounded: bool = False
+    choice: Choice = Choice.NONE
 
 
 @dataclass(frozen=True)
@@ -39,9 +53,12 @@ class Note(Generic[Ref]):
         is_summary: whether each number tells of many values, as the largest of a row.
         is_stacked: whether values of several places were put together, or put at more places.
         has_constants: whether numbers that do not depend on the images were put among its values.
+        has_gaps: whether there may be such numbers among them, put there or left by weights that are 0; none around.
+        has_border: whether there may be such numbers around its values.
         sign: the sign that all of it has, however the images are.
         parts: what it was put together of, before anything added several values up.
         sources: what the taint came from.
+        ordered: what was put in order, all of it, with constants that may be among it.
     """
 
     is_tainted: bool = False
@@ -52,14 +69,17 @@ class Note(Generic[Ref]):
     is_summary: bool = False
     is_stacked: bool = False
     has_constants: bool = False
+    has_gaps: bool = False
+    has_border: bool = False
     sign: Sign = Sign.UNKNOWN
     parts: tuple[Candidate[Ref], ...] = ()
     sources: tuple[Candidate[Ref], ...] = ()
+    ordered: tuple[Candidate[Ref], ...] = ()
 
     def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
         """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
-        return replace(self, parts=(), sources=sources)
+        return replace(self, parts=(), sources=sources, ordered=())
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
         """Return what is known of a value that is one or the other."""
@@ -72,9 +92,12 @@ class Note(Generic[Ref]):
             is_summary=self.is_summary and other.is_summary,
             is_stacked=self.is_stacked or other.is_stacked,
             has_constants=self.has_constants or other.has_constants,
+            has_gaps=self.has_gaps or other.has_gaps,
+            has_border=self.has_border or other.has_border,
             sign=self.sign & other.sign,
             parts=first_of([*self.parts, *other.parts]),
             sources=first_of([*self.sources, *other.sources]),
+            ordered=first_of([*self.ordered, *other.ordered]),
         )
 
 

@@ -84,10 +84,18 @@ _FAR: Final = 64.0
 _LEFT: Final = 32
 # So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
 _FEW: Final = 12
+# So many values of a maximum of two tell that the other value is 0.
+_MANY: Final = 32
 
 
 def judge(
-    y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, is_by_rank: bool = False, is_of_one_sign: bool = False
+    y: NumpyArray,
+    x: NumpyArray,
+    rounding: float = 1e-3,
+    *,
+    is_by_rank: bool = False,
+    is_of_one_sign: bool = False,
+    is_of_two: bool = False,
 ) -> Judgement:
     """Tell what values say of whether ``y`` is a ReLU of x.
 
@@ -103,6 +111,8 @@ def judge(
             with a constant. Then the largest are open and need not be positive.
         is_of_one_sign: whether x never changes its sign, however the images are. Then what is closed here and there is
             closed by something else.
+        is_of_two: whether ``y`` is the larger or smaller of x and another value, wherever they are. Then it may be 0 in
+            places by itself, and look like a ReLU by chance.
     """
     if y.size != x.size or y.size == 0 or y.ndim == 0:
         return Judgement(Verdict.NONE)
@@ -117,15 +127,23 @@ def judge(
             if judgement.verdict is Verdict.NONE:
                 return judgement
         judgement = _judged(y, x, rounding, eps, is_by_rank=is_by_rank)
-        return Judgement(Verdict.NONE) if is_of_one_sign and judgement.verdict is Verdict.PARTIAL else judgement
+    if (is_of_one_sign or is_of_two) and judgement.verdict is Verdict.PARTIAL:
+        return Judgement(Verdict.NONE)
+    if is_of_two and judgement.is_gate:
+        # That the other value is 0 says nobody but these numbers: so it is not guided.
+        return Judgement(Verdict.PARTIAL if y.size >= _MANY else Verdict.UNSETTLED, judgement.closed)
+    return judgement
 
 
 def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
     """Yield images on which values that had one sign are likely to have the other.
 
-    They are turned in sign, all and by turns. The last ones are far larger besides, which is more than a bias makes up
-    for. They are judged alone, and for what the others did not tell: beside them small values look like none.
+    They are turned in sign, all and by turns, and nowhere 0: what is made of the 0 around a digit is no constant. The
+    last ones are far larger besides, which is more than a bias makes up for. They are judged alone, and for what the
+    others did not tell: beside them small values look like none.
     """
+    shown = images[images != 0]
+    images = np.where(images == 0, np.abs(shown).mean() if shown.size else 1, images).astype(images.dtype)
     yield -images
     # No two neighbours along any axis alike, and no period that a stride of the model could have.
     steps = np.arange(images.size, dtype=np.float64).reshape(images.shape)

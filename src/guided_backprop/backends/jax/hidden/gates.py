@@ -14,11 +14,13 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
 from guided_backprop.backends.jax.hidden.watch import Asked, Values, steps_between, watched
+from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import (
     NEAR,
@@ -121,9 +123,23 @@ class Judge:
             if gate is not None and finding is _Finding.GUIDED and gate.is_at_zero:
                 return finding, gate
             best = gate if best is None or (best.x is None and gate is not None) else best
-            if finding.value > worst.value:
-                worst = finding
+            worst = max(worst, finding, key=lambda one: one.value)
+        for x, choice in nominee.choices.items():
+            worst = max(worst, self._judge_choice(y, x, choice), key=lambda one: one.value)
         return (worst, None) if best is None else (_Finding.GUIDED, best)
+
+    def _judge_choice(self, y: Value, x: Value, choice: Choice) -> _Finding:
+        if choice is Choice.AROUND and self._signs.of(x):
+            # Nothing is closed by the 0 around what a ReLU gives, and nothing has to be run.
+            return _Finding.PLAIN
+        sets = range(_NEAR_LOOKS + 1)
+        looks = [(self._seen(y, number + 1, first=number), self._seen(x, number + 1, first=number)) for number in sets]
+        seen = [(ys, xs) for ys, xs in looks if ys is not None and xs is not None]
+        seen = [pair for pair in seen if all(map(is_evidence, pair, seen[0]))]
+        if not seen:
+            return _Finding.REFUSED
+        verdict = judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))).verdict
+        return {Verdict.CONCAVE: _Finding.CONCAVE, Verdict.PARTIAL: _Finding.REFUSED}.get(verdict, _Finding.PLAIN)
 
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of one candidate."""
@@ -180,7 +196,14 @@ class Judge:
         is_of_one_sign = bool(self._signs.of(x))
         # Both of them: of what is rounding in one alone, the other would be closed there.
         ys, xs = _snapped(ys, y), _snapped(xs, x).reshape(ys.shape)
-        return judge(ys, xs, _ROUNDING, is_by_rank=nominee.is_by_rank, is_of_one_sign=is_of_one_sign)
+        return judge(
+            ys,
+            xs,
+            _ROUNDING,
+            is_by_rank=nominee.is_by_rank,
+            is_of_one_sign=is_of_one_sign,
+            is_of_two=nominee.is_of_two,
+        )
 
     def _seen(self, value: Value, looks: int, first: int = 0) -> NumpyArray | None:
         """Return what a value was on so many sets of images, one set behind the other; None if it was not computed.
@@ -196,7 +219,9 @@ class Judge:
         return _joined([self._look(number, [pair])[pair] for number in range(looks)])
 
     def _wanted(self) -> list[Asked]:
-        wanted = [value for y, nominee in self._nominees.items() for value in (y, *nominee.candidates)]
+        wanted = [
+            value for y, nominee in self._nominees.items() for value in (y, *nominee.candidates, *nominee.choices)
+        ]
         return list(dict.fromkeys(wanted))
 
     def _look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
@@ -211,7 +236,7 @@ class Judge:
     def _places(self) -> dict[Asked, Block]:
         places: dict[Asked, Block] = {}
         for y, nominee in self._nominees.items():
-            for x in nominee.candidates:
+            for x in (*nominee.candidates, *nominee.choices):
                 places |= {y: nominee.block, x: nominee.block, (x, y): nominee.block}
         return places
 

@@ -4,7 +4,7 @@ Here is what JAX's programs have of their own: blocks that loops, branches and c
 several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from guided_backprop.backends import nomination
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
-from guided_backprop.backends.notes import Note, Operand
+from guided_backprop.backends.notes import Choice, Note, Operand
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
 
@@ -32,6 +32,8 @@ class Nominee(NamedTuple):
         candidates: what it may be the ReLU of: as many numbers, in the same block.
         bounded: those of them that nothing but bounds which are not 0 lies behind: where these close is no ReLU.
         is_by_rank: whether nothing was compared with a constant.
+        is_of_two: whether it is the larger or smaller of two values that depend on the images.
+        choices: what it is some of the numbers of, which may be constants, and how it was chosen from these.
     """
 
     step: Step
@@ -39,6 +41,8 @@ class Nominee(NamedTuple):
     candidates: tuple[Value, ...]
     bounded: frozenset[Value]
     is_by_rank: bool
+    is_of_two: bool
+    choices: Mapping[Value, Choice]
 
 
 class Taint:
@@ -180,15 +184,22 @@ class Taint:
         if not _is_floating(y):
             return
         candidates: dict[Value, bool] = {}
-        for value, size, is_bounded in shown.candidates():
-            if value.carries and value is not y and size == _size(y):
+        choices: dict[Value, Choice] = {}
+        for value, size, is_bounded, choice in shown.candidates():
+            if not value.carries or value is y:
+                continue
+            if choice is not Choice.NONE:
+                choices[value] = choice
+            elif size == _size(y):
                 candidates[value] = is_bounded and candidates.get(value, True)
-        reached = self._reached(step, candidates)
+        reached = self._reached(step, {*candidates, *choices})
+        choices = {value: choice for value, choice in choices.items() if value in reached}
         # The first that is computed comes first: it is what the others were made of.
         ordered = sorted((value for value in candidates if value in reached), key=self._order.__getitem__)
-        if ordered:
+        if ordered or choices:
             bounded = frozenset(value for value in ordered if candidates[value])
-            self.nominees[y] = Nominee(step, block, tuple(ordered), bounded, shown.is_by_rank)
+            ranks = shown.is_by_rank, shown.is_of_two
+            self.nominees[y] = Nominee(step, block, tuple(ordered), bounded, *ranks, choices)
 
     def _reached(self, step: Step, wanted: Iterable[Value]) -> set[Value]:
         """Return which of some values of a block a gradient comes to from a step, if none passes what is guided."""

@@ -14,7 +14,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.nomination import Step, activation
-from guided_backprop.backends.notes import Note, Operand
+from guided_backprop.backends.notes import Choice, Note, Operand
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import Match
 from guided_backprop.backends.refusals import is_plain
@@ -248,15 +248,15 @@ def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:
 
 def _candidates(body: Body, node: NodeDef, step: Step[str]) -> Iterator[Candidate]:
     """Yield what the results of a node may be ReLUs of."""
-    bounded: dict[str, bool] = {}
+    bounded: dict[tuple[str, Choice], bool] = {}
     for candidate in step.candidates():
-        ref = body.graph.copied(candidate.ref)
-        bounded[ref] = candidate.is_bounded and bounded.get(ref, True)
+        key = body.graph.copied(candidate.ref), candidate.choice
+        bounded[key] = candidate.is_bounded and bounded.get(key, True)
     reached = reached_in(body, node)
-    for ref, is_bounded in bounded.items():
+    for (ref, choice), is_bounded in bounded.items():
         trace = body.trace(ref)
         if trace.is_active and body.graph.kind_of(ref) in FLOATS and producer(ref) in reached:
-            yield Candidate(ref, trace.sign, step.is_by_rank, is_bounded)
+            yield Candidate(ref, trace.sign, step.is_by_rank, is_bounded, step.is_of_two, choice)
 
 
 def _called(body: Body, node: NodeDef) -> str:

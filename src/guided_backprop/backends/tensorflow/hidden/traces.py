@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import ops
 
-from guided_backprop.backends.notes import Note
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.notes import Choice, Note
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.tensorflow.graph.nodes import VALUES, Graph, operand_refs, producer, word_of
@@ -54,12 +56,27 @@ class Candidate:
         sign: the sign that all of it has, whatever the images are.
         is_by_rank: whether all that chose between it and the place compared values with each other.
         is_bounded: whether nothing that chose could close but bounds that are not 0.
+        is_of_two: whether the place gives the larger or smaller of two values that depend on the images.
+        choice: how it gives some of the numbers of this value, if it does, and constants may be among these.
     """
 
     ref: str
     sign: Sign
     is_by_rank: bool
     is_bounded: bool
+    is_of_two: bool
+    choice: Choice
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether the place gives some of the numbers of this value."""
+        return self.choice is not Choice.NONE
+
+    def fits(self, x: NumpyArray, y: NumpyArray) -> NumpyArray | None:
+        """Return its values beside those of the place, as a copy; None if the place can be nothing of it."""
+        if self.is_choice:
+            return np.array(x)
+        return np.array(x.reshape(y.shape)) if x.size == y.size else None
 
 
 @dataclass(frozen=True)

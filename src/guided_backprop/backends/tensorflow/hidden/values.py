@@ -16,6 +16,7 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.spelling import (
     NEAR,
     Shut,
@@ -102,7 +103,9 @@ class Watch:
             verdicts = self._tried(verdicts, few)
             # What is not run for these images passes no gradient of theirs; others may run it.
             refused, closed = self._refused({pair: verdicts[pair] for pair in verdicts if pair not in idle}, arrays)
-            self._open = dict.fromkeys(pair for pair in self._open if pair in refused | closed | idle)
+            # Others may close what these images leave open of a choice.
+            choices = {pair for pair in verdicts if self._candidate(pair).is_choice}
+            self._open = dict.fromkeys(pair for pair in self._open if pair in refused | closed | idle | choices)
             self._seen.clear()
             self._firsts.clear()
             return [self._places[number] for number in dict.fromkeys(number for number, _ in sorted(refused))]
@@ -141,7 +144,8 @@ class Watch:
         revised = dict(verdicts)
         for pair in [pair for pair, verdict in verdicts.items() if self._is_doubtful(pair, verdict)]:
             far = self._seen.get(pair[0])
-            verdict = self._verdict(pair, far)
+            is_choice = self._candidate(pair).is_choice
+            verdict = Verdict.CONVEX if is_choice else self._verdict(pair, far)
             if far and verdict not in (Verdict.NONE, Verdict.UNSETTLED):
                 # What it is it has to be on all of them.
                 verdict = self._verdict(pair, [*near.get(pair[0], ()), *far])
@@ -158,12 +162,16 @@ class Watch:
     def _verdict(self, pair: Pair, seen: list[list[NumpyArray]] | None) -> Verdict:
         if not seen:
             return Verdict.UNSETTLED
-        y, x = (_together([look[place] for look in seen]) for place in (0, pair[1] + 1))
-        return self._judge(y, x, self._candidate(pair))
+        candidate, pairs = self._candidate(pair), [(look[0], look[pair[1] + 1]) for look in seen]
+        if candidate.is_choice:
+            return judge_choice(pairs, candidate.choice, is_of_one_sign=bool(candidate.sign)).verdict
+        y, x = (_together(list(looks)) for looks in zip(*pairs, strict=True))
+        return self._judge(y, x, candidate)
 
     def _judge(self, y: NumpyArray, x: NumpyArray, candidate: Candidate) -> Verdict:
         rounding = 1e-3 if y.dtype.itemsize > 2 else 4e-2
-        judged = judge(y, x, rounding, is_by_rank=candidate.is_by_rank, is_of_one_sign=bool(candidate.sign))
+        by, has_sign = candidate.is_by_rank, bool(candidate.sign)
+        judged = judge(y, x, rounding, is_by_rank=by, is_of_one_sign=has_sign, is_of_two=candidate.is_of_two)
         if candidate.is_bounded and judged.is_gate and closes_elsewhere(judged.closed):
             # A bound that is not 0 is no ReLU until it is shifted to 0.
             return Verdict.NONE
@@ -240,7 +248,8 @@ class Watch:
     def _is_told(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether what no image tells is no ReLU by how it is made."""
         candidate = self._candidate(pair)
-        return verdict is Verdict.UNSETTLED and (bool(candidate.sign) or candidate.is_by_rank)
+        is_known = bool(candidate.sign) or candidate.is_by_rank or candidate.is_choice
+        return verdict is Verdict.UNSETTLED and is_known
 
     def _is_closed(self, pair: Pair) -> bool:
         """Tell whether the images themselves show nothing but what is closed: others may open it."""
@@ -306,17 +315,15 @@ class Watch:
         first = self._firsts.setdefault(number, [y, *candidates])
         if not all(map(is_evidence, (y, *candidates), first)):
             return
-        kept = [x if x.size == y.size else np.zeros(0) for x in candidates]
-        for index, x in enumerate(kept):
-            if x.size == 0:
-                self._open.pop((number, index), None)
-        if not place.function and first[0] is y:
+        fitting = [candidate.fits(x, y) for candidate, x in zip(place.candidates, candidates, strict=True)]
+        is_first = not place.function and first[0] is y
+        for index, (candidate, x) in enumerate(zip(place.candidates, fitting, strict=True)):
             # What one look refutes is kept no longer: that is nearly all.
-            for index, x in enumerate(kept):
-                if (number, index) in self._open and self._judge(y, x, place.candidates[index]) is Verdict.NONE:
-                    del self._open[number, index]
-        if any((number, index) in self._open for index in range(len(kept))):
-            self._seen[number].append([np.array(y), *(np.array(x.reshape(y.shape)) if x.size else x for x in kept)])
+            is_judged = is_first and (number, index) in self._open and not candidate.is_choice
+            if x is None or (is_judged and self._judge(y, x, candidate) is Verdict.NONE):
+                self._open.pop((number, index), None)
+        if any((number, index) in self._open for index in range(len(fitting))):
+            self._seen[number].append([np.array(y), *(np.zeros(0) if x is None else x for x in fitting)])
 
     def _call_out(self, number: int) -> CallOut:
         call_out = CallOut(partial(self._see, number))

@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, spelled
 from guided_backprop.backends.spelling import NEAR, Judgement, Shut, Verdict, closes_elsewhere, is_evidence, is_multiple
@@ -24,13 +25,14 @@ from guided_backprop.backends.torch.graph.nodes import Path, is_in_place_on_view
 from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of
 from guided_backprop.backends.torch.hidden.audit import BackwardWatch
-from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Suspect, judged
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Suspect, joined, judged
 
 #: A result, and what it may be a ReLU of, by their place.
 Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]
 #: Runs the model, watched for some places, on one set of other images after the other, and yields the values there;
 #: none where it fails.
 Elsewhere = Callable[[frozenset[Place]], Iterator[Values]]
+_Answer = Literal["plain", "refuted", "unsure", "unfinished", "refused"]
 
 
 @dataclass(frozen=True)
@@ -171,23 +173,35 @@ class _Case:
     far: tuple[NumpyArray, NumpyArray] | None = None
 
     @cached_property
+    def looks(self) -> list[tuple[NumpyArray, NumpyArray]]:
+        """The result and x, for each run of the model, but the one on images that are far larger."""
+        first = self.suspect.values
+        others = [look[self.suspect.place] for look in self.others if self.suspect.place in look]
+        return [first, *(pair for pair in others if _is_alike(pair, first))]
+
+    @cached_property
     def values(self) -> tuple[NumpyArray, NumpyArray]:
-        """The result and x, on all images that the model was run on, but those that are far larger."""
-        return _together(self.suspect, self.others)
+        """The same, as one."""
+        return joined(self.looks)
 
     @cached_property
     def judgement(self) -> Judgement:
         """What the values say."""
-        near = self._judged(self.values)
+        near = self._judged(self.looks)
         if near.verdict is not Verdict.UNSETTLED or self.far is None or not _is_alike(self.far, self.suspect.values):
             return near
         # What it is it has to be on all of them; and what is few on each of them may be enough on all.
-        far, joined = self._judged(self.far), self._judged(_joined([self.values, self.far]))
-        return joined if far.is_gate or joined.is_gate else far
+        far, every = self._judged([self.far]), self._judged([*self.looks, self.far])
+        return every if far.is_gate or every.is_gate or self.is_choice else far
 
-    def _judged(self, pair: tuple[NumpyArray, NumpyArray]) -> Judgement:
+    def _judged(self, looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> Judgement:
         suspect = self.suspect
-        return judged(suspect.x, pair, is_by_rank=suspect.is_by_rank, is_of_two=suspect.is_of_two)
+        return judged(suspect.x, looks, is_by_rank=suspect.is_by_rank, is_of_two=suspect.is_of_two)
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether it is some of the numbers of x."""
+        return self.suspect.x.choice is not Choice.NONE
 
     @property
     def is_open(self) -> bool:
@@ -225,6 +239,12 @@ class _Case:
         y, closed = self.suspect.values[0], self.judgement.closed
         return bool((y == (y.flat[0] if closed is None else closed)).all())
 
+    @property
+    def _is_direct(self) -> bool:
+        """Whether it is no less likely to be a ReLU than what it is made of."""
+        is_other_0 = self.suspect.is_of_two and self.judgement.closed is not None
+        return self.suspect.is_direct or is_other_0 or self._adds_up()
+
     def _adds_up(self) -> bool:
         """Tell whether several values add up to what the open side of a ReLU is, as ``x + |x|`` does.
 
@@ -237,8 +257,10 @@ class _Case:
         y, x = self.suspect.values
         return self.derivative is None or np.allclose(self.derivative * x.reshape(y.shape), y, rtol=1e-2)
 
-    def answer(self) -> Spelled | Literal["plain", "refuted", "unsure", "unfinished", "refused"]:
+    def answer(self) -> Spelled | _Answer:
         """Say whether it is a ReLU, or what else is to be done about it."""
+        if self.is_choice:
+            return self._answer_of_choice()
         suspect, verdict = self.suspect, self.judgement.verdict
         if verdict is Verdict.NONE:
             return "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
@@ -249,11 +271,18 @@ class _Case:
             is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
             is_bounded = suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
             is_told = self.is_settled or bool(suspect.x.sign) or is_bounded or is_constant
-            is_direct = suspect.is_direct or self._adds_up()
-            return "unsure" if is_told or not is_direct else "refused"
+            return "unsure" if is_told or not self._is_direct else "refused"
         if self.is_gate and not self.is_settled and self.node is not None:
             y = suspect.values[0]
             return Spelled(self.node, suspect.place[1], _named(suspect), y, y != self.judgement.closed)
+        return self._refused()
+
+    def _answer_of_choice(self) -> _Answer:
+        if self.is_open:
+            return "unsure"
+        return self._refused() if self.judgement.is_gate else "plain"
+
+    def _refused(self) -> _Answer:
         return "unfinished" if self.is_settled else "refused"
 
 
@@ -265,21 +294,6 @@ def _is_vouched(suspect: Suspect, node: Node | None, vouch: Vouch) -> bool:
 
 def _named(suspect: Suspect) -> str:
     return f"{suspect.name} at {suspect.line}"
-
-
-def _together(suspect: Suspect, others: Sequence[Values]) -> tuple[NumpyArray, NumpyArray]:
-    """Return the result and x, on all images that the model was run on."""
-    y, x = suspect.values
-    pairs = [(y, x)]
-    for look in others:
-        other = look.get(suspect.place)
-        if other is not None and _is_alike(other, suspect.values):
-            pairs.append(other)
-    return (y, x) if y.ndim == 0 else _joined(pairs)
-
-
-def _joined(pairs: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, NumpyArray]:
-    return np.concatenate([y for y, _ in pairs]), np.concatenate([x.reshape(y.shape) for y, x in pairs])
 
 
 def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:

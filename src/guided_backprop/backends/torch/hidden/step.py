@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from guided_backprop.backends import nomination, notes
+from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign, sign_of_difference
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
@@ -56,11 +57,11 @@ class Step(nomination.Step[Value]):
         seen = set()
         for candidate in self.candidates():
             value = candidate.ref
-            key = (value.tensor.data_ptr(), value.version, value.tensor.shape)
-            is_fit = candidate.size == result.numel() and value.tensor.is_floating_point()
-            if is_fit and value.is_as_it_was and key not in seen:
+            key = (value.tensor.data_ptr(), value.version, value.tensor.shape, candidate.choice)
+            is_fit = candidate.size == result.numel() or candidate.choice is not Choice.NONE
+            if is_fit and value.tensor.is_floating_point() and value.is_as_it_was and key not in seen:
                 seen.add(key)
-                yield replace(value, is_bounded=candidate.is_bounded)
+                yield replace(value, is_bounded=candidate.is_bounded, choice=candidate.choice)
 
     def noted(self, result: torch.Tensor, falling: frozenset[int] | None) -> Note:
         """Return what is known of the result; ``falling`` is None if it is a ReLU."""
@@ -68,10 +69,10 @@ class Step(nomination.Step[Value]):
         if falling is None:
             return Note(sign=sign if self.is_relu else Sign.UNKNOWN)
         note = self.note(result.numel(), sign=sign, is_falling=bool(falling))
-        if note.has_constants and self.row.kind is Kind.MASKS and self._fills_nothing(result):
-            note = replace(note, has_constants=False)
         if self.is_relu and not self.is_tainted:
-            return Note(sign=sign)
+            return Note(**vars(note))
+        if note.has_constants and self.row.kind is Kind.MASKS and self._fills_nothing(result):
+            note = replace(note, has_constants=False, has_gaps=False)
         return Note(**vars(note), falling=falling, extreme=self._extreme(result))
 
     def _fills_nothing(self, result: torch.Tensor) -> bool:

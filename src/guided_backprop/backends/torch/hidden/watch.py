@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 
 from guided_backprop.arrays import NumpyArray, as_numpy
+from guided_backprop.backends.choices import judge_choice
+from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
@@ -215,9 +218,13 @@ class ForwardWatch(Dispatched):
         for candidate, x in enumerate(step.values(result)):
             place = self._count, output, candidate
             pair = as_numpy(result), as_numpy(x.tensor)
-            judgement = judged(x, pair, is_by_rank=step.is_by_rank, is_of_two=step.is_of_two)
+            judgement = judged(x, [pair], is_by_rank=step.is_by_rank, is_of_two=step.is_of_two)
             is_constant = bool((pair[0] == pair[0].flat[0]).all())
-            is_told = judgement.verdict is Verdict.UNSETTLED and bool(x.sign) and not is_constant
+            is_told = (
+                judgement.verdict is Verdict.UNSETTLED
+                and bool(x.sign)
+                and not (is_constant or x.choice is not Choice.NONE)
+            )
             if place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
                 yield Suspect(
                     place,
@@ -235,15 +242,26 @@ class ForwardWatch(Dispatched):
                 )
 
 
-def judged(x: Value, pair: tuple[NumpyArray, NumpyArray], *, is_by_rank: bool, is_of_two: bool) -> Judgement:
-    """Judge whether a result is a ReLU of ``x``; what an explicit bound closes at another value than 0 is none."""
+def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_by_rank: bool, is_of_two: bool) -> Judgement:
+    """Judge by the values of some runs whether a result is a ReLU of ``x``, or chosen from it as one.
+
+    What an explicit bound closes at another value than 0 is none.
+    """
+    if x.choice is not Choice.NONE:
+        return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign))
     # How far multiples of one number may be apart in this dtype.
     rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
-    judgement = judge(*pair, rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign))
+    judgement = judge(*joined(looks), rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
     is_at_bound = x.is_bounded and judgement.is_gate and closes_elsewhere(judgement.closed)
-    # The larger of two that both depend on the images may be 0 in places, and is no ReLU for that.
-    is_chance = is_of_two and judgement.verdict is Verdict.PARTIAL
-    return Judgement(Verdict.NONE) if is_at_bound or is_chance else judgement
+    return Judgement(Verdict.NONE) if is_at_bound else judgement
+
+
+def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, NumpyArray]:
+    """Return a result and x, on the images of some runs one behind the other."""
+    (y, x), *others = looks
+    if not others or y.ndim == 0:
+        return y, x
+    return np.concatenate([y for y, _ in looks]), np.concatenate([x.reshape(y.shape) for y, x in looks])
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:

@@ -1,0 +1,84 @@
+"""The judgement of choices: whether one among numbers, some of which are constants, is a ReLU of the others."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.notes import Choice
+from guided_backprop.backends.spelling import Judgement, Verdict
+
+# A constant is the same on so many sets of images, one beside the other.
+_LEAST_LOOKS: Final = 2
+# So many numbers of a channel or a position are on one side of a constant: a chance of 2**-16.
+_LEAST_OPEN: Final = 16
+# So many results, on images that are turned in sign, are on both sides of what could close them.
+_MANY: Final = 64
+
+
+def judge_choice(
+    looks: Sequence[tuple[NumpyArray, NumpyArray]], choice: Choice, *, is_of_one_sign: bool = False
+) -> Judgement:
+    """Tell whether a choice among numbers, some of which are constants, is a ReLU of what it would be without these.
+
+    ``max(u, c)`` is one, though no value of the model is u, as where half of the weights of a maxout layer are 0. What
+    is the same whatever the images are is a constant; then a result is c for some images, and always on one side of it.
+
+    Args:
+        looks: what was chosen, and all numbers that it was chosen from, for each run on other images.
+        choice: how. Of a pool, the constants around what it looks at count where all that it gives sees some.
+        is_of_one_sign: whether the numbers never change their sign, however the images are. Then 0 closes nothing.
+    """
+    is_around = choice is Choice.AROUND
+    if is_around and is_of_one_sign:
+        # As behind a ReLU: nothing is closed by the 0 around it.
+        return Judgement(Verdict.NONE)
+    pairs = [(y, x) for y, x in looks if (y.shape, x.shape) == (looks[0][0].shape, looks[0][1].shape)]
+    if len(pairs) < _LEAST_LOOKS:
+        return Judgement(Verdict.UNSETTLED)
+    y, x = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+    if y.size == 0 or np.array_equal(np.sort(y, None), np.sort(x, None)):
+        # To put in order closes nothing.
+        return Judgement(Verdict.NONE)
+    still = np.unique(x[0][(x == x[:1]).all(0)])
+    still = still[np.isfinite(still)]
+    constants = np.setdiff1d(still, [0.0]) if is_of_one_sign else np.union1d(still, [0.0])
+    is_closed = np.isin(y, constants)
+    is_told = ~is_closed | ~_is_dead(y, np.isin(x, constants))
+    is_closing = np.asarray((is_closed & is_told).any(0) & ~is_closed.all(0))
+    if not is_closing.any():
+        # Of many results some would have been closed; and what is far from all of them is there to be chosen never.
+        finite = y[np.isfinite(y)] if np.isfinite(y).any() else np.zeros(1)
+        near = constants[np.abs(constants - finite.mean()) <= 2 * np.ptp(finite)]
+        return Judgement(Verdict.UNSETTLED if y[0].size < _MANY and np.isin(still, near).any() else Verdict.NONE)
+    closed = np.take_along_axis(y, is_closed.argmax(0)[None], 0)
+    if is_around and (y < closed[0][is_closing].max()).any():
+        return Judgement(Verdict.NONE)
+    verdict = _side_of_all(np.where(is_closing, np.sign(y - closed), 0.0))
+    is_at_border = is_around and 2 * np.mean(is_closing.any(0)) < 1
+    is_few = y.size < _MANY * _LEAST_OPEN
+    if verdict is Verdict.NONE or is_at_border:
+        return Judgement(Verdict.UNSETTLED if is_few else Verdict.NONE)
+    return Judgement(verdict)
+
+
+def _is_dead(y: NumpyArray, is_constant: NumpyArray) -> NumpyArray:
+    """Tell for which images all numbers are constants, as where all ReLUs in front are closed: these tell nothing."""
+    if y.ndim < 2 or y.shape[:2] != is_constant.shape[:2]:
+        return np.zeros(y.shape, bool)
+    dead = is_constant.reshape(*y.shape[:2], -1).all(-1)
+    return np.broadcast_to(dead.reshape(*y.shape[:2], *[1] * (y.ndim - 2)), y.shape)
+
+
+def _side_of_all(sides: NumpyArray) -> Verdict:
+    """Return on which side of their constants values are, all of them or those of a channel or a position."""
+    channels = {axis for axis in (2, sides.ndim - 1) if 1 < axis < sides.ndim}
+    for kept in [(), *((axis,) for axis in sorted(channels)), tuple(range(2, sides.ndim))]:
+        axes = tuple(axis for axis in range(sides.ndim) if axis not in kept)
+        least = _LEAST_OPEN if kept else 1
+        for side, verdict in ((1, Verdict.PARTIAL), (-1, Verdict.CONCAVE)):
+            ahead, behind = ((sides == which).sum(axes) for which in (side, -side))
+            if ((ahead >= least) & (behind == 0)).any():
+                return verdict
+    return Verdict.NONE

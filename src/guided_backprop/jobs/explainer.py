@@ -25,6 +25,7 @@ from guided_backprop.methods.named import Made, method_of
 from guided_backprop.models import VisionModel, best_classes, load_model, probabilities
 from guided_backprop.models.default import DEFAULT
 from guided_backprop.photos import read_image
+from guided_backprop.show.place import Place
 
 
 class Prepared(NamedTuple):
@@ -34,11 +35,13 @@ class Prepared(NamedTuple):
         pixels: without batch axis.
         photo: the photo's width and height.
         box: what of it the network sees, in pixels; None where that isn't known.
+        place: what puts a map back onto it, for pictures; None where none are drawn, or that isn't known.
     """
 
     pixels: Tensor
     photo: tuple[int, int]
     box: tuple[float, float, float, float] | None
+    place: Place | None = None
 
 
 #: What is done beside with a photo, by its position in its batch, and with its explanations: one for each label.
@@ -175,15 +178,20 @@ class Explainer:
         """The model."""
         return self._loaded()[0]
 
-    def prepared(self, source: "Path | IO[bytes] | Image.Image") -> Prepared:
+    def prepared(self, source: "Path | IO[bytes] | Image.Image", *, is_drawn: bool = False) -> Prepared:
         """Read a photo, and make of it what the network takes; safe in several threads at once.
+
+        Args:
+            source: the photo, or where it is.
+            is_drawn: whether its maps will be, so that its place is kept.
 
         Raises:
             ImageError: it can't be read.
         """
         photo = source if isinstance(source, Image.Image) else read_image(source)
         view = self.vision.view(*photo.size)
-        return Prepared(self.vision.preprocess(photo), photo.size, None if view is None else view.box)
+        place = self.vision.place(photo) if is_drawn else None
+        return Prepared(self.vision.preprocess(photo), photo.size, None if view is None else view.box, place)
 
     @property
     def is_optimized(self) -> bool:

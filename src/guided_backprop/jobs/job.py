@@ -272,8 +272,9 @@ class _Run:
 
     def _rows(self, photos: Sequence[Photo], ready: Sequence[Prepared | ImageError]) -> list[Row]:
         def draw(number: int, explanations: Explanations) -> None:
-            photo = photos[number]
-            for name, held in self._pictures.drawn(photo, explanations, self._explainer.vision, self._source):
+            one = ready[number]
+            place = one.place if isinstance(one, Prepared) else None
+            for name, held in self._pictures.drawn(photos[number].path, explanations, place):
                 self._folder.put(name, held)
 
         labels = [photo.label for photo in photos]
@@ -292,7 +293,7 @@ class _Run:
 
     def _prepared(self, photo: Photo) -> Prepared | ImageError:
         try:
-            return self._explainer.prepared(self._source.opened(photo))
+            return self._explainer.prepared(self._source.opened(photo), is_drawn=self._pictures.are_drawn)
         except ImageError as error:
             return error
 

@@ -10,12 +10,9 @@ from PIL import Image
 
 from guided_backprop.explanations import Explanations
 from guided_backprop.jobs.plan import Photo, Plan
-from guided_backprop.jobs.source import Source
-from guided_backprop.models import VisionModel
-from guided_backprop.photos import read_image
 from guided_backprop.show.names import FileNames
 from guided_backprop.show.panels import MAPS
-from guided_backprop.show.place import picture_at
+from guided_backprop.show.place import Place, picture_at
 
 #: Of more photos none are drawn, unless that is asked for: pictures take as much time and room as maps.
 MOST_DRAWN = 100
@@ -40,19 +37,17 @@ class Pictures:
         stems = self._stems[path] if self._panels else ()
         return [{panel.name: f"{stem}{panel.ending}" for panel in self._panels} for stem in stems]
 
-    def drawn(
-        self, photo: Photo, explanations: Explanations, vision: VisionModel, source: Source
-    ) -> Iterator[tuple[str, bytes]]:
-        """Yield a photo's pictures, by their names.
+    @property
+    def are_drawn(self) -> bool:
+        """Whether there are any."""
+        return bool(self._panels)
 
-        Raises:
-            ImageError: the photo can't be read any more.
-        """
+    def drawn(self, path: str, explanations: Explanations, place: Place | None) -> Iterator[tuple[str, bytes]]:
+        """Yield a photo's pictures, by their names; ``place`` puts a map back onto the whole of it."""
         pictures = explanations.pictures() if self._panels else None
         if pictures is None:
             return
-        place = vision.place(read_image(source.opened(photo)))
-        for names, image, attribution in zip(self.names(photo.path), *pictures, strict=False):
+        for names, image, attribution in zip(self.names(path), *pictures, strict=False):
             for panel in self._panels:
                 held = BytesIO()
                 Image.fromarray(picture_at(place, panel, image, attribution, _PERCENTILE)).save(held, "PNG")

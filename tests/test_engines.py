@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from guided_backprop.jobs import Explainer, Job, ShardWriter, status
 from test_jobs import bytes_of, network, photo
 
-# Ray Data says so of an option of its own.
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")
+# Ray Data says so of an option of its own; and its processes are begun by a fork, which JAX warns of where it runs.
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "ignore:os.fork:RuntimeWarning")
 
 # A worker with a file of a shard open ends itself, once: who finds the file kills himself.
 KILLED = """

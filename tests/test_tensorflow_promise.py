@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from guided_backprop import GuidedBackprop, ModelError, OpaqueRegionError, Saliency
 from guided_backprop.backends import nomination
+from guided_backprop.backends.spelling import Judgement, Verdict
 from guided_backprop.backends.tensorflow.hidden import taint, values
 from networks import mlp
 from networks_tensorflow import to_tensorflow
@@ -314,7 +315,7 @@ def test_a_branch_that_no_image_takes_is_looked_at_when_one_does():
     [
         (lambda patch: patch.setattr(nomination, "_CHOOSING", frozenset()), "top-k"),
         (lambda patch: patch.setattr(taint, "passes_gradient", lambda _: True), "rounded"),
-        (lambda patch: patch.setattr(nomination.Step, "_parts", lambda *_, **__: ()), "pooled"),
+        (lambda patch: choosing_alone(patch), "pooled"),
         (lambda patch: blind(patch), "a mask in a loop"),
     ],
 )
@@ -322,6 +323,12 @@ def test_planted_fault_taint_that_is_not_followed(fault, missed, monkeypatch):
     fault(monkeypatch)
     monkeypatch.setattr(values.Watch, "_refused", refuses_gates(values.Watch._refused))
     assert GuidedBackprop(net(SPELLED[missed])).explain(IMAGES, WEIGHTS).coverage
+
+
+def choosing_alone(patch):
+    """Look neither at what a choice is among nor at its results."""
+    patch.setattr(nomination.Step, "_parts", lambda *_, **__: ())
+    patch.setattr(values, "judge_choice", lambda *_, **__: Judgement(Verdict.NONE))
 
 
 def blind(patch):

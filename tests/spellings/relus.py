@@ -241,7 +241,7 @@ RELUS: dict[str, Row] = {
         keras=guided(lambda x: keras.ops.maximum(x, keras.ops.zeros((1, *x.shape[1:]), dtype=kind(x)))),
     ),
     "maximum(x, x - x)": row(
-        torch=judged(lambda x: torch.maximum(x, x - x)),
+        torch=refused(lambda x: torch.maximum(x, x - x)),
         tensorflow=refused(lambda x: tf.maximum(x, x - x)),
         jax=guided(lambda x: jnp.maximum(x, x - x)),
         keras=guided(lambda x: keras.ops.maximum(x, x - x)),
@@ -273,7 +273,7 @@ RELUS: dict[str, Row] = {
         NO_FUNCTION, torch=guided(lambda x: torch.fmax(zero(x), x)), jax=guided(lambda x: jnp.fmax(0.0, x))
     ),
     "fmax(x - x, x)": row(
-        NO_FUNCTION, torch=judged(lambda x: torch.fmax(x - x, x)), jax=guided(lambda x: jnp.fmax(x - x, x))
+        NO_FUNCTION, torch=refused(lambda x: torch.fmax(x - x, x)), jax=guided(lambda x: jnp.fmax(x - x, x))
     ),
     "threshold(0, 0)": row(
         NO_FUNCTION,

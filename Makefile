@@ -25,10 +25,9 @@ test: $(READY) browser
 fuzz: $(READY)
 	GUIDED_BACKPROP_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_*_programs.py
 
-# What does not depend on one another runs side by side, but for the tests, which take two cores themselves.
+# Side by side, for the tests often wait: for a browser, a process, a disk.
 check: $(READY)
-	$(MAKE) --jobs 2 --output-sync lint types docs
-	$(MAKE) test
+	$(MAKE) --jobs 3 --output-sync=line lint types docs test
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ fuzz: $(READY)
 
 # Side by side, for the tests often wait: for a browser, a process, a disk.
 check: $(READY)
-	$(MAKE) --jobs 3 --output-sync=line lint types docs test
+	$(MAKE) --jobs 3 lint types docs test
 
 lint: $(READY)
 	$(BIN)/ruff check .

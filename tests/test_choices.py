@@ -1,11 +1,13 @@
-"""A choice among numbers, some of which are constants: a ReLU of what is no value of the model, or none."""
+"""A choice among numbers, or less one of them: a ReLU of what is no value of the model, or none."""
 
 import numpy as np
 import pytest
 
+from guided_backprop import GuidedBackprop
 from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.spelling import Verdict
+from guided_backprop.errors import OpaqueRegionError
 
 RNG = np.random.default_rng(0)
 # Numbers of three runs, in pairs.
@@ -73,3 +75,98 @@ def test_a_pool_sees_what_is_around():
 def test_few_numbers_tell_nothing():
     assert verdict(beside(0.0)[:1]) is Verdict.UNSETTLED
     assert verdict(np.abs(beside(0.0))[:, :2, :3] + [0.5, 0.0]) is Verdict.UNSETTLED
+
+
+def difference(y, a, b):
+    return judge_choice([(y[run], (a - b)[run]) for run in range(3)], Choice.APART).verdict
+
+
+A, B = RNG.normal(size=(2, 3, 5, 4, 6))
+C = RNG.normal(size=A.shape)
+SCALES = RNG.normal(size=(4, 1))
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.maximum(A, B) - B,
+        B - np.maximum(A, B),
+        A - np.minimum(A, B),
+        0.3 * np.maximum(A, B) - 0.3 * B,
+        SCALES * np.maximum(A, B) - SCALES * B,
+        np.maximum(np.maximum(A, C), B) - B,
+        (np.maximum(A, B) - B).swapaxes(2, 3),
+    ],
+)
+def test_one_of_two_values_that_is_taken_away_again_leaves_a_relu(y):
+    assert difference(y, A, B) is Verdict.PARTIAL
+    # Of what nothing compared it is none.
+    assert difference(y, RNG.normal(size=A.shape), RNG.normal(size=A.shape)) is Verdict.NONE
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.maximum(A, B),
+        np.maximum(A, B) - 0.5 * B,
+        np.maximum(A, B) - C,
+        np.maximum(A, B) - np.minimum(A, B),
+        # Routed by a comparison, and never a multiple of the difference.
+        (A > B) * C,
+        np.where(A > B, C, B),
+        np.logaddexp(A, B) - B,
+    ],
+)
+def test_other_sums_of_the_larger_are_none(y):
+    assert difference(y, A, B) is Verdict.NONE
+
+
+HIDDEN = {
+    "less b": lambda xp, a, b: xp.maximum(a, b) - b,
+    "b less the smaller": lambda xp, a, b: b - xp.minimum(b, a),
+    "where": lambda xp, a, b: -b + xp.where(a > b, a, b),
+    "of a stack": lambda xp, a, b: (
+        0.3 * getattr(xp, "amax", getattr(xp, "reduce_max", None))(xp.stack([a, b]), 0) - 0.3 * b
+    ),
+}
+
+
+def ordinary(xp, a, b):
+    """Return sums of a maxout, a shift of rows by their maximum, and a logarithm of a sum of exponentials."""
+    amax = getattr(xp, "amax", getattr(xp, "reduce_max", None))
+    larger = xp.maximum(a, b)
+    log = getattr(xp, "log", None) or xp.math.log
+    sums = larger + log(xp.exp(a - larger) + xp.exp(b - larger))
+    return sums + a - amax(a, -1)[..., None] + larger - xp.minimum(a, b) - 0.5 * b
+
+
+def network_of(framework, spelling):
+    """Return a model with a ReLU of its own beside what is spelled, and its images."""
+    weights = np.random.default_rng(1).normal(size=(3, 6, 8)).astype("float32")
+    images = np.random.default_rng(2).normal(size=(4, 6)).astype("float32")
+    if framework == "torch":
+        xp = pytest.importorskip("torch")
+        given, relu, array = xp.as_tensor(images), xp.relu, xp.as_tensor
+    elif framework == "jax":
+        jax = pytest.importorskip("jax")
+        xp, relu, array = jax.numpy, jax.nn.relu, jax.numpy.asarray
+        given = array(images)
+    else:
+        xp = pytest.importorskip("tensorflow")
+        relu, array, given = xp.nn.relu, xp.constant, xp.constant(images)
+    first, second, third = map(array, weights)
+    return lambda x: xp.tanh(spelling(xp, x @ first, x @ second)) + relu(x @ third), given
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
+def test_frameworks_refuse_a_relu_of_a_difference_that_nothing_computes(framework):
+    for spelling in HIDDEN.values():
+        model, images = network_of(framework, spelling)
+        with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+            GuidedBackprop(model).explain(images, labels=0)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
+def test_frameworks_leave_maxouts_and_shifts_plain(framework):
+    model, images = network_of(framework, ordinary)
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=0))).all()

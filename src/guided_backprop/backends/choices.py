@@ -1,24 +1,37 @@
 """The judgement of choices: whether one among numbers, some of which are constants, is a ReLU of the others."""
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Final
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.notes import Choice
-from guided_backprop.backends.spelling import Judgement, Verdict
+from guided_backprop.backends.spelling import Judgement, Verdict, judge
 
 # A constant is the same on so many sets of images, one beside the other.
 _LEAST_LOOKS: Final = 2
 # So many numbers of a channel or a position are on one side of a constant: a chance of 2**-16.
 _LEAST_OPEN: Final = 16
+# So large a part of what is open is the same multiple of a difference.
+_OFTEN: Final = 0.125
+# Images that make a difference so many times larger are the ones that are far larger.
+_FAR: Final = 8.0
+# By so many units in the last place of the largest number a sum may miss 0.
+_LEFT: Final = 32
+# Of one set of images and the sets: the orders of more axes are too many.
+_MOST_AXES: Final = 5
 # So many results, on images that are turned in sign, are on both sides of what could close them.
 _MANY: Final = 64
 
 
 def judge_choice(
-    looks: Sequence[tuple[NumpyArray, NumpyArray]], choice: Choice, *, is_of_one_sign: bool = False
+    looks: Sequence[tuple[NumpyArray, NumpyArray]],
+    choice: Choice,
+    *,
+    is_of_one_sign: bool = False,
+    rounding: float = 1e-3,
 ) -> Judgement:
     """Tell whether a choice among numbers, some of which are constants, is a ReLU of what it would be without these.
 
@@ -29,7 +42,10 @@ def judge_choice(
         looks: what was chosen, and all numbers that it was chosen from, for each run on other images.
         choice: how. Of a pool, the constants around what it looks at count where all that it gives sees some.
         is_of_one_sign: whether the numbers never change their sign, however the images are. Then 0 closes nothing.
+        rounding: how far a multiple of a difference may be off, as a share of the largest value.
     """
+    if choice is Choice.APART:
+        return _judge_difference(looks, rounding)
     is_around = choice is Choice.AROUND
     if is_around and is_of_one_sign:
         # As behind a ReLU: nothing is closed by the 0 around it.
@@ -61,6 +77,74 @@ def judge_choice(
     if verdict is Verdict.NONE or is_at_border:
         return Judgement(Verdict.UNSETTLED if is_few else Verdict.NONE)
     return Judgement(verdict)
+
+
+def difference(x: NumpyArray, less: NumpyArray | None = None) -> NumpyArray:
+    """Return x, less another value of as many numbers if there is one."""
+    with np.errstate(all="ignore"):
+        return x if less is None else np.asarray(x - less.reshape(x.shape))
+
+
+def _judge_difference(looks: Sequence[tuple[NumpyArray, NumpyArray]], rounding: float) -> Judgement:
+    """Tell whether results are ReLUs of a difference that nothing computes, as ``maximum(a, b) - b`` is of a - b.
+
+    Images that are far larger are looked at where others tell nothing: there a smooth curve looks like one.
+    """
+    pairs = [(y, x) for y, x in looks if (y.shape, x.shape) == (looks[0][0].shape, looks[0][1].shape)]
+    if not pairs or pairs[0][0].size != pairs[0][1].size or pairs[0][0].ndim == 0:
+        return Judgement(Verdict.NONE)
+    size = np.abs(pairs[0][1]).max()
+    near = [pair for pair in pairs if not np.abs(pair[1]).max() > _FAR * size]
+    verdict = _verdict_of_all(near, rounding)
+    return Judgement(_verdict_of_all(pairs, rounding) if verdict is Verdict.UNSETTLED else verdict)
+
+
+def _verdict_of_all(pairs: Sequence[tuple[NumpyArray, NumpyArray]], rounding: float) -> Verdict:
+    """Return what all values say, in whichever order of axes they were put in before they were added.
+
+    Of several differences a result may be each in some places: ``maximum(a, b, c) - c`` is closed nowhere above 0. What
+    else is closed by a comparison, as values that it routes, is no multiple of the difference and no ReLU of it.
+    """
+    y, x = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+    verdict, shape = Verdict.NONE, y.shape[1:]
+    for axes in permutations(range(x.ndim - 1)) if 1 < x.ndim <= _MOST_AXES else [tuple(range(x.ndim - 1))]:
+        moved = np.transpose(x, (0, *(axis + 1 for axis in axes)))
+        if moved.shape != y.shape and axes != tuple(range(x.ndim - 1)):
+            continue
+        flat, other = (array.reshape(-1, *shape[1:]) for array in (_snapped(y), moved))
+        judgement = judge(flat, other, rounding)
+        if judgement.is_gate and _is_often_multiple(flat, other, rounding):
+            return Verdict.PARTIAL
+        verdict = Verdict.UNSETTLED if judgement.verdict is Verdict.UNSETTLED else verdict
+    return verdict
+
+
+def _snapped(y: NumpyArray) -> NumpyArray:
+    """Return the numbers, those being 0 that may be what rounding left of a sum of opposite ones."""
+    eps = np.finfo(y.dtype).eps if y.dtype.kind == "f" else 0.0
+    return np.where(np.abs(y) <= _LEFT * eps * np.abs(y[np.isfinite(y)]).max(initial=0.0), 0, y)
+
+
+def _is_often_multiple(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
+    """Tell whether one multiple of x is many of the results, or one for each channel.
+
+    Of a position there are as many results as images: these may be a multiple by chance.
+    """
+    is_open = (y != 0) & (x != 0) & np.isfinite(y) & np.isfinite(x)
+    ratios = np.divide(y, x, out=np.full(y.shape, np.nan), where=is_open, dtype=np.float64)
+    if _is_often_one(ratios, rounding):
+        return True
+    for axis in {1, y.ndim - 1} if y.ndim > 1 else ():
+        channels = [row for row in np.moveaxis(ratios, axis, 0) if np.isfinite(row).sum() >= _LEAST_OPEN]
+        if channels and all(_is_often_one(row, rounding) for row in channels):
+            return True
+    return False
+
+
+def _is_often_one(ratios: NumpyArray, rounding: float) -> bool:
+    ratios = np.sort(ratios[np.isfinite(ratios)])
+    steps = max(2, int(_OFTEN * ratios.size))
+    return ratios.size > steps and bool((ratios[steps:] - ratios[:-steps] <= rounding * np.abs(ratios[steps:])).any())
 
 
 def _is_dead(y: NumpyArray, is_constant: NumpyArray) -> NumpyArray:

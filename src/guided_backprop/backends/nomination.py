@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Final, Generic
 
 from guided_backprop.backends import guards
-from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ref, first_of
+from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign
 
@@ -95,6 +95,7 @@ class Step(Generic[Ref]):
         self._masks = [operand for operand in self.dependent if not operand.is_active]
         self._tainted = [operand for operand in self.dependent if operand.is_tainted]
         self.starts = self.chooses or not self.passes
+        self.is_tainted = bool(self._tainted)
         self.is_by_rank = self._ranks()
 
     @property
@@ -104,11 +105,6 @@ class Step(Generic[Ref]):
         is_whole = self.exponent is not None and self.exponent >= 0 and self.exponent == int(self.exponent)
         is_bent = self.row.word in _BENT and not (self.row.word == "pow" and is_whole)
         return self._holds_taint or self.row.kind in _CHOOSING or is_bent
-
-    @property
-    def is_tainted(self) -> bool:
-        """Whether there is taint in what it is given."""
-        return bool(self._tainted)
 
     @property
     def is_of_two(self) -> bool:
@@ -182,7 +178,9 @@ class Step(Generic[Ref]):
     def _ranks(self) -> bool:
         """Tell whether what chooses here compared values of the images with each other, and with no constant."""
         masks = _notes_of(self._masks)
-        if self._compares_nothing:
+        is_of_places = self.row.kind is Kind.COMPARES and not any(operand.is_number for operand in self.dependent)
+        if self.row.word in _AS_BEFORE or is_of_places:
+            # It tells of what was compared before: of masks, of places, of what a gradient was taken from.
             return self._was_by_rank()
         if self.held:
             return all(note.is_by_rank for note in [*self.held, *masks])
@@ -191,12 +189,6 @@ class Step(Generic[Ref]):
         if self.row.kind in (Kind.RELU, Kind.CLIP) or (self.row.kind is Kind.SMOOTH and masks):
             return False
         return all(note.is_by_rank and note.is_tainted for note in masks or _notes_of(self._tainted))
-
-    @property
-    def _compares_nothing(self) -> bool:
-        """Whether it tells of what was compared before: of masks, of places, of what a gradient was taken from."""
-        is_of_places = self.row.kind is Kind.COMPARES and not any(operand.is_number for operand in self.dependent)
-        return self.row.word in _AS_BEFORE or is_of_places
 
     def _was_by_rank(self) -> bool:
         """Tell whether values were compared with each other before; that one of a row is no number says it of a row."""
@@ -273,9 +265,10 @@ class Step(Generic[Ref]):
             if operand.ref is not None and not is_none:
                 yield Candidate(operand.ref, operand.size)
             yield from () if operand.note is None else operand.note.parts
-        for note in _notes_of(self._tainted):
-            yield from note.sources
+        yield from (source for note in _notes_of(self._tainted) for source in note.sources)
         yield from self._chosen_from()
+        if self.row.kind is Kind.LINEAR and self.row.word not in ("div", "mul"):
+            yield from self._differences()
 
     def _chosen_from(self) -> Iterator[Candidate[Ref]]:
         """Yield what a result is some of the numbers of, chosen by their size, where constants may be among them."""
@@ -319,6 +312,7 @@ class Step(Generic[Ref]):
             parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
             sources=first_of([*self._new_sources(self._all_parts), *sources]),
             ordered=first_of(self._ordered()),
+            differences=self._differences(is_mixed=is_mixed),
         )
 
     def _has_border(self) -> bool:
@@ -341,6 +335,13 @@ class Step(Generic[Ref]):
             yield from self._all_read(Choice.AMONG)
         if self.row.kind is Kind.MOVES:
             yield from (candidate for note in self._notes for candidate in note.ordered)
+
+    def _differences(self, *, is_mixed: bool = False) -> tuple[Candidate[Ref], ...]:
+        """Return the differences that it chooses by, and those that were chosen by before."""
+        is_choice = self.row.kind in (Kind.CLIP, Kind.COMPARES) or self.row.word in _RANKS
+        before = (difference for note in self._notes for difference in note.differences)
+        known = [*(differences_of(self._all_parts) if is_choice else ()), *before]
+        return () if is_mixed or self.row.kind in _CURVES else first_of(known)
 
     @property
     def _is_summary(self) -> bool:
@@ -369,8 +370,7 @@ class Step(Generic[Ref]):
 
     def _spreads(self, size: int | None) -> bool:
         """Tell whether it puts values together, or at more places."""
-        sizes = [operand.size for operand in self.dependent]
-        is_more = size is not None and None not in sizes and size > max((one or 0 for one in sizes), default=size)
+        is_more = size is not None and all(one.size is not None and size > one.size for one in self.dependent)
         return is_more or (self.row.word in _PUTS and (size is None or self.row.word != "broadcast"))
 
     def _parts(self, *, is_spread: bool) -> tuple[Candidate[Ref], ...]:

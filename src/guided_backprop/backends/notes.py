@@ -1,8 +1,9 @@
 """What is known of a value, as far as a ReLU can hide behind it: taint, sign, what it was made of."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from itertools import combinations
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from guided_backprop.backends.signs import Sign
@@ -22,6 +23,8 @@ class Choice(Enum):
     AMONG = auto()
     #: So it is, but the constants were put around what a pool looks at: those at the border are no activation.
     AROUND = auto()
+    #: From two values by which is larger: then it may be a ReLU of their difference, which nothing computes.
+    APART = auto()
 
 
 class Candidate(NamedTuple, Generic[Ref]):
@@ -32,12 +35,19 @@ class Candidate(NamedTuple, Generic[Ref]):
         size: how many numbers it has; None if that is not known.
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
         choice: how the result was chosen from it, if it was, and constants may be among its numbers.
+        less: another value that is to be taken away from it first, if there is one.
     """
 
     ref: Ref
     size: int | None = None
     is_bounded: bool = False
     choice: Choice = Choice.NONE
+    less: Ref | None = None
+
+    @property
+    def values(self) -> list[Ref]:
+        """The value, and the one that is taken away from it."""
+        return [self.ref] if self.less is None else [self.ref, self.less]
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class Note(Generic[Ref]):
         parts: what it was put together of, before anything added several values up.
         sources: what the taint came from.
         ordered: what was put in order, all of it, with constants that may be among it.
+        differences: of values that something compared or chose from, each less another.
     """
 
     is_tainted: bool = False
@@ -75,11 +86,12 @@ class Note(Generic[Ref]):
     parts: tuple[Candidate[Ref], ...] = ()
     sources: tuple[Candidate[Ref], ...] = ()
     ordered: tuple[Candidate[Ref], ...] = ()
+    differences: tuple[Candidate[Ref], ...] = ()
 
     def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
         """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
-        return replace(self, parts=(), sources=sources, ordered=())
+        return replace(self, parts=(), sources=sources, ordered=(), differences=())
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
         """Return what is known of a value that is one or the other."""
@@ -98,6 +110,7 @@ class Note(Generic[Ref]):
             parts=first_of([*self.parts, *other.parts]),
             sources=first_of([*self.sources, *other.sources]),
             ordered=first_of([*self.ordered, *other.ordered]),
+            differences=first_of([*self.differences, *other.differences]),
         )
 
 
@@ -137,8 +150,16 @@ class Operand(Generic[Ref]):
 
 def first_of(candidates: Iterable[Candidate[Ref]]) -> tuple[Candidate[Ref], ...]:
     """Return so many candidates, the first ones, each once: bounded only where it is so on all ways."""
-    kept: dict[Ref, Candidate[Ref]] = {}
+    kept: dict[tuple[Ref, Ref | None], Candidate[Ref]] = {}
     for candidate in candidates:
-        if candidate.ref not in kept or not candidate.is_bounded:
-            kept[candidate.ref] = candidate
+        key = candidate.ref, candidate.less
+        if key not in kept or not candidate.is_bounded:
+            kept[key] = candidate
     return tuple(kept.values())[:MOST_SOURCES]
+
+
+def differences_of(values: Sequence[Candidate[Ref]]) -> Iterator[Candidate[Ref]]:
+    """Yield each of some values less another, where they may have as many numbers."""
+    for one, other in combinations(values, 2):
+        if one.ref != other.ref and (one.size == other.size or None in (one.size, other.size)):
+            yield Candidate(one.ref, one.size, choice=Choice.APART, less=other.ref)

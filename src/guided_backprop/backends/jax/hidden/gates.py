@@ -14,13 +14,13 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.choices import judge_choice
+from guided_backprop.backends.choices import difference, judge_choice
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
 from guided_backprop.backends.jax.hidden.watch import Asked, Values, steps_between, watched
-from guided_backprop.backends.notes import Choice
+from guided_backprop.backends.notes import Candidate, Choice
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import (
     NEAR,
@@ -124,17 +124,20 @@ class Judge:
                 return finding, gate
             best = gate if best is None or (best.x is None and gate is not None) else best
             worst = max(worst, finding, key=lambda one: one.value)
-        for x, choice in nominee.choices.items():
-            worst = max(worst, self._judge_choice(y, x, choice), key=lambda one: one.value)
+        for choice in nominee.choices:
+            worst = max(worst, self._judge_choice(y, choice), key=lambda one: one.value)
         return (worst, None) if best is None else (_Finding.GUIDED, best)
 
-    def _judge_choice(self, y: Value, x: Value, choice: Choice) -> _Finding:
+    def _judge_choice(self, y: Value, candidate: Candidate[Value]) -> _Finding:
+        x, choice, less = candidate.ref, candidate.choice, candidate.less
         if choice is Choice.AROUND and self._signs.of(x):
             # Nothing is closed by the 0 around what a ReLU gives, and nothing has to be run.
             return _Finding.PLAIN
-        sets = range(_NEAR_LOOKS + 1)
-        looks = [(self._seen(y, number + 1, first=number), self._seen(x, number + 1, first=number)) for number in sets]
-        seen = [(ys, xs) for ys, xs in looks if ys is not None and xs is not None]
+        asked = (y, x) if less is None else (y, x, less)
+        looks = [[self._seen(value, number + 1, first=number) for value in asked] for number in range(_NEAR_LOOKS + 1)]
+        ran = [[array for array in look if array is not None] for look in looks]
+        seen = [(ys, difference(*others)) for ys, *others in ran if len(others) == len(asked) - 1]
+        seen = seen if less is None else [(_snapped(ys, y), xs) for ys, xs in seen]
         seen = [pair for pair in seen if all(map(is_evidence, pair, seen[0]))]
         if not seen:
             return _Finding.REFUSED
@@ -219,9 +222,7 @@ class Judge:
         return _joined([self._look(number, [pair])[pair] for number in range(looks)])
 
     def _wanted(self) -> list[Asked]:
-        wanted = [
-            value for y, nominee in self._nominees.items() for value in (y, *nominee.candidates, *nominee.choices)
-        ]
+        wanted = [value for y, nominee in self._nominees.items() for value in (y, *nominee.compared)]
         return list(dict.fromkeys(wanted))
 
     def _look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
@@ -236,7 +237,7 @@ class Judge:
     def _places(self) -> dict[Asked, Block]:
         places: dict[Asked, Block] = {}
         for y, nominee in self._nominees.items():
-            for x in (*nominee.candidates, *nominee.choices):
+            for x in nominee.compared:
                 places |= {y: nominee.block, x: nominee.block, (x, y): nominee.block}
         return places
 

@@ -4,7 +4,7 @@ Here is what JAX's programs have of their own: blocks that loops, branches and c
 several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from guided_backprop.backends import nomination
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
-from guided_backprop.backends.notes import Choice, Note, Operand
+from guided_backprop.backends.notes import Candidate, Choice, Note, Operand
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
 
@@ -33,7 +33,7 @@ class Nominee(NamedTuple):
         bounded: those of them that nothing but bounds which are not 0 lies behind: where these close is no ReLU.
         is_by_rank: whether nothing was compared with a constant.
         is_of_two: whether it is the larger or smaller of two values that depend on the images.
-        choices: what it is some of the numbers of, which may be constants, and how it was chosen from these.
+        choices: what it was chosen from, and how: numbers that may be constants, or two values by their difference.
     """
 
     step: Step
@@ -42,7 +42,12 @@ class Nominee(NamedTuple):
     bounded: frozenset[Value]
     is_by_rank: bool
     is_of_two: bool
-    choices: Mapping[Value, Choice]
+    choices: tuple[Candidate[Value], ...]
+
+    @property
+    def compared(self) -> list[Value]:
+        """All values that it is compared with."""
+        return [*self.candidates, *(value for choice in self.choices for value in choice.values)]
 
 
 class Taint:
@@ -184,22 +189,19 @@ class Taint:
         if not _is_floating(y):
             return
         candidates: dict[Value, bool] = {}
-        choices: dict[Value, Choice] = {}
-        for value, size, is_bounded, choice in shown.candidates():
-            if not value.carries or value is y:
-                continue
-            if choice is not Choice.NONE:
-                choices[value] = choice
-            elif size == _size(y):
-                candidates[value] = is_bounded and candidates.get(value, True)
-        reached = self._reached(step, {*candidates, *choices})
-        choices = {value: choice for value, choice in choices.items() if value in reached}
+        every = [one for one in shown.candidates() if one.ref.carries and one.ref is not y and _fits(one, y)]
+        choices = dict.fromkeys(one for one in every if one.choice is not Choice.NONE)
+        for one in every:
+            if one.choice is Choice.NONE:
+                candidates[one.ref] = one.is_bounded and candidates.get(one.ref, True)
+        reached = self._reached(step, {*candidates, *(value for one in choices for value in one.values)})
+        choices = {one: None for one in choices if reached.issuperset(one.values)}
         # The first that is computed comes first: it is what the others were made of.
         ordered = sorted((value for value in candidates if value in reached), key=self._order.__getitem__)
         if ordered or choices:
             bounded = frozenset(value for value in ordered if candidates[value])
             ranks = shown.is_by_rank, shown.is_of_two
-            self.nominees[y] = Nominee(step, block, tuple(ordered), bounded, *ranks, choices)
+            self.nominees[y] = Nominee(step, block, tuple(ordered), bounded, *ranks, tuple(choices))
 
     def _reached(self, step: Step, wanted: Iterable[Value]) -> set[Value]:
         """Return which of some values of a block a gradient comes to from a step, if none passes what is guided."""
@@ -222,6 +224,17 @@ class Taint:
 def _is_branch(step: Step) -> bool:
     """Tell a branch of several values: one number chooses for all of them. What it holds is looked at in there."""
     return step.word == "cond" and all(_size(value) > 1 for value in step.outputs)
+
+
+def _fits(candidate: Candidate[Value], y: Value) -> bool:
+    """Tell whether a value may be a ReLU of a candidate, by how many numbers they have."""
+    is_one_for_one = candidate.choice in (Choice.NONE, Choice.APART)
+    return not (is_one_for_one and candidate.size != _size(y)) and not (candidate.less is not None and _is_shift(y))
+
+
+def _is_shift(y: Value) -> bool:
+    """Tell what an exponential is shifted by, as of a sum of these whose largest is to be 1."""
+    return bool(y.uses) and all(use.word == "exp" for use in y.uses)
 
 
 def _size(value: Value) -> int:

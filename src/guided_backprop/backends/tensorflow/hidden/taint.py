@@ -248,15 +248,28 @@ def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:
 
 def _candidates(body: Body, node: NodeDef, step: Step[str]) -> Iterator[Candidate]:
     """Yield what the results of a node may be ReLUs of."""
-    bounded: dict[tuple[str, Choice], bool] = {}
+    bounded: dict[tuple[str, Choice, str], bool] = {}
+    is_shift = _is_shift(body.graph, node)
     for candidate in step.candidates():
-        key = body.graph.copied(candidate.ref), candidate.choice
+        if candidate.less is not None and is_shift:
+            continue
+        less = "" if candidate.less is None else body.graph.copied(candidate.less)
+        key = body.graph.copied(candidate.ref), candidate.choice, less
         bounded[key] = candidate.is_bounded and bounded.get(key, True)
     reached = reached_in(body, node)
-    for (ref, choice), is_bounded in bounded.items():
+    for (ref, choice, less), is_bounded in bounded.items():
         trace = body.trace(ref)
-        if trace.is_active and body.graph.kind_of(ref) in FLOATS and producer(ref) in reached:
-            yield Candidate(ref, trace.sign, step.is_by_rank, is_bounded, step.is_of_two, choice)
+        refs = [ref, less] if less else [ref]
+        are_values = all(body.trace(one).is_active and body.graph.kind_of(one) in FLOATS for one in refs)
+        if are_values and reached >= set(map(producer, refs)):
+            sign = Sign.UNKNOWN if less else trace.sign
+            yield Candidate(ref, sign, step.is_by_rank, is_bounded, step.is_of_two, choice, less)
+
+
+def _is_shift(graph: Graph, node: NodeDef) -> bool:
+    """Tell what an exponential is shifted by, as of a sum of these whose largest is to be 1."""
+    users = graph.consumers.get(node.name, [])
+    return bool(users) and node.name not in graph.returned and all(word_of(user) == "exp" for user in users)
 
 
 def _called(body: Body, node: NodeDef) -> str:

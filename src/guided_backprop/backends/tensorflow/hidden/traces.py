@@ -1,6 +1,6 @@
 """What is known of each value of a function, and the ways that gradients take between its operations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -8,6 +8,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import ops
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.choices import difference
 from guided_backprop.backends.notes import Choice, Note
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
@@ -58,6 +59,7 @@ class Candidate:
         is_bounded: whether nothing that chose could close but bounds that are not 0.
         is_of_two: whether the place gives the larger or smaller of two values that depend on the images.
         choice: how it gives some of the numbers of this value, if it does, and constants may be among these.
+        less: another value that is to be taken away from it first; empty if there is none.
     """
 
     ref: str
@@ -66,14 +68,23 @@ class Candidate:
     is_bounded: bool
     is_of_two: bool
     choice: Choice
+    less: str = ""
+
+    @property
+    def refs(self) -> list[str]:
+        """The values that it is."""
+        return [self.ref, self.less] if self.less else [self.ref]
 
     @property
     def is_choice(self) -> bool:
-        """Whether the place gives some of the numbers of this value."""
+        """Whether the place gives some of the numbers of this value, or of two by their difference."""
         return self.choice is not Choice.NONE
 
-    def fits(self, x: NumpyArray, y: NumpyArray) -> NumpyArray | None:
-        """Return its values beside those of the place, as a copy; None if the place can be nothing of it."""
+    def fits(self, values: Iterator[NumpyArray], y: NumpyArray) -> NumpyArray | None:
+        """Return its values, the next ones, beside those of the place; None if the place can be nothing of it."""
+        x, *less = (next(values) for _ in self.refs)
+        if less:
+            return difference(x, *less) if x.size == less[0].size == y.size else None
         if self.is_choice:
             return np.array(x)
         return np.array(x.reshape(y.shape)) if x.size == y.size else None
@@ -98,6 +109,11 @@ class Place:
     ref: str
     candidates: tuple[Candidate, ...]
     is_explicit: bool
+
+    @property
+    def refs(self) -> list[str]:
+        """What it gives, and all that it may be a ReLU of."""
+        return [self.ref, *(ref for candidate in self.candidates for ref in candidate.refs)]
 
 
 @dataclass

@@ -169,6 +169,8 @@ class Watch:
         return self._judge(y, x, candidate)
 
     def _judge(self, y: NumpyArray, x: NumpyArray, candidate: Candidate) -> Verdict:
+        if candidate.less:
+            return judge_choice([(y, x)], candidate.choice).verdict
         rounding = 1e-3 if y.dtype.itemsize > 2 else 4e-2
         by, has_sign = candidate.is_by_rank, bool(candidate.sign)
         judged = judge(y, x, rounding, is_by_rank=by, is_of_one_sign=has_sign, is_of_two=candidate.is_of_two)
@@ -295,7 +297,7 @@ class Watch:
         graph_def = renamed(graph_def)
 
         def forward(*inputs: tf.Tensor) -> None:
-            refs = [[place.ref, *(candidate.ref for candidate in place.candidates)] for _, place in outside]
+            refs = [place.refs for _, place in outside]
             every = [self._flat(ref) for group in refs for ref in group]
             tensors = iter(self._bring(graph_def, inputs, every))
             for (number, _), group in zip(outside, refs, strict=True):
@@ -306,20 +308,21 @@ class Watch:
         keep_functions(graph_def, self)
         return concrete
 
-    def _see(self, number: int, y: NumpyArray, *candidates: NumpyArray) -> None:
+    def _see(self, number: int, y: NumpyArray, *given: NumpyArray) -> None:
         """Keep the values of a place for as long as they may show something."""
         place = self._places[number]
-        y, candidates = np.asarray(y), tuple(map(np.asarray, candidates))
+        y, given = np.asarray(y), tuple(map(np.asarray, given))
         if place.function and sum(look[0].size for look in self._seen[number]) > _VALUES:
             return
-        first = self._firsts.setdefault(number, [y, *candidates])
-        if not all(map(is_evidence, (y, *candidates), first)):
+        first = self._firsts.setdefault(number, [y, *given])
+        if not all(map(is_evidence, (y, *given), first)):
             return
-        fitting = [candidate.fits(x, y) for candidate, x in zip(place.candidates, candidates, strict=True)]
+        left = iter(given)
+        fitting = [candidate.fits(left, y) for candidate in place.candidates]
         is_first = not place.function and first[0] is y
         for index, (candidate, x) in enumerate(zip(place.candidates, fitting, strict=True)):
             # What one look refutes is kept no longer: that is nearly all.
-            is_judged = is_first and (number, index) in self._open and not candidate.is_choice
+            is_judged = is_first and (number, index) in self._open and bool(candidate.less or not candidate.is_choice)
             if x is None or (is_judged and self._judge(y, x, candidate) is Verdict.NONE):
                 self._open.pop((number, index), None)
         if any((number, index) in self._open for index in range(len(fitting))):
@@ -332,9 +335,8 @@ class Watch:
 
     def _see_inside(self, function: FunctionDef, number: int, place: Place) -> None:
         """Put a call out to Python beside a place in a function that is held by another."""
-        refs = [place.ref, *(candidate.ref for candidate in place.candidates)]
-        kinds = [Graph(function, {}).kind_of(ref) for ref in refs]
-        node = self._call_out(number).node(f"guided_backprop_see_{next(_NUMBERS)}", refs, kinds)
+        kinds = [Graph(function, {}).kind_of(ref) for ref in place.refs]
+        node = self._call_out(number).node(f"guided_backprop_see_{next(_NUMBERS)}", place.refs, kinds)
         function.node_def.append(node)
         function.control_ret[node.name] = node.name
         function.signature.control_output.append(node.name)

@@ -41,6 +41,11 @@ class Value:
         """Whether the values are still those that something was made of."""
         return self.tensor._version == self.version
 
+    def without(self, other: "Value") -> "Value":
+        """Return the difference from another one, number by number."""
+        tensor = self.tensor - other.tensor.reshape(self.tensor.shape)
+        return Value(tensor, self.edge, Sign.UNKNOWN, tensor._version)
+
 
 class Extreme(NamedTuple):
     """That a value is the largest or smallest of another one, along axes that stay.

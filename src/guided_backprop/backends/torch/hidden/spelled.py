@@ -277,9 +277,17 @@ class _Case:
             return Spelled(self.node, suspect.place[1], _named(suspect), y, y != self.judgement.closed)
         return self._refused()
 
+    @property
+    def _is_shift(self) -> bool:
+        """Whether it is what an exponential is shifted by, as of a sum of these whose largest is to be 1."""
+        users = [] if self.node is None else self.path.children[self.node]
+        return bool(users) and all(row(user).word == "exp" for user in users)
+
     def _answer_of_choice(self) -> _Answer:
         if self.is_open:
             return "unsure"
+        if self.suspect.x.choice is Choice.APART and self._is_shift:
+            return "plain"
         return self._refused() if self.judgement.is_gate else "plain"
 
     def _refused(self) -> _Answer:

@@ -56,11 +56,14 @@ class Step(nomination.Step[Value]):
         """Yield what the result may be a ReLU of: as many values, that are as they were."""
         seen = set()
         for candidate in self.candidates():
-            value = candidate.ref
-            key = (value.tensor.data_ptr(), value.version, value.tensor.shape, candidate.choice)
-            is_fit = candidate.size == result.numel() or candidate.choice is not Choice.NONE
-            if is_fit and value.tensor.is_floating_point() and value.is_as_it_was and key not in seen:
+            values = candidate.values
+            key = (candidate.choice, *((one.tensor.data_ptr(), one.version, one.tensor.shape) for one in values))
+            is_fit = candidate.size == result.numel() or candidate.choice in (Choice.AMONG, Choice.AROUND)
+            is_fit = is_fit and (candidate.less is None or all(one.tensor.layout is torch.strided for one in values))
+            is_known = all(one.tensor.is_floating_point() and one.is_as_it_was for one in values)
+            if is_fit and is_known and key not in seen:
                 seen.add(key)
+                value = candidate.ref if candidate.less is None else candidate.ref.without(candidate.less)
                 yield replace(value, is_bounded=candidate.is_bounded, choice=candidate.choice)
 
     def noted(self, result: torch.Tensor, falling: frozenset[int] | None) -> Note:

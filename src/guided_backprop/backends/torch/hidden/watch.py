@@ -247,10 +247,10 @@ def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_by_ra
 
     What an explicit bound closes at another value than 0 is none.
     """
-    if x.choice is not Choice.NONE:
-        return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign))
     # How far multiples of one number may be apart in this dtype.
     rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
+    if x.choice is not Choice.NONE:
+        return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
     judgement = judge(*joined(looks), rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
     is_at_bound = x.is_bounded and judgement.is_gate and closes_elsewhere(judgement.closed)
     return Judgement(Verdict.NONE) if is_at_bound else judgement

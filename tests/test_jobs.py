@@ -1,5 +1,6 @@
 """Jobs: shards that are there whole or not at all, whatever happens to the process that writes them."""
 
+import contextlib
 import json
 import os
 import resource
@@ -163,19 +164,43 @@ def test_a_killed_job_loses_nothing_that_was_whole_and_doubles_nothing(photos, t
     assert after["shard-00000.parquet"] != after["shard-00001.parquet"]
 
 
-def test_a_full_disk_costs_the_shard_that_was_written(photos, tmp_path):
-    spec, folder = network(tmp_path), tmp_path / "maps"
-    job, before = Job(folder, photos, **options(spec)), resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The system refuses what is longer: as a disk, in the middle of a write.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+@contextlib.contextmanager
+def full_disk(folder):
+    """A disk with room for the plan and part of a shard; where none may be mounted, the system refuses longer files."""
+    folder.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
+    is_disk = shutil.which("mount") and subprocess.run(mounted, capture_output=True, check=False).returncode == 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit():
+        if not is_disk:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+
+    def free():
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        if is_disk:
+            subprocess.run(["mount", "-o", "remount,size=10m", str(folder)], check=True)
+
     try:
-        with pytest.raises(JobError, match=r"can be written to and read; received '.*shard-00000.parquet' \(File too"):
-            job.run()
+        yield limit, free
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [path.name for path in folder.iterdir() if path.name[0] != "."] == ["job.json"]
-    assert not list(folder.glob("*.partial"))
-    assert list(job.run().shards) == [0, 1, 2]
+        if is_disk:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_the_shard_that_was_written(photos, tmp_path):
+    spec, folder = network(tmp_path), tmp_path / "maps"
+    with full_disk(folder) as (limit, free):
+        job = Job(folder, photos, **options(spec))
+        limit()
+        refused = r"can be written to and read; received '.*shard-00000.parquet' \((No space left|File too)"
+        with pytest.raises(JobError, match=refused):
+            job.run()
+        free()
+        assert [path.name for path in folder.iterdir() if path.name[0] != "."] == ["job.json"]
+        assert not list(folder.glob("*.partial"))
+        assert list(job.run().shards) == [0, 1, 2]
 
 
 def test_parts_share_a_folder(photos, tmp_path):

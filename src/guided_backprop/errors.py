@@ -17,6 +17,9 @@
 Every message reads "<what must hold>; received <name>=<value>. <the one thing to do>."
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class GuidedBackpropError(Exception):
     """The root: catch this to catch everything the library raises on purpose."""
@@ -76,3 +79,14 @@ class OutputExistsError(GuidedBackpropError, FileExistsError):
 
 class OutputError(GuidedBackpropError, OSError):
     """The system refuses to write what was made: the folder's name, the permission, or the disk's room."""
+
+
+@contextmanager
+def refused_as(error_of: Callable[[str], GuidedBackpropError]) -> Iterator[None]:
+    """Raise what the system refuses, but for our own errors, as the one that is made of its reason."""
+    try:
+        yield
+    except GuidedBackpropError:
+        raise
+    except (OSError, ValueError) as error:
+        raise error_of(getattr(error, "strerror", None) or str(error)) from error

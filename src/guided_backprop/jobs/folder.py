@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
 
-from guided_backprop.errors import GuidedBackpropError, JobError
+from guided_backprop.errors import JobError, refused_as
 from guided_backprop.jobs.extra import package
 from guided_backprop.jobs.part import Part, shard_number
 
@@ -291,19 +291,14 @@ class _File(BufferedWriter):
             super().flush()
 
 
-@contextmanager
-def _named(place: str) -> Iterator[None]:
+def _named(place: str) -> AbstractContextManager[None]:
     """Say of what the system refuses which place it was."""
-    try:
-        yield
-    except GuidedBackpropError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise JobError(
+    return refused_as(
+        lambda reason: JobError(
             f"a job's folder must be one that can be written to and read; received {place!r:.300} ({reason}). "
             "What was finished is there: mend that, and go on with resume (--resume)."
-        ) from error
+        )
+    )
 
 
 def _sync(folder: Path) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.coverage import Coverage, Nonlinearity
-from guided_backprop.errors import MissingExtraError, OptionError
+from guided_backprop.errors import OptionError
 from guided_backprop.explained.read import Saved
 from guided_backprop.explained.read import read as read_saved
 from guided_backprop.explanations import Explanations
+from guided_backprop.extras import imported
 from guided_backprop.jobs.folder import Folder, folder_at
 from guided_backprop.jobs.maps import restored
 from guided_backprop.jobs.part import shard_name, shard_number
@@ -256,9 +257,4 @@ def _explanations(table: "pa.Table") -> Explanations:
 
 
 def _package(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"to_{name}() needs {name}; received an environment without it. Run: pip install {name}."
-        ) from error
+    return imported(name, who=f"to_{name}() needs", install=name)

@@ -4,15 +4,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
-from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.errors import MissingExtraError, OptionError
+from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.extras import imported
 from guided_backprop.jobs.reading import Maps
 from guided_backprop.jobs.tally import Array, Example, Laid, Tally, laid, magnitudes, mask_of
 from guided_backprop.labels.names import ClassNames, label_text
@@ -103,12 +103,7 @@ class Summary:
         Raises:
             MissingExtraError: pandas isn't installed.
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError as error:
-            raise MissingExtraError(
-                "to_pandas() needs pandas; received an environment without it. Run: pip install pandas."
-            ) from error
+        pandas = imported("pandas", who="to_pandas() needs", install="pandas")
         table: pd.DataFrame = pandas.DataFrame(self.rows(), columns=_COLUMNS)
         return table
 

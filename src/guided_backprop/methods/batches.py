@@ -8,14 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Array, Inputs, Labels, NumpyArray, Tensor
+from guided_backprop.arrays import Array, Images, Inputs, Labels, NumpyArray, Tensor
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError, OutOfMemoryError
 from guided_backprop.explanations import Explanations
 from guided_backprop.labels.label import Label, Weighting
 from guided_backprop.labels.parse import parse_label
+from guided_backprop.methods.data import given
 from guided_backprop.progress import Progress
+from guided_backprop.subject import Subject
 
 _LOG = logging.getLogger("guided_backprop")
 
@@ -81,6 +83,33 @@ def explain_together(
                 raise _too_large(results, start, problem)
             _LOG.warning("memory ran out; going on with %d images at once, with the same result", size)
     return [result.explanations(count, min(size, count)) for result in results]
+
+
+def explain_given(
+    subject: Subject,
+    job: Job,
+    explain_batch: Callable[[Backend, Inputs, Weigh, Score | None], Attributed],
+    images: Images,
+    labels: Labels,
+    *,
+    mask: Array | None,
+    batch_size: int | None,
+    progress: bool | None,
+) -> Explanations:
+    """Explain what a user gives by one method, as :func:`explain_together` does by several."""
+    images, labels = given(subject, images, labels)
+    inputs = Inputs.of(images)
+    (explanations,) = explain_together(
+        subject.backend(inputs),
+        [job],
+        lambda *batch: [explain_batch(*batch)],
+        inputs,
+        labels,
+        mask=mask,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return explanations
 
 
 def _too_large(results: list["_Result"], start: int, problem: str) -> OutOfMemoryError:

@@ -12,7 +12,7 @@ from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.plan import LabelKind
 from guided_backprop.foreign import answering
-from guided_backprop.methods.batches import Job, explain_together
+from guided_backprop.methods.batches import Job, explain_given
 from guided_backprop.methods.data import given
 from guided_backprop.methods.explainer import Explainer
 from guided_backprop.methods.options import Requirement, is_integer, require
@@ -229,19 +229,16 @@ class Method(Explainer):
             >>> explanations.attribution.shape, str(explanations.coverage)
             (torch.Size([5, 4]), 'relu x1 guided')
         """
-        images, labels = given(self.subject, images, labels)
-        inputs = Inputs.of(images)
-        (explanations,) = explain_together(
-            self.subject.backend(inputs),
-            [self.job],
-            lambda *batch: [self.explain_batch(*batch)],
-            inputs,
+        return explain_given(
+            self.subject,
+            self.job,
+            self.explain_batch,
+            images,
             labels,
             mask=mask,
             batch_size=self.batch_size,
             progress=progress,
         )
-        return explanations
 
     def optimize(self, images: Images) -> Self:
         """Return this method for the same model, faster; tried on these images.

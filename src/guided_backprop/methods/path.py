@@ -13,8 +13,7 @@ from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.foreign import answering
 from guided_backprop.methods.around import Around
-from guided_backprop.methods.batches import Job, explain_together
-from guided_backprop.methods.data import given
+from guided_backprop.methods.batches import Job, explain_given
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, is_number, require
 from guided_backprop.subject import brief
@@ -42,19 +41,16 @@ class _OfGradients(Around):
     ) -> Explanations:
         """Explain the score of each image, as :meth:`Method.explain` does."""
         method = self.method
-        images, labels = given(method.subject, images, labels)
-        inputs = Inputs.of(images)
-        (explanations,) = explain_together(
-            method.subject.backend(inputs),
-            [Job(self.name, method.reducer, method.explains_inside)],
-            lambda *batch: [self.explain_batch(*batch)],
-            inputs,
+        return explain_given(
+            method.subject,
+            Job(self.name, method.reducer, method.explains_inside),
+            self.explain_batch,
+            images,
             labels,
             mask=mask,
             batch_size=method.batch_size,
             progress=progress,
         )
-        return explanations
 
     @abstractmethod
     def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:

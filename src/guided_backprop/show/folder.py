@@ -14,8 +14,8 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
 from typing import NoReturn, Self
@@ -27,13 +27,13 @@ from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends import FRAMEWORKS
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import (
-    GuidedBackpropError,
     ImageError,
-    MissingExtraError,
     OptionError,
     OutputError,
     OutputExistsError,
+    refused_as,
 )
+from guided_backprop.extras import imported
 from guided_backprop.record import Record
 from guided_backprop.show.arrays_file import ArraysFile
 from guided_backprop.show.names import FileNames
@@ -79,13 +79,7 @@ class ExplanationFolder:
         percentile: float = 99.0,
         images: bool = False,
     ) -> None:
-        try:
-            import safetensors.numpy  # noqa: F401, PLC0415
-        except ImportError as error:
-            raise MissingExtraError(
-                "save() needs safetensors; received an environment without it. "
-                "Run: pip install 'guided-backprop[save]'."
-            ) from error
+        imported("safetensors.numpy", who="save() needs", install="'guided-backprop[save]'")
         self._folder = Path(folder)
         self._overwrite = overwrite
         self._percentile = percentile
@@ -193,19 +187,14 @@ class ExplanationFolder:
                 self._arrays = ArraysFile(self._place())
             self._arrays.add(arrays)
 
-    @contextmanager
-    def _writable(self) -> Iterator[None]:
+    def _writable(self) -> AbstractContextManager[None]:
         """Say of what the system refuses which folder it was."""
-        try:
-            yield
-        except GuidedBackpropError:
-            raise
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise OutputError(
+        return refused_as(
+            lambda reason: OutputError(
                 f"folder must be one that can be written to; received folder={str(self._folder)!r:.300} ({reason}). "
                 "Choose another one, or make room."
-            ) from error
+            )
+        )
 
     def _checked_names(self, names: Sequence[str] | None, count: int) -> list[str]:
         if names is None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.coverage import Coverage, Nonlinearity
-from guided_backprop.errors import ImageError, MissingExtraError, OptionError
+from guided_backprop.errors import ImageError, OptionError
+from guided_backprop.extras import imported
 from guided_backprop.record import Record
 from guided_backprop.show.folder import ARRAYS, MANIFEST, SCHEMA_VERSION
 
@@ -62,12 +63,7 @@ def said_in(folder: Path, caller: str, read: Callable[[Path, Mapping[str, Any]],
         OptionError: there is none, it is of a later version, or ``read`` finds that it says something else.
         MissingExtraError: safetensors is not installed.
     """
-    try:
-        import safetensors  # noqa: F401, PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{caller} needs safetensors; received an environment without it. Run: pip install 'guided-backprop[save]'."
-        ) from error
+    imported("safetensors", who=f"{caller} needs", install="'guided-backprop[save]'")
     try:
         said = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = said["schema_version"]

@@ -67,6 +67,11 @@ def _weight(to: Writer, weight: Any, groups: int, *, is_transposed: bool) -> str
     return to.file.add("Reshape", flipped, to.file.integers(*array.shape))
 
 
+def _full(axes: int, sizes: Sequence[int]) -> list[int]:
+    """Return one size for each axis."""
+    return list(sizes) * axes if len(sizes) == 1 else list(sizes)
+
+
 def max_pool(  # noqa: PLR0917 - as torch has them
     axes: int,
     to: Writer,
@@ -78,16 +83,13 @@ def max_pool(  # noqa: PLR0917 - as torch has them
     dilation: Sequence[int] = (1,),
     ceil_mode: bool = False,
 ) -> list[str]:
-    def full(sizes: Sequence[int]) -> list[int]:
-        return list(sizes) * axes if len(sizes) == 1 else list(sizes)
-
     name = to.file.add(
         "MaxPool",
         to.name(x),
-        kernel_shape=full(window),
-        strides=full(stride or window),
-        pads=full(padding) * 2,
-        dilations=full(dilation),
+        kernel_shape=_full(axes, window),
+        strides=_full(axes, stride or window),
+        pads=_full(axes, padding) * 2,
+        dilations=_full(axes, dilation),
         ceil_mode=int(ceil_mode),
     )
     return [name]
@@ -106,16 +108,12 @@ def avg_pool(  # noqa: PLR0917 - as torch has them
     divisor: int | None = None,
 ) -> str:
     """Return one without what engines differ in, which is said otherwise."""
-
-    def full(sizes: Sequence[int]) -> list[int]:
-        return list(sizes) * axes if len(sizes) == 1 else list(sizes)
-
     return to.file.add(
         "AveragePool",
         to.name(x),
-        kernel_shape=full(window),
-        strides=full(stride or window),
-        pads=full(padding) * 2,
+        kernel_shape=_full(axes, window),
+        strides=_full(axes, stride or window),
+        pads=_full(axes, padding) * 2,
         count_include_pad=int(count_include_pad),
     )
 

@@ -83,7 +83,15 @@ class OutputError(GuidedBackpropError, OSError):
 
 @contextmanager
 def refused_as(error_of: Callable[[str], GuidedBackpropError]) -> Iterator[None]:
-    """Raise what the system refuses, but for our own errors, as the one that is made of its reason."""
+    """Raise what the system refuses, but for our own errors, as the one that is made of its reason.
+
+    Example:
+        >>> from guided_backprop.errors import OutputError, refused_as
+        >>> with refused_as(lambda reason: OutputError(f"folder must be writable; received {reason}. Choose another.")):
+        ...     open("/no/such/folder/file", "w")
+        Traceback (most recent call last):
+        guided_backprop.errors.OutputError: folder must be writable; received No such file or directory. Choose another.
+    """
     try:
         yield
     except GuidedBackpropError:

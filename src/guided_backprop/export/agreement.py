@@ -8,8 +8,11 @@ import numpy as np
 from guided_backprop.arrays import Inputs, NumpyArray, as_numpy
 
 #: By how much of its norm a map may differ: of a file that computes in single precision, and of the graph in double.
-#: In single precision a ReLU, or a maximum, that is nearly at a tie may turn.
 SINGLE, DOUBLE = 1e-3, 1e-9
+#: In single precision a ReLU, or a maximum, that is nearly at a tie may turn, and a map differ by more than that: by as
+#: much as the library's own map of images of which each pixel is rounded otherwise, by this share of it. A file that
+#: computes something else differs by more than the most that is excused so.
+ROUNDING, MOST = 1e-6, 0.1
 
 # A number of images beyond which nothing is done otherwise, as far as is known: PyTorch chooses kernels up to 16.
 _MANY: Final = 17

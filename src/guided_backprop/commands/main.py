@@ -40,9 +40,10 @@ def command() -> "click.Group":
     from guided_backprop.commands.check import check  # noqa: PLC0415
     from guided_backprop.commands.explain import explain  # noqa: PLC0415
     from guided_backprop.commands.export import export  # noqa: PLC0415
+    from guided_backprop.commands.page import page  # noqa: PLC0415
     from guided_backprop.commands.report import report  # noqa: PLC0415
     from guided_backprop.commands.status import status_command  # noqa: PLC0415
 
-    commands = [explain, status_command, report, check, export, app]
+    commands = [explain, status_command, report, check, export, page, app]
     group = click.Group("guided-backprop", help="Which pixels move a network's score?", commands=commands)
     return click.version_option(__version__, prog_name="guided-backprop")(group)

@@ -5,19 +5,18 @@ pages appear at the end, all or none, the index last.
 """
 
 import base64
-import hashlib
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from guided_backprop.errors import OutputExistsError
+from guided_backprop.report.inline import base_style, environment, source_hash, text_of
 from guided_backprop.trust.likeness import Likeness, number
 
 if TYPE_CHECKING:
@@ -228,32 +227,20 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def _environment() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
     from markupsafe import Markup  # noqa: PLC0415
 
-    environment = Environment(
-        loader=PackageLoader("guided_backprop.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["png"] = lambda data: f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    environment.filters["figure"] = lambda value: "none: a map is all 0" if value is None else number(value, 4)
-    environment.filters["score"] = lambda value: f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
-    environment.filters["bytes"] = lambda size: f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+    filled = environment("guided_backprop.report")
+    filled.filters["png"] = lambda data: f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    filled.filters["figure"] = lambda value: "none: a map is all 0" if value is None else number(value, 4)
+    filled.filters["score"] = lambda value: f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+    filled.filters["bytes"] = lambda size: f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
     # Files of this package, which are code and not text.
-    code = {name: _file_of_package(name) for name in ("report.css", "report.js")}
-    environment.globals["inside"] = {name: Markup(text) for name, text in code.items()}
-    environment.globals["hashes"] = {name: _hash(text) for name, text in code.items()}
-    return environment
+    code = {"report.css": base_style(), "report.js": text_of("guided_backprop.report", "report.js")}
+    filled.globals["inside"] = {name: Markup(text) for name, text in code.items()}
+    filled.globals["hashes"] = {name: source_hash(text) for name, text in code.items()}
+    return filled
 
 
 def _size(entries: Sequence[Shown]) -> int:
     """Return about how large a page of these is."""
     return 30_000 + sum(entry.weight for entry in entries)
-
-
-def _file_of_package(name: str) -> str:
-    return files("guided_backprop.report").joinpath("templates", name).read_text("utf-8")
-
-
-def _hash(text: str) -> str:
-    """Return what a content security policy calls a style or a script by."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,64 @@
+"""The graphs of several methods of one model, with each weight stored once for all of them."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from guided_backprop.arrays import Images
+from guided_backprop.export.extra import package
+from guided_backprop.methods.export import Exported
+from guided_backprop.methods.method import Method
+
+# Smaller constants stay in the graph: shapes are inferred from them.
+_LEAST: Final = 1024
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Explanations of one model as graphs.
+
+    Attributes:
+        files: a file of ONNX for each method, by the method's name, without its weights.
+        weights: the weights of all of them.
+        place: what the files call the file of the weights.
+        exported: what was measured of each.
+        size: how many bytes the weights would take if each graph had its own.
+    """
+
+    files: Mapping[str, bytes]
+    weights: bytes
+    place: str
+    exported: Sequence[Exported]
+    size: int
+
+
+def graphs(methods: Sequence[Method], images: Images, place: str = "weights.bin") -> Graphs:
+    """Export methods of one model, and take the weights out of their graphs.
+
+    Raises:
+        GuidedBackpropError: all that :meth:`Method.export` raises.
+    """
+    weights, offsets, size = bytearray(), dict[str, tuple[int, int]](), 0
+    files, exported = {}, []
+    onnx = package("onnx")
+    with tempfile.TemporaryDirectory() as name:
+        for method in methods:
+            path = Path(name) / f"{method.name}.onnx"
+            exported.append(method.export(path, images))
+            model = onnx.load(path)
+            for tensor in model.graph.initializer:
+                raw = tensor.raw_data
+                if len(raw) < _LEAST:
+                    continue
+                size += len(raw)
+                # Constants are called by their values: what has one name is one constant.
+                if tensor.name not in offsets:
+                    offsets[tensor.name] = len(weights), len(raw)
+                    weights += raw
+                offset, length = offsets[tensor.name]
+                onnx.external_data_helper.set_external_data(tensor, place, offset, length)
+                tensor.ClearField("raw_data")
+            files[method.name] = model.SerializeToString()
+    return Graphs(files, bytes(weights), place, exported, size)

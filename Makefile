@@ -7,7 +7,7 @@ DEMO_READY := .venv/.demo-ready
 # What is compiled to bytecode is what is imported, when it is: of all that is installed that is a small part.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: demo test check lint types docs format browser fuzz tutorials spellings bench bench-jobs neurons trust clean
+.PHONY: demo test check lint types docs format browser npm fuzz tutorials page spellings bench bench-jobs neurons trust clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -18,7 +18,7 @@ demo: $(DEMO_READY)
 	$(BIN)/guided-backprop report --overwrite --output out/demo.html $(PHOTOS)
 
 # Two processes, each with files of its own: what a file builds once it builds in one of them.
-test: $(READY) browser
+test: $(READY) browser npm
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Thousands of random programs, where the tests try some: each map right, or refused by name.
@@ -65,6 +65,17 @@ browser:
 	    test -x /usr/bin/apt-get && test "$$(id -u)" = 0 || { \
 	        echo "The tests need Chromium, as the command chromium. Install it: sudo apt-get install chromium" >&2; exit 1; }; \
 	    apt-get update && apt-get install --yes --no-install-recommends chromium; }
+
+# A network in a page that explains photos by itself, out/page.html: two photos are in it. npm brings its engine.
+page: $(READY) npm
+	$(BIN)/guided-backprop page --overwrite --output out/page.html $(PHOTOS)
+
+# The page's engine comes from there, once.
+npm:
+	@command -v npm > /dev/null || { \
+	    test -x /usr/bin/apt-get && test "$$(id -u)" = 0 || { \
+	        echo "The page needs npm. Install it: sudo apt-get install npm" >&2; exit 1; }; \
+	    apt-get update && apt-get install --yes --no-install-recommends npm; }
 
 # Run the tutorials and store their outputs and pictures in docs/tutorials.
 tutorials: $(READY)

@@ -6,6 +6,8 @@ READY := .venv/.ready
 DEMO_READY := .venv/.demo-ready
 # What is compiled to bytecode is what is imported, when it is: of all that is installed that is a small part.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+# So it has to be kept: without it each process compiles TensorFlow and Keras anew, which takes 20 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check lint types docs format browser npm fuzz tutorials page spellings bench bench-jobs neurons trust clean
 .DEFAULT_GOAL := demo

@@ -1,5 +1,6 @@
 """What holds for all tests: how they share the cores, and that each JAX program is compiled once, in less time."""
 
+import gc
 import os
 from collections import Counter
 
@@ -14,12 +15,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     FLAGS += " --xla_cpu_multi_thread_eigen=false"
     os.environ |= dict.fromkeys(["OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"], "1")
 os.environ.setdefault("XLA_FLAGS", FLAGS)
+# While three frameworks are imported there is nothing to collect.
+gc.disable()
 
 # They take long, some of them though they hold few tests: begun last, they would be waited for.
 LONG = (
     "test_keras_backends.py",
-    "test_engines.py",
     "test_tutorials.py",
+    "test_engines.py",
+    "test_tensorflow_programs.py",
+    "test_out_of_memory.py",
+    "test_export.py",
     "test_examples.py",
     "test_kernels.py",
     "test_app.py",
@@ -33,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest. A file is handed out whole: what it builds it builds once."""
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path.name not in LONG, -sizes[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """Look through all that was imported once: the collector takes a second for it, and each test adds little."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,13 +45,13 @@ def in_oracle_layout(framework, explanations) -> np.ndarray:
     return array if framework == "torch" else np.moveaxis(array, -1, -3)
 
 
-@pytest.mark.parametrize("batch_size", [None, 3])
-@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_each_method_gives_what_the_oracle_gives(framework, network, batch_size):
+def test_each_method_gives_what_the_oracle_gives(framework):
+    """In batches; test_contract.py compares each network, all images at once."""
+    network = "residual, capped"
     build, convert, _ = FRAMEWORKS[framework]
     model = build(NETWORKS[network])
-    found = compare(convert(IMAGES), LABELS, [kind(model, batch_size=batch_size) for kind in KINDS.values()])
+    found = compare(convert(IMAGES), LABELS, [kind(model, batch_size=3) for kind in KINDS.values()])
     assert [each.method for each in found] == list(RULES)
     for name, explanations in zip(KINDS, found, strict=True):
         attribution = in_oracle_layout(framework, explanations)

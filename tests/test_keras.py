@@ -72,9 +72,13 @@ def floatx(request):
     keras.config.set_dtype_policy("float32")
 
 
-# float32 once: the types are the framework's matter, which test_contract.py compares for each network and rule.
+# The layers are built by Keras alike for each backend, whose own operations test_contract.py compares for each network
+# and rule, and in both types: so all networks on TensorFlow alone, and float32 once.
+BUILT = NETWORKS if keras.config.backend() == "tensorflow" else ("convolutional", "residual, capped")
+
+
 @pytest.mark.parametrize(
-    ("network", "floatx"), [*((name, "float64") for name in NETWORKS), ("residual", "float32")], indirect=["floatx"]
+    ("network", "floatx"), [*((name, "float64") for name in BUILT), ("residual", "float32")], indirect=["floatx"]
 )
 def test_contract(network, floatx):
     model = to_keras(NETWORKS[network], CHANNELS_LAST, floatx)
@@ -190,13 +194,13 @@ COMPOSITES = {
 }
 
 
-@pytest.mark.parametrize("name", COMPOSITES)
-def test_a_composite_activation_is_one_activation(name):
-    model = small(COMPOSITES[name]())
-    assert ("relu", 1, "guided") in GuidedBackprop(model).explain(ROWS, 1).coverage
-    only = keras.Sequential([keras.Input((4,)), layers.Dense(6), COMPOSITES[name](), layers.Dense(3)])
+def test_a_composite_activation_is_one_activation():
+    """All in one network: what is looked into, or missed, changes the coverage."""
+    found = GuidedBackprop(small(*(build() for build in COMPOSITES.values()))).explain(ROWS, 1).coverage
+    assert {*found} == {("relu", 1, "guided"), *((name, 1, "plain") for name in COMPOSITES)}
+    hidden = [part for build in COMPOSITES.values() for part in (layers.Dense(6), build())]
     with pytest.raises(NoReluError):
-        GuidedBackprop(only).explain(ROWS, 1)
+        GuidedBackprop(keras.Sequential([keras.Input((4,)), *hidden, layers.Dense(3)])).explain(ROWS, 1)
 
 
 def test_an_explicit_relu6_is_a_relu():
@@ -340,18 +344,27 @@ SMOOTH = {
 }
 
 
-@pytest.mark.parametrize("name", SMOOTH)
-def test_smooth_activations(name):
+def test_smooth_activations():
+    """Each with rows of its own, so that each has a map of its own, of one network."""
     keras.utils.set_random_seed(0)
-    last = layers.Dense(3)
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(6), SMOOTH[name](), last])
-    explanations = GuidedBackprop(model, smooth="guide").explain(ROWS, 1)
-    assert tuple(explanations.coverage) == ((name, 1, "guided"),)
-    plain = np.asarray(Saliency(model).explain(ROWS, 1))
-    assert not np.allclose(explanations, plain)
+    rows = np.stack([ROWS] * len(SMOOTH), axis=1)
+    images, last = keras.Input(rows.shape[1:]), [layers.Dense(3) for _ in SMOOTH]
+    branches = [
+        dense(build()(layers.Dense(6)(images[:, place])))
+        for place, (dense, build) in enumerate(zip(last, SMOOTH.values(), strict=True))
+    ]
+    model = keras.Model(images, layers.Add()(branches))
+    for dense in last:
+        dense.set_weights([np.abs(dense.get_weights()[0]) * np.tile([[1], [-1]], (3, 1)), dense.get_weights()[1]])
+    guided, plain = compare(rows, 1, [GuidedBackprop(model, smooth="guide"), Saliency(model)])
+    assert {*guided.coverage} == {(name, 1, "guided") for name in SMOOTH}
     # The gradient that arrives is the last layer's weights: without the negative ones it is the guided one.
-    last.set_weights([np.maximum(last.get_weights()[0], 0), last.get_weights()[1]])
-    np.testing.assert_allclose(explanations, Saliency(model).explain(ROWS, 1), rtol=1e-5, atol=1e-6)
+    for dense in last:
+        dense.set_weights([np.maximum(dense.get_weights()[0], 0), dense.get_weights()[1]])
+    expected = np.asarray(Saliency(model).explain(rows, 1))
+    for place, name in enumerate(SMOOTH):
+        np.testing.assert_allclose(guided.attribution[:, place], expected[:, place], 1e-5, 1e-6, err_msg=name)
+        assert not np.allclose(guided.attribution[:, place], plain.attribution[:, place]), name
 
 
 def test_layers_are_re_initialised_from_output_to_input():

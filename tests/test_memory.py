@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -209,12 +209,10 @@ NAMES = [pytest.param(make, id=f"{name}: {kind}") for name, made in CASES.items(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _only_what_is_new() -> Iterator[None]:
-    """To look through all that three frameworks have made takes long: the collector leaves it alone meanwhile."""
+def _only_what_is_new() -> None:
+    """To look through all that other tests have made takes long: the collector leaves it alone from here on."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def references(make: Callable[[], Case]) -> list[weakref.ref[Any]]:

@@ -208,7 +208,7 @@ WINDOWS = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(SIDES, WINDOWS, st.booleans())
 def test_padding_of_any_widths(dtype, sides, windows, has_norm):
     layers = nn.ZeroPad2d(sides), nn.Conv2d(4, 4, **windows), nn.BatchNorm2d(4) if has_norm else nn.Identity()

@@ -42,8 +42,8 @@ TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}  # two float64 implementations that ad
 
 Shape = tuple[int, ...]
 
-often = settings(deadline=None, max_examples=40, derandomize=True, database=None)
-sometimes = settings(often, max_examples=25)
+often = settings(deadline=None, max_examples=20, derandomize=True, database=None)
+sometimes = settings(often, max_examples=10)
 
 
 class Case(NamedTuple):

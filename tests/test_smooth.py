@@ -22,6 +22,7 @@ from guided_backprop import (
     OptionError,
     Saliency,
     SmoothGrad,
+    compare,
 )
 from guided_backprop.rules import SMOOTH
 
@@ -224,7 +225,7 @@ SPELLINGS = {
 def test_against_the_formula(spelling):
     build, activation, formula, name = SPELLINGS[spelling]
     model, images = build(activation)
-    explanations = GuidedBackprop(model, smooth="guide").explain(images, 1)
+    explanations, saliency = compare(images, 1, [GuidedBackprop(model, smooth="guide"), Saliency(model)])
     outputs = FORMULAS[formula](FORMULAS[formula](IMAGES @ FIRST) @ SECOND) @ LAST
     np.testing.assert_allclose(explanations.outputs, outputs, rtol=1e-6)
     # Central differences are good to 1e-9; some frameworks compute their own in float32 inside.
@@ -238,7 +239,6 @@ def test_against_the_formula(spelling):
     # Planted: the plain gradient is another map, and that is what Saliency finds.
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         np.testing.assert_allclose(explanations, expected(formula, guides=False), **tolerance)
-    saliency = Saliency(model).explain(images, 1)
     np.testing.assert_allclose(saliency, expected(formula, guides=False), **tolerance)
     assert tuple(saliency.coverage) == ((name, count, "plain"),)
     with pytest.raises(NoReluError, match=f'{name} x{count}.*Use Saliency\\(model\\), or smooth="guide"'):

@@ -92,8 +92,10 @@ def explain(framework, labels, *, method="guided", images=IMAGES, batch_size=Non
     return smooth.explain(convert(images), labels), back
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("method", RULES)
+# What is done with the maps does not depend on whose they are.
+@pytest.mark.parametrize(
+    ("method", "form"), [*(("guided", form) for form in FORMS), ("saliency", "mean"), ("deconvnet", "mean")]
+)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_against_the_formula(framework, method, form):
     found, back = explain(framework, LABELS, method=method, form=form)
@@ -115,7 +117,7 @@ def test_against_the_formula(framework, method, form):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_batches_do_not_change_the_noise(framework):
     whole, _ = explain(framework, LABELS)
-    for batch_size in (1, 2, 5, 100):
+    for batch_size in (1, 5, 100):
         found, _ = explain(framework, LABELS, batch_size=batch_size)
         np.testing.assert_allclose(found, np.asarray(whole), **TOLERANCE)
     np.testing.assert_array_equal(explain(framework, LABELS)[0], np.asarray(whole))

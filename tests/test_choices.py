@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends.choices import judge_choice
+from guided_backprop.backends.choices import judge_behind, judge_choice
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
@@ -72,9 +72,22 @@ def test_a_pool_sees_what_is_around():
     assert verdict(beside(0.0), choice=Choice.AROUND) is Verdict.PARTIAL
 
 
-def test_few_numbers_tell_nothing():
+def test_few_numbers_beside_a_constant_are_not_passed_by():
     assert verdict(beside(0.0)[:1]) is Verdict.UNSETTLED
-    assert verdict(np.abs(beside(0.0))[:, :2, :3] + [0.5, 0.0]) is Verdict.UNSETTLED
+    # No result is closed on these images: of so few it may be on others.
+    assert verdict(np.abs(beside(0.0))[:, :2, :3] + [0.5, 0.0]) is Verdict.PARTIAL
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(1.0, Verdict.PARTIAL), (0.9, Verdict.NONE)])
+def test_what_is_taken_away_behind_weights_is_told_by_derivatives(weight, expected):
+    a, b, g = RNG.normal(size=(3, 5, 4))
+    is_open, bound = a > b, b[:, :1]
+    assert judge_behind((a, b), (g * is_open, g * ~is_open - weight * g)) is expected
+    is_open = a > bound
+    derivatives = g * is_open, (g * ~is_open - weight * g).sum(1, keepdims=True)
+    assert judge_behind((a, bound), derivatives) is expected
+    # All is open here, and may be closed elsewhere.
+    assert judge_behind((abs(a), -abs(b)), (g, -g)) is Verdict.UNSETTLED
 
 
 def difference(y, a, b):
@@ -122,22 +135,26 @@ def test_other_sums_of_the_larger_are_none(y):
 
 
 HIDDEN = {
-    "less b": lambda xp, a, b: xp.maximum(a, b) - b,
-    "b less the smaller": lambda xp, a, b: b - xp.minimum(b, a),
-    "where": lambda xp, a, b: -b + xp.where(a > b, a, b),
-    "of a stack": lambda xp, a, b: (
+    "less b": lambda xp, a, b, mix, stop: xp.maximum(a, b) - b,
+    "b less the smaller": lambda xp, a, b, mix, stop: b - xp.minimum(b, a),
+    "where": lambda xp, a, b, mix, stop: -b + xp.where(a > b, a, b),
+    "of a stack": lambda xp, a, b, mix, stop: (
         0.3 * getattr(xp, "amax", getattr(xp, "reduce_max", None))(xp.stack([a, b]), 0) - 0.3 * b
     ),
+    "less what is repeated": lambda xp, a, b, mix, stop: xp.maximum(a, b[:, :1]) - b[:, :1],
+    "behind weights": lambda xp, a, b, mix, stop: mix(xp.maximum(a, b)) - mix(b),
+    "without a gradient": lambda xp, a, b, mix, stop: xp.maximum(a, stop(b)) - stop(b),
 }
 
 
-def ordinary(xp, a, b):
+def ordinary(xp, a, b, mix, stop):
     """Return sums of a maxout, a shift of rows by their maximum, and a logarithm of a sum of exponentials."""
     amax = getattr(xp, "amax", getattr(xp, "reduce_max", None))
     larger = xp.maximum(a, b)
     log = getattr(xp, "log", None) or xp.math.log
     sums = larger + log(xp.exp(a - larger) + xp.exp(b - larger))
-    return sums + a - amax(a, -1)[..., None] + larger - xp.minimum(a, b) - 0.5 * b
+    row = a[:1] - amax(xp.stack([a, b, sums]), 0)[:1]
+    return sums + a - amax(a, -1)[..., None] + larger - xp.minimum(a, b) - 0.5 * b + mix(larger) - mix(sums) + row
 
 
 def network_of(framework, spelling):
@@ -146,16 +163,22 @@ def network_of(framework, spelling):
     images = np.random.default_rng(2).normal(size=(4, 6)).astype("float32")
     if framework == "torch":
         xp = pytest.importorskip("torch")
-        given, relu, array = xp.as_tensor(images), xp.relu, xp.as_tensor
+        given, relu, array, stop = xp.as_tensor(images), xp.relu, xp.as_tensor, xp.Tensor.detach
     elif framework == "jax":
         jax = pytest.importorskip("jax")
-        xp, relu, array = jax.numpy, jax.nn.relu, jax.numpy.asarray
+        xp, relu, array, stop = jax.numpy, jax.nn.relu, jax.numpy.asarray, jax.lax.stop_gradient
         given = array(images)
     else:
         xp = pytest.importorskip("tensorflow")
-        relu, array, given = xp.nn.relu, xp.constant, xp.constant(images)
+        relu, array, given, stop = xp.nn.relu, xp.constant, xp.constant(images), xp.stop_gradient
     first, second, third = map(array, weights)
-    return lambda x: xp.tanh(spelling(xp, x @ first, x @ second)) + relu(x @ third), given
+    mixing = array(np.random.default_rng(3).normal(size=(8, 8)).astype("float32"))
+
+    def run(x):
+        spelled = spelling(xp, x @ first, x @ second, lambda value: value @ mixing, stop)
+        return xp.tanh(spelled) + relu(x @ third)
+
+    return run, given
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])

@@ -10,7 +10,7 @@ KINDS = {
     **dict.fromkeys("add conv cumsum matmul mean mul neg sub".split(), Kind.LINEAR),
     **dict.fromkeys("stack transpose".split(), Kind.MOVES),
     **dict.fromkeys("clamp maximum minimum".split(), Kind.CLIP),
-    **dict.fromkeys("exp gelu hardswish log softmax sqrt tanh xlogy".split(), Kind.SMOOTH),
+    **dict.fromkeys("exp gelu hardswish log prod softmax sqrt tanh xlogy".split(), Kind.SMOOTH),
     **dict.fromkeys("abs max max_pool".split(), Kind.CHOOSES),
     **dict.fromkeys("leaky_relu relu".split(), Kind.RELU),
     "argmax": Kind.COMPARES,
@@ -96,6 +96,8 @@ HIDDEN = {
     "a bound behind weights": ["a = maximum x 2", "b = matmul a 2", "y = add b 2"],
     "of a magnitude": ["a = maximum x z", "b = relu a", "y = add x b"],
     "a mask as a power": ["is = greater x 0", "y = xlogy is x"],
+    "a product of a row": ["is = greater x 0", "stack = stack x is", "y = prod stack"],
+    "a root that is squared": ["is = greater x 0", "a = where is x 0", "b = sqrt a", "y = exp b"],
     "a loop": ["inside = abs x", "a = loop x inside", "y = add x a"],
     "nobody has heard of it": ["y = unheard_of x"],
 }

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from guided_backprop.backends.spelling import Verdict, judge, other_images
+from guided_backprop.backends.evidence import other_images
+from guided_backprop.backends.spelling import Verdict, judge
 
 SHAPE = (12, 8, 3, 3)
 RANDOM = np.random.default_rng(0)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from guided_backprop import GuidedBackprop, ModelError, OpaqueRegionError, Saliency
-from guided_backprop.backends import nomination
+from guided_backprop.backends import nomination, step
 from guided_backprop.backends.spelling import Judgement, Verdict
 from guided_backprop.backends.tensorflow.hidden import taint, values
 from networks import mlp
@@ -313,7 +313,7 @@ def test_a_branch_that_no_image_takes_is_looked_at_when_one_does():
 @pytest.mark.parametrize(
     ("fault", "missed"),
     [
-        (lambda patch: patch.setattr(nomination, "_CHOOSING", frozenset()), "top-k"),
+        (lambda patch: choosing_nothing(patch), "top-k"),
         (lambda patch: patch.setattr(taint, "passes_gradient", lambda _: True), "rounded"),
         (lambda patch: choosing_alone(patch), "pooled"),
         (lambda patch: blind(patch), "a mask in a loop"),
@@ -323,6 +323,12 @@ def test_planted_fault_taint_that_is_not_followed(fault, missed, monkeypatch):
     fault(monkeypatch)
     monkeypatch.setattr(values.Watch, "_refused", refuses_gates(values.Watch._refused))
     assert GuidedBackprop(net(SPELLED[missed])).explain(IMAGES, WEIGHTS).coverage
+
+
+def choosing_nothing(patch):
+    """Take no operation for one that chooses."""
+    for module in (nomination, step):
+        patch.setattr(module, "CHOOSING", frozenset())
 
 
 def choosing_alone(patch):

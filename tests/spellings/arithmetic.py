@@ -26,6 +26,7 @@ from spellings.functions import (
     masked_on_view,
     own_relu,
     own_relu_tf,
+    partly_assigned,
     scale,
     scale_torch,
     scaled_relu,
@@ -234,6 +235,7 @@ ARITHMETIC: dict[str, Row] = {
     "masked_scatter": row(NO_FUNCTION, torch=judged(lambda x: x.masked_scatter(x < 0, torch.zeros_like(x)))),
     "y[y < 0] = 0": row(NO_ASSIGNMENT, torch=judged(assigned), jax="what it traces is not indexed by a mask"),
     "y[x > 0] = x[x > 0]": row(NO_ASSIGNMENT, torch=judged(scattered), tensorflow=refused(scattered_tf)),
+    "a part in place, and a magnitude": row(NO_ASSIGNMENT, torch=judged(partly_assigned)),
     "masked in place on a view": row(NO_ASSIGNMENT, torch=refused(masked_on_view)),
     "a magnitude in place on a view": row(NO_ASSIGNMENT, torch=refused(magnitude_on_view)),
     # By a magnitude.
@@ -296,6 +298,13 @@ ARITHMETIC: dict[str, Row] = {
         torch=judged(lambda x: (F.leaky_relu(x, 0.25) - 0.25 * x) / 0.75),
         tensorflow=refused(lambda x: (tf.nn.leaky_relu(x, 0.25) - 0.25 * x) / 0.75),
         jax=guided(lambda x: (jax.nn.leaky_relu(x, 0.25) - 0.25 * x) / 0.75),
+        keras=AS_BENEATH,
+    ),
+    # By a product of a row.
+    "prod(stack([x, x > 0]))": row(
+        torch=judged(lambda x: torch.stack([x, (x > 0).double()]).prod(0)),
+        tensorflow=refused(lambda x: tf.reduce_prod(tf.stack([x, tf.cast(x > 0, x.dtype)]), 0)),
+        jax=guided(lambda x: jnp.stack([x, (x > 0).astype(x.dtype)]).prod(0)),
         keras=AS_BENEATH,
     ),
     # By a curve of two.

@@ -63,6 +63,13 @@ def assigned(x):
     return y
 
 
+def partly_assigned(x):
+    """A ReLU of one part, which tells nothing of the sign of the rest."""
+    y = x.clone()
+    y[:, 0] = torch.relu(y[:, 0])
+    return (y + y.abs()) / 2
+
+
 def scattered(x):
     y = torch.zeros_like(x)
     y[x > 0] = x[x > 0]

@@ -64,10 +64,7 @@ def judge_choice(
     is_told = ~is_closed | ~_is_dead(y, np.isin(x, constants))
     is_closing = np.asarray((is_closed & is_told).any(0) & ~is_closed.all(0))
     if not is_closing.any():
-        # Of many results some would have been closed; and what is far from all of them is there to be chosen never.
-        finite = y[np.isfinite(y)] if np.isfinite(y).any() else np.zeros(1)
-        near = constants[np.abs(constants - finite.mean()) <= 2 * np.ptp(finite)]
-        return Judgement(Verdict.UNSETTLED if y[0].size < _MANY and np.isin(still, near).any() else Verdict.NONE)
+        return Judgement(_verdict_of_none_closed(y, still, constants, is_around=is_around))
     closed = np.take_along_axis(y, is_closed.argmax(0)[None], 0)
     if is_around and (y < closed[0][is_closing].max()).any():
         return Judgement(Verdict.NONE)
@@ -79,10 +76,63 @@ def judge_choice(
     return Judgement(verdict)
 
 
-def difference(x: NumpyArray, less: NumpyArray | None = None) -> NumpyArray:
-    """Return x, less another value of as many numbers if there is one."""
-    with np.errstate(all="ignore"):
-        return x if less is None else np.asarray(x - less.reshape(x.shape))
+def _verdict_of_none_closed(y: NumpyArray, still: NumpyArray, constants: NumpyArray, *, is_around: bool) -> Verdict:
+    """Return what results say none of which is a constant: of many, some would have been.
+
+    What is far from all of them is there to be chosen never.
+    """
+    finite = y[np.isfinite(y)] if np.isfinite(y).any() else np.zeros(1)
+    near = constants[np.abs(constants - finite.mean()) <= 2 * np.ptp(finite)]
+    if y[0].size >= _MANY or not np.isin(still, near).any():
+        return Verdict.NONE
+    return Verdict.UNSETTLED if is_around else Verdict.PARTIAL
+
+
+def difference(x: NumpyArray, less: NumpyArray | None = None) -> NumpyArray | None:
+    """Return x, less another value if there is one: of as many numbers, or repeated; None if it cannot be."""
+    if less is None:
+        return x
+    try:
+        with np.errstate(all="ignore"):
+            return np.asarray(x - (less.reshape(x.shape) if less.size == x.size else less))
+    except ValueError:
+        return None
+
+
+def judge_behind(values: Sequence[NumpyArray], derivatives: Sequence[NumpyArray], rounding: float = 1e-3) -> Verdict:
+    """Tell whether a sum is made of a ReLU of the difference of two values, behind whatever weights.
+
+    ``conv(maximum(a, b)) - conv(b)`` is ``conv(relu(a - b))``: its derivatives towards a and b are opposite, and 0
+    where one of these is the larger. No weights that were learned are opposite everywhere.
+
+    Args:
+        values: a and b.
+        derivatives: of a sum of the results, each times a number of its own, towards each.
+        rounding: how far a derivative may be off, as a share of the largest one.
+    """
+    apart = difference(*values)
+    whole = [one for one in derivatives if apart is not None and one.size == apart.size]
+    if apart is None or not whole or not all(np.isfinite(one).all() for one in derivatives):
+        return Verdict.NONE
+    least = min(derivatives, key=np.size)
+    sums = [_summed_to(one, least) for one in derivatives]
+    largest = max(np.abs(one).max(initial=0.0) for one in derivatives)
+    if (np.abs(sums[0] + sums[1]) > rounding * max(largest, np.abs(sums[0]).max(initial=0.0))).any():
+        return Verdict.NONE
+    is_shut = np.abs(whole[0]).reshape(apart.shape) <= rounding * largest
+    shut = [is_shut[side < 0].all() for side in (apart, -apart)]
+    if all(shut) or not ((apart < 0).any() and (apart > 0).any()):
+        return Verdict.UNSETTLED
+    return Verdict.PARTIAL if any(shut) else Verdict.NONE
+
+
+def _summed_to(array: NumpyArray, least: NumpyArray) -> NumpyArray:
+    """Return an array added up over the places for which a smaller one is repeated."""
+    if array.size == least.size:
+        return array.reshape(least.shape)
+    shape = (1,) * (array.ndim - least.ndim) + least.shape
+    axes = tuple(axis for axis, size in enumerate(shape) if size != array.shape[axis])
+    return np.asarray(array.sum(axes)).reshape(least.shape)
 
 
 def _judge_difference(looks: Sequence[tuple[NumpyArray, NumpyArray]], rounding: float) -> Judgement:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from itertools import combinations
+from itertools import combinations, product
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from guided_backprop.backends.signs import Sign
@@ -25,6 +25,8 @@ class Choice(Enum):
     AROUND = auto()
     #: From two values by which is larger: then it may be a ReLU of their difference, which nothing computes.
     APART = auto()
+    #: So it was, and weights came behind: then its derivatives tell.
+    BEHIND = auto()
 
 
 class Candidate(NamedTuple, Generic[Ref]):
@@ -32,7 +34,7 @@ class Candidate(NamedTuple, Generic[Ref]):
 
     Attributes:
         ref: the value, as the framework knows it.
-        size: how many numbers it has; None if that is not known.
+        size: how many numbers it has; None if that is not known, as of a difference in which one value is repeated.
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
         choice: how the result was chosen from it, if it was, and constants may be among its numbers.
         less: another value that is to be taken away from it first, if there is one.
@@ -69,7 +71,7 @@ class Note(Generic[Ref]):
         parts: what it was put together of, before anything added several values up.
         sources: what the taint came from.
         ordered: what was put in order, all of it, with constants that may be among it.
-        differences: of values that something compared or chose from, each less another.
+        differences: of values that something compared or chose from, each less another; those behind weights as well.
     """
 
     is_tainted: bool = False
@@ -131,6 +133,7 @@ class Operand(Generic[Ref]):
         is_one_number: tells whether it is known that all its numbers are the same, though it depends on something.
         has_zeros: tells of a constant whether there may be zeros in it.
         is_sparse: tells of weights whether there are zeros in them, as far as anybody knows.
+        value: the same as ``ref``, also if no gradient comes to it; None if it is no number.
     """
 
     note: Note[Ref] | None = None
@@ -141,6 +144,7 @@ class Operand(Generic[Ref]):
     is_one_number: Callable[[], bool] = _never
     has_zeros: Callable[[], bool] = _never
     is_sparse: Callable[[], bool] = _never
+    value: Ref | None = None
 
     @property
     def is_tainted(self) -> bool:
@@ -150,16 +154,29 @@ class Operand(Generic[Ref]):
 
 def first_of(candidates: Iterable[Candidate[Ref]]) -> tuple[Candidate[Ref], ...]:
     """Return so many candidates, the first ones, each once: bounded only where it is so on all ways."""
-    kept: dict[tuple[Ref, Ref | None], Candidate[Ref]] = {}
+    kept: dict[tuple[Ref, Ref | None, Choice], Candidate[Ref]] = {}
     for candidate in candidates:
-        key = candidate.ref, candidate.less
+        key = candidate.ref, candidate.less, candidate.choice
         if key not in kept or not candidate.is_bounded:
             kept[key] = candidate
     return tuple(kept.values())[:MOST_SOURCES]
 
 
-def differences_of(values: Sequence[Candidate[Ref]]) -> Iterator[Candidate[Ref]]:
-    """Yield each of some values less another, where they may have as many numbers."""
-    for one, other in combinations(values, 2):
-        if one.ref != other.ref and (one.size == other.size or None in (one.size, other.size)):
-            yield Candidate(one.ref, one.size, choice=Choice.APART, less=other.ref)
+def differences_of(families: Sequence[Sequence[Candidate[Ref]]]) -> Iterator[Candidate[Ref]]:
+    """Yield each of some values less another.
+
+    Args:
+        families: operands, each with what it was put together of. Of one family are compared what has as many numbers:
+            a whole is not apart from its own part.
+    """
+    pairs = [pair for family in families for pair in combinations(family, 2) if _is_of_one_size(*pair)]
+    pairs += [pair for one, other in combinations(families, 2) for pair in product(one, other)]
+    for one, other in pairs:
+        if one.ref != other.ref:
+            yield Candidate(
+                one.ref, one.size if _is_of_one_size(one, other) else None, choice=Choice.APART, less=other.ref
+            )
+
+
+def _is_of_one_size(one: Candidate[Ref], other: Candidate[Ref]) -> bool:
+    return one.size == other.size or None in (one.size, other.size)

@@ -8,7 +8,7 @@ for all of them.
 
 To be a gate is a statement about all values, so one counterexample refutes it for good; and values of one sign are no
 evidence, for no value tells a ReLU from the identity there. Then the values of other images are looked at
-(:func:`other_images`), together with the first ones.
+(evidence.py), together with the first ones.
 """
 
 from collections.abc import Iterator
@@ -76,10 +76,6 @@ _SAMPLE: Final = 32768
 _EVIDENCE: Final = 14.0
 # So much more evidence is asked for by channel, where values were compared with each other.
 _BY_RANK: Final = 10.0
-#: So many sets of other images come before the one that is far larger.
-NEAR: Final = 2
-# By how much the last ones of the other images are larger.
-_FAR: Final = 64.0
 # By so many units in the last place of the largest number a sum may miss 0.
 _LEFT: Final = 32
 # So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
@@ -135,62 +131,41 @@ def judge(
     return judgement
 
 
-def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
-    """Yield images on which values that had one sign are likely to have the other.
-
-    They are turned in sign, all and by turns, and nowhere 0: what is made of the 0 around a digit is no constant. The
-    last ones are far larger besides, which is more than a bias makes up for. They are judged alone, and for what the
-    others did not tell: beside them small values look like none.
-    """
-    shown = images[images != 0]
-    images = np.where(images == 0, np.abs(shown).mean() if shown.size else 1, images).astype(images.dtype)
-    yield -images
-    # No two neighbours along any axis alike, and no period that a stride of the model could have.
-    steps = np.arange(images.size, dtype=np.float64).reshape(images.shape)
-    turned = images * np.where(np.sin(steps * steps) > 0, 1.0, -1.0)
-    yield turned.astype(images.dtype)
-    yield (-_FAR * turned).astype(images.dtype)
-
-
 def closes_elsewhere(closed: NumpyArray | None) -> bool:
     """Tell whether what is closed has another value than 0, or none that is known, as where a bound is not 0."""
     return closed is None or bool(np.nan_to_num(closed).any())
 
 
-def is_evidence(others: NumpyArray, first: NumpyArray) -> bool:
-    """Tell whether values on other images are such as the first ones were, and did not run over."""
-    return bool(np.isfinite(others).all() or not np.isfinite(first).all())
-
-
-def is_multiple(y: NumpyArray, x: NumpyArray) -> bool:
-    """Tell whether ``y`` is x times one number, as ``x + |x|`` is where nothing is negative."""
-    x = x.reshape(y.shape)
-    with np.errstate(all="ignore"):
-        ratios = y[x != 0] / x[x != 0]
-        return ratios.size > 0 and bool(np.ptp(ratios) <= 1e-3 * np.abs(ratios).max())
-
-
 def _judged(y: NumpyArray, x: NumpyArray, rounding: float, eps: float, *, is_by_rank: bool) -> Judgement:
-    is_possible = ((y == 0) & (x != 0)).any() or np.unique(y).size < y.size
+    near = _rounded(y, eps)
+    is_possible = ((near == 0) & (x != 0)).any() or np.unique(y).size < y.size
     if not is_possible and not _is_unsettled(y, x):
         # Closed values are alike, and most that is looked at has no two values alike.
         return Judgement(Verdict.NONE)
     judgement = _gate(y, x, rounding, is_by_rank=is_by_rank)
-    if judgement is None and not is_by_rank and _is_gate_but_for_rounding(y, x, eps):
+    is_gate = judgement is not None and judgement.is_gate
+    if not (is_gate or is_by_rank) and _is_gate_but_for_rounding(y, near, x, _rounded(x, 4 * eps), rounding):
         judgement = Judgement(Verdict.PARTIAL)
     if judgement is None and _is_unsettled(y, x):
         return Judgement(Verdict.UNSETTLED)
     return judgement or Judgement(Verdict.NONE)
 
 
-def _is_gate_but_for_rounding(y: NumpyArray, x: NumpyArray, eps: float) -> bool:
-    """Tell whether y is a gate in places, if a sum of two opposite numbers is 0, which it is not always.
+def _is_gate_but_for_rounding(
+    y: NumpyArray, near: NumpyArray, x: NumpyArray, near_x: NumpyArray, rounding: float
+) -> bool:
+    """Tell whether y is a gate if a sum of two opposite numbers is 0, as it is where they are rounded, ``near``.
 
-    It is often: a curve that only comes close to 0 is no gate.
+    A curve that only comes close to 0 is none: it bends there. What is a gate in places need not be straight, and is
+    exactly 0 often.
     """
-    near, x = _rounded(y, eps), _rounded(x, 4 * eps)
-    is_often = 4 * ((y == 0) & (x != 0)).sum() >= ((near == 0) & (x != 0)).sum()
-    return bool(is_often) and _is_gate_in_places(near, x)
+    if np.array_equal(y, near, equal_nan=True) and np.array_equal(x, near_x, equal_nan=True):
+        return False
+    is_often = 4 * ((y == 0) & (near_x != 0)).sum() >= ((near == 0) & (near_x != 0)).sum()
+    if is_often and _is_gate_in_places(near, near_x):
+        return True
+    judgement = _gate(near, near_x, rounding, is_by_rank=False)
+    return judgement is not None and judgement.verdict in (Verdict.CONVEX, Verdict.CONCAVE)
 
 
 def _rounded(array: NumpyArray, eps: float) -> NumpyArray:
@@ -292,6 +267,9 @@ class _Gate:
         needed = _EVIDENCE * (_BY_RANK if is_by_rank and is_by_channel else 1)
         is_sure = self.evidence >= needed
         if slopes is not None and self.is_in_all_rows and (is_sure or (self.is_at_zero and not is_by_rank)):
+            if self.has_closed_one:
+                # What is one number wherever it is closed was a gate before, as a sign.
+                return Judgement(Verdict.UNSETTLED, self.constants.reshape(shape))
             is_rising = (slopes[np.isfinite(slopes)] > 0).all()
             verdict = Verdict.CONVEX if is_rising else Verdict.CONCAVE
             return Judgement(verdict, self.constants.reshape(shape), (side * slopes).reshape(shape))
@@ -317,6 +295,12 @@ class _Gate:
         """Whether different values were closed, so that it is none of a value that was that before."""
         is_closed = self.y == self.constants
         return len(np.unique(self.x[is_closed])) > 1
+
+    @property
+    def has_closed_one(self) -> bool:
+        """Whether several values were closed, and all of them were one number."""
+        x = self.x[self.y == self.constants]
+        return x.size > 1 and not np.ptp(x)
 
     @property
     def is_in_steps(self) -> bool:

@@ -18,13 +18,13 @@ from torch.autograd.graph import Node
 
 from guided_backprop.arrays import Inputs, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
+from guided_backprop.backends.evidence import other_images
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.mistakes import no_array, no_rows
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
 from guided_backprop.backends.refusals import detached, no_batch, not_finite
 from guided_backprop.backends.runs import Start
-from guided_backprop.backends.spelling import other_images
 from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, composites_of, inside_of, needs_shifts

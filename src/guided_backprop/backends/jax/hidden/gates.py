@@ -14,31 +14,23 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.choices import difference, judge_choice
+from guided_backprop.backends.choices import difference, judge_behind, judge_choice
+from guided_backprop.backends.evidence import NEAR, is_evidence, is_thin, other_images
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
+from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of, snapped
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
-from guided_backprop.backends.jax.hidden.watch import Asked, Values, steps_between, watched
+from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, steps_between, watched
 from guided_backprop.backends.notes import Candidate, Choice
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.spelling import (
-    NEAR,
-    Judgement,
-    Verdict,
-    closes_elsewhere,
-    groupings,
-    is_evidence,
-    judge,
-    other_images,
-)
+from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, groupings, judge
+from guided_backprop.backends.step import PARTS
 
 _EXPLICIT = frozenset({"clamp", "minimum"})
 _ENDS = ((np.min, np.inf), (np.max, -np.inf))
 # The images themselves, and those that are made of them; what is far larger is looked at alone, and last.
 _NEAR_LOOKS = 1 + NEAR
-# How far values, and derivatives of 0, may be off.
-_ROUNDING, _NEARLY = 1e-3, 1e-5
 
 
 class _Finding(Enum):
@@ -130,19 +122,35 @@ class Judge:
 
     def _judge_choice(self, y: Value, candidate: Candidate[Value]) -> _Finding:
         x, choice, less = candidate.ref, candidate.choice, candidate.less
+        if choice is Choice.BEHIND:
+            return self._judge_behind(y, candidate)
         if choice is Choice.AROUND and self._signs.of(x):
             # Nothing is closed by the 0 around what a ReLU gives, and nothing has to be run.
             return _Finding.PLAIN
         asked = (y, x) if less is None else (y, x, less)
         looks = [[self._seen(value, number + 1, first=number) for value in asked] for number in range(_NEAR_LOOKS + 1)]
         ran = [[array for array in look if array is not None] for look in looks]
-        seen = [(ys, difference(*others)) for ys, *others in ran if len(others) == len(asked) - 1]
-        seen = seen if less is None else [(_snapped(ys, y), xs) for ys, xs in seen]
+        pairs = [(ys, difference(*others)) for ys, *others in ran if len(others) == len(asked) - 1]
+        seen = [(ys if less is None else snapped(ys, y), xs) for ys, xs in pairs if xs is not None]
         seen = [pair for pair in seen if all(map(is_evidence, pair, seen[0]))]
         if not seen:
-            return _Finding.REFUSED
+            return _Finding.PLAIN if pairs else _Finding.REFUSED
         verdict = judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))).verdict
         return {Verdict.CONCAVE: _Finding.CONCAVE, Verdict.PARTIAL: _Finding.REFUSED}.get(verdict, _Finding.PLAIN)
+
+    def _judge_behind(self, y: Value, candidate: Candidate[Value]) -> _Finding:
+        """Judge by derivatives whether one of two values is taken away again, behind weights."""
+        asked = [Seeded(value, y) for value in candidate.values]
+        for number in range(_NEAR_LOOKS):
+            values = [self._seen(value, number + 1, first=number) for value in candidate.values]
+            derivatives = list(self._look(number, asked).values())
+            known = [array for array in (*values, *derivatives) if array is not None]
+            if len(known) < 2 * len(asked):
+                continue
+            verdict = judge_behind(known[: len(asked)], known[len(asked) :])
+            if verdict is not Verdict.UNSETTLED:
+                return _Finding.REFUSED if verdict is Verdict.PARTIAL else _Finding.PLAIN
+        return _Finding.PLAIN
 
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of one candidate."""
@@ -162,9 +170,10 @@ class Judge:
         is_curve = verdict is Verdict.UNSETTLED and closed is None and not _may_be_one(ys, xs)
         if not slopes.any() or is_curve:
             return plain
-        if verdict not in (Verdict.CONVEX, Verdict.CONCAVE) or closed is None or nominee.step.name in CUSTOM:
+        is_gate = verdict in (Verdict.CONVEX, Verdict.CONCAVE) and not is_thin(xs)
+        if not is_gate or closed is None or nominee.step.name in CUSTOM:
             return plain if _is_of_one(nominee.step) else refused
-        gate = _gate_of(y, x, nominee.block, _Seen(ys, xs.reshape(ys.shape), slopes.reshape(ys.shape), closed))
+        gate = gate_of(y, x, nominee.block, Seen(ys, xs.reshape(ys.shape), slopes.reshape(ys.shape), closed))
         if gate is None:
             return refused
         return (_Finding.GUIDED, gate) if verdict is Verdict.CONVEX else (_Finding.CONCAVE, None)
@@ -189,7 +198,7 @@ class Judge:
             verdict, closed = judgement.verdict, judgement.closed
             if verdict is Verdict.UNSETTLED and self._signs.of(x):
                 verdict = Verdict.NONE
-            if verdict is not Verdict.UNSETTLED:
+            if verdict is Verdict.NONE or not (verdict is Verdict.UNSETTLED or is_thin(before[1])):
                 break
         return verdict, closed, used
 
@@ -198,11 +207,11 @@ class Judge:
             return Judgement(Verdict.NONE)
         is_of_one_sign = bool(self._signs.of(x))
         # Both of them: of what is rounding in one alone, the other would be closed there.
-        ys, xs = _snapped(ys, y), _snapped(xs, x).reshape(ys.shape)
+        ys, xs = snapped(ys, y), snapped(xs, x).reshape(ys.shape)
         return judge(
             ys,
             xs,
-            _ROUNDING,
+            ROUNDING,
             is_by_rank=nominee.is_by_rank,
             is_of_one_sign=is_of_one_sign,
             is_of_two=nominee.is_of_two,
@@ -238,7 +247,7 @@ class Judge:
         places: dict[Asked, Block] = {}
         for y, nominee in self._nominees.items():
             for x in nominee.compared:
-                places |= {y: nominee.block, x: nominee.block, (x, y): nominee.block}
+                places |= dict.fromkeys((y, x, (x, y), Seeded(x, y)), nominee.block)
         return places
 
     def _inputs(self, number: int) -> list[jax.Array]:
@@ -252,113 +261,10 @@ class Judge:
         return [*given, _others(begin, number)]
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Values of y and x, the derivative of one by the other, and what y is where it is closed."""
-
-    y: NumpyArray
-    x: NumpyArray
-    slopes: NumpyArray
-    closed: NumpyArray
-
-
-def _gate_of(y: Value, x: Value, block: Block, seen: _Seen) -> Gate | None:
-    """Return the gate, if the derivative is that of one: the slope where it is open, and 0 where it is closed.
-
-    At a tie every derivative is right, and the gate is closed.
-    """
-    constant = _one_number(seen.closed)
-    if constant is None and seen.closed.shape[0] != 1:
-        return None
-    closed = seen.closed if constant is None else np.asarray(constant)
-    is_closed = _snapped(seen.y, y) == closed
-    slack = _slack(seen, closed, is_closed, y)
-    is_tie = is_closed & ((seen.x == 0) | (seen.x == _threshold(seen, is_closed)))
-    opened = seen.slopes[~is_closed]
-    if not opened.any():
-        return None
-    steepest = np.abs(opened).max()
-    if (np.abs(seen.slopes[is_closed & ~is_tie]) > _NEARLY * steepest).any() or not _is_straight(seen, ~is_closed):
-        return None
-    slope = float(np.median(opened))
-    is_one = bool((np.abs(opened - slope) <= _NEARLY * steepest).all())
-    if not (is_one and is_gateway(x, y, block)):
-        return Gate(closed, slack)
-    side = np.sign(slope) * seen.x
-    is_at_zero = bool(side[is_closed].min() < 0) and not (side[~is_closed] <= 0).any()
-    return Gate(closed, slack, x, slope, is_at_zero=is_at_zero)
-
-
-def _slack(seen: _Seen, closed: NumpyArray, is_closed: NumpyArray, y: Value) -> float:
-    """Return how far rounding may leave a closed value from its constant: compiled otherwise, it is rounded otherwise.
-
-    What a mask closes is left at nothing at all.
-    """
-    left = float(np.abs(seen.y - closed)[is_closed].max(initial=0.0))
-    is_sum = y.step is not None and y.step.kind is Kind.LINEAR and y.step.word != "mul"
-    steepest = float(np.abs(seen.slopes).max(initial=0.0))
-    size = max(np.abs(seen.y[np.isfinite(seen.y)]).max(initial=0.0), steepest * np.abs(seen.x).max(initial=0.0))
-    return max(4 * left, 2 * float(jnp.finfo(y.aval.dtype).eps) * float(size) if is_sum else 0.0)  # type: ignore[no-untyped-call]
-
-
 def _is_of_one(step: Step) -> bool:
     """Tell a curve, or sums and multiples, of one value: where that is no gate there is nothing to multiply with."""
-    return step.kind in (Kind.SMOOTH, Kind.LINEAR) and sum(value.depends for value in step.inputs) == 1
-
-
-def _step(array: NumpyArray, value: Value) -> float:
-    """Return what values are known to: compiled, a sum of two opposite numbers is not always 0."""
-    finite = np.abs(array[np.isfinite(array)])
-    eps = float(jnp.finfo(value.aval.dtype).eps)  # type: ignore[no-untyped-call]
-    return 32 * eps * float(finite.max(initial=0.0))
-
-
-def _snapped(array: NumpyArray, value: Value) -> NumpyArray:
-    """Return values without what rounding may have left of them."""
-    step = _step(array, value)
-    snapped: NumpyArray = array if step == 0 else np.round(array / step) * step + 0.0
-    return snapped
-
-
-def _threshold(seen: _Seen, is_closed: NumpyArray) -> float:
-    """Return the value of x that closed and open meet at."""
-    closed, opened = seen.x[is_closed], seen.x[~is_closed]
-    return float(closed.max() if opened.size and closed.max() <= opened.min() else closed.min())
-
-
-def _is_straight(seen: _Seen, is_open: NumpyArray) -> bool:
-    """Tell whether, by channel or by position, the derivative is that of a straight line through the values."""
-    kept = [axis for axis in range(seen.y.ndim) if axis and (axis in (1, seen.y.ndim - 1) or seen.closed.size > 1)]
-    summed = [axis for axis in range(seen.y.ndim) if axis not in kept]
-    shape = [seen.y.shape[axis] for axis in kept]
-    rows = [
-        np.transpose(array, [*kept, *summed]).reshape(int(np.prod(shape)), -1)
-        for array in (seen.y, seen.x, seen.slopes, is_open)
-    ]
-    for *row, opened in zip(*rows, strict=True):
-        y, x, slopes = (array[opened] for array in row)
-        if y.size < 2:
-            continue
-        first, last = x.argmin(), x.argmax()
-        rise = x[last] - x[first]
-        steep = slopes if rise == 0 else (y[last] - y[first]) / rise
-        if (np.abs(slopes - steep) > 10 * _ROUNDING * np.abs(slopes).max()).any():
-            return False
-    return True
-
-
-def is_gateway(x: Value, y: Value, block: Block) -> bool:
-    """Tell whether all gradients from y to the images come through x."""
-    stack, seen = [y], {x}
-    while stack:
-        value = stack.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        if value.step is None or value in block.inputs:
-            return False
-        stack.extend(operand for operand in value.step.inputs if operand.carries)
-    return True
+    is_one = sum(value.depends for value in step.inputs) == 1 and step.word not in PARTS
+    return is_one and step.kind in (Kind.SMOOTH, Kind.LINEAR)
 
 
 def _is_permuted(y: NumpyArray, x: NumpyArray) -> bool:
@@ -375,14 +281,9 @@ def _may_be_one(y: NumpyArray, x: NumpyArray) -> bool:
     for axes in groupings(y):
         with np.errstate(all="ignore"):
             low, high = (how(ratios, axis=axes, initial=far, where=~np.isnan(ratios)) for how, far in _ENDS)
-            if not (high - low > _ROUNDING * np.abs(high)).any():
+            if not (high - low > ROUNDING * np.abs(high)).any():
                 return True
     return False
-
-
-def _one_number(closed: NumpyArray) -> float | None:
-    known = closed[~np.isnan(closed)]
-    return float(known[0]) if known.size and (known == known[0]).all() else None
 
 
 def _joined(looks: Sequence[NumpyArray | None]) -> NumpyArray | None:

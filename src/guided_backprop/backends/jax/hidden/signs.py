@@ -65,7 +65,12 @@ class Signs:
         is_square = step.word == "mul" and step.inputs[0] is step.inputs[1]
         of = [self._signs[operand] for operand in _made_of(value)]
         sign = sign_of(Operation(step.kind, step.word), of, step.exponent, is_square=is_square)
-        return sign | sign_of_difference(step.inputs, _extreme_of) if step.word == "sub" else sign
+        return sign | shift_of(step)
+
+
+def shift_of(step: Step) -> Sign:
+    """Return the sign of a value less one of its own numbers, in its place; unknown if it is anything else."""
+    return sign_of_difference(step.inputs, _extreme_of) if step.word == "sub" else Sign.UNKNOWN
 
 
 def _outside(value: Value) -> Value:

@@ -15,6 +15,7 @@ from guided_backprop.backends import nomination
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
+from guided_backprop.backends.jax.hidden.signs import shift_of
 from guided_backprop.backends.notes import Candidate, Choice, Note, Operand
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
@@ -104,7 +105,8 @@ class Taint:
         if step.activation is not None:
             row, operands = nomination.activation(step.activation.name), [self._operand(step.activation.x)]
         passes = any(value.carries for value in step.outputs) and any(operand.is_active for operand in operands)
-        return nomination.Step(row, operands, passes, step.relu is not None, held=held, exponent=step.exponent)
+        is_relu, is_shifted = step.relu is not None, bool(shift_of(step))
+        return nomination.Step(row, operands, passes, is_relu, held=held, exponent=step.exponent, is_shifted=is_shifted)
 
     def _operand(self, value: Value) -> Operand[Value]:
         is_number = _is_floating(value)
@@ -117,6 +119,7 @@ class Taint:
             is_one_number=partial(self._facts.is_zero, value),
             has_zeros=partial(self._has_zeros, value, is_unknown_one=True),
             is_sparse=partial(self._has_zeros, value, is_unknown_one=False),
+            value=value if is_number else None,
         )
 
     def _has_zeros(self, value: Value, *, is_unknown_one: bool) -> bool:
@@ -134,15 +137,13 @@ class Taint:
 
     def _is_nan_guard(self, step: Step) -> bool:
         """Tell ``where(x > 0, sqrt(x), 0)``, and the root of ``where(x > 0, x, 1)``; a logarithm likewise."""
-        if step.word in _UNDEFINED and step.inputs[0].step is not None:
+        if _is_undefined(step) and step.inputs[0].step is not None:
             return self._is_nan_guard(step.inputs[0].step)
         if step.word != "where" or not any(map(self._facts.is_uniform, step.inputs[1:])):
             return False
         uses = step.outputs[0].uses
         cases = [operand.step for operand in step.inputs[1:] if operand.carries and operand.step is not None]
-        return (bool(uses) and all(use.word in _UNDEFINED for use in uses)) or any(
-            case.word in _UNDEFINED for case in cases
-        )
+        return (bool(uses) and all(map(_is_undefined, uses))) or any(_is_undefined(case) for case in cases)
 
     def _visit_inside(self, step: Step) -> list[Note[Value]]:
         """Follow the taint through what a step holds; return what is known of what comes out of that."""
@@ -186,18 +187,16 @@ class Taint:
         return self._notes[value] != before
 
     def _nominate(self, y: Value, shown: nomination.Step[Value], step: Step, block: Block) -> None:
-        if not _is_floating(y):
-            return
+        every = [one for one in shown.candidates() if one.ref is not y and _fits(one, y)] if _is_floating(y) else []
+        choices = [one for one in dict.fromkeys(every) if one.choice is not Choice.NONE]
         candidates: dict[Value, bool] = {}
-        every = [one for one in shown.candidates() if one.ref.carries and one.ref is not y and _fits(one, y)]
-        choices = dict.fromkeys(one for one in every if one.choice is not Choice.NONE)
         for one in every:
             if one.choice is Choice.NONE:
                 candidates[one.ref] = one.is_bounded and candidates.get(one.ref, True)
         reached = self._reached(step, {*candidates, *(value for one in choices for value in one.values)})
-        choices = {one: None for one in choices if reached.issuperset(one.values)}
+        choices = [one for one in choices if all(value in reached or not value.carries for value in one.values)]
         # The first that is computed comes first: it is what the others were made of.
-        ordered = sorted((value for value in candidates if value in reached), key=self._order.__getitem__)
+        ordered = sorted(candidates.keys() & reached, key=self._order.__getitem__)
         if ordered or choices:
             bounded = frozenset(value for value in ordered if candidates[value])
             ranks = shown.is_by_rank, shown.is_of_two
@@ -221,6 +220,12 @@ class Taint:
         return reached
 
 
+def _is_undefined(step: Step) -> bool:
+    """Tell an operation that has no value, or no derivative, for some numbers; a whole power has."""
+    is_whole = step.exponent is not None and step.exponent >= 0 and step.exponent == int(step.exponent)
+    return step.word in _UNDEFINED and not is_whole
+
+
 def _is_branch(step: Step) -> bool:
     """Tell a branch of several values: one number chooses for all of them. What it holds is looked at in there."""
     return step.word == "cond" and all(_size(value) > 1 for value in step.outputs)
@@ -228,8 +233,22 @@ def _is_branch(step: Step) -> bool:
 
 def _fits(candidate: Candidate[Value], y: Value) -> bool:
     """Tell whether a value may be a ReLU of a candidate, by how many numbers they have."""
-    is_one_for_one = candidate.choice in (Choice.NONE, Choice.APART)
-    return not (is_one_for_one and candidate.size != _size(y)) and not (candidate.less is not None and _is_shift(y))
+    x, less = candidate.ref, candidate.less
+    if less is None:
+        return x.carries and (candidate.choice is not Choice.NONE or candidate.size == _size(y))
+    if _is_shift(y):
+        return False
+    return (x.carries and less.carries) if candidate.choice is Choice.BEHIND else _size_apart(x, less) == _size(y)
+
+
+def _size_apart(x: Value, less: Value) -> int | None:
+    """Return how many numbers the difference of two values has, one of which may be repeated."""
+    if _size(x) == _size(less):
+        return _size(x)
+    try:
+        return int(np.prod(np.broadcast_shapes(x.aval.shape, less.aval.shape)))
+    except ValueError:
+        return None
 
 
 def _is_shift(y: Value) -> bool:

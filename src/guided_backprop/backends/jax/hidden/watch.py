@@ -1,6 +1,7 @@
 """Runs a program once to see values inside of it: those of loops for all their turns, and derivatives between two."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,17 @@ from jax import Array
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.jax.graph.program import REMATS, Block, Step, Value
 
+
+@dataclass(frozen=True)
+class Seeded:
+    """The derivative of y towards x, of each number of y times another one."""
+
+    x: Value
+    y: Value
+
+
 #: A value, or what the second is differentiated by.
-Asked = Value | tuple[Value, Value]
+Asked = Value | tuple[Value, Value] | Seeded
 #: For each that was asked for: its values, and whether they were computed, each with an axis for each loop around it.
 Found = dict[Asked, tuple[Array, Array]]
 
@@ -42,9 +52,13 @@ class Watch:
             results = self._step(step, operands, answers)
             arrays.update((value, _cut(value, result)) for value, result in zip(step.outputs, results, strict=True))
         for key in self._asked.get(id(block), ()):
-            kept = self._derivative(*key, block, arrays) if isinstance(key, tuple) else arrays[key]
-            answers[key] = kept, jnp.ones((), bool)
+            answers[key] = self._answer(key, block, arrays), jnp.ones((), bool)
         return arrays, answers
+
+    def _answer(self, key: Asked, block: Block, arrays: Mapping[Value, Array]) -> Array:
+        if isinstance(key, tuple):
+            return self._derivative(*key, block, arrays, jnp.ones_like)
+        return self._derivative(key.x, key.y, block, arrays, _seed) if isinstance(key, Seeded) else arrays[key]
 
     def _read(self, value: Value, arrays: Mapping[Value, Array]) -> Array:
         if value.literal is not None:
@@ -120,8 +134,10 @@ class Watch:
         inside = [key for step in steps for inner in step.blocks for key in self._keys(inner)]
         return [*inside, *self._asked.get(id(block), ())]
 
-    def _derivative(self, x: Value, y: Value, block: Block, arrays: Mapping[Value, Array]) -> Array:
-        """Return what the values of x get of a gradient of ones at y; no gradient passes a ReLU that is guided."""
+    def _derivative(
+        self, x: Value, y: Value, block: Block, arrays: Mapping[Value, Array], seed: Callable[[Array], Array]
+    ) -> Array:
+        """Return what the values of x get of a gradient at y; no gradient passes a ReLU that is guided."""
         steps = steps_between(x, y, block)
 
         def of(given: Array) -> Array:
@@ -133,8 +149,12 @@ class Watch:
             return inside[y]
 
         result, back = jax.vjp(of, arrays[x])
-        (derived,) = back(jnp.ones_like(result))
+        (derived,) = back(seed(result))
         return derived  # type: ignore[no-any-return]
+
+
+def _seed(y: Array) -> Array:
+    return (1.5 + jnp.sin(jnp.arange(y.size, dtype=float))).reshape(y.shape).astype(y.dtype)
 
 
 def _is_guided(value: Value) -> bool:
@@ -194,7 +214,8 @@ def _flat(asked: Asked, kept: tuple[Array, Array] | None) -> NumpyArray | None:
     if kept is None:
         return None
     array, is_computed = np.asarray(kept[0], np.float64), np.asarray(kept[1])
-    shape = (asked[0] if isinstance(asked, tuple) else asked).aval.shape
+    x = asked.x if isinstance(asked, Seeded) else asked[0] if isinstance(asked, tuple) else asked
+    shape = x.aval.shape
     array = array.reshape(-1, *shape)[is_computed.ravel()]
     if not len(array):
         return None

@@ -39,7 +39,13 @@ def sign_of_node(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> Sign:
     refs, row = operand_refs(node), OPERATIONS[node.op]
     is_square = node.op == "Mul" and _is_square(graph, *refs)
     sign = sign_of(row, _made_of(graph, node, operands), exponent_of(graph, node), is_square=is_square)
-    return sign | sign_of_difference(refs, partial(_extreme_of, graph)) if node.op == "Sub" else sign
+    return sign | shift_of(graph, node)
+
+
+def shift_of(graph: Graph, node: NodeDef) -> Sign:
+    """Return the sign of a value less one of its own numbers, in its place; unknown if it is anything else."""
+    refs = operand_refs(node)
+    return sign_of_difference(refs, partial(_extreme_of, graph)) if node.op == "Sub" else Sign.UNKNOWN
 
 
 def _made_of(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> list[Sign]:

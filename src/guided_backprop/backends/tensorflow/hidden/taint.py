@@ -30,7 +30,7 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
 )
 from guided_backprop.backends.tensorflow.graph.operations import COMPARISONS, OPERATIONS, SHAPES
 from guided_backprop.backends.tensorflow.graph.weights import Weights
-from guided_backprop.backends.tensorflow.hidden.signs import exponent_of, sign_of_node
+from guided_backprop.backends.tensorflow.hidden.signs import exponent_of, shift_of, sign_of_node
 from guided_backprop.backends.tensorflow.hidden.traces import (
     Body,
     Candidate,
@@ -139,7 +139,8 @@ class Taint:
         if node.op in _PADS:
             operands.append(Operand())
         passes = passes and any(operand.is_active for operand in operands)
-        return Step(row, operands, passes, is_relu, node.op in _GATES, exponent=exponent_of(graph, node))
+        exponent, is_shifted = exponent_of(graph, node), bool(shift_of(graph, node))
+        return Step(row, operands, passes, is_relu, node.op in _GATES, exponent=exponent, is_shifted=is_shifted)
 
     def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:
         """Return the sign of all that a node gives; of a composite activation's end, that of the activation."""
@@ -157,11 +158,14 @@ class Taint:
 
     def _add_places(self, body: Body, node: NodeDef, step: Step[str], refs: Sequence[str]) -> None:
         """Make a place of each result that carries a gradient."""
-        candidates = tuple(_candidates(body, node, step))
-        for ref in refs if candidates else ():
+        every = list(_candidates(body, node, step))
+        candidates = tuple(one for one in every if one.choice is not Choice.BEHIND)
+        # Inside of what others hold there are no derivatives of one value towards another.
+        behind = tuple(one for one in every if one.choice is Choice.BEHIND and not body.name)
+        for ref in refs if candidates or behind else ():
             if body.graph.kind_of(ref) in FLOATS:
                 is_explicit = _is_explicit(body.graph, node)
-                place = Place(_called(body, node), word_of(node), body.name, ref, candidates, is_explicit)
+                place = Place(_called(body, node), word_of(node), body.name, ref, candidates, is_explicit, behind)
                 self._places[body.name, ref] = place
 
     def _is_excused(self, body: Body, node: NodeDef) -> bool:
@@ -228,6 +232,7 @@ class Taint:
             is_number,
             has_zeros=partial(_has_zeros, body.graph, node, ref),
             is_sparse=partial(self._weights.may_have_zeros, body.graph, ref, is_outermost=not body.name),
+            value=ref if is_number else None,
         )
 
 
@@ -260,8 +265,10 @@ def _candidates(body: Body, node: NodeDef, step: Step[str]) -> Iterator[Candidat
     for (ref, choice, less), is_bounded in bounded.items():
         trace = body.trace(ref)
         refs = [ref, less] if less else [ref]
-        are_values = all(body.trace(one).is_active and body.graph.kind_of(one) in FLOATS for one in refs)
-        if are_values and reached >= set(map(producer, refs)):
+        active = [one for one in refs if body.trace(one).is_active]
+        has_enough = bool(active) if less and choice is Choice.APART else active == refs
+        are_values = has_enough and all(body.graph.kind_of(one) in FLOATS for one in refs)
+        if are_values and reached >= set(map(producer, active)):
             sign = Sign.UNKNOWN if less else trace.sign
             yield Candidate(ref, sign, step.is_by_rank, is_bounded, step.is_of_two, choice, less)
 

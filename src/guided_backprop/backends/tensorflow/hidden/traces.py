@@ -84,7 +84,8 @@ class Candidate:
         """Return its values, the next ones, beside those of the place; None if the place can be nothing of it."""
         x, *less = (next(values) for _ in self.refs)
         if less:
-            return difference(x, *less) if x.size == less[0].size == y.size else None
+            apart = difference(x, *less)
+            return apart if apart is not None and apart.size == y.size else None
         if self.is_choice:
             return np.array(x)
         return np.array(x.reshape(y.shape)) if x.size == y.size else None
@@ -101,6 +102,7 @@ class Place:
         ref: what it gives.
         candidates: what it may be a ReLU of.
         is_explicit: whether it is a minimum or clamp, or a multiple of one: it may be the negative of a ReLU.
+        behind: pairs of values, one of which may be taken away again behind weights.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Place:
     ref: str
     candidates: tuple[Candidate, ...]
     is_explicit: bool
+    behind: tuple[Candidate, ...] = ()
 
     @property
     def refs(self) -> list[str]:

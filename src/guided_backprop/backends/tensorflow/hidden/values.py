@@ -6,7 +6,7 @@ not settled for good. Values inside of loops and branches are seen as well, by a
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 
@@ -16,21 +16,14 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.choices import judge_choice
-from guided_backprop.backends.spelling import (
-    NEAR,
-    Shut,
-    Verdict,
-    closes_elsewhere,
-    groupings,
-    is_evidence,
-    judge,
-    other_images,
-)
-from guided_backprop.backends.tensorflow.gradients import Editor
+from guided_backprop.backends.choices import judge_behind, judge_choice
+from guided_backprop.backends.evidence import NEAR, is_evidence
+from guided_backprop.backends.spelling import Verdict, closes_elsewhere, judge
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_run, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import Graph
+from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Import
+from guided_backprop.backends.tensorflow.hidden.looks import is_straight, other_inputs, together, turned_in_sign
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
 #: How many images are looked at, and how many values of one place inside of a loop.
@@ -38,7 +31,6 @@ _IMAGES = 8
 _VALUES = 1 << 20
 
 Pair = tuple[int, int]
-Import = Callable[..., list[tf.Tensor]]
 
 
 class Watch:
@@ -67,6 +59,8 @@ class Watch:
         self._begins_inside = begins_inside
         self._places, self._graph_def, self._flat_names = places, graph_def, flat_names
         self._specs, self._bring = specs, bring
+        self._derivatives = Derivatives(graph_def, specs, bring)
+        self._behind = [(number, one) for number, place in enumerate(places) for one in place.behind]
         self._open: dict[Pair, None] = dict.fromkeys(
             (number, index) for number, place in enumerate(places) for index, _ in enumerate(place.candidates)
         )
@@ -79,7 +73,7 @@ class Watch:
     @property
     def is_open(self) -> bool:
         """Whether there is a place that values may still show to be a ReLU."""
-        return bool(self._open)
+        return bool(self._open or self._behind)
 
     def found(self, arrays: Sequence[tf.Tensor]) -> list[Place]:
         """Return the places that are ReLUs, as these images show them, or that no image tells."""
@@ -87,12 +81,13 @@ class Watch:
             if not self.is_open:
                 return []
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
-            verdicts = self._judged(few)
+            taken = self._taken_away(few)
+            verdicts = self._judged(few) if self._open else {}
             if self._idle and len(few[0]) < len(arrays[0]):
                 # Another image may take the branch that these do not.
                 verdicts = self._judged(arrays)
             idle = self._idle
-            for turn, others in enumerate(_others(few, first=len(few) - 1 if self._begins_inside else 0)):
+            for turn, others in enumerate(other_inputs(few, first=len(few) - 1 if self._begins_inside else 0)):
                 if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
                     break
                 try:
@@ -108,7 +103,8 @@ class Watch:
             self._open = dict.fromkeys(pair for pair in self._open if pair in refused | closed | idle | choices)
             self._seen.clear()
             self._firsts.clear()
-            return [self._places[number] for number in dict.fromkeys(number for number, _ in sorted(refused))]
+            numbers = sorted(taken.union(number for number, _ in refused))
+            return [self._places[number] for number in numbers]
 
     def _is_doubtful(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether other images may say more: what compares values with each other may be a gate by chance."""
@@ -165,7 +161,7 @@ class Watch:
         candidate, pairs = self._candidate(pair), [(look[0], look[pair[1] + 1]) for look in seen]
         if candidate.is_choice:
             return judge_choice(pairs, candidate.choice, is_of_one_sign=bool(candidate.sign)).verdict
-        y, x = (_together(list(looks)) for looks in zip(*pairs, strict=True))
+        y, x = (together(list(looks)) for looks in zip(*pairs, strict=True))
         return self._judge(y, x, candidate)
 
     def _judge(self, y: NumpyArray, x: NumpyArray, candidate: Candidate) -> Verdict:
@@ -177,7 +173,7 @@ class Watch:
         if candidate.is_bounded and judged.is_gate and closes_elsewhere(judged.closed):
             # A bound that is not 0 is no ReLU until it is shifted to 0.
             return Verdict.NONE
-        if judged.verdict is Verdict.UNSETTLED and judged.closed is None and not _is_straight(y, x, rounding):
+        if judged.verdict is Verdict.UNSETTLED and judged.closed is None and not is_straight(y, x, rounding):
             # Of a ReLU the open side is straight, though no value be closed.
             return Verdict.NONE
         return judged.verdict
@@ -199,9 +195,7 @@ class Watch:
             (x_then, *ys_then), (x_now, *ys_now) = first, second
             for pair, then, now in zip(pairs, ys_then, ys_now, strict=True):
                 if is_evidence(now, then):
-                    revised[pair] = self._judge(
-                        _together([then, now]), _together([x_then, x_now]), self._candidate(pair)
-                    )
+                    revised[pair] = self._judge(together([then, now]), together([x_then, x_now]), self._candidate(pair))
         return self._not_refuted(revised)
 
     def _comes_through(self, pair: Pair) -> bool:
@@ -225,7 +219,7 @@ class Watch:
 
         def both(*inputs: tf.Tensor) -> list[list[tf.Tensor]]:
             first = self._bring(graph_def, inputs, [x, *ys])
-            turning.append(CallOut(_turned, first[0].dtype))
+            turning.append(CallOut(turned_in_sign, first[0].dtype))
             turned = tf.ensure_shape(turning[0](first[:1])[0], first[0].shape)
             return [first, [turned, *self._bring(graph_def, inputs, ys, instead={x: turned})]]
 
@@ -255,7 +249,7 @@ class Watch:
 
     def _is_closed(self, pair: Pair) -> bool:
         """Tell whether the images themselves show nothing but what is closed: others may open it."""
-        y, x = (_together([look[place] for look in self._seen[pair[0]]]) for place in (0, pair[1] + 1))
+        y, x = (together([look[place] for look in self._seen[pair[0]]]) for place in (0, pair[1] + 1))
         first, closed = self._firsts[pair[0]][0], judge(y, x).closed
         return bool((first == (first.flat[0] if closed is None else closed)).all())
 
@@ -263,21 +257,25 @@ class Watch:
         """Return the pairs with a derivative of one towards the other, around all ReLUs that are guided."""
         if not pairs:
             return set()
-        graph_def, editor = renamed(self._graph_def), Editor(Shut(), {})
         wanted: dict[str, list[str]] = defaultdict(list)
         pairs = sorted(pairs)
         for pair in pairs:
             wanted[self._flat(self._places[pair[0]].ref)].append(self._flat(self._candidate(pair).ref))
+        are_led = self._derivatives.led(wanted, arrays)
+        return {pair for pair, is_led in zip(pairs, are_led, strict=True) if is_led}
 
-        def derive(*inputs: tf.Tensor) -> tf.Tensor:
-            names = list(dict.fromkeys(ref for y, refs in wanted.items() for ref in (y, *refs)))
-            tensors = dict(zip(names, self._bring(graph_def, inputs, names), strict=True))
-            with editor.at_work():
-                return tf.concat([_are_led(tensors[y], [tensors[x] for x in refs]) for y, refs in wanted.items()], 0)
-
-        concrete = tf.function(derive, input_signature=self._specs, autograph=False).get_concrete_function()
-        keep_functions(graph_def, concrete)
-        return {pair for pair, is_led in zip(pairs, concrete(*arrays).numpy(), strict=True) if is_led}
+    def _taken_away(self, arrays: Sequence[tf.Tensor]) -> set[int]:
+        """Return the places where one of two values is taken away again, behind weights."""
+        pairs = [[self._flat(self._places[number].ref), *map(self._flat, one.refs)] for number, one in self._behind]
+        verdicts = [
+            judge_behind(values, derivatives) for values, derivatives in self._derivatives.towards(pairs, arrays)
+        ]
+        # What the weights say they say for all images.
+        kept = [
+            (one, verdict) for one, verdict in zip(self._behind, verdicts, strict=True) if verdict is not Verdict.NONE
+        ]
+        self._behind = [one for one, _ in kept]
+        return {number for (number, _), verdict in kept if verdict is Verdict.PARTIAL}
 
     def _flat(self, ref: str) -> str:
         return self._flat_names[ref]
@@ -343,58 +341,4 @@ class Watch:
         function.signature.is_stateful = True
 
 
-def _are_led(y: tf.Tensor, candidates: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Tell to which of some values a gradient with respect to y comes."""
-    seeds = tf.cast(tf.random.stateless_uniform(tf.shape(y), [1, 2], 1.0, 2.0), y.dtype)
-    gradients = tf.gradients(y, candidates, seeds)
-    none = tf.constant(False)
-    return tf.stack(
-        [none if gradient is None else tf.reduce_any(tf.convert_to_tensor(gradient) != 0) for gradient in gradients]
-    )
-
-
-def _turned(x: NumpyArray) -> NumpyArray:
-    """Return the numbers with the signs of about half of them turned."""
-    _, turned, *_ = other_images(x)
-    return turned
-
-
 _NUMBERS = count()
-
-
-def _is_straight(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
-    """Tell whether y lies on a straight line over x: one for all, or one for each channel or position."""
-    y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
-    with np.errstate(all="ignore"):
-        return any(_are_lines(y, x, axes, rounding) for axes in groupings(y))
-
-
-def _are_lines(y: NumpyArray, x: NumpyArray, axes: tuple[int, ...], rounding: float) -> bool:
-    off_x, off_y = (array - array.mean(axes, keepdims=True) for array in (x, y))
-    spread = np.square(off_x).sum(axes, keepdims=True)
-    slope = np.divide((off_x * off_y).sum(axes, keepdims=True), spread, out=np.zeros_like(spread), where=spread > 0)
-    return not (np.abs(off_y - slope * off_x) > rounding * np.abs(y).max()).any()
-
-
-def _together(looks: list[NumpyArray]) -> NumpyArray:
-    """Return the values of several runs as one array, the first axis being that of images or of turns of a loop."""
-    if len(looks) == 1:
-        return looks[0] if looks[0].ndim else looks[0][None]
-    if len({look.shape for look in looks}) == 1:
-        return np.concatenate(looks) if looks[0].ndim else np.stack(looks)
-    if len({look.shape[1:] for look in looks}) == 1 and looks[0].ndim:
-        return np.concatenate(looks)
-    return np.concatenate([look.ravel() for look in looks])
-
-
-def _others(arrays: Sequence[tf.Tensor], first: int) -> Iterator[list[tf.Tensor]]:
-    """Yield other images, the numbers among the inputs being others, from the ``first`` input on."""
-    every = [
-        list(other_images(array.numpy())) if array.dtype.is_floating and position >= first else None
-        for position, array in enumerate(arrays)
-    ]
-    for turn in range(max(len(others) for others in every if others is not None)):
-        yield [
-            given if others is None else tf.constant(others[turn], given.dtype)
-            for given, others in zip(arrays, every, strict=True)
-        ]

@@ -1,6 +1,6 @@
 """What a watched forward pass notes of values, as nomination.py says; here are the values, and where notes are kept."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -22,28 +22,44 @@ class Value:
 
     Attributes:
         tensor: the values, that nothing else changes or that are known to have changed since.
-        edge: where a gradient with respect to it ends.
+        edge: where a gradient with respect to it ends; None if there is none.
         sign: the sign that all of it has by how it was made.
         version: how often it had been changed in place.
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
         choice: how something was chosen from it, where constants may be among its numbers.
+        less: another value that is taken away from it, behind weights.
     """
 
     tensor: torch.Tensor
-    edge: GradientEdge
+    edge: GradientEdge | None
     sign: Sign
     version: int
     is_bounded: bool = False
     choice: notes.Choice = notes.Choice.NONE
+    less: "Value | None" = None
 
     @property
     def is_as_it_was(self) -> bool:
         """Whether the values are still those that something was made of."""
         return self.tensor._version == self.version
 
+    def is_apart(self, other: "Value", size: int) -> bool:
+        """Tell whether the difference from another one has so many numbers."""
+        shapes = self.tensor.shape, other.tensor.shape
+        if not all(one.tensor.layout is torch.strided for one in (self, other)):
+            return False
+        try:
+            return (
+                size
+                == (shapes[0] if shapes[0].numel() == shapes[1].numel() else torch.broadcast_shapes(*shapes)).numel()
+            )
+        except RuntimeError:
+            return False
+
     def without(self, other: "Value") -> "Value":
-        """Return the difference from another one, number by number."""
-        tensor = self.tensor - other.tensor.reshape(self.tensor.shape)
+        """Return the difference from another one, of as many numbers or repeated."""
+        is_alike = self.tensor.numel() == other.tensor.numel()
+        tensor = self.tensor - (other.tensor.reshape(self.tensor.shape) if is_alike else other.tensor)
         return Value(tensor, self.edge, Sign.UNKNOWN, tensor._version)
 
 
@@ -79,6 +95,12 @@ class Note(notes.Note[Value]):
     falling: frozenset[int] = frozenset()
     extreme: Extreme | None = None
 
+    def joined(self, other: notes.Note[Value]) -> "Note":
+        """Return what is known of a value that is one in a part, and the other elsewhere."""
+        falling = other.falling if isinstance(other, Note) else frozenset[int]()
+        known = replace(super().joined(other), is_stacked=True)
+        return Note(**{**vars(known), "falling": self.falling | falling, "extreme": None})
+
 
 class Notes:
     """Notes on tensors, kept by storage: a view shares them. Weak, so that no memory is held for it."""
@@ -99,6 +121,9 @@ class Notes:
         if is_alone and known is not None:
             known[2][_place(tensor)] = note
             return
+        if known is not None and tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes():
+            # A part was written, and the rest is what it was.
+            note = note.joined(known[1])
         # While the weak reference lives, its address is not used again.
         self._notes[reference.cdata] = (reference, note, {})
 
@@ -152,7 +177,10 @@ class Operand(notes.Operand[Value]):
         # A leaf is cloned before anything is made of it, and has no node to be asked about.
         has_edge = is_active and tensor.grad_fn is not None
         sign = Sign.UNKNOWN if note is None else note.sign
-        ref = Value(kept.detach(), get_gradient_edge(tensor), sign, kept._version) if has_edge else None
+        # Not detached: below autograd that would count changes of its own.
+        edge = get_gradient_edge(tensor) if has_edge else None
+        value = None if note is None or not tensor.is_floating_point() else Value(kept, edge, sign, kept._version)
+        ref = value if has_edge else None
         super().__init__(
             note,
             ref,
@@ -162,6 +190,7 @@ class Operand(notes.Operand[Value]):
             is_one_number=partial(_is_one_number, kept),
             has_zeros=partial(_has_zeros, kept),
             is_sparse=partial(_has_zeros, kept),
+            value=value,
         )
         object.__setattr__(self, "tensor", kept)
 

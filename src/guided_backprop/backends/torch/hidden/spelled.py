@@ -5,7 +5,6 @@ passes on to x as a ReLU would let it; else it is refused. What no value tells i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -13,18 +12,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.choices import judge_behind
+from guided_backprop.backends.evidence import NEAR, is_evidence, is_multiple, is_thin
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, spelled
-from guided_backprop.backends.spelling import NEAR, Judgement, Shut, Verdict, closes_elsewhere, is_evidence, is_multiple
-from guided_backprop.backends.torch.graph.nodes import Path, is_in_place_on_view
+from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
+from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of
-from guided_backprop.backends.torch.hidden.audit import BackwardWatch
+from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative, shut
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Suspect, joined, judged
 
 #: A result, and what it may be a ReLU of, by their place.
@@ -94,8 +95,9 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
     }
     if not suspects:
         return Settled([], frozenset(), frozenset(), is_sure=True)
-    looks = elsewhere(frozenset(suspect.place for suspect in suspects.values()))
-    others = list(islice(looks, NEAR))
+    places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
+    looks = elsewhere(places)
+    others = list(islice(looks, NEAR)) if places else []
     cases = [
         _Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled)
         for order, suspect in suspects.items()
@@ -103,7 +105,7 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
     if any(case.is_in_doubt for case in cases):
         far = next(looks)
         cases = [replace(case, far=far.get(case.suspect.place)) if case.is_in_doubt else case for case in cases]
-    with _shut(path):
+    with shut(path):
         raised = frozenset(case.suspect.place[0] for case in cases if case.is_raised)
         if not raised <= watch.raised:
             return Settled([], frozenset(), raised, is_sure=False)
@@ -211,12 +213,12 @@ class _Case:
     @property
     def is_in_doubt(self) -> bool:
         """Whether other images may tell it."""
-        return self.is_open and not self.suspect.x.sign
+        return self.is_open and not self.suspect.x.sign and self.suspect.x.choice is not Choice.BEHIND
 
     @cached_property
     def derivative(self) -> NumpyArray | None:
         """The derivative of the result towards x; None if the graph cannot tell it."""
-        return None if self.node is None else _derivative(self.node, self.suspect)
+        return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x)
 
     @property
     def is_gate(self) -> bool:
@@ -225,7 +227,7 @@ class _Case:
             self.judgement.verdict is Verdict.CONVEX
             and self.derivative is not None
             and bool(self.derivative.any())
-            and _agrees(self.suspect, self.judgement, self.derivative)
+            and agrees(self.suspect, self.judgement, self.derivative)
         )
 
     @property
@@ -272,7 +274,7 @@ class _Case:
             is_bounded = suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
             is_told = self.is_settled or bool(suspect.x.sign) or is_bounded or is_constant
             return "unsure" if is_told or not self._is_direct else "refused"
-        if self.is_gate and not self.is_settled and self.node is not None:
+        if self.is_gate and not (self.is_settled or is_thin(self.values[1])) and self.node is not None:
             y = suspect.values[0]
             return Spelled(self.node, suspect.place[1], _named(suspect), y, y != self.judgement.closed)
         return self._refused()
@@ -284,11 +286,25 @@ class _Case:
         return bool(users) and all(row(user).word == "exp" for user in users)
 
     def _answer_of_choice(self) -> _Answer:
+        if self.suspect.x.choice is Choice.BEHIND:
+            return self._answer_of_derivatives()
         if self.is_open:
             return "unsure"
         if self.suspect.x.choice is Choice.APART and self._is_shift:
             return "plain"
         return self._refused() if self.judgement.is_gate else "plain"
+
+    def _answer_of_derivatives(self) -> _Answer:
+        """Say whether a value that something chose among is taken away again, behind weights."""
+        x, less = self.suspect.x, self.suspect.x.less
+        if self.node is None or less is None or self._is_shift:
+            return "plain"
+        towards = [derivative(self.node, self.suspect, value, is_of_one=False) for value in (x, less)]
+        derivatives = [one for one in towards if one is not None]
+        if len(derivatives) < 2:
+            return "unsure"
+        verdict = judge_behind((as_numpy(x.tensor), as_numpy(less.tensor)), derivatives)
+        return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
 
     def _refused(self) -> _Answer:
         return "unfinished" if self.is_settled else "refused"
@@ -309,53 +325,6 @@ def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, Nu
     return all(
         other.shape == array.shape and is_evidence(other, array) for other, array in zip(others, first, strict=True)
     )
-
-
-@contextmanager
-def _shut(path: Path) -> Iterator[None]:
-    """Let no gradient pass the ReLUs that are operations of their own: what is left of one went around them."""
-    watch = BackwardWatch(Shut(), lambda name, treatment: None)
-    handles = [node.register_prehook(_nothing) for node in path.concerns if relu_of(node, path.members) is not None]
-    hidden = [node for node in path.concerns if is_in_place_on_view(node)]
-    handles += [node.register_prehook(watch.enter) for node in hidden]
-    handles += [node.register_hook(watch.leave) for node in hidden]
-    try:
-        with watch if hidden else nullcontext():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _derivative(node: Node, suspect: Suspect) -> NumpyArray | None:
-    """Return the derivative of a result, added up, towards x; None if the graph cannot tell it."""
-    y = suspect.values[0]
-    seed = torch.ones(y.shape, dtype=suspect.x.tensor.dtype, device=suspect.x.tensor.device)
-    try:
-        (gradient,) = torch.autograd.grad(
-            [GradientEdge(node, suspect.place[1])], [suspect.x.edge], [seed], retain_graph=True, allow_unused=True
-        )
-    except IndexError:
-        # What the node does not know of, as the mean that a layer norm gives out besides, carries no gradient.
-        gradient = None
-    except RuntimeError:
-        return None
-    return np.zeros(y.shape) if gradient is None else as_numpy(gradient).reshape(y.shape)
-
-
-def _nothing(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
-    return tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
-
-
-def _agrees(suspect: Suspect, judgement: Judgement, derivative: NumpyArray) -> bool:
-    """Tell whether the derivative is the gate that the values show; at the threshold itself it may be anything."""
-    y, x = (array.astype(np.float64) for array in suspect.values)
-    is_open, x = y != judgement.closed, x.reshape(y.shape)
-    slope = np.broadcast_to(np.asarray(judgement.slope), y.shape)
-    expected = np.where(is_open & np.isfinite(slope), slope, 0)
-    is_far = np.abs(derivative - expected) > 0.05 * np.abs(slope)
-    is_edge = ~is_open & np.isin(x, [x[~is_open].max(initial=-np.inf), x[~is_open].min(initial=np.inf), 0.0])
-    return not bool((is_far & ~is_edge).any())
 
 
 def closing(

@@ -48,6 +48,7 @@ class Step(nomination.Step[Value]):
             is_relu=is_relu,
             is_choice=name in _REDUCES,
             exponent=exponent_of(name, args),
+            is_shifted=bool(self._shift(row.word)),
             # What is written over is not read: it may be memory that nothing was written to before.
             overwritten=int(name == "copy" and len(operands) > 1),
         )
@@ -58,13 +59,15 @@ class Step(nomination.Step[Value]):
         for candidate in self.candidates():
             values = candidate.values
             key = (candidate.choice, *((one.tensor.data_ptr(), one.version, one.tensor.shape) for one in values))
-            is_fit = candidate.size == result.numel() or candidate.choice in (Choice.AMONG, Choice.AROUND)
-            is_fit = is_fit and (candidate.less is None or all(one.tensor.layout is torch.strided for one in values))
-            is_known = all(one.tensor.is_floating_point() and one.is_as_it_was for one in values)
-            if is_fit and is_known and key not in seen:
-                seen.add(key)
-                value = candidate.ref if candidate.less is None else candidate.ref.without(candidate.less)
-                yield replace(value, is_bounded=candidate.is_bounded, choice=candidate.choice)
+            if key in seen or not _fits(candidate, result):
+                continue
+            seen.add(key)
+            value = candidate.ref
+            if candidate.choice is Choice.BEHIND:
+                value = replace(value, less=candidate.less)
+            elif candidate.less is not None:
+                value = value.without(candidate.less)
+            yield replace(value, is_bounded=candidate.is_bounded, choice=candidate.choice)
 
     def noted(self, result: torch.Tensor, falling: frozenset[int] | None) -> Note:
         """Return what is known of the result; ``falling`` is None if it is a ReLU."""
@@ -88,9 +91,13 @@ class Step(nomination.Step[Value]):
             return Sign.NOT_NEGATIVE
         tensors, signs = [operand.tensor for operand in self._tensors], [operand.sign for operand in self._tensors]
         sign = sign_of_result(self.name, self._args, self._named, tensors, signs)
+        return sign | self._shift(self.row.word)
+
+    def _shift(self, word: str) -> Sign:
+        """Return the sign of a value less one of its own numbers, in its place; unknown if it is anything else."""
         # What is subtracted several times is no longer what was chosen.
-        is_difference = self.row.word == "sub" and len(tensors) == 2 == len(self._args) and not self._named
-        return sign | sign_of_difference(self._tensors, self._extreme_of) if is_difference else sign
+        is_difference = word == "sub" and len(self._tensors) == 2 == len(self._args) and not self._named
+        return sign_of_difference(self._tensors, self._extreme_of) if is_difference else Sign.UNKNOWN
 
     def _extreme(self, result: torch.Tensor) -> Extreme | None:
         """Return what the result is the largest or smallest of, along axes that stay."""
@@ -110,6 +117,17 @@ class Step(nomination.Step[Value]):
         if extreme is None:
             return None
         return extreme.word, next((other for other in self._tensors if extreme.is_of(other.tensor)), None)
+
+
+def _fits(candidate: notes.Candidate[Value], result: torch.Tensor) -> bool:
+    """Tell whether a result may be a ReLU of a candidate: of as many values, that are as they were."""
+    if not all(one.tensor.is_floating_point() and one.is_as_it_was for one in candidate.values):
+        return False
+    if candidate.choice is Choice.BEHIND:
+        return all(one.edge is not None for one in candidate.values)
+    if candidate.less is not None:
+        return candidate.ref.is_apart(candidate.less, result.numel())
+    return candidate.size == result.numel() or candidate.choice is not Choice.NONE
 
 
 def _numbers(kind: Kind, word: str, args: Sequence[Any]) -> list[notes.Operand[Value]]:

@@ -209,7 +209,9 @@ class ForwardWatch(Dispatched):
             self.settled |= falling
             return None
         # Whatever it looks like, of this a ReLU may be made, which then stands for both.
-        return falling.union(range(first, len(self.suspects)))
+        return falling.union(
+            first + number for number, suspect in enumerate(kept) if suspect.x.choice is not Choice.BEHIND
+        )
 
     def _suspects(
         self, step: Step, result: torch.Tensor, output: int, *, is_direct: bool, is_on_view: bool
@@ -249,6 +251,9 @@ def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_by_ra
     """
     # How far multiples of one number may be apart in this dtype.
     rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
+    if x.choice is Choice.BEHIND:
+        # Its derivatives tell.
+        return Judgement(Verdict.UNSETTLED)
     if x.choice is not Choice.NONE:
         return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
     judgement = judge(*joined(looks), rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)

@@ -1,0 +1,50 @@
+"""What values are evidence, and the images that are looked at where those that were given are none."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from guided_backprop.arrays import NumpyArray
+
+#: So many sets of other images come before the one that is far larger.
+NEAR: Final = 2
+# By how much the last ones of the other images are larger.
+_FAR: Final = 64.0
+# Of so few numbers the signs may be those of a mask: of more it has a chance of 2**-12.
+_FEW: Final = 12
+
+
+def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
+    """Yield images on which values that had one sign are likely to have the other.
+
+    They are turned in sign, all and by turns, and nowhere 0: what is made of the 0 around a digit is no constant. The
+    last ones are far larger besides, which is more than a bias makes up for. They are judged alone, and for what the
+    others did not tell: beside them small values look like none.
+    """
+    shown = images[images != 0]
+    images = np.where(images == 0, np.abs(shown).mean() if shown.size else 1, images).astype(images.dtype)
+    yield -images
+    # No two neighbours along any axis alike, and no period that a stride of the model could have.
+    steps = np.arange(images.size, dtype=np.float64).reshape(images.shape)
+    turned = images * np.where(np.sin(steps * steps) > 0, 1.0, -1.0)
+    yield turned.astype(images.dtype)
+    yield (-_FAR * turned).astype(images.dtype)
+
+
+def is_thin(x: NumpyArray) -> bool:
+    """Tell whether there are so few numbers that their signs may be those of a mask by chance."""
+    return int(np.count_nonzero(x)) < _FEW
+
+
+def is_evidence(others: NumpyArray, first: NumpyArray) -> bool:
+    """Tell whether values on other images are such as the first ones were, and did not run over."""
+    return bool(np.isfinite(others).all() or not np.isfinite(first).all())
+
+
+def is_multiple(y: NumpyArray, x: NumpyArray) -> bool:
+    """Tell whether ``y`` is x times one number, as ``x + |x|`` is where nothing is negative."""
+    x = x.reshape(y.shape)
+    with np.errstate(all="ignore"):
+        ratios = y[x != 0] / x[x != 0]
+        return ratios.size > 0 and bool(np.ptp(ratios) <= 1e-3 * np.abs(ratios).max())

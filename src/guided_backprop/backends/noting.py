@@ -1,0 +1,131 @@
+"""What is known of a result, by what is known of what it was made of: how taint spreads, and where it ends."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from guided_backprop.backends.notes import Candidate, Choice, Note, Ref, differences_of, first_of
+from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.signs import Sign
+from guided_backprop.backends.step import CURVES, RANKS, Given, notes_of
+
+# Each of these tells of many values at once.
+_SUMMARIES: Final = RANKS | {"mean", "norm", "sum"}
+# They put values of several places together, or at more places.
+_PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter", "stack"})
+
+
+class Noting(Given[Ref]):
+    """One operation, of whose results something is noted."""
+
+    def note(self, size: int | None = None, *, sign: Sign = Sign.UNKNOWN, is_falling: bool = False) -> Note[Ref]:
+        """Return what is known of a result, if it is not guided.
+
+        Args:
+            size: how many numbers it has.
+            sign: that of all of them.
+            is_falling: whether it may become a ReLU itself, by its values or as far as these are not known.
+        """
+        if self.is_relu and not self._tainted:
+            # What the rule acts on ends the taint, but not what came before it; what was put there stays a constant.
+            return Note(sign=sign, has_gaps=any(note.has_gaps and note.has_constants for note in self._notes))
+        sources = [source for note in self._notes for source in note.sources]
+        is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
+        is_mixed = self._is_mixing and not leaves_out
+        return Note(
+            is_tainted=self.starts or bool(self._tainted),
+            is_by_rank=self.is_by_rank,
+            is_pooled=self._is_pooled,
+            is_bound=self.row.kind is Kind.CLIP or self._is_of_a_bound,
+            is_falling=is_falling or any(note.is_falling for note in self._notes),
+            is_summary=self._is_summary,
+            is_stacked=not is_mixed and (is_spread or any(note.is_stacked for note in self._notes)),
+            has_constants=leaves_out or (not is_mixed and self._has_constants),
+            has_gaps=self._has_gaps(),
+            has_border=self._has_border(),
+            sign=sign,
+            parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
+            sources=first_of([*self._new_sources(self._all_parts), *sources]),
+            ordered=first_of(self._ordered()),
+            differences=self._differences(is_mixed=is_mixed),
+        )
+
+    def _has_border(self) -> bool:
+        return (self.row.word == "pad" and self._puts) or self._keeps(note.has_border for note in self._notes)
+
+    def _has_gaps(self) -> bool:
+        if self.row.word != "pad" and self._puts:
+            return True
+        # All weights of a number may be 0.
+        is_sparse = self._multiplies and any(operand.is_sparse() for operand in self._weights)
+        return is_sparse or self._keeps(note.has_gaps for note in self._notes)
+
+    def _keeps(self, has_them: Iterable[bool]) -> bool:
+        """Tell whether constants that may be among the operands may be among the results: sums of them alone are."""
+        return any(has_them) and not (self._is_mixing and self._weights)
+
+    def _ordered(self) -> Iterator[Candidate[Ref]]:
+        """Yield what is put in order here, with constants, or was before and is all there."""
+        if self.row.word == "sort" and self._is_among_constants:
+            yield from self._all_read(Choice.AMONG)
+        if self.row.kind is Kind.MOVES:
+            yield from (candidate for note in self._notes for candidate in note.ordered)
+
+    def _differences(self, *, is_mixed: bool = False) -> tuple[Candidate[Ref], ...]:
+        """Return the differences that it chooses by, and those that were chosen by before."""
+        if self.row.kind in CURVES:
+            return ()
+        is_choice = self.row.kind in (Kind.CLIP, Kind.COMPARES) or self.row.word in RANKS
+        before = (difference for note in self._notes for difference in note.differences)
+        known = [*(differences_of(self._families) if is_choice else ()), *before]
+        return first_of(one._replace(choice=Choice.BEHIND) if is_mixed else one for one in known)
+
+    @property
+    def _families(self) -> list[list[Candidate[Ref]]]:
+        """What it is given, each with what that was put together of; what carries a gradient comes first."""
+        values = [(one, one.note) for one in self._read if one.value is not None]
+        values.sort(key=lambda pair: pair[0].ref is None)
+        return [
+            [Candidate(one.value, one.size), *(note.parts if note is not None else ())]
+            for one, note in values
+            if one.value is not None
+        ]
+
+    @property
+    def _is_summary(self) -> bool:
+        """Whether each number that it gives tells of many values."""
+        is_moved = self.row.kind is Kind.MOVES and self.row.word not in _PUTS - {"broadcast"}
+        return self.row.word in _SUMMARIES or (is_moved and any(note.is_summary for note in self._notes))
+
+    def _new_sources(self, candidates: Sequence[Candidate[Ref]]) -> Sequence[Candidate[Ref]]:
+        """Return what the taint comes from, if it begins here."""
+        if self.row.kind is Kind.CLIP and len(self.dependent) == 1 and self._bounds() is None:
+            return [candidate._replace(is_bounded=True) for candidate in candidates]
+        return candidates if self.starts else ()
+
+    @property
+    def _is_of_a_bound(self) -> bool:
+        """Whether it moves, multiplies or adds up what a bound made."""
+        is_one = len(self.dependent) == 1 and self.row.kind in (Kind.MOVES, Kind.LINEAR)
+        return is_one and any(note.is_bound for note in self._notes)
+
+    @property
+    def _is_pooled(self) -> bool:
+        """Whether all that chose up to here gave the largest of values none of which was put there."""
+        is_pool = self.row.word == "max_pool" and not any(note.parts for note in notes_of(self._read))
+        were_pools = not self._masks and all(note.is_pooled for note in self._notes)
+        return were_pools and (is_pool or not self.starts)
+
+    def _spreads(self, size: int | None) -> bool:
+        """Tell whether it puts values together, or at more places."""
+        is_more = size is not None and all(one.size is not None and size > one.size for one in self.dependent)
+        return is_more or (self.row.word in _PUTS and (size is None or self.row.word != "broadcast"))
+
+    def _parts(self, *, is_spread: bool) -> tuple[Candidate[Ref], ...]:
+        """Return what a result was put together of, before anything added several values up."""
+        if self.row.kind is Kind.MOVES or self.row.word == "gather" or is_spread:
+            return first_of(self._all_parts)
+        return () if self._is_mixing else tuple(part for note in notes_of(self._read) for part in note.parts)
+
+    @property
+    def _has_constants(self) -> bool:
+        return self._puts or any(note.has_constants for note in self._notes)

@@ -1,0 +1,80 @@
+"""Derivatives between values of a model's graph, around all ReLUs that are guided."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import tensorflow as tf
+from tensorflow.core.framework.graph_pb2 import GraphDef
+
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.spelling import Shut
+from guided_backprop.backends.tensorflow.gradients import Editor
+from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
+
+#: Puts a graph into the one that is being built, on inputs, and returns the tensors of some names.
+Import = Callable[..., list[tf.Tensor]]
+
+
+class Derivatives:
+    """Derivatives in one graph.
+
+    Args:
+        graph_def: the graph.
+        specs: the signatures of its inputs.
+        bring: puts it into the one that is being built.
+    """
+
+    def __init__(self, graph_def: GraphDef, specs: Sequence[tf.TensorSpec], bring: Import) -> None:
+        self._graph_def, self._specs, self._bring = graph_def, specs, bring
+
+    def led(self, wanted: Mapping[str, Sequence[str]], arrays: Sequence[tf.Tensor]) -> NumpyArray:
+        """Tell for each value to which of some others, in their order, a gradient with respect to it comes."""
+
+        def derive(tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+            return tf.concat([_are_led(tensors[y], [tensors[x] for x in refs]) for y, refs in wanted.items()], 0)
+
+        names = dict.fromkeys(ref for y, refs in wanted.items() for ref in (y, *refs))
+        return self._run(derive, list(names), arrays).numpy()  # type: ignore[no-any-return]
+
+    def towards(
+        self, pairs: Sequence[Sequence[str]], arrays: Sequence[tf.Tensor]
+    ) -> Iterator[tuple[list[NumpyArray], list[NumpyArray]]]:
+        """Yield for each value and two others these two, and the derivatives towards them of sums of the value."""
+
+        def derive(tensors: Mapping[str, tf.Tensor]) -> list[list[tf.Tensor]]:
+            return [_towards(tensors[y], [tensors[x] for x in others]) for y, *others in pairs]
+
+        if pairs:
+            names = dict.fromkeys(name for pair in pairs for name in pair)
+            for found in self._run(derive, list(names), arrays):
+                values = [tensor.numpy() for tensor in found]
+                yield values[:2], values[2:]
+
+    def _run(self, derive: Callable[..., object], names: list[str], arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+        graph_def, editor = renamed(self._graph_def), Editor(Shut(), {})
+
+        def run(*inputs: tf.Tensor) -> object:
+            tensors = dict(zip(names, self._bring(graph_def, inputs, names), strict=True))
+            with editor.at_work():
+                return derive(tensors)
+
+        concrete = tf.function(run, input_signature=self._specs, autograph=False).get_concrete_function()
+        keep_functions(graph_def, concrete)
+        return concrete(*arrays)
+
+
+def _are_led(y: tf.Tensor, candidates: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Tell to which of some values a gradient with respect to y comes."""
+    gradients = tf.gradients(y, candidates, _seeds(y))
+    none = tf.constant(False)
+    return tf.stack(
+        [none if gradient is None else tf.reduce_any(tf.convert_to_tensor(gradient) != 0) for gradient in gradients]
+    )
+
+
+def _towards(y: tf.Tensor, others: list[tf.Tensor]) -> list[tf.Tensor]:
+    gradients = tf.gradients(y, others, _seeds(y), unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [*others, *map(tf.convert_to_tensor, gradients)]
+
+
+def _seeds(y: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.random.stateless_uniform(tf.shape(y), [1, 2], 1.0, 2.0), y.dtype)

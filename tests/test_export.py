@@ -17,6 +17,7 @@ from guided_backprop.arrays import Inputs
 from guided_backprop.backends.torch.export import trace, words
 from guided_backprop.export.agreement import difference, images_of
 from guided_backprop.export.engine import OnnxRuntime
+from guided_backprop.export.plan import RESULTS
 from networks import IMAGES, LABELS
 from networks_torch import Net, oracle
 from spellings import column
@@ -88,7 +89,7 @@ def rows(count: int, *shape: int) -> torch.Tensor:
 
 def run(path, images, labels) -> dict[str, np.ndarray]:
     given = {"images": np.asarray(images, np.float32), "labels": np.asarray(labels)}
-    return OnnxRuntime(path).run(given)
+    return OnnxRuntime(path, RESULTS).run(given)
 
 
 def test_a_file_is_reloaded_where_neither_torch_nor_the_library_is(tmp_path):

@@ -1,5 +1,6 @@
 """From a method to a file: explained, recorded, written, run in its engine, and compared map by map."""
 
+import copy
 import os
 import tempfile
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -26,10 +27,10 @@ from guided_backprop.export.agreement import (
     difference,
     images_of,
 )
-from guided_backprop.export.engine import OnnxRuntime
+from guided_backprop.export.engine import ENGINES, Engine, EngineName
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.metadata import Metadata
-from guided_backprop.export.plan import LabelKind, Plan
+from guided_backprop.export.plan import TOP, WEIGHTS, LabelKind, Plan
 from guided_backprop.methods.data import given
 from guided_backprop.methods.options import Requirement, require
 from guided_backprop.rules import ReluRule
@@ -42,6 +43,7 @@ class Method(Protocol):
     subject: Subject
     rule: ReluRule
     reducer: Any
+    compiled: Any
 
     @property
     def name(self) -> str:
@@ -119,19 +121,27 @@ def export(
                     'Pass "map.onnx".'),
         Requirement("labels", labels, labels in ("ids", "weights"), '"ids" or "weights"', 'Pass "ids".'),
     )  # fmt: skip
+    graph, trial, metadata = recorded(method, images, labels)
+    return _written(path, graph, trial, replace(metadata, classes=classes, preprocessing=preprocessing))
+
+
+def recorded(method: Method, images: Images, labels: LabelKind) -> "tuple[Graph, Trial, Metadata]":
+    """Return the graph of a method, what it is compared with, and what it says of itself."""
     if not method.is_one_pass or method.explains_inside:
         raise OptionError(
             "a graph is of a method of one pass at the images; received "
-            f"{method!r:.80}. Export Saliency, DeconvNet or GuidedBackprop."
+            f"{method!r:.80}. Take Saliency, DeconvNet, GuidedBackprop or RectGrad."
         )
+    method = copy.copy(method)
+    # What a graph is compared with is the model itself.
+    method.compiled = None
     inputs = Inputs.of(given(method.subject, images, None).images)
     if not inputs.count:
         raise ImageError("images to record a graph from must not be empty; received no image. Pass at least one.")
     explained = method.explain(inputs.images)
     # Of one image alone a trace would not know its axis from others of size 1.
     few = inputs if inputs.count > 1 else inputs.rows(np.zeros(2, np.intp))
-    plan = Plan(method.rule, method.reducer, labels)
-    graph, twin = _recorded(method, few, plan)
+    graph, twin = _recorded(method, few, Plan(method.rule, method.reducer, labels))
     if graph.coverage != explained.coverage:
         raise ModelError(
             "a graph must treat what explain() treats; received "
@@ -139,13 +149,21 @@ def export(
         )
     metadata = Metadata(
         method.name, method.rule.name, method.subject.name, explained.head, labels, method.reducer, explained.coverage,
-        {"torch": version("torch")}, digest(method.subject.model), classes=classes, preprocessing=preprocessing,
+        {"torch": version("torch")}, digest(method.subject.model),
     )  # fmt: skip
-    return _written(path, graph, _Trial(method, twin, inputs, explained, labels), metadata)
+    return graph, Trial(method, twin, inputs, explained, labels), metadata
+
+
+class _Batch(NamedTuple):
+    """Images, and their labels as a graph and as a method is told."""
+
+    images: Inputs
+    told: Sequence[NumpyArray]
+    labels: Labels
 
 
 @dataclass(frozen=True)
-class _Trial:
+class Trial:
     """What a graph is compared with.
 
     Attributes:
@@ -162,24 +180,48 @@ class _Trial:
     explained: Explanations
     labels: LabelKind
 
-    def wanted(self, count: int) -> NumpyArray:
-        """Return labels for so many images: top classes of a few, and then any classes."""
-        outputs = self.explained.outputs
-        if self.labels == "weights":
-            return np.random.default_rng(count).normal(size=(count, *outputs.shape[1:]))
-        axis = self.method.subject.backend(self.inputs).channel_axis(outputs) or 1
-        classes = 1 if outputs.ndim == 1 else outputs.shape[axis]
-        is_of_top = count <= len(outputs)
-        return np.full(count, -1) if is_of_top else np.arange(count) % classes
+    def batches(self, turns: Sequence[int]) -> list[_Batch]:
+        """Return images and labels for as many images as a graph is tried for."""
+        tried = counts(self.inputs.count, turns)
+        return [_Batch(images_of(self.inputs, count), *self._wanted(count)) for count in tried]
 
-    def maps(self, method: Method, images: Inputs, labels: NumpyArray) -> list[NumpyArray]:
+    def _wanted(self, count: int) -> tuple[list[NumpyArray], Labels]:
+        """Return labels for so many images, as a graph and as a method is told: of few images their top classes."""
+        outputs, is_of_top = self.explained.outputs, count <= self.inputs.count
+        weights = np.random.default_rng(count).normal(size=(count, *outputs.shape[1:]))
+        if self.labels == "weights":
+            return [weights], weights
+        ids = np.full(count, TOP if is_of_top else WEIGHTS)
+        if self.labels == "both":
+            return [ids, weights], None if is_of_top else weights
+        axis = self.method.subject.backend(self.inputs).channel_axis(outputs) or 1
+        classes = np.arange(count) % (1 if outputs.ndim == 1 else outputs.shape[axis])
+        return ([ids], None) if is_of_top else ([classes], classes)
+
+    def compare(self, engine: Engine, graph: Graph, batches: Sequence[_Batch]) -> float:
+        """Return by how much of its norm a map differs at most in an engine.
+
+        Raises:
+            ModelError: by more than rounding can explain.
+        """
+        largest = 0.0
+        for images, told, labels in batches:
+            results = engine.run(by_name(graph.inputs, [*images.arrays, *told]))
+            if not results["is_finite"].all():
+                raise _differs("NaN or infinity", engine.name)
+            found = difference([results[name] for name in graph.outputs[:-1]], self.maps(self.method, images, labels))
+            if not found <= SINGLE and not found <= self.rounding(images, labels):
+                raise _differs(f"a difference of {found:.2g} of the norm for {images.count} images", engine.name)
+            largest = max(largest, found)
+        return largest
+
+    def maps(self, method: Method, images: Inputs, labels: Labels) -> list[NumpyArray]:
         """Return outputs, maps and scores as the method has them."""
-        is_top = labels.ndim == 1 and labels.dtype.kind == "i" and (labels < 0).all()
-        explained = method.explain(images.images, None if is_top else labels, progress=False)
+        explained = method.explain(images.images, labels, progress=False)
         maps = [as_numpy(array) for array in Inputs.of(explained.attribution).arrays if array is not None]
         return [explained.outputs, *maps, explained.scores]
 
-    def rounding(self, images: Inputs, labels: NumpyArray) -> float:
+    def rounding(self, images: Inputs, labels: Labels) -> float:
         """Return by how much of its norm a map of the method's own differs where rounding decides.
 
         A ReLU of these images that is at a tie up to rounding opens in one engine and not in another, and both are
@@ -233,37 +275,34 @@ def _plain(subject: Subject) -> Subject:
     return replace(subject, is_optimized=False, memory=None)
 
 
-def _written(path: Path, graph: Graph, trial: _Trial, metadata: Metadata) -> Exported:
+def _written(path: Path, graph: Graph, trial: Trial, metadata: Metadata) -> Exported:
     """Write the file where nobody looks, compare it, and put it at its place."""
-    tried = counts(trial.inputs.count, graph.turns)
-    batches = [(images_of(trial.inputs, count), trial.wanted(count)) for count in tried]
-    precise = None if trial.precise is None else _compared(graph, trial, batches)
+    batches = trial.batches(graph.turns)
+    precise = compared(graph, trial, batches)
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".guided_backprop_") as folder:
         draft = Path(folder) / path.name
         graph.write(draft, metadata.texts())
-        engine = _opened(draft)
-        largest = 0.0
-        for images, labels in batches:
-            results = engine.run(by_name(graph.inputs, [*images.arrays, labels]))
-            if not results["is_finite"].all():
-                raise _differs("NaN or infinity", engine.name)
-            found = difference([results[name] for name in graph.outputs[:-1]], trial.maps(trial.method, images, labels))
-            if not found <= SINGLE and not found <= trial.rounding(images, labels):
-                raise _differs(f"a difference of {found:.2g} of the norm for {images.count} images", engine.name)
-            largest = max(largest, found)
+        engine = opened(draft, graph.outputs)
+        largest = trial.compare(engine, graph, batches)
         versions = {**metadata.versions, **dict([engine.name.split(" ", 1)])}
         graph.write(draft, replace(metadata, versions=versions, difference=largest, precise_difference=precise).texts())
         draft.replace(path)
+    tried = [batch.images.count for batch in batches]
     return Exported(path, graph.inputs, graph.outputs, graph.coverage, engine.name, tried, largest, precise)
 
 
-def _compared(graph: Graph, trial: _Trial, batches: Sequence[tuple[Inputs, NumpyArray]]) -> float:
-    """Compare the graph itself, in double precision."""
-    assert trial.precise is not None
+def compared(graph: Graph, trial: Trial, batches: Sequence[_Batch]) -> float | None:
+    """Compare the graph itself, in double precision; None where the model has none.
+
+    Raises:
+        ModelError: its maps are not the method's.
+    """
+    if trial.precise is None:
+        return None
     largest = 0.0
-    for images, labels in batches:
+    for images, told, labels in batches:
         doubled = images.map(lambda array: array.astype(np.float64) if array.dtype.kind == "f" else array)
-        results = graph.run([*doubled.arrays, labels])
+        results = graph.run([*doubled.arrays, *told])
         found = difference([results[name] for name in graph.outputs[:-1]], trial.maps(trial.precise, doubled, labels))
         if not found <= DOUBLE:
             raise _differs(f"a difference of {found:.2g} of the norm for {images.count} images", "double precision")
@@ -271,15 +310,21 @@ def _compared(graph: Graph, trial: _Trial, batches: Sequence[tuple[Inputs, Numpy
     return largest
 
 
-def _opened(path: Path) -> OnnxRuntime:
+def opened(path: Path, outputs: Sequence[str], engine: EngineName = "onnxruntime", threads: int = 0) -> Engine:
+    """Return an engine that has a file open.
+
+    Raises:
+        ModelError: it cannot run it.
+        MissingExtraError: it is not installed.
+    """
     try:
-        return OnnxRuntime(path)
+        return ENGINES[engine](path, outputs, threads)
     except GuidedBackpropError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"ONNX Runtime must be able to run the graph; received {reason:.200}. Export a part of the model."
+            f"{engine} must be able to run the graph; received {reason:.200}. Export a part of the model."
         ) from error
 
 

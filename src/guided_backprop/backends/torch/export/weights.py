@@ -1,0 +1,129 @@
+"""What a compiled graph depends on: a model's weights, and what it is made of, looked at in each call.
+
+Weights can be changed in ways that nothing counts, so their values are looked at.
+"""
+
+import types
+from collections.abc import Iterator
+from hashlib import sha256
+
+import numpy as np
+import torch
+from torch import nn
+
+from guided_backprop.arrays import Model
+from guided_backprop.errors import ModelError
+
+# A tensor of no more numbers is compared whole.
+_SMALL = 4096
+_LITERALS = (bool, int, float, str, bytes, type(None))
+
+
+class Weights:
+    """What a model was when it was compiled.
+
+    Args:
+        model: a module that holds all its weights.
+
+    Raises:
+        ModelError: it is none, or its weights are on another device than the processor, or not in single precision.
+    """
+
+    def __init__(self, model: Model) -> None:
+        if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+            raise ModelError(
+                "model must be a torch.nn.Module to be compiled, for its weights have to be seen when they change; "
+                f"received {type(model).__name__}. Compile a module, or take optimize(images)."
+            )
+        self._model = model
+        kinds = {(tensor.device.type, tensor.dtype) for tensor in _tensors(model) if tensor.is_floating_point()}
+        if kinds - {("cpu", torch.float32)}:
+            raise ModelError(
+                "model must be in single precision, on the processor, to be compiled; received "
+                f"{', '.join(sorted(f'{dtype} on {device}' for device, dtype in kinds))}. Take optimize(images)."
+            )
+        self._made, self._values = _made_of(model), self._fingerprint()
+
+    def are_the_same(self) -> bool:
+        """Tell whether nothing changed since."""
+        if _made_of(self._model) != self._made:
+            return False
+        now = self._fingerprint()
+        return len(now) == len(self._values) and all(map(torch.equal, now, self._values))
+
+    @torch.no_grad()
+    def _fingerprint(self) -> list[torch.Tensor]:
+        """Return numbers that are others if any weight is: of a large one, sums along all axes but the first."""
+        whole, sums = [], []
+        for tensor in _tensors(self._model):
+            if not tensor.is_floating_point():
+                sums.append(tensor.detach().clone())
+            elif tensor.ndim < 2 or tensor.numel() <= _SMALL:
+                whole.append(tensor.detach().reshape(-1))
+            else:
+                rows = tensor.detach().reshape(len(tensor), -1)
+                sums.append(torch.mv(rows, _numbers(rows.shape[1])))
+        return [torch.cat(whole), *sums] if whole else sums
+
+
+def threads() -> int:
+    """Return how many threads a call may use."""
+    return torch.get_num_threads()
+
+
+_NUMBERS: dict[int, torch.Tensor] = {}
+
+
+def _numbers(count: int) -> torch.Tensor:
+    """Return so many numbers, the same each time, by which a sum tells in which order its terms are."""
+    if count not in _NUMBERS:
+        _NUMBERS[count] = torch.from_numpy(np.random.default_rng(0).uniform(0.5, 1.5, count).astype(np.float32))
+    return _NUMBERS[count]
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield all that a model holds: parameters, buffers, also what is kept as a plain attribute."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers, module.__dict__):
+            yield from (value for value in held.values() if isinstance(value, torch.Tensor))
+
+
+def _made_of(model: nn.Module) -> list[object]:
+    """Return what a model is made of, beside its weights: its modules, their options, what is hooked to them."""
+    return [
+        (id(module), type(module), len(module._forward_hooks), len(module._forward_pre_hooks), _options(module))
+        for module in model.modules()
+    ]
+
+
+def _options(module: nn.Module) -> dict[str, object]:
+    return {name: value for name, value in module.__dict__.items() if type(value) in _LITERALS or _is_flat(value)}
+
+
+def _is_flat(value: object) -> bool:
+    return type(value) is tuple and all(type(part) in _LITERALS for part in value)
+
+
+def key_of(model: nn.Module) -> str:
+    """Return a digest of weights, options and code of a model: what it has in common with itself in another process.
+
+    Of what its code calls nothing is told; so what is found by this is compared with the model.
+    """
+    known = sha256()
+    for name, module in model.named_modules():
+        known.update(f"{name} {type(module).__module__} {type(module).__qualname__} {_options(module)!r}".encode())
+        classes = [one for one in type(module).__mro__ if not one.__module__.startswith("torch.")]
+        for held in (module, *classes):
+            for function in vars(held).values():
+                if isinstance(function, types.FunctionType):
+                    known.update(repr(_code(function.__code__)).encode())
+    for tensor in _tensors(model):
+        array = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        known.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        known.update(array.numpy().data)
+    return known.hexdigest()
+
+
+def _code(code: types.CodeType) -> tuple[object, ...]:
+    constants = [_code(one) if isinstance(one, types.CodeType) else one for one in code.co_consts]
+    return code.co_code, code.co_names, constants

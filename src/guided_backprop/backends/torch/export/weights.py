@@ -4,8 +4,8 @@ Weights can be changed in ways that nothing counts, so their values are looked a
 """
 
 import types
-from collections.abc import Iterator
 from hashlib import sha256
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,55 @@ from guided_backprop.errors import ModelError
 
 # A tensor of no more numbers is compared whole.
 _SMALL = 4096
-_LITERALS = (bool, int, float, str, bytes, type(None))
+_LITERALS: Final = frozenset({bool, int, float, str, bytes, type(None)})
+
+
+class _State(NamedTuple):
+    """What a model is at one moment.
+
+    Attributes:
+        made_of: its modules, and their options.
+        tensors: all that it holds: parameters, buffers, also what is kept as a plain attribute.
+    """
+
+    made_of: list[object]
+    tensors: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Look at a model, as fast as can be: this is done in each call."""
+        made_of: list[object] = []
+        tensors: list[torch.Tensor] = []
+        waiting, known = [model], {id(model)}
+        while waiting:
+            module = waiting.pop()
+            held = module.__dict__
+            made_of += (id(module), type(module), len(held["_forward_hooks"]), len(held["_forward_pre_hooks"]))
+            for value in (*held["_parameters"].values(), *held["_buffers"].values(), *held.values()):
+                if isinstance(value, torch.Tensor):
+                    tensors.append(value)
+                elif _is_option(value):
+                    made_of.append(value)
+            for part in held["_modules"].values():
+                if part is not None and id(part) not in known:
+                    known.add(id(part))
+                    waiting.append(part)
+        return cls(made_of, tensors)
+
+    def fingerprint(self) -> list[torch.Tensor]:
+        """Return numbers that are others if any weight is: of a large one, sums along all axes but the first."""
+        whole: list[torch.Tensor] = []
+        sums: list[torch.Tensor] = []
+        with torch.no_grad():
+            for tensor in self.tensors:
+                if not tensor.is_floating_point():
+                    sums.append(tensor.clone())
+                elif tensor.ndim < 2 or tensor.numel() <= _SMALL:
+                    whole.append(tensor.reshape(-1))
+                else:
+                    rows = tensor.reshape(len(tensor), -1)
+                    sums.append(torch.mv(rows, _numbers(rows.shape[1])))
+            return [torch.cat(whole), *sums] if whole else sums
 
 
 class Weights:
@@ -36,34 +84,22 @@ class Weights:
                 f"received {type(model).__name__}. Compile a module, or take optimize(images)."
             )
         self._model = model
-        kinds = {(tensor.device.type, tensor.dtype) for tensor in _tensors(model) if tensor.is_floating_point()}
+        state = _State.of(model)
+        kinds = {(tensor.device.type, tensor.dtype) for tensor in state.tensors if tensor.is_floating_point()}
         if kinds - {("cpu", torch.float32)}:
             raise ModelError(
                 "model must be in single precision, on the processor, to be compiled; received "
                 f"{', '.join(sorted(f'{dtype} on {device}' for device, dtype in kinds))}. Take optimize(images)."
             )
-        self._made, self._values = _made_of(model), self._fingerprint()
+        self._made_of, self._values = state.made_of, state.fingerprint()
 
     def are_the_same(self) -> bool:
         """Tell whether nothing changed since."""
-        if _made_of(self._model) != self._made:
+        state = _State.of(self._model)
+        if state.made_of != self._made_of:
             return False
-        now = self._fingerprint()
+        now = state.fingerprint()
         return len(now) == len(self._values) and all(map(torch.equal, now, self._values))
-
-    @torch.no_grad()
-    def _fingerprint(self) -> list[torch.Tensor]:
-        """Return numbers that are others if any weight is: of a large one, sums along all axes but the first."""
-        whole, sums = [], []
-        for tensor in _tensors(self._model):
-            if not tensor.is_floating_point():
-                sums.append(tensor.detach().clone())
-            elif tensor.ndim < 2 or tensor.numel() <= _SMALL:
-                whole.append(tensor.detach().reshape(-1))
-            else:
-                rows = tensor.detach().reshape(len(tensor), -1)
-                sums.append(torch.mv(rows, _numbers(rows.shape[1])))
-        return [torch.cat(whole), *sums] if whole else sums
 
 
 def threads() -> int:
@@ -81,27 +117,8 @@ def _numbers(count: int) -> torch.Tensor:
     return _NUMBERS[count]
 
 
-def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield all that a model holds: parameters, buffers, also what is kept as a plain attribute."""
-    for module in model.modules():
-        for held in (module._parameters, module._buffers, module.__dict__):
-            yield from (value for value in held.values() if isinstance(value, torch.Tensor))
-
-
-def _made_of(model: nn.Module) -> list[object]:
-    """Return what a model is made of, beside its weights: its modules, their options, what is hooked to them."""
-    return [
-        (id(module), type(module), len(module._forward_hooks), len(module._forward_pre_hooks), _options(module))
-        for module in model.modules()
-    ]
-
-
-def _options(module: nn.Module) -> dict[str, object]:
-    return {name: value for name, value in module.__dict__.items() if type(value) in _LITERALS or _is_flat(value)}
-
-
-def _is_flat(value: object) -> bool:
-    return type(value) is tuple and all(type(part) in _LITERALS for part in value)
+def _is_option(value: object) -> bool:
+    return type(value) in _LITERALS or (type(value) is tuple and all(type(part) in _LITERALS for part in value))
 
 
 def key_of(model: nn.Module) -> str:
@@ -117,11 +134,15 @@ def key_of(model: nn.Module) -> str:
             for function in vars(held).values():
                 if isinstance(function, types.FunctionType):
                     known.update(repr(_code(function.__code__)).encode())
-    for tensor in _tensors(model):
+    for tensor in _State.of(model).tensors:
         array = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         known.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         known.update(array.numpy().data)
     return known.hexdigest()
+
+
+def _options(module: nn.Module) -> dict[str, object]:
+    return {name: value for name, value in vars(module).items() if _is_option(value)}
 
 
 def _code(code: types.CodeType) -> tuple[object, ...]:

@@ -42,7 +42,9 @@ class Positions(nn.Module):
 
 @pytest.fixture(scope="module")
 def net():
-    return Net(nn.ReLU()).float()
+    net = Net(nn.ReLU()).float()
+    net.middle[0].list = [torch.zeros(1), "word"]
+    return net
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,7 @@ CHANGES = {
     "a swap": lambda model: model.stem.weight.data.copy_(model.stem.weight.data.flip(0)),
     "a buffer": lambda model: next(model.buffers()).mul_(1.001),
     "an option": lambda model: setattr(model.middle[0], "note", 3),
+    "what is in a list": lambda model: model.middle[0].list[0].add_(1),
     "a layer": lambda model: setattr(model, "first", nn.LeakyReLU()),
 }
 
@@ -147,6 +150,7 @@ def test_a_model_that_changed_is_an_error(change, net, compiled):
     finally:
         net.load_state_dict(before)
         net._modules.update(modules)
+        net.middle[0].list[0].zero_()
         vars(net.middle[0]).pop("note", None)
     np.testing.assert_allclose(compiled.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
 
@@ -165,7 +169,7 @@ def not_recorded(monkeypatch):
 
 @pytest.mark.usefixtures("not_recorded")
 def test_a_second_start_opens_what_was_kept(net, compiled):
-    again = GuidedBackprop(Net(nn.ReLU()).float()).compile(IMAGES_32[:2] * 0.5)
+    again = GuidedBackprop(copy.deepcopy(net)).compile(IMAGES_32[:2] * 0.5)
     assert again.explain(IMAGES_32, LABELS).engine == compiled.compiled.engine
     np.testing.assert_allclose(again.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
     for other, images in ((DeconvNet(net), IMAGES_32), (GuidedBackprop(net), IMAGES_32[..., 1:])):

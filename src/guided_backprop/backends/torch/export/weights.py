@@ -4,6 +4,7 @@ Weights can be changed in ways that nothing counts, so their values are looked a
 """
 
 import types
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import Final, NamedTuple, Self
 
@@ -24,7 +25,7 @@ class _State(NamedTuple):
 
     Attributes:
         made_of: its modules, and their options.
-        tensors: all that it holds: parameters, buffers, also what is kept as a plain attribute.
+        tensors: all that it holds: parameters, buffers, also what is kept as a plain attribute, or in lists there.
     """
 
     made_of: list[object]
@@ -40,11 +41,15 @@ class _State(NamedTuple):
             module = waiting.pop()
             held = module.__dict__
             made_of += (id(module), type(module), len(held["_forward_hooks"]), len(held["_forward_pre_hooks"]))
-            for value in (*held["_parameters"].values(), *held["_buffers"].values(), *held.values()):
+            own = [value for name, value in held.items() if name not in _INTERNAL]
+            for value in _flat([*held["_parameters"].values(), *held["_buffers"].values(), *own]):
                 if isinstance(value, torch.Tensor):
                     tensors.append(value)
-                elif _is_option(value):
-                    made_of.append(value)
+                elif isinstance(value, np.ndarray):
+                    made_of.append(value.tobytes())
+                else:
+                    # Of what is neither a number nor a word, which one it is.
+                    made_of.append(value if type(value) in _LITERALS else id(value))
             for part in held["_modules"].values():
                 if part is not None and id(part) not in known:
                     known.add(id(part))
@@ -115,6 +120,21 @@ def _numbers(count: int) -> torch.Tensor:
     if count not in _NUMBERS:
         _NUMBERS[count] = torch.from_numpy(np.random.default_rng(0).uniform(0.5, 1.5, count).astype(np.float32))
     return _NUMBERS[count]
+
+
+# What each module has to say of itself, but for whether it is in training.
+_INTERNAL: Final = frozenset(vars(nn.Module())) - {"training"}
+
+
+def _flat(values: Iterable[object]) -> Iterator[object]:
+    """Yield values, and what lists, tuples and dictionaries among them hold."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        elif isinstance(value, dict):
+            yield from _flat([*value.keys(), *value.values()])
+        else:
+            yield value
 
 
 def _is_option(value: object) -> bool:

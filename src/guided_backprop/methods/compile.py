@@ -230,7 +230,7 @@ class _Making:
     def _known(self, entry: cache.Entry) -> Compiled | None:
         """Return what was kept, if it is whole, and explains these images as the method does."""
         try:
-            engine = opened(entry.path, entry.said["outputs"], entry.said["engine"], self._threads)
+            engine = opened(entry.path, entry.said["outputs"], ENGINES[entry.said["engine"]], self._threads)
             method = copy.copy(self._method)
             method.compiled = compiled = Compiled(engine, entry.said, self._weights, self._inputs)
             explained, expected = (one.explain(self._inputs.images, progress=False) for one in (method, self._method))
@@ -251,7 +251,7 @@ class _Making:
         problem: ModelError | None = None
         for name in self._wanted:
             try:
-                engines[name] = opened(path, graph.outputs, name, self._threads)
+                engines[name] = opened(path, graph.outputs, ENGINES[name], self._threads)
                 differences[name] = trial.compare(engines[name], graph, batches)
             except ModelError as error:
                 problem = problem or error

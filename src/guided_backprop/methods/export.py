@@ -2,11 +2,11 @@
 
 import copy
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -15,7 +15,7 @@ import numpy as np
 from guided_backprop.arrays import Images, Inputs, Labels, Model, NumpyArray, as_numpy
 from guided_backprop.coverage import Coverage
 from guided_backprop.digest import digest
-from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError, OutputExistsError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.agreement import (
     DOUBLE,
@@ -27,7 +27,7 @@ from guided_backprop.export.agreement import (
     difference,
     images_of,
 )
-from guided_backprop.export.engine import ENGINES, Engine, EngineName
+from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.metadata import Metadata
 from guided_backprop.export.plan import TOP, WEIGHTS, LabelKind, Plan
@@ -64,7 +64,17 @@ class Method(Protocol):
         """Return the same for a copy of the model."""
 
 
-_ENDINGS: Final = (".onnx",)
+# What a file ends in, by framework; a folder has no ending.
+_ENDINGS: Final = {"torch": ".onnx", "jax": ".stablehlo", "tensorflow": ""}
+_FORMS: Final = {
+    "torch": "a file that ends in .onnx",
+    "jax": "a file that ends in .stablehlo",
+    "tensorflow": "a folder, whose name has no ending",
+}
+_GRAPHS: Final = {
+    "jax": ("guided_backprop.backends.jax.export", "JaxGraph"),
+    "tensorflow": ("guided_backprop.backends.tensorflow.export", "TensorFlowGraph"),
+}
 # How often images are rounded otherwise to find ties, and by what multiple of what they show a map may differ: an
 # engine's rounding is not that of the draws.
 _DRAWS, _TIES = 8, 3
@@ -116,11 +126,17 @@ def export(
 ) -> Exported:
     """Write a method and its model to a file; see :meth:`Method.export`."""
     path = Path(path)
+    framework = method.subject.backend(Inputs.of(given(method.subject, images, None).images)).framework
+    ending = _ENDINGS[framework]
     require(
-        Requirement("path", str(path), path.suffix in _ENDINGS, f"a file that ends in {' or '.join(_ENDINGS)}",
-                    'Pass "map.onnx".'),
+        Requirement("path", str(path), path.suffix == ending, f"{_FORMS[framework]}, for a model of {framework}",
+                    f'Pass "map{ending}".'),
         Requirement("labels", labels, labels in ("ids", "weights"), '"ids" or "weights"', 'Pass "ids".'),
     )  # fmt: skip
+    if path.is_dir():
+        raise OutputExistsError(
+            f"path must not be a folder that exists; received path={str(path)!r}. Choose another name, or remove it."
+        )
     graph, trial, metadata = recorded(method, images, labels)
     return _written(path, graph, trial, replace(metadata, classes=classes, preprocessing=preprocessing))
 
@@ -141,6 +157,7 @@ def recorded(method: Method, images: Images, labels: LabelKind) -> "tuple[Graph,
     explained = method.explain(inputs.images)
     # Of one image alone a trace would not know its axis from others of size 1.
     few = inputs if inputs.count > 1 else inputs.rows(np.zeros(2, np.intp))
+    framework = method.subject.backend(inputs).framework
     graph, twin = _recorded(method, few, Plan(method.rule, method.reducer, labels))
     if graph.coverage != explained.coverage:
         raise ModelError(
@@ -149,9 +166,11 @@ def recorded(method: Method, images: Images, labels: LabelKind) -> "tuple[Graph,
         )
     metadata = Metadata(
         method.name, method.rule.name, method.subject.name, explained.head, labels, method.reducer, explained.coverage,
-        {"torch": version("torch")}, digest(method.subject.model),
+        {framework: str(sys.modules[framework].__version__)}, digest(method.subject.model),
     )  # fmt: skip
-    return graph, Trial(method, twin, inputs, explained, labels), metadata
+    # What the framework itself stored is what it runs; of another graph double precision has to show that it is right.
+    may_round = twin is not None or framework in _GRAPHS
+    return graph, Trial(method, twin, inputs, explained, labels, may_round), metadata
 
 
 class _Batch(NamedTuple):
@@ -172,6 +191,7 @@ class Trial:
         inputs: the images that were given.
         explained: what the method made of them.
         labels: what the graph is told to explain.
+        may_round: whether maps may differ where rounding decides: it is known that the graph computes what it must.
     """
 
     method: Method
@@ -179,6 +199,7 @@ class Trial:
     inputs: Inputs
     explained: Explanations
     labels: LabelKind
+    may_round: bool
 
     def batches(self, turns: Sequence[int]) -> list[_Batch]:
         """Return images and labels for as many images as a graph is tried for."""
@@ -206,7 +227,10 @@ class Trial:
         """
         largest = 0.0
         for images, told, labels in batches:
-            results = engine.run(by_name(graph.inputs, [*images.arrays, *told]))
+            try:
+                results = engine.run(by_name(graph.inputs, [*images.arrays, *told]))
+            except Exception as error:
+                raise _differs(f"{type(error).__name__} for {images.count} images", engine.name) from error
             if not results["is_finite"].all():
                 raise _differs("NaN or infinity", engine.name)
             found = difference([results[name] for name in graph.outputs[:-1]], self.maps(self.method, images, labels))
@@ -217,6 +241,10 @@ class Trial:
 
     def maps(self, method: Method, images: Inputs, labels: Labels) -> list[NumpyArray]:
         """Return outputs, maps and scores as the method has them."""
+        if method is self.method:
+            # Of the kind that was given: a function does not say itself which framework's it is.
+            backend = method.subject.backend(self.inputs)
+            images = images.map(lambda array, like: backend.from_numpy(as_numpy(array), like), self.inputs)
         explained = method.explain(images.images, labels, progress=False)
         maps = [as_numpy(array) for array in Inputs.of(explained.attribution).arrays if array is not None]
         return [explained.outputs, *maps, explained.scores]
@@ -225,10 +253,9 @@ class Trial:
         """Return by how much of its norm a map of the method's own differs where rounding decides.
 
         A ReLU of these images that is at a tie up to rounding opens in one engine and not in another, and both are
-        right. Images that differ by no more than rounding show it: their maps differ by as much. Where double precision
-        could not show that the graph is right, this is no excuse.
+        right. Images that differ by no more than rounding show it: their maps differ by as much.
         """
-        if self.precise is None:
+        if not self.may_round:
             return 0.0
         generator, wanted = np.random.default_rng(0), self.maps(self.method, images, labels)
 
@@ -244,10 +271,10 @@ class Trial:
 def _recorded(method: Method, inputs: Inputs, plan: Plan) -> tuple[Graph, Method | None]:
     """Return the graph, in double precision if the model can be copied to that, with the method of that copy."""
     backend = method.subject.backend(inputs)
-    if backend.framework != "torch":
-        raise OptionError(
-            f"a graph can be recorded of a PyTorch model; received one of {backend.framework}. Export it from PyTorch."
-        )
+    if backend.framework in _GRAPHS:
+        module, name = _GRAPHS[backend.framework]
+        graph: Graph = getattr(import_module(module), name)(_plain(method.subject), inputs, plan)
+        return graph, None
     recorder: Any = import_module("guided_backprop.backends.torch.export.graph")
     precise: Model | None = recorder.copied(method.subject.model, in_double=True)
     if precise is not None:
@@ -282,11 +309,12 @@ def _written(path: Path, graph: Graph, trial: Trial, metadata: Metadata) -> Expo
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".guided_backprop_") as folder:
         draft = Path(folder) / path.name
         graph.write(draft, metadata.texts())
-        engine = opened(draft, graph.outputs)
+        engine = opened(draft, graph.outputs, graph.engine)
         largest = trial.compare(engine, graph, batches)
         versions = {**metadata.versions, **dict([engine.name.split(" ", 1)])}
         graph.write(draft, replace(metadata, versions=versions, difference=largest, precise_difference=precise).texts())
-        draft.replace(path)
+        for file in Path(folder).iterdir():
+            file.replace(path.with_name(file.name))
     tried = [batch.images.count for batch in batches]
     return Exported(path, graph.inputs, graph.outputs, graph.coverage, engine.name, tried, largest, precise)
 
@@ -310,7 +338,7 @@ def compared(graph: Graph, trial: Trial, batches: Sequence[_Batch]) -> float | N
     return largest
 
 
-def opened(path: Path, outputs: Sequence[str], engine: EngineName = "onnxruntime", threads: int = 0) -> Engine:
+def opened(path: Path, outputs: Sequence[str], engine: type[Engine], threads: int = 0) -> Engine:
     """Return an engine that has a file open.
 
     Raises:
@@ -318,13 +346,13 @@ def opened(path: Path, outputs: Sequence[str], engine: EngineName = "onnxruntime
         MissingExtraError: it is not installed.
     """
     try:
-        return ENGINES[engine](path, outputs, threads)
+        return engine(path, outputs, threads)
     except GuidedBackpropError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"{engine} must be able to run the graph; received {reason:.200}. Export a part of the model."
+            f"{engine.__name__} must be able to run the graph; received {reason:.200}. Export a part of the model."
         ) from error
 
 

@@ -330,7 +330,8 @@ class Method(Explainer):
         compared with this method's: where they differ by more than a thousandth of their norm there is no file.
 
         Args:
-            path: where to write it: ``map.onnx``, for ONNX Runtime and OpenVINO. A file that is there is replaced.
+            path: where to write it: ``map.onnx`` of PyTorch, for ONNX Runtime and OpenVINO; ``map.stablehlo`` of JAX;
+                a folder that isn't there yet, ``map``, of TensorFlow. A file that is there is replaced.
             images: a batch such as will be explained: its sizes, but for the number of images, are the graph's.
             labels: what the graph is told to explain: with "ids" class ids ``(N,)`` of integers, of which -1 is the
                 class with the highest score; with "weights" weights of the output's shape, which can say all other

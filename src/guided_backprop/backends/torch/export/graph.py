@@ -17,6 +17,7 @@ from guided_backprop.backends.torch.export.writer import Writer
 from guided_backprop.backends.torch.model.images import as_tensor
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError
+from guided_backprop.export.engine import OnnxRuntime
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.plan import RESULTS, TOP, WEIGHTS, Plan
 
@@ -53,6 +54,8 @@ class TorchGraph(Graph):
     Raises:
         ModelError: the model does something else for some number of images, or cannot be recorded.
     """
+
+    engine = OnnxRuntime
 
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
         self._recorder = Recorder(setup)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from guided_backprop import DeconvNet, GuidedBackprop, ModelError, OpaqueRegionError, OptionError, Saliency
+from guided_backprop import DeconvNet, GuidedBackprop, ModelError, OpaqueRegionError, OptionError
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.torch.export import trace, words
 from guided_backprop.export.agreement import difference, images_of
@@ -142,7 +142,7 @@ def test_what_explain_refuses_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", [Saliency, DeconvNet, GuidedBackprop])
+@pytest.mark.parametrize("method", [DeconvNet, GuidedBackprop])
 def test_convolutions_and_pools_of_all_kinds(method, tmp_path):
     model, images = Strided(), rows(3, 3, 19, 19)
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -224,7 +224,13 @@ class _Making:
         model = method.subject.model
         # Of a copy, which names its layers.
         about = [repr(method.around(model)), method.rule, self._torch.key_of(model), _kind(self._inputs), self._threads]
-        about += [__version__, version("torch"), *[(name, required(name).__version__) for name in self._wanted]]
+        # Which engine is the fastest depends on how many images there are.
+        about += [
+            self._inputs.count,
+            __version__,
+            version("torch"),
+            *[(name, required(name).__version__) for name in self._wanted],
+        ]
         return sha256(repr(about).encode()).hexdigest()[:40]
 
     def _known(self, entry: cache.Entry) -> Compiled | None:

@@ -274,11 +274,13 @@ def gradient(model: nn.Module, images: Tensor) -> Explain:
     return differentiate
 
 
-def ours(*, is_optimized: bool = False, **options: Any) -> Prepare:
+def ours(*, is_optimized: bool = False, is_compiled: bool = False, **options: Any) -> Prepare:
     def prepare(model: nn.Module, images: Tensor) -> Explain:
         method = GuidedBackprop(model, **options)
         if is_optimized:
             method = method.optimize(images[:1])
+        if is_compiled:
+            method = method.compile(images)
         return lambda images, labels: method.explain(images, labels).attribution
 
     return prepare
@@ -334,6 +336,7 @@ CONTESTANTS = {
     GRADIENT: Contestant(gradient, "torch"),
     OURS: contestant_of_ours(),
     "ours optimized": contestant_of_ours(is_optimized=True),
+    "ours compiled": contestant_of_ours(is_compiled=True),
     "ours lean": contestant_of_ours(memory="lean"),
     "Captum": Contestant(captum, "captum"),
     "zennit": Contestant(zennit, "zennit"),

@@ -22,6 +22,7 @@ COLORS = {
     GRADIENT: "0.56",
     OURS: "#1f4e8c",
     "ours optimized": "#4f8fd0",
+    "ours compiled": "#2f9d8f",
     "ours lean": "#9cc4ea",
     "Captum": "#d9822b",
     "zennit": "#b5443a",

@@ -11,7 +11,7 @@ from summary import FRAMEWORKS, Key, Measured, Spread, not_right, peaks, setting
 Wrong = set[tuple[str, str]]
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 ORDER = [
-    *(FORWARD, FAST_FORWARD, PRODUCTS, GRADIENT, OURS, "ours optimized", "ours lean"),
+    *(FORWARD, FAST_FORWARD, PRODUCTS, GRADIENT, OURS, "ours optimized", "ours compiled", "ours lean"),
     *("Captum", "zennit", "pytorch-grad-cam", "Xplique", "tf-keras-vis"),
 ]
 TITLES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}

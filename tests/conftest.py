@@ -49,6 +49,12 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _graphs_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is compiled in tests is not kept among what the user has."""
+    os.environ["GUIDED_BACKPROP_CACHE"] = str(tmp_path_factory.mktemp("graphs"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests that build the same network anew share its compiled program, by JAX's own cache, for this run alone."""
     import jax

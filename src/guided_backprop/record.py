@@ -86,6 +86,7 @@ class Record(_Attributed, Sequence[Explanation]):
     channel_axis: Any = None
     batch_size: int = 0
     convergence_delta: NDArray[np.float64] | None = None
+    engine: str | None = None
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Self]") -> Self:
@@ -181,6 +182,7 @@ class Record(_Attributed, Sequence[Explanation]):
 
     def __repr__(self) -> str:
         about = f"method={self.method!r}, model={self.model!r}, shape={self.shape}"
+        about += "" if self.engine is None else f", engine={self.engine!r}"
         return f"{type(self).__name__}({about}, coverage='{self.coverage}')"
 
     def by_input(self) -> dict[str | int, Self | None]:

@@ -74,6 +74,7 @@ class Attributed:
         activation: where the gradient is taken inside of the model, the value there; the attribution is of its shape
             then. Both are NumPy arrays if the images are, else the framework's.
         convergence_delta: ``(K, N)`` float64 of integrated gradients: the sum of the map less what the score gained.
+        engine: what computed it, if it is not the framework; or why that did.
     """
 
     attribution: list[Inputs]
@@ -83,6 +84,7 @@ class Attributed:
     head: str | None
     activation: Array | None = None
     convergence_delta: NDArray[np.float64] | None = None
+    engine: str | None = None
 
 
 class Backend(ABC):

@@ -45,9 +45,9 @@ def export(
     labels: LabelKind,
     reducer: Reducer | None,
 ) -> None:
-    """Write a model and a method to PATH, which ends in .onnx: one graph that explains in ONNX Runtime.
+    """Write a model and a method to PATH: one graph that explains without them.
 
-    Before the file is there, it is run, and its maps are compared with the library's.
+    Of PyTorch it ends in .onnx, of JAX in .stablehlo; of TensorFlow it is a new folder, a SavedModel. Before the file is there, it is run, and its maps are compared with the library's.
     """
     with one_line_errors():
         vision = model.load()

@@ -37,6 +37,7 @@ def command() -> "click.Group":
             "Run: pip install 'guided-backprop[cli]'."
         ) from error
     from guided_backprop.commands.app import app  # noqa: PLC0415
+    from guided_backprop.commands.cache import cache_command  # noqa: PLC0415
     from guided_backprop.commands.check import check  # noqa: PLC0415
     from guided_backprop.commands.explain import explain  # noqa: PLC0415
     from guided_backprop.commands.export import export  # noqa: PLC0415
@@ -44,6 +45,6 @@ def command() -> "click.Group":
     from guided_backprop.commands.report import report  # noqa: PLC0415
     from guided_backprop.commands.status import status_command  # noqa: PLC0415
 
-    commands = [explain, status_command, report, check, export, page, app]
+    commands = [explain, status_command, report, check, export, page, cache_command, app]
     group = click.Group("guided-backprop", help="Which pixels move a network's score?", commands=commands)
     return click.version_option(__version__, prog_name="guided-backprop")(group)

@@ -1,33 +1,103 @@
-"""Runs an exported file in the engine that it is for."""
+"""Runs an exported file in the engines that it is for."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Literal
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.export.extra import package
+from guided_backprop.extras import imported
+
+EngineName = Literal["onnxruntime", "openvino"]
 
 
-class OnnxRuntime:
-    """A file in ONNX Runtime, on the processor.
+def required(name: EngineName) -> ModuleType:
+    """Return an engine's package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if name == "onnxruntime":
+        return package(name)
+    return imported(name, who=f"engine={name!r} needs", install=f"'guided-backprop[{name}]'")
+
+
+class Engine(ABC):
+    """A file that is open in an engine, on the processor.
 
     Args:
         path: the file.
+        outputs: what its results are called, in their order.
         threads: how many threads one call uses; 0 for as many as there are cores.
+
+    Raises:
+        MissingExtraError: the engine is not installed.
 
     Attributes:
         name: the engine's name and version.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        runtime = package("onnxruntime")
+    name: str
+
+    @abstractmethod
+    def __init__(self, path: Path, outputs: Sequence[str], threads: int = 0) -> None: ...
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
+        """Return all results by name; threads may call this at once."""
+
+
+class OnnxRuntime(Engine):
+    """A file in ONNX Runtime."""
+
+    def __init__(self, path: Path, outputs: Sequence[str], threads: int = 0) -> None:
+        runtime = required("onnxruntime")
         self.name = f"onnxruntime {runtime.__version__}"
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         # Errors are raised as well; what else it says is of no use to whoever calls this.
         options.log_severity_level = 4
         self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._outputs = [port.name for port in self._session.get_outputs()]
+        self._outputs = outputs
 
     def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
-        """Return all results by name; threads may call this at once."""
         return dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
+
+
+class OpenVino(Engine):
+    """A file in OpenVINO, in single precision."""
+
+    def __init__(self, path: Path, outputs: Sequence[str], threads: int = 0) -> None:
+        runtime = required("openvino")
+        self.name = f"openvino {runtime.__version__.split('-')[0]}"
+        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = str(threads)
+        core = runtime.Core()
+        # A file that is mapped could not be replaced everywhere.
+        core.set_property({"ENABLE_MMAP": False})
+        self._model = core.compile_model(core.read_model(str(path)), "CPU", options)
+        self._outputs = outputs
+        # What runs it runs it once at a time; each call takes one, or makes one.
+        self._free: list[Any] = []
+
+    def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
+        results = request.infer(dict(inputs), share_outputs=False)
+        self._free.append(request)
+        return dict(zip(self._outputs, results.to_tuple(), strict=True))
+
+
+#: The engines by name.
+ENGINES: Final[Mapping[EngineName, type[Engine]]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
+def installed() -> Sequence[EngineName]:
+    """Return the names of the engines that are installed."""
+    return [name for name in ENGINES if find_spec(name) is not None]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.coverage import Coverage
+from guided_backprop.export.engine import Engine
 
 
 class Graph(ABC):
@@ -16,6 +17,7 @@ class Graph(ABC):
         outputs: what its results are called.
         coverage: what was done with each non-linearity.
         is_precise: whether it computes in double precision.
+        engine: what runs its file.
         turns: the numbers of images at which the model may do something else from there on.
     """
 
@@ -23,6 +25,7 @@ class Graph(ABC):
     outputs: Sequence[str]
     coverage: Coverage
     is_precise: bool
+    engine: type[Engine]
     turns: Sequence[int]
 
     @abstractmethod

@@ -53,6 +53,13 @@ class OnnxFile:
         self._nodes.append(self._onnx.helper.make_node(operation, list(operands), [name], name, **attributes))
         return name
 
+    def add_several(self, count: int, operation: str, *operands: str, **attributes: Any) -> list[str]:
+        """Add an operation of several results; return what these are called."""
+        self._count += 1
+        names = [f"{operation}_{self._count}_{place}" for place in range(count)]
+        self._nodes.append(self._onnx.helper.make_node(operation, list(operands), names, names[0], **attributes))
+        return names
+
     def constant(self, value: NumpyArray | np.generic, *, is_shared: bool = True) -> str:
         """Add a constant, unless there is an equal one; return what it is called."""
         array = np.asarray(value)

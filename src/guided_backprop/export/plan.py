@@ -5,8 +5,11 @@ from typing import Literal
 
 from guided_backprop.rules import ReluRule
 
-#: What a graph is told to explain: class ids ``(N,)``, of which -1 is the top class, or weights of the output's shape.
-LabelKind = Literal["ids", "weights"]
+#: What a graph is told to explain: class ids ``(N,)``, of which -1 is the top class, or weights of the output's shape;
+#: or both, of which the weights count where the id is -2.
+LabelKind = Literal["ids", "weights", "both"]
+#: The ids that are no class's.
+TOP, WEIGHTS = -1, -2
 
 #: The results of a graph, in their order.
 RESULTS = ("outputs", "attribution", "scores", "is_finite")

@@ -91,6 +91,9 @@ class TopClasses(ClassLabel):
             return np.asarray(summed.argmax(axis=1), np.int64)
         return np.asarray(np.argsort(-summed, axis=1, kind="stable")[:, : self.number], np.int64)
 
+    def ids_ahead(self, start: int, count: int) -> NDArray[np.int64] | None:
+        return np.full(count, -1) if self.is_single and self.mask is None else None
+
     def fixed(self, given: Labels, explained: NumpyArray) -> Labels:
         return explained
 

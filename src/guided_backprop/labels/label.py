@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,10 @@ class Label(ABC):
             LabelError: the labels do not suit the outputs.
         """
 
+    def ids_ahead(self, start: int, count: int) -> NDArray[np.int64] | None:
+        """Return the class of each image from ``start`` on, -1 for the highest; None if outputs are needed for that."""
+        return None
+
     @abstractmethod
     def explained(self, outputs: NumpyArray, channel_axis: int = 1) -> NumpyArray:
         """Return what was explained, given the outputs for all images, as a result's ``labels`` say it.
@@ -58,6 +63,32 @@ class Label(ABC):
     def is_many(self, outputs: NumpyArray) -> bool:
         """Tell whether each image has a row of labels."""
         return False
+
+
+@dataclass(frozen=True)
+class Weigher:
+    """From the outputs of some images to how much each weighs, for each label that is asked for.
+
+    Attributes:
+        label: what is asked for.
+        start: which image is the first.
+        count: how many images.
+        axis_of: which axis of outputs is that of channels.
+    """
+
+    label: Label
+    start: int
+    count: int
+    axis_of: Callable[[NumpyArray], int]
+
+    def __call__(self, outputs: NumpyArray) -> list[Weighting]:
+        """Return the weights, of the shape of ``outputs``."""
+        return self.label.weigh(outputs, self.start, self.axis_of(outputs))
+
+    @property
+    def ids(self) -> NDArray[np.int64] | None:
+        """The class of each image, -1 for the highest, where that is known without the outputs."""
+        return self.label.ids_ahead(self.start, self.count)
 
 
 def moved(array: NumpyArray, source: int, target: int) -> NumpyArray:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Self, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guided_backprop.arrays import Labels, NumpyArray, as_numpy
 from guided_backprop.errors import LabelError
@@ -44,6 +45,10 @@ class Numbers(Label):
 
     def weigh(self, outputs: NumpyArray, start: int = 0, channel_axis: int = 1) -> list[Weighting]:
         return self._resolved(outputs).weigh(outputs, start, channel_axis)
+
+    def ids_ahead(self, start: int, count: int) -> NDArray[np.int64] | None:
+        is_ids = self.given.ndim == 1 and self.given.dtype.kind in "iu" and self.mask is None
+        return self.given[start : start + count].astype(np.int64) if is_ids else None
 
     def explained(self, outputs: NumpyArray, channel_axis: int = 1) -> NumpyArray:
         return self._resolved(outputs).explained(outputs, channel_axis)

@@ -13,7 +13,7 @@ from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError, OutOfMemoryError
 from guided_backprop.explanations import Explanations
-from guided_backprop.labels.label import Label, Weighting
+from guided_backprop.labels.label import Label, Weigher
 from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.data import given
 from guided_backprop.progress import Progress
@@ -129,9 +129,7 @@ def _attempt(
     If memory ran out, return the error's words instead.
     """
     target, backend = results[0].target, results[0].backend
-
-    def weigh(outputs: NumpyArray) -> list[Weighting]:
-        return target.weigh(outputs, start, _axis(backend, outputs))
+    weigh = Weigher(target, start, inputs.count, partial(_axis, backend))
 
     try:
         batches = explain_batch(backend, inputs, weigh, target.score)
@@ -157,6 +155,7 @@ class Part(NamedTuple):
         head: the final softmax or sigmoid that was undone, or None.
         activation: where the gradient is taken inside of the model, the value there.
         delta: of integrated gradients, what completeness misses; of the form of the scores.
+        engine: what computed it, if it is not the framework; or why that did.
     """
 
     attribution: Inputs
@@ -166,6 +165,7 @@ class Part(NamedTuple):
     head: str | None
     activation: Array | None
     delta: NDArray[np.float64] | None
+    engine: str | None
 
     def after(self, known: int) -> "Part":
         """Return what was found for the images after the first ``known`` ones."""
@@ -225,6 +225,7 @@ class _Result:
             method=self.job.name,
             model=backend.name,
             head=parts[0].head,
+            engine=parts[0].engine,
             reducer=self.job.reducer,
             channel_axis=self._axes.images,
             batch_size=size,
@@ -238,7 +239,7 @@ def put_together(backend: Backend, batch: Attributed, reducer: str | None, axes:
     attribution = first.map(lambda *labels: backend.stack(labels), *others) if is_many else first
     delta = None if batch.convergence_delta is None else _by_image(batch.convergence_delta, is_many)
     scores = _by_image(batch.scores, is_many)
-    return Part(attribution, scores, batch.outputs, batch.coverage, batch.head, batch.activation, delta)
+    return Part(attribution, scores, batch.outputs, batch.coverage, batch.head, batch.activation, delta, batch.engine)
 
 
 def _by_image(by_label: NDArray[np.float64], is_many: bool) -> NDArray[np.float64]:

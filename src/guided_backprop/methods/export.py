@@ -1,20 +1,21 @@
 """From a method to a file: explained, recorded, written, run in its engine, and compared map by map."""
 
+import copy
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from guided_backprop.arrays import Images, Inputs, Labels, Model, NumpyArray, as_numpy
 from guided_backprop.coverage import Coverage
 from guided_backprop.digest import digest
-from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError, OutputExistsError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.agreement import (
     DOUBLE,
@@ -26,10 +27,10 @@ from guided_backprop.export.agreement import (
     difference,
     images_of,
 )
-from guided_backprop.export.engine import OnnxRuntime
+from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.metadata import Metadata
-from guided_backprop.export.plan import LabelKind, Plan
+from guided_backprop.export.plan import TOP, WEIGHTS, LabelKind, Plan
 from guided_backprop.methods.data import given
 from guided_backprop.methods.options import Requirement, require
 from guided_backprop.rules import ReluRule
@@ -42,6 +43,7 @@ class Method(Protocol):
     subject: Subject
     rule: ReluRule
     reducer: Any
+    compiled: Any
 
     @property
     def name(self) -> str:
@@ -62,7 +64,17 @@ class Method(Protocol):
         """Return the same for a copy of the model."""
 
 
-_ENDINGS: Final = (".onnx",)
+# What a file ends in, by framework; a folder has no ending.
+_ENDINGS: Final = {"torch": ".onnx", "jax": ".stablehlo", "tensorflow": ""}
+_FORMS: Final = {
+    "torch": "a file that ends in .onnx",
+    "jax": "a file that ends in .stablehlo",
+    "tensorflow": "a folder, whose name has no ending",
+}
+_GRAPHS: Final = {
+    "jax": ("guided_backprop.backends.jax.export", "JaxGraph"),
+    "tensorflow": ("guided_backprop.backends.tensorflow.export", "TensorFlowGraph"),
+}
 # How often images are rounded otherwise to find ties, and by what multiple of what they show a map may differ: an
 # engine's rounding is not that of the draws.
 _DRAWS, _TIES = 8, 3
@@ -114,24 +126,39 @@ def export(
 ) -> Exported:
     """Write a method and its model to a file; see :meth:`Method.export`."""
     path = Path(path)
+    framework = method.subject.backend(Inputs.of(given(method.subject, images, None).images)).framework
+    ending = _ENDINGS[framework]
     require(
-        Requirement("path", str(path), path.suffix in _ENDINGS, f"a file that ends in {' or '.join(_ENDINGS)}",
-                    'Pass "map.onnx".'),
+        Requirement("path", str(path), path.suffix == ending, f"{_FORMS[framework]}, for a model of {framework}",
+                    f'Pass "map{ending}".'),
         Requirement("labels", labels, labels in ("ids", "weights"), '"ids" or "weights"', 'Pass "ids".'),
     )  # fmt: skip
+    if path.is_dir():
+        raise OutputExistsError(
+            f"path must not be a folder that exists; received path={str(path)!r}. Choose another name, or remove it."
+        )
+    graph, trial, metadata = recorded(method, images, labels)
+    return _written(path, graph, trial, replace(metadata, classes=classes, preprocessing=preprocessing))
+
+
+def recorded(method: Method, images: Images, labels: LabelKind) -> "tuple[Graph, Trial, Metadata]":
+    """Return the graph of a method, what it is compared with, and what it says of itself."""
     if not method.is_one_pass or method.explains_inside:
         raise OptionError(
             "a graph is of a method of one pass at the images; received "
-            f"{method!r:.80}. Export Saliency, DeconvNet or GuidedBackprop."
+            f"{method!r:.80}. Take Saliency, DeconvNet, GuidedBackprop or RectGrad."
         )
+    method = copy.copy(method)
+    # What a graph is compared with is the model itself.
+    method.compiled = None
     inputs = Inputs.of(given(method.subject, images, None).images)
     if not inputs.count:
         raise ImageError("images to record a graph from must not be empty; received no image. Pass at least one.")
     explained = method.explain(inputs.images)
     # Of one image alone a trace would not know its axis from others of size 1.
     few = inputs if inputs.count > 1 else inputs.rows(np.zeros(2, np.intp))
-    plan = Plan(method.rule, method.reducer, labels)
-    graph, twin = _recorded(method, few, plan)
+    framework = method.subject.backend(inputs).framework
+    graph, twin = _recorded(method, few, Plan(method.rule, method.reducer, labels))
     if graph.coverage != explained.coverage:
         raise ModelError(
             "a graph must treat what explain() treats; received "
@@ -139,13 +166,23 @@ def export(
         )
     metadata = Metadata(
         method.name, method.rule.name, method.subject.name, explained.head, labels, method.reducer, explained.coverage,
-        {"torch": version("torch")}, digest(method.subject.model), classes=classes, preprocessing=preprocessing,
+        {framework: str(sys.modules[framework].__version__)}, digest(method.subject.model),
     )  # fmt: skip
-    return _written(path, graph, _Trial(method, twin, inputs, explained, labels), metadata)
+    # What the framework itself stored is what it runs; of another graph double precision has to show that it is right.
+    may_round = twin is not None or framework in _GRAPHS
+    return graph, Trial(method, twin, inputs, explained, labels, may_round), metadata
+
+
+class _Batch(NamedTuple):
+    """Images, and their labels as a graph and as a method is told."""
+
+    images: Inputs
+    told: Sequence[NumpyArray]
+    labels: Labels
 
 
 @dataclass(frozen=True)
-class _Trial:
+class Trial:
     """What a graph is compared with.
 
     Attributes:
@@ -154,6 +191,7 @@ class _Trial:
         inputs: the images that were given.
         explained: what the method made of them.
         labels: what the graph is told to explain.
+        may_round: whether maps may differ where rounding decides: it is known that the graph computes what it must.
     """
 
     method: Method
@@ -161,32 +199,63 @@ class _Trial:
     inputs: Inputs
     explained: Explanations
     labels: LabelKind
+    may_round: bool
 
-    def wanted(self, count: int) -> NumpyArray:
-        """Return labels for so many images: top classes of a few, and then any classes."""
-        outputs = self.explained.outputs
+    def batches(self, turns: Sequence[int]) -> list[_Batch]:
+        """Return images and labels for as many images as a graph is tried for."""
+        tried = counts(self.inputs.count, turns)
+        return [_Batch(images_of(self.inputs, count), *self._wanted(count)) for count in tried]
+
+    def _wanted(self, count: int) -> tuple[list[NumpyArray], Labels]:
+        """Return labels for so many images, as a graph and as a method is told: of few images their top classes."""
+        outputs, is_of_top = self.explained.outputs, count <= self.inputs.count
+        weights = np.random.default_rng(count).normal(size=(count, *outputs.shape[1:]))
         if self.labels == "weights":
-            return np.random.default_rng(count).normal(size=(count, *outputs.shape[1:]))
+            return [weights], weights
+        ids = np.full(count, TOP if is_of_top else WEIGHTS)
+        if self.labels == "both":
+            return [ids, weights], None if is_of_top else weights
         axis = self.method.subject.backend(self.inputs).channel_axis(outputs) or 1
-        classes = 1 if outputs.ndim == 1 else outputs.shape[axis]
-        is_of_top = count <= len(outputs)
-        return np.full(count, -1) if is_of_top else np.arange(count) % classes
+        classes = np.arange(count) % (1 if outputs.ndim == 1 else outputs.shape[axis])
+        return ([ids], None) if is_of_top else ([classes], classes)
 
-    def maps(self, method: Method, images: Inputs, labels: NumpyArray) -> list[NumpyArray]:
+    def compare(self, engine: Engine, graph: Graph, batches: Sequence[_Batch]) -> float:
+        """Return by how much of its norm a map differs at most in an engine.
+
+        Raises:
+            ModelError: by more than rounding can explain.
+        """
+        largest = 0.0
+        for images, told, labels in batches:
+            try:
+                results = engine.run(by_name(graph.inputs, [*images.arrays, *told]))
+            except Exception as error:
+                raise _differs(f"{type(error).__name__} for {images.count} images", engine.name) from error
+            if not results["is_finite"].all():
+                raise _differs("NaN or infinity", engine.name)
+            found = difference([results[name] for name in graph.outputs[:-1]], self.maps(self.method, images, labels))
+            if not found <= SINGLE and not found <= self.rounding(images, labels):
+                raise _differs(f"a difference of {found:.2g} of the norm for {images.count} images", engine.name)
+            largest = max(largest, found)
+        return largest
+
+    def maps(self, method: Method, images: Inputs, labels: Labels) -> list[NumpyArray]:
         """Return outputs, maps and scores as the method has them."""
-        is_top = labels.ndim == 1 and labels.dtype.kind == "i" and (labels < 0).all()
-        explained = method.explain(images.images, None if is_top else labels, progress=False)
+        if method is self.method:
+            # Of the kind that was given: a function does not say itself which framework's it is.
+            backend = method.subject.backend(self.inputs)
+            images = images.map(lambda array, like: backend.from_numpy(as_numpy(array), like), self.inputs)
+        explained = method.explain(images.images, labels, progress=False)
         maps = [as_numpy(array) for array in Inputs.of(explained.attribution).arrays if array is not None]
         return [explained.outputs, *maps, explained.scores]
 
-    def rounding(self, images: Inputs, labels: NumpyArray) -> float:
+    def rounding(self, images: Inputs, labels: Labels) -> float:
         """Return by how much of its norm a map of the method's own differs where rounding decides.
 
         A ReLU of these images that is at a tie up to rounding opens in one engine and not in another, and both are
-        right. Images that differ by no more than rounding show it: their maps differ by as much. Where double precision
-        could not show that the graph is right, this is no excuse.
+        right. Images that differ by no more than rounding show it: their maps differ by as much.
         """
-        if self.precise is None:
+        if not self.may_round:
             return 0.0
         generator, wanted = np.random.default_rng(0), self.maps(self.method, images, labels)
 
@@ -202,10 +271,10 @@ class _Trial:
 def _recorded(method: Method, inputs: Inputs, plan: Plan) -> tuple[Graph, Method | None]:
     """Return the graph, in double precision if the model can be copied to that, with the method of that copy."""
     backend = method.subject.backend(inputs)
-    if backend.framework != "torch":
-        raise OptionError(
-            f"a graph can be recorded of a PyTorch model; received one of {backend.framework}. Export it from PyTorch."
-        )
+    if backend.framework in _GRAPHS:
+        module, name = _GRAPHS[backend.framework]
+        graph: Graph = getattr(import_module(module), name)(_plain(method.subject), inputs, plan)
+        return graph, None
     recorder: Any = import_module("guided_backprop.backends.torch.export.graph")
     precise: Model | None = recorder.copied(method.subject.model, in_double=True)
     if precise is not None:
@@ -233,37 +302,35 @@ def _plain(subject: Subject) -> Subject:
     return replace(subject, is_optimized=False, memory=None)
 
 
-def _written(path: Path, graph: Graph, trial: _Trial, metadata: Metadata) -> Exported:
+def _written(path: Path, graph: Graph, trial: Trial, metadata: Metadata) -> Exported:
     """Write the file where nobody looks, compare it, and put it at its place."""
-    tried = counts(trial.inputs.count, graph.turns)
-    batches = [(images_of(trial.inputs, count), trial.wanted(count)) for count in tried]
-    precise = None if trial.precise is None else _compared(graph, trial, batches)
+    batches = trial.batches(graph.turns)
+    precise = compared(graph, trial, batches)
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".guided_backprop_") as folder:
         draft = Path(folder) / path.name
         graph.write(draft, metadata.texts())
-        engine = _opened(draft)
-        largest = 0.0
-        for images, labels in batches:
-            results = engine.run(by_name(graph.inputs, [*images.arrays, labels]))
-            if not results["is_finite"].all():
-                raise _differs("NaN or infinity", engine.name)
-            found = difference([results[name] for name in graph.outputs[:-1]], trial.maps(trial.method, images, labels))
-            if not found <= SINGLE and not found <= trial.rounding(images, labels):
-                raise _differs(f"a difference of {found:.2g} of the norm for {images.count} images", engine.name)
-            largest = max(largest, found)
+        engine = opened(draft, graph.outputs, graph.engine)
+        largest = trial.compare(engine, graph, batches)
         versions = {**metadata.versions, **dict([engine.name.split(" ", 1)])}
         graph.write(draft, replace(metadata, versions=versions, difference=largest, precise_difference=precise).texts())
-        draft.replace(path)
+        for file in Path(folder).iterdir():
+            file.replace(path.with_name(file.name))
+    tried = [batch.images.count for batch in batches]
     return Exported(path, graph.inputs, graph.outputs, graph.coverage, engine.name, tried, largest, precise)
 
 
-def _compared(graph: Graph, trial: _Trial, batches: Sequence[tuple[Inputs, NumpyArray]]) -> float:
-    """Compare the graph itself, in double precision."""
-    assert trial.precise is not None
+def compared(graph: Graph, trial: Trial, batches: Sequence[_Batch]) -> float | None:
+    """Compare the graph itself, in double precision; None where the model has none.
+
+    Raises:
+        ModelError: its maps are not the method's.
+    """
+    if trial.precise is None:
+        return None
     largest = 0.0
-    for images, labels in batches:
+    for images, told, labels in batches:
         doubled = images.map(lambda array: array.astype(np.float64) if array.dtype.kind == "f" else array)
-        results = graph.run([*doubled.arrays, labels])
+        results = graph.run([*doubled.arrays, *told])
         found = difference([results[name] for name in graph.outputs[:-1]], trial.maps(trial.precise, doubled, labels))
         if not found <= DOUBLE:
             raise _differs(f"a difference of {found:.2g} of the norm for {images.count} images", "double precision")
@@ -271,15 +338,21 @@ def _compared(graph: Graph, trial: _Trial, batches: Sequence[tuple[Inputs, Numpy
     return largest
 
 
-def _opened(path: Path) -> OnnxRuntime:
+def opened(path: Path, outputs: Sequence[str], engine: type[Engine], threads: int = 0) -> Engine:
+    """Return an engine that has a file open.
+
+    Raises:
+        ModelError: it cannot run it.
+        MissingExtraError: it is not installed.
+    """
     try:
-        return OnnxRuntime(path)
+        return engine(path, outputs, threads)
     except GuidedBackpropError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"ONNX Runtime must be able to run the graph; received {reason:.200}. Export a part of the model."
+            f"{engine.__name__} must be able to run the graph; received {reason:.200}. Export a part of the model."
         ) from error
 
 

@@ -10,6 +10,7 @@ from guided_backprop.arrays import Images, Inputs, Labels, Layer, Model
 from guided_backprop.backends.base import Attributed, Backend, Memory, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.export.engine import EngineName
 from guided_backprop.export.plan import LabelKind
 from guided_backprop.foreign import answering
 from guided_backprop.methods.batches import Job, explain_given
@@ -20,6 +21,7 @@ from guided_backprop.rules import GUIDED, ReluRule
 from guided_backprop.subject import Subject, brief
 
 if TYPE_CHECKING:
+    from guided_backprop.methods.compile import Compiled
     from guided_backprop.methods.export import Exported
 
 Reducer = Literal["mean", "sum", "max", "min", "absmax"]
@@ -73,6 +75,7 @@ class Method(Explainer):
         rule: what a ReLU lets through.
         reducer: as above.
         batch_size: as above.
+        compiled: the graph that :meth:`compile` made, and the engine that runs it; None for a method as it is.
 
     Example:
         >>> import torch
@@ -146,6 +149,7 @@ class Method(Explainer):
             memory=memory,
         )
         self.reducer, self.batch_size = reducer, batch_size
+        self.compiled: Compiled | None = None
         self.subject.check()
 
     def __repr__(self) -> str:
@@ -265,7 +269,48 @@ class Method(Explainer):
             torch.Size([5, 3, 8, 8])
         """
         other = copy.copy(self)
+        other.compiled = None
         other.subject = self.subject.optimized(given(self.subject, images, None).images)
+        return other
+
+    def compile(self, images: Images, engine: "Literal['auto'] | EngineName" = "auto") -> Self:
+        """Return this method for the same model, its explanations computed as one graph by an engine.
+
+        The graph is that of :meth:`export`, recorded of these images and compared with this method as there, for one
+        image, for these and for 17. It takes any number of images of these sizes. ``explain`` takes what it always
+        takes: labels that are no class ids, such as "top5", masks and boxes, are worked out in Python and go into the
+        graph as weights. What no graph can be, a function as label or images of another size or dtype, is explained as
+        it is, and ``explanations.engine`` says so, and which engine computed the others. Maps differ by rounding from
+        those of this method, in single precision.
+
+        Weights are fixed: a model that changed since is an error, never explained by its former weights. Graphs are
+        kept on disk, so that a second start only opens and compares them: ``guided-backprop cache``. In TensorFlow and
+        JAX this returns an equal method: both compile already.
+
+        Args:
+            images: a batch such as will be explained, in single precision: the fastest engine is found on it.
+            engine: "onnxruntime", "openvino", or "auto" for the fastest of those that are installed and agree.
+
+        Raises:
+            OptionError: there is no such engine, or the method is none of one pass at the images.
+            ImageError: there is no image, or it isn't in single precision.
+            ModelError: the model is no module in single precision on the processor, or one that :meth:`export` refuses.
+            MissingExtraError: ``[export]`` is not installed, or the engine.
+            GuidedBackpropError: all that :meth:`explain` raises.
+
+        Example:
+            >>> import torch
+            >>> from guided_backprop import GuidedBackprop
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
+            >>> method = GuidedBackprop(model).compile(torch.rand(2, 3, 8, 8), engine="onnxruntime")
+            >>> method.explain(torch.rand(5, 3, 8, 8)).engine.split()[0]
+            'onnxruntime'
+        """
+        # What compiles knows of methods, so it is asked when it is needed.
+        from guided_backprop.methods.compile import compile  # noqa: A004, PLC0415
+
+        other = copy.copy(self)
+        other.compiled = compile(self, images, engine)
         return other
 
     def export(
@@ -285,7 +330,8 @@ class Method(Explainer):
         compared with this method's: where they differ by more than a thousandth of their norm there is no file.
 
         Args:
-            path: where to write it: ``map.onnx``, for ONNX Runtime and OpenVINO. A file that is there is replaced.
+            path: where to write it: ``map.onnx`` of PyTorch, for ONNX Runtime and OpenVINO; ``map.stablehlo`` of JAX;
+                a folder that isn't there yet, ``map``, of TensorFlow. A file that is there is replaced.
             images: a batch such as will be explained: its sizes, but for the number of images, are the graph's.
             labels: what the graph is told to explain: with "ids" class ids ``(N,)`` of integers, of which -1 is the
                 class with the highest score; with "weights" weights of the output's shape, which can say all other
@@ -321,6 +367,7 @@ class Method(Explainer):
     def around(self, model: Model) -> Self:
         """Return this method for a copy of its model, which is run as it is."""
         other = copy.copy(self)
+        other.compiled = None
         for name, value in vars(self).items():
             if isinstance(value, Subject):
                 setattr(other, name, value.around(model))
@@ -331,6 +378,11 @@ class Method(Explainer):
 
     def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch: by one backward pass under the rule, where a method says nothing else."""
+        if self.compiled is not None:
+            return self.compiled.attribute(backend, inputs, weigh, score, self._as_it_is)
+        return self._as_it_is(backend, inputs, weigh, score)
+
+    def _as_it_is(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
         return backend.attribute(inputs, weigh, [self.rule], score)[0]
 
 

@@ -155,7 +155,7 @@ class SmoothGrad(Around):
         inputs, is_many = Inputs.of(clean.images), target.is_many(clean.outputs)
         maps = [label.map(backend.from_numpy, inputs) for label in moments]
         scores = clean.scores.T if is_many else clean.scores[None]
-        whole = Attributed(maps, scores, clean.outputs, clean.coverage, clean.head)
+        whole = Attributed(maps, scores, clean.outputs, clean.coverage, clean.head, engine=clean.engine)
         together = put_together(backend, whole, clean.reducer, Inputs.of(clean.channel_axis), is_many=is_many)
         return replace(clean, attribution=together.attribution.images, method=self.name)
 

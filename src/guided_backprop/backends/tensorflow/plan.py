@@ -150,7 +150,7 @@ def build(copied: Copy, rules: Rules, labels: int, vouch: Vouch) -> Plan:
         seeds = tf.unstack(tf.cast(weights, outputs.dtype))
         results = {"activation": tf.identity(inside[0])} if inside else {}
         for number, editor in enumerate(editors):
-            results |= _differentiate(editor, f"gradient {number}", inside or inputs, outputs, seeds)
+            results |= differentiate(editor, f"gradient {number}", inside or inputs, outputs, seeds)
         return results
 
     signature = [tf.TensorSpec([], tf.int64), *copied.specs]
@@ -164,7 +164,7 @@ def build(copied: Copy, rules: Rules, labels: int, vouch: Vouch) -> Plan:
     return plan
 
 
-def _differentiate(
+def differentiate(
     editor: Editor, name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, weights: list[tf.Tensor]
 ) -> dict[str, tf.Tensor]:
     explained = [position for position, tensor in enumerate(inputs) if tensor.dtype.is_floating]

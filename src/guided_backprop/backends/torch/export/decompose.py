@@ -181,8 +181,39 @@ def _hardtanh_backward(g: torch.Tensor, x: torch.Tensor, low: float, high: float
     return torch.where((x > low) & (x < high), g, 0.0)
 
 
+def _fmax(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.where((x >= y) | torch.isnan(y), x, y)
+
+
+def _fmin(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.where((x <= y) | torch.isnan(y), x, y)
+
+
+def _rrelu(
+    x: torch.Tensor, noise: torch.Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *rest: Any
+) -> Any:
+    """What draws in training alone."""
+    return NotImplemented if training else aten.leaky_relu(x, (lower + upper) / 2)
+
+
+def as_it_runs() -> Mapping[Any, Callable[..., Any]]:
+    """Return the rows that count while a model is recorded: what torch can't tell the form of, or takes for random."""
+    return {**resizing(), aten.rrelu_with_noise.default: _rrelu}
+
+
+def _masked_scatter(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """What is taken at the n-th place of the mask is the n-th value."""
+    mask = mask.expand(x.shape)
+    order = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(min=0)
+    taken = source.reshape(-1).index_select(0, order).reshape(x.shape)
+    return torch.where(mask, taken, x)
+
+
 # What torch says in words that engines have, and has not among those that it always uses.
-_IN_TORCHS_WORDS: Final = "elu gelu leaky_relu native_layer_norm _softmax _log_softmax stack"
+_IN_TORCHS_WORDS: Final = (
+    "adaptive_max_pool2d any elu gelu isinf leaky_relu linalg_vector_norm native_layer_norm "
+    "rrelu_with_noise_backward slice_scatter _softmax _log_softmax stack"
+)
 
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.convolution_backward.default: _convolution_backward,
@@ -196,6 +227,9 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.native_batch_norm_backward.default: _batch_norm_backward,
     aten.threshold_backward.default: _threshold_backward,
     aten.hardtanh_backward.default: _hardtanh_backward,
+    aten.fmax.default: _fmax,
+    aten.fmin.default: _fmin,
+    aten.masked_scatter.default: _masked_scatter,
     **POOLS,
     **resizing(),
 }

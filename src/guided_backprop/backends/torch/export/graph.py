@@ -17,8 +17,9 @@ from guided_backprop.backends.torch.export.writer import Writer
 from guided_backprop.backends.torch.model.images import as_tensor
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError
+from guided_backprop.export.engine import OnnxRuntime
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import RESULTS, Plan
+from guided_backprop.export.plan import RESULTS, TOP, WEIGHTS, Plan
 
 # Up to how many images it is tried whether a model does something else from some number on.
 _MOST_IMAGES: Final = 64
@@ -54,27 +55,30 @@ class TorchGraph(Graph):
         ModelError: the model does something else for some number of images, or cannot be recorded.
     """
 
+    engine = OnnxRuntime
+
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
         self._recorder = Recorder(setup)
         # How images lie in memory is no matter of a graph, which has none.
         tensors = given.map(lambda array: as_tensor(array).contiguous())
         output = self._recorder.mark(tensors, plan.rule)
-        labels = torch.zeros(given.count, dtype=torch.int64) if plan.labels == "ids" else torch.zeros_like(output)
+        ids, weights = torch.zeros(given.count, dtype=torch.int64), torch.zeros_like(output)
+        labels = {"ids": [ids], "weights": [weights], "both": [ids, weights]}[plan.labels]
         one = given.form == "one"
         names = ["images"] if one else [f"images_{name}" for name in given.names]
-        self.inputs = (*names, "labels")
+        self.inputs = (*names, "labels", *["weights"][: len(labels) - 1])
         self.is_precise = output.dtype == torch.float64
         explained = [name for name, tensor in zip(names, tensors.arrays, strict=True) if self._is_explained(tensor)]
         maps = [name.replace("images", "attribution") for name in explained]
         self.outputs = (RESULTS[0], *maps, *RESULTS[2:])
 
         def explain(*arrays: torch.Tensor) -> list[torch.Tensor]:
-            *images, wanted = arrays
+            images, wanted = arrays[: -len(labels)], arrays[-len(labels) :]
             passed = self._recorder.passed(given.like(images), lambda output: _weights(output, wanted, plan, axis))
             return self._results(passed, images, wanted, plan)
 
         axis = self._recorder.channel_axis(output) or 1
-        trace = traced(explain, [*tensors.arrays, labels])
+        trace = traced(explain, [*tensors.arrays, *labels])
         self.coverage: Coverage = self._recorder.coverage
         self._module: GraphModule = trace.module
         self.turns = _turns(trace)
@@ -83,14 +87,14 @@ class TorchGraph(Graph):
         return self._recorder.is_floating(tensor)
 
     def _results(
-        self, passed: Passed, images: Sequence[torch.Tensor], labels: torch.Tensor, plan: Plan
+        self, passed: Passed, images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], plan: Plan
     ) -> list[torch.Tensor]:
         maps = [self._reduced(gradient, plan.reducer) for gradient in passed.gradients]
-        numbers = [tensor for tensor in (passed.output, *maps, *images, labels) if tensor.is_floating_point()]
+        numbers = [tensor for tensor in (passed.output, *maps, *images, *labels) if tensor.is_floating_point()]
         is_finite = torch.stack([_are_finite(tensor) for tensor in numbers]).amin(0) > 0
-        if plan.labels == "ids" and passed.output.ndim > 1:
+        if plan.labels != "weights" and passed.output.ndim > 1:
             classes = passed.output.shape[self._recorder.channel_axis(passed.output) or 1]
-            is_finite = is_finite & (labels < classes) & (labels >= -1)
+            is_finite = is_finite & (labels[0] < classes) & (labels[0] >= (TOP if plan.labels == "ids" else WEIGHTS))
         return [passed.output.detach(), *maps, passed.scores, is_finite]
 
     def _reduced(self, gradient: torch.Tensor, reducer: str | None) -> torch.Tensor:
@@ -110,12 +114,18 @@ class TorchGraph(Graph):
         writer.file.write(path, writer.inputs, writer.outputs, metadata)
 
 
-def _weights(output: torch.Tensor, labels: torch.Tensor, plan: Plan, axis: int) -> torch.Tensor:
+def _weights(output: torch.Tensor, labels: Sequence[torch.Tensor], plan: Plan, axis: int) -> torch.Tensor:
     """Return how much each output weighs in the score: as labels say, or 1 for a class, at all its positions."""
     if plan.labels == "weights":
-        return labels.to(output.dtype)
-    if output.ndim == 1:
-        return torch.ones_like(output)
+        return labels[0].to(output.dtype)
+    weights = torch.ones_like(output) if output.ndim == 1 else _of_classes(output, labels[0], axis)
+    if plan.labels == "ids":
+        return weights
+    is_weighed = (labels[0] == WEIGHTS).reshape(-1, *[1] * (output.ndim - 1))
+    return torch.where(is_weighed, labels[1].to(output.dtype), weights)
+
+
+def _of_classes(output: torch.Tensor, labels: torch.Tensor, axis: int) -> torch.Tensor:
     channels = output.movedim(axis, 1)
     totals = channels.flatten(2).sum(2) if output.ndim > 2 else channels
     ids = torch.where(labels < 0, totals.argmax(1), labels)

@@ -42,14 +42,14 @@ def convolution(  # noqa: PLR0917 - as torch has them
 def _weight(to: Writer, weight: Any, groups: int, *, is_transposed: bool) -> str:
     """Return what a convolution's weights are called.
 
-    Those of a transposed one are its own: OpenVINO (2026.4) computes garbage where a square one is shared with a plain
-    one. And what is another's turned round is derived in the graph, which engines work out when they load it: so each
-    weight is in the file once.
+    Those of a transposed one are its own if they are square: OpenVINO (2026.4) computes garbage where such are shared
+    with a plain one. And what is another's turned round is derived in the graph, which engines work out when they load
+    it: so each weight is in the file once.
     """
     array = to.array(weight)
     if array is None:
         return to.name(weight)
-    if is_transposed:
+    if is_transposed and array.shape[1] in (array.shape[0], array.shape[0] // groups):
         return to.file.constant(array, is_shared=False)
     if to.file.has(array):
         return to.file.constant(array)

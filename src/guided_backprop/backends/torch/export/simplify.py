@@ -15,12 +15,18 @@ from torch.fx.node import map_arg
 aten = torch.ops.aten
 
 # What turns a matrix is left to the engine, which does so when it loads the file: so that it is there once.
-_TURNS = (aten.t.default, aten.t_copy.default)
+_TURNS = frozenset({
+    aten.t.default, aten.t_copy.default, aten.permute.default, aten.permute_copy.default,
+    aten.transpose.int, aten.transpose_copy.int,
+})  # fmt: skip
 _SMALL = 1 << 12
 
 
 def simplify(module: GraphModule) -> GraphModule:
-    """Return an equal graph with fewer operations; of one without operations in place."""
+    """Return an equal graph with fewer operations; of one without operations in place, whose last result is whether
+    the others are right.
+    """
+    _assert_at_the_end(module)
     _work_out(module)
     _fold(module)
     _work_out(module)
@@ -39,6 +45,20 @@ def constant_of(module: GraphModule, node: object) -> torch.Tensor | None:
     return value.detach() if isinstance(value, torch.Tensor) else None
 
 
+def _assert_at_the_end(module: GraphModule) -> None:
+    """Let what a model asserts of its tensors be said of the results: a graph raises no errors."""
+    (output,) = module.graph.find_nodes(op="output")
+    for node in list(module.graph.nodes):
+        if node.target not in (aten._assert_async.default, aten._assert_async.msg):
+            continue
+        *results, is_right = output.args[0]
+        with module.graph.inserting_before(output):
+            both = module.graph.call_function(aten.logical_and.default, (is_right, node.args[0]))
+        both.meta["val"] = is_right.meta["val"]
+        output.args = ([*results, both],)
+        module.graph.erase_node(node)
+
+
 def _work_out(module: GraphModule) -> None:
     """Replace what depends on constants alone by its value."""
     for node in list(module.graph.nodes):
@@ -48,7 +68,7 @@ def _work_out(module: GraphModule) -> None:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or any(one is None for one in known.values()):
             continue
-        if node.target in _TURNS and value.numel() > _SMALL:
+        if node.target in _TURNS and value.ndim == 2 and value.numel() > _SMALL:
             continue
         args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
         with torch.no_grad():
@@ -73,11 +93,15 @@ def _constant(module: GraphModule, before: Node, value: torch.Tensor) -> Node:
 
 
 def _fold(module: GraphModule) -> None:
-    """Fold what multiplies or is added to a convolution's channels into it."""
-    for node in list(module.graph.nodes):
-        if node.target == aten.convolution.default:
-            _fold_behind(module, node)
-            _fold_in_front(module, node)
+    """Fold what multiplies or is added to a convolution's channels into it.
+
+    In front first: what scales between two convolutions on the way back is what scaled behind the second of them on the
+    way there, and belongs to that one's weights.
+    """
+    for fold in (_fold_in_front, _fold_behind):
+        for node in list(module.graph.nodes):
+            if node.target == aten.convolution.default:
+                fold(module, node)
 
 
 def _fold_behind(module: GraphModule, conv: Node) -> None:

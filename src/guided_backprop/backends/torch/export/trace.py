@@ -27,8 +27,7 @@ from guided_backprop.backends.torch.backend import TorchBackend
 from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.export.as_it_runs import AsItRuns
-from guided_backprop.backends.torch.export.decompose import decompositions
-from guided_backprop.backends.torch.export.pools import resizing
+from guided_backprop.backends.torch.export.decompose import as_it_runs, decompositions
 from guided_backprop.backends.torch.export.simplify import random_operations, simplify, written_constants
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite
@@ -150,7 +149,9 @@ class _Results(Dispatched):
         number = torch._C._autograd._get_sequence_nr() - 1
         with enable_python_dispatcher():
             result = func(*args, **(kwargs or {}))
-        self._by_number.setdefault(number, (args[0] if args else None, result))
+        # What is asked of a tensor's form, as its device, is no operation.
+        if isinstance(result, torch.Tensor | tuple | list):
+            self._by_number.setdefault(number, (args[0] if args else None, result))
         return result
 
     def given(self, node: Node) -> torch.Tensor:
@@ -326,7 +327,7 @@ def traced(function: Callable[..., object], arrays: Sequence[torch.Tensor]) -> T
         try:
             recorded = make_fx(
                 function,
-                decomposition_table=dict(resizing()),
+                decomposition_table=dict(as_it_runs()),
                 tracing_mode="symbolic",
                 _allow_non_fake_inputs=True,
             )(*fakes)

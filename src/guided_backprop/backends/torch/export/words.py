@@ -10,6 +10,16 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from guided_backprop.backends.torch.export.index_words import (
+    embedding,
+    gathered,
+    in_order,
+    index_put,
+    index_select,
+    indexed,
+    scattered,
+    top,
+)
 from guided_backprop.backends.torch.export.layer_words import addmm, avg_pool, convolution, matmul, max_pool
 from guided_backprop.backends.torch.export.writer import Word, Writer, dtype_of
 
@@ -20,9 +30,15 @@ def _one(operation: str) -> Word:
     return lambda to, node, x: to.file.add(operation, to.name(x, dtype_of(node)))
 
 
+# What is done with booleans has other words.
+_OF_BOOLEANS: Final = {"Mul": "And", "Min": "And", "Add": "Or", "Max": "Or"}
+
+
 def _two(operation: str, reverse: bool = False) -> Word:
     def say(to: Writer, node: Node, x: Any, y: Any, *, alpha: float = 1) -> str:
         dtype = dtype_of(node)
+        if dtype == torch.bool:
+            return to.file.add(_OF_BOOLEANS[operation], to.name(x, dtype), to.name(y, dtype))
         pair = [to.name(x, dtype), to.name(y, dtype)]
         if alpha != 1:
             pair[1] = to.file.add("Mul", pair[1], to.name(alpha, dtype))
@@ -217,18 +233,6 @@ def _part(to: Writer, node: Node, whole: Node, place: int) -> Any:
     return parts[place] if isinstance(parts, list) else parts
 
 
-def _gathered(to: Writer, node: Node, x: Any, axis: int, index: Any) -> str:
-    return to.file.add("GatherElements", to.name(x), to.name(index, torch.int64), axis=axis)
-
-
-def _index_select(to: Writer, node: Node, x: Any, axis: int, index: Any) -> str:
-    return to.file.add("Gather", to.name(x), to.name(index, torch.int64), axis=axis)
-
-
-def _embedding(to: Writer, node: Node, weight: Any, index: Any, *ignored: Any) -> str:
-    return to.file.add("Gather", to.name(weight), to.name(index, torch.int64), axis=0)
-
-
 def _full(to: Writer, node: Node, sizes: Sequence[Any], value: float, **named: Any) -> str:
     return to.file.add("Expand", to.name(value, dtype_of(node)), to.sizes(sizes))
 
@@ -239,6 +243,10 @@ def _full_like(to: Writer, node: Node, x: Any, value: float, **named: Any) -> st
 
 def _empty(to: Writer, node: Node, x: Any, sizes: Sequence[Any], *ignored: Any, **named: Any) -> str:
     """Say memory of which no value counts, since all of it is written to."""
+    return _full(to, node, sizes, 0)
+
+
+def _unfilled(to: Writer, node: Node, sizes: Sequence[Any], *ignored: Any, **named: Any) -> str:
     return _full(to, node, sizes, 0)
 
 
@@ -271,6 +279,16 @@ def _best_of(operation: str) -> Word:
     return say
 
 
+def _best_along(operation: str, which: str) -> Word:
+    def say(to: Writer, node: Node, x: Any, axis: int | None = None, keepdim: bool = False) -> str | list[str]:
+        if axis is None:
+            return to.file.add(operation, to.name(x), keepdims=0)
+        best = to.file.add(operation, to.name(x), to.file.integers(axis), keepdims=int(keepdim))
+        return [best, to.file.add(which, to.name(x), axis=axis, keepdims=int(keepdim))]
+
+    return say
+
+
 def _cumsum(to: Writer, node: Node, x: Any, axis: int, **named: Any) -> str:
     return to.file.add("CumSum", to.name(x, dtype_of(node)), to.file.constant(np.int64(axis)))
 
@@ -280,6 +298,10 @@ def _cumsum(to: Writer, node: Node, x: Any, axis: int, **named: Any) -> str:
 
 def _size(to: Writer, node: Node, x: Any, axis: int) -> str:
     return to.file.add("Slice", to.file.add("Shape", to.name(x)), to.file.integers(axis), to.file.integers(axis + 1))
+
+
+def _numel(to: Writer, node: Node, x: Any) -> str:
+    return to.file.add("Reshape", to.file.add("Size", to.name(x)), to.file.integers(1))
 
 
 def _counted(operation: str) -> Word:
@@ -299,6 +321,7 @@ WORDS: Final[dict[str, Word]] = {
     "pow": _two("Pow"), "maximum": _two("Max"), "minimum": _two("Min"),
     "eq": _compared("Equal"), "ne": _compared("Equal", negates=True), "gt": _compared("Greater"),
     "lt": _compared("Less"), "ge": _compared("GreaterOrEqual"), "le": _compared("LessOrEqual"),
+    "isnan": lambda to, node, x: to.file.add("IsNaN", to.name(x)),
     "logical_not": _logical("Not"), "bitwise_not": _logical("Not"), "logical_and": _logical("And"),
     "bitwise_and": _logical("And"), "logical_or": _logical("Or"), "bitwise_or": _logical("Or"),
     "logical_xor": _logical("Xor"), "bitwise_xor": _logical("Xor"),
@@ -308,20 +331,24 @@ WORDS: Final[dict[str, Word]] = {
     "transpose": _transpose, "t": _transpose, "unsqueeze": _unsqueeze, "squeeze": _squeeze, "slice": _slice,
     "select": _select, "cat": _cat, "flip": _flip, "repeat": _repeat, "constant_pad_nd": _pad,
     "split": _split, "split_with_sizes": _split, "unbind": _unbind, "number.getitem": _part,
-    "gather": _gathered, "index_select": _index_select, "embedding": _embedding, "full": _full,
+    "gather": gathered, "index_select": index_select, "embedding": embedding, "full": _full,
     "full_like": _full_like,
     "copy": _copied,
     "new_empty_strided": _empty,
+    "empty": _unfilled, "empty_permuted": _unfilled,
     "view_copy": _view, "expand_copy": _expand, "permute_copy": _permute, "transpose_copy": _transpose,
     "t_copy": _transpose, "unsqueeze_copy": _unsqueeze, "squeeze_copy": _squeeze, "slice_copy": _slice,
     "select_copy": _select, "split_copy": _split, "split_with_sizes_copy": _split, "unbind_copy": _unbind,
     "alias_copy": _same, "detach_copy": _same, "_reshape_copy": _view,
     "sum": _reduced("ReduceSum"), "mean": _reduced("ReduceMean"), "amax": _reduced("ReduceMax"),
     "amin": _reduced("ReduceMin"), "prod": _reduced("ReduceProd"), "argmax": _best_of("ArgMax"),
-    "argmin": _best_of("ArgMin"), "cumsum": _cumsum,
+    "argmin": _best_of("ArgMin"), "cumsum": _cumsum, "max": _best_along("ReduceMax", "ArgMax"),
+    "min": _best_along("ReduceMin", "ArgMin"), "sort": in_order, "topk": top, "scatter": scattered,
+    "index": indexed, "index_put": index_put,
     "convolution": convolution, "max_pool2d_with_indices": partial(max_pool, 2),
     "max_pool3d_with_indices": partial(max_pool, 3), "mm": matmul, "bmm": matmul, "addmm": addmm,
     "avg_pool2d": partial(avg_pool, 2), "avg_pool3d": partial(avg_pool, 3),
-    "sym_size": _size, "number.mul": _counted("Mul"), "number.add": _counted("Add"), "number.sub": _counted("Sub"),
+    "sym_size": _size, "sym_numel": _numel,
+    "number.mul": _counted("Mul"), "number.add": _counted("Add"), "number.sub": _counted("Sub"),
     "number.floordiv": _counted("Div"),
 }  # fmt: skip

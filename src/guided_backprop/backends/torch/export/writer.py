@@ -36,6 +36,12 @@ def unknown(module: GraphModule, words: Mapping[str, Word]) -> list[str]:
     return sorted(name for name in map(_name_of, targets) if name not in words)
 
 
+def _without_row(what: str) -> ModelError:
+    return ModelError(
+        f"model must be of operations that have an ONNX row; received {what}. Export the part of the model without it."
+    )
+
+
 def _name_of(target: Any) -> str:
     return target._schema.name.removeprefix("aten::") if hasattr(target, "_schema") else f"number.{target.__name__}"
 
@@ -58,10 +64,7 @@ class Writer:
     ) -> None:
         missing = unknown(module, words)
         if missing:
-            raise ModelError(
-                f"model must be of operations that have an ONNX row; received {', '.join(missing)}. "
-                "Export the part of the model without them."
-            )
+            raise _without_row(", ".join(missing))
         self.file = OnnxFile()
         self._module, self._words = module, words
         self._names: dict[Node, Any] = {}
@@ -79,7 +82,11 @@ class Writer:
                 self.file.add("Identity", self.name(result, result.meta["val"].dtype), name=name)
                 self.outputs.append(_port(name, result))
         elif node.op == "call_function":
-            self._names[node] = self._words[_name_of(node.target)](self, node, *node.args, **node.kwargs)
+            try:
+                self._names[node] = self._words[_name_of(node.target)](self, node, *node.args, **node.kwargs)
+            except TypeError as error:
+                # What an operation is called with has no word, as a way to reduce what is scattered.
+                raise _without_row(f"{node.target} with {error}") from error
 
     def name(self, value: Any, dtype: torch.dtype | None = None) -> str:
         """Return what a value is called: of a node, or a number; cast to a dtype."""

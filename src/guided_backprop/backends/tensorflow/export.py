@@ -1,0 +1,219 @@
+"""An explanation as a SavedModel of TensorFlow's: one graph with its weights, without the model and this library."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework.graph_pb2 import GraphDef
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from guided_backprop.arrays import Inputs, NumpyArray
+from guided_backprop.backends.base import Setup
+from guided_backprop.backends.tensorflow.backend import TensorFlowBackend
+from guided_backprop.backends.tensorflow.gradients import Editor
+from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
+from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE
+from guided_backprop.backends.tensorflow.plan import Copy, differentiate
+from guided_backprop.errors import ModelError
+from guided_backprop.export.engine import Engine
+from guided_backprop.export.graph import Graph
+from guided_backprop.export.plan import RESULTS, Plan
+from guided_backprop.rules import ReluRule
+
+# Where a SavedModel keeps what is said of it.
+_METADATA: Final = "assets.extra/guided_backprop.json"
+_SIGNATURE: Final = "serving_default"
+# What is written on the marked copy, and means nothing elsewhere.
+_MARK: Final = "_guided_backprop_"
+
+
+class Recorder(TensorFlowBackend):
+    """A model whose marked copy can be put into a larger graph."""
+
+    def copied(self, given: Inputs, rule: ReluRule) -> Copy:
+        """Return the marked copy for any number of such images.
+
+        Raises:
+            ModelError: the model takes one number of images alone.
+        """
+        self.network.check()
+        with tf.init_scope():
+            self._plan(given.map(tf.convert_to_tensor), (rule,), 1, undoes_head=self.setup.undo_head)
+        kind, copied = next(iter(self._copies.items()))
+        if any(spec.shape[0] is not None for spec in kind.specs):
+            raise ModelError(
+                "a graph must take any number of images; received a model that takes one number of them alone. "
+                "Build it with None as the size of its first axis."
+            )
+        return copied
+
+
+def _with_own_weights(copied: Copy) -> tuple[Copy, list[tf.Variable]]:
+    """Return the copy with variables of its own, which have the values that the model's have now."""
+    captured, variables = [], []
+    for tensor in copied.traced.captured:
+        if tensor.dtype != tf.resource:
+            captured.append(tensor)
+            continue
+        kinds = tensor._handle_data.shape_and_type
+        if len(kinds) != 1:
+            raise ModelError(
+                "a graph must hold all that the model reads; received a table or another resource. Export a part of "
+                "the model that reads none."
+            )
+        value = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(kinds[0].dtype))
+        variables.append(tf.Variable(value))
+        captured.append(variables[-1].handle)
+    return replace(copied, traced=replace(copied.traced, captured=captured)), variables
+
+
+class SavedModel(Engine):
+    """A folder as TensorFlow reads it, without the library and without the model."""
+
+    def __init__(self, path: Path, outputs: Sequence[str], threads: int = 0) -> None:
+        self.name = f"tensorflow {tf.__version__}"
+        self._loaded = tf.saved_model.load(str(path))
+        self._outputs = outputs
+
+    def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
+        function = self._loaded.signatures[_SIGNATURE]
+        ports = {name: spec.dtype for name, spec in function.structured_input_signature[1].items()}
+        found = function(**{name: tf.cast(array, ports[name]) for name, array in inputs.items()})
+        return {name: np.asarray(found[name]) for name in self._outputs}
+
+
+class TensorFlowGraph(Graph):
+    """The explanation of a model as a graph.
+
+    Args:
+        setup: the model, and what is said about it.
+        given: a batch such as will be explained.
+        plan: what is computed.
+
+    Raises:
+        ModelError: the model takes one number of images alone, or a bound that it computes would have to be looked at
+            in each call.
+    """
+
+    engine, turns = SavedModel, ()
+
+    def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
+        self._recorder, self._plan = Recorder(setup), plan
+        copied, variables = _with_own_weights(self._recorder.copied(given, plan.rule))
+        names = ["images"] if given.form == "one" else [f"images_{name}" for name in given.names]
+        floats = [spec.dtype.is_floating for spec in copied.specs]
+        self._explained = [position for position, is_float in enumerate(floats) if is_float]
+        maps = [names[position].replace("images", "attribution") for position in self._explained]
+        self.inputs = (*names, "labels")
+        self.outputs = (RESULTS[0], *maps, *RESULTS[2:])
+        editor, marked = Editor(plan.rule, setup.vouch), renamed(copied.graph_def)
+        output = self._shape(copied, marked)
+        self.is_precise = output.dtype == tf.float64
+        label = (output.shape, output.dtype) if plan.labels == "weights" else ([None], tf.int64)
+        specs = [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(copied.specs, names, strict=True)]
+
+        def explain(*arrays: tf.Tensor) -> list[tf.Tensor]:
+            (outputs,) = copied.bring(marked, arrays[:-1], [copied.output])
+            return self._results(editor, outputs, arrays)
+
+        signature = [*specs, tf.TensorSpec(*label, "labels")]
+        concrete = tf.function(explain, input_signature=signature, autograph=False).get_concrete_function()
+        keep_functions(marked, concrete)
+        # What is read by its handle alone is not known to be a variable.
+        concrete.graph.variables = variables
+        self.coverage = editor.coverage()
+        if editor.bounds:
+            bounds = ", ".join(sorted({*editor.bounds.values()}))
+            raise ModelError(
+                f"a graph can't look at a bound that is computed; received {bounds}. Write it as tf.nn.relu."
+            )
+        self._graph_def, self._ports = self._frozen(concrete)
+        self._function = self._wrapped()
+
+    def _shape(self, copied: Copy, marked: GraphDef) -> tf.TensorSpec:
+        def forward(*inputs: tf.Tensor) -> tf.Tensor:
+            return copied.bring(marked, inputs, [copied.output])[0]
+
+        made = tf.function(forward, input_signature=copied.specs, autograph=False).get_concrete_function()
+        return tf.TensorSpec([None, *made.outputs[0].shape[1:]], made.outputs[0].dtype)
+
+    def _results(self, editor: Editor, outputs: tf.Tensor, arrays: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        *inputs, label = arrays
+        seed = self._seed(outputs, label)
+        found = differentiate(editor, "gradient", inputs, outputs, [seed])
+        maps = [self._reduced(found[f"gradient 0 {position}"]) for position in self._explained]
+        scored, weights = found.get("logits", outputs), found.get("arrived 0", seed)
+        rest = list(range(1, outputs.shape.rank))
+        scores = tf.reduce_sum(tf.reshape(weights * scored, [tf.shape(outputs)[0], -1]), 1)
+        numbers = [tensor for tensor in (outputs, *maps, *arrays) if tensor.dtype.is_floating]
+        is_finite = tf.reduce_all(tf.stack([_are_finite(tensor) for tensor in numbers]), 0)
+        if self._plan.labels == "ids" and rest:
+            is_finite &= (label >= -1) & (label < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
+        return [outputs, *maps, scores, is_finite]
+
+    def _seed(self, outputs: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+        """Return how much each output weighs: as labels say, or 1 for a class, at all its positions."""
+        if self._plan.labels == "weights":
+            return label
+        if outputs.shape.rank == 1:
+            return tf.ones_like(outputs)
+        axis = self._class_axis(outputs)
+        others = [other for other in range(1, outputs.shape.rank) if other != axis]
+        totals = tf.reduce_sum(outputs, others)
+        ids = tf.where(label < 0, tf.argmax(totals, 1), label)
+        chosen = tf.one_hot(ids, tf.shape(outputs)[axis], dtype=outputs.dtype)
+        for other in others:
+            chosen = tf.expand_dims(chosen, other)
+        return chosen * tf.ones_like(outputs)
+
+    def _class_axis(self, array: tf.Tensor) -> int:
+        return self._recorder.channel_axis(array) or 1
+
+    def _reduced(self, gradient: tf.Tensor) -> tf.Tensor:
+        axis = self._recorder.channel_axis(gradient)
+        if self._plan.reducer is None or axis is None:
+            return gradient
+        return self._recorder.reduce(gradient, self._plan.reducer, axis)
+
+    def _frozen(self, concrete: Any) -> tuple[GraphDef, list[str]]:
+        """Return the graph with its weights as constants, without marks; and what its results are called there."""
+        frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=False)
+        graph_def = frozen.graph.as_graph_def()
+        for node in (*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)):
+            for name in [name for name in node.attr if name == OVERRIDE or name.startswith(_MARK)]:
+                del node.attr[name]
+        return graph_def, [tensor.name for tensor in frozen.outputs]
+
+    def _wrapped(self) -> Any:
+        """Return the graph as a function of its inputs by name."""
+        wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(self._graph_def, name=""), [])
+        feeds = [wrapped.graph.get_tensor_by_name(f"{name}:0") for name in self.inputs]
+        results = {
+            name: wrapped.graph.get_tensor_by_name(port) for name, port in zip(self.outputs, self._ports, strict=True)
+        }
+        return wrapped.prune(feeds, results)
+
+    def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
+        ports = (tensor.dtype for tensor in self._function.inputs)
+        found = self._function(*[tf.cast(array, dtype) for array, dtype in zip(inputs, ports, strict=True)])
+        return {name: np.asarray(found[name]) for name in self.outputs}
+
+    def write(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write a folder, which holds what it says of itself as well."""
+        shutil.rmtree(path, ignore_errors=True)
+        module = tf.Module()
+        module.explain = self._function
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, str(path), {_SIGNATURE: self._function}, options)
+        said = path / _METADATA
+        said.parent.mkdir(exist_ok=True)
+        said.write_text(json.dumps(dict(metadata), indent=1))
+
+
+def _are_finite(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_all(tf.reshape(tf.math.is_finite(tensor), [tf.shape(tensor)[0], -1]), 1)

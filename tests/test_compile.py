@@ -1,0 +1,273 @@
+"""A compiled method explains as the method does, in an engine, or says that it did not; never by former weights."""
+
+import copy
+import hashlib
+import json
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from guided_backprop import DeconvNet, GuidedBackprop, ImageError, LabelError, ModelError, OptionError, Saliency
+from guided_backprop.backends.torch.export.weights import key_of
+from guided_backprop.commands.main import command
+from guided_backprop.export import cache
+from guided_backprop.export.engine import installed
+from guided_backprop.methods import compile as compiling
+from networks import IMAGES, LABELS
+from networks_torch import Net, oracle
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
+IMAGES_32 = torch.tensor(IMAGES, dtype=torch.float32)
+
+
+class Positions(nn.Module):
+    """Scores at positions, and a softmax behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 5, 1))
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x).softmax(1)
+
+
+@pytest.fixture(scope="module")
+def net():
+    net = Net(nn.ReLU()).float()
+    net.middle[0].list = [torch.zeros(1), "word"]
+    return net
+
+
+@pytest.fixture(scope="module")
+def compiled(net):
+    return GuidedBackprop(net).compile(IMAGES_32[:2])
+
+
+@pytest.mark.parametrize("engine", installed())
+def test_each_engine_gives_the_maps_of_the_oracle(engine, net):
+    method = GuidedBackprop(net, batch_size=3).compile(IMAGES_32, engine=engine)
+    explanations = method.explain(IMAGES_32, LABELS)
+    assert explanations.engine.startswith(engine)
+    assert explanations.engine in repr(explanations)
+    np.testing.assert_allclose(explanations, oracle(), **TOLERANCE)
+    assert not np.allclose(explanations, oracle("saliency"), **TOLERANCE)
+    assert explanations.coverage == GuidedBackprop(net).explain(IMAGES_32).coverage
+    with ThreadPoolExecutor(4) as pool:
+        several = list(pool.map(lambda row: method.explain(IMAGES_32[row], LABELS[row]), [slice(1), slice(4)] * 8))
+    for explained in several:
+        np.testing.assert_allclose(explained, oracle()[: len(explained)], **TOLERANCE)
+
+
+ASKED = {
+    "the top class": None,
+    "one class": 2,
+    "several": "top2",
+    "pairs": [[0, 1]] * 3,
+    "weights": np.random.default_rng(0).normal(size=(3, 5, 6, 7)),
+    "an entry": (1, 2, 3),
+    "its maximum": (1, "max"),
+}
+
+
+@pytest.fixture(scope="module")
+def both():
+    method = Saliency(Positions(), reducer="absmax")
+    images = torch.tensor(np.random.default_rng(1).normal(size=(3, 3, 13, 15)), dtype=torch.float32)
+    return method, method.compile(images), images
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_all_labels(asked, both):
+    method, compiled, images = both
+    expected, explained = (one.explain(images, ASKED[asked]) for one in (method, compiled))
+    assert explained.engine == compiled.compiled.engine
+    for name in ("attribution", "scores", "outputs", "labels"):
+        np.testing.assert_allclose(getattr(explained, name), getattr(expected, name), **TOLERANCE)
+    assert (explained.head, explained.coverage) == (expected.head, expected.coverage)
+
+
+def test_a_mask(both):
+    method, compiled, images = both
+    mask = np.arange(42).reshape(6, 7) % 3 == 0
+    expected, explained = (one.explain(images, 1, mask=mask) for one in (method, compiled))
+    assert explained.engine == compiled.compiled.engine
+    np.testing.assert_allclose(explained, expected, **TOLERANCE)
+
+
+def test_what_no_graph_is_runs_as_it_is_and_says_so(both):
+    method, compiled, images = both
+    for given, labels, why in (
+        (images, lambda output: output[:, 1].sum((1, 2)), "torch: a function as label"),
+        (images[..., 2:], None, "torch: images of another"),
+        (images.double(), None, None),
+    ):
+        if why is None:
+            with pytest.raises(ModelError):
+                compiled.explain(given, labels)
+            continue
+        explained = compiled.explain(given, labels)
+        assert explained.engine.startswith(why)
+        np.testing.assert_allclose(explained, method.explain(given, labels), rtol=1e-6)
+    assert method.explain(images).engine is None
+
+
+def test_errors_are_those_of_the_method(both):
+    _, compiled, images = both
+    with pytest.raises(LabelError, match=r"in \[0, 5\)"):
+        compiled.explain(images, 5)
+    broken = images.clone()
+    broken[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ImageError, match="finite"):
+        compiled.explain(broken)
+
+
+CHANGES = {
+    "a number": lambda model: model.stem.weight.data.view(-1)[:1].add_(1e-3),
+    "a swap": lambda model: model.stem.weight.data.copy_(model.stem.weight.data.flip(0)),
+    "a buffer": lambda model: next(model.buffers()).mul_(1.001),
+    "an option": lambda model: setattr(model.middle[0], "note", 3),
+    "what is in a list": lambda model: model.middle[0].list[0].add_(1),
+    "a layer": lambda model: setattr(model, "first", nn.LeakyReLU()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_changed_is_an_error(change, net, compiled):
+    before, modules = copy.deepcopy(net.state_dict()), dict(net._modules)
+    CHANGES[change](net)
+    try:
+        with pytest.raises(ModelError, match="changed since"):
+            compiled.explain(IMAGES_32)
+    finally:
+        net.load_state_dict(before)
+        net._modules.update(modules)
+        net.middle[0].list[0].zero_()
+        vars(net.middle[0]).pop("note", None)
+    np.testing.assert_allclose(compiled.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
+
+
+class NotKept(BaseException):
+    """A graph is recorded."""
+
+
+@pytest.fixture
+def not_recorded(monkeypatch):
+    def raises(*given):
+        raise NotKept
+
+    monkeypatch.setattr(compiling, "recorded", raises)
+
+
+@pytest.mark.usefixtures("not_recorded")
+def test_a_second_start_opens_what_was_kept(net, compiled):
+    again = GuidedBackprop(copy.deepcopy(net)).compile(IMAGES_32[:2] * 0.5)
+    assert again.explain(IMAGES_32, LABELS).engine == compiled.compiled.engine
+    np.testing.assert_allclose(again.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
+    for other, images in ((DeconvNet(net), IMAGES_32), (GuidedBackprop(net), IMAGES_32[..., 1:])):
+        with pytest.raises(NotKept):
+            other.compile(images)
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of all that is kept, to be damaged."""
+    shutil.copytree(cache.folder(), tmp_path / "copy")
+    monkeypatch.setenv("GUIDED_BACKPROP_CACHE", str(tmp_path / "copy"))
+    return tmp_path / "copy"
+
+
+def reversed_weights(folder, stored, weights):
+    """Other weights, and words that say so: what is compared is the map."""
+    for weight in weights:
+        stored = stored.replace(weight, weight[::-1])
+    (folder / "map.onnx").write_bytes(stored)
+    said = json.loads((folder / "entry.json").read_text())
+    (folder / "entry.json").write_text(json.dumps(said | {"sha256": hashlib.sha256(stored).hexdigest()}))
+
+
+DAMAGES = {
+    "cut": lambda folder, stored, weights: (folder / "map.onnx").write_bytes(stored[: len(stored) // 2]),
+    "a byte": lambda folder, stored, weights: (folder / "map.onnx").write_bytes(
+        stored.replace(weights[0][:4], b"abcd")
+    ),
+    "other weights": reversed_weights,
+    "no words": lambda folder, stored, weights: (folder / "entry.json").write_text("{"),
+    "gone": lambda folder, stored, weights: (folder / "map.onnx").unlink(),
+}
+
+
+@pytest.mark.usefixtures("not_recorded", "compiled")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_was_damaged_is_made_anew(damage, net, copied):
+    GuidedBackprop(net).compile(IMAGES_32[:2])
+    weights = [row.tobytes() for row in net.head[-1].weight.detach().numpy()]
+    for folder in copied.iterdir():
+        DAMAGES[damage](folder, (folder / "map.onnx").read_bytes(), weights)
+    with pytest.raises(NotKept):
+        GuidedBackprop(net).compile(IMAGES_32[:2])
+
+
+def test_a_key_is_of_weights_options_and_code():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    def plain(self, x):
+        return nn.Linear.forward(self, x)
+
+    model = Own(3, 4)
+    keys = [key_of(model), key_of(copy.deepcopy(model))]
+    model.weight.data[0, 0] += 1
+    keys.append(key_of(model))
+    model.note = 1
+    keys.append(key_of(model))
+    Own.forward = plain
+    keys.append(key_of(model))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_command_says_what_is_kept_and_clears_it(tmp_path, monkeypatch):
+    def run(*options):
+        return CliRunner().invoke(command(), ["cache", *options])
+
+    assert f"{cache.folder()}: " in run().output
+    monkeypatch.setenv("GUIDED_BACKPROP_CACHE", str(tmp_path / "graphs"))
+    assert "0 graphs" in run().output
+    cache.keep("key", lambda path: {"size": path.write_bytes(b"1234")})
+    (tmp_path / "graphs/mine.txt").write_text("stays")
+    assert cache.entry("key").said["size"] == 4
+    assert "1 graphs" in run().output
+    assert "0 graphs" in run("--clear").output
+    assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["mine.txt"]
+    # Where nothing can be kept, it is there all the same.
+    monkeypatch.setenv("GUIDED_BACKPROP_CACHE", str(tmp_path / "graphs/mine.txt"))
+    assert cache.keep("key", lambda path: {"size": path.write_bytes(b"1234")}).path.read_bytes() == b"1234"
+
+
+def test_what_cannot_be_compiled_is_refused(net):
+    with pytest.raises(OptionError, match="one of auto, onnxruntime, openvino"):
+        GuidedBackprop(net).compile(IMAGES_32, engine="tflite")
+    with pytest.raises(ModelError, match="a torch.nn.Module"):
+        GuidedBackprop(net.forward).compile(IMAGES_32)
+    with pytest.raises(ImageError, match="single precision"):
+        GuidedBackprop(Net(nn.ReLU())).compile(IMAGES_32.double())
+    with pytest.raises(ImageError, match="must not be empty"):
+        GuidedBackprop(net).compile(IMAGES_32[:0])
+
+
+def test_a_copy_elsewhere_runs_as_it_is(compiled):
+    assert compiled.around(compiled.subject.model).compiled is None
+    again = pickle.loads(pickle.dumps(compiled))
+    assert again.explain(IMAGES_32).engine is None
+    assert compiled.optimize(IMAGES_32).explain(IMAGES_32).engine is None

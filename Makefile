@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 # So it has to be kept: without it each process compiles TensorFlow and Keras anew, which takes 20 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types docs format browser npm fuzz tutorials page suite bench bench-jobs neurons trust clean
+.PHONY: demo test check lint types docs format browser npm fuzz tutorials page suite bench bench-jobs neurons trust audit clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -119,6 +119,10 @@ trust: $(READY)
 	.venv-bench-$*/bin/python -m pip install --quiet --requirement benchmarks/requirements-$*.txt
 	.venv-bench-$*/bin/python -m pip install --quiet --no-deps --requirement benchmarks/requirements-$*-no-deps.txt
 	touch $@
+
+# Every package of the environment, with its version and licence.
+audit: $(READY)
+	$(BIN)/python .ci/audit.py
 
 clean:
 	rm -rf .venv .venv-bench-torch .venv-bench-tensorflow out

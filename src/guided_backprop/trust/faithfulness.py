@@ -286,7 +286,7 @@ def _compared(areas: Sequence[Area]) -> str:
         is_sure = area.better_interval.leaves_zero_out
         verdict = ("better than" if area.better > 0 else "worse than") if is_sure else "not told apart from"
         groups.setdefault(verdict, []).append(_SAID.get(area.map, area.map))
-    return _joined([f"{verdict} {_joined(names)}" for verdict, names in groups.items()])
+    return ", ".join(f"{verdict} {_joined(names)}" for verdict, names in groups.items())
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 # So it has to be kept: without it each process compiles TensorFlow and Keras anew, which takes 20 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types docs format browser npm fuzz tutorials page spellings bench bench-jobs neurons trust clean
+.PHONY: demo test check lint types docs format browser npm fuzz tutorials page suite bench bench-jobs neurons trust audit clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -83,9 +83,12 @@ npm:
 tutorials: $(READY)
 	$(BIN)/python docs/tutorials/run_tutorials.py
 
-# The table in benchmarks/README.md: every way to write a ReLU, against the other libraries, in an environment of its own.
-spellings: .venv-bench-torch/.ready
-	PYTHONPATH=src:tests .venv-bench-torch/bin/python benchmarks/spellings.py --write benchmarks/README.md
+# The tables in benchmarks/README.md: is every ReLU guided? Each library in the environment of its framework.
+SUITE := -m guided_backprop_suite.command --write benchmarks/README.md
+suite: $(READY) .venv-bench-torch/.ready .venv-bench-tensorflow/.ready
+	PYTHONPATH=src:suite/src .venv-bench-torch/bin/python $(SUITE) torch
+	PYTHONPATH=src:suite/src .venv-bench-tensorflow/bin/python $(SUITE) keras
+	PYTHONPATH=src:suite/src $(BIN)/python $(SUITE) jax
 
 # Speed and memory, against the other libraries; the raw rows are in benchmarks/results. Nothing else should be running.
 bench: .venv-bench-torch/.ready .venv-bench-tensorflow/.ready
@@ -116,6 +119,10 @@ trust: $(READY)
 	.venv-bench-$*/bin/python -m pip install --quiet --requirement benchmarks/requirements-$*.txt
 	.venv-bench-$*/bin/python -m pip install --quiet --no-deps --requirement benchmarks/requirements-$*-no-deps.txt
 	touch $@
+
+# Every package of the environment, with its version and licence.
+audit: $(READY)
+	$(BIN)/python .ci/audit.py
 
 clean:
 	rm -rf .venv .venv-bench-torch .venv-bench-tensorflow out

@@ -53,7 +53,12 @@ html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 # Files that stand elsewhere in the repository, and which page here includes each.
-ELSEWHERE = {"benchmarks/README": "benchmarks", "CHANGELOG": "changelog", "CONTRIBUTING": "contributing"}
+ELSEWHERE = {
+    "benchmarks/README": "benchmarks",
+    "CHANGELOG": "changelog",
+    "CONTRIBUTING": "contributing",
+    "suite/README": "suite",
+}
 
 
 def link_to_pages(text: str) -> str:

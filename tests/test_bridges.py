@@ -8,7 +8,7 @@ from captum import attr
 from captum.testing.helpers import basic_models
 from torch import nn
 
-from guided_backprop import GuidedBackprop, LabelError, ModelError, OptionError
+from guided_backprop import GuidedBackprop, LabelError, ModelError, OptionError, Saliency, faithfulness
 from guided_backprop import captum as ours
 from guided_backprop.quantus import explain
 from networks import mlp
@@ -182,6 +182,28 @@ def test_quantus_metrics(network):
     randomised = quantus.MPRT(disable_warnings=True, return_last_correlation=True)
     assert np.isfinite(randomised(network, IMAGES, LABELS, explain_func=explain)).all()
     assert not network.training
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_deletion_and_insertion_are_those_of_quantus():
+    """Of maps without ties, of which Quantus takes any first; by a number, for its mean is anew of what is left."""
+    import quantus
+
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 3)).eval()
+    found = faithfulness(Saliency(network), IMAGES, LABELS, baseline=0.25, steps=8)
+    maps = np.abs(np.asarray(Saliency(network).explain(IMAGES, LABELS)))
+    assert all(len(np.unique(each)) == each.size for each in maps)
+
+    def curves(a_batch):
+        options = {"perturb_baseline": 0.25, "features_in_step": 8, "normalise": False, "disable_warnings": True}
+        return np.array(quantus.PixelFlipping(**options)(network, IMAGES, LABELS, a_batch=a_batch, softmax=True))
+
+    np.testing.assert_allclose(found.curves["deletion"]["Saliency"][:, 1:], curves(maps), rtol=0, atol=1e-6)
+    # Deleting from the weakest on is inserting the strongest first, seen from the end.
+    inserted = curves(maps.max() - maps)[:, ::-1]
+    np.testing.assert_allclose(found.curves["insertion"]["Saliency"][:, :-1], inserted, rtol=0, atol=1e-6)
+    assert np.abs(found.curves["deletion"]["Saliency"][:, 1:] - curves(maps.max() - maps)).max() > 1e-3
 
 
 def test_other_methods_and_models_for_quantus(network):

@@ -64,14 +64,15 @@ def _tapped():
     return lambda images: tap("last", function(images)).mean((1, 2))
 
 
-def whole_maps(gallery, rule: reference.Rule = "guided", shift: int = 0) -> np.ndarray:
+def whole_maps(gallery, rule: reference.Rule = "guided", shift: int = 0, directions=None) -> np.ndarray:
     """Return the oracle's maps on whole images, ``(C, K, ...)``; ``shift`` plants the neuron beside."""
+    directions = np.eye(6) if directions is None else directions
     maps = np.zeros((*gallery.images.shape, *SHAPE))
     for row, channel in enumerate(gallery.channels):
         for column, image in enumerate(gallery.images[row]):
             weights = np.zeros((1, *OUTPUT.shape[1:]))
             at = gallery.positions[row, column]
-            weights[0, channel, at[0], (at[1] + shift) % OUTPUT.shape[3]] = 1
+            weights[0, :, at[0], (at[1] + shift) % OUTPUT.shape[3]] = directions[channel]
             maps[row, column] = reference.attribution(TRUNK, IMAGES[image : image + 1].astype(float), weights, rule)[0]
     return maps
 
@@ -117,6 +118,23 @@ def test_planted_faults_are_caught(framework, planted):
         np.testing.assert_allclose(
             back(gallery.attribution), cut(whole_maps(gallery, **planted), gallery.boxes), **TOLERANCE
         )
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_directions_are_sums_of_channels(framework):
+    model, layer, images, back = FRAMEWORKS[framework]()
+    directions = np.random.default_rng(3).normal(size=(2, 6))
+    gallery = neuron_gallery(model, layer, dict(zip(("one", "other"), directions, strict=True)), images, count=3)
+    assert gallery.names == ("one", "other")
+    values = np.tensordot(directions, OUTPUT, axes=(1, 1))
+    strongest = values.reshape(2, len(IMAGES), -1).max(2)
+    np.testing.assert_array_equal(gallery.images, np.argsort(-strongest, axis=1)[:, :3])
+    np.testing.assert_allclose(gallery.activations, -np.sort(-strongest, axis=1)[:, :3], rtol=1e-5)
+    maps = whole_maps(gallery, directions=directions)
+    np.testing.assert_allclose(back(gallery.attribution), cut(maps, gallery.boxes), **TOLERANCE)
+    assert gallery.share < 0.6
+    planted = cut(whole_maps(gallery, directions=directions[::-1]), gallery.boxes)
+    assert np.abs(back(gallery.attribution) - planted).max() > 0.01
 
 
 def test_the_receptive_field_is_that_of_the_layers():
@@ -308,6 +326,9 @@ BAD = {
     "channels that are no integers": ({"channels": [0.5]}, OptionError, r"received channels=\[0.5\]"),
     "a channel that is not there": ({"channels": [6]}, OptionError, r"channels must be in \[0, 6\)"),
     "a negative channel": ({"channels": -1}, OptionError, r"channels must be in \[0, 6\)"),
+    "a direction of another layer": ({"channels": {"a": np.ones(5)}}, OptionError, "each of the layer's 6 channels"),
+    "directions of two lengths": ({"channels": {"a": [1.0], "b": [1.0, 2.0]}}, OptionError, "of one length"),
+    "no directions": ({"channels": {}}, OptionError, "one or several vectors"),
     "no count": ({"count": 0}, OptionError, "count must be a positive integer"),
     "no batch": ({"batch_size": True}, OptionError, "batch_size must be a positive integer"),
     "no images": ({"images": torch.zeros(0, *SHAPE)}, ImageError, "received no image"),

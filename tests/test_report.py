@@ -9,13 +9,9 @@ import gc
 import html
 import io
 import re
-import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -525,28 +521,6 @@ def test_the_command_says_what_it_takes():
     text = CliRunner().invoke(command(), ["report", "--help"]).output
     for option in ("--output", "--model", "--labels", "--layer", "--batch-size", "--overwrite"):
         assert option in text
-
-
-def test_the_wheel_holds_the_page_and_a_readme_of_its_own(tmp_path):
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    archive = zipfile.ZipFile(wheel)
-    names = set(archive.namelist())
-    templates = ROOT / "src/guided_backprop/report/templates"
-    assert {f"guided_backprop/report/templates/{path.name}" for path in templates.iterdir()} <= names
-    # An index of packages has no files beside the README: no link leads to one.
-    (metadata,) = [name for name in names if name.endswith("METADATA")]
-    readme, relative = (ROOT / "README.md").read_text(), re.compile(r"\]\((?!https?:|#)([^)]+)\)")
-    shown = archive.read(metadata).decode()
-    assert "from guided_backprop import GuidedBackprop" in shown
-    assert relative.findall(shown) == []
-    links = relative.findall(readme)
-    absolute = runpy.run_path(str(ROOT / "hatch_build.py"))["absolute"](readme, "https://example.org/code/")
-    assert relative.findall(absolute) == []
-    found = re.findall(r"https://example.org/code/(?:blob|raw)/main/([^)]+)", absolute)
-    assert sorted(found) == sorted(links) != []
-    assert all((ROOT / link.partition("#")[0]).exists() for link in links)
 
 
 # The page in a browser

@@ -290,7 +290,7 @@ def test_forms_of_a_torch_model(form):
     found = sanity_check(method, images, modes=["cascading"])
     assert [len(block) for block in found.blocks] == [1, 1, 2]
     for row, other in zip(found.rows, expected.rows, strict=True):
-        assert row[3:] == pytest.approx(other[3:], rel=1e-6, abs=1e-9)
+        assert row[3:5] == pytest.approx(other[3:5], rel=1e-6, abs=1e-9)
 
 
 def test_shared_layers_and_slopes():
@@ -368,7 +368,7 @@ def assert_alike(check, other):
         ("edges", "", "ssim"),
     ]:
         found, expected = check.row(mode, block, metric), other.row(mode, block, metric)
-        assert found[3:] == pytest.approx(expected[3:], rel=1e-5, abs=1e-7)
+        assert found[3:5] == pytest.approx(expected[3:5], rel=1e-5, abs=1e-7)
 
 
 # Planted faults.
@@ -414,6 +414,44 @@ def test_random_maps_and_edges_are_the_baselines():
         assert check.row("edges", "", metric).mean == pytest.approx(values.mean(), rel=1e-9)
 
 
+def test_data_are_measured_batch_by_batch():
+    """As if they were one batch, but for what is drawn anew in each; and more than one seed is drawn from."""
+    method, images, labels = GuidedBackprop(small()), torch.tensor(PHOTOS), np.array([4, 0, 2])
+    whole = sanity_check(method, images, labels, blocks=2)
+    data = ((images[rows], labels[rows]) for rows in (slice(2), slice(2, 3)))
+    steps = []
+    streamed = sanity_check(method, data, blocks=2, progress=lambda done, count: steps.append((done, count)))
+    assert (streamed.images, streamed.draws, streamed.names) == (3, 100, whole.names)
+    of_draws = {("random", ""), ("labels", "random classes")}
+    for row in whole.rows:
+        other = streamed.row(*row[:3])
+        if row[:2] in of_draws or row.mode == "convergence":
+            assert other.mean != row.mean or row.block == ""
+        else:
+            assert other[3:5] == pytest.approx(row[3:5], rel=1e-9, abs=1e-12), row
+            assert other.interval == pytest.approx(row.interval, rel=1e-9, abs=1e-12)
+    assert steps[-1][0] == steps[-1][1] == 2 * steps[0][1]
+    with pytest.raises(ImageError, match="received no batch"):
+        sanity_check(method, iter([]))
+
+
+def test_figures_have_intervals():
+    check = sanity_check(GuidedBackprop(small()), torch.tensor(PHOTOS), modes=["cascading"], blocks=1)
+    for row in check.rows:
+        assert row.interval.low <= row.mean <= row.interval.high
+    assert sum(row.interval.low < row.interval.high for row in check.rows) > len(check.rows) / 2
+    assert "[" in check.table().splitlines()[-1]
+    # What was learned is in the maps or is not; the images themselves are, or are not.
+    pictures = PHOTOS.mean(axis=1)
+    maps = Maps(np.asarray(GuidedBackprop(small()).explain(torch.tensor(PHOTOS))), 1)
+    like = maps.similarity(Maps(pictures - pictures.mean(axis=(1, 2), keepdims=True)))["spearman"]
+    assert check.row("recovery", "the model", "spearman").mean == pytest.approx(like.mean(), rel=1e-9)
+    assert check.row("recovery", "all layers random", "spearman").mean != pytest.approx(like.mean(), rel=1e-3)
+    alone = sanity_check(GuidedBackprop(small()), torch.tensor(PHOTOS[:1]), modes=["cascading"], blocks=1)
+    assert np.isnan(alone.rows[0].interval).all()
+    assert "[" not in alone.table().splitlines()[-1]
+
+
 def test_labels_are_compared_with_the_classes_behind():
     model, images = small(), torch.tensor(PHOTOS)
     labels = [4, 0, 2]
@@ -442,7 +480,7 @@ def test_convergence_is_the_oracles(method, rule):
     for layer in network.layers:
         x, back = layer.forward(x)
         backwards.append(back)
-    one, other = vectors(x.shape, 0)
+    one, other = vectors(x.shape, [0])
     at = {"output": (one, other)}
     for index in reversed(range(len(backwards))):
         one, other = backwards[index](one, rule), backwards[index](other, rule)

@@ -34,6 +34,7 @@ from guided_backprop.methods.smooth_grad import SmoothGrad, SquareGrad, VarGrad
 from guided_backprop.models.resolve import load_model
 from guided_backprop.neurons.gallery import NeuronGallery, neuron_gallery
 from guided_backprop.subject import layer_names
+from guided_backprop.trust.faithfulness import Faithfulness, faithfulness
 from guided_backprop.trust.sanity import sanity_check
 from guided_backprop.trust.verdict import SanityCheck
 from guided_backprop.version import __version__
@@ -46,6 +47,7 @@ __all__ = [
     "ExplainedPhotos",
     "Explanation",
     "Explanations",
+    "Faithfulness",
     "GradCAM",
     "GuidedBackprop",
     "GuidedBackpropError",
@@ -81,6 +83,7 @@ __all__ = [
     "__version__",
     "compare",
     "explain_photos",
+    "faithfulness",
     "layer_names",
     "load_model",
     "neuron_gallery",

@@ -50,6 +50,7 @@ ARGUMENTS = {
     "target_layer": _LAYER,
     "target_layers": _LAYER,
     "penultimate_layer": _LAYER,
+    "at_layer": "It is called input_layer, where the explanation begins: GuidedBackprop(model, input_layer=...).",
     "neuron_selector": "It is a label: GuidedBackprop(model, output_layer=layer).explain(images, (2, 'max')).",
     "attribute_to_layer_input": "Name the layer before it: GuidedBackprop(model, output_layer=...).",
     "nb_samples": _SAMPLES,

@@ -1,7 +1,7 @@
 """The command ``guided-backprop check``: how far the maps of a model's images may be believed."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from guided_backprop.arrays import Images, Labels
 from guided_backprop.commands.labels import ONE_LABEL, ChosenLabels, labels_option
 from guided_backprop.commands.model import Chosen, model_options
 from guided_backprop.commands.shared import (
@@ -25,11 +26,14 @@ from guided_backprop.commands.shared import (
 )
 from guided_backprop.errors import ImageError, OutputExistsError
 from guided_backprop.methods.named import Made, method_of
-from guided_backprop.models import Batch
 from guided_backprop.progress import said_elsewhere
 from guided_backprop.show.canvas import figure_kind
+from guided_backprop.trust.faithfulness import Faithfulness, faithfulness
 from guided_backprop.trust.sanity import sanity_check
 from guided_backprop.trust.verdict import SanityCheck
+
+# So many photos are in memory at once: as many as the paper took for its checks.
+_AT_ONCE = 50
 
 
 @click.command("check")
@@ -67,26 +71,42 @@ def check(
             _check_drawable(plot)
         vision = model.load()
         photos = photos.labelled(labels, vision)
-        (batch,) = vision.batches(photos.paths, len(photos.paths))
-        print_failures(batch)
-        if not batch.rows:
-            raise ImageError(
-                f"at least one image must be readable; received {len(batch.failures)} that are not. Pass other files."
-            )
         explainer = method_of(method, vision.network, layer, batch_size=vision.at_once or batch_size)
-        verdict = checked(explainer, photos, batch, blocks=blocks, seed=seed)
+        failures = 0
+
+        def readable() -> Iterator[tuple[Images, Labels]]:
+            """Read photos while others are forgotten, and say which cannot be read."""
+            nonlocal failures
+            for batch in vision.batches(photos.paths, _AT_ONCE):
+                print_failures(batch)
+                failures += len(batch.failures)
+                if batch.rows:
+                    chosen = photos.labels_of(batch)
+                    yield batch.images, [chosen] * len(batch.rows) if isinstance(chosen, int) else chosen
+            if failures == len(photos.paths):
+                raise ImageError(
+                    f"at least one image must be readable; received {failures} that are not. Pass other files."
+                )
+
+        verdict = checked(explainer, readable(), blocks=blocks, seed=seed)
         click.echo(verdict.table())
         click.echo(f"\n{verdict.sentence}")
         if plot is not None:
             verdict.plot().savefig(plot)
-    if batch.failures:
+    if failures:
         sys.exit(1)
 
 
-def checked(method: Made, photos: Photos, batch: Batch, *, blocks: int = 12, seed: int = 0) -> SanityCheck:
-    """Run the check on the images that could be read, with a bar."""
+def checked(method: Made, images: Images, labels: Labels = None, *, blocks: int = 12, seed: int = 0) -> SanityCheck:
+    """Run the check on images, or on batches of them, with a bar."""
     with said_elsewhere(), _Bar() as bar:
-        return sanity_check(method, batch.images, photos.labels_of(batch), blocks=blocks, seed=seed, progress=bar)
+        return sanity_check(method, images, labels, blocks=blocks, seed=seed, progress=bar)
+
+
+def faithful(method: Made, images: Images, labels: Labels) -> Faithfulness:
+    """Measure deletion and insertion on images, with a bar."""
+    with said_elsewhere(), _Bar() as bar:
+        return faithfulness(method, images, labels, progress=bar)
 
 
 class _Bar:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from guided_backprop.arrays import Images, Labels
-from guided_backprop.commands.check import checked
+from guided_backprop.commands.check import checked, faithful
 from guided_backprop.commands.labels import ONE_LABEL, ChosenLabels, labels_option
 from guided_backprop.commands.model import Chosen, model_options
 from guided_backprop.commands.run import Run
@@ -20,7 +20,7 @@ from guided_backprop.commands.shared import (
     one_line_errors,
     printable,
 )
-from guided_backprop.errors import OptionError
+from guided_backprop.errors import LabelError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.jobs.folder import folder_at
 from guided_backprop.jobs.plan import PLAN
@@ -28,7 +28,8 @@ from guided_backprop.jobs.reading import maps_in
 from guided_backprop.jobs.summary import summary
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.models import VisionModel
-from guided_backprop.report.page import DRAWN, Report, Trust, check_ready, drawn, randomised
+from guided_backprop.report.checks import compared, randomised
+from guided_backprop.report.page import DRAWN, Report, Trust, check_ready, drawn
 from guided_backprop.report.summary import write_summary
 from guided_backprop.show.canvas import figure_kind
 from guided_backprop.show.place import Place
@@ -50,7 +51,9 @@ _DEFAULTS = ("default", "guided_backprop.models:load_default")
     metavar="METHOD[,METHOD...]",
     help=f"Which maps are drawn: {', '.join(DRAWN)}. [default: all but the last]",
 )
-@click.option("--check", is_flag=True, help="Randomise the layers too, for up to 50 images: takes minutes.")
+@click.option(
+    "--check", is_flag=True, help="Randomise the layers, and delete what maps mark, for up to 50 images: takes minutes."
+)
 @batch_size_option()
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def report(
@@ -110,7 +113,7 @@ def report(
 
         run = Run(vision, photos, write)
         run.explain(batch_size)
-        trust = [_trust(vision, photos, batch_size)] if check else []
+        trust = _trust(vision, photos, batch_size) if check else []
         page.finish(trust=trust, command=again)
         size = sum(path.stat().st_size for path in page.files)
         beside = f" and {len(page.files) - 1} pages beside it" if len(page.files) > 1 else ""
@@ -146,7 +149,13 @@ def _command(images: Sequence[Path], options: Mapping[str, str | bool | None]) -
     return shlex.join([*words, "--", *map(str, images)])
 
 
-def _trust(vision: VisionModel, photos: Photos, batch_size: int) -> Trust:
-    """Randomise the layers, for the first images that can be read."""
+def _trust(vision: VisionModel, photos: Photos, batch_size: int) -> list[Trust]:
+    """Randomise the layers, and take away what maps mark, for the first images that can be read."""
     batch = next(batch for batch in vision.batches(photos.paths, _MOST_CHECKED) if batch.rows)
-    return randomised(checked(GuidedBackprop(vision.network, batch_size=vision.at_once or batch_size), photos, batch))
+    method, labels = GuidedBackprop(vision.network, batch_size=vision.at_once or batch_size), photos.labels_of(batch)
+    parts = [randomised(checked(method, batch.images, labels))]
+    try:
+        return [*parts, compared(faithful(method, batch.images, labels))]
+    except LabelError as error:
+        # Of a model that tells no classes apart there are no such curves.
+        return [*parts, Trust("Does what the maps mark matter to the model?", f"Not measured: {error}")]

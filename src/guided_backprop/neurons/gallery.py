@@ -1,14 +1,14 @@
-"""What the neurons of a layer look for: the images that excite a channel most, beside their guided maps.
+"""What the neurons of a layer look for: the images that excite a channel most, or a direction, and their guided maps.
 
 This is the figure of the paper (Springenberg et al. 2014, arXiv:1412.6806, figures 3 and 4).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from guided_backprop.arrays import Images, Inputs, Layer, Model, NumpyArray, as_numpy, as_pictures
 from guided_backprop.backends.base import Backend
@@ -20,6 +20,7 @@ from guided_backprop.methods.data import batches_of, is_data
 from guided_backprop.methods.gradients import GuidedBackprop
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, require
+from guided_backprop.neurons.directions import Rows, rows_of
 from guided_backprop.neurons.receptive_field import Axis, receptive_field
 from guided_backprop.show.canvas import figure_kind
 from guided_backprop.show.colours import Picture
@@ -39,7 +40,8 @@ class NeuronGallery:
     """The K images that excite each of C channels of a layer most, strongest first.
 
     Attributes:
-        channels: ``(C,)`` which channels these are.
+        channels: ``(C,)`` which channels these are; of directions which in their order.
+        names: what they are called: "channel 5", or the directions' names.
         images: ``(C, K)`` the image's place in the set.
         positions: ``(C, K, D)`` the neuron's place along the D axes of the layer's output, channels left out.
         activations: ``(C, K)`` the neuron's value, float64.
@@ -77,6 +79,7 @@ class NeuronGallery:
     method: str
     model: str
     channel_axis: int | None
+    names: tuple[str, ...]
 
     def picture(self, percentile: float = 99.0) -> Picture:
         """Return one row per channel, crops on the left and their maps on the right, ``(H, W, 3)`` uint8.
@@ -104,10 +107,10 @@ class NeuronGallery:
         height = 12 * rows[0].shape[0] / rows[0].shape[1]
         figure = kind(figsize=(12, (height + 0.25) * len(rows) + 0.4), layout="constrained")
         panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-        for axes, row, channel, strongest in zip(panels, rows, self.channels, self.activations, strict=True):
+        for axes, row, name, strongest in zip(panels, rows, self.names, self.activations, strict=True):
             axes.imshow(row)
             axes.set_axis_off()
-            axes.set_title(f"channel {channel}, up to {strongest[0]:.4g}", loc="left", fontsize="medium")
+            axes.set_title(f"{name}, up to {strongest[0]:.4g}", loc="left", fontsize="medium")
         figure.supxlabel(
             f"strongest images, and {self.method} of {self.model}; maps scaled to percentile {percentile:g} "
             "of their magnitudes",
@@ -131,7 +134,7 @@ class NeuronGallery:
 def neuron_gallery(
     model: Model,
     layer: Layer,
-    channels: int | Sequence[int],
+    channels: int | Sequence[int] | Mapping[str, ArrayLike],
     images: Images,
     *,
     count: int = 9,
@@ -149,7 +152,9 @@ def neuron_gallery(
         model: as for :class:`Method`.
         layer: the layer itself, its name, its position in :func:`layer_names`, or a pair of that and which of its runs;
             in JAX functions a name given with ``guided_backprop.jax.tap``.
-        channels: which channels of the layer's output, one or several.
+        channels: which channels of the layer's output, one or several; or a dictionary of directions, by name a vector
+            ``(channels,)``: a concept's, or a part that channels have in common. A direction's value at a position is
+            the sum of the channels there, each times its entry.
         images: a batch ``(N, ...)`` as for :meth:`Method.explain`, or an iterable of such batches, a data set or a
             loader, which is read once and may be larger than memory; labels that come with it do not count.
         count: how many images are shown of each channel; all, if there are fewer.
@@ -182,11 +187,9 @@ def neuron_gallery(
             "a gallery shows images and explains them; received a method with "
             f"input_layer={brief(explainer.subject.input_layer)}, which explains none. Leave it out."
         )
-    chosen = np.atleast_1d(np.asarray(channels))
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not chosen.size:
-        raise OptionError(f"channels must be one or several integers; received channels={channels!r}. Pass [0, 1].")
+    chosen = rows_of(channels)
     batches = _batches(explainer.subject, images, batch_size)
-    best = _Strongest(chosen.astype(np.int64), count)
+    best = _Strongest(chosen, count)
     backend, like, outputs = None, None, None
     for batch in batches:
         inputs = Inputs.of(batch)
@@ -198,22 +201,22 @@ def neuron_gallery(
     if backend is None or outputs is None:
         raise ImageError("images must not be empty; received no image. Pass at least one.")
     axes = receptive_field(backend, like, outputs)
-    return _Explainer(explainer, backend, like, axes).explain(best)
+    return _Explainer(explainer, backend, like, axes, chosen).explain(best)
 
 
 class _Strongest:
     """The strongest images of each channel so far.
 
     Args:
-        channels: which channels.
+        chosen: which channels, or directions.
         count: how many images of each are kept.
     """
 
-    def __init__(self, channels: NDArray[np.int64], count: int) -> None:
-        self.channels, self._count = channels, count
+    def __init__(self, chosen: Rows, count: int) -> None:
+        self.chosen, self._count = chosen, count
         self._seen = 0
         # Of each channel: value, the image's place in the set, the neuron's position, and the image.
-        self.found: list[list[tuple[float, int, tuple[int, ...], NumpyArray]]] = [[] for _ in channels]
+        self.found: list[list[tuple[float, int, tuple[int, ...], NumpyArray]]] = [[] for _ in chosen.numbers]
 
     def add(self, images: Images, outputs: NumpyArray, channel_axis: int) -> None:
         """Look at one batch."""
@@ -225,17 +228,12 @@ class _Strongest:
             raise ImageError(
                 f"images must all have one shape; received {first.shape} and {pixels.shape[1:]}. Resize them."
             )
-        by_channel = np.moveaxis(outputs, channel_axis, 1)
-        if not ((self.channels >= 0) & (self.channels < by_channel.shape[1])).all():
-            raise OptionError(
-                f"channels must be in [0, {by_channel.shape[1]}); received channels={self.channels.tolist()}. "
-                "Count from 0."
-            )
-        for rows, channel in zip(self.found, self.channels, strict=True):
-            planes = by_channel[:, channel].reshape(len(pixels), -1)
+        values = self.chosen.planes(np.moveaxis(outputs, channel_axis, 1))
+        for number, rows in enumerate(self.found):
+            planes = values[:, number].reshape(len(pixels), -1)
             places, strengths = planes.argmax(axis=1), planes.max(axis=1)
             for row in np.argsort(-strengths, kind="stable")[: self._count]:
-                position = tuple(map(int, np.unravel_index(places[row], by_channel.shape[2:])))
+                position = tuple(map(int, np.unravel_index(places[row], values.shape[2:])))
                 rows.append((float(strengths[row]), self._seen + int(row), position, pixels[row].copy()))
             rows.sort(key=lambda entry: (-entry[0], entry[1]))
             del rows[self._count :]
@@ -244,24 +242,24 @@ class _Strongest:
 
 @dataclass(frozen=True)
 class _Explainer:
-    """Explains neurons on their receptive fields."""
+    """Explains neurons, or directions, on their receptive fields."""
 
     method: Method
     backend: Backend
     like: Any
     axes: list[Axis]
+    chosen: Rows
 
     def explain(self, best: _Strongest) -> NeuronGallery:
-        rows = [
-            (channel, *entry) for channel, entries in zip(best.channels, best.found, strict=True) for entry in entries
-        ]
-        shape = (len(best.channels), len(best.found[0]))
-        channels, activations, numbers, positions, images = zip(*rows, strict=True)
-        maps, coverage, share = self._maps(channels, np.array(activations), positions, np.stack(images))
+        rows = [(number, *entry) for number, entries in enumerate(best.found) for entry in entries]
+        shape = (len(best.found), len(best.found[0]))
+        chosen, activations, numbers, positions, images = zip(*rows, strict=True)
+        maps, coverage, share = self._maps(chosen, np.array(activations), positions, np.stack(images))
         boxes = [[axis.window(at) for axis, at in self._along(position)] for position in positions]
         parts = [self._slices([(begin, end) for begin, end in box]) for box in boxes]
         return NeuronGallery(
-            channels=best.channels,
+            channels=best.chosen.numbers,
+            names=best.chosen.names,
             images=np.reshape(numbers, shape),
             positions=np.reshape(positions, (*shape, -1)).astype(np.int64),
             activations=np.reshape(activations, shape),
@@ -277,7 +275,7 @@ class _Explainer:
 
     def _maps(
         self,
-        channels: Sequence[np.int64],
+        chosen: Sequence[int],
         activations: NDArray[np.float64],
         positions: Sequence[tuple[int, ...]],
         images: NumpyArray,
@@ -289,8 +287,7 @@ class _Explainer:
         parts = [self._slices([(begin, end) for begin, end, _ in crop]) for crop in crops]
         pixels = np.stack([image[part] for image, part in zip(images, parts, strict=True)])
         if pixels.size < images.size:
-            inside = [(int(channel), *(at for *_, at in crop)) for channel, crop in zip(channels, crops, strict=True)]
-            explained = self._try(pixels, inside)
+            explained = self._try(pixels, chosen, [tuple(at for *_, at in crop) for crop in crops])
             if explained is not None:
                 is_same = np.abs(explained.scores - activations) <= _ROUNDING * np.abs(activations).max()
                 for row in np.flatnonzero(is_same):
@@ -299,19 +296,36 @@ class _Explainer:
                 left = np.flatnonzero(~is_same)
                 run += pixels.size
         if left.size:
-            entries = [(int(channels[row]), *positions[row]) for row in left.tolist()]
-            explained = self.method.explain(self.backend.from_numpy(images[left], self.like), entries)
+            rows = left.tolist()
+            explained = self._explain(images[left], [chosen[row] for row in rows], [positions[row] for row in rows])
             maps[left] = as_numpy(explained.attribution)
             coverages.append(explained.coverage)
             run += images[left].size
         return maps, Coverage.merge(coverages), run / images.size
 
-    def _try(self, pixels: NumpyArray, entries: list[tuple[int, ...]]) -> Explanations | None:
+    def _try(self, pixels: NumpyArray, chosen: Sequence[int], places: list[tuple[int, ...]]) -> Explanations | None:
         """Explain crops; None if the model takes no images of that size."""
         try:
-            return self.method.explain(self.backend.from_numpy(pixels, self.like), entries)
+            return self._explain(pixels, chosen, places)
         except (ModelError, LabelError):
             return None
+
+    def _explain(self, pixels: NumpyArray, chosen: Sequence[int], places: list[tuple[int, ...]]) -> Explanations:
+        """Explain of each image one channel, or one direction, at one place."""
+        images, directions = self.backend.from_numpy(pixels, self.like), self.chosen.directions
+        if directions is None:
+            numbers = self.chosen.numbers[list(chosen)].tolist()
+            return self.method.explain(images, [(number, *at) for number, at in zip(numbers, places, strict=True)])
+        first = self.backend.outputs(Inputs.of(images[:1]))
+        axis = self.backend.channel_axis(first) or 1
+        shape = np.moveaxis(first, axis, 1).shape[1:]
+        if any(at >= size for place in places for at, size in zip(place, shape[1:], strict=True)):
+            raise LabelError(f"places must be on the layer's output of shape {shape[1:]}; received {places}.")
+        weights = np.zeros((len(pixels), *shape))
+        for row, (number, at) in enumerate(zip(chosen, places, strict=True)):
+            index: tuple[int | slice, ...] = (row, slice(None), *at)
+            weights[index] = directions[number]
+        return self.method.explain(images, np.moveaxis(weights, 1, axis))
 
     def _along(self, position: tuple[int, ...]) -> list[tuple[Axis, int]]:
         """Return the image's axes with a neuron's place along them; without places it looks at the whole image."""

@@ -5,7 +5,6 @@ security policy forbids all else. What it says of file, class and model names is
 an index, beside several such pages.
 """
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +32,10 @@ from guided_backprop.show.panels import PANELS
 from guided_backprop.show.place import Place, picture_at
 from guided_backprop.show.remarks import WHY_FLAT, remarks
 from guided_backprop.show.render import picture
-from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, number, summaries
-from guided_backprop.trust.similarity import METRICS
-from guided_backprop.trust.verdict import SanityCheck
+from guided_backprop.trust.likeness import Likeness, Rival, Trust, cosine, edge_correlation, summaries
 from guided_backprop.version import __version__
 
-__all__ = ["Report", "Trust", "check_ready", "randomised"]
+__all__ = ["Report", "Trust", "check_ready"]
 
 # A photo is on the page in no more pixels than these, once as it is and once under each map.
 _MOST_PIXELS = 120_000
@@ -330,21 +327,6 @@ def drawn(methods: Sequence[str] | None, *, has_layer: bool) -> list[str]:
     if not chosen:
         raise OptionError("methods must be one at least; received none. Leave them out to draw all.")
     return [title for name, title in DRAWN.items() if name in chosen]
-
-
-def randomised(check: SanityCheck) -> Trust:
-    """Return what :func:`sanity_check` found as a part of a report: its sentence, its cascading curve, its figure."""
-    places = {f"{name}, and all above": ("cascading", name) for name in check.names}
-    places |= {"edges in the image": ("edges", ""), "random maps": ("random", "")}
-    rows = []
-    for title, place in places.items():
-        means = {METRICS[metric]: row.mean for metric in METRICS if (row := check.row(*place, metric))}
-        if means:
-            numbers = {name: number(mean, 2) for name, mean in means.items()}
-            rows.append({f"{check.method}, layers randomised": title, **numbers})
-    figure = io.BytesIO()
-    check.plot().savefig(figure, format="png", dpi=110)
-    return Trust("Do the maps depend on what was learned?", check.sentence, rows, figure.getvalue())
 
 
 def check_ready(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

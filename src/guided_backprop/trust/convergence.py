@@ -4,6 +4,7 @@ Two vectors are drawn at random at the model's output and propagated back under 
 at a layer points into one direction for both, cosine 1, nothing of what came from above is left there but its size.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,9 +56,9 @@ def depths(subject: Subject, images: Images, layers: list[str]) -> list[str]:
     return [OUTPUT, *inside, IMAGES]
 
 
-def vectors(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
+def vectors(shape: tuple[int, ...], seeds: Sequence[int]) -> NDArray[np.float64]:
     """Return two random vectors for each image, ``(2, N, ...)``, of the shape of the model's output."""
-    return np.random.default_rng([seed, 3]).standard_normal((2, *shape))
+    return np.random.default_rng([*seeds, 3]).standard_normal((2, *shape))
 
 
 def converge(method: Method, images: Images, layer: str, drawn: NDArray[np.float64], size: int) -> Depth:

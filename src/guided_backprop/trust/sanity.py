@@ -14,9 +14,11 @@ from guided_backprop.explanations import Explanations
 from guided_backprop.foreign import answering
 from guided_backprop.labels.parse import parse_label
 from guided_backprop.methods.around import Around
+from guided_backprop.methods.data import Batch, batches_of, is_data
 from guided_backprop.methods.method import Method
 from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.trust.convergence import converge, depths, vectors
+from guided_backprop.trust.intervals import interval
 from guided_backprop.trust.similarity import Maps, cosines, edges, need_libraries
 from guided_backprop.trust.verdict import MODES, Row, SanityCheck
 
@@ -51,8 +53,9 @@ def sanity_check(
         method: any method, made for the model. The model is a ``torch.nn.Module``, a Keras model on any backend, an
             Equinox or nnx module, or ``functools.partial(function, parameters)`` of a JAX function.
         images: as for :meth:`Method.explain`, of one input. The paper took 50; fewer are allowed, and the result says
-            how many they were.
-        labels: as for :meth:`Method.explain`, one per image.
+            how many they were. A data set, a loader or a generator of batches is measured batch by batch, so that a
+            thousand photos take the memory of one batch, and put together at the end.
+        labels: as for :meth:`Method.explain`, one per image; of data those of every batch, if it has none.
         modes: which of these are measured:
 
             * "cascading": all blocks from the output down to this one are re-initialised;
@@ -88,72 +91,109 @@ def sanity_check(
     """
     need_libraries()
     _check_options(method, images, modes, seed)
-    clean = method.explain(images, labels)
+    size = method.held()[1]
+    batches = batches_of(method.subject, size, images, labels) if is_data(images) else [Batch(images, labels)]
+    checks: list[_Check] = []
+    for batch in batches:
+        done = sum(check.steps for check in checks)
+        checks.append(_checked(method, batch, [seed, len(checks)] if checks else [seed]))
+        checks[-1].measure(modes, blocks, _after(done, progress))
+    if not checks:
+        raise ImageError("images must not be empty; received no batch. Pass at least one image, better 50.")
+    return _put_together(checks, seed)
+
+
+def _after(done: int, progress: Progress | None) -> Progress:
+    """Return what counts the steps of one more batch."""
+    return lambda more, steps: None if progress is None else progress(done + more, done + steps)
+
+
+def _checked(method: Method | Around, batch: Batch, seeds: list[int]) -> "_Check":
+    clean = method.explain(batch.images, batch.labels)
     if not len(clean):
         raise ImageError("images must not be empty; received no image. Pass at least one, better 50.")
     if clean.scores.ndim != 1:
         raise LabelError(
             f"labels must be one per image; received {clean.scores.shape[1]} of each. Pass one class id per image."
         )
-    fixed = parse_label(labels, len(clean)).fixed(labels, clean.labels)
-    return _Check(method, images, clean, fixed, seed).result(modes, blocks, progress or (lambda done, steps: None))
+    fixed = parse_label(batch.labels, len(clean)).fixed(batch.labels, clean.labels)
+    return _Check(method, batch.images, clean, fixed, seeds)
+
+
+def _put_together(checks: "list[_Check]", seed: int) -> SanityCheck:
+    """Return what was found of all batches."""
+    first, rows = checks[0], []
+    for key in first.figures:
+        batches = [check.figures[key] for check in checks if key in check.figures]
+        figures = np.concatenate([batch.ravel() for batch in batches])
+        # Of random maps there are several draws for each image.
+        of_images = np.concatenate([batch.reshape(-1, batch.shape[-1]).mean(axis=0) for batch in batches])
+        rows.append(Row(*key, float(figures.mean()), float(figures.std()), interval(of_images, seed)))
+    return SanityCheck(
+        method=first.method,
+        model=first.model,
+        images=sum(check.count for check in checks),
+        blocks=first.blocks,
+        names=first.names,
+        rows=tuple(rows),
+        draws=sum(check.draws for check in checks),
+        constant=sum(check.constant for check in checks),
+        notes=tuple(dict.fromkeys(note for check in checks for note in check.notes)),
+    )
 
 
 class _Check:
-    """One check."""
+    """The check of one batch.
 
-    def __init__(self, method: Method | Around, images: Images, clean: Explanations, labels: Labels, seed: int) -> None:
-        self._method, self._clean, self._labels, self._seed = method, clean, labels, seed
+    Attributes:
+        figures: by mode, block and metric, one per image ``(N,)``; of random maps ``(draws, N)``.
+        count: how many images.
+        steps: in how many steps it is measured.
+    """
+
+    def __init__(
+        self, method: Method | Around, images: Images, clean: Explanations, labels: Labels, seeds: list[int]
+    ) -> None:
+        self._method, self._clean, self._labels, self._seeds = method, clean, labels, seeds
         self._images = images
         self._axis = None if clean.reducer is not None else clean.channel_axis
         self._maps = Maps(as_numpy(clean.attribution), self._axis)
         self._backend = method.subject.backend(images)
-        self._rows: list[Row] = []
+        self.method, self.model, self.count = clean.method, clean.model, len(clean)
+        self.figures: dict[tuple[str, str, str], NDArray[np.float64]] = {}
         # By what was re-initialised: the first block alone is found once.
         self._found: dict[tuple[str, ...], dict[str, NDArray[np.float64]]] = {}
-        self._notes: list[str] = []
-        self._constant = 0
+        self.notes: list[str] = []
+        self.constant = self.steps = 0
         self._repeats = -(-_DRAWS // len(clean))
+        self.draws = self._repeats * len(clean)
 
-    def result(self, modes: Sequence[str], blocks: int | Sequence[str], progress: Progress) -> SanityCheck:
+    def measure(self, modes: Sequence[str], blocks: int | Sequence[str], progress: Progress) -> None:
         """Measure, step by step."""
         copied = self._copy()
         bundles = _bundles(copied.layers, blocks)
-        names = list(blocks) if isinstance(blocks, Sequence) else list(map(_name, bundles))
+        self.blocks = tuple(tuple(layer for layers in bundle for layer in layers) for bundle in bundles)
+        self.names = tuple(blocks) if isinstance(blocks, Sequence) else tuple(map(_name, bundles))
         steps: list[Callable[[], None]] = [self._baselines]
-        steps += [
-            step for mode in MODES[:2] if mode in modes for step in self._randomised(mode, copied, bundles, names)
-        ]
+        steps += [step for mode in MODES[:2] if mode in modes for step in self._randomised(mode, copied)]
         if "labels" in modes and self._has_classes():
             steps.append(self._compare_labels)
         if "convergence" in modes and self._is_propagated():
             # What the output layer returns is the output, or next to it.
             steps += self._convergence([bundle[-1][0] for bundle in bundles if bundle[-1] != copied.layers[0]])
+        self.steps = len(steps)
         progress(0, len(steps))
         for done, step in enumerate(steps, 1):
             step()
             progress(done, len(steps))
-        return SanityCheck(
-            method=self._clean.method,
-            model=self._clean.model,
-            images=len(self._clean),
-            blocks=tuple(tuple(layer for layers in bundle for layer in layers) for bundle in bundles),
-            names=tuple(names),
-            rows=tuple(self._rows),
-            draws=self._repeats * len(self._clean),
-            constant=self._constant,
-            notes=tuple(self._notes),
-        )
 
     def _add(self, mode: str, block: str, metrics: Mapping[str, NDArray[np.float64]]) -> None:
-        self._rows += [
-            Row(mode, block, metric, float(figures.mean()), float(figures.std())) for metric, figures in metrics.items()
-        ]
+        self.figures |= {(mode, block, metric): figures for metric, figures in metrics.items()}
 
     def _copy(self) -> PrivateCopy:
         """Return a copy that gives what the model gives."""
         subject, rows = self._method.subject, self._images[: self._clean.batch_size]
-        copied = subject.private_copy(rows, self._seed)
+        copied = subject.private_copy(rows, self._seeds[0])
         given = copied.given(Inputs.of(rows))
         own = subject.around(copied.model).backend(given).outputs(given)
         expected = self._clean.outputs[: len(rows)]
@@ -174,7 +214,7 @@ class _Check:
 
     def _baselines(self) -> None:
         """Compare with random maps, and with the edges in the images."""
-        generator = np.random.default_rng([self._seed, 1])
+        generator = np.random.default_rng([*self._seeds, 1])
         shape = self._clean.attribution.shape
         similarities = [
             self._maps.similarity(Maps(generator.standard_normal(shape), self._axis)) for _ in range(self._repeats)
@@ -182,44 +222,49 @@ class _Check:
         self._add(
             "random",
             "",
-            {metric: np.concatenate([similarity[metric] for similarity in similarities]) for metric in similarities[0]},
+            {metric: np.stack([similarity[metric] for similarity in similarities]) for metric in similarities[0]},
         )
         if not self._maps.is_picture:
-            self._notes.append("SSIM, HOG and edges are for pictures of at least 5 pixels a side")
+            self.notes.append("SSIM, HOG and edges are for pictures of at least 5 pixels a side")
             return
-        # What is explained: of an input layer its output.
-        pictures = as_numpy(self._clean.images)
-        if self._clean.channel_axis is not None:
-            pictures = pictures.mean(axis=self._clean.channel_axis)
-        self._add("edges", "", self._maps.similarity(Maps(edges(pictures))))
+        self._add("edges", "", self._maps.similarity(Maps(edges(self._pictures()))))
+        self._add("recovery", "the model", self._recovered(self._maps))
 
-    def _randomised(
-        self, mode: str, copied: PrivateCopy, bundles: list["_Bundle"], names: list[str]
-    ) -> list[Callable[[], None]]:
+    def _pictures(self) -> NDArray[np.float64]:
+        """Return what is explained, of an input layer its output, as one brightness at each place."""
+        pictures = as_numpy(self._clean.images).astype(np.float64)
+        return pictures if self._clean.channel_axis is None else pictures.mean(axis=self._clean.channel_axis)
+
+    def _recovered(self, maps: Maps) -> dict[str, NDArray[np.float64]]:
+        """Return how alike maps and the images themselves are, brighter or darker than their mean."""
+        pictures = self._pictures()
+        return maps.similarity(Maps(pictures - pictures.mean(axis=(1, 2), keepdims=True)))
+
+    def _randomised(self, mode: str, copied: PrivateCopy) -> list[Callable[[], None]]:
         method, images = self._method.around(copied.model), copied.given(Inputs.of(self._images))
-        known = self._found
+        every = {layer for block in self.blocks for layer in block}
 
         def step(layers: tuple[str, ...], block: str) -> None:
-            if layers not in known:
+            if layers not in self._found:
                 copied.randomise(layers)
                 maps = Maps(as_numpy(method.explain(images, self._labels).attribution), self._axis)
-                self._constant += int(maps.is_constant.sum())
-                known[layers] = self._maps.similarity(maps)
-            self._add(mode, block, known[layers])
+                self.constant += int(maps.is_constant.sum())
+                self._found[layers] = self._maps.similarity(maps)
+                if {*layers} == every and maps.is_picture:
+                    self._add("recovery", "all layers random", self._recovered(maps))
+            self._add(mode, block, self._found[layers])
 
         steps: list[Callable[[], None]] = []
         above: tuple[str, ...] = ()
-        for bundle, name in zip(bundles, names, strict=True):
-            here = tuple(layer for layers in bundle for layer in layers)
+        for here, name in zip(self.blocks, self.names, strict=True):
             above += here
-            chosen = above if mode == "cascading" else here
-            steps.append(partial(step, chosen, name))
+            steps.append(partial(step, above if mode == "cascading" else here, name))
         return steps
 
     def _has_classes(self) -> bool:
         if self._clean.is_of_classes and self._class_scores().shape[1] > 1:
             return True
-        self._notes.append("labels are not compared: what is explained is not one of several classes")
+        self.notes.append("labels are not compared: what is explained is not one of several classes")
         return False
 
     def _class_scores(self) -> NDArray[np.float64]:
@@ -233,7 +278,7 @@ class _Check:
         scores[np.arange(len(labels)), labels] = -np.inf
         others = np.argsort(-scores, axis=1, kind="stable")[:, :-1]
         runners = others[:, :_OTHERS]
-        generator = np.random.default_rng([self._seed, 2])
+        generator = np.random.default_rng([*self._seeds, 2])
         drawn = generator.permuted(others[:, _OTHERS:], axis=1)[:, :_OTHERS]
         ids = np.concatenate([labels[:, None], runners, drawn], axis=1)
         if ids.shape == self._clean.outputs.shape:
@@ -268,7 +313,7 @@ class _Check:
         if is_one_pass and self._clean.outputs[0].size > 1:
             return True
         what = "the model has one output" if is_one_pass else "the method is more than one backward pass"
-        self._notes.append(f"convergence is not measured: {what}")
+        self.notes.append(f"convergence is not measured: {what}")
         return False
 
     def _convergence(self, layers: list[str]) -> list[Callable[[], None]]:
@@ -278,14 +323,14 @@ class _Check:
         def step(layer: str) -> None:
             depth = converge(method, self._images, layer, drawn, self._clean.batch_size)
             if depth.cosines is None:
-                self._notes.append(f"convergence at {layer} is not measured: {depth.reason}")
+                self.notes.append(f"convergence at {layer} is not measured: {depth.reason}")
             else:
                 self._add("convergence", layer, {"cosine": depth.cosines})
 
-        drawn = vectors(self._clean.outputs.shape, self._seed)
+        drawn = vectors(self._clean.outputs.shape, self._seeds)
         names = depths(method.subject, self._images, layers)
         if len(names) == 2:
-            self._notes.append("convergence is measured at the images alone: no layer inside can be named")
+            self.notes.append("convergence is measured at the images alone: no layer inside can be named")
         return [partial(step, layer) for layer in names]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from guided_backprop.show.canvas import figure_kind
+from guided_backprop.trust.intervals import Interval, said
 from guided_backprop.trust.similarity import METRICS
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _TITLES = {
     "independent": "Independent: this block alone",
     "labels": "Labels: the maps of other classes",
     "convergence": "Convergence: two random vectors, on their way back",
+    "recovery": "Recovery: the maps, and the images themselves",
 }
 _HEADLINE = "spearman_abs"
 _RANKS = ("spearman_abs", "spearman")
@@ -42,11 +44,13 @@ class Row(NamedTuple):
     Attributes:
         mode: "cascading" or "independent": the maps of the model against those of one with fresh layers; "random" or
             "edges": against random maps, and the edges in the image; "labels": against the maps of other classes;
-            "convergence": two random vectors at a layer.
+            "convergence": two random vectors at a layer; "recovery": maps against the images themselves, brighter or
+            darker than their mean: those of the model, and those of one whose layers are all fresh.
         block: which block, classes or layer; empty for "random" and "edges".
         metric: "spearman_abs" (ranks of magnitudes), "spearman" (ranks, signed), "ssim", "hog" or "cosine".
         mean: over the images, and over the draws of random maps.
         spread: the standard deviation over the same.
+        interval: of the mean, by bootstrap over the images, 95 %.
     """
 
     mode: str
@@ -54,6 +58,7 @@ class Row(NamedTuple):
     metric: str
     mean: float
     spread: float
+    interval: Interval
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class SanityCheck:
         >>> check.sentence[:36], check.row("random").mode, type(check.beats_edges)
         ('Randomising the top 1 of 2 blocks le', 'random', <class 'bool'>)
         >>> print(check.table().splitlines()[0])
-        GuidedBackprop of Sequential: 2 images, 50 random maps; mean ± standard deviation over images
+        GuidedBackprop of Sequential: 2 images, 50 random maps; mean [95 % by bootstrap over images]
         >>> figure = check.plot()  # needs matplotlib
     """
 
@@ -176,19 +181,19 @@ class SanityCheck:
         )
 
     def table(self) -> str:
-        """Return all numbers as text, mean ± spread over the images."""
+        """Return all numbers as text, each with its interval over the images."""
         lines = [
             f"{self.method} of {self.model}: {self.images} image{'' if self.images == 1 else 's'}, "
-            f"{self.draws} random maps; mean ± standard deviation over images"
+            f"{self.draws} random maps; mean [95 % by bootstrap over images]"
         ]
-        for mode in MODES:
+        for mode, title in _TITLES.items():
             rows = [row for row in self.rows if row.mode == mode]
             if rows:
                 metrics = list(dict.fromkeys(row.metric for row in rows))
                 blocks = [(mode, block) for block in dict.fromkeys(row.block for row in rows)]
                 if mode in MODES[:2]:
                     blocks += [("edges", ""), ("random", "")]
-                lines += ["", *self._section(_TITLES[mode], blocks, metrics)]
+                lines += ["", *self._section(title, blocks, metrics)]
         lines += ["", *self.notes] if self.notes else []
         if self.constant:
             lines += ["", f"{self.constant} maps of randomised models were constant: similarity 0"]
@@ -203,7 +208,7 @@ class SanityCheck:
                 grid.append(
                     [
                         block or labels[mode],
-                        *(f"{_number(row.mean)} ± {_number(row.spread)}" if row else "-" for row in cells),
+                        *(said(row.mean, row.interval) if row else "-" for row in cells),
                     ]
                 )
         head = ["", *(METRICS.get(metric, metric) for metric in metrics)]

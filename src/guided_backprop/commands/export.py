@@ -47,7 +47,8 @@ def export(
 ) -> None:
     """Write a model and a method to PATH: one graph that explains without them.
 
-    Of PyTorch it ends in .onnx, of JAX in .stablehlo; of TensorFlow it is a new folder, a SavedModel. Before the file is there, it is run, and its maps are compared with the library's.
+    Of PyTorch it ends in .onnx, of JAX in .stablehlo; of TensorFlow it is a new folder, a SavedModel. Before it is
+    there, it is run, and its maps are compared with the library's.
     """
     with one_line_errors():
         vision = model.load()

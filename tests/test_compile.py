@@ -5,6 +5,8 @@ import hashlib
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -271,3 +273,17 @@ def test_a_copy_elsewhere_runs_as_it_is(compiled):
     again = pickle.loads(pickle.dumps(compiled))
     assert again.explain(IMAGES_32).engine is None
     assert compiled.optimize(IMAGES_32).explain(IMAGES_32).engine is None
+
+
+def test_openvino_does_not_report_that_it_was_imported():
+    """Where this library imports it. A planted fault: imported by itself, it has the package that does."""
+    own = "import openvino, sys; print('openvino_telemetry' in sys.modules)"
+    ours = (
+        "import sys; from guided_backprop.export.engine import required; required('openvino'); "
+        "print('openvino_telemetry' in sys.modules)"
+    )
+    said = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for code in (own, ours)
+    ]
+    assert said == ["True\n", "False\n"]

@@ -1,7 +1,10 @@
 """Runs an exported file in the engines that it is for."""
 
+import sys
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +15,8 @@ from guided_backprop.export.extra import package
 from guided_backprop.extras import imported
 
 EngineName = Literal["onnxruntime", "openvino"]
+_REPORTER: Final = "openvino_telemetry"
+_IMPORTING: Final = threading.Lock()
 
 
 def required(name: EngineName) -> ModuleType:
@@ -22,7 +27,25 @@ def required(name: EngineName) -> ModuleType:
     """
     if name == "onnxruntime":
         return package(name)
-    return imported(name, who=f"engine={name!r} needs", install=f"'guided-backprop[{name}]'")
+    with _unreported():
+        return imported(name, who=f"engine={name!r} needs", install=f"'guided-backprop[{name}]'")
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Let OpenVINO be imported without what reports that it was: it tells its makers unasked, from a forked process.
+
+    It goes on without that package where there is none. Who has imported it himself has decided.
+    """
+    with _IMPORTING:
+        is_hidden = not {_REPORTER, "openvino"} & sys.modules.keys()
+        if is_hidden:
+            sys.modules[_REPORTER] = None  # type: ignore[assignment]  # Python's word for what can't be imported
+        try:
+            yield
+        finally:
+            if is_hidden:
+                del sys.modules[_REPORTER]
 
 
 class Engine(ABC):

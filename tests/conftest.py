@@ -2,9 +2,15 @@
 
 import gc
 import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Set before anything computes, hence here: what is compiled here runs once, so it need not run fast.
 # Without its emitters of fused operations, XLA compiles such small programs in half the time.
@@ -17,6 +23,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 # While three frameworks are imported there is nothing to collect.
 gc.disable()
+
+CHROMIUM = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+CHROMIUM += " --disable-component-update --disable-sync"
 
 # They take long, some of them though they hold few tests: begun last, they would be waited for.
 LONG = (
@@ -62,3 +71,19 @@ def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Chromium, without a screen, and asking nothing of a network by itself."""
+    # Few tests need it, and it takes long to import.
+    from playwright.sync_api import expect, sync_playwright
+
+    chromium = shutil.which("chromium")
+    assert chromium, "The tests need Chromium. Run: make browser."
+    # A machine that does much else may take long.
+    expect.set_options(timeout=60_000)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM.split())
+        yield running
+        running.close()

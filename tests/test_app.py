@@ -9,7 +9,6 @@ import http.client
 import io
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,7 +26,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import guided_backprop
 from guided_backprop import (
@@ -48,7 +47,6 @@ from guided_backprop.render import colour_picture, diverging, magnitude, overlay
 from guided_backprop.show.colours import as_bytes, dimmed
 from guided_backprop.trust.likeness import cosine
 from test_cli import process, run
-from test_report import FLAGS
 
 SCREENS = Path(__file__).parents[1] / "out" / "app"
 NETWORKS = """
@@ -278,18 +276,6 @@ def address(folder: Path, store: Path) -> Iterator[str]:
             running.wait(60)
     # Whoever ends it: nothing stays.
     assert stored(store) == len([*store.glob("guided-backprop-*")]) == 0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "The tests need Chromium. Run: make browser."
-    # A machine that does much else may take long.
-    expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

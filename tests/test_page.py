@@ -2,7 +2,6 @@
 
 import functools
 import io
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from torch import nn
 
 from guided_backprop import DeconvNet, GuidedBackprop, MissingExtraError, ModelError, OptionError, Saliency
@@ -26,7 +25,6 @@ from guided_backprop.models.recipe import recipe_of
 from guided_backprop.page.engine import Engine
 from guided_backprop.page.page import write_page
 from guided_backprop.render import magnitude, overlay
-from test_report import FLAGS
 
 NAMES = ["cat</script><script>alert(1)</script>", "dog", "owl, a bird", "eel", "fox"]
 RECIPE = ResizeCrop((40, 56), crop=0.875, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -50,17 +48,6 @@ def written(vision: VisionModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("page") / "page.html"
     assert write_page(path, vision, {"noise.png": noise(90, 70)}) == [path]
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "The tests need Chromium. Run: make browser."
-    expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
-        yield running
-        running.close()
 
 
 class Visit:

@@ -10,7 +10,6 @@ import html
 import io
 import re
 import shlex
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +25,7 @@ import torch
 from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import guided_backprop
 import networks
@@ -50,7 +49,6 @@ SCREENS = ROOT / "out" / "report"
 EVIL = "<img src=x onerror=alert(1)>.png"
 EVIL_CLASS = '"><script>alert(2)</script>&amp;'
 MINUS = "\N{MINUS SIGN}"
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 
 
 def run(*arguments: str) -> Any:
@@ -524,19 +522,6 @@ def test_the_command_says_what_it_takes():
 
 
 # The page in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "The tests need Chromium. Run: make browser."
-    # A machine that does much else may take long.
-    expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
-        flags = [*FLAGS.split(), "--disable-component-update", "--disable-sync"]
-        running = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")

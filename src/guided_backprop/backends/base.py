@@ -245,8 +245,10 @@ class Backend(ABC):
         """Return what an error of the framework says, in a line."""
         return reason_of(error)
 
-    def reduce(self, attribution: Array, reducer: str, axis: int) -> Tensor:
-        """Reduce ``axis`` by "mean", "sum", "max", "min" or "absmax", which is the largest magnitude."""
+    def reduce(self, attribution: Array, reducer: str | None, axis: int | None) -> Tensor:
+        """Reduce ``axis`` by "mean", "sum", "max", "min" or "absmax", which is the largest magnitude; or leave it."""
+        if reducer is None or axis is None:
+            return attribution
         functions = self._functions_for(attribution)
         values = functions.abs(attribution) if reducer == "absmax" else attribution
         name = {"max": "amax", "absmax": "amax", "min": "amin"}.get(reducer, reducer)

@@ -28,8 +28,11 @@ class Entry(NamedTuple):
 
 def folder() -> Path:
     """Return where graphs are kept: as ``GUIDED_BACKPROP_CACHE`` says, or where this system keeps such files."""
-    if chosen := os.environ.get("GUIDED_BACKPROP_CACHE"):
-        return Path(chosen)
+    return Path(os.environ.get("GUIDED_BACKPROP_CACHE") or home())
+
+
+def home() -> Path:
+    """Return where this system keeps what this library can make or fetch again."""
     if sys.platform == "win32":
         above = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local"))
     elif sys.platform == "darwin":

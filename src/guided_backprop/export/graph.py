@@ -16,7 +16,6 @@ class Graph(ABC):
         inputs: what its inputs are called, the labels last.
         outputs: what its results are called.
         coverage: what was done with each non-linearity.
-        is_precise: whether it computes in double precision.
         engine: what runs its file.
         turns: the numbers of images at which the model may do something else from there on.
     """
@@ -24,7 +23,6 @@ class Graph(ABC):
     inputs: Sequence[str]
     outputs: Sequence[str]
     coverage: Coverage
-    is_precise: bool
     engine: type[Engine]
     turns: Sequence[int]
 

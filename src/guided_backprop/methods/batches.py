@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_backprop.arrays import Array, Images, Inputs, Labels, NumpyArray, Tensor
+from guided_backprop.arrays import Array, Images, Inputs, Labels, NumpyArray
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError, OutOfMemoryError
@@ -235,7 +235,9 @@ class _Result:
 
 def put_together(backend: Backend, batch: Attributed, reducer: str | None, axes: Inputs, *, is_many: bool) -> Part:
     """Reduce channels, and put what belongs to the labels of each image beside each other."""
-    first, *others = [label.map(partial(_reduced, backend, reducer), axes) for label in batch.attribution]
+    first, *others = [
+        label.map(lambda one, axis: backend.reduce(one, reducer, axis), axes) for label in batch.attribution
+    ]
     attribution = first.map(lambda *labels: backend.stack(labels), *others) if is_many else first
     delta = None if batch.convergence_delta is None else _by_image(batch.convergence_delta, is_many)
     scores = _by_image(batch.scores, is_many)
@@ -245,10 +247,6 @@ def put_together(backend: Backend, batch: Attributed, reducer: str | None, axes:
 def _by_image(by_label: NDArray[np.float64], is_many: bool) -> NDArray[np.float64]:
     """Return numbers ``(K, N)`` of labels as numbers of images: ``(N, K)``, or ``(N,)`` of the only label."""
     return by_label.T if is_many else by_label[0]
-
-
-def _reduced(backend: Backend, reducer: str | None, attribution: Array, axis: int | None) -> Tensor:
-    return attribution if reducer is None or axis is None else backend.reduce(attribution, reducer, axis)
 
 
 def _check_reducer(job: Job, inputs: Inputs, axes: Inputs) -> None:

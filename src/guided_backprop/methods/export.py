@@ -126,7 +126,8 @@ def export(
 ) -> Exported:
     """Write a method and its model to a file; see :meth:`Method.export`."""
     path = Path(path)
-    framework = method.subject.backend(Inputs.of(given(method.subject, images, None).images)).framework
+    inputs = Inputs.of(given(method.subject, images, None).images)
+    framework = method.subject.backend(inputs).framework
     ending = _ENDINGS[framework]
     require(
         Requirement("path", str(path), path.suffix == ending, f"{_FORMS[framework]}, for a model of {framework}",
@@ -137,11 +138,11 @@ def export(
         raise OutputExistsError(
             f"path must not be a folder that exists; received path={str(path)!r}. Choose another name, or remove it."
         )
-    graph, trial, metadata = recorded(method, images, labels)
+    graph, trial, metadata = recorded(method, inputs, labels)
     return _written(path, graph, trial, replace(metadata, classes=classes, preprocessing=preprocessing))
 
 
-def recorded(method: Method, images: Images, labels: LabelKind) -> "tuple[Graph, Trial, Metadata]":
+def recorded(method: Method, inputs: Inputs, labels: LabelKind) -> "tuple[Graph, Trial, Metadata]":
     """Return the graph of a method, what it is compared with, and what it says of itself."""
     if not method.is_one_pass or method.explains_inside:
         raise OptionError(
@@ -151,7 +152,6 @@ def recorded(method: Method, images: Images, labels: LabelKind) -> "tuple[Graph,
     method = copy.copy(method)
     # What a graph is compared with is the model itself.
     method.compiled = None
-    inputs = Inputs.of(given(method.subject, images, None).images)
     if not inputs.count:
         raise ImageError("images to record a graph from must not be empty; received no image. Pass at least one.")
     explained = method.explain(inputs.images)

@@ -53,7 +53,7 @@ def recipe_of(preprocess: object) -> ResizeCrop:
     # It is anybody's function: what it says to a photo of noise is no news.
     except Exception as error:
         raise _no_recipe(f"a function that stopped at a photo of noise ({error})") from error
-    if len({array.shape for array in wanted}) > 1 or wanted[0].ndim != 3 or not np.ptp(white - black) < 1e9:
+    if len({array.shape for array in wanted}) > 1 or wanted[0].ndim != 3 or not np.isfinite(white - black).all():
         raise _no_recipe("a function whose pictures are not of one shape (channels, height, width)")
     for recipe in _tried(preprocess, wanted[0].shape, black, white):
         if all(_is_same(recipe(photo), pixels, recipe) for photo, pixels in zip(photos, wanted, strict=True)):

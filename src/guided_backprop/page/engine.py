@@ -1,6 +1,5 @@
 """The engine inside the page: ONNX Runtime for browsers, from npm, of one version, known by its checksums."""
 
-import os
 import shutil
 import subprocess
 import tarfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from guided_backprop.errors import MissingExtraError, OptionError
+from guided_backprop.export import cache
 
 #: The package, its version, and its licence.
 PACKAGE, VERSION, LICENCE = "onnxruntime-web", "1.30.0", "MIT"
@@ -49,7 +49,7 @@ class Engine:
         if folder is not None:
             inner = folder / "dist"
             return cls._read(inner if inner.is_dir() else folder)
-        cached = _cache()
+        cached = cache.home() / f"{PACKAGE}-{VERSION}"
         if not cached.is_dir():
             _fetch(cached)
         return cls._read(cached)
@@ -72,11 +72,6 @@ def _not_it(folder: Path, why: str) -> OptionError:
         f"engine must be the folder of {PACKAGE} {VERSION}; received engine={str(folder)!r}, {why}. "
         f"Run: npm install {PACKAGE}@{VERSION}, and pass node_modules/{PACKAGE}."
     )
-
-
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "guided-backprop" / f"{PACKAGE}-{VERSION}"
 
 
 def _fetch(cached: Path) -> None:

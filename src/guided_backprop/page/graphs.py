@@ -24,14 +24,12 @@ class Graphs:
         weights: the weights of all of them.
         place: what the files call the file of the weights.
         exported: what was measured of each.
-        size: how many bytes the weights would take if each graph had its own.
     """
 
     files: Mapping[str, bytes]
     weights: bytes
     place: str
     exported: Sequence[Exported]
-    size: int
 
 
 def graphs(methods: Sequence[Method], images: Images, place: str = "weights.bin") -> Graphs:
@@ -40,7 +38,7 @@ def graphs(methods: Sequence[Method], images: Images, place: str = "weights.bin"
     Raises:
         GuidedBackpropError: all that :meth:`Method.export` raises.
     """
-    weights, offsets, size = bytearray(), dict[str, tuple[int, int]](), 0
+    weights, offsets = bytearray(), dict[str, tuple[int, int]]()
     files, exported = {}, []
     onnx = package("onnx")
     with tempfile.TemporaryDirectory() as name:
@@ -52,7 +50,6 @@ def graphs(methods: Sequence[Method], images: Images, place: str = "weights.bin"
                 raw = tensor.raw_data
                 if len(raw) < _LEAST:
                     continue
-                size += len(raw)
                 # Constants are called by their values: what has one name is one constant.
                 if tensor.name not in offsets:
                     offsets[tensor.name] = len(weights), len(raw)
@@ -61,4 +58,4 @@ def graphs(methods: Sequence[Method], images: Images, place: str = "weights.bin"
                 onnx.external_data_helper.set_external_data(tensor, place, offset, length)
                 tensor.ClearField("raw_data")
             files[method.name] = model.SerializeToString()
-    return Graphs(files, bytes(weights), place, exported, size)
+    return Graphs(files, bytes(weights), place, exported)

@@ -85,6 +85,18 @@ class Framework:
     state: Callable[[Model], Mapping[str, Any]]
 
 
+def beside_spellings(relu: str, build: Callable[[Network], Model]) -> list[Case]:
+    """Return what is asked of a ReLU in its plainest spelling, beyond that it is found."""
+    return [
+        Case("branch gates", f"one branch's ReLU times another branch, {relu}", "gate", build),
+        Case("branch gates", f"a branch where another is > 0, {relu}", "mask", build),
+        Case("guards", f"a variance that `maximum` keeps from rounding, {relu}", "guard", build),
+        Case("guards", f"a ReLU in front of a root, {relu}", "root", build),
+        Case("batch-norm", f"one image, channels to tokens, {relu}", "tokens", build),
+        Case("threads", f"four threads explain one model, {relu}", "residual", build, Asked.THREADS),
+    ]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One cell; the note says which error, or what is wrong."""

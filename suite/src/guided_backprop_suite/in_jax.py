@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from guided_backprop_suite.cases import Asked, Case, Framework
+from guided_backprop_suite.cases import Case, Framework, beside_spellings
 from guided_backprop_suite.networks import Array, Layer, Network
 
 # The oracle's networks are of double precision.
@@ -144,12 +144,7 @@ def _cases() -> list[Case]:
     rows += [Case("caps", name, "caps", written(function)) for name, function in CAPPED.items()]
     return [
         *rows,
-        Case("branch gates", f"one branch's ReLU times another branch, {RELU}", "gate", model_of),
-        Case("branch gates", f"a branch where another is > 0, {RELU}", "mask", model_of),
-        Case("guards", f"a variance that `maximum` keeps from rounding, {RELU}", "guard", model_of),
-        Case("guards", f"a ReLU in front of a root, {RELU}", "root", model_of),
-        Case("batch-norm", f"one image, channels to tokens, {RELU}", "tokens", model_of),
-        Case("threads", f"four threads explain one model, {RELU}", "residual", model_of, Asked.THREADS),
+        *beside_spellings(RELU, model_of),
     ]
 
 

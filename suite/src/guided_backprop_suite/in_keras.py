@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from guided_backprop_suite.cases import Asked, Case, Framework
+from guided_backprop_suite.cases import Asked, Case, Framework, beside_spellings
 from guided_backprop_suite.networks import Array, Layer, Network
 
 Function = Callable[[Any], Any]
@@ -204,12 +204,7 @@ def _cases() -> list[Case]:
     rows += [Case("caps", name, "caps", written(function)) for name, function in CAPPED.items()]
     return [
         *rows,
-        Case("branch gates", f"one branch's ReLU times another branch, {LAYER}", "gate", model_of),
-        Case("branch gates", f"a branch where another is > 0, {LAYER}", "mask", model_of),
-        Case("guards", f"a variance that `maximum` keeps from rounding, {LAYER}", "guard", model_of),
-        Case("guards", f"a ReLU in front of a root, {LAYER}", "root", model_of),
-        Case("batch-norm", f"one image, channels to tokens, {LAYER}", "tokens", model_of),
-        Case("threads", f"four threads explain one model, {LAYER}", "residual", model_of, Asked.THREADS),
+        *beside_spellings(LAYER, model_of),
         Case("state", f"all is left as it was, {LAYER}", "residual", model_of, Asked.STATE),
         Case("random parts", "dropout that is on", "residual", dropping, Asked.REFUSAL),
     ]

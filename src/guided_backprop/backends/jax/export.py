@@ -21,7 +21,7 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import RESULTS, Plan
+from guided_backprop.export.plan import TOP, Plan, port_names
 
 # Where the program runs, whatever it is written on.
 _PLATFORMS: Final = ("cpu", "cuda", "tpu")
@@ -76,12 +76,8 @@ class JaxGraph(Graph):
         one = given.rows(slice(0, 1)).map(jnp.asarray)
         self._explain, self.coverage = self._recorder.one_image(one, plan)
         output = jax.eval_shape(lambda *leaves: self._explain(leaves)[0], *one.arrays)
-        names = ["images"] if given.form == "one" else [f"images_{name}" for name in given.names]
-        floats = [self._recorder.is_floating(array) for array in one.arrays]
-        maps = [name.replace("images", "attribution") for name, is_float in zip(names, floats, strict=True) if is_float]
+        names, self.outputs = port_names(given, [self._recorder.is_floating(array) for array in one.arrays])
         self.inputs = (*names, "labels")
-        self.outputs = (RESULTS[0], *maps, *RESULTS[2:])
-        self.is_precise = output.dtype == jnp.float64
         (count,) = export.symbolic_shape("count")
         label = output.shape[1:] if plan.labels == "weights" else ()
         kind = output.dtype if plan.labels == "weights" else jnp.int32
@@ -101,11 +97,12 @@ class JaxGraph(Graph):
         *leaves, label = arrays
         output, scored, derive = self._explain([leaf[None] for leaf in leaves])
         seed = self._seed(output, scored, label)
-        maps = [self._reduced(gradient)[0] for gradient in derive(seed)]
+        recorder = self._recorder
+        maps = [recorder.reduce(one, self._reducer, recorder.channel_axis(one))[0] for one in derive(seed)]
         numbers = [array for array in (output, *maps, *arrays) if jnp.issubdtype(array.dtype, jnp.floating)]
         is_finite = jnp.stack([jnp.isfinite(array).all() for array in numbers]).all()
         if self._labels == "ids" and output.ndim > 1:
-            is_finite &= (label >= -1) & (label < output.shape[self._class_axis(output)])
+            is_finite &= (label >= TOP) & (label < output.shape[self._class_axis(output)])
         return [output[0], *maps, (seed * scored).sum(), is_finite]
 
     def _seed(self, output: jax.Array, scored: jax.Array, label: jax.Array) -> jax.Array:
@@ -122,13 +119,6 @@ class JaxGraph(Graph):
 
     def _class_axis(self, output: jax.Array) -> int:
         return self._recorder.channel_axis(output) or 1
-
-    def _reduced(self, gradient: jax.Array) -> jax.Array:
-        axis = self._recorder.channel_axis(gradient)
-        if self._reducer is None or axis is None:
-            return gradient
-        reduced: jax.Array = self._recorder.reduce(gradient, self._reducer, axis)
-        return reduced
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
         return _called(self._program, inputs, self.outputs)

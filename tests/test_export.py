@@ -14,7 +14,7 @@ from torch import nn
 
 from guided_backprop import DeconvNet, GuidedBackprop, ModelError, OpaqueRegionError, OptionError
 from guided_backprop.arrays import Inputs
-from guided_backprop.backends.torch.export import trace, words
+from guided_backprop.backends.torch.export import twins, words
 from guided_backprop.export.agreement import difference, images_of
 from guided_backprop.export.engine import OnnxRuntime
 from guided_backprop.export.plan import RESULTS
@@ -224,7 +224,7 @@ def test_a_random_model_is_refused_even_if_it_is_vouched_for(tmp_path):
 def test_planted_faults_of_graph_and_file_are_seen(tmp_path, monkeypatch):
     method, images = GuidedBackprop(Own(lambda self, x: torch.relu(x))), rows(2, 6)
     with monkeypatch.context() as patch:
-        patch.setattr(trace, "_left", lambda rule, g, derived, x, y: derived)
+        patch.setattr(twins, "_left", lambda rule, g, derived, x, y: derived)
         with pytest.raises(ModelError, match="in double precision"):
             method.export(tmp_path / "map.onnx", images)
     with monkeypatch.context() as patch:
@@ -236,7 +236,7 @@ def test_planted_faults_of_graph_and_file_are_seen(tmp_path, monkeypatch):
 
 def test_a_tie_is_no_fault_of_a_file(tmp_path, monkeypatch):
     """What rounding does to the library's own map is excused, and nothing else: here all else would be refused."""
-    monkeypatch.setattr("guided_backprop.methods.export.SINGLE", -1.0)
+    monkeypatch.setattr("guided_backprop.methods.trial.SINGLE", -1.0)
     method, images = GuidedBackprop(Own(lambda self, x: torch.relu(x))), rows(2, 6)
     assert method.export(tmp_path / "map.onnx", images).difference < 3e-6
     monkeypatch.setitem(words.WORDS, "where", lambda to, node, condition, x, y: to.name(x))

@@ -27,6 +27,7 @@ class Metadata:
         precise_difference: the same of the graph in double precision; None where the model has none.
         classes: the names of the classes, in their order, or None.
         preprocessing: what is done with a photo first, in words, or None.
+        layer: where a class activation map is taken, or None.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Metadata:
     precise_difference: float | None = None
     classes: Sequence[str] | None = None
     preprocessing: str | None = None
+    layer: str | None = None
 
     def texts(self) -> dict[str, str]:
         """Return all that is known, as texts: of what is no text, as JSON."""

@@ -1,10 +1,13 @@
 """What an exported graph is to compute, as every framework understands it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from guided_backprop.arrays import Inputs
+import numpy as np
+from numpy.typing import NDArray
+
+from guided_backprop.arrays import Inputs, Layer, NumpyArray
 from guided_backprop.rules import ReluRule
 
 #: What a graph is told to explain: class ids ``(N,)``, of which -1 is the top class, or weights of the output's shape;
@@ -18,6 +21,39 @@ RESULTS = ("outputs", "attribution", "scores", "is_finite")
 
 
 @dataclass(frozen=True)
+class Cam:
+    """A class activation map.
+
+    Attributes:
+        layer: where it is taken.
+        matrix: from two sizes to the matrix ``(after, before)`` that resizes a map along one axis.
+        is_factor: whether the gradient at the images is multiplied by it; else it is the map.
+    """
+
+    layer: Layer
+    matrix: Callable[[int, int], NDArray[np.float64]]
+    is_factor: bool
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noisy copies of each image, whose maps are put together.
+
+    Attributes:
+        samples: how many there are of each.
+        share: the standard deviation of the noise, as a share of the image's range.
+        form: "mean", "absolute", "squared" or "variance".
+        drawn: from images to the noise that the method puts on them, ``(N, samples, ...)`` for each array of
+            floating-point numbers, of standard deviation 1.
+    """
+
+    samples: int
+    share: float
+    form: str
+    drawn: Callable[[Inputs], Sequence[NumpyArray]]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a graph computes.
 
@@ -25,11 +61,22 @@ class Plan:
         rule: what a ReLU lets through.
         reducer: how the channel axis is reduced, or None.
         labels: what it is told to explain.
+        cam: the class activation map that is made, or None.
+        noise: the noisy copies that are explained instead of the images, or None.
+        times_images: whether maps are multiplied by the images.
     """
 
     rule: ReluRule
     reducer: str | None = None
     labels: LabelKind = "ids"
+    cam: Cam | None = None
+    noise: Noise | None = None
+    times_images: bool = False
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether a map is what one backward pass gives, and nothing is made of that."""
+        return self.cam is None and self.noise is None and not self.times_images
 
 
 def port_names(given: Inputs, are_explained: Sequence[bool]) -> tuple[Sequence[str], Sequence[str]]:

@@ -49,8 +49,12 @@ class Around(Explainer):
         """Return the call that makes this around what a method is called."""
         return f"{type(self).__name__}({method})"
 
+    def as_it_is(self) -> Self:
+        other = copy.copy(self)
+        other.method = self.method.as_it_is()
+        return other
+
     def around(self, model: Model) -> Self:
-        """Return this for a copy of its model, which is run as it is."""
         other = copy.copy(self)
         other.method = self.method.around(model)
         return other

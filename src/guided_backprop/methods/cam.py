@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from guided_backprop.arrays import Inputs, Layer, Model, NumpyArray, as_numpy
 from guided_backprop.backends.base import Attributed, Backend, Score, Vouch, Weigh
 from guided_backprop.errors import OptionError
+from guided_backprop.export.plan import Cam, Plan
 from guided_backprop.foreign import answering
 from guided_backprop.methods.method import Method, Reducer
 from guided_backprop.methods.options import Requirement, require
@@ -76,7 +77,15 @@ class GradCAM(Method):
         self.subject = self.subject.beginning_at(layer)
         self.subject.check()
 
-    def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
+    @property
+    def plan(self) -> Plan:
+        cam = Cam(self.subject.input_layer, self._matrix, is_factor=False)
+        return Plan(self.rule, self.reducer, cam=cam)
+
+    def _matrix(self, before: int, after: int) -> NDArray[np.float64]:
+        return _interpolation(before, after, self.interpolation)
+
+    def _as_it_is(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch by the maps of the layer."""
         return _cams(backend, inputs, backend.attribute(inputs, weigh, [self.rule], score)[0], self.interpolation)
 
@@ -141,11 +150,19 @@ class GuidedGradCAM(Method):
         self.at_layer = self.subject.beginning_at(layer)
         self.at_layer.check()
 
-    def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
+    @property
+    def plan(self) -> Plan:
+        cam = Cam(self.at_layer.input_layer, self._matrix, is_factor=True)
+        return Plan(self.rule, self.reducer, cam=cam)
+
+    def _matrix(self, before: int, after: int) -> NDArray[np.float64]:
+        return _interpolation(before, after, self.interpolation)
+
+    def _as_it_is(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
         """Explain one batch by the product of both maps."""
         inside = self.at_layer.backend(inputs)
         cams = _cams(inside, inputs, inside.attribute(inputs, weigh, [PLAIN], score)[0], self.interpolation)
-        guided = super().explain_batch(backend, inputs, weigh, score)
+        guided = super()._as_it_is(backend, inputs, weigh, score)
         pairs = zip(guided.attribution, cams.attribution, strict=True)
         maps = [cam.map(lambda cam, gradient: gradient * cam, guided_map) for guided_map, cam in pairs]
         return replace(guided, attribution=maps)

@@ -23,8 +23,9 @@ from guided_backprop.export.engine import ENGINES, Engine, EngineName, installed
 from guided_backprop.export.plan import TOP, WEIGHTS
 from guided_backprop.labels.label import Weigher
 from guided_backprop.methods.data import given
-from guided_backprop.methods.export import Method, compared, opened, recorded
 from guided_backprop.methods.options import Requirement, require
+from guided_backprop.methods.recording import recorded
+from guided_backprop.methods.trial import Method, compared, opened
 from guided_backprop.version import __version__
 
 # How often each engine is timed, and how far the highest score must be above the next for both to take the same class.

@@ -1,9 +1,7 @@
 """What all methods have in common: a model and what is said about it, a rule, and how a batch is explained."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from guided_backprop.arrays import Images, Inputs, Labels, Layer, Model
@@ -11,18 +9,17 @@ from guided_backprop.backends.base import Attributed, Backend, Memory, Score, Vo
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.engine import EngineName
-from guided_backprop.export.plan import LabelKind
+from guided_backprop.export.plan import Plan
 from guided_backprop.foreign import answering
 from guided_backprop.methods.batches import Job, explain_given
 from guided_backprop.methods.data import given
-from guided_backprop.methods.explainer import Explainer
+from guided_backprop.methods.explainer import Explainer, no_graph
 from guided_backprop.methods.options import Requirement, is_integer, require
 from guided_backprop.rules import GUIDED, ReluRule
 from guided_backprop.subject import Subject, brief
 
 if TYPE_CHECKING:
     from guided_backprop.methods.compile import Compiled
-    from guided_backprop.methods.export import Exported
 
 Reducer = Literal["mean", "sum", "max", "min", "absmax"]
 REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
@@ -178,7 +175,14 @@ class Method(Explainer):
     @property
     def is_one_pass(self) -> bool:
         """Whether a map is what one backward pass under the rule gives."""
-        return type(self).explain_batch is Method.explain_batch
+        kind = type(self)
+        return kind.explain_batch is Method.explain_batch and kind._as_it_is is Method._as_it_is
+
+    @property
+    def plan(self) -> Plan:
+        if not self.is_one_pass or self.explains_inside:
+            raise no_graph(self)
+        return Plan(self.rule, self.reducer)
 
     @answering
     def explain(
@@ -313,64 +317,18 @@ class Method(Explainer):
         other.compiled = compile(self, images, engine)
         return other
 
-    def export(
-        self,
-        path: str | PathLike[str],
-        images: Images,
-        *,
-        labels: LabelKind = "ids",
-        classes: Sequence[str] | None = None,
-        preprocessing: str | None = None,
-    ) -> "Exported":
-        """Write model and method to a file that explains without them: one graph, for engines in any language.
-
-        The graph maps images and labels to outputs, attribution, scores ``(N,)`` and ``is_finite`` ``(N,)``, for any
-        number of images, in single precision; no autograd, no hooks and nothing of this library is left in it. Before
-        the file is there, it is run in its engine, for one image, for those that are given and for 17, and its maps are
-        compared with this method's: where they differ by more than a thousandth of their norm there is no file.
-
-        Args:
-            path: where to write it: ``map.onnx`` of PyTorch, for ONNX Runtime and OpenVINO; ``map.stablehlo`` of JAX;
-                a folder that isn't there yet, ``map``, of TensorFlow. A file that is there is replaced.
-            images: a batch such as will be explained: its sizes, but for the number of images, are the graph's.
-            labels: what the graph is told to explain: with "ids" class ids ``(N,)`` of integers, of which -1 is the
-                class with the highest score; with "weights" weights of the output's shape, which can say all other
-                labels. For an id that is no class ``is_finite`` is false, as it is where an image, an output or a map
-                holds NaN or infinity.
-            classes: the names of the classes, which the file then holds.
-            preprocessing: what is done with a photo first, in words, which the file then holds.
-
-        Returns:
-            The file, what its inputs and outputs are called, and by how much its maps differed.
-
-        Raises:
-            OptionError: the method is none of one pass, or the file ends in something else.
-            ModelError: the model draws random numbers, changes its buffers, does something else for some number of
-                images, or is of operations that the file has no word for; or the maps differ.
-            MissingExtraError: ``[export]`` is not installed.
-            GuidedBackpropError: all that :meth:`explain` raises.
-
-        Example:
-            >>> import tempfile, torch
-            >>> from guided_backprop import GuidedBackprop
-            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten()).eval()
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     exported = GuidedBackprop(model).export(f"{folder}/map.onnx", torch.rand(2, 3, 8, 8))
-            >>> exported.inputs, str(exported.coverage)
-            (('images', 'labels'), 'relu x1 guided')
-        """
-        # What exports knows of methods, so it is asked when it is needed.
-        from guided_backprop.methods.export import export  # noqa: PLC0415
-
-        return export(self, path, images, labels=labels, classes=classes, preprocessing=preprocessing)
-
     def around(self, model: Model) -> Self:
-        """Return this method for a copy of its model, which is run as it is."""
         other = copy.copy(self)
         other.compiled = None
         for name, value in vars(self).items():
             if isinstance(value, Subject):
                 setattr(other, name, value.around(model))
+        return other
+
+    def as_it_is(self) -> Self:
+        """Return this method as it is, without what was compiled of it."""
+        other = copy.copy(self)
+        other.compiled = None
         return other
 
     def held(self) -> tuple[Subject, int | None]:

@@ -11,6 +11,7 @@ from guided_backprop.arrays import Array, Images, Inputs, Labels, Tensor, as_num
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh
 from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.export.plan import Plan
 from guided_backprop.foreign import answering
 from guided_backprop.methods.around import Around
 from guided_backprop.methods.batches import Job, explain_given
@@ -77,6 +78,10 @@ class InputXGradient(_OfGradients):
         >>> InputXGradient(Saliency(lambda x: torch.relu(x) @ weights)).explain(images).attribution.tolist()
         [[5.0, -0.0, -40.0]]
     """
+
+    @property
+    def plan(self) -> Plan:
+        return replace(self.method.plan, times_images=True)
 
     def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
         batch = self.method.explain_batch(backend, inputs, weigh, score)

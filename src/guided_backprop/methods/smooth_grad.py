@@ -11,6 +11,7 @@ from guided_backprop.arrays import Array, Images, Inputs, Labels, NumpyArray, Te
 from guided_backprop.backends.base import Attributed, Backend, Weigh
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.export.plan import Noise, Plan
 from guided_backprop.foreign import answering
 from guided_backprop.labels.label import Label
 from guided_backprop.labels.parse import parse_label
@@ -87,6 +88,23 @@ class SmoothGrad(Around):
         how = f"samples={self.samples}, noise={self.noise:g}, seed={self.seed}, form={self.form!r}"
         return f"SmoothGrad({method}, {how})"
 
+    @property
+    def plan(self) -> Plan:
+        return replace(self.method.plan, noise=Noise(self.samples, self.noise, self.form, self._drawn))
+
+    def _drawn(self, inputs: Inputs) -> list[NumpyArray]:
+        """Return the noise of each image, ``(N, samples, ...)`` for each input that has some, unscaled."""
+        count = inputs.count
+        rows, samples = np.repeat(np.arange(count), self.samples), np.tile(np.arange(self.samples), count)
+        generators = self._generators(rows, samples)
+        arrays = [array for array in map(as_numpy, inputs.arrays) if array.dtype.kind == "f"]
+        drawn = [_normal(generators, array.shape[1:]) for array in arrays]
+        return [noise.reshape(count, self.samples, *noise.shape[1:]) for noise in drawn]
+
+    def _generators(self, rows: NumpyArray, samples: NumpyArray) -> list[np.random.Generator]:
+        """Return what the noise of each copy is drawn from: of all its inputs, one after the other."""
+        return [np.random.default_rng([self.seed, *key]) for key in zip(rows.tolist(), samples.tolist(), strict=True)]
+
     @answering
     def explain(
         self, images: Images, labels: Labels = None, *, mask: Array | None = None, progress: bool | None = None
@@ -126,14 +144,11 @@ class SmoothGrad(Around):
             array = as_numpy(images)[rows]
             if not backend.is_floating(images):
                 return backend.from_numpy(array, images)
-            noise = np.empty(array.shape)
-            for index, (row, sample) in enumerate(zip(rows, samples, strict=True)):
-                noise[index] = generators[row, sample].normal(size=array.shape[1:])
+            noise = _normal(generators, array.shape[1:])
             spread = np.ptp(array.reshape(len(array), -1).astype(np.float64), axis=1) * self.noise
             return backend.from_numpy(array + noise * spread.reshape(-1, *[1] * (array.ndim - 1)), images)
 
-        keys = zip(rows.tolist(), samples.tolist(), strict=True)
-        generators = {key: np.random.default_rng([self.seed, *key]) for key in keys}
+        generators = self._generators(rows, samples)
         return inputs.map(copies)
 
     def _add(
@@ -191,6 +206,10 @@ class VarGrad(SmoothGrad):
 def _weighing(weights: Sequence[NDArray[np.float64]], rows: NumpyArray) -> Weigh:
     """Return what weighs the outputs of copies as those of the images at ``rows``, whatever they are."""
     return lambda outputs: [label[rows] for label in weights]
+
+
+def _normal(generators: Sequence[np.random.Generator], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    return np.stack([generator.normal(size=shape) for generator in generators])
 
 
 def _zeros(maps: list[Inputs], count: int) -> list[Inputs]:

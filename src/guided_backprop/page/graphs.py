@@ -8,7 +8,8 @@ from typing import Final
 
 from guided_backprop.arrays import Images
 from guided_backprop.export.extra import package
-from guided_backprop.methods.export import Exported
+from guided_backprop.methods.compare import compare
+from guided_backprop.methods.export import Exported, export_together
 from guided_backprop.methods.method import Method
 
 # Smaller constants stay in the graph: shapes are inferred from them.
@@ -33,18 +34,18 @@ class Graphs:
 
 
 def graphs(methods: Sequence[Method], images: Images, place: str = "weights.bin") -> Graphs:
-    """Export methods of one model, and take the weights out of their graphs.
+    """Export methods that differ in their rule alone, and take the weights out of their graphs.
 
     Raises:
         GuidedBackpropError: all that :meth:`Method.export` raises.
     """
     weights, offsets = bytearray(), dict[str, tuple[int, int]]()
-    files, exported = {}, []
+    files = {}
     onnx = package("onnx")
     with tempfile.TemporaryDirectory() as name:
-        for method in methods:
-            path = Path(name) / f"{method.name}.onnx"
-            exported.append(method.export(path, images))
+        paths = {Path(name) / f"{method.name}.onnx": method for method in methods}
+        exported = export_together(paths, images, compare)
+        for path, method in paths.items():
             model = onnx.load(path)
             for tensor in model.graph.initializer:
                 raw = tensor.raw_data

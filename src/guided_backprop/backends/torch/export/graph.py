@@ -2,7 +2,9 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +13,8 @@ from torch.fx import GraphModule
 
 from guided_backprop.arrays import Inputs, Model, NumpyArray, as_numpy
 from guided_backprop.backends.base import Setup
+from guided_backprop.backends.torch.export.maps import cams, copies, put_together, repeated
+from guided_backprop.backends.torch.export.simplify import part_of
 from guided_backprop.backends.torch.export.trace import Passed, Recorder, Trace, traced
 from guided_backprop.backends.torch.export.words import WORDS
 from guided_backprop.backends.torch.export.writer import Writer
@@ -19,7 +23,8 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError
 from guided_backprop.export.engine import OnnxRuntime
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import TOP, WEIGHTS, Plan, port_names
+from guided_backprop.export.plan import TOP, WEIGHTS, Cam, Plan, port_names
+from guided_backprop.rules import PLAIN
 
 # Up to how many images it is tried whether a model does something else from some number on.
 _MOST_IMAGES: Final = 64
@@ -44,60 +49,184 @@ def copied(model: Model, *, in_double: bool) -> Model | None:
 
 
 class TorchGraph(Graph):
-    """The graph of a model in PyTorch.
+    """The graph of one method in PyTorch, of those that were recorded together.
 
     Args:
-        setup: the model, and what is said about it.
-        given: a batch such as will be explained, of two images at least.
-        plan: what is computed.
-
-    Raises:
-        ModelError: the model does something else for some number of images, or cannot be recorded.
+        module: its graph.
+        names: what its inputs and its outputs are called.
+        coverage: what was done with each non-linearity.
+        turns: the numbers of images at which the model may do something else.
+        run: runs all that were recorded together, and returns the results of this one.
     """
 
     engine = OnnxRuntime
 
-    def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
-        self._recorder = Recorder(setup)
-        # How images lie in memory is no matter of a graph, which has none.
-        tensors = given.map(lambda array: as_tensor(array).contiguous())
-        output = self._recorder.mark(tensors, plan.rule)
-        ids, weights = torch.zeros(given.count, dtype=torch.int64), torch.zeros_like(output)
-        labels = {"ids": [ids], "weights": [weights], "both": [ids, weights]}[plan.labels]
-        names, self.outputs = port_names(given, [self._recorder.is_floating(tensor) for tensor in tensors.arrays])
-        self.inputs = (*names, "labels", *["weights"][: len(labels) - 1])
-
-        def explain(*arrays: torch.Tensor) -> list[torch.Tensor]:
-            images, wanted = arrays[: -len(labels)], arrays[-len(labels) :]
-            passed = self._recorder.passed(given.like(images), lambda output: _weights(output, wanted, plan, axis))
-            return self._results(passed, images, wanted, plan)
-
-        axis = self._recorder.channel_axis(output) or 1
-        trace = traced(explain, [*tensors.arrays, *labels])
-        self.coverage: Coverage = self._recorder.coverage
-        self._module: GraphModule = trace.module
-        self.turns = _turns(trace)
-
-    def _results(
-        self, passed: Passed, images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], plan: Plan
-    ) -> list[torch.Tensor]:
-        recorder = self._recorder
-        maps = [recorder.reduce(one, plan.reducer, recorder.channel_axis(one)) for one in passed.gradients]
-        numbers = [tensor for tensor in (passed.output, *maps, *images, *labels) if tensor.is_floating_point()]
-        is_finite = torch.stack([_are_finite(tensor) for tensor in numbers]).amin(0) > 0
-        if plan.labels != "weights" and passed.output.ndim > 1:
-            classes = passed.output.shape[recorder.channel_axis(passed.output) or 1]
-            is_finite = is_finite & (labels[0] < classes) & (labels[0] >= (TOP if plan.labels == "ids" else WEIGHTS))
-        return [passed.output.detach(), *maps, passed.scores, is_finite]
+    def __init__(
+        self,
+        module: GraphModule,
+        names: tuple[Sequence[str], Sequence[str]],
+        coverage: Coverage,
+        turns: Sequence[int],
+        run: Callable[[Sequence[NumpyArray]], Sequence[NumpyArray]],
+    ) -> None:
+        self._module, self._run = module, run
+        self.inputs, self.outputs = names
+        self.coverage, self.turns = coverage, turns
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
-        with torch.no_grad():
-            results = self._module(*[as_tensor(array) for array in inputs])
-        return {name: as_numpy(result) for name, result in zip(self.outputs, results, strict=True)}
+        return dict(zip(self.outputs, self._run(inputs), strict=True))
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
         writer = Writer(self._module, WORDS, self.inputs, self.outputs)
         writer.file.write(path, writer.inputs, writer.outputs, metadata)
+
+
+def graphs(setup: Setup, given: Inputs, plans: Sequence[Plan]) -> list[TorchGraph]:
+    """Record methods of one model from one forward pass.
+
+    Args:
+        setup: the model, and what is said about it.
+        given: a batch such as will be explained, of two images at least.
+        plans: what each graph computes: the rule and the reducer may differ.
+
+    Raises:
+        ModelError: the model does something else for some number of images, or cannot be recorded.
+    """
+    recording = _Recording(setup, given, plans)
+    trace = traced(recording.explain, recording.examples)
+    turns, together = _turns(trace), _Together(trace.module)
+    return [
+        TorchGraph(part_of(trace.module, part), names, coverage, turns, partial(together.run, part))
+        for part, names, coverage in zip(trace.parts, recording.names, recording.coverages, strict=True)
+    ]
+
+
+class _Together:
+    """A graph of several methods, which is run once for all of them."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self._module = module
+        self._before: list[tuple[Sequence[NumpyArray], Sequence[NumpyArray]]] = []
+
+    def run(self, part: slice, inputs: Sequence[NumpyArray]) -> Sequence[NumpyArray]:
+        """Return the results of one method."""
+        for given, results in self._before:
+            if len(given) == len(inputs) and all(one is other for one, other in zip(given, inputs, strict=True)):
+                return results[part]
+        with torch.no_grad():
+            results = [as_numpy(result) for result in self._module(*[as_tensor(array) for array in inputs])]
+        self._before.append((inputs, results))
+        return results[part]
+
+
+class _Recording:
+    """What explains images by some methods while it is recorded.
+
+    Attributes:
+        examples: what it is recorded with.
+        names: for each method what its inputs and its outputs are called.
+        coverages: for each method what was done with each non-linearity, once it is recorded.
+    """
+
+    def __init__(self, setup: Setup, given: Inputs, plans: Sequence[Plan]) -> None:
+        self._plans, self._plan, self._given = plans, plans[0], given
+        self._recorder = Recorder(setup)
+        # How images lie in memory is no matter of a graph, which has none.
+        tensors = given.map(lambda array: as_tensor(array).contiguous())
+        output = self._recorder.mark(tensors, [plan.rule for plan in plans])
+        self._inside: Recorder | None = None
+        cam = self._plan.cam
+        if cam is not None:
+            self._inside = self._recorder
+            if cam.is_factor:
+                self._inside = Recorder(replace(setup, input_layer=cam.layer))
+                self._inside.mark(tensors, [PLAIN])
+        self._axis = self._recorder.channel_axis(output) or 1
+        ids, weights = torch.zeros(given.count, dtype=torch.int64), torch.zeros_like(output)
+        labels = {"ids": [ids], "weights": [weights], "both": [ids, weights]}[self._plan.labels]
+        noise = self._plan.noise
+        drawn = [] if noise is None else [torch.as_tensor(one).to(output.dtype) for one in noise.drawn(given)]
+        self.examples = [*tensors.arrays, *labels, *drawn]
+        self._counts = len(tensors.arrays), len(labels)
+        floats = [self._recorder.is_floating(tensor) for tensor in tensors.arrays]
+        names = port_names(given, floats)[0]
+        noises = [name.replace("images", "noise") for name, is_one in zip(names, floats, strict=True) if is_one]
+        inputs = (*names, "labels", *["weights"][: len(labels) - 1], *noises[: len(drawn)])
+        self.coverages: list[Coverage] = []
+        self._has_map = floats if cam is None else self._with_positions(tensors)
+        self.names = [(inputs, port_names(given, self._has_map)[1])] * len(plans)
+
+    def _with_positions(self, tensors: Inputs) -> list[bool]:
+        """Tell of which of the inputs there are class activation maps."""
+        assert self._inside is not None
+        axes = self._inside.axes_inside
+        recorder = self._recorder
+        return [
+            recorder.is_floating(one) and recorder.channel_axis(one) is not None and one.ndim == axes
+            for one in tensors.arrays
+        ]
+
+    def explain(self, *arrays: torch.Tensor) -> list[list[torch.Tensor]]:
+        """Return the results of each method."""
+        images, labels = self._counts
+        given, wanted, drawn = arrays[:images], arrays[images : images + labels], arrays[images + labels :]
+        inputs, noise = self._given.like(given), self._plan.noise
+        found = self._explained(inputs, lambda output: _weights(output, wanted, self._plan, self._axis))
+        self.coverages = [passed.coverage for passed, _ in found]
+        if noise is not None:
+            weights = repeated(found[0][0].weights, noise.samples)
+            noisy = self._explained(copies(inputs, noise, drawn), lambda output: weights)
+            found = [(passed, put_together(noise, maps)) for (passed, _), (_, maps) in zip(found, noisy, strict=True)]
+        return [
+            self._results(passed, maps, arrays, wanted, plan)
+            for (passed, maps), plan in zip(found, self._plans, strict=True)
+        ]
+
+    def _explained(
+        self, images: Inputs, weigh: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[tuple[Passed, list[torch.Tensor]]]:
+        """Return the pass of each method, and the maps of the images."""
+        found = self._recorder.passed(images, weigh)
+        plan = self._plan
+        if plan.cam is None:
+            maps = [list(passed.gradients) for passed in found]
+        else:
+            assert self._inside is not None
+            inside = self._inside.passed(images, weigh)[0] if plan.cam.is_factor else found[0]
+            fitted = cams(self._inside, inside, images, plan.cam)
+            maps = [_times(passed.gradients, fitted, images, plan.cam) for passed in found]
+        if plan.times_images:
+            floats = [image for image in images.arrays if image.is_floating_point()]
+            maps = [[g * x for g, x in zip(each, floats, strict=True)] for each in maps]
+        return list(zip(found, maps, strict=True))
+
+    def _results(
+        self,
+        passed: Passed,
+        maps: Sequence[torch.Tensor],
+        arrays: Sequence[torch.Tensor],
+        labels: Sequence[torch.Tensor],
+        plan: Plan,
+    ) -> list[torch.Tensor]:
+        recorder = self._recorder
+        maps = [recorder.reduce(one, plan.reducer, recorder.channel_axis(one)) for one in maps]
+        numbers = [tensor for tensor in (passed.output, *maps, *arrays) if tensor.is_floating_point()]
+        is_finite = torch.stack([_are_finite(tensor) for tensor in numbers]).amin(0) > 0
+        if plan.labels != "weights" and passed.output.ndim > 1:
+            classes = passed.output.shape[recorder.channel_axis(passed.output) or 1]
+            is_finite = is_finite & (labels[0] < classes) & (labels[0] >= (TOP if plan.labels == "ids" else WEIGHTS))
+        return [passed.output, *maps, passed.scores, is_finite]
+
+
+def _times(
+    gradients: Sequence[torch.Tensor], fitted: Sequence[torch.Tensor | None], images: Inputs, cam: Cam
+) -> list[torch.Tensor]:
+    """Return class activation maps, or their products with the gradients at the images, where there are any."""
+    if not cam.is_factor:
+        return [one for one in fitted if one is not None]
+    left = iter(gradients)
+    pairs = [(next(left), one) for one, image in zip(fitted, images.arrays, strict=True) if image.is_floating_point()]
+    return [g * one for g, one in pairs if one is not None]
 
 
 def _weights(output: torch.Tensor, labels: Sequence[torch.Tensor], plan: Plan, axis: int) -> torch.Tensor:

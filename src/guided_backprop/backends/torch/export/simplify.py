@@ -5,11 +5,11 @@ forward and backward pass share the folded weights.
 """
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 aten = torch.ops.aten
@@ -19,18 +19,41 @@ _TURNS = frozenset({
     aten.t.default, aten.t_copy.default, aten.permute.default, aten.permute_copy.default,
     aten.transpose.int, aten.transpose_copy.int,
 })  # fmt: skip
+_SAME = frozenset({
+    aten.detach.default, aten.alias.default, aten.detach_copy.default, aten.alias_copy.default,
+})  # fmt: skip
 _SMALL = 1 << 12
 
 
-def simplify(module: GraphModule) -> GraphModule:
-    """Return an equal graph with fewer operations; of one without operations in place, whose last result is whether
-    the others are right.
+def simplify(module: GraphModule, answers: Sequence[int]) -> GraphModule:
+    """Return an equal graph with fewer operations, of one without operations in place.
+
+    Args:
+        module: the graph.
+        answers: which of its results are whether the others are right.
     """
-    _assert_at_the_end(module)
+    _assert_at_the_end(module, answers)
+    _share_constants(module)
+    # What several passes compute alike is one before anything is folded into it.
+    module = GraphModule(module, fx_graph_cse(module.graph))
     _work_out(module)
     _fold(module)
     _work_out(module)
-    module = GraphModule(module, fx_graph_cse(module.graph))
+    return _tidied(module, fx_graph_cse(module.graph))
+
+
+def part_of(module: GraphModule, results: slice) -> GraphModule:
+    """Return a graph of some results alone."""
+    graph = Graph()
+    output = graph.graph_copy(module.graph, {})
+    assert isinstance(output, tuple | list)
+    graph.output(list(output[results]))
+    return _tidied(module, graph)
+
+
+def _tidied(module: GraphModule, graph: Graph) -> GraphModule:
+    """Return a graph with what of a module it needs."""
+    module = GraphModule(module, graph)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -45,17 +68,33 @@ def constant_of(module: GraphModule, node: object) -> torch.Tensor | None:
     return value.detach() if isinstance(value, torch.Tensor) else None
 
 
-def _assert_at_the_end(module: GraphModule) -> None:
+def _share_constants(module: GraphModule) -> None:
+    """Let each constant, and each value, be one node: of what works on values alone a view is no other."""
+    first: dict[object, Node] = {}
+    for node in list(module.graph.find_nodes(op="get_attr")):
+        other = first.setdefault(node.target, node)
+        if other is not node:
+            node.replace_all_uses_with(other)
+            module.graph.erase_node(node)
+    for node in list(module.graph.nodes):
+        if node.target in _SAME:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            module.graph.erase_node(node)
+
+
+def _assert_at_the_end(module: GraphModule, answers: Sequence[int]) -> None:
     """Let what a model asserts of its tensors be said of the results: a graph raises no errors."""
     (output,) = module.graph.find_nodes(op="output")
     for node in list(module.graph.nodes):
         if node.target not in (aten._assert_async.default, aten._assert_async.msg):
             continue
-        *results, is_right = output.args[0]
-        with module.graph.inserting_before(output):
-            both = module.graph.call_function(aten.logical_and.default, (is_right, node.args[0]))
-        both.meta["val"] = is_right.meta["val"]
-        output.args = ([*results, both],)
+        results = list(output.args[0])
+        for place in answers:
+            with module.graph.inserting_before(output):
+                both = module.graph.call_function(aten.logical_and.default, (results[place], node.args[0]))
+            both.meta["val"] = results[place].meta["val"]
+            results[place] = both
+        output.args = (results,)
         module.graph.erase_node(node)
 
 

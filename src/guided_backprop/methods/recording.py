@@ -1,0 +1,138 @@
+"""From methods to graphs: explained, and recorded, in double precision where that can be."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from guided_backprop.arrays import Inputs, Model
+from guided_backprop.digest import digest
+from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
+from guided_backprop.export.graph import Graph
+from guided_backprop.export.metadata import Metadata
+from guided_backprop.export.plan import LabelKind, Plan
+from guided_backprop.methods.trial import Explain, Exportable, Shown, Trial, one_by_one
+from guided_backprop.subject import Subject
+
+_GRAPHS: Final = {
+    "jax": ("guided_backprop.backends.jax.export", "JaxGraph"),
+    "tensorflow": ("guided_backprop.backends.tensorflow.export", "TensorFlowGraph"),
+}
+
+
+class Recorded(NamedTuple):
+    """The graph of a method, what it is compared with, and what it says of itself."""
+
+    graph: Graph
+    trial: Trial
+    metadata: Metadata
+
+
+def recorded(method: Exportable, inputs: Inputs, labels: LabelKind) -> Recorded:
+    """Record one method."""
+    return recorded_together([method], inputs, labels)[0]
+
+
+def recorded_together(
+    methods: Sequence[Exportable], inputs: Inputs, labels: LabelKind, explain: Explain = one_by_one
+) -> list[Recorded]:
+    """Record methods of one model.
+
+    Args:
+        methods: the methods; several of them if they differ in rule and reducer alone.
+        inputs: a batch such as will be explained.
+        labels: what the graphs are told to explain.
+        explain: explains images by several methods.
+
+    Raises:
+        OptionError: a method is none that can be a graph.
+        ModelError: the model is none.
+    """
+    if not inputs.count:
+        raise ImageError("images to record a graph from must not be empty; received no image. Pass at least one.")
+    # What a graph is compared with is the model itself.
+    methods = [method.as_it_is() for method in methods]
+    plans = [replace(method.plan, labels=labels) for method in methods]
+    shown = Shown(methods, explain)
+    found = [shown(place, inputs, None) for place in range(len(methods))]
+    # Of one image alone a trace would not know its axis from others of size 1.
+    few = inputs if inputs.count > 1 else inputs.rows(np.zeros(2, np.intp))
+    subject = methods[0].subject
+    framework = subject.backend(inputs).framework
+    graphs, precise = _recorded(methods, few, plans, explain)
+    # What the framework itself stored is what it runs; of another graph double precision has to show that it is right.
+    may_round = precise is not None or framework in _GRAPHS
+    weights, versions = digest(subject.model), {framework: str(sys.modules[framework].__version__)}
+    together = []
+    for place, (method, plan, graph, explained) in enumerate(zip(methods, plans, graphs, found, strict=True)):
+        if graph.coverage != explained.coverage:
+            raise ModelError(
+                "a graph must treat what explain() treats; received "
+                f"{graph.coverage} instead of {explained.coverage}. Export the part of the model that runs alike each "
+                "time."
+            )
+        trial = Trial(method, shown, precise, place, inputs, explained, labels, may_round)
+        metadata = Metadata(
+            method.name, plan.rule.name, subject.name, explained.head, labels, plan.reducer, explained.coverage,
+            versions, weights, layer=_layer(method),
+        )  # fmt: skip
+        together.append(Recorded(graph, trial, metadata))
+    return together
+
+
+def _layer(method: Exportable) -> str | None:
+    """Return the name of the layer of a class activation map."""
+    if method.plan.cam is None:
+        return None
+    named = method.around(method.subject.model).plan.cam
+    return None if named is None else str(named.layer)
+
+
+def _recorded(
+    methods: Sequence[Exportable], inputs: Inputs, plans: Sequence[Plan], explain: Explain
+) -> tuple[Sequence[Graph], Shown | None]:
+    """Return the graphs, in double precision if the model can be copied to that, with the methods of that copy."""
+    subject, labels = methods[0].subject, plans[0].labels
+    backend = subject.backend(inputs)
+    if backend.framework in _GRAPHS:
+        module, name = _GRAPHS[backend.framework]
+        if not all(plan.is_gradient for plan in plans):
+            raise OptionError(
+                f"a graph of {backend.framework} is of a method of one pass; received {methods[0]!r:.80}. Take "
+                "Saliency, DeconvNet, GuidedBackprop or RectGrad."
+            )
+        kind: Any = getattr(import_module(module), name)
+        return [kind(_plain(subject), inputs, plan) for plan in plans], None
+    recorder: Any = import_module("guided_backprop.backends.torch.export.graph")
+
+    def graphs(model: Model, given: Inputs) -> tuple[Sequence[Graph], list[Exportable]]:
+        twins = [method.around(model) for method in methods]
+        made = [replace(twin.plan, labels=labels) for twin in twins]
+        return recorder.graphs(_plain(twins[0].subject), given, made), twins
+
+    precise: Model | None = recorder.copied(subject.model, in_double=True)
+    if precise is not None:
+        doubled = inputs.map(lambda array: array.double() if hasattr(array, "double") else array.astype(np.float64))
+        doubled = inputs.map(lambda array, other: other if backend.is_floating(array) else array, doubled)
+        if _explains(methods[0].around(precise), doubled):
+            made, twins = graphs(precise, doubled)
+            return made, Shown(twins, explain)
+    alone: Model | None = recorder.copied(subject.model, in_double=False)
+    return (recorder.graphs(_plain(subject), inputs, plans) if alone is None else graphs(alone, inputs)[0]), None
+
+
+def _explains(method: Exportable, inputs: Inputs) -> bool:
+    """Tell whether a method explains images: where a model asks for single precision, its double does not."""
+    try:
+        method.explain(inputs.images, progress=False)
+    except GuidedBackpropError:
+        return False
+    return True
+
+
+def _plain(subject: Subject) -> Subject:
+    """Return a subject that is run as it is: maps are the same."""
+    return replace(subject, is_optimized=False, memory=None)

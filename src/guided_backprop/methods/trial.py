@@ -1,0 +1,277 @@
+"""Whether a graph explains as its method does: both are run on the same images, and all they give is compared."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from guided_backprop.arrays import Array, Images, Inputs, Labels, Model, NumpyArray, Tensor, as_numpy
+from guided_backprop.errors import GuidedBackpropError, ModelError
+from guided_backprop.explanations import Explanations
+from guided_backprop.export.agreement import (
+    DOUBLE,
+    MOST,
+    ROUNDING,
+    SINGLE,
+    by_name,
+    counts,
+    difference,
+    images_of,
+)
+from guided_backprop.export.engine import Engine
+from guided_backprop.export.graph import Graph
+from guided_backprop.export.plan import TOP, WEIGHTS, LabelKind, Plan
+from guided_backprop.rules import ReluRule
+from guided_backprop.subject import Subject
+
+# How often images are rounded otherwise to find ties, and by what multiple of what they show a map may differ: an
+# engine's rounding is not that of the draws.
+_DRAWS, _TIES = 8, 3
+
+
+class Exportable(Protocol):
+    """What is asked of a method that is exported: see :class:`guided_backprop.methods.explainer.Explainer`."""
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+
+    @property
+    def subject(self) -> Subject:
+        """The model, and what is said about it."""
+
+    @property
+    def plan(self) -> Plan:
+        """What a graph of it computes."""
+
+    def explain(self, images: Images, labels: Labels = None, *, progress: bool | None = None) -> Explanations:
+        """Explain images."""
+
+    def around(self, model: Model) -> Self:
+        """Return the same for a copy of the model."""
+
+    def as_it_is(self) -> Self:
+        """Return the same, without what was compiled of it."""
+
+
+class Method(Exportable, Protocol):
+    """What is asked of a method that is compiled: see :class:`guided_backprop.methods.method.Method`."""
+
+    subject: Subject
+    rule: ReluRule
+    reducer: Any
+    compiled: Any
+
+
+#: Explains images by several methods.
+Explain = Callable[[Images, Labels, Sequence[Any]], Sequence[Explanations]]
+
+
+def one_by_one(images: Images, labels: Labels, methods: Sequence[Any]) -> Sequence[Explanations]:
+    """Explain images by one method after the other."""
+    return [method.explain(images, labels, progress=False) for method in methods]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images, and what is wanted of them.
+
+    Attributes:
+        images: as NumPy arrays.
+        own: as the method is given them.
+        told: what a graph is given beside them.
+        labels: the labels, as the method is told.
+    """
+
+    images: Inputs
+    own: Inputs
+    told: Sequence[NumpyArray]
+    labels: Labels
+
+    @cached_property
+    def doubled(self) -> Inputs:
+        """The images in double precision."""
+        return self.images.map(lambda array: array.astype(np.float64) if array.dtype.kind == "f" else array)
+
+    @cached_property
+    def given(self) -> list[NumpyArray]:
+        """What a graph is given."""
+        return [*self.images.arrays, *self.told]
+
+    @cached_property
+    def given_in_double(self) -> list[NumpyArray]:
+        """The same in double precision."""
+        return [*self.doubled.arrays, *self.told]
+
+
+class Shown:
+    """What some methods make of images: asked for method by method, explained together, and each batch once.
+
+    Args:
+        methods: the methods.
+        explain: explains by several of them.
+    """
+
+    def __init__(self, methods: Sequence[Exportable], explain: Explain) -> None:
+        self._methods, self._explain = methods, explain
+        self._known: list[tuple[Inputs, Sequence[Explanations]]] = []
+
+    def __call__(self, place: int, images: Inputs, labels: Labels) -> Explanations:
+        """Return what the method at a place makes of images."""
+        for given, explained in self._known:
+            if given is images:
+                return explained[place]
+        explained = self._explain(images.images, labels, self._methods)
+        self._known.append((images, explained))
+        return explained[place]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a graph is compared with.
+
+    Attributes:
+        method: the user's.
+        shown: what it and those that are exported with it make of images.
+        precise: the same for copies of the model in double precision, or None.
+        place: which of them it is.
+        inputs: the images that were given.
+        explained: what the method made of them.
+        labels: what the graph is told to explain.
+        may_round: whether maps may differ where rounding decides: it is known that the graph computes what it must.
+    """
+
+    method: Exportable
+    shown: Shown
+    precise: Shown | None
+    place: int
+    inputs: Inputs
+    explained: Explanations
+    labels: LabelKind
+    may_round: bool
+
+    def batches(self, turns: Sequence[int]) -> list[Batch]:
+        """Return images and labels for as many images as a graph is tried for."""
+        tried = counts(self.inputs.count, turns)
+        return [self._batch(count) for count in tried]
+
+    def _batch(self, count: int) -> Batch:
+        images = images_of(self.inputs, count)
+        told, labels = self._wanted(count)
+        noise = self.method.plan.noise
+        # Of the kind that was given: a function does not say itself which framework's it is.
+        backend = self.method.subject.backend(self.inputs)
+        own = images.map(backend.from_numpy, self.inputs)
+        return Batch(images, own, [*told, *([] if noise is None else noise.drawn(images))], labels)
+
+    def _wanted(self, count: int) -> tuple[list[NumpyArray], Labels]:
+        """Return labels for so many images, as a graph and as a method is told: of few images their top classes."""
+        outputs, is_of_top = self.explained.outputs, count <= self.inputs.count
+        weights = np.random.default_rng(count).normal(size=(count, *outputs.shape[1:]))
+        if self.labels == "weights":
+            return [weights], weights
+        ids = np.full(count, TOP if is_of_top else WEIGHTS)
+        if self.labels == "both":
+            return [ids, weights], None if is_of_top else weights
+        axis = self.method.subject.backend(self.inputs).channel_axis(outputs) or 1
+        classes = np.arange(count) % (1 if outputs.ndim == 1 else outputs.shape[axis])
+        return ([ids], None) if is_of_top else ([classes], classes)
+
+    def compare(self, engine: Engine, graph: Graph, batches: Sequence[Batch]) -> float:
+        """Return by how much of its norm a map differs at most in an engine.
+
+        Raises:
+            ModelError: by more than rounding can explain.
+        """
+        largest = 0.0
+        for batch in batches:
+            count = batch.images.count
+            try:
+                results = engine.run(by_name(graph.inputs, batch.given))
+            except Exception as error:
+                raise _differs(f"{type(error).__name__} for {count} images", engine.name) from error
+            if not results["is_finite"].all():
+                raise _differs("NaN or infinity", engine.name)
+            wanted = told_by(self.shown(self.place, batch.own, batch.labels))
+            found = difference([results[name] for name in graph.outputs[:-1]], wanted)
+            if not found <= SINGLE and not self._is_rounding(found, batch, wanted):
+                raise _differs(f"a difference of {found:.2g} of the norm for {count} images", engine.name)
+            largest = max(largest, found)
+        return largest
+
+    def _is_rounding(self, found: float, batch: Batch, wanted: Sequence[NumpyArray]) -> bool:
+        """Tell whether a map of the method's own differs as much where rounding decides.
+
+        A ReLU of these images that is at a tie up to rounding opens in one engine and not in another, and both are
+        right. Images that differ by no more than rounding show it: their maps differ by as much.
+        """
+        if not self.may_round or not found <= MOST:
+            return False
+        generator, backend = np.random.default_rng(0), self.method.subject.backend(self.inputs)
+
+        def rounded(array: NumpyArray, like: Array) -> Tensor:
+            if array.dtype.kind == "f":
+                array = np.asarray(array * (1 + ROUNDING * generator.normal(size=array.shape)), array.dtype)
+            return backend.from_numpy(array, like)
+
+        for _ in range(_DRAWS):
+            moved = batch.images.map(rounded, self.inputs)
+            maps = told_by(self.method.explain(moved.images, batch.labels, progress=False))
+            if found <= _TIES * difference(maps, wanted):
+                return True
+        return False
+
+
+def told_by(explained: Explanations) -> list[NumpyArray]:
+    """Return outputs, maps and scores as arrays."""
+    maps = [as_numpy(array) for array in Inputs.of(explained.attribution).arrays if array is not None]
+    return [explained.outputs, *maps, explained.scores]
+
+
+def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | None:
+    """Compare the graph itself, in double precision; None where the model has none.
+
+    Raises:
+        ModelError: its maps are not the method's.
+    """
+    if trial.precise is None:
+        return None
+    largest = 0.0
+    for batch in batches:
+        results = graph.run(batch.given_in_double)
+        wanted = told_by(trial.precise(trial.place, batch.doubled, batch.labels))
+        found = difference([results[name] for name in graph.outputs[:-1]], wanted)
+        if not found <= DOUBLE:
+            raise _differs(
+                f"a difference of {found:.2g} of the norm for {batch.images.count} images", "double precision"
+            )
+        largest = max(largest, found)
+    return largest
+
+
+def opened(path: Path, outputs: Sequence[str], engine: type[Engine], threads: int = 0) -> Engine:
+    """Return an engine that has a file open.
+
+    Raises:
+        ModelError: it cannot run it.
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return engine(path, outputs, threads)
+    except GuidedBackpropError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{engine.__name__} must be able to run the graph; received {reason:.200}. Export a part of the model."
+        ) from error
+
+
+def _differs(what: str, where: str) -> ModelError:
+    return ModelError(
+        f"a graph must give the maps that explain() gives; received {what} in {where}. Nothing was written: export a "
+        "part of the model, and see from where on it differs."
+    )

@@ -155,6 +155,9 @@ def test_a_model_is_exported_with_what_is_known_of_it(photos):
     assert json.loads(said["classes"]) == ["tabby, tabby cat", "tiger cat", "crane", "crane"]
     assert (said["method"], said["preprocessing"]) == ("Saliency", "its own preprocessing")
     assert run("map.tflite", *model, command_name="export").exit_code == 2
+    result = run("half.onnx", *model, "--storage", "float16", "--method", "smoothgrad", command_name="export")
+    assert "images, labels, noise -> outputs, attribution, scores, is_finite; differs by" in result.stdout
+    assert "; with weights in half precision maps correlate by" in result.stdout
 
 
 @pytest.mark.parametrize(

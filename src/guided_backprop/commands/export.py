@@ -8,19 +8,28 @@ import numpy as np
 from PIL import Image
 
 from guided_backprop.commands.model import Chosen, model_options
-from guided_backprop.commands.shared import PATH, one_line_errors, printable
+from guided_backprop.commands.shared import PATH, layer_option, one_line_errors, printable
 from guided_backprop.export.plan import LabelKind
-from guided_backprop.methods.gradients import DeconvNet, GuidedBackprop, Saliency
+from guided_backprop.methods.export import Storage
 from guided_backprop.methods.method import REDUCERS, Reducer
+from guided_backprop.methods.named import METHODS, method_of
+from guided_backprop.methods.smooth_grad import SmoothGrad
+from guided_backprop.models.recipe import recipe_of
 from guided_backprop.photos import read_image
-
-_METHODS = {"guided-backprop": GuidedBackprop, "deconvnet": DeconvNet, "saliency": Saliency}
 
 
 @click.command("export")
 @click.argument("path", type=PATH)
 @model_options
-@click.option("--method", type=click.Choice(_METHODS), default="guided-backprop", show_default=True)
+@click.option("--method", type=click.Choice(METHODS), default="guided-backprop", show_default=True)
+@layer_option
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many noisy copies smoothgrad takes of each image, all at once.",
+)
 @click.option(
     "--photo",
     "photos",
@@ -36,31 +45,49 @@ _METHODS = {"guided-backprop": GuidedBackprop, "deconvnet": DeconvNet, "saliency
     help="What the file is told to explain.",
 )
 @click.option("--reducer", type=click.Choice(REDUCERS), help="Reduce the channels to one.")
+@click.option("--photos", "takes_photos", is_flag=True, help="Take photos of the model's size, and scale them inside.")
+@click.option(
+    "--storage",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="How the weights of an ONNX file are stored.",
+)
 def export(
     *,
     path: Path,
     model: Chosen,
     method: str,
+    layer: str | None,
+    samples: int,
     photos: Sequence[Path],
     labels: LabelKind,
     reducer: Reducer | None,
+    takes_photos: bool,
+    storage: Storage,
 ) -> None:
     """Write a model and a method to PATH: one graph that explains without them.
 
-    Of PyTorch it ends in .onnx, of JAX in .stablehlo; of TensorFlow it is a new folder, a SavedModel. Before it is
-    there, it is run, and its maps are compared with the library's.
+    Of PyTorch it ends in .onnx or .pt2, of JAX in .stablehlo; of TensorFlow it is a new folder, a SavedModel. Before
+    it is there, it is run, and its maps are compared with the library's.
     """
     with one_line_errors():
         vision = model.load()
         shown = [read_image(photo) for photo in photos] or _noise()
-        exported = _METHODS[method](vision.network, reducer=reducer).export(
+        made = method_of(method, vision.network, layer, reducer=reducer)
+        made = SmoothGrad(made.method, samples=samples) if isinstance(made, SmoothGrad) else made
+        exported = made.export(
             path,
             vision.images(shown),
             labels=labels,
             classes=list(vision.class_names) or None,
             preprocessing=str(vision.preprocess),
+            photos=recipe_of(vision.preprocess) if takes_photos else None,
+            storage=storage,
         )
         compared = f"differs by {exported.difference:.1g} of a map's norm in {exported.engine}"
+        if exported.correlation is not None:
+            compared += f"; with weights in half precision maps correlate by {exported.correlation:.4f}"
         click.echo(f"{printable(path)}: {', '.join(exported.inputs)} -> {', '.join(exported.outputs)}; {compared}")
         click.echo(f"{vision.name}: {exported.coverage}")
 

@@ -16,11 +16,19 @@ ROUNDING, MOST = 1e-6, 0.1
 
 # A number of images beyond which nothing is done otherwise, as far as is known: PyTorch chooses kernels up to 16.
 _MANY: Final = 17
+# Of copies so many images at least.
+_FEW: Final = 3
 
 
-def counts(given: int, turns: Sequence[int]) -> list[int]:
-    """Return for how many images a graph is tried: one, those that were given, many, and both sides of each turn."""
-    return sorted({1, given, max(_MANY, given), *turns, *(turn - 1 for turn in turns)})
+def counts(given: int, turns: Sequence[int], copies: int = 1) -> list[int]:
+    """Return for how many images a graph is tried: one, those that were given, many, and both sides of each turn.
+
+    Args:
+        given: how many were given.
+        turns: from how many on something else may be done.
+        copies: of how many copies of each image the maps are put together.
+    """
+    return sorted({1, given, max(_FEW, -(-_MANY // copies), given), *turns, *(turn - 1 for turn in turns)})
 
 
 def images_of(inputs: Inputs, count: int) -> Inputs:
@@ -58,6 +66,27 @@ def difference(one: Iterable[NumpyArray], other: Iterable[NumpyArray]) -> float:
         distance = float(np.linalg.norm(left - right))
         largest = max(largest, distance / norm if norm else distance)
     return largest
+
+
+def correlation(one: Iterable[NumpyArray], other: Iterable[NumpyArray]) -> float:
+    """Return how the values of an image's maps correlate at least; 0 where one is no number.
+
+    Example:
+        >>> import numpy as np
+        >>> from guided_backprop.export.agreement import correlation
+        >>> round(correlation([np.array([[1.0, 2.0, 3.0]])], [np.array([[2.0, 4.0, 7.0]])]), 3)
+        0.993
+    """
+    least = 1.0
+    for maps in zip(one, other, strict=True):
+        left, right = (np.asarray(array, np.float64).reshape(len(array), -1) for array in maps)
+        left, right = left - left.mean(1, keepdims=True), right - right.mean(1, keepdims=True)
+        norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        # Maps that are the same everywhere have none: then both have to be.
+        are_even = np.isclose(left, right).all(1) & (norms == 0)
+        shares = np.where(are_even, 1.0, (left * right).sum(1) / np.where(norms == 0, 1.0, norms))
+        least = min(least, float(np.nan_to_num(shares, nan=0.0).min(initial=1.0)))
+    return least
 
 
 def by_name(names: Sequence[str], arrays: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.coverage import Coverage
+from guided_backprop.errors import OptionError
 from guided_backprop.export.engine import Engine
 
 
@@ -37,3 +38,17 @@ class Graph(ABC):
         Raises:
             ModelError: an operation has no word there.
         """
+
+    def opens(self, path: Path) -> type[Engine]:
+        """Return what opens a file of such an ending."""
+        return self.engine
+
+    def write_in_half(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write it with its weights stored in half precision.
+
+        Raises:
+            OptionError: its files have no such form.
+        """
+        raise OptionError(
+            'storage must be "float32" but for a file of ONNX; received "float16". Leave it out, or write map.onnx.'
+        )

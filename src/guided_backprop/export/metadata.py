@@ -28,6 +28,10 @@ class Metadata:
         classes: the names of the classes, in their order, or None.
         preprocessing: what is done with a photo first, in words, or None.
         layer: where a class activation map is taken, or None.
+        photos: how the photos that it takes become images, in words; None where it takes images.
+        storage: how weights are stored, if not in single precision.
+        stored_difference: by how much of its norm a map differs then.
+        correlation: how the values of an image's maps correlate at least, then.
     """
 
     method: str
@@ -44,6 +48,10 @@ class Metadata:
     classes: Sequence[str] | None = None
     preprocessing: str | None = None
     layer: str | None = None
+    photos: str | None = None
+    storage: str | None = None
+    stored_difference: float | None = None
+    correlation: float | None = None
 
     def texts(self) -> dict[str, str]:
         """Return all that is known, as texts: of what is no text, as JSON."""

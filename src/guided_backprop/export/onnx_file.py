@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from guided_backprop.export.extra import package
 
 #: The version of ONNX's operations, and of its format: what engines of the last two years read.
 OPSET, FORMAT = 18, 9
+# Constants of so many numbers are stored in half precision, if any are: of fewer little is gained.
+_LARGE: Final = 256
 
 
 class Port(NamedTuple):
@@ -31,6 +33,9 @@ class Port(NamedTuple):
 class OnnxFile:
     """A graph that grows operation by operation: values are known by their names.
 
+    Args:
+        is_half: whether large constants are stored in half precision, and cast in the graph: engines do so at once.
+
     Example:
         >>> import numpy as np
         >>> from guided_backprop.export.onnx_file import OnnxFile
@@ -40,11 +45,12 @@ class OnnxFile:
         'Relu_2'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_half: bool = False) -> None:
         self._onnx = package("onnx")
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
-        self._count = 0
+        self._known: set[str] = set()
+        self._count, self._is_half = 0, is_half
 
     def add(self, operation: str, *operands: str, name: str = "", **attributes: Any) -> str:
         """Add an operation of one result; return what that is called. An operand that is left out is ""."""
@@ -66,14 +72,29 @@ class OnnxFile:
         name = self.name_of(array)
         if not is_shared:
             name += "_own"
-        if name not in self._constants:
+        if name in self._known:
+            return name
+        self._known.add(name)
+        if self._is_half and array.dtype == np.float32 and array.size >= _LARGE:
+            self._cast(array, name)
+        else:
             # Not ascontiguousarray, which makes an axis of none.
             self._constants[name] = self._onnx.numpy_helper.from_array(array.copy("C"), name)
         return name
 
     def has(self, value: NumpyArray) -> bool:
         """Tell whether there is an equal constant."""
-        return self.name_of(value) in self._constants
+        return self.name_of(value) in self._known
+
+    def _cast(self, array: NumpyArray, name: str) -> None:
+        """Store an array in half precision, and call what it is cast to by a name."""
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        stored = f"{name}_half"
+        self._constants[stored] = self._onnx.numpy_helper.from_array(half.copy("C"), stored)
+        self._nodes.append(
+            self._onnx.helper.make_node("Cast", [stored], [name], name, to=self.code(np.dtype(np.float32)))
+        )
 
     def name_of(self, value: NumpyArray) -> str:
         """Return what a constant is called: by its values, so that the same graph is the same file."""

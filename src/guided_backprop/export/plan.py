@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guided_backprop.arrays import Inputs, Layer, NumpyArray
+from guided_backprop.export.photos import Photos
 from guided_backprop.rules import ReluRule
 
 #: What a graph is told to explain: class ids ``(N,)``, of which -1 is the top class, or weights of the output's shape;
@@ -64,6 +65,7 @@ class Plan:
         cam: the class activation map that is made, or None.
         noise: the noisy copies that are explained instead of the images, or None.
         times_images: whether maps are multiplied by the images.
+        photos: how the photos that it takes become images, or None where it takes images.
     """
 
     rule: ReluRule
@@ -72,6 +74,7 @@ class Plan:
     cam: Cam | None = None
     noise: Noise | None = None
     times_images: bool = False
+    photos: Photos | None = None
 
     @property
     def is_gradient(self) -> bool:

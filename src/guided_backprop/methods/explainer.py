@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from guided_backprop.arrays import Array, Images, Labels, Model
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
+from guided_backprop.export.photos import Recipe
 from guided_backprop.export.plan import LabelKind, Plan
 from guided_backprop.foreign import OF_METHODS, Answering, answering
 from guided_backprop.methods.data import batches_of
 from guided_backprop.subject import Subject
 
 if TYPE_CHECKING:
-    from guided_backprop.methods.export import Exported
+    from guided_backprop.methods.export import Exported, Storage
 
 
 class Explainer(Answering, ABC):
@@ -95,6 +96,8 @@ class Explainer(Answering, ABC):
         labels: LabelKind = "ids",
         classes: Sequence[str] | None = None,
         preprocessing: str | None = None,
+        photos: Recipe | None = None,
+        storage: "Storage" = "float32",
     ) -> "Exported":
         """Write model and method to a file that explains without them: one graph, for engines in any language.
 
@@ -105,8 +108,9 @@ class Explainer(Answering, ABC):
         compared with this method's: where they differ by more than a thousandth of their norm there is no file.
 
         Args:
-            path: where to write it: ``map.onnx`` of PyTorch, for ONNX Runtime and OpenVINO; ``map.stablehlo`` of JAX;
-                a folder that isn't there yet, ``map``, of TensorFlow. A file that is there is replaced.
+            path: where to write it: ``map.onnx`` of PyTorch, for ONNX Runtime and OpenVINO, or ``map.pt2`` for PyTorch
+                itself; ``map.stablehlo`` of JAX; a folder that isn't there yet, ``map``, of TensorFlow. A file that is
+                there is replaced.
             images: a batch such as will be explained: its sizes, but for the number of images, are the graph's.
             labels: what the graph is told to explain: with "ids" class ids ``(N,)`` of integers, of which -1 is the
                 class with the highest score; with "weights" weights of the output's shape, which can say all other
@@ -114,15 +118,22 @@ class Explainer(Answering, ABC):
                 holds NaN or infinity.
             classes: the names of the classes, which the file then holds.
             preprocessing: what is done with a photo first, in words, which the file then holds.
+            photos: a :class:`guided_backprop.models.ResizeCrop`, by which ``images`` were made. The graph then takes
+                ``photos``, ``(N, H, W, 3)`` of uint8, of the model's size, and scales them itself; and the map is one
+                of their pixels, ``(N, H, W, 3)``: score per step of 255. Resizing and cutting stay outside.
+            storage: "float16" to store the weights of an ONNX file in half precision; computed is in single precision.
+                What that does to the maps is measured, and refused where they correlate by less than 0.9.
 
         Returns:
             The file, what its inputs and outputs are called, and by how much its maps differed.
 
         Raises:
-            OptionError: a graph can't be of the method, or the file ends in something else.
+            OptionError: a graph can't be of the method, or the file ends in something else; an option has a value that
+                is not offered.
             ModelError: the model draws random numbers, changes its buffers, does something else for some number of
                 images, or is of operations that the file has no word for; or the maps differ.
             MissingExtraError: ``[export]`` is not installed.
+            ImageError: the images are not what ``photos`` makes of photos.
             GuidedBackpropError: all that :meth:`explain` raises.
 
         Example:
@@ -137,7 +148,16 @@ class Explainer(Answering, ABC):
         # What exports knows of methods, so it is asked when it is needed.
         from guided_backprop.methods.export import export  # noqa: PLC0415
 
-        return export(cast("Any", self), path, images, labels=labels, classes=classes, preprocessing=preprocessing)
+        return export(
+            cast("Any", self),
+            path,
+            images,
+            labels=labels,
+            classes=classes,
+            preprocessing=preprocessing,
+            photos=photos,
+            storage=storage,
+        )
 
 
 def no_graph(explainer: object) -> OptionError:

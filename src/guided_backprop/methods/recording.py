@@ -1,5 +1,6 @@
 """From methods to graphs: explained, and recorded, in double precision where that can be."""
 
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from guided_backprop.digest import digest
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.metadata import Metadata
+from guided_backprop.export.photos import Photos
 from guided_backprop.export.plan import LabelKind, Plan
 from guided_backprop.methods.trial import Explain, Exportable, Shown, Trial, one_by_one
 from guided_backprop.subject import Subject
@@ -31,13 +33,17 @@ class Recorded(NamedTuple):
     metadata: Metadata
 
 
-def recorded(method: Exportable, inputs: Inputs, labels: LabelKind) -> Recorded:
+def recorded(method: Exportable, inputs: Inputs, labels: LabelKind, photos: Photos | None = None) -> Recorded:
     """Record one method."""
-    return recorded_together([method], inputs, labels)[0]
+    return recorded_together([method], inputs, labels, photos=photos)[0]
 
 
 def recorded_together(
-    methods: Sequence[Exportable], inputs: Inputs, labels: LabelKind, explain: Explain = one_by_one
+    methods: Sequence[Exportable],
+    inputs: Inputs,
+    labels: LabelKind,
+    explain: Explain = one_by_one,
+    photos: Photos | None = None,
 ) -> list[Recorded]:
     """Record methods of one model.
 
@@ -46,6 +52,7 @@ def recorded_together(
         inputs: a batch such as will be explained.
         labels: what the graphs are told to explain.
         explain: explains images by several methods.
+        photos: how the photos that the graphs take become images; None for graphs that take images.
 
     Raises:
         OptionError: a method is none that can be a graph.
@@ -55,7 +62,10 @@ def recorded_together(
         raise ImageError("images to record a graph from must not be empty; received no image. Pass at least one.")
     # What a graph is compared with is the model itself.
     methods = [method.as_it_is() for method in methods]
-    plans = [replace(method.plan, labels=labels) for method in methods]
+    plans = [_with(method.plan, labels, photos) for method in methods]
+    if photos is not None:
+        # Channels are reduced after the map is one of pixels.
+        methods = [_unreduced(method) for method in methods]
     shown = Shown(methods, explain)
     found = [shown(place, inputs, None) for place in range(len(methods))]
     # Of one image alone a trace would not know its axis from others of size 1.
@@ -74,13 +84,30 @@ def recorded_together(
                 f"{graph.coverage} instead of {explained.coverage}. Export the part of the model that runs alike each "
                 "time."
             )
-        trial = Trial(method, shown, precise, place, inputs, explained, labels, may_round)
+        trial = Trial(method, shown, precise, place, inputs, explained, plan, may_round)
         metadata = Metadata(
             method.name, plan.rule.name, subject.name, explained.head, labels, plan.reducer, explained.coverage,
             versions, weights, layer=_layer(method),
         )  # fmt: skip
         together.append(Recorded(graph, trial, metadata))
     return together
+
+
+def _with(plan: Plan, labels: LabelKind, photos: Photos | None) -> Plan:
+    if photos is not None and (plan.noise is not None or plan.times_images):
+        raise OptionError(
+            "a graph that takes photos is of gradients or class activation maps; received SmoothGrad or "
+            "InputXGradient, which are made of images. Leave photos out."
+        )
+    return replace(plan, labels=labels, photos=photos)
+
+
+def _unreduced(method: Exportable) -> Exportable:
+    if method.plan.cam is not None and not method.plan.cam.is_factor:
+        return method
+    other = copy.copy(method)
+    vars(other)["reducer"] = None
+    return other
 
 
 def _layer(method: Exportable) -> str | None:
@@ -95,14 +122,14 @@ def _recorded(
     methods: Sequence[Exportable], inputs: Inputs, plans: Sequence[Plan], explain: Explain
 ) -> tuple[Sequence[Graph], Shown | None]:
     """Return the graphs, in double precision if the model can be copied to that, with the methods of that copy."""
-    subject, labels = methods[0].subject, plans[0].labels
+    subject = methods[0].subject
     backend = subject.backend(inputs)
     if backend.framework in _GRAPHS:
         module, name = _GRAPHS[backend.framework]
-        if not all(plan.is_gradient for plan in plans):
+        if not all(plan.is_gradient and plan.photos is None for plan in plans):
             raise OptionError(
-                f"a graph of {backend.framework} is of a method of one pass; received {methods[0]!r:.80}. Take "
-                "Saliency, DeconvNet, GuidedBackprop or RectGrad."
+                f"a graph of {backend.framework} is of a method of one pass, of images; received {methods[0]!r:.80}. "
+                "Take Saliency, DeconvNet, GuidedBackprop or RectGrad, and no photos."
             )
         kind: Any = getattr(import_module(module), name)
         return [kind(_plain(subject), inputs, plan) for plan in plans], None
@@ -110,7 +137,8 @@ def _recorded(
 
     def graphs(model: Model, given: Inputs) -> tuple[Sequence[Graph], list[Exportable]]:
         twins = [method.around(model) for method in methods]
-        made = [replace(twin.plan, labels=labels) for twin in twins]
+        # Of a twin, which names its own layers.
+        made = [replace(plan, cam=twin.plan.cam) for plan, twin in zip(plans, twins, strict=True)]
         return recorder.graphs(_plain(twins[0].subject), given, made), twins
 
     precise: Model | None = recorder.copied(subject.model, in_double=True)

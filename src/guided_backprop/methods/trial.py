@@ -17,13 +17,15 @@ from guided_backprop.export.agreement import (
     ROUNDING,
     SINGLE,
     by_name,
+    correlation,
     counts,
     difference,
     images_of,
 )
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import TOP, WEIGHTS, LabelKind, Plan
+from guided_backprop.export.photos import Photos
+from guided_backprop.export.plan import TOP, WEIGHTS, Plan
 from guided_backprop.rules import ReluRule
 from guided_backprop.subject import Subject
 
@@ -84,27 +86,37 @@ class Batch:
         own: as the method is given them.
         told: what a graph is given beside them.
         labels: the labels, as the method is told.
+        photos: how the images were photos, if a graph is given these.
     """
 
     images: Inputs
     own: Inputs
     told: Sequence[NumpyArray]
     labels: Labels
+    photos: Photos | None = None
+
+    @cached_property
+    def pixels(self) -> NumpyArray:
+        """The photos that the images were."""
+        assert self.photos is not None
+        return self.photos.pixels(self.images.arrays[0])
 
     @cached_property
     def doubled(self) -> Inputs:
         """The images in double precision."""
+        if self.photos is not None:
+            return self.images.like([self.photos.images(self.pixels, np.float64)])
         return self.images.map(lambda array: array.astype(np.float64) if array.dtype.kind == "f" else array)
 
     @cached_property
     def given(self) -> list[NumpyArray]:
         """What a graph is given."""
-        return [*self.images.arrays, *self.told]
+        return [*(self.images.arrays if self.photos is None else [self.pixels]), *self.told]
 
     @cached_property
     def given_in_double(self) -> list[NumpyArray]:
         """The same in double precision."""
-        return [*self.doubled.arrays, *self.told]
+        return [*(self.doubled.arrays if self.photos is None else [self.pixels]), *self.told]
 
 
 class Shown:
@@ -140,7 +152,7 @@ class Trial:
         place: which of them it is.
         inputs: the images that were given.
         explained: what the method made of them.
-        labels: what the graph is told to explain.
+        plan: what the graph computes.
         may_round: whether maps may differ where rounding decides: it is known that the graph computes what it must.
     """
 
@@ -150,31 +162,37 @@ class Trial:
     place: int
     inputs: Inputs
     explained: Explanations
-    labels: LabelKind
+    plan: Plan
     may_round: bool
 
     def batches(self, turns: Sequence[int]) -> list[Batch]:
         """Return images and labels for as many images as a graph is tried for."""
-        tried = counts(self.inputs.count, turns)
+        # Of noisy copies the model sees several times as many.
+        copies = 1 if self.plan.noise is None else self.plan.noise.samples
+        tried = counts(self.inputs.count, turns, copies)
         return [self._batch(count) for count in tried]
 
     def _batch(self, count: int) -> Batch:
         images = images_of(self.inputs, count)
         told, labels = self._wanted(count)
-        noise = self.method.plan.noise
+        noise = self.plan.noise
         # Of the kind that was given: a function does not say itself which framework's it is.
         backend = self.method.subject.backend(self.inputs)
+        photos = self.plan.photos
+        if photos is not None:
+            # What was stored in between is rounded to whole pixels.
+            images = images.map(lambda array: photos.images(photos.pixels(array), np.float32))
         own = images.map(backend.from_numpy, self.inputs)
-        return Batch(images, own, [*told, *([] if noise is None else noise.drawn(images))], labels)
+        return Batch(images, own, [*told, *([] if noise is None else noise.drawn(images))], labels, self.plan.photos)
 
     def _wanted(self, count: int) -> tuple[list[NumpyArray], Labels]:
         """Return labels for so many images, as a graph and as a method is told: of few images their top classes."""
         outputs, is_of_top = self.explained.outputs, count <= self.inputs.count
         weights = np.random.default_rng(count).normal(size=(count, *outputs.shape[1:]))
-        if self.labels == "weights":
+        if self.plan.labels == "weights":
             return [weights], weights
         ids = np.full(count, TOP if is_of_top else WEIGHTS)
-        if self.labels == "both":
+        if self.plan.labels == "both":
             return [ids, weights], None if is_of_top else weights
         axis = self.method.subject.backend(self.inputs).channel_axis(outputs) or 1
         classes = np.arange(count) % (1 if outputs.ndim == 1 else outputs.shape[axis])
@@ -195,12 +213,20 @@ class Trial:
                 raise _differs(f"{type(error).__name__} for {count} images", engine.name) from error
             if not results["is_finite"].all():
                 raise _differs("NaN or infinity", engine.name)
-            wanted = told_by(self.shown(self.place, batch.own, batch.labels))
+            wanted = self.told_by(self.shown(self.place, batch.own, batch.labels))
             found = difference([results[name] for name in graph.outputs[:-1]], wanted)
             if not found <= SINGLE and not self._is_rounding(found, batch, wanted):
                 raise _differs(f"a difference of {found:.2g} of the norm for {count} images", engine.name)
             largest = max(largest, found)
         return largest
+
+    def told_by(self, explained: Explanations) -> list[NumpyArray]:
+        """Return outputs, maps and scores as the graph gives them."""
+        maps = [as_numpy(array) for array in Inputs.of(explained.attribution).arrays if array is not None]
+        photos, backend = self.plan.photos, self.method.subject.backend(self.inputs)
+        if photos is not None and (self.plan.cam is None or self.plan.cam.is_factor):
+            maps = [as_numpy(backend.reduce(photos.of_pixels(one), self.plan.reducer, -1)) for one in maps]
+        return [explained.outputs, *maps, explained.scores]
 
     def _is_rounding(self, found: float, batch: Batch, wanted: Sequence[NumpyArray]) -> bool:
         """Tell whether a map of the method's own differs as much where rounding decides.
@@ -219,16 +245,21 @@ class Trial:
 
         for _ in range(_DRAWS):
             moved = batch.images.map(rounded, self.inputs)
-            maps = told_by(self.method.explain(moved.images, batch.labels, progress=False))
+            maps = self.told_by(self.method.explain(moved.images, batch.labels, progress=False))
             if found <= _TIES * difference(maps, wanted):
                 return True
         return False
 
-
-def told_by(explained: Explanations) -> list[NumpyArray]:
-    """Return outputs, maps and scores as arrays."""
-    maps = [as_numpy(array) for array in Inputs.of(explained.attribution).arrays if array is not None]
-    return [explained.outputs, *maps, explained.scores]
+    def measure(self, engine: Engine, graph: Graph, batches: Sequence[Batch]) -> tuple[float, float]:
+        """Return by how much of its norm a map differs at most, and how an image's maps correlate at least."""
+        largest, least = 0.0, 1.0
+        for batch in batches:
+            results = engine.run(by_name(graph.inputs, batch.given))
+            found = [results[name] for name in graph.outputs[:-1]]
+            wanted = self.told_by(self.shown(self.place, batch.own, batch.labels))
+            largest = max(largest, difference(found, wanted))
+            least = min(least, correlation(found[1:-1], wanted[1:-1]))
+        return largest, least
 
 
 def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | None:
@@ -242,7 +273,7 @@ def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | No
     largest = 0.0
     for batch in batches:
         results = graph.run(batch.given_in_double)
-        wanted = told_by(trial.precise(trial.place, batch.doubled, batch.labels))
+        wanted = trial.told_by(trial.precise(trial.place, batch.doubled, batch.labels))
         found = difference([results[name] for name in graph.outputs[:-1]], wanted)
         if not found <= DOUBLE:
             raise _differs(

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch.fx import GraphModule
 
 from guided_backprop.arrays import Inputs, Model, NumpyArray, as_numpy
 from guided_backprop.backends.base import Setup
-from guided_backprop.backends.torch.export.maps import cams, copies, put_together, repeated
+from guided_backprop.backends.torch.export.maps import cams, copies, of_pixels, put_together, repeated, scaled
+from guided_backprop.backends.torch.export.program import PROGRAM, Program, store
 from guided_backprop.backends.torch.export.simplify import part_of
 from guided_backprop.backends.torch.export.trace import Passed, Recorder, Trace, traced
 from guided_backprop.backends.torch.export.words import WORDS
@@ -21,7 +22,7 @@ from guided_backprop.backends.torch.export.writer import Writer
 from guided_backprop.backends.torch.model.images import as_tensor
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError
-from guided_backprop.export.engine import OnnxRuntime
+from guided_backprop.export.engine import Engine, OnnxRuntime
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.plan import TOP, WEIGHTS, Cam, Plan, port_names
 from guided_backprop.rules import PLAIN
@@ -48,12 +49,20 @@ def copied(model: Model, *, in_double: bool) -> Model | None:
         return None
 
 
+class _Ports(NamedTuple):
+    """What a graph's inputs and its outputs are called, and what it was recorded with."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    examples: Sequence[torch.Tensor]
+
+
 class TorchGraph(Graph):
     """The graph of one method in PyTorch, of those that were recorded together.
 
     Args:
         module: its graph.
-        names: what its inputs and its outputs are called.
+        ports: what its inputs and its outputs are called, and what it was recorded with.
         coverage: what was done with each non-linearity.
         turns: the numbers of images at which the model may do something else.
         run: runs all that were recorded together, and returns the results of this one.
@@ -64,20 +73,34 @@ class TorchGraph(Graph):
     def __init__(
         self,
         module: GraphModule,
-        names: tuple[Sequence[str], Sequence[str]],
+        ports: _Ports,
         coverage: Coverage,
         turns: Sequence[int],
         run: Callable[[Sequence[NumpyArray]], Sequence[NumpyArray]],
     ) -> None:
         self._module, self._run = module, run
-        self.inputs, self.outputs = names
+        self.inputs, self.outputs, self._examples = ports
         self.coverage, self.turns = coverage, turns
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
         return dict(zip(self.outputs, self._run(inputs), strict=True))
 
+    def opens(self, path: Path) -> type[Engine]:
+        return Program if path.suffix == PROGRAM else self.engine
+
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
-        writer = Writer(self._module, WORDS, self.inputs, self.outputs)
+        if path.suffix == PROGRAM:
+            store(self._module, self._examples, path, metadata)
+        else:
+            self._write(path, metadata, is_half=False)
+
+    def write_in_half(self, path: Path, metadata: Mapping[str, str]) -> None:
+        if path.suffix == PROGRAM:
+            super().write_in_half(path, metadata)
+        self._write(path, metadata, is_half=True)
+
+    def _write(self, path: Path, metadata: Mapping[str, str], *, is_half: bool) -> None:
+        writer = Writer(self._module, WORDS, self.inputs, self.outputs, is_half=is_half)
         writer.file.write(path, writer.inputs, writer.outputs, metadata)
 
 
@@ -96,8 +119,8 @@ def graphs(setup: Setup, given: Inputs, plans: Sequence[Plan]) -> list[TorchGrap
     trace = traced(recording.explain, recording.examples)
     turns, together = _turns(trace), _Together(trace.module)
     return [
-        TorchGraph(part_of(trace.module, part), names, coverage, turns, partial(together.run, part))
-        for part, names, coverage in zip(trace.parts, recording.names, recording.coverages, strict=True)
+        TorchGraph(part_of(trace.module, part), ports, coverage, turns, partial(together.run, part))
+        for part, ports, coverage in zip(trace.parts, recording.ports, recording.coverages, strict=True)
     ]
 
 
@@ -124,7 +147,7 @@ class _Recording:
 
     Attributes:
         examples: what it is recorded with.
-        names: for each method what its inputs and its outputs are called.
+        ports: for each method what its inputs and its outputs are called, and what it is recorded with.
         coverages: for each method what was done with each non-linearity, once it is recorded.
     """
 
@@ -144,17 +167,26 @@ class _Recording:
         self._axis = self._recorder.channel_axis(output) or 1
         ids, weights = torch.zeros(given.count, dtype=torch.int64), torch.zeros_like(output)
         labels = {"ids": [ids], "weights": [weights], "both": [ids, weights]}[self._plan.labels]
-        noise = self._plan.noise
+        noise, photos = self._plan.noise, self._plan.photos
         drawn = [] if noise is None else [torch.as_tensor(one).to(output.dtype) for one in noise.drawn(given)]
         self.examples = [*tensors.arrays, *labels, *drawn]
+        if photos is not None:
+            self._dtype = tensors.arrays[0].dtype
+            pixels = torch.as_tensor(photos.pixels(as_numpy(tensors.arrays[0])))
+            self.examples = [pixels, *labels]
         self._counts = len(tensors.arrays), len(labels)
         floats = [self._recorder.is_floating(tensor) for tensor in tensors.arrays]
         names = port_names(given, floats)[0]
         noises = [name.replace("images", "noise") for name, is_one in zip(names, floats, strict=True) if is_one]
-        inputs = (*names, "labels", *["weights"][: len(labels) - 1], *noises[: len(drawn)])
+        inputs = (
+            *(names if photos is None else ["photos"]),
+            "labels",
+            *["weights"][: len(labels) - 1],
+            *noises[: len(drawn)],
+        )
         self.coverages: list[Coverage] = []
-        self._has_map = floats if cam is None else self._with_positions(tensors)
-        self.names = [(inputs, port_names(given, self._has_map)[1])] * len(plans)
+        has_map = floats if cam is None else self._with_positions(tensors)
+        self.ports = [_Ports(inputs, port_names(given, has_map)[1], self.examples)] * len(plans)
 
     def _with_positions(self, tensors: Inputs) -> list[bool]:
         """Tell of which of the inputs there are class activation maps."""
@@ -170,7 +202,8 @@ class _Recording:
         """Return the results of each method."""
         images, labels = self._counts
         given, wanted, drawn = arrays[:images], arrays[images : images + labels], arrays[images + labels :]
-        inputs, noise = self._given.like(given), self._plan.noise
+        photos, noise = self._plan.photos, self._plan.noise
+        inputs = self._given.like(given if photos is None else [scaled(given[0], photos, self._dtype)])
         found = self._explained(inputs, lambda output: _weights(output, wanted, self._plan, self._axis))
         self.coverages = [passed.coverage for passed, _ in found]
         if noise is not None:
@@ -208,8 +241,11 @@ class _Recording:
         labels: Sequence[torch.Tensor],
         plan: Plan,
     ) -> list[torch.Tensor]:
-        recorder = self._recorder
-        maps = [recorder.reduce(one, plan.reducer, recorder.channel_axis(one)) for one in maps]
+        recorder, photos = self._recorder, plan.photos
+        if photos is not None and (plan.cam is None or plan.cam.is_factor):
+            maps = [recorder.reduce(of_pixels(one, photos), plan.reducer, -1) for one in maps]
+        else:
+            maps = [recorder.reduce(one, plan.reducer, recorder.channel_axis(one)) for one in maps]
         numbers = [tensor for tensor in (passed.output, *maps, *arrays) if tensor.is_floating_point()]
         is_finite = torch.stack([_are_finite(tensor) for tensor in numbers]).amin(0) > 0
         if plan.labels != "weights" and passed.output.ndim > 1:

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.torch.export.trace import Passed, Recorder
+from guided_backprop.export.photos import Photos
 from guided_backprop.export.plan import Cam, Noise
 
 
@@ -62,6 +63,23 @@ def copies(images: Inputs, noise: Noise, drawn: Sequence[torch.Tensor]) -> Input
         return together
 
     return images.map(copy)
+
+
+def scaled(pixels: torch.Tensor, photos: Photos, dtype: torch.dtype) -> torch.Tensor:
+    """Return photos ``(N, H, W, 3)`` as images."""
+    images = (pixels.to(dtype) * photos.scale - _constant(photos.mean, dtype)) / _constant(photos.std, dtype)
+    return images if photos.channels_last else images.movedim(-1, 1)
+
+
+def of_pixels(attribution: torch.Tensor, photos: Photos) -> torch.Tensor:
+    """Return the maps of images as those of the photos."""
+    last = attribution if photos.channels_last else attribution.movedim(1, -1)
+    return last * _constant(photos.slopes.tolist(), attribution.dtype)
+
+
+def _constant(numbers: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+    with _disable_current_modes():
+        return torch.tensor(numbers, dtype=dtype)
 
 
 def repeated(values: torch.Tensor, times: int) -> torch.Tensor:

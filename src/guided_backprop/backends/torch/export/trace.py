@@ -28,8 +28,8 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.rules import ReluRule
 
-# To trace patches what all threads share.
-_LOCK: Final = threading.Lock()
+#: To trace patches what all threads share.
+TRACING: Final = threading.Lock()
 
 
 class Passed(NamedTuple):
@@ -148,7 +148,7 @@ def traced(function: Callable[..., Sequence[Sequence[torch.Tensor]]], arrays: Se
     fakes = [_of_any_number(mode, array) for array in arrays]
     count: Any = fakes[0].shape[0]
     symbol = count.node.expr
-    with _LOCK, _eager():
+    with TRACING, _eager():
         try:
             recorded = make_fx(
                 results,

@@ -54,18 +54,25 @@ class Writer:
         words: the rows, by the operation's name.
         inputs: what its inputs are called.
         outputs: what its outputs are called.
+        is_half: whether weights are stored in half precision.
 
     Raises:
         ModelError: it has operations without a row.
     """
 
     def __init__(
-        self, module: GraphModule, words: Mapping[str, Word], inputs: Sequence[str], outputs: Sequence[str]
+        self,
+        module: GraphModule,
+        words: Mapping[str, Word],
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        is_half: bool = False,
     ) -> None:
         missing = unknown(module, words)
         if missing:
             raise _without_row(", ".join(missing))
-        self.file = OnnxFile()
+        self.file = OnnxFile(is_half=is_half)
         self._module, self._words = module, words
         self._names: dict[Node, Any] = {}
         self.inputs: list[Port] = []

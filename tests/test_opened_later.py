@@ -14,8 +14,11 @@ import pytest
 import tensorflow as tf
 import torch
 
-from guided_backprop import GuidedBackprop, OpaqueRegionError
+from guided_backprop import GuidedBackprop, ModelError, OpaqueRegionError
+from guided_backprop.backends.jax.export import Recorder
+from guided_backprop.backends.tensorflow.hidden.values import Watch
 from guided_backprop.backends.torch.hidden import spelled
+from guided_backprop.methods import trial
 
 RNG = np.random.default_rng(3)
 DRAWN = RNG.normal(size=(99, 6))
@@ -66,3 +69,38 @@ def test_planted_fault_what_passed_nothing_once_is_plain_for_good(monkeypatch):
     closed, opened = maps("torch")
     assert not closed.any()
     assert opened.any()
+
+
+ENDINGS = {"torch": ".onnx", "tensorflow": "", "jax": ".stablehlo"}
+
+
+@pytest.mark.parametrize("framework", MODELS)
+def test_what_the_images_leave_open_is_not_exported(framework, tmp_path):
+    """A file does not look at later images."""
+    closed = CONVERT[framework](np.repeat(images()[0], 2, 0))
+    with pytest.raises(
+        (ModelError, OpaqueRegionError), match="is one. Pass more images, or others|must be an operation"
+    ):
+        GuidedBackprop(MODELS[framework]).export(tmp_path / f"map{ENDINGS[framework]}", closed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_planted_fault_what_was_left_open_is_plain_in_the_file(tmp_path, monkeypatch):
+    closed, opened = images()
+    monkeypatch.setattr(Watch, "unsettled", "")
+    monkeypatch.setattr(trial, "counts", lambda *given: [2])
+    GuidedBackprop(MODELS["tensorflow"]).export(
+        tmp_path / "map", tf.constant(np.repeat(closed, 2, 0)), labels="weights"
+    )
+    explain = tf.saved_model.load(tmp_path / "map").signatures["serving_default"]
+    found = explain(images=tf.constant(opened), labels=tf.constant(WEIGHTS))
+    # Nothing positive arrives there, so nothing may leave.
+    assert found["attribution"].numpy().any()
+
+
+def test_images_that_are_judged_otherwise_are_not_exported_in_jax(tmp_path, monkeypatch):
+    shown = iter(range(9))
+    monkeypatch.setattr(Recorder, "gates", lambda *given: next(shown))
+    with pytest.raises(ModelError, match="images must tell what of a graph is a ReLU"):
+        GuidedBackprop(lambda x: jax.nn.relu(x @ FIRST)).export(tmp_path / "map.stablehlo", jnp.asarray(DRAWN[:3]))
+    assert next(shown) == 3

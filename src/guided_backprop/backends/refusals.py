@@ -85,6 +85,14 @@ def unreadable(what: str, error: Exception) -> OpaqueRegionError:
     )
 
 
+def unsettled(name: str) -> ModelError:
+    """Return the error of what later images may show to be a ReLU, where nobody looks at these."""
+    return ModelError(
+        f"images must tell what of a graph is a ReLU, for it does not look at later ones; received images that leave "
+        f"open whether {name} is one. Pass more images, or others."
+    )
+
+
 def no_batch(shape: Sequence[int]) -> ImageError:
     """Return the error for one image without an axis of images in front of it."""
     return ImageError(

@@ -5,7 +5,7 @@ have burnt in. A model whose output for an image depends on the others of its ba
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +17,16 @@ from jax import export
 from guided_backprop.arrays import Inputs, NumpyArray
 from guided_backprop.backends.base import Setup
 from guided_backprop.backends.jax.backend import JaxBackend
+from guided_backprop.backends.jax.hidden.findings import numbered
+from guided_backprop.backends.refusals import unsettled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.plan import TOP, Plan, port_names
 
+# By how many of the images it is judged what is a ReLU.
+_JUDGED: Final = 8
 # Where the program runs, whatever it is written on.
 _PLATFORMS: Final = ("cpu", "cuda", "tpu")
 # What one image gives: the output, what is differentiated, and its gradient for a seed.
@@ -32,9 +36,17 @@ _Passed = tuple[jax.Array, jax.Array, Callable[[jax.Array], Sequence[jax.Array]]
 class Recorder(JaxBackend):
     """A model whose pass for one image can be put into a larger program."""
 
-    def one_image(self, image: Inputs, plan: Plan) -> tuple[Callable[[Sequence[jax.Array]], _Passed], Coverage]:
-        """Return what explains one image, and what was done with each non-linearity."""
+    def one_image(self, given: Inputs, plan: Plan) -> tuple[Callable[[Sequence[jax.Array]], _Passed], Coverage]:
+        """Return what explains one image, and what was done with each non-linearity.
+
+        Raises:
+            ModelError: the given images do not tell alike what is a ReLU.
+        """
         self.network.check()
+        images = [given.rows(slice(row, row + 1)).map(jnp.asarray) for row in range(min(given.count, _JUDGED))]
+        image = images[0]
+        if len({Recorder(self.setup).gates(one, plan) for one in images}) > 1:
+            raise unsettled("a value that some of them show to be one, and others don't,")
         made = self._plan(image, (plan.rule,), undo_head=self.setup.undo_head)
 
         def explain(leaves: Sequence[jax.Array]) -> _Passed:
@@ -44,6 +56,12 @@ class Recorder(JaxBackend):
             return output, scored, lambda seed: made.backward(pullback, seed)
 
         return explain, made.coverages[0]
+
+    def gates(self, image: Inputs, plan: Plan) -> Hashable:
+        """Return where the program of one image has ReLUs that are known by its values, in a new recorder."""
+        program = self._program(self._trace(image, begins_inside=False), image, begins_inside=False)
+        self._analyse(program, (plan.rule,), image.arrays)
+        return tuple(number for number, value in enumerate(numbered(program)) if value.gate is not None)
 
 
 class StableHlo(Engine):
@@ -74,7 +92,7 @@ class JaxGraph(Graph):
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
         self._recorder, self._labels, self._reducer = Recorder(setup), plan.labels, plan.reducer
         one = given.rows(slice(0, 1)).map(jnp.asarray)
-        self._explain, self.coverage = self._recorder.one_image(one, plan)
+        self._explain, self.coverage = self._recorder.one_image(given, plan)
         output = jax.eval_shape(lambda *leaves: self._explain(leaves)[0], *one.arrays)
         names, self.outputs = port_names(given, [self._recorder.is_floating(array) for array in one.arrays])
         self.inputs = (*names, "labels")

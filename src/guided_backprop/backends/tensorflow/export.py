@@ -14,6 +14,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from guided_backprop.arrays import Inputs, NumpyArray
 from guided_backprop.backends.base import Setup
+from guided_backprop.backends.refusals import unsettled
 from guided_backprop.backends.tensorflow.backend import TensorFlowBackend
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
@@ -39,7 +40,7 @@ class Recorder(TensorFlowBackend):
         """Return the marked copy for any number of such images.
 
         Raises:
-            ModelError: the model takes one number of images alone.
+            ModelError: the model takes one number of images alone, or these leave open what is a ReLU.
         """
         self.network.check()
         with tf.init_scope():
@@ -50,6 +51,9 @@ class Recorder(TensorFlowBackend):
                 "a graph must take any number of images; received a model that takes one number of them alone. "
                 "Build it with None as the size of its first axis."
             )
+        watch = self._watches.get(kind)
+        if watch is not None and watch.unsettled:
+            raise unsettled(watch.unsettled)
         return copied
 
 

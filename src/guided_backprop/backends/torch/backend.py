@@ -67,6 +67,8 @@ class _Run:
     gates: Mapping[Node, Gate]
     activations: Mapping[Node, Composite]
     spelled: Sequence[Spelled] = ()
+    # What other images may show to be a ReLU, by name.
+    unsettled: str = ""
 
 
 class TorchBackend(Backend):
@@ -230,7 +232,7 @@ class TorchBackend(Backend):
             run = replace(run, activations=composites_of(run.path, watch.shifts))
         if settled.is_sure and inputs.count:
             self._clear.add(run.path.signature)
-        return replace(run, spelled=settled.relus), watch
+        return replace(run, spelled=settled.relus, unsettled=settled.unsettled), watch
 
     def _elsewhere(
         self, inputs: Inputs, leaves: Sequence[torch.Tensor], rules: Sequence[ReluRule], places: frozenset[Place]

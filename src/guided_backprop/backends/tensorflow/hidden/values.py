@@ -61,6 +61,7 @@ class Watch:
         self._specs, self._bring = specs, bring
         self._derivatives = Derivatives(graph_def, specs, bring)
         self._behind = [(number, one) for number, place in enumerate(places) for one in place.behind]
+        self._led_behind: list[int] = []
         self._open: dict[Pair, None] = dict.fromkeys(
             (number, index) for number, place in enumerate(places) for index, _ in enumerate(place.candidates)
         )
@@ -74,6 +75,13 @@ class Watch:
     def is_open(self) -> bool:
         """Whether there is a place that values may still show to be a ReLU."""
         return bool(self._open or self._behind)
+
+    @property
+    def unsettled(self) -> str:
+        """What values may still show to be a ReLU, by name; empty where there is nothing."""
+        # What never changes its sign 0 does not close.
+        numbers = [pair[0] for pair in self._open if not self._candidate(pair).sign] + self._led_behind
+        return self._places[numbers[0]].name if numbers else ""
 
     def found(self, arrays: Sequence[tf.Tensor]) -> list[Place]:
         """Return the places that are ReLUs, as these images show them, or that no image tells."""
@@ -267,8 +275,13 @@ class Watch:
     def _taken_away(self, arrays: Sequence[tf.Tensor]) -> set[int]:
         """Return the places where one of two values is taken away again, behind weights."""
         pairs = [[self._flat(self._places[number].ref), *map(self._flat, one.refs)] for number, one in self._behind]
-        verdicts = [
-            judge_behind(values, derivatives) for values, derivatives in self._derivatives.towards(pairs, arrays)
+        towards = list(self._derivatives.towards(pairs, arrays))
+        verdicts = [judge_behind(values, derivatives) for values, derivatives in towards]
+        # Where nothing comes from but through ReLUs that are guided there is nothing to find.
+        self._led_behind = [
+            number
+            for (number, _), (_, derivatives), verdict in zip(self._behind, towards, verdicts, strict=True)
+            if verdict is Verdict.UNSETTLED and any(one.any() for one in derivatives)
         ]
         # What the weights say they say for all images.
         kept = [

@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.outputs import chosen
+from guided_backprop.backends.refusals import unsettled
 from guided_backprop.backends.torch.backend import TorchBackend
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.export.as_it_runs import AsItRuns
@@ -61,6 +62,8 @@ class Recorder(TorchBackend):
             given = inputs.map(as_tensor)
             self._check_runs(given)
             run, watch = self._run(given, rules, undoes_head=self.setup.undo_head)
+            if run.unsettled:
+                raise unsettled(run.unsettled)
             last = nodes.head_behind(run.output.grad_fn) if self.setup.undo_head else None
             head = None if last is None else Head.of(last, watch)
             # What is a ReLU is one under each rule.

@@ -33,7 +33,8 @@ Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]
 #: Runs the model, watched for some places, on one set of other images after the other, and yields the values there;
 #: none where it fails.
 Elsewhere = Callable[[frozenset[Place]], Iterator[Values]]
-_Answer = Literal["plain", "refuted", "unsure", "unfinished", "refused"]
+# What is "unsure" is no ReLU on images like these, nor likely to be one on others; what is "open" may be one there.
+_Answer = Literal["plain", "refuted", "unsure", "open", "unfinished", "refused"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class Settled:
         refuted: the operations that looked like ReLUs and are none: the pass has to be watched again, for what follows.
         raised: those that did not look like ReLUs and are, likewise.
         is_sure: whether no other images could show anything else, so that they need not be watched.
+        unsettled: what other images may show to be a ReLU, by name; empty where there is nothing.
     """
 
     relus: list[Spelled]
     refuted: frozenset[int]
     raised: frozenset[int]
     is_sure: bool
+    unsettled: str = ""
 
 
 def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, elsewhere: Elsewhere) -> Settled:
@@ -125,7 +128,7 @@ def _check_relus(
 
 
 def _settled(cases: "Sequence[_Case]", path: Path, raised: frozenset[int]) -> Settled:
-    relus, refuted, is_sure = [], set[int](), True
+    relus, refuted, is_sure, unsettled = [], set[int](), True, ""
     unfinished: list[tuple[Suspect, Node]] = []
     for (number, _), group in groupby(cases, lambda case: case.suspect.place[:2]):
         answers: set[str] = set()
@@ -140,10 +143,11 @@ def _settled(cases: "Sequence[_Case]", path: Path, raised: frozenset[int]) -> Se
         else:
             if "refused" in answers:
                 raise spelled({_named(case.suspect)}, "torch.relu")
-            is_sure &= "unsure" not in answers
+            is_sure &= not {"unsure", "open"} & answers
+            unsettled = _named(case.suspect) if "open" in answers else unsettled
             refuted |= {number} if "refuted" in answers else set()
     _refuse_unfinished(unfinished, {relu.node for relu in relus}, path)
-    return Settled(relus, frozenset(refuted), raised, is_sure=is_sure and not relus)
+    return Settled(relus, frozenset(refuted), raised, is_sure=is_sure and not relus, unsettled=unsettled)
 
 
 def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[Node], path: Path) -> None:
@@ -268,7 +272,7 @@ class _Case:
             return "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
         if self.derivative is not None and not self.derivative.any():
             # What passes a gradient on to x is a ReLU operation by itself, or nothing is; unless all is closed here.
-            return "unsure" if self.is_open or self._is_closed else "plain"
+            return "open" if self.is_open or self._is_closed else "plain"
         if self.is_open:
             is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
             is_bounded = suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
@@ -289,7 +293,8 @@ class _Case:
         if self.suspect.x.choice is Choice.BEHIND:
             return self._answer_of_derivatives()
         if self.is_open:
-            return "unsure"
+            # What is never negative 0 does not close.
+            return "unsure" if self.suspect.x.sign else "open"
         if self.suspect.x.choice is Choice.APART and self._is_shift:
             return "plain"
         return self._refused() if self.judgement.is_gate else "plain"
@@ -302,9 +307,12 @@ class _Case:
         towards = [derivative(self.node, self.suspect, value, is_of_one=False) for value in (x, less)]
         derivatives = [one for one in towards if one is not None]
         if len(derivatives) < 2:
-            return "unsure"
+            return "open"
         verdict = judge_behind((as_numpy(x.tensor), as_numpy(less.tensor)), derivatives)
-        return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
+        if verdict is Verdict.UNSETTLED and not any(one.any() for one in derivatives):
+            # Nothing comes from there but through ReLUs that are guided.
+            return "unsure"
+        return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "open"}.get(verdict, "plain")  # type: ignore[return-value]
 
     def _refused(self) -> _Answer:
         return "unfinished" if self.is_settled else "refused"

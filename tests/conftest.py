@@ -26,6 +26,8 @@ gc.disable()
 
 CHROMIUM = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 CHROMIUM += " --disable-component-update --disable-sync"
+# A camera that shows a test picture, and whose use is granted.
+CHROMIUM += " --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 
 # They take long, some of them though they hold few tests: begun last, they would be waited for.
 LONG = (

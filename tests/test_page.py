@@ -184,6 +184,29 @@ def test_what_goes_wrong_is_said(visit, vision, tmp_path):
     assert visit.wrong == []
 
 
+def test_the_camera_s_picture_is_explained(visit, vision):
+    camera = visit.tab.locator("[data-camera]")
+    camera.click()
+    expect(camera).to_have_text("Take this picture")
+    visit.tab.wait_for_function("document.querySelector('[data-video]').videoWidth > 0")
+    visit.tab.evaluate("document.body.removeAttribute('data-explained')")
+    camera.click()
+    visit.tab.locator("body[data-explained]").wait_for(timeout=60_000)
+    assert "The camera's picture" in visit.tab.locator("[data-shown]").text_content()
+    label = int(visit.tab.locator("body").get_attribute("data-explained"))
+    pixels = np.float32(visit.tab.evaluate("[...now.seen.pixels]")).reshape(*RECIPE.size, 3)
+    # The test picture is coloured, and not black, as that of a camera that was stopped too soon.
+    assert pixels.std() > 10
+    mean, std = np.float32(RECIPE.mean), np.float32(RECIPE.std)
+    images = torch.from_numpy(((pixels / 255 - mean) / std).transpose(2, 0, 1)[None])
+    wanted = GuidedBackprop(vision.network).explain(images)
+    assert int(wanted.labels[0]) == label
+    visit.tab.locator("input[value='GuidedBackprop']").check()
+    assert_allclose(visit.map(), wanted.attribution[0], rtol=0, atol=1e-5 * wanted.attribution.abs().max())
+    assert visit.tab.evaluate("document.querySelector('[data-video]').srcObject") is None
+    assert visit.wrong == []
+
+
 def test_a_folder_for_a_web_host(browser, vision, tmp_path):
     """The same page with files beside it, which come from its own host and from nowhere else."""
     result = CliRunner().invoke(

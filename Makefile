@@ -12,8 +12,8 @@ INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 # What is compiled to bytecode is what is imported, when it is. So it has to be kept: without it each process compiles TensorFlow and Keras anew, which takes 20 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types docs format browser npm fuzz tutorials page suite bench bench-jobs neurons trust pins audit
-.PHONY: clean
+.PHONY: demo test check lint types docs format browser npm fuzz tutorials page site suite bench bench-jobs neurons trust pins
+.PHONY: audit clean
 .DEFAULT_GOAL := demo
 
 # Explain two real photos with a real network; the pictures are in out/demo, the page is out/demo.html.
@@ -83,6 +83,12 @@ browser:
 # A network in a page that explains photos by itself, out/page.html: two photos are in it. npm brings its engine.
 page: $(READY) npm
 	$(BIN)/guided-backprop page --overwrite --output out/page.html $(PHOTOS)
+
+# The documentation with the page in it, for a web host: out/site/index.html, and out/site/demo.
+site: $(READY) npm
+	$(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going --nitpicky --tag demo docs out/site
+	$(BIN)/guided-backprop page --overwrite --output out/site/demo $(PHOTOS)
+	@echo "out/site/index.html"
 
 # The page's engine comes from there, once.
 npm:

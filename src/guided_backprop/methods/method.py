@@ -326,7 +326,6 @@ class Method(Explainer):
         return other
 
     def as_it_is(self) -> Self:
-        """Return this method as it is, without what was compiled of it."""
         other = copy.copy(self)
         other.compiled = None
         return other

@@ -34,6 +34,7 @@ LONG = (
     "test_keras_backends.py",
     "test_tutorials.py",
     "test_engines.py",
+    "test_export_spellings.py",
     "test_tensorflow_programs.py",
     "test_out_of_memory.py",
     "test_export.py",

@@ -59,7 +59,7 @@ _DTYPES_OF_ARRAYS = {"float64", "float32", "float16"}
 
 @dataclass(frozen=True)
 class _Run:
-    """One forward pass: the leaves it started from, its output, the nodes between them, and what these images leave unsettled."""
+    """One forward pass: its leaves, its output, the nodes between them, and what these images leave unsettled."""
 
     leaves: list[torch.Tensor]
     output: torch.Tensor

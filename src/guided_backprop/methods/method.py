@@ -283,10 +283,10 @@ class Method(Explainer):
         it is, and ``explanations.engine`` says so, and which engine computed the others. Maps differ by rounding from
         those of this method, in single precision.
 
-        Weights are fixed: a model that changed since is an error, never explained by its former weights. With "auto" the
-        run of :meth:`optimize` is tried as well: where that is the fastest it is taken, and changed weights count. Graphs
-        are kept on disk, so that a second start only opens and compares them: ``guided-backprop cache``. In TensorFlow
-        and JAX this returns an equal method: both compile already.
+        Weights are fixed: a model that changed since is an error, never explained by its former weights. With "auto"
+        the run of :meth:`optimize` is tried as well; where that is the fastest it is taken, and changed weights count.
+        Graphs are kept on disk, so that a second start only opens and compares them: ``guided-backprop cache``. In
+        TensorFlow and JAX this returns an equal method: both compile already.
 
         Args:
             images: a batch such as will be explained, in single precision: the fastest engine is found on it.

@@ -79,7 +79,7 @@ class _Makeup:
     """
 
     def __init__(self, state: _State) -> None:
-        self._modules, self._types = state.modules, list(map(type, state.modules))
+        self._parts, self._types = state.modules, list(map(type, state.modules))
         self._sources = list(chain.from_iterable(map(_sources_of, state.modules)))
         self._held = list(chain.from_iterable(self._sources))
 
@@ -89,7 +89,7 @@ class _Makeup:
         return (
             len(held) == len(self._held)
             and all(map(operator.is_, held, self._held))
-            and all(map(operator.is_, map(type, self._modules), self._types))
+            and all(map(operator.is_, map(type, self._parts), self._types))
         )
 
 

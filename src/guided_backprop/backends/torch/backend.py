@@ -59,7 +59,7 @@ _DTYPES_OF_ARRAYS = {"float64", "float32", "float16"}
 
 @dataclass(frozen=True)
 class _Run:
-    """One forward pass: the leaves it started from, its output, and the nodes between them."""
+    """One forward pass: the leaves it started from, its output, the nodes between them, and what these images leave unsettled."""
 
     leaves: list[torch.Tensor]
     output: torch.Tensor
@@ -67,7 +67,6 @@ class _Run:
     gates: Mapping[Node, Gate]
     activations: Mapping[Node, Composite]
     spelled: Sequence[Spelled] = ()
-    # What other images may show to be a ReLU, by name.
     unsettled: str = ""
 
 

@@ -21,7 +21,7 @@ Explain = Callable[[Any, Any], Any]
 Prepare = Callable[[Any, Any], Explain]
 
 FORWARD, GRADIENT, OURS = "forward", "gradient", "ours"
-FAST_FORWARD, PRODUCTS = "forward folded", "products alone"
+FAST_FORWARD, ENGINE_FORWARD, PRODUCTS = "forward folded", "forward in an engine", "products alone"
 OURS_LIBRARY = "guided-backprop"
 # Relative to the reference map's norm. In float32 a ReLU nearly at a tie may open or close, and a pixel with it.
 TOLERANCES = {"float64": 1e-6, "float32": 2e-2}

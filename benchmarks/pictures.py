@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from contest import FAST_FORWARD, FORWARD, GRADIENT, OURS, PRODUCTS
+from contest import ENGINE_FORWARD, FAST_FORWARD, FORWARD, GRADIENT, OURS, PRODUCTS
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from rows import read
@@ -18,6 +18,7 @@ mpl.use("agg")
 COLORS = {
     FORWARD: "0.8",
     FAST_FORWARD: "0.72",
+    ENGINE_FORWARD: "0.8",
     PRODUCTS: "0.64",
     GRADIENT: "0.56",
     OURS: "#1f4e8c",

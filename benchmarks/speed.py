@@ -9,14 +9,14 @@ Raw rows go to CSV files. Run a part again and it replaces its own rows only.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import memory
 import rounds
-from contest import FAST_FORWARD, PRODUCTS, Contestant, Framework, Referee, load
+from contest import ENGINE_FORWARD, FAST_FORWARD, FORWARD, GRADIENT, PRODUCTS, Contestant, Framework, Referee, load
 from rows import replace, row
 
 RESULTS, QUICK_RESULTS = Path("benchmarks/results"), Path("out/benchmarks")
@@ -42,6 +42,7 @@ def parsed() -> argparse.Namespace:
     limits = argparse.ArgumentParser(add_help=False)
     limits.add_argument("--models", type=listed, help="names, with commas between")
     limits.add_argument("--batches", type=numbers, help="sizes, with commas between")
+    limits.add_argument("--contestants", type=listed, help="names, with commas between; the forward pass always runs")
     limits.add_argument("--repeats", type=int, help="least number of rounds; 5, or 3 in rows that are slow")
     limits.add_argument("--memory-repeats", type=int, default=1, help="processes for each peak of memory")
     run = commands.add_parser("run", parents=[common, limits])
@@ -74,7 +75,7 @@ def check(framework: Framework, models: Iterable[str], contestants: Mapping[str,
         for name, contestant in contestants.items():
             if contestant.explains:
                 verdict = referee.judge(contestant)
-                rows.append(row(framework, contestant, model=model, contestant=name, **asdict(verdict)))
+                rows.append(row(framework, contestant, model=model, contestant=name, **dataclasses.asdict(verdict)))
                 print(f"{framework.name} check, {model}, {name}: {verdict.word}", file=sys.stderr)
     replace(path, rows, ("model",))
 
@@ -91,8 +92,18 @@ def weigh_all(framework: Framework, cases: list[tuple[str, int, str]], repeats: 
         replace(path, memory.measure(framework, part, repeats), ("model", "batch"))
 
 
+def only(framework: Framework, names: list[str] | None) -> Framework:
+    """Return a framework with some of its contestants; the forward pass and the gradient are always there."""
+    kept = {*(names or framework.contestants), FORWARD, GRADIENT}
+    unknown = kept - framework.contestants.keys()
+    if unknown:
+        sys.exit(f"No such contestant: {', '.join(sorted(unknown))}. There are {', '.join(framework.contestants)}.")
+    some = {name: each for name, each in framework.contestants.items() if name in kept}
+    return dataclasses.replace(framework, contestants=some)
+
+
 def run(options: argparse.Namespace) -> None:
-    framework = load(options.framework)
+    framework = only(load(options.framework), options.contestants)
     models = options.models or list(framework.models)
     batches = options.batches or ([1, 2] if options.quick else [1, 8, 32])
     folder, calls = options.folder or (8 if options.quick else 500), options.calls or (20 if options.quick else 1000)
@@ -111,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
         if task in options.tasks:
             time_all(framework, make(), limits, speed)
     if "memory" in options.tasks:
-        names = [name for name in framework.contestants if name not in (FAST_FORWARD, PRODUCTS)]
+        names = [name for name in framework.contestants if name not in (FAST_FORWARD, ENGINE_FORWARD, PRODUCTS)]
         cases = [(model, batch, name) for model in models for batch in batches for name in names]
         weigh_all(framework, cases, options.memory_repeats, peaks)
 

@@ -4,14 +4,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from contest import FAST_FORWARD, FORWARD, GRADIENT, OURS, PRODUCTS
+from contest import ENGINE_FORWARD, FAST_FORWARD, FORWARD, GRADIENT, OURS, PRODUCTS
 from rows import read
 from summary import FRAMEWORKS, Key, Measured, Spread, not_right, peaks, settings, times
 
 Wrong = set[tuple[str, str]]
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 ORDER = [
-    *(FORWARD, FAST_FORWARD, PRODUCTS, GRADIENT, OURS, "ours optimized", "ours compiled", "ours lean"),
+    *(FORWARD, FAST_FORWARD, ENGINE_FORWARD, PRODUCTS, GRADIENT, OURS, "ours optimized", "ours compiled", "ours lean"),
     *("Captum", "zennit", "pytorch-grad-cam", "Xplique", "tf-keras-vis"),
 ]
 TITLES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}

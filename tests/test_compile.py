@@ -1,17 +1,18 @@
 """A compiled method explains as the method does, in an engine, or says that it did not; never by former weights."""
 
 import copy
-import hashlib
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+import xxhash
 from click.testing import CliRunner
 from torch import nn
 
@@ -19,8 +20,9 @@ from guided_backprop import DeconvNet, GuidedBackprop, ImageError, LabelError, M
 from guided_backprop.backends.torch.export.weights import key_of
 from guided_backprop.commands.main import command
 from guided_backprop.export import cache
-from guided_backprop.export.engine import installed
+from guided_backprop.export.engine import ENGINES, installed
 from guided_backprop.methods import compile as compiling
+from guided_backprop.methods.export import opened
 from networks import IMAGES, LABELS
 from networks_torch import Net, oracle
 
@@ -45,13 +47,13 @@ class Positions(nn.Module):
 @pytest.fixture(scope="module")
 def net():
     net = Net(nn.ReLU()).float()
-    net.middle[0].list = [torch.zeros(1), "word"]
+    net.middle[0].list, net.middle[0].factor = [torch.zeros(1), "word"], 1.5
     return net
 
 
 @pytest.fixture(scope="module")
 def compiled(net):
-    return GuidedBackprop(net).compile(IMAGES_32[:2])
+    return GuidedBackprop(net).compile(IMAGES_32[:2], "onnxruntime")
 
 
 @pytest.mark.parametrize("engine", installed())
@@ -134,6 +136,20 @@ def test_errors_are_those_of_the_method(both):
 
 CHANGES = {
     "a number": lambda model: model.stem.weight.data.view(-1)[:1].add_(1e-3),
+    "a bit of it": lambda model: (
+        model.stem.weight.detach().numpy().view(np.int32).__ixor__(np.eye(1, 3, dtype=np.int32)[0])
+    ),
+    "its sign": lambda model: model.stem.weight.data.neg_(),
+    "other memory": lambda model: setattr(model.stem.weight, "data", model.stem.weight.data.flip(0)),
+    "another order": lambda model: setattr(model.stem.weight, "data", model.stem.weight.data.transpose(2, 3)),
+    "its layout and a number": lambda model: (
+        model.to(memory_format=torch.channels_last).stem.weight.data[0, 0, 0, :1].add_(1e-3)
+    ),
+    "another precision": lambda model: setattr(model.stem.weight, "data", model.stem.weight.data.double()),
+    "a parameter": lambda model: setattr(model.stem, "weight", nn.Parameter(model.stem.weight + 1)),
+    "a hook": lambda model: model.middle[0].register_forward_hook(lambda module, given, result: result),
+    "a kind": lambda model: setattr(model.middle[0], "__class__", type("Other", (type(model.middle[0]),), {})),
+    "a list": lambda model: model.middle[0].list.append(1),
     "a swap": lambda model: model.stem.weight.data.copy_(model.stem.weight.data.flip(0)),
     "a buffer": lambda model: next(model.buffers()).mul_(1.001),
     "an option": lambda model: setattr(model.middle[0], "note", 3),
@@ -142,19 +158,43 @@ CHANGES = {
 }
 
 
+@pytest.fixture
+def of_a_copy(net, compiled):
+    """A copy of the network, compiled: its graph is that of the network."""
+    copied = copy.deepcopy(net)
+    return copied, GuidedBackprop(copied).compile(IMAGES_32[:2], "onnxruntime")
+
+
+@pytest.mark.parametrize("is_beside", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_model_that_changed_is_an_error(change, net, compiled):
-    before, modules = copy.deepcopy(net.state_dict()), dict(net._modules)
-    CHANGES[change](net)
-    try:
+def test_a_model_that_changed_is_an_error(change, is_beside, of_a_copy):
+    """Whether it is looked at before the engine runs, or meanwhile."""
+    model, method = of_a_copy
+    method.compiled._is_beside = is_beside
+    np.testing.assert_allclose(method.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
+    CHANGES[change](model)
+    for labels in (LABELS, 99, lambda output: output[:, 0]):
         with pytest.raises(ModelError, match="changed since"):
-            compiled.explain(IMAGES_32)
-    finally:
-        net.load_state_dict(before)
-        net._modules.update(modules)
-        net.middle[0].list[0].zero_()
-        vars(net.middle[0]).pop("note", None)
-    np.testing.assert_allclose(compiled.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
+            method.explain(IMAGES_32, labels)
+
+
+NO_CHANGES = {
+    "an equal parameter": lambda model: setattr(model.stem, "weight", nn.Parameter(model.stem.weight.detach().clone())),
+    "an equal option": lambda model: setattr(model.middle[0], "factor", float("1.5")),
+    "there and back": lambda model: (model.stem.weight.data.neg_(), model.stem.weight.data.neg_()),
+    "equal memory": lambda model: setattr(model.stem.weight, "data", model.stem.weight.data.clone()),
+    "another layout": lambda model: model.to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("change", NO_CHANGES)
+def test_what_is_equal_is_no_change(change, of_a_copy):
+    model, method = of_a_copy
+    NO_CHANGES[change](model)
+    np.testing.assert_allclose(method.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
+    model.stem.weight.data[0, 0, 0, 0] += 1
+    with pytest.raises(ModelError, match="changed since"):
+        method.explain(IMAGES_32, LABELS)
 
 
 class NotKept(BaseException):
@@ -171,12 +211,21 @@ def not_recorded(monkeypatch):
 
 @pytest.mark.usefixtures("not_recorded")
 def test_a_second_start_opens_what_was_kept(net, compiled):
-    again = GuidedBackprop(copy.deepcopy(net)).compile(IMAGES_32[:2] * 0.5)
+    again = GuidedBackprop(copy.deepcopy(net)).compile(IMAGES_32[:2] * 0.5, "onnxruntime")
     assert again.explain(IMAGES_32, LABELS).engine == compiled.compiled.engine
+    assert again.compiled.times == compiled.compiled.times
     np.testing.assert_allclose(again.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
     for other, images in ((DeconvNet(net), IMAGES_32), (GuidedBackprop(net), IMAGES_32[..., 1:])):
         with pytest.raises(NotKept):
-            other.compile(images)
+            other.compile(images, "onnxruntime")
+
+
+def test_for_another_number_of_images_nothing_is_recorded_again(net, monkeypatch):
+    assert GuidedBackprop(net).compile(IMAGES_32[:2]).compiled.times.keys() == {*installed(), "torch"}
+    monkeypatch.setattr(compiling, "recorded", None)
+    again = GuidedBackprop(net).compile(IMAGES_32)
+    assert again.compiled.times.keys() == {*installed(), "torch"}
+    np.testing.assert_allclose(again.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
 
 
 @pytest.fixture
@@ -187,13 +236,18 @@ def copied(tmp_path, monkeypatch):
     return tmp_path / "copy"
 
 
-def reversed_weights(folder, stored, weights):
-    """Other weights, and words that say so: what is compared is the map."""
+def rewritten(folder, name, stored):
+    """Another file, and words that say so: what is compared is the map."""
+    (folder / name).write_bytes(stored)
+    said = json.loads((folder / "entry.json").read_text())
+    said["files"][name] = xxhash.xxh3_128(stored).hexdigest()
+    (folder / "entry.json").write_text(json.dumps(said))
+
+
+def reversed_weights(stored, weights):
     for weight in weights:
         stored = stored.replace(weight, weight[::-1])
-    (folder / "map.onnx").write_bytes(stored)
-    said = json.loads((folder / "entry.json").read_text())
-    (folder / "entry.json").write_text(json.dumps(said | {"sha256": hashlib.sha256(stored).hexdigest()}))
+    return stored
 
 
 DAMAGES = {
@@ -201,21 +255,95 @@ DAMAGES = {
     "a byte": lambda folder, stored, weights: (folder / "map.onnx").write_bytes(
         stored.replace(weights[0][:4], b"abcd")
     ),
-    "other weights": reversed_weights,
+    "other weights": lambda folder, stored, weights: rewritten(folder, "map.onnx", reversed_weights(stored, weights)),
     "no words": lambda folder, stored, weights: (folder / "entry.json").write_text("{"),
     "gone": lambda folder, stored, weights: (folder / "map.onnx").unlink(),
 }
 
 
-@pytest.mark.usefixtures("not_recorded", "compiled")
+@pytest.mark.usefixtures("not_recorded")
+@pytest.mark.parametrize("engine", installed())
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_was_damaged_is_made_anew(damage, net, copied):
-    GuidedBackprop(net).compile(IMAGES_32[:2])
+def test_what_was_damaged_is_made_anew(damage, engine, in_engines, copied):
+    net = in_engines
+    GuidedBackprop(net).compile(IMAGES_32[:2], engine)
     weights = [row.tobytes() for row in net.head[-1].weight.detach().numpy()]
     for folder in copied.iterdir():
+        for stored in folder.glob("*.blob"):
+            stored.unlink()
         DAMAGES[damage](folder, (folder / "map.onnx").read_bytes(), weights)
     with pytest.raises(NotKept):
-        GuidedBackprop(net).compile(IMAGES_32[:2])
+        GuidedBackprop(net).compile(IMAGES_32[:2], engine)
+
+
+@pytest.fixture(scope="module")
+def in_engines(net):
+    """Let each engine have its own graph kept."""
+    for engine in installed():
+        GuidedBackprop(net).compile(IMAGES_32[:2], engine)
+    return net
+
+
+@pytest.mark.usefixtures("not_recorded")
+def test_what_an_engine_stored_is_opened_and_a_damaged_one_is_not_believed(in_engines, copied, monkeypatch):
+    def compiled():
+        return GuidedBackprop(in_engines).compile(IMAGES_32[:2], "openvino")
+
+    paths, paths_opened = list(copied.rglob("*.blob")), []
+
+    def seen(path, *rest):
+        paths_opened.append(path.suffix)
+        return opened(path, *rest)
+
+    monkeypatch.setattr(compiling, "opened", seen)
+    compiled()
+    assert paths_opened == [".blob"]
+    kept = {path: path.read_bytes() for path in paths}
+    # Not as it was written: the graph is opened instead.
+    for path in paths:
+        path.write_bytes(kept[path][:-1])
+    compiled()
+    # As it was written, but no such file.
+    for path in paths:
+        rewritten(path.parent, path.name, b"none")
+    np.testing.assert_allclose(compiled().explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
+    assert paths_opened == [".blob", ".onnx", ".blob", ".onnx"]
+    # Another network's: its maps are others.
+    weights = [row.tobytes() for row in in_engines.head[-1].weight.detach().numpy()]
+    for path in paths:
+        rewritten(path.parent, path.name, reversed_weights(kept[path], weights))
+        assert reversed_weights(kept[path], weights) != kept[path]
+    with pytest.raises(NotKept):
+        compiled()
+
+
+def test_the_frameworks_own_run_is_taken_where_it_is_the_fastest(tmp_path, monkeypatch):
+    monkeypatch.setenv("GUIDED_BACKPROP_CACHE", str(tmp_path))
+    net = Net(nn.ReLU()).float()
+
+    def slowly(self, inputs):
+        time.sleep(0.2)
+        return run[type(self)](self, inputs)
+
+    run = {kind: kind.run for kind in ENGINES.values()}
+    for kind in ENGINES.values():
+        monkeypatch.setattr(kind, "run", slowly)
+    method = GuidedBackprop(net).compile(IMAGES_32[:2])
+    assert method.compiled.times["torch"] == min(method.compiled.times.values())
+    explained = method.explain(IMAGES_32, LABELS)
+    assert explained.engine == f"torch {torch.__version__}, optimized"
+    np.testing.assert_allclose(explained, oracle(), **TOLERANCE)
+    again = GuidedBackprop(copy.deepcopy(net)).compile(IMAGES_32[:2])
+    assert again.explain(IMAGES_32).engine == explained.engine
+    # Its weights are live: a change counts at once.
+    before = net.stem.weight.detach().clone()
+    net.stem.weight.data.neg_()
+    np.testing.assert_allclose(
+        method.explain(IMAGES_32, LABELS), GuidedBackprop(net).explain(IMAGES_32, LABELS), **TOLERANCE
+    )
+    assert not np.allclose(method.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
+    net.stem.weight.data.copy_(before)
+    assert GuidedBackprop(net).compile(IMAGES_32[:2], "onnxruntime").compiled.times.keys() == {"onnxruntime"}
 
 
 def test_a_key_is_of_weights_options_and_code():

@@ -179,6 +179,18 @@ def test_labels_in_a_file(tmp_path):
     np.testing.assert_allclose(results["attribution"], method.explain(images, weights).attribution, **TOLERANCE)
 
 
+def test_a_shape_that_leaves_a_size_open_beside_the_number_of_images(tmp_path):
+    def open_sizes(self, x):
+        x = torch.relu(x).view(x.shape[0], 5, -1) * torch.ones(2)
+        return x.mean(2).view(x.size(0), -1)
+
+    images = rows(3, 6)
+    exported = GuidedBackprop(Own(open_sizes)).export(tmp_path / "map.onnx", images)
+    explained = GuidedBackprop(Own(open_sizes)).explain(images)
+    results = run(exported.path, images, np.full(3, -1))
+    np.testing.assert_allclose(results["attribution"], explained.attribution, **TOLERANCE)
+
+
 def counting(self, x):
     self.count.add_(1)
     return torch.relu(x) * self.count / self.count

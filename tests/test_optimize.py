@@ -28,6 +28,8 @@ from guided_backprop import (
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.torch.fast import kernels
 from guided_backprop.backends.torch.fast.stem import StridedConvolution
+from guided_backprop.backends.torch.hidden import step
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 
@@ -752,3 +754,32 @@ def test_lean_takes_less_memory():
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, **options)
     lean, usual = map(int, done.stdout.split())
     assert lean < 0.35 * usual
+
+
+def test_functions_of_our_own_hide_nothing_more_to_look_at(monkeypatch):
+    """An optimised model is looked at where the model is: its functions give their results a gradient.
+
+    A planted fault: taken for such that give none, each layer behind them is looked at.
+    """
+    looked_at: list[str] = []
+    suspects = ForwardWatch._suspects
+
+    def seen(self, looked, *rest, **named):
+        looked_at.append(looked.name)
+        return suspects(self, looked, *rest, **named)
+
+    monkeypatch.setattr(ForwardWatch, "_suspects", seen)
+    model = made(
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 8, 7, 2), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16)),
+            *(nn.ReLU(), nn.Conv2d(16, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)),
+        )
+    ).float()
+    batch = images(2, 3, 56, 56).float()
+    plain = GuidedBackprop(model).explain(batch, 1)
+    optimized = GuidedBackprop(deepcopy(model)).optimize(batch).explain(batch, 1)
+    np.testing.assert_allclose(optimized, plain, rtol=1e-3, atol=1e-5)
+    assert not looked_at
+    monkeypatch.setattr(step, "is_inside_own", lambda: False)
+    GuidedBackprop(deepcopy(model)).optimize(batch).explain(batch, 1)
+    assert looked_at

@@ -6,10 +6,13 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from guided_backprop.export.extra import package
 
 _FILE, _SAID = "map.onnx", "entry.json"
 
@@ -18,12 +21,25 @@ class Entry(NamedTuple):
     """A graph that was kept.
 
     Attributes:
-        path: the file.
+        where: its folder.
         said: what was said of it, as JSON has it.
     """
 
-    path: Path
-    said: Mapping[str, Any]
+    where: Path
+    said: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The graph's file."""
+        return self.where / _FILE
+
+    def file(self, name: str) -> Path | None:
+        """Return a file that was added; None if there is none, or it is not as it was written."""
+        digest = self.said["files"].get(name)
+        try:
+            return self.where / name if digest is not None and digest == _digest(self.where / name) else None
+        except OSError:
+            return None
 
 
 def folder() -> Path:
@@ -46,16 +62,16 @@ def entry(key: str) -> Entry | None:
     """Return what is kept by a key; None if there is nothing, or it is not as it was written."""
     where = folder() / key
     try:
-        said = json.loads((where / _SAID).read_text())
-        is_whole = said["sha256"] == _digest(where / _FILE)
-    except (OSError, ValueError, TypeError, KeyError):
+        found = Entry(where, json.loads((where / _SAID).read_text()))
+        return None if found.file(_FILE) is None else found
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return Entry(where / _FILE, said) if is_whole else None
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest: str = hashlib.file_digest(file, package("xxhash").xxh3_128).hexdigest()
+    return digest
 
 
 def keep(key: str, write: Callable[[Path], Mapping[str, Any]]) -> Entry:
@@ -72,7 +88,7 @@ def keep(key: str, write: Callable[[Path], Mapping[str, Any]]) -> Entry:
         draft = Path(tempfile.mkdtemp(prefix="guided_backprop_"))
     try:
         said = dict(write(draft / _FILE))
-        said["sha256"] = _digest(draft / _FILE)
+        said["files"] = {_FILE: _digest(draft / _FILE)}
         (draft / _SAID).write_text(json.dumps(said))
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -82,8 +98,32 @@ def keep(key: str, write: Callable[[Path], Mapping[str, Any]]) -> Entry:
     with suppress(OSError):
         drop(key)
         draft.replace(where)
-        return Entry(where / _FILE, said)
-    return Entry(draft / _FILE, said)
+        return Entry(where, said)
+    return Entry(draft, said)
+
+
+def note(entry: Entry, said: Mapping[str, Any]) -> None:
+    """Say more of what is kept; where nothing can be written, to this process alone."""
+    entry.said.update(said)
+    with suppress(OSError):
+        _put(entry.where / _SAID, lambda path: path.write_text(json.dumps(entry.said)))
+
+
+def add(entry: Entry, name: str, write: Callable[[Path], object]) -> None:
+    """Keep another file beside the graph, if it can be written."""
+    with suppress(OSError):
+        _put(entry.where / name, write)
+        note(entry, {"files": {**entry.said["files"], name: _digest(entry.where / name)}})
+
+
+def _put(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file where nobody looks, and move it to its place."""
+    draft = path.with_name(f".{os.getpid()}_{threading.get_ident()}_{path.name}")
+    try:
+        write(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def drop(key: str) -> None:

@@ -19,7 +19,7 @@ from guided_backprop.rules import GUIDED, ReluRule
 from guided_backprop.subject import Subject, brief
 
 if TYPE_CHECKING:
-    from guided_backprop.methods.compile import Compiled
+    from guided_backprop.methods.compiled import Compiled
 
 Reducer = Literal["mean", "sum", "max", "min", "absmax"]
 REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
@@ -287,13 +287,15 @@ class Method(Explainer):
         it is, and ``explanations.engine`` says so, and which engine computed the others. Maps differ by rounding from
         those of this method, in single precision.
 
-        Weights are fixed: a model that changed since is an error, never explained by its former weights. Graphs are
-        kept on disk, so that a second start only opens and compares them: ``guided-backprop cache``. In TensorFlow and
-        JAX this returns an equal method: both compile already.
+        Weights are fixed: a model that changed since is an error, never explained by its former weights. With "auto"
+        the run of :meth:`optimize` is tried as well; where that is the fastest it is taken, and changed weights count.
+        Graphs are kept on disk, so that a second start only opens and compares them: ``guided-backprop cache``. In
+        TensorFlow and JAX this returns an equal method: both compile already.
 
         Args:
             images: a batch such as will be explained, in single precision: the fastest engine is found on it.
-            engine: "onnxruntime", "openvino", or "auto" for the fastest of those that are installed and agree.
+            engine: "onnxruntime", "openvino", or "auto" for the fastest of those that are installed and agree, and of
+                :meth:`optimize`.
 
         Raises:
             OptionError: there is no such engine, or the method is none of one pass at the images.

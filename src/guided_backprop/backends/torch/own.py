@@ -4,6 +4,7 @@ They are ``torch.autograd.Function``s like a user's, but what they compute is kn
 them is a ReLU that applies a rule itself.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ Function = Callable[..., Any]
 Arguments = tuple[Any, ...]
 Named = dict[str, Any]
 
+#: Whether one of them runs right now, in this thread: ``is_own``.
+RUNNING = threading.local()
 # What gives back a gradient that nothing else holds.
 _MAKERS = {"ConvolutionBackward0", "MaxPool2DWithIndicesBackward0", "NativeBatchNormBackward0"}
 
@@ -31,6 +34,15 @@ class OwnFunction(torch.autograd.Function):
 
     is_maker: ClassVar[bool] = False
     is_in_place: ClassVar[bool] = False
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        """Run it, as one that is known."""
+        RUNNING.is_own = True
+        try:
+            return super().apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        finally:
+            RUNNING.is_own = False
 
 
 class OwnRelu(OwnFunction):

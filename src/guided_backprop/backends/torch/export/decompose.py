@@ -13,7 +13,7 @@ import torch
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._decomp import decompositions as reference
 
-from guided_backprop.backends.torch.export.pools import POOLS, resizing
+from guided_backprop.backends.torch.export.pools import POOLS, gated, resizing
 
 aten = torch.ops.aten
 Sizes = Sequence[int]
@@ -174,11 +174,11 @@ def _per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _threshold_backward(g: torch.Tensor, y: torch.Tensor, threshold: float) -> torch.Tensor:
-    return torch.where(y > threshold, g, 0.0)
+    return gated(g, y > threshold)
 
 
 def _hardtanh_backward(g: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    return torch.where((x > low) & (x < high), g, 0.0)
+    return gated(g, (x > low) & (x < high))
 
 
 def _fmax(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,15 @@
 """What a compiled graph depends on: a model's weights, and what it is made of, looked at in each call.
 
-Weights can be changed in ways that nothing counts, so their values are looked at.
+Weights can be changed in ways that nothing counts, so all of their memory is read. That is as fast as memory is, and
+can be done while an engine computes.
 """
 
+import operator
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
-from typing import Final, NamedTuple, Self
+from itertools import chain
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -14,9 +17,10 @@ from torch import nn
 
 from guided_backprop.arrays import Model
 from guided_backprop.errors import ModelError
+from guided_backprop.export.extra import package
 
-# A tensor of no more numbers is compared whole.
-_SMALL = 4096
+# What is read in the time that it takes to start a thread for it.
+_LITTLE: Final = 4 << 20
 _LITERALS: Final = frozenset({bool, int, float, str, bytes, type(None)})
 
 
@@ -26,26 +30,31 @@ class _State(NamedTuple):
     Attributes:
         made_of: its modules, and their options.
         tensors: all that it holds: parameters, buffers, also what is kept as a plain attribute, or in lists there.
+        modules: itself, and all in it.
+        is_told_by_memory: whether all its numbers are in tensors.
     """
 
     made_of: list[object]
     tensors: list[torch.Tensor]
+    modules: list[nn.Module]
+    is_told_by_memory: bool
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """Look at a model, as fast as can be: this is done in each call."""
+        """Look at all of a model."""
         made_of: list[object] = []
         tensors: list[torch.Tensor] = []
-        waiting, known = [model], {id(model)}
-        while waiting:
-            module = waiting.pop()
+        modules, known, in_arrays = [model], {id(model)}, False
+        # Those that are found on the way are looked at as well.
+        for module in modules:
             held = module.__dict__
-            made_of += (id(module), type(module), len(held["_forward_hooks"]), len(held["_forward_pre_hooks"]))
+            made_of += (id(module), type(module), *map(id, chain(*_hooks_of(module))))
             own = [value for name, value in held.items() if name not in _INTERNAL]
             for value in _flat([*held["_parameters"].values(), *held["_buffers"].values(), *own]):
                 if isinstance(value, torch.Tensor):
                     tensors.append(value)
                 elif isinstance(value, np.ndarray):
+                    in_arrays = True
                     made_of.append(value.tobytes())
                 else:
                     # Of what is neither a number nor a word, which one it is.
@@ -53,23 +62,102 @@ class _State(NamedTuple):
             for part in held["_modules"].values():
                 if part is not None and id(part) not in known:
                     known.add(id(part))
-                    waiting.append(part)
-        return cls(made_of, tensors)
+                    modules.append(part)
+        return cls(made_of, tensors, modules, not in_arrays)
 
-    def fingerprint(self) -> list[torch.Tensor]:
-        """Return numbers that are others if any weight is: of a large one, sums along all axes but the first."""
-        whole: list[torch.Tensor] = []
-        sums: list[torch.Tensor] = []
-        with torch.no_grad():
-            for tensor in self.tensors:
-                if not tensor.is_floating_point():
-                    sums.append(tensor.clone())
-                elif tensor.ndim < 2 or tensor.numel() <= _SMALL:
-                    whole.append(tensor.reshape(-1))
-                else:
-                    rows = tensor.reshape(len(tensor), -1)
-                    sums.append(torch.mv(rows, _numbers(rows.shape[1])))
-            return [torch.cat(whole), *sums] if whole else sums
+
+def _hooks_of(module: nn.Module) -> Iterator[Iterable[object]]:
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        yield module.__dict__[name].values()
+
+
+class _Makeup:
+    """Whether a model holds the very objects that it held, told faster than by a look at all of them.
+
+    Args:
+        state: of the model.
+    """
+
+    def __init__(self, state: _State) -> None:
+        self._parts, self._types = state.modules, list(map(type, state.modules))
+        self._sources = list(chain.from_iterable(map(_sources_of, state.modules)))
+        self._held = list(chain.from_iterable(self._sources))
+
+    def is_same(self) -> bool:
+        """Tell whether each name, and each place in a list, holds what it held."""
+        held = list(chain.from_iterable(self._sources))
+        return (
+            len(held) == len(self._held)
+            and all(map(operator.is_, held, self._held))
+            and all(map(operator.is_, map(type, self._parts), self._types))
+        )
+
+
+def _sources_of(module: nn.Module) -> Iterator[Iterable[object]]:
+    """Yield what can be gone through again and again, to find all that a module holds by then."""
+    held = module.__dict__
+    hooks = (held["_forward_hooks"], held["_forward_pre_hooks"])
+    waiting = [held, held["_parameters"], held["_buffers"], held["_modules"], *hooks]
+    waiting += [value for name, value in held.items() if name not in _INTERNAL]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from (value, value.values())
+        elif isinstance(value, list):
+            yield value
+        if value is not held and isinstance(value, dict | list | tuple):
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+class _Memory:
+    """What lies in the memory of some tensors.
+
+    Args:
+        tensors: in the memory of the processor.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._digest: Any = package("xxhash").xxh3_64_intdigest
+        self._tensors, self._forms = tensors, _forms(tensors)
+        # In the order in which they lie, so that they can be read without a copy.
+        self._orders = [sorted(range(one.ndim), key=one.stride, reverse=True) for one in tensors]
+        # Held, so that nothing else comes to lie at these places.
+        self._places, self._views = _places(tensors), list(map(_memory, tensors, self._orders))
+
+    def digests(self, tensors: Sequence[torch.Tensor] | None = None) -> list[int]:
+        """Return a number for each tensor, or for what took its place: another one if any of its bits is."""
+        tensors, views = tensors or self._tensors, self._views
+        if None in views or _places(tensors) != self._places:
+            if _forms(tensors) != self._forms:
+                return []
+            # What lies elsewhere by now, or in another order, is read there.
+            views = [_memory(*one) or _copied(*one) for one in zip(tensors, self._orders, strict=True)]
+        return list(map(self._digest, views))
+
+
+def _places(tensors: Sequence[torch.Tensor]) -> list[object]:
+    return [(tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+
+
+def _forms(tensors: Sequence[torch.Tensor]) -> list[object]:
+    return [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+
+
+def _memory(tensor: torch.Tensor, order: Sequence[int]) -> memoryview | None:
+    """Return a tensor's memory; None if it lies in another order, or means something else than what is there."""
+    lying = tensor.detach().permute(tuple(order))
+    if not lying.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        return None
+    return _bytes_of(lying)
+
+
+def _copied(tensor: torch.Tensor, order: Sequence[int]) -> memoryview:
+    return _bytes_of(tensor.detach().resolve_conj().resolve_neg().permute(tuple(order)).contiguous())
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    numbers: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(numbers)
 
 
 class Weights:
@@ -80,6 +168,9 @@ class Weights:
 
     Raises:
         ModelError: it is none, or its weights are on another device than the processor, or not in single precision.
+
+    Attributes:
+        are_many: whether it takes longer to read them than to begin to.
     """
 
     def __init__(self, model: Model) -> None:
@@ -96,30 +187,27 @@ class Weights:
                 "model must be in single precision, on the processor, to be compiled; received "
                 f"{', '.join(sorted(f'{dtype} on {device}' for device, dtype in kinds))}. Take optimize(images)."
             )
-        self._made_of, self._values = state.made_of, state.fingerprint()
+        self.are_many = sum(tensor.nbytes for tensor in state.tensors) > _LITTLE
+        self._made_of = state.made_of
+        self._makeup, self._memory = _Makeup(state), _Memory(state.tensors)
+        self._digests = self._memory.digests()
+        self._is_told_by_memory = state.is_told_by_memory
 
     def are_the_same(self) -> bool:
         """Tell whether nothing changed since."""
-        state = _State.of(self._model)
-        if state.made_of != self._made_of:
-            return False
-        now = state.fingerprint()
-        return len(now) == len(self._values) and all(map(torch.equal, now, self._values))
+        tensors = None
+        if not (self._is_told_by_memory and self._makeup.is_same()):
+            state = _State.of(self._model)
+            if state.made_of != self._made_of or len(state.tensors) != len(self._digests):
+                return False
+            # What was put in place of something may be equal to it.
+            tensors = state.tensors
+        return self._memory.digests(tensors) == self._digests
 
 
 def threads() -> int:
     """Return how many threads a call may use."""
     return torch.get_num_threads()
-
-
-_NUMBERS: dict[int, torch.Tensor] = {}
-
-
-def _numbers(count: int) -> torch.Tensor:
-    """Return so many numbers, the same each time, by which a sum tells in which order its terms are."""
-    if count not in _NUMBERS:
-        _NUMBERS[count] = torch.from_numpy(np.random.default_rng(0).uniform(0.5, 1.5, count).astype(np.float32))
-    return _NUMBERS[count]
 
 
 # What each module has to say of itself, but for whether it is in training.

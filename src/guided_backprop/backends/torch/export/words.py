@@ -124,8 +124,11 @@ def _same(to: Writer, node: Node, x: Any, *ignored: Any, **named: Any) -> str:
 
 
 def _view(to: Writer, node: Node, x: Any, sizes: Sequence[Any]) -> str:
+    # A size that is left to be worked out is worked out by the trace, so that one alone is left to the engine.
+    known = node.meta["val"].shape
+    sizes = [own if size == -1 and isinstance(own, int) else size for size, own in zip(sizes, known, strict=True)]
     free = [place for place, size in enumerate(sizes) if not isinstance(size, int)]
-    if len(free) == 1:
+    if len(free) == 1 and -1 not in sizes:
         # A constant, from which engines can tell the other sizes.
         fixed = [size if isinstance(size, int) else -1 for size in sizes]
         return to.file.add("Reshape", to.name(x), to.file.integers(*fixed))

@@ -15,11 +15,11 @@ from guided_backprop.backends.signs import Sign, sign_of_difference
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Extreme, Note, Operand, Value
 from guided_backprop.backends.torch.hidden.signs import exponent_of, sign_of_result
+from guided_backprop.backends.torch.own import RUNNING
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
 # They choose among values that come to one place.
 _REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
-_PACKED: Final = frozenset({"convolution_pointwise", "convolution_transpose_pointwise", "linear_pointwise"})
 # What a softmax is lessened by; and what leaves that as it is.
 _EXTREMES: Final = frozenset({"amax", "amin", "max", "min"})
 _COPIES: Final = _DETACHES | {"clone"}
@@ -38,8 +38,8 @@ class Step(nomination.Step[Value]):
         self.name, self._args, self._named, self._tensors = name, args, named, operands
         row = OPERATIONS[name]
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
-        # Packed layers run in a function of their own, which gives their results a gradient.
-        has_gradient = torch.is_grad_enabled() or name in _PACKED
+        # What is optimised runs in functions of this library's, which give their results a gradient.
+        has_gradient = torch.is_grad_enabled() or is_inside_own()
         self.falling = frozenset[int]().union(*(operand.note.falling for operand in operands if operand.note))
         super().__init__(
             row,
@@ -117,6 +117,11 @@ class Step(nomination.Step[Value]):
         if extreme is None:
             return None
         return extreme.word, next((other for other in self._tensors if extreme.is_of(other.tensor)), None)
+
+
+def is_inside_own() -> bool:
+    """Tell whether a function of this library's runs: it is one operation, whose result it gives a gradient."""
+    return getattr(RUNNING, "is_own", False)
 
 
 def _fits(candidate: notes.Candidate[Value], result: torch.Tensor) -> bool:

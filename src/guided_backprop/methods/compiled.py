@@ -1,0 +1,240 @@
+"""What a compiled method is computed by: a graph that is open in an engine, or PyTorch's optimised run."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from threading import Thread
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy
+from guided_backprop.backends.base import Attributed, Backend, Score, Weigh, per_image
+from guided_backprop.coverage import Coverage, Nonlinearity
+from guided_backprop.errors import GuidedBackpropError, ModelError
+from guided_backprop.export.agreement import by_name
+from guided_backprop.export.engine import Engine
+from guided_backprop.export.plan import TOP, WEIGHTS
+from guided_backprop.labels.label import Weigher
+from guided_backprop.methods.trial import Method
+
+# How far the highest score must be above the next for an engine and Python to take the same class.
+_GAP = 1e-5
+#: What explains a batch by the method as it is.
+AsItIs = Callable[[Backend, Inputs, Weigh, Score | None], Attributed]
+
+
+class Weights(Protocol):
+    """What is known of a model's weights.
+
+    Attributes:
+        are_many: whether it takes longer to look at them than to begin to.
+    """
+
+    are_many: bool
+
+    def are_the_same(self) -> bool:
+        """Tell whether nothing changed."""
+
+
+class Compilable(Method, Protocol):
+    """What is asked of a method that is compiled."""
+
+    def optimize(self, images: Images) -> Self:
+        """Return the same, run faster by its framework."""
+
+    def explain_batch(self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None) -> Attributed:
+        """Explain one batch."""
+
+
+class Compiled(ABC):
+    """What computes a method's explanations.
+
+    Attributes:
+        engine: its name and version.
+        times: how long a call took for the images that were given, in seconds, by the name of what computed it.
+    """
+
+    engine: str
+    times: Mapping[str, float]
+
+    @abstractmethod
+    def attribute(
+        self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None, as_it_is: AsItIs
+    ) -> Attributed:
+        """Explain a batch, and say by what."""
+
+    def __repr__(self) -> str:
+        return self.engine
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        # In another process the method runs as it is: what an engine has open does not travel.
+        return _nothing, ()
+
+
+class Optimized(Compiled):
+    """The framework's own optimised run. It reads the weights in each call, so that a change counts at once.
+
+    Args:
+        method: optimised.
+        version: the framework's name and version.
+    """
+
+    def __init__(self, method: Compilable, version: str) -> None:
+        self.engine, self.times = f"{version}, optimized", {}
+        self._method = method
+
+    def attribute(
+        self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None, as_it_is: AsItIs
+    ) -> Attributed:
+        own = self._method.subject.backend(inputs)
+        return replace(self._method.explain_batch(own, inputs, weigh, score), engine=self.engine)
+
+
+class InEngine(Compiled):
+    """A graph that is open in an engine.
+
+    Args:
+        engine: has it open.
+        said: what was said of the graph when it was recorded.
+        weights: of the model that it was recorded of.
+        like: images such as it takes.
+        threads: how many threads the engine uses.
+    """
+
+    def __init__(self, engine: Engine, said: Mapping[str, Any], weights: Weights, like: Inputs, threads: int) -> None:
+        self.engine, self.times = engine.name, {}
+        self._engine, self._said, self._weights = engine, said, weights
+        self._kind = kind_of(like)
+        self._is_beside = weights.are_many and _cores() > threads
+        self._coverage = Coverage([Nonlinearity(*one) for one in said["coverage"]])
+        self._maps = [name for name in said["outputs"] if name.startswith("attribution")]
+
+    def attribute(
+        self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None, as_it_is: AsItIs
+    ) -> Attributed:
+        """Explain a batch by the graph, or as it is, and say which.
+
+        Raises:
+            ModelError: the model is another one by now.
+        """
+        if not self._is_beside:
+            _require_the_same(self._weights.are_the_same())
+            return self._attributed(backend, inputs, weigh, score, as_it_is)
+        are_the_same = _beside(self._weights)
+        try:
+            return self._attributed(backend, inputs, weigh, score, as_it_is)
+        finally:
+            # What was made meanwhile of another model, an error included, is nobody's.
+            _require_the_same(are_the_same())
+
+    def _attributed(
+        self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None, as_it_is: AsItIs
+    ) -> Attributed:
+        reason = self._why_not(inputs, score)
+        if reason is None:
+            try:
+                attributed = self._run(backend, inputs, weigh)
+            except GuidedBackpropError:
+                raise
+            except Exception as error:
+                if backend.is_out_of_memory(error):
+                    raise
+                reason = f"{self.engine} failed"
+            else:
+                if attributed is not None:
+                    return attributed
+                reason = "values that are not finite"
+        return replace(as_it_is(backend, inputs, weigh, score), engine=f"{backend.framework}: {reason}")
+
+    def _why_not(self, inputs: Inputs, score: Score | None) -> str | None:
+        """Return why this cannot be computed by the graph, or None."""
+        if score is not None:
+            return "a function as label"
+        if kind_of(inputs) != self._kind:
+            return "images of another form, shape or dtype"
+        return None
+
+    def _run(self, backend: Backend, inputs: Inputs, weigh: Weigh) -> Attributed | None:
+        """Run the graph; None where something is not finite, of which the model itself has to say what."""
+        arrays = [np.ascontiguousarray(as_numpy(array)) for array in inputs.arrays]
+        known = weigh.ids if isinstance(weigh, Weigher) else None
+        count = inputs.count
+        first = self._results(arrays, np.full(count, TOP) if known is None else known)
+        outputs = first["outputs"]
+        # Labels that do not suit the outputs are an error here.
+        weights = weigh(outputs)
+        results = [first]
+        if known is None or ((known == TOP).any() and not _is_clear(outputs, backend.channel_axis(outputs) or 1)):
+            results = [self._results(arrays, np.full(count, WEIGHTS), one) for one in weights]
+        if not all(result["is_finite"].all() for result in results):
+            return None
+        maps = [self._in_form(result, backend, inputs) for result in results]
+        head = self._said["head"]
+        scores = [
+            per_image(one, outputs) if head is None else result["scores"].astype(np.float64)
+            for one, result in zip(weights, results, strict=True)
+        ]
+        return Attributed(maps, np.stack(scores), outputs, self._coverage, head, engine=self.engine)
+
+    def _results(
+        self, arrays: Sequence[NumpyArray], ids: NumpyArray, weights: NumpyArray | None = None
+    ) -> dict[str, NumpyArray]:
+        shape = (len(ids), *self._said["shape"])
+        told = np.zeros(shape, np.float32) if weights is None else weights.astype(np.float32)
+        return self._engine.run(by_name(self._said["inputs"], [*arrays, ids.astype(np.int64), told]))
+
+    def _in_form(self, result: Mapping[str, NumpyArray], backend: Backend, inputs: Inputs) -> Inputs:
+        left = iter([result[name] for name in self._maps])
+        return inputs.map(lambda array: backend.from_numpy(next(left), array) if backend.is_floating(array) else None)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _cores() -> int:
+    """Return how many threads of this process can run at once."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _require_the_same(are_the_same: bool) -> None:
+    if not are_the_same:
+        raise ModelError(
+            "model must be what was compiled; received one whose weights, layers or options changed since. "
+            "Call compile(images) again, or optimize(images) for weights that change."
+        )
+
+
+def _beside(weights: Weights) -> Callable[[], bool]:
+    """Look at weights while an engine computes; return what waits for whether they are the same.
+
+    A thread of this call alone: of one that is kept nothing would be left behind a fork.
+    """
+    told: Future[bool] = Future()
+
+    def look() -> None:
+        try:
+            told.set_result(weights.are_the_same())
+        except BaseException as error:
+            told.set_exception(error)
+
+    Thread(target=look, name="guided_backprop_weights", daemon=True).start()
+    return told.result
+
+
+def kind_of(inputs: Inputs) -> Hashable:
+    """Return what images must have in common with those that a graph was recorded of."""
+    kinds = [(tuple(array.shape[1:]), str(array.dtype).removeprefix("torch.")) for array in inputs.arrays]
+    return inputs.form, tuple(kinds)
+
+
+def _is_clear(outputs: NumpyArray, axis: int) -> bool:
+    """Tell whether the class with the highest sum is so far above the next that rounding leaves it so."""
+    if outputs.ndim == 1 or outputs.shape[axis] == 1:
+        return True
+    totals = np.moveaxis(outputs, axis, 1).reshape(len(outputs), outputs.shape[axis], -1).sum(2, dtype=np.float64)
+    highest = np.partition(totals, -2, axis=1)[:, -2:]
+    return bool((highest[:, 1] - highest[:, 0] > _GAP * np.abs(totals).max(1)).all())

@@ -26,7 +26,7 @@ from guided_backprop.labels.parse import parse_label
 from guided_backprop.rules import DECONV, GUIDED, PLAIN
 from networks import CLASSES, LABELS, channels_last
 from networks_tensorflow import Net, oracle, small_net, small_oracle
-from spellings import column
+from spellings import column, together
 from spellings.arithmetic import ARITHMETIC
 from spellings.capped import CAPPED
 from spellings.forms import FORMS
@@ -78,10 +78,10 @@ def by_rule(model: Any, images: Any = IMAGES, labels: Any = LABELS) -> dict[str,
     return dict(zip(RULES, found, strict=True))
 
 
-@pytest.mark.parametrize("spelling", ACTIVATIONS)
-def test_every_spelling_of_a_relu(spelling):
-    """Under the rule that is hardest to get right; the worked example has the others."""
-    result = explain(small_net(ACTIVATIONS[spelling]))
+@pytest.mark.parametrize("spellings", together(ACTIVATIONS), ids=" | ".join)
+def test_every_spelling_of_a_relu(spellings):
+    """Three in a network, under the rule that is hardest to get right; the worked example has each alone, by all."""
+    result = explain(small_net(*(ACTIVATIONS[spelling] for spelling in spellings)))
     np.testing.assert_allclose(result.attribution, small_oracle(), **TOLERANCE)
     assert result.coverage == (("relu", 3, "guided"),)
 

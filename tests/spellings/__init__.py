@@ -64,3 +64,12 @@ def column(
         if isinstance(cell, Cell) and verdict in ((below if isinstance(below, Cell) else cell).verdict, None):
             ways[name] = cell.write
     return ways
+
+
+def together(ways: dict[str, Callable[..., Any]]) -> list[tuple[str, str, str]]:
+    """Return the names of ways by threes, for networks with three activations: each that is missed changes the map.
+
+    Their number need not be divisible: the last of them are completed by the first.
+    """
+    names = [*ways, *[*ways][:2]]
+    return [(names[start], names[start + 1], names[start + 2]) for start in range(0, len(ways), 3)]

@@ -117,6 +117,6 @@ def test_trust_of_digits(tmp_path):
     for name in ("curves.png", "maps.png"):
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 10
-    table = trust.faithfulness(model, images[4000:4003], made, 14).splitlines()
+    table = trust.by_quantus(model, images[4000:4003], made, 14).splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == ["Saliency", "GuidedBackprop", "edges", "random"]
     assert all(0 <= float(score) <= 1 for line in table[2:] for score in line.strip("| ").split(" | ")[1:])

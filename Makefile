@@ -23,9 +23,9 @@ demo: $(DEMO_READY)
 	$(BIN)/guided-backprop explain --output out/demo $(PHOTOS)
 	$(BIN)/guided-backprop report --overwrite --output out/demo.html $(PHOTOS)
 
-# Two processes, each with files of its own: what a file builds once it builds in one of them.
+# Processes with files of their own: what a file builds once it builds in one of them. Three for two cores, for tests wait.
 test: $(READY) browser npm
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Thousands of random programs, where the tests try some: each map right, or refused by name.
 fuzz: $(READY)

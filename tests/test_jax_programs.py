@@ -187,3 +187,7 @@ def test_each_ordinary_operation_is_taken(name):
 def test_planted_fault_a_relu_that_is_not_guided_is_seen(monkeypatch):
     monkeypatch.setitem(HIDDEN, "a fault", behind(jax.nn.elu))
     assert outcome(["a fault"]).startswith("off by")
+
+
+def test_the_largest_of_a_handful_of_images_are_no_threshold():
+    assert outcome(["padded", "a stack", "gate of another", "embedding", "top-k"]) == "right"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop.backends.evidence import other_images
+from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict, judge
 
 SHAPE = (12, 8, 3, 3)
@@ -91,7 +92,7 @@ def test_the_largest_of_a_row_are_no_gate():
     """Chosen by rank, they are compared with each other; on other images other sizes are among the largest."""
     together = np.concatenate([X, *other_images(X), X - 2]).reshape(-1, 72)
     kept = np.where(together >= np.sort(together, axis=1)[:, -9:-8], together, 0)
-    assert judge(kept, together, is_by_rank=True).verdict is Verdict.NONE
+    assert judge(kept, together, ranks=Ranks.ALL).verdict is Verdict.NONE
 
 
 def test_planted_fault_two_values_refute():

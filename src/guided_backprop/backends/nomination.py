@@ -84,7 +84,7 @@ class Step(Noting[Ref]):
         is_none = self.row.word in ("gather", "sort") or self._is_curve
         for operand in self._read:
             if operand.ref is not None and not is_none:
-                yield Candidate(operand.ref, operand.size)
+                yield Candidate(operand.ref, operand.size, ranked=operand.note.ranked if operand.note else frozenset())
             yield from () if operand.note is None else operand.note.parts
         yield from (source for note in notes_of(self._tainted) for source in note.sources)
         yield from self._chosen_from()

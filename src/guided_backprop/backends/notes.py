@@ -14,6 +14,17 @@ Ref = TypeVar("Ref", bound=Hashable)
 MOST_SOURCES: Final = 16
 
 
+class Ranks(Enum):
+    """Whether what chose among values compared them with each other, as a top-k does, or with constants."""
+
+    #: Nothing compared values with each other: what is closed is closed by a threshold.
+    NONE = auto()
+    #: Something may have: the largest may be open, wherever 0 is.
+    SOME = auto()
+    #: All that chose did: the largest are open, and need not be positive.
+    ALL = auto()
+
+
 class Choice(Enum):
     """How a result was chosen from among numbers, some of which may be constants."""
 
@@ -38,6 +49,7 @@ class Candidate(NamedTuple, Generic[Ref]):
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
         choice: how the result was chosen from it, if it was, and constants may be among its numbers.
         less: another value that is to be taken away from it first, if there is one.
+        ranked: the operations that compared values with each other before it was made.
     """
 
     ref: Ref
@@ -45,6 +57,7 @@ class Candidate(NamedTuple, Generic[Ref]):
     is_bounded: bool = False
     choice: Choice = Choice.NONE
     less: Ref | None = None
+    ranked: frozenset[Hashable] = frozenset()
 
     @property
     def values(self) -> list[Ref]:
@@ -59,6 +72,7 @@ class Note(Generic[Ref]):
     Attributes:
         is_tainted: whether something was chosen by size, or passed on without a gradient, among what it was made of.
         is_by_rank: whether all of that compared values with each other, and none with a constant.
+        ranked: the operations that may have compared values of the images with each other; pools are none.
         is_pooled: whether all of that was the largest of values, none of which was put there: that zeroes none of them.
         is_bound: whether it is what a bound made, or a multiple of that.
         is_falling: whether it may become a ReLU and is none yet, as ``min(x, 0)``.
@@ -76,6 +90,7 @@ class Note(Generic[Ref]):
 
     is_tainted: bool = False
     is_by_rank: bool = True
+    ranked: frozenset[Hashable] = frozenset()
     is_pooled: bool = True
     is_bound: bool = False
     is_falling: bool = False
@@ -93,13 +108,14 @@ class Note(Generic[Ref]):
     def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
         """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
-        return replace(self, parts=(), sources=sources, ordered=(), differences=())
+        return replace(self, ranked=frozenset(), parts=(), sources=sources, ordered=(), differences=())
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
         """Return what is known of a value that is one or the other."""
         return Note(
             is_tainted=self.is_tainted or other.is_tainted,
             is_by_rank=self.is_by_rank and other.is_by_rank,
+            ranked=self.ranked | other.ranked,
             is_pooled=self.is_pooled and other.is_pooled,
             is_bound=self.is_bound or other.is_bound,
             is_falling=self.is_falling or other.is_falling,

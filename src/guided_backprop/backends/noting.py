@@ -6,10 +6,8 @@ from typing import Final
 from guided_backprop.backends.notes import Candidate, Choice, Note, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.step import CURVES, RANKS, Given, notes_of
+from guided_backprop.backends.step import CURVES, RANKS, SUMMARIES, Given, notes_of
 
-# Each of these tells of many values at once.
-_SUMMARIES: Final = RANKS | {"mean", "norm", "sum"}
 # They put values of several places together, or at more places.
 _PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter", "stack"})
 
@@ -34,6 +32,7 @@ class Noting(Given[Ref]):
         return Note(
             is_tainted=self.starts or bool(self._tainted),
             is_by_rank=self.is_by_rank,
+            ranked=self.ranked(size),
             is_pooled=self._is_pooled,
             is_bound=self.row.kind is Kind.CLIP or self._is_of_a_bound,
             is_falling=is_falling or any(note.is_falling for note in self._notes),
@@ -94,7 +93,7 @@ class Noting(Given[Ref]):
     def _is_summary(self) -> bool:
         """Whether each number that it gives tells of many values."""
         is_moved = self.row.kind is Kind.MOVES and self.row.word not in _PUTS - {"broadcast"}
-        return self.row.word in _SUMMARIES or (is_moved and any(note.is_summary for note in self._notes))
+        return self.row.word in SUMMARIES or (is_moved and any(note.is_summary for note in self._notes))
 
     def _new_sources(self, candidates: Sequence[Candidate[Ref]]) -> Sequence[Candidate[Ref]]:
         """Return what the taint comes from, if it begins here."""

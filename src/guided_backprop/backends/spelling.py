@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray, Tensor
+from guided_backprop.backends.notes import Ranks
 from guided_backprop.rules import ReluRule
 
 
@@ -74,8 +75,10 @@ class Judgement:
 _SAMPLE: Final = 32768
 # That so many values lie as a gate would have them, while they do not depend on x, has a chance of exp(-14): 1e-6.
 _EVIDENCE: Final = 14.0
-# So much more evidence is asked for by channel, where values were compared with each other.
-_BY_RANK: Final = 10.0
+# So much more evidence is asked for where values were compared with each other, and by channel: the mean of a row, and
+# what is turned in sign with it, do not lie as by chance.
+_OF_RANKS: Final = 3.0
+_OF_RANKS_BY_ROW: Final = 10.0
 # By so many units in the last place of the largest number a sum may miss 0.
 _LEFT: Final = 32
 # So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
@@ -89,7 +92,7 @@ def judge(
     x: NumpyArray,
     rounding: float = 1e-3,
     *,
-    is_by_rank: bool = False,
+    ranks: Ranks = Ranks.NONE,
     is_of_one_sign: bool = False,
     is_of_two: bool = False,
 ) -> Judgement:
@@ -103,8 +106,8 @@ def judge(
         y: what an operation gave, real, of any shape; axis 0 runs over images.
         x: what it may be a ReLU of, with as many values, in the same order.
         rounding: how far a multiple may be off, as a share of the largest value.
-        is_by_rank: whether all that chose among the values compared them with each other (a top-k, a sort) and never
-            with a constant. Then the largest are open and need not be positive.
+        ranks: how what chose among the values compared them. With each other, as a top-k and a sort do, and never with
+            a constant: then the largest are open and need not be positive.
         is_of_one_sign: whether x never changes its sign, however the images are. Then what is closed here and there is
             closed by something else.
         is_of_two: whether ``y`` is the larger or smaller of x and another value, wherever they are. Then it may be 0 in
@@ -119,10 +122,14 @@ def judge(
         part = np.ix_(*(np.linspace(0, size - 1, min(size, side)).astype(int) for size in y.shape))
         if y[part].size < y.size:
             # A sample can only acquit.
-            judgement = _judged(y[part], x[part], rounding, eps, is_by_rank=is_by_rank)
+            judgement = _judged(y[part], x[part], rounding, eps, ranks=ranks)
             if judgement.verdict is Verdict.NONE:
                 return judgement
-        judgement = _judged(y, x, rounding, eps, is_by_rank=is_by_rank)
+        judgement = _judged(y, x, rounding, eps, ranks=ranks)
+    if ranks is not Ranks.NONE and judgement.is_gate and len(y) < _FEW:
+        # The larger half of one row, or what is above its mean, is what is above 0 as often as not.
+        closed = np.full((1,) * y.ndim, np.nan) if judgement.closed is None else judgement.closed
+        return Judgement(Verdict.NONE) if ranks is Ranks.ALL else Judgement(Verdict.UNSETTLED, closed)
     if (is_of_one_sign or is_of_two) and judgement.verdict is Verdict.PARTIAL:
         return Judgement(Verdict.NONE)
     if is_of_two and judgement.is_gate:
@@ -136,15 +143,15 @@ def closes_elsewhere(closed: NumpyArray | None) -> bool:
     return closed is None or bool(np.nan_to_num(closed).any())
 
 
-def _judged(y: NumpyArray, x: NumpyArray, rounding: float, eps: float, *, is_by_rank: bool) -> Judgement:
+def _judged(y: NumpyArray, x: NumpyArray, rounding: float, eps: float, *, ranks: Ranks) -> Judgement:
     near = _rounded(y, eps)
     is_possible = ((near == 0) & (x != 0)).any() or np.unique(y).size < y.size
     if not is_possible and not _is_unsettled(y, x):
         # Closed values are alike, and most that is looked at has no two values alike.
         return Judgement(Verdict.NONE)
-    judgement = _gate(y, x, rounding, is_by_rank=is_by_rank)
+    judgement = _gate(y, x, rounding, ranks=ranks)
     is_gate = judgement is not None and judgement.is_gate
-    if not (is_gate or is_by_rank) and _is_gate_but_for_rounding(y, near, x, _rounded(x, 4 * eps), rounding):
+    if not (is_gate or ranks is Ranks.ALL) and _is_gate_but_for_rounding(y, near, x, _rounded(x, 4 * eps), rounding):
         judgement = Judgement(Verdict.PARTIAL)
     if judgement is None and _is_unsettled(y, x):
         return Judgement(Verdict.UNSETTLED)
@@ -164,7 +171,7 @@ def _is_gate_but_for_rounding(
     is_often = 4 * ((y == 0) & (near_x != 0)).sum() >= ((near == 0) & (near_x != 0)).sum()
     if is_often and _is_gate_in_places(near, near_x):
         return True
-    judgement = _gate(near, near_x, rounding, is_by_rank=False)
+    judgement = _gate(near, near_x, rounding, ranks=Ranks.NONE)
     return judgement is not None and judgement.verdict in (Verdict.CONVEX, Verdict.CONCAVE)
 
 
@@ -192,18 +199,18 @@ def groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
         yield (0,)
 
 
-def _gate(y: NumpyArray, x: NumpyArray, rounding: float, *, is_by_rank: bool) -> Judgement | None:
+def _gate(y: NumpyArray, x: NumpyArray, rounding: float, *, ranks: Ranks) -> Judgement | None:
     """Return how y is a gate of x, if it is."""
     weak = None
     for rows, shape in _by_rows(y, x):
         is_one = shape.count(1) == len(shape)
         for side in (1.0, -1.0):
-            gate = _Gate.of(rows[0], side * rows[1], is_one=is_one, is_by_rank=is_by_rank)
-            said = None if gate is None else gate.judged(rounding, side, shape, is_by_rank=is_by_rank)
+            gate = _Gate.of(rows[0], side * rows[1], is_one=is_one, ranks=ranks)
+            said = None if gate is None else gate.judged(rounding, side, shape, ranks=ranks)
             if said is not None and said.verdict in (Verdict.CONVEX, Verdict.CONCAVE):
                 return said
             weak = weak if said is None or (weak and weak.is_gate) else said
-    if not is_by_rank and _is_gate_in_places(y, x):
+    if ranks is not Ranks.ALL and _is_gate_in_places(y, x):
         return Judgement(Verdict.PARTIAL)
     return weak
 
@@ -237,7 +244,7 @@ class _Gate:
     evidence: float
 
     @classmethod
-    def of(cls, y: NumpyArray, x: NumpyArray, *, is_one: bool, is_by_rank: bool) -> "_Gate | None":
+    def of(cls, y: NumpyArray, x: NumpyArray, *, is_one: bool, ranks: Ranks) -> "_Gate | None":
         """Return how the rows are gates of x, if they are."""
         x = np.where(np.isnan(x), -np.inf, x)
         constants = np.take_along_axis(y, x.argmin(axis=1)[:, None], axis=1)
@@ -257,18 +264,21 @@ class _Gate:
         if is_full:
             is_in_all_rows = not (x[~has_closed] < 0).any()
             return cls(y, x, constants, True, is_in_all_rows, _surprise(is_closed[has_both]))
-        is_second = is_one and not is_by_rank and constants[0, 0] == 0 and low[0] > 0 and bool((x < 0).any())
+        is_second = is_one and ranks is not Ranks.ALL and constants[0, 0] == 0 and low[0] > 0 and bool((x < 0).any())
         return cls(y, x, constants, False, True, 0.0) if is_second else None
 
-    def judged(self, rounding: float, side: float, shape: tuple[int, ...], *, is_by_rank: bool) -> Judgement | None:
+    def judged(self, rounding: float, side: float, shape: tuple[int, ...], *, ranks: Ranks) -> Judgement | None:
         """Return what these rows say, ``side`` being what x was turned by; None if they are no gate at all."""
         slopes, is_by_channel = self.slopes(rounding), len(self.y) > 1
         # Where the largest are open, those of one channel are likely to be its largest, without any threshold.
-        needed = _EVIDENCE * (_BY_RANK if is_by_rank and is_by_channel else 1)
+        is_by_rank, has_ranks = ranks is Ranks.ALL, ranks is not Ranks.NONE
+        needed = _EVIDENCE * ((_OF_RANKS_BY_ROW if is_by_channel else _OF_RANKS) if has_ranks else 1)
         is_sure = self.evidence >= needed
-        if slopes is not None and self.is_in_all_rows and (is_sure or (self.is_at_zero and not is_by_rank)):
-            if self.has_closed_one:
-                # What is one number wherever it is closed was a gate before, as a sign.
+        is_clear = is_sure or (self.is_at_zero and not (has_ranks and self.is_full))
+        if slopes is not None and self.is_in_all_rows and is_clear:
+            if self.has_closed_one or (has_ranks and not self.is_full):
+                # What is one number wherever it is closed was a gate before, as a sign; and where the largest are open
+                # nothing below 0 may be among them.
                 return Judgement(Verdict.UNSETTLED, self.constants.reshape(shape))
             is_rising = (slopes[np.isfinite(slopes)] > 0).all()
             verdict = Verdict.CONVEX if is_rising else Verdict.CONCAVE

@@ -1,11 +1,11 @@
 """One operation with what it is given, and what it does with that, as its row in the table tells."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Generic
 
-from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ref
+from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks, Ref
 from guided_backprop.backends.operations import Kind, Operation
 
 CHOOSING: Final = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
@@ -26,6 +26,9 @@ _PRODUCTS: Final = frozenset("cumprod det eig inv prod svd".split())
 CHOICES: Final = frozenset({"max", "max_pool", "min", "sort"})
 # They compare values with each other alone, unless there is a constant among them.
 RANKS: Final = frozenset("argmax argmin argsort max max_pool min sort unique".split())
+# Each of these tells of many values at once.
+SUMMARIES: Final = RANKS | {"mean", "norm", "sum"}
+_ORDERS: Final = frozenset({"argsort", "sort", "unique"})
 # They compare nothing themselves.
 _AS_BEFORE: Final = frozenset("isfinite isinf isnan stop_gradient".split())
 _MIXING: Final = frozenset("avg_pool conv cumsum einsum fft matmul mean sum".split())
@@ -49,6 +52,7 @@ class Given(Generic[Ref]):
         held: what is known of what comes out of the loop, the branches or the function that it holds.
         exponent: of a power, where that is known.
         is_shifted: whether it is a value less the largest, or the smallest, of its own numbers.
+        place: which operation it is, the same one each time that it is looked at.
         overwritten: how many of the first operands are not read: they may be memory that nothing was written to.
         is_by_rank: whether all that chose among what it gives compared values of the images with each other.
     """
@@ -62,6 +66,7 @@ class Given(Generic[Ref]):
     exponent: float | None = None
     is_shifted: bool = False
     overwritten: int = 0
+    place: Hashable = None
     is_by_rank: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +78,30 @@ class Given(Generic[Ref]):
         self.starts = self.chooses or not self.passes
         self.is_tainted = bool(self._tainted)
         self.is_by_rank = self._ranks()
+
+    def ranks(self, candidate: Candidate[Ref], size: int | None = None) -> Ranks:
+        """Return how values were compared by what chose between a candidate and so many numbers that it gives."""
+        if self.is_by_rank:
+            return Ranks.ALL
+        return Ranks.SOME if self.ranked(size) - candidate.ranked else Ranks.NONE
+
+    def ranked(self, size: int | None = None) -> frozenset[Hashable]:
+        """Return the operations, up to this one, that may have compared values of the images with each other.
+
+        Of two values at one place the larger tells a sign, and no rank.
+        """
+        is_own = self.row.word in SUMMARIES - {"max_pool"} and not self._chooses_of_two(size)
+        is_own |= self.row.kind is Kind.COMPARES and self._compares_many
+        before = (note.ranked for note in [*self._notes, *self.held])
+        return frozenset({self.place} if is_own else ()).union(*before)
+
+    def _chooses_of_two(self, size: int | None) -> bool:
+        """Tell whether it chooses one of two values at each place, or puts values in order with as many constants."""
+        sizes = [one.size for one in self.dependent if one.size is not None]
+        if self.row.word not in _ORDERS:
+            return size is not None and any(one <= 2 * size for one in sizes)
+        parts = [part.size for note in self._notes if note.has_constants for part in note.parts]
+        return bool(parts and sizes) and all(part is not None and 2 * part <= min(sizes) for part in parts)
 
     @property
     def chooses(self) -> bool:
@@ -189,17 +218,24 @@ class Given(Generic[Ref]):
 
     def _compares_values(self) -> bool:
         """Tell whether it chooses itself, among values of other places none of which was put there."""
-        is_of_many = any(note.is_summary for note in self._notes) or len({one.size for one in self.dependent}) > 1
         is_comparison = self.row.kind is Kind.COMPARES and 1 < len(self.dependent) == len(self.operands)
-        if self.row.word not in RANKS and not (is_comparison and is_of_many):
+        if self.row.word not in RANKS and not (is_comparison and self._compares_many):
             return False
         # Of two values at one place, as x and -x, the larger one tells the sign of x.
         if any(note.is_stacked or note.has_constants for note in self._notes):
             return False
         return not any(operand.is_one_number() for operand in self.dependent)
 
+    @property
+    def _compares_many(self) -> bool:
+        """Whether some of what it is given tells of more values than other parts of it, as the largest of a row."""
+        is_summary = any(note.is_summary for note in self._notes)
+        return len(self.dependent) > 1 and (is_summary or len({one.size for one in self.dependent}) > 1)
+
     def _all_read(self, choice: Choice = Choice.NONE) -> Iterator[Candidate[Ref]]:
-        yield from (Candidate(one.ref, one.size, choice=choice) for one in self._read if one.ref is not None)
+        for one in self._read:
+            if one.ref is not None and one.note is not None:
+                yield Candidate(one.ref, one.size, choice=choice, ranked=one.note.ranked)
 
     @cached_property
     def _puts(self) -> bool:

@@ -22,7 +22,7 @@ from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of,
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
 from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, steps_between, watched
-from guided_backprop.backends.notes import Candidate, Choice
+from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, groupings, judge
 from guided_backprop.backends.step import PARTS
@@ -183,6 +183,8 @@ class Judge:
         verdict, closed, used, before = Verdict.UNSETTLED, None, 1, None
         for looks in range(1, _NEAR_LOOKS + 2):
             is_far = looks > _NEAR_LOOKS
+            # The largest of a few rows may lie as a gate would have them, by chance.
+            is_chance = nominee.ranks[x] is not Ranks.NONE and looks < _NEAR_LOOKS
             ys, xs = (self._seen(value, looks, first=_NEAR_LOOKS if is_far else 0) for value in (y, x))
             if ys is None or xs is None:
                 continue
@@ -198,7 +200,7 @@ class Judge:
             verdict, closed = judgement.verdict, judgement.closed
             if verdict is Verdict.UNSETTLED and self._signs.of(x):
                 verdict = Verdict.NONE
-            if verdict is Verdict.NONE or not (verdict is Verdict.UNSETTLED or is_thin(before[1])):
+            if verdict is Verdict.NONE or not (verdict is Verdict.UNSETTLED or is_thin(before[1]) or is_chance):
                 break
         return verdict, closed, used
 
@@ -212,7 +214,7 @@ class Judge:
             ys,
             xs,
             ROUNDING,
-            is_by_rank=nominee.is_by_rank,
+            ranks=nominee.ranks[x],
             is_of_one_sign=is_of_one_sign,
             is_of_two=nominee.is_of_two,
         )

@@ -4,7 +4,7 @@ Here is what JAX's programs have of their own: blocks that loops, branches and c
 several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.hidden.signs import shift_of
-from guided_backprop.backends.notes import Candidate, Choice, Note, Operand
+from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
 
@@ -32,7 +32,7 @@ class Nominee(NamedTuple):
         block: where.
         candidates: what it may be the ReLU of: as many numbers, in the same block.
         bounded: those of them that nothing but bounds which are not 0 lies behind: where these close is no ReLU.
-        is_by_rank: whether nothing was compared with a constant.
+        ranks: how values were compared by what chose between each of these and it.
         is_of_two: whether it is the larger or smaller of two values that depend on the images.
         choices: what it was chosen from, and how: numbers that may be constants, or two values by their difference.
     """
@@ -41,7 +41,7 @@ class Nominee(NamedTuple):
     block: Block
     candidates: tuple[Value, ...]
     bounded: frozenset[Value]
-    is_by_rank: bool
+    ranks: Mapping[Value, Ranks]
     is_of_two: bool
     choices: tuple[Candidate[Value], ...]
 
@@ -105,8 +105,10 @@ class Taint:
         if step.activation is not None:
             row, operands = nomination.activation(step.activation.name), [self._operand(step.activation.x)]
         passes = any(value.carries for value in step.outputs) and any(operand.is_active for operand in operands)
-        is_relu, is_shifted = step.relu is not None, bool(shift_of(step))
-        return nomination.Step(row, operands, passes, is_relu, held=held, exponent=step.exponent, is_shifted=is_shifted)
+        is_relu, is_shifted, exponent = step.relu is not None, bool(shift_of(step)), step.exponent
+        return nomination.Step(
+            row, operands, passes, is_relu, held=held, exponent=exponent, is_shifted=is_shifted, place=id(step)
+        )
 
     def _operand(self, value: Value) -> Operand[Value]:
         is_number = _is_floating(value)
@@ -156,7 +158,11 @@ class Taint:
             return [Note(is_tainted=True, is_by_rank=False)] if is_suspect else []
         if step.name not in REBUILT or not step.blocks:
             # What is not followed inside may be anything: no gradient comes back through a while loop.
-            return [Note(is_tainted=True, is_by_rank=False)] if step.kind is Kind.HOLDS else []
+            return (
+                [Note(is_tainted=True, is_by_rank=False, ranked=frozenset({id(step)}))]
+                if step.kind is Kind.HOLDS
+                else []
+            )
         for block in step.blocks:
             self._enter(step, block)
         results = [self.note(value) for block in step.blocks for value in block.outputs]
@@ -199,8 +205,8 @@ class Taint:
         ordered = sorted(candidates.keys() & reached, key=self._order.__getitem__)
         if ordered or choices:
             bounded = frozenset(value for value in ordered if candidates[value])
-            ranks = shown.is_by_rank, shown.is_of_two
-            self.nominees[y] = Nominee(step, block, tuple(ordered), bounded, *ranks, tuple(choices))
+            ranks = {one.ref: shown.ranks(one, _size(y)) for one in every}
+            self.nominees[y] = Nominee(step, block, tuple(ordered), bounded, ranks, shown.is_of_two, tuple(choices))
 
     def _reached(self, step: Step, wanted: Iterable[Value]) -> set[Value]:
         """Return which of some values of a block a gradient comes to from a step, if none passes what is guided."""

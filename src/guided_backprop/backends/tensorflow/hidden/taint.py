@@ -14,7 +14,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.nomination import Step, activation
-from guided_backprop.backends.notes import Choice, Note, Operand
+from guided_backprop.backends.notes import Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import Match
 from guided_backprop.backends.refusals import is_plain
@@ -140,7 +140,16 @@ class Taint:
             operands.append(Operand())
         passes = passes and any(operand.is_active for operand in operands)
         exponent, is_shifted = exponent_of(graph, node), bool(shift_of(graph, node))
-        return Step(row, operands, passes, is_relu, node.op in _GATES, exponent=exponent, is_shifted=is_shifted)
+        return Step(
+            row,
+            operands,
+            passes,
+            is_relu,
+            node.op in _GATES,
+            place=(body.name, node.name),
+            exponent=exponent,
+            is_shifted=is_shifted,
+        )
 
     def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:
         """Return the sign of all that a node gives; of a composite activation's end, that of the activation."""
@@ -185,7 +194,7 @@ class Taint:
             if note is not None and note.is_tainted:
                 # What chooses in there is looked at in there, and once more from here.
                 shown = [self._operand(body, node, operand) for operand in operand_refs(node)]
-                step = Step(OPERATIONS[node.op], shown, result.is_active, held=[note])
+                step = Step(OPERATIONS[node.op], shown, result.is_active, held=[note], place=(body.name, node.name))
                 if step.nominates() is not None:
                     self._add_places(body, node, step, [ref])
                 note = step.note(sign=result.sign, is_falling=True)
@@ -241,7 +250,8 @@ def _chosen(result: Trace, by: Trace) -> Trace:
     if by.note is None:
         return result
     is_by_rank = by.note.is_tainted and by.note.is_by_rank
-    return replace(result, note=(result.note or Note()).joined(Note(is_tainted=True, is_by_rank=is_by_rank)))
+    chosen = Note[str](is_tainted=True, is_by_rank=is_by_rank, ranked=by.note.ranked)
+    return replace(result, note=(result.note or Note()).joined(chosen))
 
 
 def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:
@@ -254,6 +264,7 @@ def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:
 def _candidates(body: Body, node: NodeDef, step: Step[str]) -> Iterator[Candidate]:
     """Yield what the results of a node may be ReLUs of."""
     bounded: dict[tuple[str, Choice, str], bool] = {}
+    ranks: dict[tuple[str, Choice, str], Ranks] = {}
     is_shift = _is_shift(body.graph, node)
     for candidate in step.candidates():
         if candidate.less is not None and is_shift:
@@ -261,6 +272,7 @@ def _candidates(body: Body, node: NodeDef, step: Step[str]) -> Iterator[Candidat
         less = "" if candidate.less is None else body.graph.copied(candidate.less)
         key = body.graph.copied(candidate.ref), candidate.choice, less
         bounded[key] = candidate.is_bounded and bounded.get(key, True)
+        ranks[key] = step.ranks(candidate)
     reached = reached_in(body, node)
     for (ref, choice, less), is_bounded in bounded.items():
         trace = body.trace(ref)
@@ -270,7 +282,7 @@ def _candidates(body: Body, node: NodeDef, step: Step[str]) -> Iterator[Candidat
         are_values = has_enough and all(body.graph.kind_of(one) in FLOATS for one in refs)
         if are_values and reached >= set(map(producer, active)):
             sign = Sign.UNKNOWN if less else trace.sign
-            yield Candidate(ref, sign, step.is_by_rank, is_bounded, step.is_of_two, choice, less)
+            yield Candidate(ref, sign, ranks[ref, choice, less], is_bounded, step.is_of_two, choice, less)
 
 
 def _is_shift(graph: Graph, node: NodeDef) -> bool:

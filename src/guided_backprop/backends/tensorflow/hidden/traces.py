@@ -9,7 +9,7 @@ from tensorflow.python.framework import ops
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.choices import difference
-from guided_backprop.backends.notes import Choice, Note
+from guided_backprop.backends.notes import Choice, Note, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.tensorflow.graph.nodes import VALUES, Graph, operand_refs, producer, word_of
@@ -55,7 +55,7 @@ class Candidate:
     Attributes:
         ref: the value.
         sign: the sign that all of it has, whatever the images are.
-        is_by_rank: whether all that chose between it and the place compared values with each other.
+        ranks: how what chose between it and the place compared values.
         is_bounded: whether nothing that chose could close but bounds that are not 0.
         is_of_two: whether the place gives the larger or smaller of two values that depend on the images.
         choice: how it gives some of the numbers of this value, if it does, and constants may be among these.
@@ -64,7 +64,7 @@ class Candidate:
 
     ref: str
     sign: Sign
-    is_by_rank: bool
+    ranks: Ranks
     is_bounded: bool
     is_of_two: bool
     choice: Choice

@@ -18,6 +18,7 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.choices import judge_behind, judge_choice
 from guided_backprop.backends.evidence import NEAR, is_evidence
+from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict, closes_elsewhere, judge
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_run, renamed
@@ -117,7 +118,7 @@ class Watch:
     def _is_doubtful(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether other images may say more: what compares values with each other may be a gate by chance."""
         candidate = self._candidate(pair)
-        return (verdict is Verdict.UNSETTLED and not candidate.sign) or candidate.is_by_rank
+        return (verdict is Verdict.UNSETTLED and not candidate.sign) or candidate.ranks is not Ranks.NONE
 
     @property
     def _idle(self) -> set[Pair]:
@@ -176,8 +177,8 @@ class Watch:
         if candidate.less:
             return judge_choice([(y, x)], candidate.choice).verdict
         rounding = 1e-3 if y.dtype.itemsize > 2 else 4e-2
-        by, has_sign = candidate.is_by_rank, bool(candidate.sign)
-        judged = judge(y, x, rounding, is_by_rank=by, is_of_one_sign=has_sign, is_of_two=candidate.is_of_two)
+        ranks, has_sign = candidate.ranks, bool(candidate.sign)
+        judged = judge(y, x, rounding, ranks=ranks, is_of_one_sign=has_sign, is_of_two=candidate.is_of_two)
         if candidate.is_bounded and judged.is_gate and closes_elsewhere(judged.closed):
             # A bound that is not 0 is no ReLU until it is shifted to 0.
             return Verdict.NONE
@@ -252,7 +253,7 @@ class Watch:
     def _is_told(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether what no image tells is no ReLU by how it is made."""
         candidate = self._candidate(pair)
-        is_known = bool(candidate.sign) or candidate.is_by_rank or candidate.is_choice
+        is_known = bool(candidate.sign) or candidate.ranks is Ranks.ALL or candidate.is_choice
         return verdict is Verdict.UNSETTLED and is_known
 
     def _is_closed(self, pair: Pair) -> bool:

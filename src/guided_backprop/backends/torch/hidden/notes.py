@@ -28,6 +28,7 @@ class Value:
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
         choice: how something was chosen from it, where constants may be among its numbers.
         less: another value that is taken away from it, behind weights.
+        ranks: how values were compared by what chose between it and what may be a ReLU of it.
     """
 
     tensor: torch.Tensor
@@ -37,6 +38,7 @@ class Value:
     is_bounded: bool = False
     choice: notes.Choice = notes.Choice.NONE
     less: "Value | None" = None
+    ranks: notes.Ranks = notes.Ranks.NONE
 
     @property
     def is_as_it_was(self) -> bool:

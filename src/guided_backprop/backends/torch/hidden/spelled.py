@@ -202,7 +202,7 @@ class _Case:
 
     def _judged(self, looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> Judgement:
         suspect = self.suspect
-        return judged(suspect.x, looks, is_by_rank=suspect.is_by_rank, is_of_two=suspect.is_of_two)
+        return judged(suspect.x, looks, is_of_two=suspect.is_of_two)
 
     @property
     def is_choice(self) -> bool:

@@ -33,7 +33,14 @@ class Step(nomination.Step[Value]):
     """
 
     def __init__(
-        self, name: str, args: tuple[Any, ...], named: Mapping[str, Any], operands: list[Operand], *, is_relu: bool
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        named: Mapping[str, Any],
+        operands: list[Operand],
+        *,
+        place: int,
+        is_relu: bool,
     ) -> None:
         self.name, self._args, self._named, self._tensors = name, args, named, operands
         row = OPERATIONS[name]
@@ -50,6 +57,7 @@ class Step(nomination.Step[Value]):
             exponent=exponent_of(name, args),
             is_shifted=bool(self._shift(row.word)),
             # What is written over is not read: it may be memory that nothing was written to before.
+            place=place,
             overwritten=int(name == "copy" and len(operands) > 1),
         )
 
@@ -67,7 +75,8 @@ class Step(nomination.Step[Value]):
                 value = replace(value, less=candidate.less)
             elif candidate.less is not None:
                 value = value.without(candidate.less)
-            yield replace(value, is_bounded=candidate.is_bounded, choice=candidate.choice)
+            ranks = self.ranks(candidate, result.numel())
+            yield replace(value, is_bounded=candidate.is_bounded, choice=candidate.choice, ranks=ranks)
 
     def noted(self, result: torch.Tensor, falling: frozenset[int] | None) -> Note:
         """Return what is known of the result; ``falling`` is None if it is a ReLU."""

@@ -51,7 +51,6 @@ class Suspect:
         judgement: what they say.
         is_direct: whether something without a gradient, or a choice, is met by this very operation.
         adds_up: whether it is made of several values that depend on the images, and is none of them.
-        is_by_rank: whether all that chose compared values with each other.
         is_of_two: whether it is the larger or smaller of two values that depend on the images.
         is_on_view: whether it was written into a part of something, so that the graph does not show it.
     """
@@ -65,7 +64,6 @@ class Suspect:
     judgement: Judgement
     is_direct: bool
     adds_up: bool
-    is_by_rank: bool
     is_of_two: bool
     is_on_view: bool
 
@@ -166,7 +164,9 @@ class ForwardWatch(Dispatched):
         results: list[torch.Tensor],
     ) -> None:
         """Judge what an operation gave, if it is nominated, and note what is known of it."""
-        step = Step(name, args, named, operands, is_relu=is_called_as_relu(name, args, self._depends))
+        step = Step(
+            name, args, named, operands, place=self._count, is_relu=is_called_as_relu(name, args, self._depends)
+        )
         if step.is_relu:
             self.relus[_last_number()] = name, _line()
         is_view = func._schema.is_mutable and tensors[0]._is_view()
@@ -220,7 +220,7 @@ class ForwardWatch(Dispatched):
         for candidate, x in enumerate(step.values(result)):
             place = self._count, output, candidate
             pair = as_numpy(result), as_numpy(x.tensor)
-            judgement = judged(x, [pair], is_by_rank=step.is_by_rank, is_of_two=step.is_of_two)
+            judgement = judged(x, [pair], is_of_two=step.is_of_two)
             is_constant = bool((pair[0] == pair[0].flat[0]).all())
             is_told = (
                 judgement.verdict is Verdict.UNSETTLED
@@ -238,13 +238,12 @@ class ForwardWatch(Dispatched):
                     judgement,
                     is_direct=is_direct,
                     adds_up=step.adds_up,
-                    is_by_rank=step.is_by_rank,
                     is_of_two=step.is_of_two,
                     is_on_view=is_on_view,
                 )
 
 
-def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_by_rank: bool, is_of_two: bool) -> Judgement:
+def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_two: bool) -> Judgement:
     """Judge by the values of some runs whether a result is a ReLU of ``x``, or chosen from it as one.
 
     What an explicit bound closes at another value than 0 is none.
@@ -256,7 +255,7 @@ def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_by_ra
         return Judgement(Verdict.UNSETTLED)
     if x.choice is not Choice.NONE:
         return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
-    judgement = judge(*joined(looks), rounding, is_by_rank=is_by_rank, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
+    judgement = judge(*joined(looks), rounding, ranks=x.ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
     is_at_bound = x.is_bounded and judgement.is_gate and closes_elsewhere(judgement.closed)
     return Judgement(Verdict.NONE) if is_at_bound else judgement
 

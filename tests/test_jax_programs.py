@@ -144,6 +144,7 @@ def program(names, relu, hidden):
 def outcome(names):
     """Return "right", "refused", "not finite", or how far off the map is."""
     images, weights = jnp.asarray(IMAGES), jnp.asarray(WEIGHTS)
+    # Operation by operation: what is compiled for one program serves the next.
     _, back = jax.vjp(program(names, by_hand, dict.fromkeys(HIDDEN, behind(by_hand))), images)
     (right,) = map(np.asarray, back(weights))
     try:
@@ -156,7 +157,7 @@ def outcome(names):
     return "right" if off < 1e-3 else f"off by {off:.2g}"
 
 
-SETTINGS = often(12)
+SETTINGS = often(16)
 STEPS = st.sampled_from(sorted(ORDINARY))
 # Twice it compares values with zeros, and is a ReLU.
 PROGRAMS = st.lists(STEPS, max_size=6).filter(lambda names: names.count("top-k") < 2)

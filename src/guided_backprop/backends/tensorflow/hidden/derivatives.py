@@ -1,5 +1,6 @@
 """Derivatives between values of a model's graph, around all ReLUs that are guided."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
@@ -39,15 +40,25 @@ class Derivatives:
         self, pairs: Sequence[Sequence[str]], arrays: Sequence[tf.Tensor]
     ) -> Iterator[tuple[list[NumpyArray], list[NumpyArray]]]:
         """Yield for each value and two others these two, and the derivatives towards them of sums of the value."""
+        # All derivatives of one value are taken at once.
+        by_y: dict[str, dict[str, None]] = defaultdict(dict)
+        for y, *others in pairs:
+            by_y[y] |= dict.fromkeys(others)
 
         def derive(tensors: Mapping[str, tf.Tensor]) -> list[list[tf.Tensor]]:
-            return [_towards(tensors[y], [tensors[x] for x in others]) for y, *others in pairs]
+            return [_towards(tensors[y], [tensors[x] for x in others]) for y, others in by_y.items()]
 
-        if pairs:
-            names = dict.fromkeys(name for pair in pairs for name in pair)
-            for found in self._run(derive, list(names), arrays):
-                values = [tensor.numpy() for tensor in found]
-                yield values[:2], values[2:]
+        if not pairs:
+            return
+        names = dict.fromkeys(name for y, others in by_y.items() for name in (y, *others))
+        found: dict[tuple[str, str], tuple[NumpyArray, NumpyArray]] = {}
+        for (y, towards), tensors in zip(by_y.items(), self._run(derive, list(names), arrays), strict=True):
+            values = [tensor.numpy() for tensor in tensors]
+            known = zip(values[: len(towards)], values[len(towards) :], strict=True)
+            found |= {(y, x): pair for x, pair in zip(towards, known, strict=True)}
+        for y, *others in pairs:
+            of_pair = [found[y, x] for x in others]
+            yield [value for value, _ in of_pair], [derived for _, derived in of_pair]
 
     def _run(self, derive: Callable[..., object], names: list[str], arrays: Sequence[tf.Tensor]) -> tf.Tensor:
         graph_def, editor = renamed(self._graph_def), Editor(Shut(), {})

@@ -112,7 +112,9 @@ def judge_behind(values: Sequence[NumpyArray], derivatives: Sequence[NumpyArray]
     """
     apart = difference(*values)
     whole = [one for one in derivatives if apart is not None and one.size == apart.size]
-    if apart is None or not whole or not all(np.isfinite(one).all() for one in derivatives):
+    if not all(one.size for one in derivatives) or apart is None or not whole:
+        return Verdict.NONE
+    if not all(np.isfinite(one).all() for one in derivatives):
         return Verdict.NONE
     least = min(derivatives, key=np.size)
     sums = [_summed_to(one, least) for one in derivatives]
@@ -130,7 +132,7 @@ def _summed_to(array: NumpyArray, least: NumpyArray) -> NumpyArray:
     """Return an array added up over the places for which a smaller one is repeated."""
     if array.size == least.size:
         return array.reshape(least.shape)
-    shape = (1,) * (array.ndim - least.ndim) + least.shape
+    shape = (1,) * (array.ndim - least.ndim) + least.shape[max(0, least.ndim - array.ndim) :]
     axes = tuple(axis for axis, size in enumerate(shape) if size != array.shape[axis])
     return np.asarray(array.sum(axes)).reshape(least.shape)
 

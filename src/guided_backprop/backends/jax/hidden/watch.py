@@ -216,8 +216,9 @@ def _flat(asked: Asked, kept: tuple[Array, Array] | None) -> NumpyArray | None:
     array, is_computed = np.asarray(kept[0], np.float64), np.asarray(kept[1])
     x = asked.x if isinstance(asked, Seeded) else asked[0] if isinstance(asked, tuple) else asked
     shape = x.aval.shape
-    array = array.reshape(-1, *shape)[is_computed.ravel()]
+    # Some have no numbers at all, as half of one row has.
+    array = array.reshape(is_computed.size, *shape)[is_computed.ravel()]
     if not len(array):
         return None
-    joined: NumpyArray = array.reshape(-1, *shape[1:])
+    joined: NumpyArray = array.reshape(len(array) * (shape[0] if shape else 1), *shape[1:])
     return joined

@@ -221,7 +221,7 @@ class Editor:
                 "arithmetic, which has several. Write it as one function of torch.nn.functional."
             )
         else:
-            self._after(node, partial(_leave, self._rule, Relu(node, name)))
+            self._after(node, partial(leave, self._rule, Relu(node, name)))
 
     def _edit(self, relu: Relu, *, is_hidden: bool) -> None:
         """Put the rule on one ReLU: on what its own derivative made of what arrived.
@@ -239,7 +239,7 @@ class Editor:
             return
         short = shortcut_of(self._rule)
         if is_hidden or short is None or relu.x is not None:
-            self._after(relu.node, partial(_leave, self._rule, relu))
+            self._after(relu.node, partial(leave, self._rule, relu))
         elif short.clamps or not short.is_derived:
             self._after(relu.node, partial(_leave_short, short))
 
@@ -264,7 +264,7 @@ def _refuse_training(node: Node, vouch: Vouch) -> None:
 
 
 def _leave_short(short: Shortcut, inputs: Gradients, gradients: Gradients) -> Gradients | None:
-    """Do as :func:`_leave` for a named rule, where the node's own derivative is the whole of it: this is met most."""
+    """Do as :func:`leave` for a named rule, where the node's own derivative is the whole of it: this is met most."""
     derived, (g,) = inputs[0], gradients
     if derived is None or g is None:
         return None
@@ -274,20 +274,20 @@ def _leave_short(short: Shortcut, inputs: Gradients, gradients: Gradients) -> Gr
     return (short.of(g, is_own=False), *inputs[1:])
 
 
-def _leave(rule: ReluRule, relu: Relu, inputs: Gradients, gradients: Gradients) -> Gradients:
-    """Let go on what leaves a ReLU under a rule."""
-    operand, (g,) = relu.operand, gradients
-    derived = inputs[operand]
+def leave(rule: ReluRule, relu: Relu, inputs: Gradients, gradients: Gradients, left: Any = leaving) -> Gradients:
+    """Let go on what leaves a ReLU under a rule, which ``left`` computes."""
+    operand, (g,), derived = relu.operand, gradients, inputs[relu.operand]
     if g is None or derived is None:
         return inputs
     form = derived
     if relu.x is not None:
         # At a tie the framework lets the gradient pass, or half of it.
-        derived = torch.where(relu.is_open(relu.x), g, 0)
+        derived = torch.where(relu.is_open(relu.x), g, 0.0)
     x, y = relu.values() if rule.reads_values else (None, None)
     x, y = (None if tensor is None else tensor.expand_as(g) for tensor in (x, y))
-    left = leaving(rule, g, derived, x, y).sum_to_size(form.shape).to(form.dtype)
-    return (*inputs[:operand], left, *inputs[operand + 1 :])
+    gone = left(rule, g, derived, x, y)
+    gone = gone if gone.shape == form.shape else gone.sum_to_size(form.shape)
+    return (*inputs[:operand], gone.to(form.dtype), *inputs[operand + 1 :])
 
 
 def slopes(score: Score, output: torch.Tensor) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:

@@ -15,7 +15,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.torch.dispatch import Dispatched
-from guided_backprop.backends.torch.editor import Editor, Head
+from guided_backprop.backends.torch.editor import Editor, Head, leave
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite
 from guided_backprop.backends.torch.graph.operations import row
@@ -121,7 +121,7 @@ class TwinEditor(Editor):
         if is_hidden:
             super()._edit(relu, is_hidden=True)
         else:
-            self._after(relu.node, partial(_leave, self._rule, relu))
+            self._after(relu.node, partial(leave, self._rule, relu, left=_left))
 
     def _close(self, spelled: Sequence[Spelled]) -> None:
         for relu in spelled:
@@ -130,21 +130,6 @@ class TwinEditor(Editor):
 
     def _skip_head(self, logits: torch.Tensor, inputs: Arguments, gradients: Arguments) -> Arguments:
         return (gradients[0].to(inputs[0].dtype), *inputs[1:])
-
-
-def _leave(rule: ReluRule, relu: Relu, inputs: Gradients, gradients: Gradients) -> Gradients:
-    operand, (g,) = relu.operand, gradients
-    derived = inputs[operand]
-    if g is None or derived is None:
-        return inputs
-    form = derived
-    if relu.x is not None:
-        derived = torch.where(relu.is_open(relu.x), g, 0.0)
-    x, y = relu.values() if rule.reads_values else (None, None)
-    x, y = (None if tensor is None else tensor.expand_as(g) for tensor in (x, y))
-    left = _left(rule, g, derived, x, y)
-    left = left if left.shape == form.shape else left.sum_to_size(form.shape)
-    return (*inputs[:operand], left.to(form.dtype), *inputs[operand + 1 :])
 
 
 def _close(rule: ReluRule, relu: Spelled, y: torch.Tensor, gradients: Gradients) -> Gradients:

@@ -406,6 +406,54 @@ def test_a_masked_transformer_is_explained(attention_mask):
     assert not np.allclose(gradient, Saliency(model).explain(x, [0, 2]))
 
 
+def set_data(y, of):
+    y.data = of
+
+
+# What writes into a value that has a gradient, where no gradient sees it.
+BEHIND_ITS_BACK = {
+    "no_grad": lambda y: torch.no_grad()(y.relu_)(),
+    "data": lambda y: y.data.clamp_(min=0),
+    "detach": lambda y: y.detach().clamp_(min=0),
+    "copy": lambda y: torch.no_grad()(y.copy_)((y.abs() + y) / 2),
+    "a part": lambda y: y.data[:, 1:].mul_(y[:, 1:] > 0),
+    "other data": lambda y: set_data(y, y.data.clamp(min=0)),
+}
+
+
+@pytest.mark.parametrize("write", BEHIND_ITS_BACK)
+def test_what_writes_behind_a_gradients_back_is_refused(write):
+    def stand_in(x):
+        y = x * 1.0
+        BEHIND_ITS_BACK[write](y)
+        return y
+
+    model = Net(stand_in, nn.ReLU(), nn.ReLU())
+    with pytest.raises(OpaqueRegionError, match="changed without one") as error:
+        GuidedBackprop(model).explain(images(), LABELS)
+    place = str(error.value).partition('vouch={"')[2].partition('"')[0]
+    vouched = GuidedBackprop(model, vouch={place: "plain"}).explain(images(), LABELS)
+    assert vouched.shape == images().shape
+
+
+class Kept(nn.Module):
+    """Keeps what it was given last, and a running mean, as caches and statistics do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("last", torch.zeros(4, 4, 8, 8, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.last.copy_(x)
+            self.last.clamp_(min=0)
+            self.mean.mul_(0.9).add_(x.mean((0, 2, 3)), alpha=0.1)
+        y = x * 1.0
+        y.data[:, 0] *= 1.0
+        return y
+
+
 LEGITIMATE = {
     "NaN guard": lambda x: torch.where(torch.isnan(x), 0.0, x),
     "NaN guard of positive values": lambda x: torch.where(torch.isfinite(x.exp()), x.exp(), 0.0),
@@ -427,6 +475,7 @@ LEGITIMATE = {
     "floor that is not 0": lambda x: x.clamp(min=1e-6),
     "zero padding channels": lambda x: torch.cat([x, torch.zeros_like(x)], 1)[:, :4],
     "instance norm": lambda x: F.instance_norm(x),
+    "buffers that are written": lambda x: Kept()(x),
 }
 
 

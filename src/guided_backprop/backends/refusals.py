@@ -50,6 +50,14 @@ def spelled(names: Collection[str], relu: str) -> OpaqueRegionError:
     )
 
 
+def behind(name: str) -> OpaqueRegionError:
+    """Return the error for a value that was changed where no gradient sees it."""
+    return OpaqueRegionError(
+        f"what has a gradient must not be changed without one; received {name}, written under no_grad, or by way of "
+        f'.data or .detach(). Write it with its gradient, or pass vouch={{"{name}": "plain"}} if it holds no ReLU.'
+    )
+
+
 def is_plain(name: str, vouch: Mapping[str, str], relu: str) -> bool:
     """Tell whether an operation that is seen is vouched for; raise if it is as a ReLU, which nothing could act on."""
     if vouch.get(name) == "relu":

@@ -110,6 +110,7 @@ class Notes:
     def __init__(self) -> None:
         self._notes: dict[int, tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
         self._unwritten: dict[int, StorageWeakRef] = {}
+        self._active: dict[int, StorageWeakRef] = {}
         # Sparse tensors have no storage of their own; they are kept, so that no other gets their number.
         self._sparse: dict[int, tuple[torch.Tensor, Note]] = {}
 
@@ -145,6 +146,16 @@ class Notes:
         What was written there since was looked at where it came from, and the rest may be anything.
         """
         return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._unwritten
+
+    def put_active(self, tensor: torch.Tensor) -> None:
+        """Note that a value with a gradient lies in this memory, wherever else it is known from."""
+        if tensor.layout is torch.strided:
+            reference = StorageWeakRef(tensor.untyped_storage())
+            self._active[reference.cdata] = reference
+
+    def is_active(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a value with a gradient lies in the memory of a tensor, which may itself have none."""
+        return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._active
 
     def of(self, tensor: torch.Tensor) -> Note | None:
         """Return what is known of a tensor; None if it does not depend on the images."""

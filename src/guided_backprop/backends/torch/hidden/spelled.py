@@ -20,7 +20,7 @@ from guided_backprop.backends.choices import judge_behind
 from guided_backprop.backends.evidence import NEAR, is_evidence, is_multiple, is_thin
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.refusals import is_plain, spelled
+from guided_backprop.backends.refusals import behind, is_plain, spelled
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation_of, row
@@ -89,6 +89,9 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
         OpaqueRegionError: a ReLU is spelled so that it cannot be guided, or nothing tells whether it is one.
     """
     numbers = {node._sequence_nr(): node for node in path.nodes}
+    for name, line in watch.behind:
+        if not any(is_plain(one, vouch, "torch.relu") for one in (name, f"{name} at {line}")):
+            raise behind(f"{name} at {line}")
     _check_relus(watch, numbers, path, inside, vouch)
     suspects = {
         order: suspect

@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
 from guided_backprop.backends.torch.dispatch import Dispatched
-from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
+from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, is_operation, operation
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value
 from guided_backprop.backends.torch.hidden.step import Step
@@ -83,6 +84,7 @@ class ForwardWatch(Dispatched):
         settled: those of them, by their order, that a later one is made of, which is a ReLU.
         shifts: the numbers that were added or subtracted, by their node's place in time.
         relus: what was taken for a ReLU by what it was called with, and where, by their node's place in time.
+        behind: what wrote into a value that has a gradient behind its back, and where.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class ForwardWatch(Dispatched):
         self.settled: set[int] = set()
         self.shifts: dict[int, float] = {}
         self.relus: dict[int, tuple[str, str]] = {}
+        self.behind: list[tuple[str, str]] = []
         self._count = 0
         self._notes = Notes()
         # The final softmax is among the last ones; those of attention would fill the memory.
@@ -107,6 +110,7 @@ class ForwardWatch(Dispatched):
     def follow(self, images: torch.Tensor) -> None:
         """Say what the forward pass starts from: only what depends on it can be a ReLU of it."""
         self._notes.put(images, Note())
+        self._notes.put_active(images)
 
     @property
     def values(self) -> dict[Place, tuple[NumpyArray, NumpyArray]]:
@@ -133,17 +137,33 @@ class ForwardWatch(Dispatched):
         is_dependent = self._watched == "everything" and name not in _SHAPED and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)
         operands = [Operand(tensor, note, is_kept=is_kept) for tensor, note in zip(tensors, notes, strict=True)]
+        behind = [is_kept and is_dependent and self._is_behind(tensor) for tensor in tensors]
         result = func(*args, **kwargs)
         results = _tensors_in(result)
         self._note_memory(name, tensors[:1] if func._schema.is_mutable else [], results)
         if name in _HEADS and operands:
             self._heads.append((operands[0].tensor.detach(), results[0].detach()))
+        if any(behind) and _writes(OPERATIONS[name].kind, operands, tensors, behind):
+            self.behind.append((name, _line()))
         if is_dependent:
             try:
                 self._look(func, name, args, kwargs, tensors=tensors, operands=operands, results=results)
             except Exception as error:
                 raise unreadable(name, error) from error
         return result
+
+    def _is_behind(self, tensor: torch.Tensor) -> bool:
+        """Tell whether what is written here changes a value that has a gradient, while its edge stays as it was."""
+        has_none = not torch.is_grad_enabled() or (tensor.grad_fn is None and not tensor.requires_grad)
+        return has_none and self._notes.is_active(tensor)
+
+    def _note_active(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Note the memory of what has a gradient; what an operation of PyTorch gave lay there from the beginning."""
+        for tensor in tensors:
+            node = tensor.grad_fn
+            if node is not None and not self._notes.is_active(tensor) and is_operation(node):
+                self.behind.append((operation(node), _line()))
+            self._notes.put_active(tensor)
 
     def _note_memory(self, name: str, changed: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
         """Note what was written in place, and what was given memory that nothing was written to."""
@@ -170,6 +190,10 @@ class ForwardWatch(Dispatched):
         if step.is_relu:
             self.relus[_last_number()] = name, _line()
         is_view = func._schema.is_mutable and tensors[0]._is_view()
+        self._note_active([tensor for tensor, one in zip(tensors, operands, strict=True) if one.is_active])
+        has_node = step.passes or (torch.is_grad_enabled() and any(one.is_active for one in operands))
+        for tensor in results if has_node else ():
+            self._notes.put_active(tensor)
         for output, result in enumerate(results):
             is_shared = not func._schema.is_mutable and any(_is_shared(result, tensor) for tensor in tensors)
             is_piece = is_shared and self._notes.is_unwritten(result)
@@ -274,6 +298,17 @@ def _tensors_in(tree: Any) -> list[torch.Tensor]:
         return [tree]
     parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
     return [tensor for part in parts for tensor in _tensors_in(part)]
+
+
+def _writes(kind: Kind, operands: Sequence[Operand], tensors: Sequence[torch.Tensor], which: Sequence[bool]) -> bool:
+    """Tell whether an operation changed some tensors by what depends on the images, other than by a multiple."""
+    dependent = sum(operand.note is not None for operand in operands)
+    if dependent == 1 and kind in (Kind.LINEAR, Kind.MOVES, Kind.MASKS):
+        return False
+    return any(
+        not (operand.tensor.shape == tensor.shape and torch.equal(operand.tensor, tensor))
+        for operand, tensor in compress(zip(operands, tensors, strict=True), which)
+    )
 
 
 def _is_shared(result: torch.Tensor, tensor: torch.Tensor) -> bool:

@@ -175,6 +175,19 @@ def smoothed(x):
     return tf.cast(tf.nn.local_response_normalization(single, 2)[:, 0, 0], x.dtype)
 
 
+def forward_mode(x):
+    with tf.autodiff.ForwardAccumulator(x, x) as forward:
+        y = tf.math.softplus(x)
+    return forward.jvp(y)
+
+
+def taped(x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.math.softplus(x)
+    return tape.gradient(y, x)
+
+
 MEANT = {
     "local response norm": smoothed,
     "a mask that keeps all": flat(lambda v: tf.boolean_mask(v, v > -1e9)),
@@ -207,6 +220,8 @@ MEANT = {
         tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), -6.0, 6.0), x.dtype
     ),
     "maxout": lambda x: tf.maximum(x, tf.reverse(x, [-1])),
+    "a tape of its own": taped,
+    "a derivative forwards": forward_mode,
     "signed root": lambda x: tf.sign(x) * tf.sqrt(tf.abs(x) + 1e-3),
 }
 
@@ -215,6 +230,15 @@ MEANT = {
 def test_what_is_no_relu_is_explained(inside):
     found = GuidedBackprop(net(MEANT[inside])).explain(IMAGES, WEIGHTS)
     np.testing.assert_allclose(found, expected(MEANT[inside]), rtol=1e-6, atol=1e-8)
+
+
+def test_what_passes_a_gradient_around_somebodys_function_is_not_trusted():
+    inside = tf.grad_pass_through(tf.nn.relu)
+    with pytest.raises(OpaqueRegionError, match="received grad_pass_through between"):
+        GuidedBackprop(net(inside)).explain(IMAGES, WEIGHTS)
+    assert (
+        GuidedBackprop(net(inside), vouch={"grad_pass_through": "plain"}).explain(IMAGES, WEIGHTS).shape == IMAGES.shape
+    )
 
 
 def test_the_mask_of_a_relu_is_no_second_one():

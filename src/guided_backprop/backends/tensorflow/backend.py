@@ -7,10 +7,13 @@ functions, layers and gradients are left as they are, and weights are read anew 
 import itertools
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from guided_backprop.arrays import Array, Inputs, Model, NumpyArray, Tensor
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
@@ -74,8 +77,7 @@ class TensorFlowBackend(Backend):
         self, inputs: Inputs, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None
     ) -> list[Attributed]:
         self.network.check()
-        # Out of the caller's graphs and off his tapes.
-        with tf.init_scope():
+        with _apart():
             given = inputs.map(tf.convert_to_tensor)
             try:
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=1)
@@ -105,7 +107,7 @@ class TensorFlowBackend(Backend):
 
     def outputs(self, inputs: Inputs) -> NumpyArray:
         self.network.check()
-        with tf.init_scope():
+        with _apart():
             given = inputs.map(tf.convert_to_tensor)
             forward = callable_of(self.network, given, self.setup.output)
             with self.network.unremembered():
@@ -243,6 +245,12 @@ class TensorFlowBackend(Backend):
             f"error={type(error).__name__} from its copy. This is a fault of guided-backprop: please report it, with "
             "the model."
         )
+
+
+def _apart() -> AbstractContextManager[Any]:
+    """Return what keeps out of the caller's graphs and off his tapes; it stops the model's own tapes, so only for these."""
+    is_needed = record.could_possibly_record() or not tf.executing_eagerly()
+    return tf.init_scope() if is_needed else nullcontext()  # type: ignore[no-any-return]
 
 
 def _copy_of(traced: Traced, kind: Kind, vouch: Vouch) -> Copy:

@@ -1,7 +1,8 @@
 """Custom gradients: whose they are, and how one is used in a copy of the graph that it was written for.
 
 TensorFlow writes a custom gradient as an override by name on an operation, here or in a library. Those of
-TensorFlow and Keras themselves are known to hold no ReLU; of all others nobody knows.
+TensorFlow and Keras themselves are known to hold no ReLU, but for one around a function of somebody's; of all others
+nobody knows.
 """
 
 import inspect
@@ -25,6 +26,8 @@ GradientFunction = Callable[..., Sequence[tf.Tensor | None] | tf.Tensor | None]
 
 _TRUSTED = ("tensorflow.", "keras.", "tf_keras.")
 _RECOMPUTATION = "recompute_grad."
+# What is TensorFlow's own around a function of somebody's, and lets a gradient pass that as if it were none.
+_AROUND = ("grad_pass_through.",)
 
 # The scope into which a traced model is copied.
 SCOPE = "model"
@@ -47,7 +50,7 @@ def custom_name(name: str) -> str | None:
         # A SavedModel does not say whose gradient it was: TensorFlow's recomputation is no exception.
         return CUSTOM_GRADIENT if is_saved else None
     written = _written(function)
-    if written.__module__.startswith(_TRUSTED):
+    if written.__module__.startswith(_TRUSTED) and not written.__qualname__.startswith(_AROUND):
         return None
     qualified = str(written.__qualname__).split(".<locals>")[0]
     return qualified if name.startswith(CUSTOM_GRADIENT) else name

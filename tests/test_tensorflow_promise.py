@@ -85,6 +85,13 @@ def cut(v):
     return tf.while_loop(lambda y: y < 0, lambda y: [y * 0.0], [v])[0]
 
 
+def cropped(x):
+    ramp, y = tf.reshape(tf.range(64.0), [1, 64, 1, 1]), tf.cast(tf.reshape(x, [-1]), tf.float32) / 63
+    boxes = tf.stack([y, tf.zeros_like(y), y, tf.zeros_like(y)], 1)
+    crops = tf.image.crop_and_resize(ramp, boxes, tf.zeros([tf.size(x)], tf.int32), [1, 1])
+    return tf.cast(tf.reshape(crops, tf.shape(x)), x.dtype)
+
+
 def quantised(x):
     return tf.cast(tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), 0.0, 6.0), x.dtype)
 
@@ -127,6 +134,7 @@ SPELLED = {
     "multiply_no_nan": lambda x: tf.math.multiply_no_nan(x, 2.0 * mask(x)) / 2.0,
     "divide_no_nan": lambda x: tf.math.divide_no_nan(x, mask(x)),
     "fake quantisation": quantised,
+    "a ramp that is looked up": cropped,
     "a logarithm": lambda x: (x + tf.exp(tf.math.log(x * x) / 2.0)) / 2.0,
     "a root below": lambda x: (x + x * x * tf.math.rsqrt(x * x)) / 2.0,
     "a complex magnitude": lambda x: (x + tf.abs(tf.complex(x, tf.zeros_like(x)))) / 2.0,
@@ -188,7 +196,14 @@ def taped(x):
     return tape.gradient(y, x)
 
 
+def attending(x):
+    boxes = tf.cast(tf.sigmoid(x[:, :4]), tf.float32)
+    crops = tf.image.crop_and_resize(tf.cast(x[:, None, :, None], tf.float32), boxes, tf.range(tf.shape(x)[0]), [1, 8])
+    return tf.cast(crops[:, 0, :, 0], x.dtype)
+
+
 MEANT = {
+    "boxes that depend on the images": attending,
     "local response norm": smoothed,
     "a mask that keeps all": flat(lambda v: tf.boolean_mask(v, v > -1e9)),
     "padding": lambda x: x * tf.cast(tf.reduce_any(x != 0, -1, keepdims=True), x.dtype),

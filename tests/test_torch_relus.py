@@ -1,6 +1,7 @@
 """Every ReLU, exactly, or an error: the same network in every spelling, against the oracle."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -408,6 +409,22 @@ def test_a_masked_transformer_is_explained(attention_mask):
 
 def set_data(y, of):
     y.data = of
+
+
+def looked_up(x, **options):
+    """A ramp where x is."""
+    ramp = torch.tensor([[[[0.0, 64.0]]]], dtype=x.dtype)
+    places = torch.stack([x.reshape(-1) / 32 - 1, torch.zeros(x.numel(), dtype=x.dtype)], -1)
+    return F.grid_sample(ramp, places[None, None], align_corners=True, **options).reshape(x.shape)
+
+
+LOOKED_UP = {"border": partial(looked_up, padding_mode="border"), "zeros": looked_up}
+
+
+@pytest.mark.parametrize("way", LOOKED_UP)
+def test_what_is_looked_up_by_a_place_that_depends_on_the_images_is_judged(way):
+    model = Net(lambda x: LOOKED_UP[way](x), nn.ReLU(), nn.ReLU())
+    np.testing.assert_allclose(GuidedBackprop(model).explain(images(), LABELS), oracle(), rtol=1e-6, atol=1e-8)
 
 
 # What writes into a value that has a gradient, where no gradient sees it.

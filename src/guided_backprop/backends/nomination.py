@@ -81,7 +81,7 @@ class Step(Noting[Ref]):
     def candidates(self) -> Iterator[Candidate[Ref]]:
         """Yield what a result may be a ReLU of, some of it several times."""
         # To leave values out of something, or to put them in order, zeroes none of them; nor does a known curve.
-        is_none = self.row.word in ("gather", "sort") or self._is_curve
+        is_none = (self.row.word in ("gather", "sort") and not self.is_choice) or self._is_curve
         for operand in self._read:
             if operand.ref is not None and not is_none:
                 yield Candidate(operand.ref, operand.size, ranked=operand.note.ranked if operand.note else frozenset())

@@ -248,9 +248,9 @@ class TensorFlowBackend(Backend):
 
 
 def _apart() -> AbstractContextManager[Any]:
-    """Return what keeps out of the caller's graphs and off his tapes; it stops the model's own tapes, so only for these."""
+    """Return what keeps out of the caller's graphs and off his tapes: where there are some, for it stops all tapes."""
     is_needed = record.could_possibly_record() or not tf.executing_eagerly()
-    return tf.init_scope() if is_needed else nullcontext()  # type: ignore[no-any-return]
+    return tf.init_scope() if is_needed else nullcontext()
 
 
 def _copy_of(traced: Traced, kind: Kind, vouch: Vouch) -> Copy:

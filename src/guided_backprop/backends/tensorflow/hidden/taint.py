@@ -47,6 +47,8 @@ _SIZED = frozenset("DynamicPartition Unique UniqueV2 UniqueWithCounts UniqueWith
 _GATES = OPERATIONS.called("gate") | {name for name in OPERATIONS if name.startswith("MaxPool") and "Grad" in name}
 # What puts zeros beside values, and says so by its name alone.
 _PADS = frozenset({"Pad", "SpaceToBatch", "SpaceToBatchND"})
+# Where it looks depends on the boxes, in which no result is linear.
+_PLACED = "CropAndResize"
 _KEEPS_ZERO = frozenset("cast div identity mul neg".split())
 
 
@@ -145,7 +147,7 @@ class Taint:
             operands,
             passes,
             is_relu,
-            node.op in _GATES,
+            node.op in _GATES or (node.op == _PLACED and operands[1].is_active),
             place=(body.name, node.name),
             exponent=exponent,
             is_shifted=is_shifted,

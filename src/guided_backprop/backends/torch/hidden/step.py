@@ -20,6 +20,12 @@ from guided_backprop.backends.torch.own import RUNNING
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
 # They choose among values that come to one place.
 _REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
+# Where they look depends on this one of what they are given, and no result is linear in that.
+_PLACED_BY: Final = {
+    **dict.fromkeys("cudnn_grid_sampler grid_sampler2d grid_sampler2dcpu_fallback grid_sampler3d".split(), 1),
+    **dict.fromkeys("ps_roi_align ps_roi_pool psroialign psroipool roi_align roi_pool roialign roipool".split(), 1),
+    "deform_conv2d": 2,
+}
 # What a softmax is lessened by; and what leaves that as it is.
 _EXTREMES: Final = frozenset({"amax", "amin", "max", "min"})
 _COPIES: Final = _DETACHES | {"clone"}
@@ -47,13 +53,14 @@ class Step(nomination.Step[Value]):
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
         # What is optimised runs in functions of this library's, which give their results a gradient.
         has_gradient = torch.is_grad_enabled() or is_inside_own()
+        placed = operands[_PLACED_BY[name] :][:1] if name in _PLACED_BY else []
         self.falling = frozenset[int]().union(*(operand.note.falling for operand in operands if operand.note))
         super().__init__(
             row,
             [*operands, *_numbers(row.kind, row.word, args)],
             passes=is_passing and has_gradient and any(operand.is_active for operand in operands),
             is_relu=is_relu,
-            is_choice=name in _REDUCES,
+            is_choice=name in _REDUCES or any(one.is_active for one in placed),
             exponent=exponent_of(name, args),
             is_shifted=bool(self._shift(row.word)),
             # What is written over is not read: it may be memory that nothing was written to before.

@@ -89,9 +89,6 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
         OpaqueRegionError: a ReLU is spelled so that it cannot be guided, or nothing tells whether it is one.
     """
     numbers = {node._sequence_nr(): node for node in path.nodes}
-    for name, line in watch.behind:
-        if not any(is_plain(one, vouch, "torch.relu") for one in (name, f"{name} at {line}")):
-            raise behind(f"{name} at {line}")
     _check_relus(watch, numbers, path, inside, vouch)
     suspects = {
         order: suspect
@@ -121,7 +118,10 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
 def _check_relus(
     watch: ForwardWatch, numbers: Mapping[int, Node], path: Path, inside: frozenset[Node], vouch: Vouch
 ) -> None:
-    """Raise if the graph does not know as a ReLU what was called as one, and was not judged for that."""
+    """Raise if the graph does not know as a ReLU what was called as one, or does not see what was written."""
+    for name, line in watch.behind:
+        if not any(is_plain(one, vouch, "torch.relu") for one in (name, f"{name} at {line}")):
+            raise behind(f"{name} at {line}")
     for number, (name, line) in watch.relus.items():
         node = numbers.get(number)
         is_this = node is not None and node not in inside and operation_of(node.name()) == name

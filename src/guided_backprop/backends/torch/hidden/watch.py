@@ -137,14 +137,13 @@ class ForwardWatch(Dispatched):
         is_dependent = self._watched == "everything" and name not in _SHAPED and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)
         operands = [Operand(tensor, note, is_kept=is_kept) for tensor, note in zip(tensors, notes, strict=True)]
-        behind = [is_kept and is_dependent and self._is_behind(tensor) for tensor in tensors]
+        behind = self._written_behind(tensors) if is_kept and is_dependent else []
         result = func(*args, **kwargs)
         results = _tensors_in(result)
+        self._note_behind(name, operands, tensors, behind)
         self._note_memory(name, tensors[:1] if func._schema.is_mutable else [], results)
         if name in _HEADS and operands:
             self._heads.append((operands[0].tensor.detach(), results[0].detach()))
-        if any(behind) and _writes(OPERATIONS[name].kind, operands, tensors, behind):
-            self.behind.append((name, _line()))
         if is_dependent:
             try:
                 self._look(func, name, args, kwargs, tensors=tensors, operands=operands, results=results)
@@ -152,10 +151,19 @@ class ForwardWatch(Dispatched):
                 raise unreadable(name, error) from error
         return result
 
-    def _is_behind(self, tensor: torch.Tensor) -> bool:
-        """Tell whether what is written here changes a value that has a gradient, while its edge stays as it was."""
-        has_none = not torch.is_grad_enabled() or (tensor.grad_fn is None and not tensor.requires_grad)
-        return has_none and self._notes.is_active(tensor)
+    def _written_behind(self, tensors: Sequence[torch.Tensor]) -> list[bool]:
+        """Tell where a write would change a value that has a gradient, while its edge stays as it was."""
+        is_off = not torch.is_grad_enabled()
+        return [
+            (is_off or (tensor.grad_fn is None and not tensor.requires_grad)) and self._notes.is_active(tensor)
+            for tensor in tensors
+        ]
+
+    def _note_behind(
+        self, name: str, operands: Sequence[Operand], tensors: Sequence[torch.Tensor], behind: Sequence[bool]
+    ) -> None:
+        if any(behind) and _writes(OPERATIONS[name].kind, operands, tensors, behind):
+            self.behind.append((name, _line()))
 
     def _note_active(self, tensors: Sequence[torch.Tensor]) -> None:
         """Note the memory of what has a gradient; what an operation of PyTorch gave lay there from the beginning."""

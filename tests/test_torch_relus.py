@@ -471,6 +471,37 @@ class Kept(nn.Module):
         return y
 
 
+class WrittenOver(torch.autograd.Function):
+    """What it is given it changes, and says so."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x.relu_())
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (ctx.saved_tensors[0] > 0)
+
+
+def test_what_a_custom_function_writes_is_its_own():
+    model = Net(lambda x: WrittenOver.apply(x * 1.0), nn.ReLU(), nn.ReLU())
+    method = GuidedBackprop(model, vouch={"WrittenOver": "relu"})
+    np.testing.assert_allclose(method.explain(images(), LABELS), oracle(), **TOLERANCE)
+
+
+def test_what_is_written_over_what_a_custom_function_gave_is_refused():
+    def written(x):
+        y = WrittenOver.apply(x * 1.0)
+        y.data.clamp_(max=0.5)
+        return y
+
+    method = GuidedBackprop(Net(written, nn.ReLU(), nn.ReLU()), vouch={"WrittenOver": "relu"})
+    with pytest.raises(OpaqueRegionError, match="changed without one"):
+        method.explain(images(), LABELS)
+
+
 LEGITIMATE = {
     "NaN guard": lambda x: torch.where(torch.isnan(x), 0.0, x),
     "NaN guard of positive values": lambda x: torch.where(torch.isfinite(x.exp()), x.exp(), 0.0),

@@ -161,11 +161,6 @@ def operation(node: Node) -> str:
     return operation_of(node.name())
 
 
-def is_operation(node: Node) -> bool:
-    """Tell whether a node is that of an operation, and of no custom function."""
-    return _has_row(node.name())
-
-
 def row(node: Node) -> Operation:
     """Return what the operation is that a node is the derivative of."""
     return row_of(node.name())

@@ -119,9 +119,10 @@ def _check_relus(
     watch: ForwardWatch, numbers: Mapping[int, Node], path: Path, inside: frozenset[Node], vouch: Vouch
 ) -> None:
     """Raise if the graph does not know as a ReLU what was called as one, or does not see what was written."""
-    for name, line in watch.behind:
-        if not any(is_plain(one, vouch, "torch.relu") for one in (name, f"{name} at {line}")):
-            raise behind(f"{name} at {line}")
+    for written in watch.behind:
+        names = (written.name, f"{written.name} at {written.line}")
+        if not written.is_inside and not any(is_plain(one, vouch, "torch.relu") for one in names):
+            raise behind(names[1])
     for number, (name, line) in watch.relus.items():
         node = numbers.get(number)
         is_this = node is not None and node not in inside and operation_of(node.name()) == name

@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.choices import judge_choice
@@ -21,10 +22,10 @@ from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
 from guided_backprop.backends.torch.dispatch import Dispatched
-from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, is_operation, operation
+from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value
-from guided_backprop.backends.torch.hidden.step import Step
+from guided_backprop.backends.torch.hidden.step import Step, is_inside_own
 
 #: What of a forward pass is watched.
 Watched = Literal["details", "everything"] | None
@@ -69,6 +70,21 @@ class Suspect:
     is_on_view: bool
 
 
+class Written(NamedTuple):
+    """What was written into a value that has a gradient, behind its back: by what, where, and of which node it was."""
+
+    name: str
+    line: str
+    tensor: torch.Tensor
+    node: Node | None
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a custom function wrote it, which has given it a gradient since and is judged as a whole."""
+        now = self.tensor.grad_fn
+        return now is not None and now is not self.node and row(now).kind is Kind.HIDDEN
+
+
 class ForwardWatch(Dispatched):
     """Watches a forward pass: what may spell a ReLU, and the logits in front of the final softmax.
 
@@ -101,7 +117,7 @@ class ForwardWatch(Dispatched):
         self.settled: set[int] = set()
         self.shifts: dict[int, float] = {}
         self.relus: dict[int, tuple[str, str]] = {}
-        self.behind: list[tuple[str, str]] = []
+        self.behind: list[Written] = []
         self._count = 0
         self._notes = Notes()
         # The final softmax is among the last ones; those of attention would fill the memory.
@@ -153,7 +169,8 @@ class ForwardWatch(Dispatched):
 
     def _written_behind(self, tensors: Sequence[torch.Tensor]) -> list[bool]:
         """Tell where a write would change a value that has a gradient, while its edge stays as it was."""
-        is_off = not torch.is_grad_enabled()
+        # What is optimised runs in functions of this library's, which give their results a gradient.
+        is_off = not (torch.is_grad_enabled() or is_inside_own())
         return [
             (is_off or (tensor.grad_fn is None and not tensor.requires_grad)) and self._notes.is_active(tensor)
             for tensor in tensors
@@ -163,14 +180,14 @@ class ForwardWatch(Dispatched):
         self, name: str, operands: Sequence[Operand], tensors: Sequence[torch.Tensor], behind: Sequence[bool]
     ) -> None:
         if any(behind) and _writes(OPERATIONS[name].kind, operands, tensors, behind):
-            self.behind.append((name, _line()))
+            self.behind += [Written(name, _line(), one, one.grad_fn) for one in compress(tensors, behind)]
 
     def _note_active(self, tensors: Sequence[torch.Tensor]) -> None:
         """Note the memory of what has a gradient; what an operation of PyTorch gave lay there from the beginning."""
         for tensor in tensors:
             node = tensor.grad_fn
-            if node is not None and not self._notes.is_active(tensor) and is_operation(node):
-                self.behind.append((operation(node), _line()))
+            if node is not None and not self._notes.is_active(tensor) and operation(node) != node.name():
+                self.behind.append(Written(operation(node), _line(), tensor, node))
             self._notes.put_active(tensor)
 
     def _note_memory(self, name: str, changed: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:

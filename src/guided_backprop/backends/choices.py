@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import permutations
+from math import comb
 from typing import Final
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.notes import Choice
+from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
 
 # A constant is the same on so many sets of images, one beside the other.
@@ -24,6 +25,14 @@ _LEFT: Final = 32
 _MOST_AXES: Final = 5
 # So many results, on images that are turned in sign, are on both sides of what could close them.
 _MANY: Final = 64
+# So many values of x closed and so many open, each on its side: a chance of 2**-24. Fewer are enough where no value of
+# either side is an exception, and there are so many ways to choose those that are open.
+_LEAST_SIDE: Final = 12
+_LEAST_WAYS: Final = 8000
+# Of so many rows the largest halves do not all end at 0.
+_LEAST_ROWS: Final = 4
+# So small a part of the largest derivative is what rounding left of a sum of opposite ones.
+_ROUNDING: Final = 1e-5
 
 
 def judge_choice(
@@ -126,6 +135,50 @@ def judge_behind(values: Sequence[NumpyArray], derivatives: Sequence[NumpyArray]
     if all(shut) or not ((apart < 0).any() and (apart > 0).any()):
         return Verdict.UNSETTLED
     return Verdict.PARTIAL if any(shut) else Verdict.NONE
+
+
+def judge_weighed(
+    x: NumpyArray, derivative: NumpyArray, ranks: Ranks = Ranks.NONE, *, is_of_one_sign: bool = False
+) -> Verdict:
+    """Tell whether a sum is made of a ReLU of x, behind whatever weights.
+
+    ``x @ (mask * weights)`` is ``relu(x) @ weights`` where the mask is that of x: its derivative towards x is 0 on one
+    side of a threshold and not on the other. Weights close values of both signs.
+
+    Args:
+        x: what it may be a ReLU of.
+        derivative: of a sum of the results, each times a number of its own, towards x.
+        ranks: how what chose between both compared values. With each other: the largest may be open, and no others.
+        is_of_one_sign: whether x never changes its sign, however the images are.
+    """
+    if is_of_one_sign or ranks is Ranks.ALL or x.size == 0 or not np.isfinite(derivative).all():
+        return Verdict.NONE
+    derivative = np.abs(derivative).reshape(x.shape)
+    if x.ndim > 1 and derivative.any():
+        # Other rows may be no part of the sum, as where rows are multiplied one by one.
+        is_part = derivative.reshape(len(x), -1).any(1)
+        x, derivative = x[is_part], derivative[is_part]
+    is_open = derivative > _ROUNDING * derivative.max()
+    is_told = bool((x > 0).any() and (x < 0).any())
+    if not is_open.any() or not is_told:
+        return Verdict.NONE if is_told else Verdict.UNSETTLED
+    for side in (x, -x):
+        if not is_open[side < 0].any():
+            return _verdict_at_zero(side, is_open, ranks)
+    is_enough = min(is_open.sum(), (~is_open).sum()) >= _LEAST_SIDE and ranks is Ranks.NONE
+    is_split = is_enough and any(side[~is_open].max() <= side[is_open].min() for side in (x, -x))
+    return Verdict.PARTIAL if is_split else Verdict.NONE
+
+
+def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks) -> Verdict:
+    """Return what it says that nothing below 0 is open."""
+    if ranks is not Ranks.NONE and (x.ndim < 2 or len(x) < _LEAST_ROWS):
+        # The largest half of a row is what is above 0 as often as not.
+        return Verdict.UNSETTLED
+    closed, opened = int((x < 0).sum()), int(is_open.sum())
+    is_full = not (~is_open & (x > 0)).any()
+    is_sure = min(closed, opened) >= _LEAST_SIDE or (is_full and comb(closed + opened, opened) >= _LEAST_WAYS)
+    return Verdict.PARTIAL if is_sure else Verdict.UNSETTLED
 
 
 def _summed_to(array: NumpyArray, least: NumpyArray) -> NumpyArray:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from guided_backprop.backends import guards
-from guided_backprop.backends.notes import Candidate, Choice, Ref
+from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Ref
 from guided_backprop.backends.noting import Noting
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.step import CHOICES, CHOOSING, CURVES, PARTS, POINTWISE, SHIFTS, notes_of
@@ -78,8 +78,12 @@ class Step(Noting[Ref]):
         # What is a multiple of another one is a gate only if that was one.
         return False if self._is_mixing or not is_alike else None
 
-    def candidates(self) -> Iterator[Candidate[Ref]]:
-        """Yield what a result may be a ReLU of, some of it several times."""
+    def candidates(self, size: int | None = None) -> Iterator[Candidate[Ref]]:
+        """Yield what a result may be a ReLU of, some of it several times.
+
+        Args:
+            size: how many numbers the result has.
+        """
         # To leave values out of something, or to put them in order, zeroes none of them; nor does a known curve.
         is_none = (self.row.word in ("gather", "sort") and not self.is_choice) or self._is_curve
         for operand in self._read:
@@ -90,6 +94,21 @@ class Step(Noting[Ref]):
         yield from self._chosen_from()
         if self.row.kind is Kind.LINEAR and self.row.word not in ("div", "mul"):
             yield from self._taken_away()
+        yield from self._weighed(size)
+
+    def _weighed(self, size: int | None) -> Iterator[Candidate[Ref]]:
+        """Yield what a result may be a ReLU of behind weights: the taint came from it, and values were added up since.
+
+        As of ``x @ (mask * weights)``, of ``x @ weights + |x| @ weights``, and of what is left of x and then summed.
+        """
+        is_placed = self.row.word.startswith("scatter") or self.row.kind in (Kind.CHOOSES, Kind.UNKNOWN)
+        is_read = self.row.kind is Kind.LINEAR or is_placed or self.row.word in ("gather", "slice")
+        for note in notes_of(self._tainted) if is_read and not self._is_curve else ():
+            for one in note.sources:
+                is_elsewhere = is_placed and (None in (size, one.size) or one.size != size)
+                is_behind = self._is_mixing or is_elsewhere or one.weights > 0
+                if is_behind and one.weights <= MOST_WEIGHTS and not one.is_bounded:
+                    yield one._replace(choice=Choice.BEHIND, less=None)
 
     def _taken_away(self) -> Iterator[Candidate[Ref]]:
         """Yield the differences of which a sum may be a ReLU: behind weights, where several values come together."""

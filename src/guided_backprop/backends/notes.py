@@ -12,6 +12,8 @@ Ref = TypeVar("Ref", bound=Hashable)
 
 #: A value may be a ReLU of what it was made of some steps ago: so many of these are known, the last ones.
 MOST_SOURCES: Final = 16
+#: And behind so many layers of weights its derivatives are looked at: each of these costs a backward pass.
+MOST_WEIGHTS: Final = 2
 
 
 class Ranks(Enum):
@@ -36,7 +38,7 @@ class Choice(Enum):
     AROUND = auto()
     #: From two values by which is larger: then it may be a ReLU of their difference, which nothing computes.
     APART = auto()
-    #: So it was, and weights came behind: then its derivatives tell.
+    #: So it was, and weights came behind; or a mask, a sign or a part of one value met weights: its derivatives tell.
     BEHIND = auto()
 
 
@@ -50,6 +52,7 @@ class Candidate(NamedTuple, Generic[Ref]):
         choice: how the result was chosen from it, if it was, and constants may be among its numbers.
         less: another value that is to be taken away from it first, if there is one.
         ranked: the operations that compared values with each other before it was made.
+        weights: how often several values were added up since something was made of it.
     """
 
     ref: Ref
@@ -58,6 +61,7 @@ class Candidate(NamedTuple, Generic[Ref]):
     choice: Choice = Choice.NONE
     less: Ref | None = None
     ranked: frozenset[Hashable] = frozenset()
+    weights: int = 0
 
     @property
     def values(self) -> list[Ref]:
@@ -169,12 +173,16 @@ class Operand(Generic[Ref]):
 
 
 def first_of(candidates: Iterable[Candidate[Ref]]) -> tuple[Candidate[Ref], ...]:
-    """Return so many candidates, the first ones, each once: bounded only where it is so on all ways."""
+    """Return so many candidates, the first ones, each once: bounded only where it is so on all ways.
+
+    Each is as near as on the shortest of them.
+    """
     kept: dict[tuple[Ref, Ref | None, Choice], Candidate[Ref]] = {}
     for candidate in candidates:
         key = candidate.ref, candidate.less, candidate.choice
-        if key not in kept or not candidate.is_bounded:
-            kept[key] = candidate
+        known = kept.get(key, candidate)
+        nearest = min(known.weights, candidate.weights)
+        kept[key] = (known if candidate.is_bounded else candidate)._replace(weights=nearest)
     return tuple(kept.values())[:MOST_SOURCES]
 
 

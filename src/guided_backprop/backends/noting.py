@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from guided_backprop.backends.notes import Candidate, Choice, Note, Ref, differences_of, first_of
+from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.step import CURVES, RANKS, SUMMARIES, Given, notes_of
@@ -26,7 +26,7 @@ class Noting(Given[Ref]):
         if self.is_relu and not self._tainted:
             # What the rule acts on ends the taint, but not what came before it; what was put there stays a constant.
             return Note(sign=sign, has_gaps=any(note.has_gaps and note.has_constants for note in self._notes))
-        sources = [source for note in self._notes for source in note.sources]
+        sources = [self._further(source) for note in self._notes for source in note.sources]
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out
         return Note(
@@ -47,6 +47,11 @@ class Noting(Given[Ref]):
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
         )
+
+    def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
+        """Return a source, as far away as it is behind this."""
+        is_further = (self._is_mixing or self.row.word.startswith("scatter")) and source.weights <= MOST_WEIGHTS
+        return source._replace(weights=source.weights + 1) if is_further else source
 
     def _has_border(self) -> bool:
         return (self.row.word == "pad" and self._puts) or self._keeps(note.has_border for note in self._notes)

@@ -14,7 +14,7 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.choices import difference, judge_behind, judge_choice
+from guided_backprop.backends.choices import difference, judge_behind, judge_choice, judge_weighed
 from guided_backprop.backends.evidence import NEAR, is_evidence, is_thin, other_images
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
@@ -70,6 +70,8 @@ class Judge:
         self._nominees: dict[Value, Nominee] = {}
         self._taint, self._signs = Taint(facts, vouch), Signs(facts)
         self._runs: dict[tuple[Asked, ...], Values] = {}
+        # What something is a ReLU of, behind weights.
+        self._weighed: set[Value] = set()
         # The inputs of each look: the images, and what is computed in front of where the gradient begins.
         self._given: dict[int, list[jax.Array]] = {}
 
@@ -117,13 +119,13 @@ class Judge:
             best = gate if best is None or (best.x is None and gate is not None) else best
             worst = max(worst, finding, key=lambda one: one.value)
         for choice in nominee.choices:
-            worst = max(worst, self._judge_choice(y, choice), key=lambda one: one.value)
+            worst = max(worst, self._judge_choice(y, choice, nominee), key=lambda one: one.value)
         return (worst, None) if best is None else (_Finding.GUIDED, best)
 
-    def _judge_choice(self, y: Value, candidate: Candidate[Value]) -> _Finding:
+    def _judge_choice(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         x, choice, less = candidate.ref, candidate.choice, candidate.less
         if choice is Choice.BEHIND:
-            return self._judge_behind(y, candidate)
+            return self._judge_weighed(y, x, nominee) if less is None else self._judge_behind(y, candidate)
         if choice is Choice.AROUND and self._signs.of(x):
             # Nothing is closed by the 0 around what a ReLU gives, and nothing has to be run.
             return _Finding.PLAIN
@@ -150,6 +152,26 @@ class Judge:
             verdict = judge_behind(known[: len(asked)], known[len(asked) :])
             if verdict is not Verdict.UNSETTLED:
                 return _Finding.REFUSED if verdict is Verdict.PARTIAL else _Finding.PLAIN
+        return _Finding.PLAIN
+
+    def _judge_weighed(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
+        """Judge by its derivative whether a value is a ReLU of another one, behind weights."""
+        if x in self._weighed:
+            # What is made of a ReLU is said of that one.
+            return _Finding.PLAIN
+        # All derivatives of one value are taken at once.
+        every = [one.ref for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
+        asked = [Seeded(value, y) for value in every]
+        for number in range(_NEAR_LOOKS):
+            values, derivative = self._seen(x, number + 1, first=number), self._look(number, asked)[Seeded(x, y)]
+            if values is None or derivative is None:
+                continue
+            verdict = judge_weighed(values, derivative, nominee.ranks[x], is_of_one_sign=bool(self._signs.of(x)))
+            if verdict is Verdict.PARTIAL:
+                self._weighed.add(x)
+                return _Finding.REFUSED
+            if verdict is Verdict.NONE:
+                break
         return _Finding.PLAIN
 
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:

@@ -193,7 +193,8 @@ class Taint:
         return self._notes[value] != before
 
     def _nominate(self, y: Value, shown: nomination.Step[Value], step: Step, block: Block) -> None:
-        every = [one for one in shown.candidates() if one.ref is not y and _fits(one, y)] if _is_floating(y) else []
+        made = shown.candidates(_size(y)) if _is_floating(y) else ()
+        every = [one for one in made if one.ref is not y and _fits(one, y)]
         choices = [one for one in dict.fromkeys(every) if one.choice is not Choice.NONE]
         candidates: dict[Value, bool] = {}
         for one in every:

@@ -16,7 +16,7 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.choices import judge_behind, judge_choice
+from guided_backprop.backends.choices import judge_behind, judge_choice, judge_weighed
 from guided_backprop.backends.evidence import NEAR, is_evidence
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict, closes_elsewhere, judge
@@ -277,12 +277,12 @@ class Watch:
         """Return the places where one of two values is taken away again, behind weights."""
         pairs = [[self._flat(self._places[number].ref), *map(self._flat, one.refs)] for number, one in self._behind]
         towards = list(self._derivatives.towards(pairs, arrays))
-        verdicts = [judge_behind(values, derivatives) for values, derivatives in towards]
+        verdicts = [_behind(one, *found) for (_, one), found in zip(self._behind, towards, strict=True)]
         # Where nothing comes from but through ReLUs that are guided there is nothing to find.
         self._led_behind = [
             number
-            for (number, _), (_, derivatives), verdict in zip(self._behind, towards, verdicts, strict=True)
-            if verdict is Verdict.UNSETTLED and any(one.any() for one in derivatives)
+            for (number, one), (_, derivatives), verdict in zip(self._behind, towards, verdicts, strict=True)
+            if one.less and verdict is Verdict.UNSETTLED and any(each.any() for each in derivatives)
         ]
         # What the weights say they say for all images.
         kept = [
@@ -353,6 +353,13 @@ class Watch:
         function.control_ret[node.name] = node.name
         function.signature.control_output.append(node.name)
         function.signature.is_stateful = True
+
+
+def _behind(candidate: Candidate, values: Sequence[NumpyArray], derivatives: Sequence[NumpyArray]) -> Verdict:
+    """Judge by derivatives what a place gives behind weights."""
+    if candidate.less:
+        return judge_behind(values, derivatives)
+    return judge_weighed(values[0], derivatives[0], candidate.ranks, is_of_one_sign=bool(candidate.sign))
 
 
 _NUMBERS = count()

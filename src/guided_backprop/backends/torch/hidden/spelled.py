@@ -16,7 +16,7 @@ from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.choices import judge_behind
+from guided_backprop.backends.choices import judge_behind, judge_weighed
 from guided_backprop.backends.evidence import NEAR, is_evidence, is_multiple, is_thin
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
@@ -92,9 +92,8 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
     _check_relus(watch, numbers, path, inside, vouch)
     suspects = {
         order: suspect
-        for order, suspect in enumerate(watch.suspects)
-        if not _is_vouched(suspect, numbers.get(suspect.number), vouch)
-        and (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
+        for order, suspect in _not_vouched(watch.suspects, numbers, vouch)
+        if (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
     }
     if not suspects:
         return Settled([], frozenset(), frozenset(), is_sure=True)
@@ -134,9 +133,13 @@ def _check_relus(
 def _settled(cases: "Sequence[_Case]", path: Path, raised: frozenset[int]) -> Settled:
     relus, refuted, is_sure, unsettled = [], set[int](), True, ""
     unfinished: list[tuple[Suspect, Node]] = []
+    weighed: list[_Case] = []
     for (number, _), group in groupby(cases, lambda case: case.suspect.place[:2]):
         answers: set[str] = set()
         for case in group:
+            if case.suspect.is_weighed:
+                weighed.append(case)
+                continue
             answer = case.answer()
             if answer == "unfinished" and case.node is not None:
                 unfinished.append((case.suspect, case.node))
@@ -151,7 +154,25 @@ def _settled(cases: "Sequence[_Case]", path: Path, raised: frozenset[int]) -> Se
             unsettled = _named(case.suspect) if "open" in answers else unsettled
             refuted |= {number} if "refuted" in answers else set()
     _refuse_unfinished(unfinished, {relu.node for relu in relus}, path)
+    is_sure &= not _refuse_weighed(weighed, relus)
     return Settled(relus, frozenset(refuted), raised, is_sure=is_sure and not relus, unsettled=unsettled)
+
+
+def _refuse_weighed(cases: "Sequence[_Case]", relus: Sequence[Spelled]) -> bool:
+    """Raise if a ReLU lies behind weights; return whether that is not sure of some cases.
+
+    Nothing passes those that are guided, which are spelled in front of them.
+    """
+    handles = [node.register_prehook(hook) for node, hook in closing(relus, lambda g, gated, y: torch.zeros_like(g))]
+    try:
+        answers = [(case, case.answer()) for case in cases]
+    finally:
+        for handle in handles:
+            handle.remove()
+    for case, answer in answers:
+        if answer == "refused":
+            raise spelled({_named(case.suspect)}, "torch.relu")
+    return any(answer == "unsure" for _, answer in answers)
 
 
 def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[Node], path: Path) -> None:
@@ -304,15 +325,20 @@ class _Case:
         return self._refused() if self.judgement.is_gate else "plain"
 
     def _answer_of_derivatives(self) -> _Answer:
-        """Say whether a value that something chose among is taken away again, behind weights."""
+        """Say whether it is made of a ReLU behind weights: of one value, or of one that another is taken away from."""
         x, less = self.suspect.x, self.suspect.x.less
-        if self.node is None or less is None or self._is_shift:
+        if self.node is None or self._is_shift:
             return "plain"
-        towards = [derivative(self.node, self.suspect, value, is_of_one=False) for value in (x, less)]
+        values = [x] if less is None else [x, less]
+        towards = [derivative(self.node, self.suspect, value, is_of_one=False) for value in values]
         derivatives = [one for one in towards if one is not None]
-        if len(derivatives) < 2:
-            return "open"
-        verdict = judge_behind((as_numpy(x.tensor), as_numpy(less.tensor)), derivatives)
+        if len(derivatives) < len(values):
+            return "open" if less is not None else "unsure"
+        arrays = [as_numpy(value.tensor) for value in values]
+        if less is None:
+            verdict = judge_weighed(arrays[0], derivatives[0], x.ranks, is_of_one_sign=bool(x.sign))
+            return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
+        verdict = judge_behind(arrays, derivatives)
         if verdict is Verdict.UNSETTLED and not any(one.any() for one in derivatives):
             # Nothing comes from there but through ReLUs that are guided.
             return "unsure"
@@ -320,6 +346,17 @@ class _Case:
 
     def _refused(self) -> _Answer:
         return "unfinished" if self.is_settled else "refused"
+
+
+def _not_vouched(
+    suspects: Sequence[Suspect], numbers: Mapping[int, Node], vouch: Vouch
+) -> Iterator[tuple[int, Suspect]]:
+    """Yield what nobody vouches for, with its order: what lies further behind weights is vouched for with the first."""
+    vouched = {order for order, one in enumerate(suspects) if _is_vouched(one, numbers.get(one.number), vouch)}
+    weighed = {id(suspects[order].x.tensor) for order in vouched}
+    for order, suspect in enumerate(suspects):
+        if order not in vouched and not (suspect.is_weighed and id(suspect.x.tensor) in weighed):
+            yield order, suspect
 
 
 def _is_vouched(suspect: Suspect, node: Node | None, vouch: Vouch) -> bool:

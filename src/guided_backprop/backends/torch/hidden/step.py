@@ -71,7 +71,7 @@ class Step(nomination.Step[Value]):
     def values(self, result: torch.Tensor) -> Iterator[Value]:
         """Yield what the result may be a ReLU of: as many values, that are as they were."""
         seen = set()
-        for candidate in self.candidates():
+        for candidate in self.candidates(result.numel()):
             values = candidate.values
             key = (candidate.choice, *((one.tensor.data_ptr(), one.version, one.tensor.shape) for one in values))
             if key in seen or not _fits(candidate, result):

@@ -69,6 +69,11 @@ class Suspect:
     is_of_two: bool
     is_on_view: bool
 
+    @property
+    def is_weighed(self) -> bool:
+        """Whether it may be a ReLU of one value, behind weights."""
+        return self.x.choice is Choice.BEHIND and self.x.less is None
+
 
 class Written(NamedTuple):
     """What was written into a value that has a gradient, behind its back: by what, where, and of which node it was."""

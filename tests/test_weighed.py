@@ -1,0 +1,197 @@
+"""A mask, a sign or a part of a value that meets weights before or beside the value: a ReLU that no value shows."""
+
+import numpy as np
+import pytest
+
+from guided_backprop import GuidedBackprop
+from guided_backprop.backends import choices, nomination
+from guided_backprop.backends.choices import judge_weighed
+from guided_backprop.backends.notes import Ranks
+from guided_backprop.backends.spelling import Verdict
+from guided_backprop.errors import OpaqueRegionError
+
+RNG = np.random.default_rng(0)
+FRAMEWORKS = ["torch", "jax", "tensorflow"]
+X, G = RNG.normal(size=(2, 5, 12))
+
+SHUT = {
+    "below 0": X > 0,
+    "above 0": X < 0,
+    "below another number": X > 0.3,
+    "below 0, and some above": (X > 0) & (RNG.random(X.shape) < 0.7),
+}
+OPEN = {
+    "nowhere": np.ones(X.shape, bool),
+    "anywhere": RNG.random(X.shape) < 0.5,
+    "around 0": np.abs(X) > 0.3,
+    "by rows": np.median(X, 1, keepdims=True) < X,
+    "by another value": G > 0,
+    "all but one": (X > 0) | np.isin(X, X[X < 0][3]),
+}
+
+
+@pytest.mark.parametrize("name", SHUT)
+def test_a_derivative_that_is_0_on_one_side_is_that_of_a_relu(name):
+    assert judge_weighed(X, G * SHUT[name]) is Verdict.PARTIAL
+    # What rounding leaves of a sum of opposite numbers is none.
+    assert judge_weighed(X, np.where(SHUT[name], G, 1e-7 * G)) is Verdict.PARTIAL
+    assert judge_weighed(X, G * SHUT[name], is_of_one_sign=True) is Verdict.NONE
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_other_derivatives_are_none(name):
+    assert judge_weighed(X, G * OPEN[name]) is Verdict.NONE
+
+
+def test_few_values_tell_nothing():
+    assert judge_weighed(X[:1, :6], (G * SHUT["below 0"])[:1, :6]) is Verdict.UNSETTLED
+    assert judge_weighed(np.abs(X), G) is Verdict.UNSETTLED
+
+
+def test_a_rank_is_no_threshold():
+    assert judge_weighed(X, G * SHUT["below 0"], Ranks.ALL) is Verdict.NONE
+    assert judge_weighed(X, G * SHUT["below 0"], Ranks.SOME) is Verdict.PARTIAL
+    assert judge_weighed(X[:1].repeat(2, 0), (G * SHUT["below 0"])[:2], Ranks.SOME) is not Verdict.PARTIAL
+
+
+class Library:
+    """What the spellings need of a framework, under one name each."""
+
+    def __init__(self, framework):
+        self.xp = pytest.importorskip({"jax": "jax.numpy"}.get(framework, framework))
+        self.framework = framework
+        if framework == "torch":
+            self.array, self.relu, self.leaky = self.xp.as_tensor, self.xp.relu, self.xp.nn.functional.leaky_relu
+        elif framework == "jax":
+            self.jax = pytest.importorskip("jax")
+            self.array, self.relu, self.leaky = self.xp.asarray, self.jax.nn.relu, self.jax.nn.leaky_relu
+        else:
+            self.array, self.relu, self.leaky = self.xp.constant, self.xp.nn.relu, self.xp.nn.leaky_relu
+
+    def number(self, mask):
+        """Return 1 where a mask is, and 0 elsewhere."""
+        if self.framework == "tensorflow":
+            return self.xp.cast(mask, "float32")
+        return mask.float() if self.framework == "torch" else mask.astype("float32")
+
+    def joined(self, *values, axis=1):
+        concatenate = getattr(self.xp, "concatenate", None) or self.xp.concat
+        return concatenate(list(values), axis)
+
+    def taken(self, table, ids):
+        return self.xp.gather(table, ids) if self.framework == "tensorflow" else table[ids]
+
+    def sum_of_the_positive(self, x, w):
+        """Return the products of positive numbers with their weights, added up row by row."""
+        if self.framework == "torch":
+            row, column = (x > 0).nonzero(as_tuple=True)
+            start = self.xp.zeros(len(x), w.shape[1])
+            return start.index_add(0, row, x[row, column][:, None] * w[column])
+        if self.framework == "jax":
+            added_up = lambda row: self.jax.ops.segment_sum(row[:, None] * w, (row > 0).astype(int), 2)[1]  # noqa: E731
+            return self.jax.vmap(added_up)(x)
+        places = self.xp.where(x > 0)
+        products = self.xp.gather_nd(x, places)[:, None] * self.xp.gather(w, places[:, 1])
+        return self.xp.math.unsorted_segment_sum(products, places[:, 0], x.shape[0])
+
+
+def row_by_row(lib, x, w):
+    rows = [x[number] for number in range(x.shape[0])]
+    return lib.xp.stack([lib.xp.einsum("k,km->m", r, lib.number(r > 0)[:, None] * w) for r in rows])
+
+
+#: Each is ``relu(x) @ w``.
+HIDDEN = {
+    "a mask in the weights": lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, lib.number(x > 0)[..., None] * w),
+    "a mask in the weights of a row": row_by_row,
+    "weights that a mask chose": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.xp.where((x > 0)[..., None], w, 0 * w)
+    ),
+    "an embedding by sign": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.taken(lib.joined(w, 0 * w[:1], axis=0), lib.xp.where(x > 0, lib.array(np.arange(20)), 20))
+    ),
+    "what is selected and then added up": lambda lib, x, w: lib.sum_of_the_positive(x, w),
+    "a magnitude": lambda lib, x, w: (x @ w + abs(x) @ w) / 2,
+    "a sign": lambda lib, x, w: (x @ w + (lib.xp.sign(x) * x) @ w) / 2,
+    "a magnitude beside": lambda lib, x, w: lib.joined(x, abs(x)) @ lib.joined(w, w, axis=0) / 2,
+    "the larger of x and -x": lambda lib, x, w: (x @ w + lib.xp.maximum(x, -x) @ w) / 2,
+    "a leak taken away": lambda lib, x, w: 2 * (lib.leaky(x, 0.5) @ w) - x @ w,
+}
+
+#: None is a ReLU of x.
+ORDINARY = {
+    "a magnitude": lambda lib, x, w: x @ w + 0.5 * abs(x) @ w,
+    "a magnitude with weights of its own": lambda lib, x, w: x @ w + abs(x) @ (w * w),
+    "a mask of another value": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.number(lib.xp.einsum("nk,km,jm->nj", x, w, w) > 0)[..., None] * w
+    ),
+    "a mask of padding": lambda lib, x, w: lib.xp.einsum(
+        "nk,km->nm", x, lib.array((np.arange(20) < 15).astype("float32"))[:, None] * w
+    ),
+    "a leak": lambda lib, x, w: lib.leaky(x, 0.5) @ w,
+    "weights that another value chose": lambda lib, x, w: lib.xp.where((x @ w)[:, :1] > 0, x @ w, 2 * (x @ w)),
+    "an embedding by sign": lambda lib, x, w: (
+        x @ w + lib.xp.einsum("nkm->nm", lib.taken(w, lib.xp.where(x > 0, lib.array(np.arange(20)), 3)))
+    ),
+}
+
+
+def network_of(framework, spelled):
+    """Return a model with a ReLU of its own in front of what is spelled, and its images."""
+    lib = Library(framework)
+    first, second, third = (
+        lib.array(np.random.default_rng(seed).normal(size=size).astype("float32") / 3)
+        for seed, size in enumerate([(12, 12), (12, 20), (20, 9)])
+    )
+    images = np.random.default_rng(7).normal(size=(4, 12)).astype("float32")
+    return lambda x: lib.xp.tanh(spelled(lib, lib.relu(x @ first) @ second - 0.2, third)), lib.array(images)
+
+
+def oracle():
+    """Return the guided map of ``tanh(relu(relu(x @ a) @ b - .2) @ c)[:, 1]``, from the formulas alone."""
+    first, second, third = (
+        np.random.default_rng(seed).normal(size=size).astype("float32").astype(float) / 3
+        for seed, size in enumerate([(12, 12), (12, 20), (20, 9)])
+    )
+    x = np.random.default_rng(7).normal(size=(4, 12)).astype("float32").astype(float)
+    hidden = np.maximum(x @ first, 0)
+    inner = np.maximum(hidden @ second - 0.2, 0)
+    g = (1 - np.tanh(inner @ third)[:, 1:2] ** 2) * third[:, 1]
+    g = np.maximum(g, 0) * (inner > 0) @ second.T
+    return np.maximum(g, 0) * (hidden > 0) @ first.T
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_relu_behind_weights_is_refused(framework, name):
+    model, images = network_of(framework, HIDDEN[name])
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images, labels=1)
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_is_none_is_plain(framework, name):
+    model, images = network_of(framework, ORDINARY[name])
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_explicit_relu_is_guided(framework):
+    model, images = network_of(framework, lambda lib, x, w: lib.relu(x) @ w)
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    np.testing.assert_allclose(found, oracle(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_without_the_derivative_the_map_is_wrong(framework, monkeypatch):
+    """A taint that stops at the weights leaves a map that is none of this method."""
+    monkeypatch.setattr(nomination.Step, "_weighed", lambda self, size: iter(()))
+    model, images = network_of(framework, HIDDEN["a mask in the weights"])
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def test_planted_fault_values_of_one_side_alone_are_no_evidence(monkeypatch):
+    monkeypatch.setattr(choices, "_LEAST_WAYS", 1)
+    assert judge_weighed(X[:1, :6], (G * SHUT["below 0"])[:1, :6]) is Verdict.PARTIAL

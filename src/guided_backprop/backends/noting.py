@@ -104,6 +104,9 @@ class Noting(Given[Ref]):
         """Return what the taint comes from, if it begins here."""
         if self.row.kind is Kind.CLIP and len(self.dependent) == 1 and self._bounds() is None:
             return [candidate._replace(is_bounded=True) for candidate in candidates]
+        if self.row.word in RANKS:
+            # What is the largest of its neighbours opens by these, and not by its sign.
+            return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
         return candidates if self.starts else ()
 
     @property

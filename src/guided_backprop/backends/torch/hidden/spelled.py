@@ -351,11 +351,13 @@ class _Case:
 def _not_vouched(
     suspects: Sequence[Suspect], numbers: Mapping[int, Node], vouch: Vouch
 ) -> Iterator[tuple[int, Suspect]]:
-    """Yield what nobody vouches for, with its order: what lies further behind weights is vouched for with the first."""
-    vouched = {order for order, one in enumerate(suspects) if _is_vouched(one, numbers.get(one.number), vouch)}
-    weighed = {id(suspects[order].x.tensor) for order in vouched}
+    """Yield what nobody vouches for, with its order.
+
+    What lies behind weights may be that of something that is vouched for: nothing tells which.
+    """
     for order, suspect in enumerate(suspects):
-        if order not in vouched and not (suspect.is_weighed and id(suspect.x.tensor) in weighed):
+        is_open = not (vouch and suspect.is_weighed)
+        if is_open and not _is_vouched(suspect, numbers.get(suspect.number), vouch):
             yield order, suspect
 
 

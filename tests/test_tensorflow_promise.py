@@ -377,9 +377,10 @@ def choosing_alone(patch):
 
 
 def blind(patch):
-    """See nothing inside of loops, and try nothing alone."""
+    """See nothing inside of loops nor behind weights, and try nothing alone."""
     patch.setattr(values.Watch, "_see", lambda *_: None)
     patch.setattr(values.Watch, "_tried", lambda self, verdicts, arrays: verdicts)
+    patch.setattr(values.Watch, "_taken_away", lambda *_: set())
 
 
 def refuses_gates(judged):

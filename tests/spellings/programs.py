@@ -35,6 +35,9 @@ def copied_sign(x):
 
 #: Each is a ReLU of x ``(N, features)``.
 GUIDED = {
+    "root of a square": lambda x: jnp.where(x > 0, jnp.sqrt(x * x), 0.0),
+    "power of a square": lambda x: jnp.where(x > 0, (x * x) ** 0.5, 0.0),
+    "logarithm of an exponential": lambda x: jnp.where(x > 0, jnp.log(jnp.exp(x)), 0.0),
     "fori_loop that closes over x": filled_in_a_loop,
     "scan over x": lambda x: lax.scan(lambda carry, s: (carry, jnp.where(s > 0, s, 0)), 0, x)[1],
     "scan over x and a mask": lambda x: lax.scan(lambda carry, s: (carry, s[0] * s[1]), 0, (x, (x > 0) * 1.0))[1],
@@ -84,6 +87,10 @@ REFUSED = {
     "associative_scan": lambda x: lax.associative_scan(jnp.maximum, jnp.stack([x * 0, x]))[1],
     "cummax": lambda x: lax.cummax(with_zeros(x), x.ndim)[..., 1],
     "straight-through": lambda x: x + lax.stop_gradient(jax.nn.relu(x) - x),
+    # Other curves that end at 0 look like guards, and so do these.
+    "root of one side": lambda x: jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0),
+    "logarithm of one side": lambda x: jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), 0.0),
+    "logarithm of a guarded exponential": lambda x: jnp.log(jnp.where(x > 0, jnp.exp(x), 1)),
 }
 
 #: These open and close by the size of x, and are no ReLU by value; and where they are open.
@@ -127,8 +134,8 @@ FINE = {
     "local response norm": response_norm,
     "all rows kept": lambda x: x[np.array([True] * len(x))],
     "padding mask": lambda x: jnp.where(KEPT, x, 0),
-    "root with a guard": lambda x: jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0),
-    "logarithm with a guard": lambda x: jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), 0.0),
+    "root with a guard": lambda x: jnp.where(x * x > 0, jnp.sqrt(jnp.where(x * x > 0, x * x, 1)), 0),
+    "NaN guard": lambda x: jnp.where(jnp.isnan(x), 0.0, x),
     "pruned weights": lambda x: x @ (WEIGHT * (abs(WEIGHT) > 0.5)),
     "experts by top-k": routed,
     "expert by argmax": lambda x: jnp.einsum("nd,ndk->nk", x, jnp.asarray(EXPERTS)[jnp.argmax(x[:, :3], -1)]),

@@ -172,13 +172,19 @@ def judge_weighed(
 
 def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks) -> Verdict:
     """Return what it says that nothing below 0 is open."""
-    if ranks is not Ranks.NONE and (x.ndim < 2 or len(x) < _LEAST_ROWS):
+    if ranks is not Ranks.NONE and (x.ndim < 2 or len(x) < _LEAST_ROWS or _are_as_many(is_open)):
         # The largest half of a row is what is above 0 as often as not.
         return Verdict.UNSETTLED
     closed, opened = int((x < 0).sum()), int(is_open.sum())
     is_full = not (~is_open & (x > 0)).any()
     is_sure = min(closed, opened) >= _LEAST_SIDE or (is_full and comb(closed + opened, opened) >= _LEAST_WAYS)
     return Verdict.PARTIAL if is_sure else Verdict.UNSETTLED
+
+
+def _are_as_many(is_open: NumpyArray) -> bool:
+    """Tell whether as many are open along some axis everywhere: the largest of each row are, what is above 0 is not."""
+    counts = [is_open.sum(axis) for axis in range(is_open.ndim)]
+    return any((count == count.flat[0]).all() for count in counts if count.size > 1)
 
 
 def _summed_to(array: NumpyArray, least: NumpyArray) -> NumpyArray:

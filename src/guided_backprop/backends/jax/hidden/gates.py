@@ -167,12 +167,17 @@ class Judge:
             if values is None or derivative is None:
                 continue
             verdict = judge_weighed(values, derivative, nominee.ranks[x], is_of_one_sign=bool(self._signs.of(x)))
-            if verdict is Verdict.PARTIAL:
+            if verdict is Verdict.PARTIAL and not self._is_placed(y, values, number):
                 self._weighed.add(x)
                 return _Finding.REFUSED
-            if verdict is Verdict.NONE:
+            if verdict is not Verdict.UNSETTLED:
                 break
         return _Finding.PLAIN
+
+    def _is_placed(self, y: Value, x: NumpyArray, number: int) -> bool:
+        """Tell whether values were put somewhere, and nothing was added up so far."""
+        placed = self._seen(y, number + 1, first=number)
+        return placed is not None and bool(np.isin(placed, [*x.ravel(), 0]).all())
 
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of one candidate."""

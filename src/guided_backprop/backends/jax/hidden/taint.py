@@ -138,14 +138,10 @@ class Taint:
         return step.is_inside or step.is_part or _is_branch(step) or self._is_nan_guard(step)
 
     def _is_nan_guard(self, step: Step) -> bool:
-        """Tell ``where(x > 0, sqrt(x), 0)``, and the root of ``where(x > 0, x, 1)``; a logarithm likewise."""
-        if _is_undefined(step) and step.inputs[0].step is not None:
-            return self._is_nan_guard(step.inputs[0].step)
-        if step.word != "where" or not any(map(self._facts.is_uniform, step.inputs[1:])):
-            return False
+        """Tell ``where(x > 0, x, 1)`` under a root or a logarithm: what is made of these is judged."""
         uses = step.outputs[0].uses
-        cases = [operand.step for operand in step.inputs[1:] if operand.carries and operand.step is not None]
-        return (bool(uses) and all(map(_is_undefined, uses))) or any(_is_undefined(case) for case in cases)
+        is_guard = step.word == "where" and any(map(self._facts.is_uniform, step.inputs[1:]))
+        return is_guard and bool(uses) and all(map(_is_undefined, uses))
 
     def _visit_inside(self, step: Step) -> list[Note[Value]]:
         """Follow the taint through what a step holds; return what is known of what comes out of that."""

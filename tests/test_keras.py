@@ -185,7 +185,7 @@ def test_heads_are_undone(head):
 
 
 COMPOSITES = {
-    "prelu": lambda: layers.PReLU(),
+    "prelu": lambda: layers.PReLU(alpha_initializer=keras.initializers.Constant(0.25)),
     "hardswish": lambda: layers.Activation("hard_swish"),
     "hardsigmoid": lambda: layers.Activation("hard_sigmoid"),
     "celu": lambda: layers.Activation("celu"),
@@ -201,6 +201,17 @@ def test_a_composite_activation_is_one_activation():
     hidden = [part for build in COMPOSITES.values() for part in (layers.Dense(6), build())]
     with pytest.raises(NoReluError):
         GuidedBackprop(keras.Sequential([keras.Input((4,)), *hidden, layers.Dense(3)])).explain(ROWS, 1)
+
+
+def test_a_prelu_without_slopes_is_a_relu():
+    """As Keras begins: guided in PyTorch; refused where nothing tells that all slopes of a network are 0."""
+    model = small(layers.PReLU())
+    try:
+        found = GuidedBackprop(model).explain(ROWS, 1)
+    except OpaqueRegionError:
+        assert keras.config.backend() != "torch"
+    else:
+        np.testing.assert_allclose(found, by_hand(model), rtol=1e-4, atol=1e-5)
 
 
 def test_an_explicit_relu6_is_a_relu():

@@ -93,9 +93,11 @@ class Graph:
         name = ("self", "other")[place] if place < 2 else ""
         # To look at what a checkpoint keeps it would run once more; and a weight is no number, even if it is one.
         is_kept = getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", None) is None
-        number = saved(node, name) if is_kept and node.next_functions[place][0] is None else None
-        if isinstance(number, torch.Tensor) and number.numel() == 1 and not number.is_complex():
-            return float(number)
+        number = saved(node, name) if is_kept else None
+        if isinstance(number, torch.Tensor) and not number.is_complex():
+            is_number = number.numel() == 1 and node.next_functions[place][0] is None
+            # Slopes that are all 0 make a ReLU.
+            return float(number) if is_number else _UNKNOWN if number.any() else 0.0
         return _UNKNOWN
 
     def users(self, value: Ref) -> Sequence[Ref]:

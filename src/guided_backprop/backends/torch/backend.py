@@ -29,6 +29,7 @@ from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, composites_of, inside_of, needs_shifts
 from guided_backprop.backends.torch.graph.operations import row
+from guided_backprop.backends.torch.hidden.case import Spelled, Values
 from guided_backprop.backends.torch.hidden.chance import (
     ANY_DRAW,
     Draws,
@@ -37,7 +38,7 @@ from guided_backprop.backends.torch.hidden.chance import (
     is_vouched,
     random_error,
 )
-from guided_backprop.backends.torch.hidden.spelled import Spelled, Values, settle
+from guided_backprop.backends.torch.hidden.spelled import settle
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
@@ -206,8 +207,7 @@ class TorchBackend(Backend):
         if (is_open and watched != "everything") or (needed and watched is None):
             watch = ForwardWatch("everything" if is_open else needed)
             run = self._forward_pass(inputs, watch, rules)
-        activations = composites_of(run.path, {} if watch is None else watch.shifts)
-        run = replace(run, activations=activations)
+        run = replace(run, activations=composites_of(run.path, {} if watch is None else watch.shifts))
         if watch is not None and is_open:
             run, watch = self._settled(run, watch, inputs, rules)
         if watched != "everything" or is_gating:
@@ -218,8 +218,7 @@ class TorchBackend(Backend):
         self, run: _Run, watch: ForwardWatch, inputs: Inputs, rules: Sequence[ReluRule]
     ) -> tuple[_Run, ForwardWatch]:
         """Settle what is nominated; what is a ReLU on these images alone is none, and what follows it counts."""
-        refuted: frozenset[int] = frozenset()
-        raised: frozenset[int] = frozenset()
+        refuted = raised = frozenset[int]()
         while True:
             elsewhere = partial(self._elsewhere, inputs, run.leaves, rules)
             settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, elsewhere)

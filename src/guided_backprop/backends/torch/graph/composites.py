@@ -91,14 +91,13 @@ class Graph:
         if row(node).word in _SUMS:
             return self._shifts.get(node._sequence_nr(), _UNKNOWN)
         name = ("self", "other")[place] if place < 2 else ""
-        # To look at what a checkpoint keeps it would run once more; and a weight is no number, even if it is one.
+        # What a checkpoint keeps runs once more if one looks. A weight is no number, but slopes of 0 make a ReLU.
         is_kept = getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", None) is None
         number = saved(node, name) if is_kept else None
-        if isinstance(number, torch.Tensor) and not number.is_complex():
-            is_number = number.numel() == 1 and node.next_functions[place][0] is None
-            # Slopes that are all 0 make a ReLU.
-            return float(number) if is_number else _UNKNOWN if number.any() else 0.0
-        return _UNKNOWN
+        if not isinstance(number, torch.Tensor) or number.is_complex():
+            return _UNKNOWN
+        is_number = number.numel() == 1 and node.next_functions[place][0] is None
+        return float(number) if is_number else _UNKNOWN if number.any() else 0.0
 
     def users(self, value: Ref) -> Sequence[Ref]:
         """Return the values that are made of a value directly."""

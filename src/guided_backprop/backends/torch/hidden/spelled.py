@@ -6,54 +6,26 @@ passes on to x as a ReLU would let it; else it is refused. What no value tells i
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby, islice
-from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch.autograd.graph import Node
 
-from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.choices import judge_behind, judge_weighed
-from guided_backprop.backends.evidence import NEAR, is_evidence, is_multiple, is_thin
+from guided_backprop.backends.evidence import NEAR
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import behind, is_plain, spelled
-from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of
-from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative, shut
-from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Suspect, joined, judged
+from guided_backprop.backends.torch.hidden.case import Case, Spelled, Values, closing, named
+from guided_backprop.backends.torch.hidden.derivatives import shut
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Suspect
 
-#: A result, and what it may be a ReLU of, by their place.
-Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]
 #: Runs the model, watched for some places, on one set of other images after the other, and yields the values there;
 #: none where it fails.
 Elsewhere = Callable[[frozenset[Place]], Iterator[Values]]
-# What is "unsure" is no ReLU on images like these, nor likely to be one on others; what is "open" may be one there.
-_Answer = Literal["plain", "refuted", "unsure", "open", "unfinished", "refused"]
-
-
-@dataclass(frozen=True)
-class Spelled:
-    """A result that is a ReLU of something: the rule acts on what arrives there.
-
-    Attributes:
-        node: the node of the operation that gave it.
-        output: which of its results it is.
-        name: the operation, and the line of the model.
-        y: the result.
-        is_open: where it is not closed.
-    """
-
-    node: Node
-    output: int
-    name: str
-    y: NumpyArray
-    is_open: NumpyArray
 
 
 @dataclass(frozen=True)
@@ -101,7 +73,7 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
     looks = elsewhere(places)
     others = list(islice(looks, NEAR)) if places else []
     cases = [
-        _Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled)
+        Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled)
         for order, suspect in suspects.items()
     ]
     if any(case.is_in_doubt for case in cases):
@@ -130,10 +102,10 @@ def _check_relus(
             raise spelled({f"{name} at {line}"}, "torch.relu")
 
 
-def _settled(cases: "Sequence[_Case]", path: Path, raised: frozenset[int]) -> Settled:
+def _settled(cases: Sequence[Case], path: Path, raised: frozenset[int]) -> Settled:
     relus, refuted, is_sure, unsettled = [], set[int](), True, ""
     unfinished: list[tuple[Suspect, Node]] = []
-    weighed: list[_Case] = []
+    weighed: list[Case] = []
     for (number, _), group in groupby(cases, lambda case: case.suspect.place[:2]):
         answers: set[str] = set()
         for case in group:
@@ -149,16 +121,16 @@ def _settled(cases: "Sequence[_Case]", path: Path, raised: frozenset[int]) -> Se
             answers.add(answer)
         else:
             if "refused" in answers:
-                raise spelled({_named(case.suspect)}, "torch.relu")
+                raise spelled({named(case.suspect)}, "torch.relu")
             is_sure &= not {"unsure", "open"} & answers
-            unsettled = _named(case.suspect) if "open" in answers else unsettled
+            unsettled = named(case.suspect) if "open" in answers else unsettled
             refuted |= {number} if "refuted" in answers else set()
     _refuse_unfinished(unfinished, {relu.node for relu in relus}, path)
     is_sure &= not _refuse_weighed(weighed, relus)
     return Settled(relus, frozenset(refuted), raised, is_sure=is_sure and not relus, unsettled=unsettled)
 
 
-def _refuse_weighed(cases: "Sequence[_Case]", relus: Sequence[Spelled]) -> bool:
+def _refuse_weighed(cases: Sequence[Case], relus: Sequence[Spelled]) -> bool:
     """Raise if a ReLU lies behind weights; return whether that is not sure of some cases.
 
     Nothing passes those that are guided, which are spelled in front of them.
@@ -171,7 +143,7 @@ def _refuse_weighed(cases: "Sequence[_Case]", relus: Sequence[Spelled]) -> bool:
             handle.remove()
     for case, answer in answers:
         if answer == "refused":
-            raise spelled({_named(case.suspect)}, "torch.relu")
+            raise spelled({named(case.suspect)}, "torch.relu")
     return any(answer == "unsure" for _, answer in answers)
 
 
@@ -180,172 +152,7 @@ def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[No
     finished = relus | {node for _, node in unfinished}
     for suspect, node in unfinished:
         if not finished >= set(path.children[node]):
-            raise spelled({_named(suspect)}, "torch.relu")
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A suspect, and all that is known of it.
-
-    Attributes:
-        suspect: the result that may be a ReLU.
-        node: its node; None if the graph does not show it.
-        path: the graph.
-        others: values on other images.
-        is_settled: whether a later result is made of it, which is a ReLU.
-        far: values on images that are far larger; None as long as they are not asked for.
-    """
-
-    suspect: Suspect
-    node: Node | None
-    path: Path
-    others: Sequence[Values]
-    is_settled: bool
-    far: tuple[NumpyArray, NumpyArray] | None = None
-
-    @cached_property
-    def looks(self) -> list[tuple[NumpyArray, NumpyArray]]:
-        """The result and x, for each run of the model, but the one on images that are far larger."""
-        first = self.suspect.values
-        others = [look[self.suspect.place] for look in self.others if self.suspect.place in look]
-        return [first, *(pair for pair in others if _is_alike(pair, first))]
-
-    @cached_property
-    def values(self) -> tuple[NumpyArray, NumpyArray]:
-        """The same, as one."""
-        return joined(self.looks)
-
-    @cached_property
-    def judgement(self) -> Judgement:
-        """What the values say."""
-        near = self._judged(self.looks)
-        if near.verdict is not Verdict.UNSETTLED or self.far is None or not _is_alike(self.far, self.suspect.values):
-            return near
-        # What it is it has to be on all of them; and what is few on each of them may be enough on all.
-        far, every = self._judged([self.far]), self._judged([*self.looks, self.far])
-        return every if far.is_gate or every.is_gate or self.is_choice else far
-
-    def _judged(self, looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> Judgement:
-        suspect = self.suspect
-        return judged(suspect.x, looks, is_of_two=suspect.is_of_two)
-
-    @property
-    def is_choice(self) -> bool:
-        """Whether it is some of the numbers of x."""
-        return self.suspect.x.choice is not Choice.NONE
-
-    @property
-    def is_open(self) -> bool:
-        """Whether no value tells what it is."""
-        return self.judgement.verdict is Verdict.UNSETTLED
-
-    @property
-    def is_in_doubt(self) -> bool:
-        """Whether other images may tell it."""
-        return self.is_open and not self.suspect.x.sign and self.suspect.x.choice is not Choice.BEHIND
-
-    @cached_property
-    def derivative(self) -> NumpyArray | None:
-        """The derivative of the result towards x; None if the graph cannot tell it."""
-        return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x)
-
-    @property
-    def is_gate(self) -> bool:
-        """Whether values and derivative are those of a ReLU."""
-        return (
-            self.judgement.verdict is Verdict.CONVEX
-            and self.derivative is not None
-            and bool(self.derivative.any())
-            and agrees(self.suspect, self.judgement, self.derivative)
-        )
-
-    @property
-    def is_raised(self) -> bool:
-        """Whether other images show that it is a ReLU, which the given ones left open."""
-        return self.suspect.judgement.verdict is Verdict.UNSETTLED and self.is_gate
-
-    @property
-    def _is_closed(self) -> bool:
-        """Whether the images themselves show nothing but what is closed: other ones may open it."""
-        y, closed = self.suspect.values[0], self.judgement.closed
-        return bool((y == (y.flat[0] if closed is None else closed)).all())
-
-    @property
-    def _is_direct(self) -> bool:
-        """Whether it is no less likely to be a ReLU than what it is made of."""
-        is_other_0 = self.suspect.is_of_two and self.judgement.closed is not None
-        return self.suspect.is_direct or is_other_0 or self._adds_up()
-
-    def _adds_up(self) -> bool:
-        """Tell whether several values add up to what the open side of a ReLU is, as ``x + |x|`` does.
-
-        No ReLU is below 0: what falls there as x does is closed nowhere. And what comes through a ReLU that is an
-        operation of its own, as half of ``x + relu(x)``, is guided there.
-        """
-        pairs = [self.values] if self.far is None else [self.values, self.far]
-        if not self.suspect.adds_up or not all((y >= 0).all() and is_multiple(y, x) for y, x in pairs):
-            return False
-        y, x = self.suspect.values
-        return self.derivative is None or np.allclose(self.derivative * x.reshape(y.shape), y, rtol=1e-2)
-
-    def answer(self) -> Spelled | _Answer:
-        """Say whether it is a ReLU, or what else is to be done about it."""
-        if self.is_choice:
-            return self._answer_of_choice()
-        suspect, verdict = self.suspect, self.judgement.verdict
-        if verdict is Verdict.NONE:
-            return "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
-        if self.derivative is not None and not self.derivative.any():
-            # What passes a gradient on to x is a ReLU operation by itself, or nothing is; unless all is closed here.
-            return "open" if self.is_open or self._is_closed else "plain"
-        if self.is_open:
-            is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
-            is_bounded = suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
-            is_told = self.is_settled or bool(suspect.x.sign) or is_bounded or is_constant
-            return "unsure" if is_told or not self._is_direct else "refused"
-        if self.is_gate and not (self.is_settled or is_thin(self.values[1])) and self.node is not None:
-            y = suspect.values[0]
-            return Spelled(self.node, suspect.place[1], _named(suspect), y, y != self.judgement.closed)
-        return self._refused()
-
-    @property
-    def _is_shift(self) -> bool:
-        """Whether it is what an exponential is shifted by, as of a sum of these whose largest is to be 1."""
-        users = [] if self.node is None else self.path.children[self.node]
-        return bool(users) and all(row(user).word == "exp" for user in users)
-
-    def _answer_of_choice(self) -> _Answer:
-        if self.suspect.x.choice is Choice.BEHIND:
-            return self._answer_of_derivatives()
-        if self.is_open:
-            # What is never negative 0 does not close.
-            return "unsure" if self.suspect.x.sign else "open"
-        if self.suspect.x.choice is Choice.APART and self._is_shift:
-            return "plain"
-        return self._refused() if self.judgement.is_gate else "plain"
-
-    def _answer_of_derivatives(self) -> _Answer:
-        """Say whether it is made of a ReLU behind weights: of one value, or of one that another is taken away from."""
-        x, less = self.suspect.x, self.suspect.x.less
-        if self.node is None or self._is_shift:
-            return "plain"
-        values = [x] if less is None else [x, less]
-        towards = [derivative(self.node, self.suspect, value, is_of_one=False) for value in values]
-        derivatives = [one for one in towards if one is not None]
-        if len(derivatives) < len(values):
-            return "open" if less is not None else "unsure"
-        arrays = [as_numpy(value.tensor) for value in values]
-        if less is None:
-            verdict = judge_weighed(arrays[0], derivatives[0], x.ranks, is_of_one_sign=bool(x.sign))
-            return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
-        verdict = judge_behind(arrays, derivatives)
-        if verdict is Verdict.UNSETTLED and not any(one.any() for one in derivatives):
-            # Nothing comes from there but through ReLUs that are guided.
-            return "unsure"
-        return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "open"}.get(verdict, "plain")  # type: ignore[return-value]
-
-    def _refused(self) -> _Answer:
-        return "unfinished" if self.is_settled else "refused"
+            raise spelled({named(suspect)}, "torch.relu")
 
 
 def _not_vouched(
@@ -364,38 +171,4 @@ def _not_vouched(
 def _is_vouched(suspect: Suspect, node: Node | None, vouch: Vouch) -> bool:
     if node is not None and row(node).kind is Kind.UNKNOWN and suspect.name in vouch:
         return True
-    return any(is_plain(name, vouch, "torch.relu") for name in (suspect.name, _named(suspect)))
-
-
-def _named(suspect: Suspect) -> str:
-    return f"{suspect.name} at {suspect.line}"
-
-
-def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:
-    """Tell whether values on other images can be put beside the first ones."""
-    return all(
-        other.shape == array.shape and is_evidence(other, array) for other, array in zip(others, first, strict=True)
-    )
-
-
-def closing(
-    relus: Sequence[Spelled], leave: Callable[[Any, Any, Any], Any]
-) -> Iterator[tuple[Node, Callable[..., Any]]]:
-    """Yield for each spelled ReLU its node, and a hook that applies a rule to what arrives there.
-
-    Args:
-        relus: the spelled ReLUs.
-        leave: from what arrives at a ReLU's result, what its gate makes of that, and the result, to what leaves.
-    """
-    for relu in relus:
-
-        def hook(gradients: tuple[torch.Tensor | None, ...], relu: Spelled = relu) -> tuple[torch.Tensor | None, ...]:
-            g = gradients[relu.output]
-            if g is None:
-                return gradients
-            is_open = torch.as_tensor(relu.is_open, device=g.device)
-            y = torch.as_tensor(relu.y, device=g.device, dtype=g.dtype)
-            left = leave(g, torch.where(is_open, g, 0), y)
-            return (*gradients[: relu.output], left, *gradients[relu.output + 1 :])
-
-        yield relu.node, hook
+    return any(is_plain(name, vouch, "torch.relu") for name in (suspect.name, named(suspect)))

@@ -670,6 +670,18 @@ def test_no_graph_and_no_hook_stay_behind():
     assert not explanations.attribution.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("method", [GuidedBackprop, Saliency])
+@pytest.mark.parametrize("vouch", [{}, {"torch::autograd::WarnNotImplemented": "plain"}])
+def test_what_has_no_derivative_is_refused_for_every_rule(method, vouch):
+    """PyTorch warns and returns zeros: a map of nothing."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(images()[0].numel(), 8), nn.ReLU(), nn.Linear(8, 3)).float().eval()
+    quantised = torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8)
+    options = {} if method is Saliency else {"vouch": vouch}
+    with pytest.raises(ModelError, match="derivative throughout"):
+        method(quantised, **options).explain(images().float(), 1)
+
+
 def test_every_error_of_the_library_is_caught_by_its_root():
     with pytest.raises(GuidedBackpropError):
         explain(99)

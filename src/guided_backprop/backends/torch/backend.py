@@ -200,8 +200,7 @@ class TorchBackend(Backend):
         if have_drawn(before, self._generators.states(of_torch_alone=is_known)):
             self._is_known = False
             self._refuse_random(inputs, run.output, rules)
-        if is_gating:
-            refuse_opaque(run.path, self.setup.vouch)
+        refuse_opaque(run.path, self.setup.vouch, is_gating=is_gating)
         needed = _needed(run, undoes_head=undoes_head)
         is_open = is_gating and run.path.signature not in self._clear
         if (is_open and watched != "everything") or (needed and watched is None):

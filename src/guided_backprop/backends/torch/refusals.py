@@ -24,6 +24,16 @@ HINTS: Final = {
     "mat1 and mat2 shapes": "Give the images the size that the model was built for.",
 }
 
+# Parts of PyTorch that hide what they compute, and the way out.
+_PARTS: Final = {
+    "CompiledFunction": ("a torch.compile region", "Pass the model before compiling."),
+    "CheckpointFunction": ("a reentrant checkpoint", "Use checkpoint(..., use_reentrant=False)."),
+    "torch::jit": (
+        "a fused TorchScript region",
+        "Pass the scripted module itself as the model, or the module before scripting.",
+    ),
+}
+
 
 def refuse_traced() -> None:
     """Raise if the caller is being compiled, traced, or transformed by torch.func: its tensors have no values then."""
@@ -41,33 +51,19 @@ def refuse_traced() -> None:
     )
 
 
-def refuse_opaque(path: nodes.Path, vouch: Vouch) -> None:
-    """Raise if a part of the graph hides what it computes."""
+def refuse_opaque(path: nodes.Path, vouch: Vouch, *, is_gating: bool) -> None:
+    """Raise if a part of the graph hides what it computes, to a rule of ReLUs, or has no derivative, to any."""
     for node in path.doubts:
         name = nodes.opaque_name(node)
-        if name is not None and name not in vouch:
-            advice = _advice(name)
-            raise hidden(name) if advice is None else OpaqueRegionError(advice)
-
-
-def _advice(name: str) -> str | None:
-    """Say what hides its ReLUs, and the way out, where it is a part of torch and no custom function."""
-    if name == "CompiledFunction":
-        return (
-            "a torch.compile region hides its ReLUs; received CompiledFunctionBackward between score and image. "
-            "Pass the model before compiling."
-        )
-    if name == "CheckpointFunction":
-        return (
-            "a reentrant checkpoint hides its ReLUs; received CheckpointFunctionBackward between score and image. "
-            "Use checkpoint(..., use_reentrant=False)."
-        )
-    if name.startswith("torch::jit"):
-        return (
-            f"a fused TorchScript region hides its ReLUs; received {name} between score and image. "
-            "Pass the scripted module itself as the model, or the module before scripting."
-        )
-    return None
+        if name is not None and name.endswith("NotImplemented"):
+            raise ModelError(
+                "model must have a derivative throughout; received an operation on the way to the images that "
+                "PyTorch has none for, as in quantised modules. Pass the model before it was quantised."
+            )
+        if is_gating and name is not None and name not in vouch:
+            part, way_out = _PARTS.get("torch::jit" if name.startswith("torch::jit") else name, ("", ""))
+            text = f"{part} hides its ReLUs; received {name} between score and image. {way_out}"
+            raise OpaqueRegionError(text) if part else hidden(name)
 
 
 def training_error(name: str) -> ModelError:

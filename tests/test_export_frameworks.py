@@ -12,7 +12,23 @@ import pytest
 import tensorflow as tf
 from numpy.testing import assert_allclose
 
-from guided_backprop import DeconvNet, GuidedBackprop, ModelError, OptionError, OutputExistsError, Saliency
+from guided_backprop import (
+    DeconvNet,
+    GradCAM,
+    GuidedBackprop,
+    GuidedGradCAM,
+    InputXGradient,
+    ModelError,
+    OptionError,
+    OutputExistsError,
+    Saliency,
+    SmoothGrad,
+)
+from guided_backprop.arrays import Inputs
+from guided_backprop.backends.jax import export as jax_export
+from guided_backprop.backends.tensorflow import export as tensorflow_export
+from guided_backprop.export.agreement import difference
+from guided_backprop.jax import tap
 
 RNG = np.random.default_rng(0)
 KERNEL, DENSE = RNG.normal(size=(3, 3, 3, 8)).astype("f4"), RNG.normal(size=(8, 5)).astype("f4")
@@ -42,7 +58,7 @@ def in_jax(x):
     """Have a ReLU spelled by ``where``, a norm and a softmax."""
     y = jax.lax.conv_general_dilated(x, KERNEL, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     y = jnp.where(y > 0, y, 0)
-    y = jax.nn.relu(y - y.mean((1, 2), keepdims=True))
+    y = tap("conv", jax.nn.relu(y - y.mean((1, 2), keepdims=True)))
     return jax.nn.softmax(y.mean((1, 2)) @ DENSE)
 
 
@@ -50,7 +66,12 @@ def in_jax(x):
 def in_keras():
     keras.utils.set_random_seed(0)
     layers = keras.layers
-    middle = [layers.Conv2D(8, 3, 2), layers.BatchNormalization(), layers.ReLU(6.0), layers.GlobalMaxPooling2D()]
+    middle = [
+        layers.Conv2D(8, 3, 2, name="conv"),
+        layers.BatchNormalization(),
+        layers.ReLU(6.0),
+        layers.GlobalMaxPooling2D(),
+    ]
     return keras.Sequential([layers.Input((11, 10, 3)), *middle, layers.Dense(5, activation="softmax")])
 
 
@@ -142,3 +163,100 @@ def test_what_is_refused(in_keras, tmp_path):
     with pytest.raises(ModelError, match="for 1 images in tensorflow"):
         GuidedBackprop(one).export(tmp_path / "map", IMAGES)
     assert list(tmp_path.iterdir()) == []
+
+
+METHODS = {
+    "a layer": lambda model: GradCAM(model, "conv"),
+    "a product": lambda model: GuidedGradCAM(model, "conv", interpolation="nearest"),
+    "the variance of products": lambda model: SmoothGrad(
+        GuidedGradCAM(model, "conv", reducer="absmax"), samples=3, form="variance"
+    ),
+    "copies": lambda model: SmoothGrad(GuidedBackprop(model), samples=3, form="absolute"),
+    "times the image": lambda model: InputXGradient(Saliency(model, reducer="sum")),
+}
+# Runs each file for each number of images.
+ALL_RELOADED = """
+import json, sys
+import numpy as np
+given, found = np.load(sys.argv[3]), {}
+for way, path in json.loads(sys.argv[2]).items():
+    if sys.argv[1] == "jax":
+        from jax import export
+        program = export.deserialize(bytearray(open(path, "rb").read()))
+    else:
+        import tensorflow as tf
+        program = tf.saved_model.load(path).signatures["serving_default"]
+    for count in (1, 3, 17):
+        more = [given[f"noise {count}"]] if "noise" in way else []
+        images, labels = given[f"images {count}"], given[f"labels {count}"]
+        if sys.argv[1] == "jax":
+            _, maps, scores, is_finite = program.call(images, labels.astype("i4"), *more)
+        else:
+            named = dict(zip(["images", "labels", "noise"], [images, labels, *more]))
+            results = program(**{name: tf.constant(one) for name, one in named.items()})
+            maps, scores, is_finite = (results[name] for name in ("attribution", "scores", "is_finite"))
+        assert np.asarray(is_finite).all()
+        found |= {f"{way} {count}": np.asarray(maps), f"{way} {count} scores": np.asarray(scores)}
+assert not any(name.startswith("guided_backprop") for name in sys.modules)
+np.savez(sys.argv[4], **found)
+"""
+
+
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_maps_of_all_methods_where_the_library_is_not(framework, in_keras, tmp_path):
+    model, kind = (in_jax, jnp.asarray) if framework == "jax" else (in_keras, np.asarray)
+    methods = {way: make(model) for way, make in METHODS.items()}
+    files, given = {}, {}
+    for way, method in methods.items():
+        noise = method.plan.noise
+        name = f"{way}, noise" if noise is not None else way
+        files[name] = str(tmp_path / f"{len(files)}{'.stablehlo' if framework == 'jax' else ''}")
+        exported = method.export(files[name], kind(IMAGES))
+        assert exported.counts == ([1, 3, 17] if noise is None else [1, 3, 6])
+        assert exported.difference < 1e-5
+        assert exported.coverage == method.explain(kind(IMAGES)).coverage
+        for count in (1, 3, 17):
+            images = np.random.default_rng(count).normal(size=(count, 11, 10, 3)).astype("f4")
+            given |= {f"images {count}": images, f"labels {count}": np.arange(count) % 5}
+            if noise is not None:
+                given[f"noise {count}"] = np.float32(noise.drawn(Inputs.of(images))[0])
+    np.savez(tmp_path / "given.npz", **given)
+    where = [framework, json.dumps(files), str(tmp_path / "given.npz"), str(tmp_path / "found.npz")]
+    done = subprocess.run([sys.executable, "-c", ALL_RELOADED, *where], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    for name, method in zip(files, methods.values(), strict=True):
+        for count in (1, 3, 17):
+            wanted = method.explain(kind(given[f"images {count}"]), given[f"labels {count}"])
+            maps, scores = found[f"{name} {count}"], found[f"{name} {count} scores"]
+            assert difference([maps, scores], [np.asarray(wanted.attribution), wanted.scores]) < 1e-5
+            # Planted faults: of other classes, and by other methods.
+            other = method.explain(kind(given[f"images {count}"]), (given[f"labels {count}"] + 1) % 5)
+            assert difference([maps], [np.asarray(other.attribution)]) > 1e-2
+        alike = [one for one in files if one != name and found[f"{one} 3"].shape == found[f"{name} 3"].shape]
+        assert all(difference([found[f"{one} 3"]], [found[f"{name} 3"]]) > 1e-2 for one in alike)
+
+
+@pytest.mark.parametrize("fault", ["_fitted", "_moment", "_positive"])
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_planted_faults_of_maps_are_seen(framework, fault, in_keras, tmp_path, monkeypatch):
+    module = jax_export if framework == "jax" else tensorflow_export
+    model, images = (in_jax, IN_JAX) if framework == "jax" else (in_keras, IMAGES)
+    right = getattr(module, fault)
+    monkeypatch.setattr(module, fault, lambda *given: right(*given) * 1.01)
+    method = SmoothGrad(GradCAM(model, "conv"), samples=2)
+    with pytest.raises(ModelError, match=f"difference of .* for 1 images in {framework}"):
+        method.export(tmp_path / ("map.stablehlo" if framework == "jax" else "map"), images)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_of_several_inputs_has_positions(tmp_path):
+    def both(images, rows):
+        y = tap("positions", jax.nn.relu(positions(images)))
+        return y.mean((1, 2)) @ DENSE + jax.nn.relu(rows @ DENSE)
+
+    inputs = {"images": IN_JAX, "rows": jnp.asarray(DENSE.T[:3])}
+    product = GuidedGradCAM(both, "positions").export(tmp_path / "product.stablehlo", inputs)
+    assert product.outputs == ("outputs", "attribution_images", "scores", "is_finite")
+    copies = SmoothGrad(Saliency(both), samples=2).export(tmp_path / "copies.stablehlo", inputs)
+    assert copies.inputs == ("images_images", "images_rows", "labels", "noise_images", "noise_rows")

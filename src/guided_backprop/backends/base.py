@@ -187,6 +187,10 @@ class Backend(ABC):
             return None
         return axes - 1 if self.network.is_channels_last else 1
 
+    def has_positions(self, array: Array, axes: int) -> bool:
+        """Tell whether one input has as many axes of positions as a layer's output of so many axes, and a gradient."""
+        return self.is_floating(array) and self.channel_axis(array) is not None and len(array.shape) == axes
+
     @abstractmethod
     def attribute(
         self, inputs: Inputs, weigh: Weigh, rules: Sequence[ReluRule], score: Score | None = None

@@ -76,11 +76,6 @@ class Plan:
     times_images: bool = False
     photos: Photos | None = None
 
-    @property
-    def is_gradient(self) -> bool:
-        """Whether a map is what one backward pass gives, and nothing is made of that."""
-        return self.cam is None and self.noise is None and not self.times_images
-
 
 def port_names(given: Inputs, are_explained: Sequence[bool]) -> tuple[Sequence[str], Sequence[str]]:
     """Return what a graph calls its images, and what its results: of several inputs by their names.
@@ -90,5 +85,19 @@ def port_names(given: Inputs, are_explained: Sequence[bool]) -> tuple[Sequence[s
         are_explained: of which of its arrays there are maps.
     """
     images = ["images"] if given.form == "one" else [f"images_{name}" for name in given.names]
-    maps = [name.replace("images", "attribution") for name, is_one in zip(images, are_explained, strict=True) if is_one]
-    return images, (RESULTS[0], *maps, *RESULTS[2:])
+    return images, (RESULTS[0], *_beside(images, are_explained, "attribution"), *RESULTS[2:])
+
+
+def noise_names(images: Sequence[str], are_noisy: Sequence[bool]) -> Sequence[str]:
+    """Return what a graph calls the noise of its images.
+
+    Args:
+        images: what it calls these.
+        are_noisy: which of them have noise.
+    """
+    return _beside(images, are_noisy, "noise")
+
+
+def _beside(images: Sequence[str], are_meant: Sequence[bool], word: str) -> Sequence[str]:
+    """Return what belongs to some images by their own names: an input may be called images itself."""
+    return [word + name.removeprefix("images") for name, is_one in zip(images, are_meant, strict=True) if is_one]

@@ -202,7 +202,7 @@ def _cams(backend: Backend, inputs: Inputs, inside: Attributed, interpolation: I
 def _fitted(backend: Backend, cam: NDArray[np.float64], interpolation: Interpolation, array: Any) -> Any:
     """Return the map at the size of one of the model's inputs; None if it has no such positions, or is of integers."""
     axis = backend.channel_axis(array)
-    if not backend.is_floating(array) or axis is None or len(array.shape) != cam.ndim + 1:
+    if axis is None or not backend.has_positions(array, cam.ndim + 1):
         return None
     sizes = [size for position, size in enumerate(array.shape) if position not in (0, axis)]
     return backend.from_numpy(np.expand_dims(resized(cam, sizes, interpolation), axis), array)

@@ -126,10 +126,9 @@ def _recorded(
     backend = subject.backend(inputs)
     if backend.framework in _GRAPHS:
         module, name = _GRAPHS[backend.framework]
-        if not all(plan.is_gradient and plan.photos is None for plan in plans):
+        if any(plan.photos is not None for plan in plans):
             raise OptionError(
-                f"a graph of {backend.framework} is of a method of one pass, of images; received {methods[0]!r:.80}. "
-                "Take Saliency, DeconvNet, GuidedBackprop or RectGrad, and no photos."
+                f"a graph of {backend.framework} takes images; received photos={plans[0].photos!r:.80}. Leave it out."
             )
         kind: Any = getattr(import_module(module), name)
         return [kind(_plain(subject), inputs, plan) for plan in plans], None

@@ -6,8 +6,10 @@ have burnt in. A model whose output for an image depends on the others of its ba
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +25,39 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import TOP, Plan, port_names
+from guided_backprop.export.plan import TOP, Cam, Noise, Plan, noise_names, port_names
+from guided_backprop.rules import PLAIN, ReluRule
 
 # By how many of the images it is judged what is a ReLU.
 _JUDGED: Final = 8
 # Where the program runs, whatever it is written on.
 _PLATFORMS: Final = ("cpu", "cuda", "tpu")
-# What one image gives: the output, what is differentiated, and its gradient for a seed.
-_Passed = tuple[jax.Array, jax.Array, Callable[[jax.Array], Sequence[jax.Array]]]
+
+
+class _Passed(NamedTuple):
+    """What the pass of one image gives.
+
+    Attributes:
+        output: the model's output.
+        scored: what is differentiated.
+        inside: where the gradient is taken inside of the model, the value there; else nothing.
+        derive: from a seed to the gradients.
+    """
+
+    output: jax.Array
+    scored: jax.Array
+    inside: Sequence[jax.Array]
+    derive: Callable[[jax.Array], Sequence[jax.Array]]
+
+
+#: Explains one image, given as a batch of one.
+_Explain = Callable[[Sequence[jax.Array]], _Passed]
 
 
 class Recorder(JaxBackend):
     """A model whose pass for one image can be put into a larger program."""
 
-    def one_image(self, given: Inputs, plan: Plan) -> tuple[Callable[[Sequence[jax.Array]], _Passed], Coverage]:
+    def one_image(self, given: Inputs, rule: ReluRule) -> tuple[_Explain, Coverage]:
         """Return what explains one image, and what was done with each non-linearity.
 
         Raises:
@@ -45,22 +66,23 @@ class Recorder(JaxBackend):
         self.network.check()
         images = [given.rows(slice(row, row + 1)).map(jnp.asarray) for row in range(min(given.count, _JUDGED))]
         image = images[0]
-        if len({Recorder(self.setup).gates(one, plan) for one in images}) > 1:
+        if len({Recorder(self.setup).gates(one, rule) for one in images}) > 1:
             raise unsettled("a value that some of them show to be one, and others don't,")
-        made = self._plan(image, (plan.rule,), undo_head=self.setup.undo_head)
+        made = self._plan(image, (rule,), undo_head=self.setup.undo_head)
 
         def explain(leaves: Sequence[jax.Array]) -> _Passed:
             explained = [leaf for leaf in leaves if self.is_floating(leaf)]
             others = [leaf for leaf in leaves if not self.is_floating(leaf)]
-            output, scored, _, (pullback,) = made.forward(made.constants, explained, others)
-            return output, scored, lambda seed: made.backward(pullback, seed)
+            output, scored, inside, (pullback,) = made.forward(made.constants, explained, others)
+            return _Passed(output, scored, inside, lambda seed: made.backward(pullback, seed))
 
         return explain, made.coverages[0]
 
-    def gates(self, image: Inputs, plan: Plan) -> Hashable:
+    def gates(self, image: Inputs, rule: ReluRule) -> Hashable:
         """Return where the program of one image has ReLUs that are known by its values, in a new recorder."""
-        program = self._program(self._trace(image, begins_inside=False), image, begins_inside=False)
-        self._analyse(program, (plan.rule,), image.arrays)
+        begins_inside = self.begins_inside
+        program = self._program(self._trace(image, begins_inside=begins_inside), image, begins_inside=begins_inside)
+        self._analyse(program, (rule,), image.arrays)
         return tuple(number for number, value in enumerate(numbered(program)) if value.gate is not None)
 
 
@@ -90,19 +112,38 @@ class JaxGraph(Graph):
     engine, turns = StableHlo, ()
 
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
-        self._recorder, self._labels, self._reducer = Recorder(setup), plan.labels, plan.reducer
-        one = given.rows(slice(0, 1)).map(jnp.asarray)
-        self._explain, self.coverage = self._recorder.one_image(given, plan)
-        output = jax.eval_shape(lambda *leaves: self._explain(leaves)[0], *one.arrays)
-        names, self.outputs = port_names(given, [self._recorder.is_floating(array) for array in one.arrays])
-        self.inputs = (*names, "labels")
+        self._recorder, self._plan = Recorder(setup), plan
+        recorder, arrays = self._recorder, given.rows(slice(0, 1)).map(jnp.asarray).arrays
+        self._explain, self.coverage = recorder.one_image(given, plan.rule)
+        self._at_layer = self._explain
+        if plan.cam is not None and plan.cam.is_factor:
+            self._at_layer = Recorder(replace(setup, input_layer=plan.cam.layer)).one_image(given, PLAIN)[0]
+        output, inside = jax.eval_shape(self._forward, *arrays)
+        self._floats = [recorder.is_floating(array) for array in arrays]
+        self._mapped = [
+            is_one and (plan.cam is None or recorder.has_positions(array, inside[0].ndim))
+            for array, is_one in zip(arrays, self._floats, strict=True)
+        ]
+        names, self.outputs = port_names(given, self._mapped)
+        self.inputs = (*names, "labels", *([] if plan.noise is None else noise_names(names, self._floats)))
+        self._program = self._stored(arrays, output)
+
+    def _forward(self, *leaves: jax.Array) -> tuple[jax.Array, Sequence[jax.Array]]:
+        return self._explain(leaves).output, self._at_layer(leaves).inside
+
+    def _stored(self, arrays: Sequence[jax.Array], output: Any) -> Any:
+        """Return the program for any number of such images."""
+        plan = self._plan
+        shapes = [array.shape[1:] for array in arrays]
+        told = (output.shape[1:], output.dtype) if plan.labels == "weights" else ((), jnp.int32)
+        given = [*zip(shapes, [array.dtype for array in arrays], strict=True), told]
+        if plan.noise is not None:
+            noisy = [(array, shape) for array, shape in zip(arrays, shapes, strict=True) if self._is_float(array)]
+            given += [((plan.noise.samples, *shape), array.dtype) for array, shape in noisy]
         (count,) = export.symbolic_shape("count")
-        label = output.shape[1:] if plan.labels == "weights" else ()
-        kind = output.dtype if plan.labels == "weights" else jnp.int32
-        sizes = [(array.shape[1:], array.dtype) for array in one.arrays]
-        specs = [_spec((count, *shape), dtype) for shape, dtype in (*sizes, (label, kind))]
+        specs = [_spec((count, *shape), dtype) for shape, dtype in given]
         try:
-            self._program = export.export(jax.jit(jax.vmap(self._of_image)), platforms=_PLATFORMS)(*specs)
+            return export.export(jax.jit(jax.vmap(self._of_image)), platforms=_PLATFORMS)(*specs)
         except GuidedBackpropError:
             raise
         except Exception as error:
@@ -112,20 +153,60 @@ class JaxGraph(Graph):
             ) from error
 
     def _of_image(self, *arrays: jax.Array) -> list[jax.Array]:
-        *leaves, label = arrays
-        output, scored, derive = self._explain([leaf[None] for leaf in leaves])
-        seed = self._seed(output, scored, label)
-        recorder = self._recorder
-        maps = [recorder.reduce(one, self._reducer, recorder.channel_axis(one))[0] for one in derive(seed)]
-        numbers = [array for array in (output, *maps, *arrays) if jnp.issubdtype(array.dtype, jnp.floating)]
+        images, recorder, noise = len(self._mapped), self._recorder, self._plan.noise
+        leaves, label, drawn = [leaf[None] for leaf in arrays[:images]], arrays[images], arrays[images + 1 :]
+        passed = self._explain(leaves)
+        seed = self._seed(passed.output, passed.scored, label)
+        if noise is None:
+            maps = self._maps(leaves, passed, seed)
+        else:
+            maps = [_moment(noise.form, copies) for copies in self._of_copies(leaves, drawn, noise, seed)]
+        maps = [recorder.reduce(one, self._plan.reducer, recorder.channel_axis(one))[0] for one in maps]
+        numbers = [array for array in (passed.output, *maps, *arrays) if self._is_float(array)]
         is_finite = jnp.stack([jnp.isfinite(array).all() for array in numbers]).all()
-        if self._labels == "ids" and output.ndim > 1:
-            is_finite &= (label >= TOP) & (label < output.shape[self._class_axis(output)])
-        return [output[0], *maps, (seed * scored).sum(), is_finite]
+        if self._plan.labels == "ids" and passed.output.ndim > 1:
+            is_finite &= (label >= TOP) & (label < passed.output.shape[self._class_axis(passed.output)])
+        return [passed.output[0], *maps, (seed * passed.scored).sum(), is_finite]
+
+    def _of_copies(
+        self, leaves: Sequence[jax.Array], drawn: Sequence[jax.Array], noise: Noise, seed: jax.Array
+    ) -> list[jax.Array]:
+        """Return the maps of noisy copies of one image, by what weighs the outputs of that."""
+
+        def of_one(*drawn: jax.Array) -> list[jax.Array]:
+            left = iter(drawn)
+            noisy = [
+                leaf + next(left) * (jnp.ptp(leaf) * noise.share) if is_float else leaf
+                for leaf, is_float in zip(leaves, self._floats, strict=True)
+            ]
+            return self._maps(noisy, self._explain(noisy), seed)
+
+        copies: list[jax.Array] = jax.vmap(of_one)(*drawn)
+        return copies
+
+    def _maps(self, leaves: Sequence[jax.Array], passed: _Passed, seed: jax.Array) -> list[jax.Array]:
+        """Return the maps of one image, with all channels."""
+        plan = self._plan
+        if plan.cam is None:
+            gradients, images = passed.derive(seed), compress(leaves, self._floats)
+            return [g * x for g, x in zip(gradients, images, strict=True)] if plan.times_images else list(gradients)
+        inside = self._at_layer(leaves) if plan.cam.is_factor else passed
+        positive = _positive(inside, seed, self._recorder.channel_axis(inside.inside[0]) or 1)
+        fitted = [
+            _fitted(positive, leaf, plan.cam, self._recorder.channel_axis(leaf) or 1)
+            for leaf in compress(leaves, self._mapped)
+        ]
+        if not plan.cam.is_factor:
+            return fitted
+        mapped = compress(passed.derive(seed), compress(self._mapped, self._floats))
+        return [g * cam for g, cam in zip(mapped, fitted, strict=True)]
+
+    def _is_float(self, array: jax.Array) -> bool:
+        return self._recorder.is_floating(array)
 
     def _seed(self, output: jax.Array, scored: jax.Array, label: jax.Array) -> jax.Array:
         """Return how much each output weighs: as the label says, or 1 for a class, at all its positions."""
-        if self._labels == "weights":
+        if self._plan.labels == "weights":
             return label[None].astype(scored.dtype)
         if output.ndim == 1:
             return jnp.ones_like(scored)
@@ -149,6 +230,34 @@ class JaxGraph(Graph):
 
 def _spec(shape: Sequence[Any], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
+def _positive(passed: _Passed, seed: jax.Array, axis: int) -> jax.Array:
+    """Return a class activation map at the size of its layer, ``(1, ...)``."""
+    (g,) = passed.derive(seed)
+    weights = g.mean([other for other in range(1, g.ndim) if other != axis], keepdims=True)
+    return jax.nn.relu((weights * passed.inside[0]).sum(axis))
+
+
+def _fitted(positive: jax.Array, image: jax.Array, cam: Cam, axis: int) -> jax.Array:
+    """Return it at the size of an image, with one channel."""
+    for place, after in enumerate((size for other, size in enumerate(image.shape) if other not in (0, axis)), start=1):
+        matrix = jnp.asarray(cam.matrix(positive.shape[place], after).T, image.dtype)
+        along = jnp.matmul(jnp.moveaxis(positive, place, -1), matrix, precision="highest")
+        positive = jnp.moveaxis(along, -1, place)
+    return jnp.expand_dims(positive, axis)
+
+
+def _moment(form: str, maps: jax.Array) -> jax.Array:
+    """Return what the maps of noisy copies are together."""
+    match form:
+        case "absolute":
+            return jnp.abs(maps).mean(0)
+        case "squared":
+            return (maps * maps).mean(0)
+        case "variance":
+            return maps.var(0)
+    return maps.mean(0)
 
 
 def _called(program: Any, inputs: Sequence[NumpyArray], outputs: Sequence[str]) -> dict[str, NumpyArray]:

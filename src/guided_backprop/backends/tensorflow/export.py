@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +24,8 @@ from guided_backprop.backends.tensorflow.plan import Copy, differentiate
 from guided_backprop.errors import ModelError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import TOP, Plan, port_names
-from guided_backprop.rules import ReluRule
+from guided_backprop.export.plan import TOP, Cam, Noise, Plan, noise_names, port_names
+from guided_backprop.rules import PLAIN, ReluRule
 
 # Where a SavedModel keeps what is said of it.
 _METADATA: Final = "assets.extra/guided_backprop.json"
@@ -57,9 +58,14 @@ class Recorder(TensorFlowBackend):
         return copied
 
 
-def _with_own_weights(copied: Copy) -> tuple[Copy, list[tf.Variable]]:
-    """Return the copy with variables of its own, which have the values that the model's have now."""
-    captured, variables = [], []
+def _with_own_weights(copied: Copy, variables: dict[int, tf.Variable]) -> Copy:
+    """Return the copy with variables of its own, which have the values that the model's have now.
+
+    Args:
+        copied: the copy.
+        variables: those that were made, by which handle of the model's each is in the place of.
+    """
+    captured = []
     for tensor in copied.traced.captured:
         if tensor.dtype != tf.resource:
             captured.append(tensor)
@@ -70,10 +76,48 @@ def _with_own_weights(copied: Copy) -> tuple[Copy, list[tf.Variable]]:
                 "a graph must hold all that the model reads; received a table or another resource. Export a part of "
                 "the model that reads none."
             )
-        value = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(kinds[0].dtype))
-        variables.append(tf.Variable(value))
-        captured.append(variables[-1].handle)
-    return replace(copied, traced=replace(copied.traced, captured=captured)), variables
+        if id(tensor) not in variables:
+            value = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(kinds[0].dtype))
+            variables[id(tensor)] = tf.Variable(value)
+        captured.append(variables[id(tensor)].handle)
+    return replace(copied, traced=replace(copied.traced, captured=captured))
+
+
+class _Part:
+    """A model's marked copy as a part of a larger graph, under one rule.
+
+    Args:
+        setup: the model, and what is said about it.
+        given: a batch such as will be explained.
+        rule: what a ReLU lets through.
+        variables: as of :func:`_with_own_weights`.
+
+    Attributes:
+        recorder: what made it.
+        specs: the inputs' signatures.
+    """
+
+    def __init__(self, setup: Setup, given: Inputs, rule: ReluRule, variables: dict[int, tf.Variable]) -> None:
+        self.recorder = Recorder(setup)
+        self._copied = _with_own_weights(self.recorder.copied(given, rule), variables)
+        self.specs, self._rule, self._vouch = self._copied.specs, rule, setup.vouch
+        self.marked = renamed(self._copied.graph_def)
+
+    def editor(self) -> Editor:
+        """Return what is done with the nodes of one pass."""
+        return Editor(self._rule, self._vouch)
+
+    def passed(self, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Return the outputs for these inputs, and where the gradient is taken inside of the model the value there."""
+        copied = self._copied
+        names = [copied.output, *([copied.inside] if copied.inside else [])]
+        return copied.bring(self.marked, inputs, names)
+
+    def results(self) -> list[tf.TensorSpec]:
+        """Return the shapes and the kinds of what a pass gives."""
+        made = tf.function(lambda *inputs: self.passed(inputs), input_signature=self.specs, autograph=False)
+        results = made.get_concrete_function().outputs
+        return [tf.TensorSpec([None, *one.shape[1:]], one.dtype) for one in results]
 
 
 class SavedModel(Engine):
@@ -107,49 +151,55 @@ class TensorFlowGraph(Graph):
     engine, turns = SavedModel, ()
 
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
-        self._recorder, self._plan = Recorder(setup), plan
-        copied, variables = _with_own_weights(self._recorder.copied(given, plan.rule))
-        floats = [spec.dtype.is_floating for spec in copied.specs]
-        self._explained = [position for position, is_float in enumerate(floats) if is_float]
-        names, self.outputs = port_names(given, floats)
-        self.inputs = (*names, "labels")
-        editor, marked = Editor(plan.rule, setup.vouch), renamed(copied.graph_def)
-        label = self._output(copied, marked) if plan.labels == "weights" else ([None], tf.int64)
-        specs = [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(copied.specs, names, strict=True)]
-
-        def explain(*arrays: tf.Tensor) -> list[tf.Tensor]:
-            (outputs,) = copied.bring(marked, arrays[:-1], [copied.output])
-            return self._results(editor, outputs, arrays)
-
-        signature = [*specs, tf.TensorSpec(*label, "labels")]
-        concrete = tf.function(explain, input_signature=signature, autograph=False).get_concrete_function()
-        keep_functions(marked, concrete)
+        self._plan, self._variables = plan, dict[int, tf.Variable]()
+        self._model = self._at_layer = _Part(setup, given, plan.rule, self._variables)
+        if plan.cam is not None and plan.cam.is_factor:
+            self._at_layer = _Part(replace(setup, input_layer=plan.cam.layer), given, PLAIN, self._variables)
+        self._recorder, specs = self._model.recorder, self._model.specs
+        self._floats = [spec.dtype.is_floating for spec in specs]
+        inside = self._at_layer.results()[-1] if plan.cam is not None else None
+        self._mapped = [
+            is_one and (inside is None or self._recorder.has_positions(spec, inside.shape.rank))
+            for spec, is_one in zip(specs, self._floats, strict=True)
+        ]
+        names, self.outputs = port_names(given, self._mapped)
+        self.inputs = (*names, "labels", *([] if plan.noise is None else noise_names(names, self._floats)))
+        self._editors: list[Editor] = []
+        signature = self._signature()
+        concrete = tf.function(self._results, input_signature=signature, autograph=False).get_concrete_function()
+        for part in {self._model, self._at_layer}:
+            keep_functions(part.marked, concrete)
         # What is read by its handle alone is not known to be a variable.
-        concrete.graph.variables = variables
-        self.coverage = editor.coverage()
-        if editor.bounds:
-            bounds = ", ".join(sorted({*editor.bounds.values()}))
+        concrete.graph.variables = list(self._variables.values())
+        self.coverage = self._editors[0].coverage()
+        bounds = sorted({name for editor in self._editors for name in editor.bounds.values()})
+        if bounds:
             raise ModelError(
-                f"a graph can't look at a bound that is computed; received {bounds}. Write it as tf.nn.relu."
+                f"a graph can't look at a bound that is computed; received {', '.join(bounds)}. Write it as tf.nn.relu."
             )
         self._function = self._wrapped(*self._frozen(concrete))
 
-    def _output(self, copied: Copy, marked: GraphDef) -> tuple[Sequence[int | None], tf.DType]:
-        """Return the shape and the kind of the model's outputs."""
+    def _signature(self) -> list[tf.TensorSpec]:
+        """Return what the inputs are, by name."""
+        plan, given = self._plan, list(self._model.specs)
+        given.append(self._model.results()[0] if plan.labels == "weights" else tf.TensorSpec([None], tf.int64))
+        if plan.noise is not None:
+            noisy = compress(self._model.specs, self._floats)
+            given += [tf.TensorSpec([None, plan.noise.samples, *spec.shape[1:]], spec.dtype) for spec in noisy]
+        return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(given, self.inputs, strict=True)]
 
-        def forward(*inputs: tf.Tensor) -> tf.Tensor:
-            return copied.bring(marked, inputs, [copied.output])[0]
-
-        made = tf.function(forward, input_signature=copied.specs, autograph=False).get_concrete_function()
-        return [None, *made.outputs[0].shape[1:]], made.outputs[0].dtype
-
-    def _results(self, editor: Editor, outputs: tf.Tensor, arrays: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        *inputs, label = arrays
+    def _results(self, *arrays: tf.Tensor) -> list[tf.Tensor]:
+        images, recorder, noise = len(self._mapped), self._recorder, self._plan.noise
+        inputs, label, drawn = arrays[:images], arrays[images], arrays[images + 1 :]
+        passed = self._model.passed(inputs)
+        outputs = passed[0]
         seed = self._seed(outputs, label)
-        found = differentiate(editor, "gradient", inputs, outputs, [seed])
-        gradients = [found[f"gradient 0 {position}"] for position in self._explained]
-        recorder = self._recorder
-        maps = [recorder.reduce(one, self._plan.reducer, recorder.channel_axis(one)) for one in gradients]
+        maps, found = self._maps(inputs, passed, seed)
+        if noise is not None:
+            copies = self._copies(inputs, drawn, noise)
+            noisy, _ = self._maps(copies, self._model.passed(copies), tf.repeat(seed, noise.samples, 0))
+            maps = [_moment(noise, one) for one in noisy]
+        maps = [recorder.reduce(one, self._plan.reducer, recorder.channel_axis(one)) for one in maps]
         scored, weights = found.get("logits", outputs), found.get("arrived 0", seed)
         scores = tf.reduce_sum(tf.reshape(weights * scored, [tf.shape(outputs)[0], -1]), 1)
         numbers = [tensor for tensor in (outputs, *maps, *arrays) if tensor.dtype.is_floating]
@@ -157,6 +207,51 @@ class TensorFlowGraph(Graph):
         if self._plan.labels == "ids" and outputs.shape.rank > 1:
             is_finite &= (label >= TOP) & (label < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
         return [outputs, *maps, scores, is_finite]
+
+    def _copies(self, inputs: Sequence[tf.Tensor], drawn: Sequence[tf.Tensor], noise: Noise) -> list[tf.Tensor]:
+        """Return noisy copies, those of one image after the other."""
+        left, copies = iter(drawn), []
+        for images, is_float in zip(inputs, self._floats, strict=True):
+            copy = tf.repeat(images, noise.samples, 0)
+            if is_float:
+                axes = range(1, images.shape.rank)
+                spread = tf.reduce_max(images, axes, True) - tf.reduce_min(images, axes, True)
+                scaled = next(left) * tf.expand_dims(spread * noise.share, 1)
+                copy += tf.reshape(scaled, tf.shape(copy))
+            copies.append(copy)
+        return copies
+
+    def _maps(
+        self, inputs: Sequence[tf.Tensor], passed: Sequence[tf.Tensor], seed: tf.Tensor
+    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        """Return the maps of images, with all channels, and what else was found on the way back."""
+        plan, mapped = self._plan, [*compress(inputs, self._mapped)]
+        gradients, found = self._derived(self._model, inputs, passed, seed)
+        if plan.cam is None:
+            images = compress(inputs, self._floats)
+            return [g * x for g, x in zip(gradients, images, strict=True)] if plan.times_images else gradients, found
+        inside, at_layer = passed[-1], gradients
+        if plan.cam.is_factor:
+            *outputs, inside = self._at_layer.passed(inputs)
+            at_layer, _ = self._derived(self._at_layer, inputs, [*outputs, inside], seed)
+        recorder = self._recorder
+        positive = _positive(at_layer[0], inside, recorder.channel_axis(inside) or 1)
+        fitted = [_fitted(positive, images, plan.cam, recorder.channel_axis(images) or 1) for images in mapped]
+        if plan.cam.is_factor:
+            own = compress(gradients, compress(self._mapped, self._floats))
+            fitted = [g * cam for g, cam in zip(own, fitted, strict=True)]
+        return fitted, found
+
+    def _derived(
+        self, part: _Part, inputs: Sequence[tf.Tensor], passed: Sequence[tf.Tensor], seed: tf.Tensor
+    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        """Return the gradients of one pass: at the value inside, if there is one, else at each input that has one."""
+        outputs, *inside = passed
+        editor = part.editor()
+        self._editors.append(editor)
+        found = differentiate(editor, "gradient", inside or inputs, outputs, [seed])
+        places = [0] if inside else [place for place, is_float in enumerate(self._floats) if is_float]
+        return [found[f"gradient 0 {place}"] for place in places], found
 
     def _seed(self, outputs: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         """Return how much each output weighs: as labels say, or 1 for a class, at all its positions."""
@@ -207,6 +302,42 @@ class TensorFlowGraph(Graph):
         said = path / _METADATA
         said.parent.mkdir(exist_ok=True)
         said.write_text(json.dumps(dict(metadata), indent=1))
+
+
+def _positive(g: tf.Tensor, inside: tf.Tensor, axis: int) -> tf.Tensor:
+    """Return class activation maps at the size of their layer, ``(N, ...)``."""
+    others = [other for other in range(1, inside.shape.rank) if other != axis]
+    return tf.nn.relu(tf.reduce_sum(tf.reduce_mean(g, others, True) * inside, axis))
+
+
+def _fitted(positive: tf.Tensor, images: tf.Tensor, cam: Cam, axis: int) -> tf.Tensor:
+    """Return them at the size of images, with one channel."""
+    sizes = [size for place, size in enumerate(images.shape) if place not in (0, axis)]
+    if None in positive.shape[1:]:
+        raise ModelError(
+            "the layer's output must have sizes that are known for a graph; received a layer of shape "
+            f"{tuple(positive.shape)}. Name another one."
+        )
+    last = positive.shape.rank - 1
+    for place, after in enumerate(sizes, start=1):
+        order = [other for other in range(last + 1) if other != place] + [place]
+        matrix = tf.constant(cam.matrix(positive.shape[place], after).T, positive.dtype)
+        along = tf.linalg.matmul(tf.transpose(positive, order), matrix)
+        positive = tf.transpose(along, [order.index(other) for other in range(last + 1)])
+    return tf.expand_dims(positive, axis)
+
+
+def _moment(noise: Noise, maps: tf.Tensor) -> tf.Tensor:
+    """Return what the maps of the noisy copies of each image are together."""
+    maps = tf.reshape(maps, tf.concat([[-1, noise.samples], tf.shape(maps)[1:]], 0))
+    match noise.form:
+        case "absolute":
+            return tf.reduce_mean(tf.abs(maps), 1)
+        case "squared":
+            return tf.reduce_mean(maps * maps, 1)
+        case "variance":
+            return tf.math.reduce_variance(maps, 1)
+    return tf.reduce_mean(maps, 1)
 
 
 def _are_finite(tensor: tf.Tensor) -> tf.Tensor:

@@ -24,7 +24,7 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError
 from guided_backprop.export.engine import Engine, OnnxRuntime
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import TOP, WEIGHTS, Cam, Plan, port_names
+from guided_backprop.export.plan import TOP, WEIGHTS, Cam, Plan, noise_names, port_names
 from guided_backprop.rules import PLAIN
 
 # Up to how many images it is tried whether a model does something else from some number on.
@@ -177,7 +177,7 @@ class _Recording:
         self._counts = len(tensors.arrays), len(labels)
         floats = [self._recorder.is_floating(tensor) for tensor in tensors.arrays]
         names = port_names(given, floats)[0]
-        noises = [name.replace("images", "noise") for name, is_one in zip(names, floats, strict=True) if is_one]
+        noises = noise_names(names, floats)
         inputs = (
             *(names if photos is None else ["photos"]),
             "labels",
@@ -191,12 +191,7 @@ class _Recording:
     def _with_positions(self, tensors: Inputs) -> list[bool]:
         """Tell of which of the inputs there are class activation maps."""
         assert self._inside is not None
-        axes = self._inside.axes_inside
-        recorder = self._recorder
-        return [
-            recorder.is_floating(one) and recorder.channel_axis(one) is not None and one.ndim == axes
-            for one in tensors.arrays
-        ]
+        return [self._recorder.has_positions(one, self._inside.axes_inside) for one in tensors.arrays]
 
     def explain(self, *arrays: torch.Tensor) -> list[list[torch.Tensor]]:
         """Return the results of each method."""

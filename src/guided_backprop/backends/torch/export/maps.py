@@ -32,7 +32,7 @@ def cams(recorder: Recorder, passed: Passed, images: Inputs, cam: Cam) -> list[t
 
 def _fitted(recorder: Recorder, positive: torch.Tensor, image: torch.Tensor, cam: Cam) -> torch.Tensor | None:
     axis = recorder.channel_axis(image)
-    if axis is None or not recorder.is_floating(image) or image.ndim != positive.ndim + 1:
+    if axis is None or not recorder.has_positions(image, positive.ndim + 1):
         return None
     sizes = [size for place, size in enumerate(image.shape) if place not in (0, axis)]
     fitted = positive

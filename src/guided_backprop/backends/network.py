@@ -217,7 +217,8 @@ class Network(ABC):
 
 def _kind_of(inputs: Inputs) -> Hashable:
     """Return what inputs have in common for which a model does the same, whatever their values and number."""
-    return inputs.form, tuple((tuple(array.shape[1:]), str(array.dtype)) for array in inputs.arrays)
+    # In words, for sizes that are free while a model is traced have no hash.
+    return inputs.form, tuple((str(tuple(array.shape[1:])), str(array.dtype)) for array in inputs.arrays)
 
 
 def counts_of(function: Callable[..., object]) -> range:

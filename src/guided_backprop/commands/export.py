@@ -9,7 +9,7 @@ from PIL import Image
 
 from guided_backprop.commands.model import Chosen, model_options
 from guided_backprop.commands.shared import PATH, layer_option, one_line_errors, printable
-from guided_backprop.export.plan import LabelKind
+from guided_backprop.export.plan import LabelKind, Sizes
 from guided_backprop.methods.export import Storage
 from guided_backprop.methods.method import REDUCERS, Reducer
 from guided_backprop.methods.named import METHODS, method_of
@@ -53,6 +53,13 @@ from guided_backprop.photos import read_image
     show_default=True,
     help="How the weights of an ONNX file are stored.",
 )
+@click.option(
+    "--sizes",
+    type=click.Choice(["fixed", "dynamic"]),
+    default="fixed",
+    show_default=True,
+    help="Whether an ONNX file takes images of the model's size, or of any.",
+)
 def export(
     *,
     path: Path,
@@ -65,6 +72,7 @@ def export(
     reducer: Reducer | None,
     takes_photos: bool,
     storage: Storage,
+    sizes: Sizes,
 ) -> None:
     """Write a model and a method to PATH: one graph that explains without them.
 
@@ -84,6 +92,7 @@ def export(
             preprocessing=str(vision.preprocess),
             photos=recipe_of(vision.preprocess) if takes_photos else None,
             storage=storage,
+            sizes=sizes,
         )
         compared = f"differs by {exported.difference:.1g} of a map's norm in {exported.engine}"
         if exported.correlation is not None:

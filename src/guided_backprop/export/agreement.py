@@ -1,6 +1,6 @@
 """Whether a graph explains as the library does: on which images that is tried, and by how much they may differ."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -46,6 +46,36 @@ def images_of(inputs: Inputs, count: int) -> Inputs:
         )
 
     return inputs.map(taken)
+
+
+def of_other_sizes(inputs: Inputs, axes: Sequence[Sequence[int]], least: Sequence[Sequence[int]]) -> Iterator[Inputs]:
+    """Yield images of other sizes than those that were given: the least, odd ones, and one of another shape.
+
+    Args:
+        inputs: the images; what is smaller is a part of them, what is larger goes on with them from the beginning.
+        axes: for each input its axes of positions.
+        least: the least size along each of these.
+    """
+    for count, grown in ((None, _least), (None, _odd), (1, _longer)):
+        arrays = [as_numpy(array)[:count] for array in inputs.arrays]
+        for place, along in enumerate(axes):
+            for order, (axis, smallest) in enumerate(zip(along, least[place], strict=True)):
+                before = arrays[place].shape[axis]
+                rows = np.arange(max(smallest, grown(before, order))) % before
+                arrays[place] = np.take(arrays[place], rows, axis)
+        yield inputs.like(arrays)
+
+
+def _least(size: int, order: int) -> int:
+    return 0
+
+
+def _odd(size: int, order: int) -> int:
+    return (size + 1 + 2 * order) | 1
+
+
+def _longer(size: int, order: int) -> int:
+    return size + (size // 3 if order else 2)
 
 
 def difference(one: Iterable[NumpyArray], other: Iterable[NumpyArray]) -> float:

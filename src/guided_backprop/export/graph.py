@@ -19,6 +19,8 @@ class Graph(ABC):
         coverage: what was done with each non-linearity.
         engine: what runs its file.
         turns: the numbers of images at which the model may do something else from there on.
+        least: of each input of images the least size along each of its axes of positions, where it takes any from there
+            on; nothing where sizes are fixed.
     """
 
     inputs: Sequence[str]
@@ -26,6 +28,7 @@ class Graph(ABC):
     coverage: Coverage
     engine: type[Engine]
     turns: Sequence[int]
+    least: Sequence[Sequence[int]] = ()
 
     @abstractmethod
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:

@@ -29,6 +29,7 @@ class Metadata:
         preprocessing: what is done with a photo first, in words, or None.
         layer: where a class activation map is taken, or None.
         photos: how the photos that it takes become images, in words; None where it takes images.
+        least_sizes: of each input the least size along each axis of positions; None where they are fixed.
         storage: how weights are stored, if not in single precision.
         stored_difference: by how much of its norm a map differs then.
         correlation: how the values of an image's maps correlate at least, then.
@@ -49,6 +50,7 @@ class Metadata:
     preprocessing: str | None = None
     layer: str | None = None
     photos: str | None = None
+    least_sizes: Sequence[Sequence[int]] | None = None
     storage: str | None = None
     stored_difference: float | None = None
     correlation: float | None = None

@@ -14,6 +14,8 @@ from guided_backprop.rules import ReluRule
 #: What a graph is told to explain: class ids ``(N,)``, of which -1 is the top class, or weights of the output's shape;
 #: or both, of which the weights count where the id is -2.
 LabelKind = Literal["ids", "weights", "both"]
+#: Whether a graph takes images of the sizes that it was recorded with, or of any.
+Sizes = Literal["fixed", "dynamic"]
 #: The ids that are no class's.
 TOP, WEIGHTS = -1, -2
 
@@ -29,11 +31,13 @@ class Cam:
         layer: where it is taken.
         matrix: from two sizes to the matrix ``(after, before)`` that resizes a map along one axis.
         is_factor: whether the gradient at the images is multiplied by it; else it is the map.
+        is_linear: whether it is interpolated, as that matrix does; else the nearest value is taken.
     """
 
     layer: Layer
     matrix: Callable[[int, int], NDArray[np.float64]]
     is_factor: bool
+    is_linear: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Plan:
         noise: the noisy copies that are explained instead of the images, or None.
         times_images: whether maps are multiplied by the images.
         photos: how the photos that it takes become images, or None where it takes images.
+        sizes: whether images are of the sizes that it was recorded with, or of any.
     """
 
     rule: ReluRule
@@ -75,6 +80,7 @@ class Plan:
     noise: Noise | None = None
     times_images: bool = False
     photos: Photos | None = None
+    sizes: Sizes = "fixed"
 
 
 def port_names(given: Inputs, are_explained: Sequence[bool]) -> tuple[Sequence[str], Sequence[str]]:

@@ -79,7 +79,7 @@ class GradCAM(Method):
 
     @property
     def plan(self) -> Plan:
-        cam = Cam(self.subject.input_layer, self._matrix, is_factor=False)
+        cam = Cam(self.subject.input_layer, self._matrix, is_factor=False, is_linear=self.interpolation == "linear")
         return Plan(self.rule, self.reducer, cam=cam)
 
     def _matrix(self, before: int, after: int) -> NDArray[np.float64]:
@@ -152,7 +152,7 @@ class GuidedGradCAM(Method):
 
     @property
     def plan(self) -> Plan:
-        cam = Cam(self.at_layer.input_layer, self._matrix, is_factor=True)
+        cam = Cam(self.at_layer.input_layer, self._matrix, is_factor=True, is_linear=self.interpolation == "linear")
         return Plan(self.rule, self.reducer, cam=cam)
 
     def _matrix(self, before: int, after: int) -> NDArray[np.float64]:

@@ -179,7 +179,7 @@ class _Making:
 
     def _write(self, path: Path) -> Mapping[str, Any]:
         graph, trial, metadata = recorded(self._method, self._inputs, "both")
-        batches = trial.batches(graph.turns)
+        batches = trial.batches(graph)
         compared(graph, trial, batches)
         graph.write(path, metadata.texts())
         differences: dict[str, float] = {}

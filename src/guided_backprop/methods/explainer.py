@@ -9,7 +9,7 @@ from guided_backprop.arrays import Array, Images, Labels, Model
 from guided_backprop.errors import OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.photos import Recipe
-from guided_backprop.export.plan import LabelKind, Plan
+from guided_backprop.export.plan import LabelKind, Plan, Sizes
 from guided_backprop.foreign import OF_METHODS, Answering, answering
 from guided_backprop.methods.data import batches_of
 from guided_backprop.subject import Subject
@@ -98,6 +98,7 @@ class Explainer(Answering, ABC):
         preprocessing: str | None = None,
         photos: Recipe | None = None,
         storage: "Storage" = "float32",
+        sizes: "Sizes" = "fixed",
     ) -> "Exported":
         """Write model and method to a file that explains without them: one graph, for engines in any language.
 
@@ -123,6 +124,9 @@ class Explainer(Answering, ABC):
                 of their pixels, ``(N, H, W, 3)``: score per step of 255. Resizing and cutting stay outside.
             storage: "float16" to store the weights of an ONNX file in half precision; computed is in single precision.
                 What that does to the maps is measured, and refused where they correlate by less than 0.9.
+            sizes: "dynamic" for an ONNX file that takes images of any height and width (or length, or depth), from half
+                of those that are given on, for a model that takes them too. It is compared for four of them. Of smaller
+                ones ``is_finite`` is false.
 
         Returns:
             The file, what its inputs and outputs are called, and by how much its maps differed.
@@ -131,7 +135,8 @@ class Explainer(Answering, ABC):
             OptionError: a graph can't be of the method, or the file ends in something else; an option has a value that
                 is not offered.
             ModelError: the model draws random numbers, changes its buffers, does something else for some number of
-                images, or is of operations that the file has no word for; or the maps differ.
+                images, or is of operations that the file has no word for; or the maps differ; or a part of it holds for
+                one size, and any are asked for.
             MissingExtraError: ``[export]`` is not installed.
             ImageError: the images are not what ``photos`` makes of photos.
             GuidedBackpropError: all that :meth:`explain` raises.
@@ -157,6 +162,7 @@ class Explainer(Answering, ABC):
             preprocessing=preprocessing,
             photos=photos,
             storage=storage,
+            sizes=sizes,
         )
 
 

@@ -11,7 +11,7 @@ from guided_backprop.arrays import Images, Inputs
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ModelError, OutputExistsError
 from guided_backprop.export.photos import Photos, Recipe
-from guided_backprop.export.plan import LabelKind
+from guided_backprop.export.plan import LabelKind, Sizes
 from guided_backprop.methods.data import given
 from guided_backprop.methods.options import Requirement, require
 from guided_backprop.methods.recording import Recorded, recorded, recorded_together
@@ -48,6 +48,7 @@ class Exported:
             no double precision.
         stored_difference: with weights stored in half precision, by how much of its norm a map differed then.
         correlation: and how the values of an image's maps correlated at least; None for weights in single precision.
+        least_sizes: with sizes="dynamic" of each input the least size along each axis of positions; else empty.
 
     Example:
         >>> import tempfile, torch
@@ -69,6 +70,7 @@ class Exported:
     precise_difference: float | None
     stored_difference: float | None = None
     correlation: float | None = None
+    least_sizes: Sequence[Sequence[int]] = ()
 
 
 def export(
@@ -81,6 +83,7 @@ def export(
     preprocessing: str | None = None,
     photos: Recipe | None = None,
     storage: Storage = "float32",
+    sizes: Sizes = "fixed",
 ) -> Exported:
     """Write a method and its model to a file; see :meth:`Method.export`."""
     path = Path(path)
@@ -93,16 +96,19 @@ def export(
         Requirement("labels", labels, labels in ("ids", "weights"), '"ids" or "weights"', 'Pass "ids".'),
         Requirement("storage", storage, storage == "float32" or (storage == "float16" and path.suffix == ".onnx"),
                     '"float32", or "float16" for a file of ONNX', "Leave it out."),
+        Requirement("sizes", sizes, sizes == "fixed" or (sizes == "dynamic" and path.suffix == ".onnx"),
+                    '"fixed", or "dynamic" for a file of ONNX', "Leave it out."),
     )  # fmt: skip
     if path.is_dir():
         raise OutputExistsError(
             f"path must not be a folder that exists; received path={str(path)!r}. Choose another name, or remove it."
         )
-    made = recorded(method, inputs, labels, None if photos is None else Photos.of(photos))
+    scaling = None if photos is None else Photos.of(photos)
+    made = recorded(method, inputs, labels, photos=scaling, sizes=sizes)
     metadata = replace(
         made.metadata, classes=classes, preprocessing=preprocessing, photos=None if photos is None else str(photos)
     )
-    batches = made.trial.batches(made.graph.turns)
+    batches = made.trial.batches(made.graph)
     return exported(made._replace(metadata=metadata), batches, path, storage)
 
 
@@ -126,10 +132,11 @@ def exported(recorded: Recorded, batches: Sequence[Batch], path: Path, storage: 
             graph.write_in_half(draft, said.texts())
         for file in Path(folder).iterdir():
             file.replace(path.with_name(file.name))
-    tried = [batch.images.count for batch in batches]
+    tried = sorted({batch.images.count for batch in batches})
     return Exported(
-        path, graph.inputs, graph.outputs, graph.coverage, engine.name, tried, largest, precise, stored, alike
-    )
+        path, graph.inputs, graph.outputs, graph.coverage, engine.name, tried, largest, precise, stored, alike,
+        graph.least,
+    )  # fmt: skip
 
 
 def _in_half(recorded: Recorded, batches: Sequence[Batch], draft: Path) -> tuple[float, float]:
@@ -160,5 +167,5 @@ def export_together(methods: Mapping[Path, Exportable], images: Images, explain:
     first = next(iter(methods.values()))
     inputs = Inputs.of(given(first.subject, images, None).images)
     made = recorded_together([*methods.values()], inputs, "ids", explain)
-    batches = made[0].trial.batches(made[0].graph.turns)
+    batches = made[0].trial.batches(made[0].graph)
     return [exported(each, batches, path) for each, path in zip(made, methods, strict=True)]

@@ -15,7 +15,7 @@ from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, 
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.metadata import Metadata
 from guided_backprop.export.photos import Photos
-from guided_backprop.export.plan import LabelKind, Plan
+from guided_backprop.export.plan import LabelKind, Plan, Sizes
 from guided_backprop.methods.trial import Explain, Exportable, Shown, Trial, one_by_one
 from guided_backprop.subject import Subject
 
@@ -33,9 +33,11 @@ class Recorded(NamedTuple):
     metadata: Metadata
 
 
-def recorded(method: Exportable, inputs: Inputs, labels: LabelKind, photos: Photos | None = None) -> Recorded:
+def recorded(
+    method: Exportable, inputs: Inputs, labels: LabelKind, *, photos: Photos | None = None, sizes: Sizes = "fixed"
+) -> Recorded:
     """Record one method."""
-    return recorded_together([method], inputs, labels, photos=photos)[0]
+    return recorded_together([method], inputs, labels, photos=photos, sizes=sizes)[0]
 
 
 def recorded_together(
@@ -43,7 +45,9 @@ def recorded_together(
     inputs: Inputs,
     labels: LabelKind,
     explain: Explain = one_by_one,
+    *,
     photos: Photos | None = None,
+    sizes: Sizes = "fixed",
 ) -> list[Recorded]:
     """Record methods of one model.
 
@@ -53,6 +57,7 @@ def recorded_together(
         labels: what the graphs are told to explain.
         explain: explains images by several methods.
         photos: how the photos that the graphs take become images; None for graphs that take images.
+        sizes: whether the graphs take images of other sizes.
 
     Raises:
         OptionError: a method is none that can be a graph.
@@ -62,7 +67,7 @@ def recorded_together(
         raise ImageError("images to record a graph from must not be empty; received no image. Pass at least one.")
     # What a graph is compared with is the model itself.
     methods = [method.as_it_is() for method in methods]
-    plans = [_with(method.plan, labels, photos) for method in methods]
+    plans = [replace(_with(method.plan, labels, photos), sizes=sizes) for method in methods]
     if photos is not None:
         # Channels are reduced after the map is one of pixels.
         methods = [_unreduced(method) for method in methods]
@@ -87,7 +92,7 @@ def recorded_together(
         trial = Trial(method, shown, precise, place, inputs, explained, plan, may_round)
         metadata = Metadata(
             method.name, plan.rule.name, subject.name, explained.head, labels, plan.reducer, explained.coverage,
-            versions, weights, layer=_layer(method),
+            versions, weights, layer=_layer(method), least_sizes=graph.least or None,
         )  # fmt: skip
         together.append(Recorded(graph, trial, metadata))
     return together

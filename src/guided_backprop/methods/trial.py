@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from guided_backprop.arrays import Array, Images, Inputs, Labels, Model, NumpyArray, Tensor, as_numpy
+from guided_backprop.backends.base import Backend
 from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.agreement import (
@@ -21,6 +22,7 @@ from guided_backprop.export.agreement import (
     counts,
     difference,
     images_of,
+    of_other_sizes,
 )
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
@@ -101,6 +103,12 @@ class Batch:
         assert self.photos is not None
         return self.photos.pixels(self.images.arrays[0])
 
+    @property
+    def told_of(self) -> str:
+        """What is said of it in an error."""
+        sizes = " and ".join("x".join(map(str, array.shape[1:])) for array in self.images.arrays)
+        return f"{self.images.count} images of {sizes}"
+
     @cached_property
     def doubled(self) -> Inputs:
         """The images in double precision."""
@@ -165,15 +173,19 @@ class Trial:
     plan: Plan
     may_round: bool
 
-    def batches(self, turns: Sequence[int]) -> list[Batch]:
-        """Return images and labels for as many images as a graph is tried for."""
+    def batches(self, graph: Graph) -> list[Batch]:
+        """Return images and labels for as many images as a graph is tried for, and of other sizes if it takes them."""
         # Of noisy copies the model sees several times as many.
         copies = 1 if self.plan.noise is None else self.plan.noise.samples
-        tried = counts(self.inputs.count, turns, copies)
-        return [self._batch(count) for count in tried]
+        tried = [self._batch(self.inputs, count) for count in counts(self.inputs.count, graph.turns, copies)]
+        if not graph.least:
+            return tried
+        backend = self.method.subject.backend(self.inputs)
+        axes = [_axes_of_positions(backend, array) for array in self.inputs.arrays]
+        return [*tried, *(self._batch(one, one.count) for one in of_other_sizes(self.inputs, axes, graph.least))]
 
-    def _batch(self, count: int) -> Batch:
-        images = images_of(self.inputs, count)
+    def _batch(self, inputs: Inputs, count: int) -> Batch:
+        images = images_of(inputs, count)
         told, labels = self._wanted(count)
         noise = self.plan.noise
         # Of the kind that was given: a function does not say itself which framework's it is.
@@ -206,17 +218,16 @@ class Trial:
         """
         largest = 0.0
         for batch in batches:
-            count = batch.images.count
             try:
                 results = engine.run(by_name(graph.inputs, batch.given))
             except Exception as error:
-                raise _differs(f"{type(error).__name__} for {count} images", engine.name) from error
+                raise _differs(f"{type(error).__name__} for {batch.told_of}", engine.name) from error
             if not results["is_finite"].all():
                 raise _differs("NaN or infinity", engine.name)
             wanted = self.told_by(self.shown(self.place, batch.own, batch.labels))
             found = difference([results[name] for name in graph.outputs[:-1]], wanted)
             if not found <= SINGLE and not self._is_rounding(found, batch, wanted):
-                raise _differs(f"a difference of {found:.2g} of the norm for {count} images", engine.name)
+                raise _differs(f"a difference of {found:.2g} of the norm for {batch.told_of}", engine.name)
             largest = max(largest, found)
         return largest
 
@@ -262,6 +273,11 @@ class Trial:
         return largest, least
 
 
+def _axes_of_positions(backend: Backend, array: Array) -> list[int]:
+    channels = backend.channel_axis(array)
+    return [] if channels is None else [axis for axis in range(1, len(array.shape)) if axis != channels]
+
+
 def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | None:
     """Compare the graph itself, in double precision; None where the model has none.
 
@@ -272,13 +288,14 @@ def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | No
         return None
     largest = 0.0
     for batch in batches:
-        results = graph.run(batch.given_in_double)
+        try:
+            results = graph.run(batch.given_in_double)
+        except Exception as error:
+            raise _differs(f"{type(error).__name__} for {batch.told_of}", "double precision") from error
         wanted = trial.told_by(trial.precise(trial.place, batch.doubled, batch.labels))
         found = difference([results[name] for name in graph.outputs[:-1]], wanted)
         if not found <= DOUBLE:
-            raise _differs(
-                f"a difference of {found:.2g} of the norm for {batch.images.count} images", "double precision"
-            )
+            raise _differs(f"a difference of {found:.2g} of the norm for {batch.told_of}", "double precision")
         largest = max(largest, found)
     return largest
 

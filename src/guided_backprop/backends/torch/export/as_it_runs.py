@@ -48,7 +48,7 @@ def _interpolated(  # noqa: PLR0917 - as torch has them
     factors = [scale_factor] * axes if isinstance(scale_factor, int | float) else scale_factor
     size = [size] * axes if isinstance(size, int) else size
     if size is None:
-        size = [int(length * factor) for length, factor in zip(x.shape[2:], factors, strict=True)]
+        size = [_scaled(length, factor) for length, factor in zip(x.shape[2:], factors, strict=True)]
     factors = [None] * axes if factors is None or recompute_scale_factor else [float(factor) for factor in factors]
     corners = () if mode in _RESIZERS else (bool(align_corners),)
     name = f"{_RESIZERS.get(mode, f'upsample_{mode}')}{axes}d"
@@ -56,3 +56,8 @@ def _interpolated(  # noqa: PLR0917 - as torch has them
         x, size, *corners, *factors
     )
     return resized
+
+
+def _scaled(length: Any, factor: float) -> Any:
+    """Return a size times a factor: a whole one leaves a size that varies one of whole numbers."""
+    return length * int(factor) if float(factor).is_integer() else int(length * factor)

@@ -13,6 +13,7 @@ import torch
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._decomp import decompositions as reference
 
+from guided_backprop.backends.torch.export.any_size import spread, varies
 from guided_backprop.backends.torch.export.pools import POOLS, gated, resizing
 
 aten = torch.ops.aten
@@ -43,16 +44,18 @@ def _convolution_backward(  # noqa: PLR0917 - as torch has them
     if transposed:
         derived = aten.convolution(g, weight, None, stride, padding, dilation, False, [0] * len(stride), groups)
         return derived, None, None
-    axes = range(len(stride))
+    axes, sizes = range(len(stride)), x.shape[2:]
     reach = [(weight.shape[2 + axis] - 1) * dilation[axis] for axis in axes]
-    # What of the border the strides passed over.
-    rest = [(x.shape[2 + axis] + 2 * padding[axis] - reach[axis] - 1) % stride[axis] for axis in axes]
     if all(step == 1 for step in stride) and all(pad <= far for pad, far in zip(padding, reach, strict=True)):
         around = [far - pad for far, pad in zip(reach, padding, strict=True)]
         derived = aten.convolution(
             g, turned(weight, groups), None, stride, around, dilation, False, [0] * len(stride), groups
         )
         return derived, None, None
+    if varies(sizes):
+        return spread(g, x, weight, stride, padding, dilation, groups), None, None
+    # What of the border the strides passed over.
+    rest = [(sizes[axis] + 2 * padding[axis] - reach[axis] - 1) % stride[axis] for axis in axes]
     return aten.convolution(g, weight, None, stride, padding, dilation, True, rest, groups), None, None
 
 

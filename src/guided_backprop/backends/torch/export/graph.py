@@ -1,36 +1,32 @@
 """An explanation as a graph of PyTorch's operations: made from a model and a plan, run, and written."""
 
 import copy
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch.fx import GraphModule
 
 from guided_backprop.arrays import Inputs, Model, NumpyArray, as_numpy
 from guided_backprop.backends.base import Setup
+from guided_backprop.backends.torch.export.conditions import bounded, least_of, turns_of
 from guided_backprop.backends.torch.export.maps import cams, copies, of_pixels, put_together, repeated, scaled
 from guided_backprop.backends.torch.export.program import PROGRAM, Program, store
 from guided_backprop.backends.torch.export.simplify import part_of
-from guided_backprop.backends.torch.export.trace import Passed, Recorder, Trace, traced
+from guided_backprop.backends.torch.export.trace import Free, Passed, Recorder, Trace, traced
 from guided_backprop.backends.torch.export.words import WORDS
 from guided_backprop.backends.torch.export.writer import Writer
 from guided_backprop.backends.torch.model.images import as_tensor
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import ModelError
+from guided_backprop.errors import OptionError
 from guided_backprop.export.engine import Engine, OnnxRuntime
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.plan import TOP, WEIGHTS, Cam, Plan, noise_names, port_names
 from guided_backprop.rules import PLAIN
 
-# Up to how many images it is tried whether a model does something else from some number on.
-_MOST_IMAGES: Final = 64
-# By their names: SymPy, whose they are, has no types.
-_EQUALITIES: Final = frozenset({"Equality", "Unequality"})
 _LARGEST: Final = torch.finfo(torch.float32).max
 
 
@@ -49,6 +45,18 @@ def copied(model: Model, *, in_double: bool) -> Model | None:
         return None
 
 
+class Asked(NamedTuple):
+    """What a model asked of sizes.
+
+    Attributes:
+        turns: the numbers of images at which it may do something else.
+        least: of each input of images the least sizes, where any are taken.
+    """
+
+    turns: Sequence[int]
+    least: Sequence[Sequence[int]]
+
+
 class _Ports(NamedTuple):
     """What a graph's inputs and its outputs are called, and what it was recorded with."""
 
@@ -64,7 +72,7 @@ class TorchGraph(Graph):
         module: its graph.
         ports: what its inputs and its outputs are called, and what it was recorded with.
         coverage: what was done with each non-linearity.
-        turns: the numbers of images at which the model may do something else.
+        asked: for how many images, and from which sizes on, it does the same.
         run: runs all that were recorded together, and returns the results of this one.
     """
 
@@ -75,12 +83,12 @@ class TorchGraph(Graph):
         module: GraphModule,
         ports: _Ports,
         coverage: Coverage,
-        turns: Sequence[int],
+        asked: Asked,
         run: Callable[[Sequence[NumpyArray]], Sequence[NumpyArray]],
     ) -> None:
         self._module, self._run = module, run
         self.inputs, self.outputs, self._examples = ports
-        self.coverage, self.turns = coverage, turns
+        self.coverage, (self.turns, self.least) = coverage, asked
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
         return dict(zip(self.outputs, self._run(inputs), strict=True))
@@ -116,12 +124,28 @@ def graphs(setup: Setup, given: Inputs, plans: Sequence[Plan]) -> list[TorchGrap
         ModelError: the model does something else for some number of images, or cannot be recorded.
     """
     recording = _Recording(setup, given, plans)
-    trace = traced(recording.explain, recording.examples)
-    turns, together = _turns(trace), _Together(trace.module)
+    trace = traced(recording.explain, recording.examples, recording.free)
+    asked = Asked(turns_of(trace), _bounded(trace, recording))
+    together = _Together(trace.module)
     return [
-        TorchGraph(part_of(trace.module, part), ports, coverage, turns, partial(together.run, part))
+        TorchGraph(part_of(trace.module, part), ports, coverage, asked, partial(together.run, part))
         for part, ports, coverage in zip(trace.parts, recording.ports, recording.coverages, strict=True)
     ]
+
+
+def _bounded(trace: Trace, recording: "_Recording") -> Sequence[Sequence[int]]:
+    """Return the least sizes of each input of images, where they are free, and let the graph say of smaller ones so.
+
+    They are what the model allows, from half of the example's sizes on: so small ones are tried.
+    """
+    promised = {
+        (place, axis): max(least, recording.examples[place].shape[axis] // 2)
+        for (place, axis), least in least_of(trace).items()
+    }
+    if not promised:
+        return ()
+    bounded(trace, promised)
+    return [[promised[size] for size in sorted(axes.values())] for axes in recording.free[: recording.images]]
 
 
 class _Together:
@@ -147,6 +171,8 @@ class _Recording:
 
     Attributes:
         examples: what it is recorded with.
+        free: which sizes of these are free: see :func:`traced`.
+        images: how many of these are images.
         ports: for each method what its inputs and its outputs are called, and what it is recorded with.
         coverages: for each method what was done with each non-linearity, once it is recorded.
     """
@@ -174,7 +200,8 @@ class _Recording:
             self._dtype = tensors.arrays[0].dtype
             pixels = torch.as_tensor(photos.pixels(as_numpy(tensors.arrays[0])))
             self.examples = [pixels, *labels]
-        self._counts = len(tensors.arrays), len(labels)
+        self.free = self._free(tensors, len(labels), len(drawn), output)
+        self.images, self._labels = len(tensors.arrays), len(labels)
         floats = [self._recorder.is_floating(tensor) for tensor in tensors.arrays]
         names = port_names(given, floats)[0]
         noises = noise_names(names, floats)
@@ -188,6 +215,30 @@ class _Recording:
         has_map = floats if cam is None else self._with_positions(tensors)
         self.ports = [_Ports(inputs, port_names(given, has_map)[1], self.examples)] * len(plans)
 
+    def _free(self, images: Inputs, labels: int, noisy: int, output: torch.Tensor) -> list[dict[int, Free]]:
+        """Return which axes of the examples have a size that is free, and which size that is."""
+        recorder, free = self._recorder, list[dict[int, Free]]()
+        if self._plan.sizes == "fixed":
+            return [{} for _ in self.examples]
+        for place, image in enumerate(images.arrays):
+            channels = recorder.channel_axis(image)
+            axes = [] if channels is None else [axis for axis in range(1, image.ndim) if axis != channels]
+            axes = axes if self._plan.photos is None else [1, 2]
+            free.append({axis: (place, axis) for axis in axes})
+        if not any(free) or (self._plan.labels == "weights" and output.ndim > 2):
+            shapes = ", ".join(str(tuple(image.shape)) for image in images.arrays)
+            raise OptionError(
+                'sizes="dynamic" is for images with positions, and for labels that have none; received images of shape '
+                f"{shapes}, and labels={self._plan.labels!r} for an output of shape {tuple(output.shape)}. Leave it "
+                'out, for sizes="fixed".'
+            )
+        noises = [
+            {axis + 1: size for axis, size in axes.items()}
+            for axes, image in zip(free, images.arrays, strict=True)
+            if recorder.is_floating(image)
+        ]
+        return [*free, *[{} for _ in range(labels)], *noises[:noisy]]
+
     def _with_positions(self, tensors: Inputs) -> list[bool]:
         """Tell of which of the inputs there are class activation maps."""
         assert self._inside is not None
@@ -195,8 +246,8 @@ class _Recording:
 
     def explain(self, *arrays: torch.Tensor) -> list[list[torch.Tensor]]:
         """Return the results of each method."""
-        images, labels = self._counts
-        given, wanted, drawn = arrays[:images], arrays[images : images + labels], arrays[images + labels :]
+        images, told = self.images, self.images + self._labels
+        given, wanted, drawn = arrays[:images], arrays[images:told], arrays[told:]
         photos, noise = self._plan.photos, self._plan.noise
         inputs = self._given.like(given if photos is None else [scaled(given[0], photos, self._dtype)])
         found = self._explained(inputs, lambda output: _weights(output, wanted, self._plan, self._axis))
@@ -284,39 +335,3 @@ def _are_finite(tensor: torch.Tensor) -> torch.Tensor:
     """Return 1 for each image without NaN or infinity, else 0: engines do not look for them."""
     is_number = (tensor.detach().abs() <= _LARGEST).to(torch.float32)
     return is_number if tensor.ndim == 1 else is_number.flatten(1).amin(1)
-
-
-def _turns(trace: Trace) -> list[int]:
-    """Return the numbers of images from which on a condition of the model's is another one.
-
-    Raises:
-        ModelError: it is one that holds for a single number, or turns where it can't be tried.
-    """
-    turns = set[int]()
-    for guard in trace.guards:
-        if trace.symbol not in guard.free_symbols:
-            continue
-        if any(type(part).__name__ in _EQUALITIES for part in _parts(guard)):
-            raise _of_number(
-                str(guard), "Take out what is done for one number alone; ask for x.shape[0] instead of len(x)."
-            )
-        answers = [bool(guard.subs(trace.symbol, count)) for count in range(1, _MOST_IMAGES + 2)]
-        pairs = enumerate(itertools.pairwise(answers), start=2)
-        turns |= {count for count, (before, after) in pairs if before != after}
-        far = bool(guard.subs(trace.symbol, 1 << 20))
-        if far != answers[-1]:
-            raise _of_number(str(guard), f"Take out what depends on there being more than {_MOST_IMAGES} images.")
-    return sorted(turns)
-
-
-def _parts(guard: Any) -> Iterator[Any]:
-    yield guard
-    for part in guard.args:
-        yield from _parts(part)
-
-
-def _of_number(guard: str, advice: str) -> ModelError:
-    return ModelError(
-        f"model must do the same for any number of images to be exported; received one that asks whether {guard}. "
-        f"{advice}"
-    )

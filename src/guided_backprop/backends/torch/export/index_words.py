@@ -14,6 +14,9 @@ def gathered(to: Writer, node: Node, x: Any, axis: int, index: Any) -> str:
 
 
 def index_select(to: Writer, node: Node, x: Any, axis: int, index: Any) -> str:
+    if index.target == torch.ops.aten.arange.start_step:
+        begin, end, step = (to.size(size) for size in (*index.args, 1)[:3])
+        return to.file.add("Slice", to.name(x), begin, end, to.file.integers(axis), step)
     return to.file.add("Gather", to.name(x), to.name(index, torch.int64), axis=axis)
 
 
@@ -25,7 +28,10 @@ def in_order(to: Writer, node: Node, x: Any, *options: Any, **named: Any) -> lis
     """``sort`` (dim, descending), with or without ``stable``: the first of what is equal comes first."""
     said = dict(zip(("dim", "descending"), options[-2:], strict=False)) | named
     axis = said.get("dim", -1)
-    return _best(to, x, to.size(x.meta["val"].shape[axis]), axis, is_largest=bool(said.get("descending", False)))
+    size = x.meta["val"].shape[axis]
+    if not isinstance(size, int):
+        raise TypeError("an axis whose size is free")
+    return _best(to, x, to.size(size), axis, is_largest=bool(said.get("descending", False)))
 
 
 def top(  # noqa: PLR0917 - as torch has them

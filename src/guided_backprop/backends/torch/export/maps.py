@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from guided_backprop.arrays import Inputs
+from guided_backprop.backends.torch.export.any_size import linear, nearest, varies
 from guided_backprop.backends.torch.export.trace import Passed, Recorder
 from guided_backprop.export.photos import Photos
 from guided_backprop.export.plan import Cam, Noise
@@ -37,11 +39,16 @@ def _fitted(recorder: Recorder, positive: torch.Tensor, image: torch.Tensor, cam
     sizes = [size for place, size in enumerate(image.shape) if place not in (0, axis)]
     fitted = positive
     for place, after in enumerate(sizes, start=1):
-        before = int(fitted.shape[place])
-        with _disable_current_modes():
-            matrix = torch.as_tensor(cam.matrix(before, int(after)).T, dtype=image.dtype).contiguous()
-        fitted = (fitted.movedim(place, -1) @ matrix).movedim(-1, place)
+        fitted = (fitted.movedim(place, -1) @ _matrix(cam, fitted.shape[place], after, image)).movedim(-1, place)
     return fitted.unsqueeze(axis)
+
+
+def _matrix(cam: Cam, before: Any, after: Any, like: torch.Tensor) -> torch.Tensor:
+    """Return the matrix ``(before, after)`` that resizes a map along one axis."""
+    if varies([before, after]):
+        return (linear if cam.is_linear else nearest)(before, after, like)
+    with _disable_current_modes():
+        return torch.as_tensor(cam.matrix(before, after).T, dtype=like.dtype).contiguous()
 
 
 def copies(images: Inputs, noise: Noise, drawn: Sequence[torch.Tensor]) -> Inputs:

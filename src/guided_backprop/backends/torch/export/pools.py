@@ -5,6 +5,7 @@ several values share a maximum the first one wins, as PyTorch has it.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Final
@@ -12,6 +13,16 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes
+
+from guided_backprop.backends.torch.export.any_size import (
+    avg_pool_back,
+    cut,
+    linear,
+    of_one_size,
+    repeated,
+    summed,
+    varies,
+)
 
 aten = torch.ops.aten
 Sizes = Sequence[int]
@@ -49,11 +60,10 @@ def _max_pool_backward(  # noqa: PLR0917 - as torch has them
     pool = (aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)[axes - 2]
     y = pool(x, window, stride, padding, dilation, ceil_mode)[0]
     counts, sizes = y.shape[-axes:], x.shape[-axes:]
+    far = [(reach - 1) * spread for reach, spread in zip(window, dilation, strict=True)]
+    spare = _spare(sizes, counts, far, stride, padding)
     # How many steps of the stride the padded input takes along each axis.
-    steps = [
-        max(-(-(pad + size) // step), count + (reach - 1) * spread // step)
-        for pad, size, step, count, reach, spread in zip(padding, sizes, stride, counts, window, dilation, strict=True)
-    ]
+    steps = [count + more for count, more in zip(counts, spare, strict=True)]
     after = [many * step - pad - size for many, step, pad, size in zip(steps, stride, padding, sizes, strict=True)]
     padded = aten.constant_pad_nd.default(x, _both(padding, after), -torch.inf)
     planes: dict[tuple[int, ...], torch.Tensor] = {}
@@ -63,15 +73,28 @@ def _max_pool_backward(  # noqa: PLR0917 - as torch has them
         wins = _strided(padded, offset, stride, counts) == y
         first = wins if taken is None else wins & ~taken
         taken = wins if taken is None else wins | taken
-        shift = [far // step for far, step in zip(offset, stride, strict=True)]
-        rest = [many - count - far for many, count, far in zip(steps, counts, shift, strict=True)]
+        shift = [begin // step for begin, step in zip(offset, stride, strict=True)]
+        rest = [more - begin for more, begin in zip(spare, shift, strict=True)]
         part = aten.constant_pad_nd.default(gated(g, first), _both(shift, rest))
-        plane = tuple(far % step for far, step in zip(offset, stride, strict=True))
+        plane = tuple(begin % step for begin, step in zip(offset, stride, strict=True))
         planes[plane] = planes[plane] + part if plane in planes else part
     whole = _interleaved(planes, stride, steps, x)
     for axis, (pad, size) in enumerate(zip(padding, sizes, strict=True), start=x.ndim - axes):
-        whole = aten.slice.Tensor(whole, axis, pad, pad + size)
+        whole = cut(whole, axis, pad, size)
     return whole
+
+
+def _spare(sizes: Sizes, counts: Sizes, far: Sizes, stride: Sizes, padding: Sizes) -> list[int]:
+    """Return how many steps of the stride the padded input takes beside one for each window: so many that it fits in.
+
+    Where sizes vary it is the most that it can be: behind the last window there is less than a stride.
+    """
+    if varies(sizes):
+        return [-(-reach // step) for reach, step in zip(far, stride, strict=True)]
+    return [
+        max(-(-(pad + size) // step) - count, reach // step)
+        for pad, size, step, count, reach in zip(padding, sizes, stride, counts, far, strict=True)
+    ]
 
 
 def _interleaved(
@@ -94,7 +117,7 @@ def _strided(padded: torch.Tensor, offset: Sizes, stride: Sizes, counts: Sizes) 
     for axis, (begin, step, count) in enumerate(
         zip(offset, stride, counts, strict=True), start=padded.ndim - len(stride)
     ):
-        padded = aten.slice.Tensor(padded, axis, begin, begin + (count - 1) * step + 1, step)
+        padded = cut(padded, axis, begin, count, step)
     return padded
 
 
@@ -109,14 +132,17 @@ def _full(sizes: Sizes | int, axes: int) -> list[int]:
     return sizes * axes if len(sizes) == 1 else sizes
 
 
-def _matrices(sizes: Sizes, along: Along, like: torch.Tensor) -> list[torch.Tensor]:
+def _matrices(what: str, sizes: Sizes, along: Along, like: torch.Tensor) -> list[torch.Tensor]:
     """Return for each axis the matrix ``(before, after)`` of what is done along it: constants of the graph.
 
     Args:
+        what: what it is, in words.
         sizes: how long each axis is.
         along: does it along axis 2 of ``(N, 1, size, 1)``, given the axis that is meant.
         like: whose numbers are worked with.
     """
+    if varies(sizes):
+        raise of_one_size(what)
     with _disable_current_modes():
         eyes = [torch.eye(size, dtype=torch.float64)[:, None, :, None] for size in sizes]
         return [along(axis, eye)[:, 0, :, 0].to(like.device, like.dtype) for axis, eye in enumerate(eyes)]
@@ -141,6 +167,9 @@ def _avg_pool(axes: int, x: torch.Tensor, *options: Any) -> Any:
 
 def _avg_pool_backward(axes: int, g: torch.Tensor, x: torch.Tensor, *options: Any) -> torch.Tensor:
     window, stride, padding, *rest = _options(axes, *options)
+    ceil_mode, counts, divisor = rest
+    if varies(x.shape[-axes:]) and not ceil_mode and divisor is None:
+        return avg_pool_back(g, x, window, stride, padding, bool(counts))
     return _applied(g, _pooling(x.shape[-axes:], window, stride, padding, rest, g), is_back=True)
 
 
@@ -168,7 +197,9 @@ def _pooling(  # noqa: PLR0917 - as torch has them
         size, step, pad = [window[axis], 1], [stride[axis], 1], [padding[axis], 0]
         return F.avg_pool2d(eye, size, step, pad, ceil_mode, counts, divisors[axis])
 
-    return _matrices(sizes, along, like)
+    return _matrices(
+        "an average over windows that reach over the edge, or with a divisor of its own,", sizes, along, like
+    )
 
 
 def _adaptive_avg_pool(axes: int, x: torch.Tensor, sizes: Sizes) -> torch.Tensor:
@@ -180,13 +211,15 @@ def _adaptive_avg_pool(axes: int, x: torch.Tensor, sizes: Sizes) -> torch.Tensor
 def _adaptive_avg_pool_backward(axes: int, g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     sizes = g.shape[-axes:]
     if all(size == 1 for size in sizes):
-        count = torch.Size(x.shape[-axes:]).numel()
-        return (g / count).expand(x.shape)
+        return (g / math.prod(x.shape[-axes:])).expand(x.shape)
     return _applied(g, _adaptive(x.shape[-axes:], sizes, g), is_back=True)
 
 
 def _adaptive(before: Sizes, after: Sizes, like: torch.Tensor) -> list[torch.Tensor]:
-    return _matrices(before, lambda axis, eye: F.adaptive_avg_pool2d(eye, (after[axis], 1)), like)
+    what = f"an adaptive average to {'x'.join(map(str, after))}"
+    if varies(after):
+        raise of_one_size(what)
+    return _matrices(what, before, lambda axis, eye: F.adaptive_avg_pool2d(eye, (after[axis], 1)), like)
 
 
 #: By which operation on pictures the kinds of resizing are done along one axis.
@@ -199,24 +232,47 @@ _RESIZERS: Final = {
 
 
 def _resized(kind: str, x: torch.Tensor, after: Sizes, *options: Any) -> torch.Tensor:
+    if varies(x.shape[2:]) and kind == "nearest":
+        for axis, times in enumerate(_whole(options, x.ndim - 2), start=2):
+            x = repeated(x, axis, times)
+        return x
     return _applied(x, _resizing(kind, x.shape[2:], after, x, *options), is_back=False)
 
 
 def _resized_back(kind: str, g: torch.Tensor, after: Sizes, before: Sizes, *options: Any) -> torch.Tensor:
+    if varies(before[2:]) and kind == "nearest":
+        for axis, times in enumerate(_whole(options, g.ndim - 2), start=2):
+            g = summed(g, axis, times)
+        return g
     return _applied(g, _resizing(kind, before[2:], after, g, *options), is_back=True)
+
+
+def _whole(factors: Sequence[float | None], axes: int) -> list[int]:
+    """Return by what sizes are multiplied, where each value is surely taken so many times.
+
+    With other factors PyTorch's rounding decides which value is the nearest.
+    """
+    if len(factors) != axes or not all(factor in (1, 2, 4, 8, 16, 32) for factor in factors):
+        raise of_one_size(f"a resizing to the nearest by {factors}, which is no power of two,")
+    return [int(factor) for factor in factors if factor is not None]
 
 
 def _resizing(kind: str, before: Sizes, after: Sizes, like: torch.Tensor, *options: Any) -> list[torch.Tensor]:
     """Options are whether corners are aligned, where that can be said, and the factors."""
     corners = options[:1] if kind in ("linear", "bicubic") else ()
     factors = options[len(corners) :]
+    if varies([*before, *after]) and kind == "linear":
+        pairs = zip(before, after, [*factors] or [None] * len(before), strict=True)
+        return [linear(one, other, like, factor=factor, corners=bool(corners[0])) for one, other, factor in pairs]
+    if varies(after):
+        raise of_one_size(f"a resizing that is {kind}")
 
     def along(axis: int, eye: torch.Tensor) -> torch.Tensor:
         factor = factors[axis] if axis < len(factors) else None
         resized: torch.Tensor = _RESIZERS[kind](eye, [after[axis], 1], *corners, factor, None)
         return resized
 
-    return _matrices(before, along, like)
+    return _matrices(f"a resizing that is {kind}", before, along, like)
 
 
 def _of_resizing() -> Iterator[tuple[Any, Callable[..., Any]]]:

@@ -1,7 +1,7 @@
 """From a model and what explains it to one graph: forward, walk and rule of ``explain``, recorded as they run."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate, chain
 from typing import Any, Final, NamedTuple, cast
@@ -113,28 +113,40 @@ class Recorder(TorchBackend):
         return cast("torch.Tensor", chosen(outputs, self.setup.output, torch.is_tensor))
 
 
+#: A size that is free: which argument has it, and at which axis.
+Free = tuple[int, int]
+
+
 class Trace(NamedTuple):
     """A recorded function.
 
     Attributes:
         module: the graph.
         parts: where the results of each method are among all of them.
-        guards: what was assumed of the batch's size while it was recorded, as expressions of one symbol.
-        symbol: that symbol.
+        guards: what was assumed of sizes while it was recorded, as expressions of symbols.
+        symbol: the one of the batch's size.
+        free: those of the sizes that were free beside it, each by the name of an argument and its axis.
     """
 
     module: GraphModule
     parts: Sequence[slice]
     guards: Sequence[Any]
     symbol: Any
+    free: Mapping[Free, Any]
 
 
-def traced(function: Callable[..., Sequence[Sequence[torch.Tensor]]], arrays: Sequence[torch.Tensor]) -> Trace:
+def traced(
+    function: Callable[..., Sequence[Sequence[torch.Tensor]]],
+    arrays: Sequence[torch.Tensor],
+    free: Sequence[Mapping[int, Free]] = (),
+) -> Trace:
     """Record a function of tensors with one row per image, for batches of any size.
 
     Args:
         function: returns the results of each method; the last of each is whether the others are right.
         arrays: what it is called with.
+        free: for each of these which of its axes are free, and which size that is: a place among the arrays, and an
+            axis there.
 
     Raises:
         ModelError: the function asks for values.
@@ -148,9 +160,14 @@ def traced(function: Callable[..., Sequence[Sequence[torch.Tensor]]], arrays: Se
 
     env = ShapeEnv()
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=env)
-    fakes = [_of_any_number(mode, array) for array in arrays]
+    fakes: list[torch.Tensor] = []
+    for place, array in enumerate(arrays):
+        fakes.append(_of_any_number(mode, array, free[place] if free else {}, fakes))
     count: Any = fakes[0].shape[0]
     symbol = count.node.expr
+    named: dict[Free, Any] = {size: fakes[size[0]].shape[size[1]] for axes in free for size in axes.values()}
+    # Asked for now: what turns out to be one number is called by that later.
+    symbols = {size: one.node.expr for size, one in named.items()}
     with TRACING, _eager():
         try:
             recorded = make_fx(
@@ -178,7 +195,8 @@ def traced(function: Callable[..., Sequence[Sequence[torch.Tensor]]], arrays: Se
             ) from error
     ends = list(accumulate(counts))
     parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    return Trace(simplify(module, [end - 1 for end in ends]), parts, [guard.expr for guard in env.guards], symbol)
+    simple = simplify(module, [end - 1 for end in ends])
+    return Trace(simple, parts, [guard.expr for guard in env.guards], symbol, symbols)
 
 
 def _refuse_state(module: GraphModule) -> None:
@@ -197,8 +215,23 @@ def _refuse_state(module: GraphModule) -> None:
         )
 
 
-def _of_any_number(mode: FakeTensorMode, array: torch.Tensor) -> torch.Tensor:
+def _of_any_number(
+    mode: FakeTensorMode, array: torch.Tensor, free: Mapping[int, Free], before: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return an argument without values, of any number of rows, and free along some axes.
+
+    A size that an argument before it has is the same one.
+    """
+    known = {axis: before[place].shape[there] for axis, (place, there) in free.items() if place < len(before)}
     sizes = [DimDynamic.DUCK, *[DimDynamic.STATIC] * (array.ndim - 1)]
+    for axis in free:
+        sizes[axis] = DimDynamic.DYNAMIC
+    if known:
+        with mode:
+            return torch.empty(
+                [before[0].shape[0] if axis == 0 else known.get(axis, size) for axis, size in enumerate(array.shape)],
+                dtype=array.dtype,
+            )
     context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
     return mode.from_tensor(array.detach(), symbolic_context=context)
 

@@ -211,16 +211,15 @@ def _repeat(to: Writer, node: Node, x: Any, counts: Sequence[Any]) -> str:
 def _pad(to: Writer, node: Node, x: Any, pads: Sequence[int], value: float = 0) -> str:
     pairs = [(pads[place], pads[place + 1]) for place in range(0, len(pads), 2)][::-1]
     pairs = [(0, 0)] * (node.meta["val"].ndim - len(pairs)) + pairs
-    flat = [before for before, _ in pairs] + [after for _, after in pairs]
+    flat = to.sizes([before for before, _ in pairs] + [after for _, after in pairs])
     dtype = dtype_of(node)
     if dtype == torch.bool:
-        padded = to.file.add("Pad", to.cast(to.name(x), torch.float32), to.file.integers(*flat))
-        return to.cast(padded, torch.bool)
-    return to.file.add("Pad", to.name(x), to.file.integers(*flat), to.name(value, dtype))
+        return to.cast(to.file.add("Pad", to.cast(to.name(x), torch.float32), flat), torch.bool)
+    return to.file.add("Pad", to.name(x), flat, to.name(value, dtype))
 
 
 def _split(to: Writer, node: Node, x: Any, sizes: Any, axis: int = 0) -> list[str]:
-    total = x.meta["val"].shape[axis]
+    total = _known(x, axis)
     if isinstance(sizes, int):
         sizes = [min(sizes, total - begin) for begin in range(0, total, sizes)]
     bounds = np.cumsum([0, *sizes]).tolist()
@@ -228,7 +227,15 @@ def _split(to: Writer, node: Node, x: Any, sizes: Any, axis: int = 0) -> list[st
 
 
 def _unbind(to: Writer, node: Node, x: Any, axis: int = 0) -> list[str]:
-    return [_select(to, node, x, axis, place) for place in range(x.meta["val"].shape[axis])]
+    return [_select(to, node, x, axis, place) for place in range(_known(x, axis))]
+
+
+def _known(x: Node, axis: int) -> int:
+    """Return a size that must not be free."""
+    size: Any = x.meta["val"].shape[axis]
+    if not isinstance(size, int):
+        raise TypeError("parts along an axis whose size is free")
+    return size
 
 
 def _part(to: Writer, node: Node, whole: Node, place: int) -> Any:
@@ -307,8 +314,27 @@ def _numel(to: Writer, node: Node, x: Any) -> str:
     return to.file.add("Reshape", to.file.add("Size", to.name(x)), to.file.integers(1))
 
 
+def _arange(to: Writer, node: Node, start: Any, end: Any = None, step: Any = 1, **named: Any) -> str:
+    first, last = (0, start) if end is None else (start, end)
+    bounds = [to.file.add("Squeeze", to.size(size)) for size in (first, last, step)]
+    return to.cast(to.file.add("Range", *bounds), dtype_of(node))
+
+
+def _ratio(to: Writer, node: Node, one: Any, other: Any) -> str:
+    """Return the quotient of two sizes, which is no whole number."""
+    return to.file.add("Div", *[_as_float(to, node, size) for size in (one, other)])
+
+
+def _as_float(to: Writer, node: Node, size: Any) -> str:
+    return to.cast(to.size(size), torch.float32) if isinstance(size, int | Node) else to.name([size], torch.float32)
+
+
 def _counted(operation: str) -> Word:
-    return lambda to, node, *operands: to.file.add(operation, *[to.size(one) for one in operands])
+    def say(to: Writer, node: Node, *operands: Any) -> str:
+        is_whole = isinstance(node.meta["val"], int | torch.SymInt)
+        return to.file.add(operation, *[to.size(one) if is_whole else _as_float(to, node, one) for one in operands])
+
+    return say
 
 
 #: For each operation, by its name, what says it.
@@ -353,5 +379,6 @@ WORDS: Final[dict[str, Word]] = {
     "avg_pool2d": partial(avg_pool, 2), "avg_pool3d": partial(avg_pool, 3),
     "sym_size": _size, "sym_numel": _numel,
     "number.mul": _counted("Mul"), "number.add": _counted("Add"), "number.sub": _counted("Sub"),
-    "number.floordiv": _counted("Div"),
+    "number.floordiv": _counted("Div"), "number.mod": _counted("Mod"), "number.ge": _counted("GreaterOrEqual"),
+    "number.truediv": _ratio, "number.sym_float": _as_float, "arange": _arange,
 }  # fmt: skip

@@ -30,6 +30,10 @@ DTYPES: Final = {
 }
 
 
+# Numbers that are no tensors are sizes, but for these.
+_KINDS: Final = {torch.SymFloat: torch.float32, float: torch.float32, bool: torch.bool}
+
+
 def unknown(module: GraphModule, words: Mapping[str, Word]) -> list[str]:
     """Return the operations of a graph that have no row."""
     targets = {node.target for node in module.graph.nodes if node.op == "call_function"}
@@ -75,6 +79,8 @@ class Writer:
         self.file = OnnxFile(is_half=is_half)
         self._module, self._words = module, words
         self._names: dict[Node, Any] = {}
+        # What sizes are called that are free beside the number of images, by what they are made of.
+        self._free: dict[str, str] = {}
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
         for node in module.graph.nodes:
@@ -83,17 +89,26 @@ class Writer:
     def _say(self, node: Node, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         if node.op == "placeholder":
             name = self._names[node] = inputs[len(self.inputs)]
-            self.inputs.append(_port(name, node))
+            self.inputs.append(self._port(name, node))
         elif node.op == "output":
             for name, result in zip(outputs, node.args[0], strict=True):  # type: ignore[arg-type]
                 self.file.add("Identity", self.name(result, result.meta["val"].dtype), name=name)
-                self.outputs.append(_port(name, result))
+                self.outputs.append(self._port(name, result))
         elif node.op == "call_function":
             try:
                 self._names[node] = self._words[_name_of(node.target)](self, node, *node.args, **node.kwargs)
             except TypeError as error:
                 # What an operation is called with has no word, as a way to reduce what is scattered.
                 raise _without_row(f"{node.target} with {error}") from error
+
+    def _port(self, name: str, node: Node) -> Port:
+        """Return what a file says of an input or an output: what is called alike is of one size."""
+        value = node.meta["val"]
+        sizes = [
+            size if isinstance(size, int) else self._free.setdefault(str(size), f"{name}_{axis}") if axis else "N"
+            for axis, size in enumerate(value.shape)
+        ]
+        return Port(name, np.dtype(DTYPES[value.dtype]), sizes)
 
     def name(self, value: Any, dtype: torch.dtype | None = None) -> str:
         """Return what a value is called: of a node, or a number; cast to a dtype."""
@@ -103,7 +118,8 @@ class Writer:
         if constant is not None:
             return self.file.constant(as_array(constant if dtype is None else constant.to(dtype)))
         name: str = self._names[value]
-        own = value.meta["val"].dtype if isinstance(value.meta["val"], torch.Tensor) else torch.int64
+        known = value.meta["val"]
+        own = known.dtype if isinstance(known, torch.Tensor) else _KINDS.get(type(known), torch.int64)
         return name if dtype is None or DTYPES[own] is DTYPES[dtype] else self.cast(name, dtype)
 
     def cast(self, name: str, dtype: torch.dtype) -> str:
@@ -133,12 +149,6 @@ class Writer:
 def as_array(tensor: torch.Tensor) -> NumpyArray:
     """Return a constant as files have it."""
     return tensor.cpu().to(torch.float32 if tensor.is_floating_point() else tensor.dtype).numpy()
-
-
-def _port(name: str, node: Node) -> Port:
-    value = node.meta["val"]
-    sizes = [size if isinstance(size, int) else "N" for size in value.shape]
-    return Port(name, np.dtype(DTYPES[value.dtype]), sizes)
 
 
 def dtype_of(node: Node) -> torch.dtype:

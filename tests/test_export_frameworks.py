@@ -160,7 +160,7 @@ def test_what_is_refused(in_keras, tmp_path):
         GuidedBackprop(of_the_batch).export(tmp_path / "map.stablehlo", IN_JAX)
 
     one = tf.function(lambda x: tf.nn.relu(tf.reshape(x, [3, 330])), input_signature=[tf.TensorSpec(IMAGES.shape)])
-    with pytest.raises(ModelError, match="for 1 images in tensorflow"):
+    with pytest.raises(ModelError, match="for 1 images of 11x10x3 in tensorflow"):
         GuidedBackprop(one).export(tmp_path / "map", IMAGES)
     assert list(tmp_path.iterdir()) == []
 
@@ -245,7 +245,7 @@ def test_planted_faults_of_maps_are_seen(framework, fault, in_keras, tmp_path, m
     right = getattr(module, fault)
     monkeypatch.setattr(module, fault, lambda *given: right(*given) * 1.01)
     method = SmoothGrad(GradCAM(model, "conv"), samples=2)
-    with pytest.raises(ModelError, match=f"difference of .* for 1 images in {framework}"):
+    with pytest.raises(ModelError, match=f"difference of .* for 1 images of 11x10x3 in {framework}"):
         method.export(tmp_path / ("map.stablehlo" if framework == "jax" else "map"), images)
     assert not list(tmp_path.iterdir())
 
@@ -260,3 +260,71 @@ def test_one_of_several_inputs_has_positions(tmp_path):
     assert product.outputs == ("outputs", "attribution_images", "scores", "is_finite")
     copies = SmoothGrad(Saliency(both), samples=2).export(tmp_path / "copies.stablehlo", inputs)
     assert copies.inputs == ("images_images", "images_rows", "labels", "noise_images", "noise_rows")
+
+
+@pytest.fixture(scope="module")
+def of_any_size():
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    first = [layers.Conv2D(16, 3, 2, padding="same", activation="relu"), layers.MaxPooling2D(3, 2, padding="same")]
+    middle = [layers.Conv2D(16, 3, 1, name="conv"), layers.BatchNormalization(), layers.ReLU(), layers.UpSampling2D(3)]
+    return keras.Sequential([
+        layers.Input((None, None, 3)), *first, *middle, layers.AveragePooling2D(2), layers.GlobalAveragePooling2D(),
+        layers.Dense(5, activation="softmax"),
+    ])  # fmt: skip
+
+
+LARGER = RNG.normal(size=(2, 26, 31, 3)).astype("f4")
+AT_ANY_SIZE = {
+    "the gradient": GuidedBackprop,
+    "a map": lambda model: GradCAM(model, "conv"),
+    "the nearest": lambda model: GuidedGradCAM(model, "conv", interpolation="nearest", reducer="sum"),
+    "copies": lambda model: SmoothGrad(GuidedBackprop(model), samples=2, form="squared"),
+}
+
+
+@pytest.mark.parametrize("way", AT_ANY_SIZE)
+def test_a_saved_model_of_any_size(way, of_any_size, tmp_path):
+    method = AT_ANY_SIZE[way](of_any_size)
+    exported = method.export(tmp_path / "map", LARGER, sizes="dynamic")
+    assert exported.least_sizes == [[13, 15]]
+    explain = tf.saved_model.load(str(tmp_path / "map")).signatures["serving_default"]
+    noise = method.plan.noise
+    for count, sizes in ((1, (13, 15)), (3, (29, 20)), (17, (40, 53)), (1, (27, 14))):
+        images, labels = RNG.normal(size=(count, *sizes, 3)).astype("f4"), np.arange(count) % 5
+        more = {} if noise is None else {"noise": tf.constant(noise.drawn(Inputs.of(images))[0], tf.float32)}
+        results = explain(images=tf.constant(images), labels=tf.constant(labels), **more)
+        wanted = method.explain(images, labels)
+        found = [results[name].numpy() for name in exported.outputs[:-1]]
+        assert difference(found, [wanted.outputs, wanted.attribution, wanted.scores]) < 1e-4
+        assert results["is_finite"].numpy().all() == (sizes[1] >= 15)
+        # A planted fault: of other classes.
+        other = method.explain(images, (labels + 1) % 5).attribution
+        assert count == 1 or difference(found[1:2], [other]) > 1e-2
+
+
+def test_what_holds_for_one_size_is_refused(of_any_size, tmp_path, monkeypatch):
+    path, layers = tmp_path / "map", keras.layers
+    first = [layers.Input((26, 31, 3)), layers.Conv2D(2, 3), layers.ReLU(), layers.Flatten()]
+    with pytest.raises(ModelError, match="for 2 images of 13x15x3"):
+        GuidedBackprop(keras.Sequential([*first, layers.Dense(3)])).export(path, LARGER, sizes="dynamic")
+    with pytest.raises(OptionError, match="is for images with positions"):
+        GuidedBackprop(lambda x: tf.nn.relu(x)).export(path, tf.ones((2, 3)), sizes="dynamic")
+    with pytest.raises(OptionError, match="sizes must be"):
+        GuidedBackprop(in_jax).export(tmp_path / "map.stablehlo", IN_JAX, sizes="dynamic")
+
+    def of_one_size(x):
+        return tf.reduce_mean(tf.nn.relu(x - 0.5) * (2 if x.shape[1] == 26 else 1), (1, 2))
+
+    with pytest.raises(ModelError, match="for 1 images of 26x31x3"):
+        GuidedBackprop(of_one_size).export(path, tf.constant(LARGER), sizes="dynamic")
+    # A planted fault: what is right for the example's size alone.
+    right = tensorflow_export._matrix
+
+    def wrong(positive, place, images, *more):
+        return right(positive, place, images, *more) * (1 + 0.01 * tf.cast(tf.shape(images)[1] != 26, tf.float32))
+
+    monkeypatch.setattr(tensorflow_export, "_matrix", wrong)
+    with pytest.raises(ModelError, match="for 2 images of 13x15x3"):
+        GradCAM(of_any_size, "conv").export(path, LARGER, sizes="dynamic")
+    assert not list(tmp_path.iterdir())

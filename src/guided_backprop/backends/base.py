@@ -187,6 +187,11 @@ class Backend(ABC):
             return None
         return axes - 1 if self.network.is_channels_last else 1
 
+    def axes_of_positions(self, array: Array) -> list[int]:
+        """Return where positions are in one input, or in an output."""
+        channels = self.channel_axis(array)
+        return [] if channels is None else [axis for axis in range(1, len(array.shape)) if axis != channels]
+
     def has_positions(self, array: Array, axes: int) -> bool:
         """Tell whether one input has as many axes of positions as a layer's output of so many axes, and a gradient."""
         return self.is_floating(array) and self.channel_axis(array) is not None and len(array.shape) == axes

@@ -9,7 +9,6 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from guided_backprop.arrays import Array, Images, Inputs, Labels, Model, NumpyArray, Tensor, as_numpy
-from guided_backprop.backends.base import Backend
 from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.agreement import (
@@ -181,7 +180,7 @@ class Trial:
         if not graph.least:
             return tried
         backend = self.method.subject.backend(self.inputs)
-        axes = [_axes_of_positions(backend, array) for array in self.inputs.arrays]
+        axes = [backend.axes_of_positions(array) for array in self.inputs.arrays]
         return [*tried, *(self._batch(one, one.count) for one in of_other_sizes(self.inputs, axes, graph.least))]
 
     def _batch(self, inputs: Inputs, count: int) -> Batch:
@@ -271,11 +270,6 @@ class Trial:
             largest = max(largest, difference(found, wanted))
             least = min(least, correlation(found[1:-1], wanted[1:-1]))
         return largest, least
-
-
-def _axes_of_positions(backend: Backend, array: Array) -> list[int]:
-    channels = backend.channel_axis(array)
-    return [] if channels is None else [axis for axis in range(1, len(array.shape)) if axis != channels]
 
 
 def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | None:

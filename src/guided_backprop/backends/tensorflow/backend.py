@@ -132,9 +132,8 @@ class TensorFlowBackend(Backend):
 
     def _plan(self, given: Inputs, rules: Rules, labels: int, *, undoes_head: bool) -> Plan:
         """Return the plan for such images, for any number of them unless the model is made for one number."""
-        shapes = [tensor.shape.as_list() for tensor in given.arrays]
         kinds = []
-        for sizes in ([[None, *shape[1:]] for shape in shapes], shapes):
+        for sizes in self._signatures(given):
             specs = (tf.TensorSpec(size, tensor.dtype) for size, tensor in zip(sizes, given.arrays, strict=True))
             kinds.append(Kind(tuple(specs), given.form, undoes_head))
         with self._lock:
@@ -152,6 +151,11 @@ class TensorFlowBackend(Backend):
                 except Exception as error:
                     raise self._failed(error, given) from error
             return self._plans[kind, rules, labels]
+
+    def _signatures(self, given: Inputs) -> Sequence[Sequence[Sequence[int | None]]]:
+        """Return the shapes to trace the model for, of which the first are taken that it can be traced for."""
+        shapes = [tensor.shape.as_list() for tensor in given.arrays]
+        return [[None, *shape[1:]] for shape in shapes], shapes
 
     def _watch(self, copied: Copy, begins: Sequence[tf.Tensor]) -> Watch:
         """Return what looks at values; what the gradient begins at is one more input of that.

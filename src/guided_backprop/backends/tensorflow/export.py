@@ -21,10 +21,10 @@ from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE
 from guided_backprop.backends.tensorflow.plan import Copy, differentiate
-from guided_backprop.errors import ModelError
+from guided_backprop.errors import ModelError, OptionError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import TOP, Cam, Noise, Plan, noise_names, port_names
+from guided_backprop.export.plan import TOP, Cam, Noise, Plan, Sizes, noise_names, port_names
 from guided_backprop.rules import PLAIN, ReluRule
 
 # Where a SavedModel keeps what is said of it.
@@ -35,7 +35,25 @@ _MARK: Final = "_guided_backprop_"
 
 
 class Recorder(TensorFlowBackend):
-    """A model whose marked copy can be put into a larger graph."""
+    """A model whose marked copy can be put into a larger graph.
+
+    Args:
+        setup: the model, and what is said about it.
+        sizes: whether images are of one size, or of any.
+    """
+
+    def __init__(self, setup: Setup, sizes: Sizes) -> None:
+        super().__init__(setup)
+        self._sizes = sizes
+
+    def _signatures(self, given: Inputs) -> Sequence[Sequence[Sequence[int | None]]]:
+        if self._sizes == "fixed":
+            return super()._signatures(given)
+        free = [(0, *self.axes_of_positions(array)) for array in given.arrays]
+        shapes = [enumerate(array.shape) for array in given.arrays]
+        return [
+            [[None if axis in axes else size for axis, size in shape] for axes, shape in zip(free, shapes, strict=True)]
+        ]
 
     def copied(self, given: Inputs, rule: ReluRule) -> Copy:
         """Return the marked copy for any number of such images.
@@ -90,6 +108,7 @@ class _Part:
         setup: the model, and what is said about it.
         given: a batch such as will be explained.
         rule: what a ReLU lets through.
+        sizes: whether images are of one size, or of any.
         variables: as of :func:`_with_own_weights`.
 
     Attributes:
@@ -97,8 +116,10 @@ class _Part:
         specs: the inputs' signatures.
     """
 
-    def __init__(self, setup: Setup, given: Inputs, rule: ReluRule, variables: dict[int, tf.Variable]) -> None:
-        self.recorder = Recorder(setup)
+    def __init__(
+        self, setup: Setup, given: Inputs, rule: ReluRule, sizes: Sizes, variables: dict[int, tf.Variable]
+    ) -> None:
+        self.recorder = Recorder(setup, sizes)
         self._copied = _with_own_weights(self.recorder.copied(given, rule), variables)
         self.specs, self._rule, self._vouch = self._copied.specs, rule, setup.vouch
         self.marked = renamed(self._copied.graph_def)
@@ -152,10 +173,13 @@ class TensorFlowGraph(Graph):
 
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
         self._plan, self._variables = plan, dict[int, tf.Variable]()
-        self._model = self._at_layer = _Part(setup, given, plan.rule, self._variables)
+        self._model = self._at_layer = _Part(setup, given, plan.rule, plan.sizes, self._variables)
         if plan.cam is not None and plan.cam.is_factor:
-            self._at_layer = _Part(replace(setup, input_layer=plan.cam.layer), given, PLAIN, self._variables)
+            inner = replace(setup, input_layer=plan.cam.layer)
+            self._at_layer = _Part(inner, given, PLAIN, plan.sizes, self._variables)
         self._recorder, specs = self._model.recorder, self._model.specs
+        if plan.sizes == "dynamic":
+            self.least = self._least(given)
         self._floats = [spec.dtype.is_floating for spec in specs]
         inside = self._at_layer.results()[-1] if plan.cam is not None else None
         self._mapped = [
@@ -178,6 +202,19 @@ class TensorFlowGraph(Graph):
                 f"a graph can't look at a bound that is computed; received {', '.join(bounds)}. Write it as tf.nn.relu."
             )
         self._function = self._wrapped(*self._frozen(concrete))
+
+    def _least(self, given: Inputs) -> list[list[int]]:
+        """Return the least sizes of each input, which are tried: half of the example's."""
+        axes = [self._recorder.axes_of_positions(array) for array in given.arrays]
+        if not any(axes):
+            shapes = ", ".join(str(tuple(array.shape)) for array in given.arrays)
+            raise OptionError(
+                f'sizes="dynamic" is for images with positions; received images of shape {shapes}. Leave it out, for '
+                'sizes="fixed".'
+            )
+        return [
+            [max(1, array.shape[axis] // 2) for axis in along] for array, along in zip(given.arrays, axes, strict=True)
+        ]
 
     def _signature(self) -> list[tf.TensorSpec]:
         """Return what the inputs are, by name."""
@@ -206,6 +243,9 @@ class TensorFlowGraph(Graph):
         is_finite = tf.reduce_all(tf.stack([_are_finite(tensor) for tensor in numbers]), 0)
         if self._plan.labels == "ids" and outputs.shape.rank > 1:
             is_finite &= (label >= TOP) & (label < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
+        for array, least in zip(inputs, self.least, strict=False):
+            for axis, size in zip(recorder.axes_of_positions(array), least, strict=True):
+                is_finite &= tf.shape(array)[axis] >= size
         return [outputs, *maps, scores, is_finite]
 
     def _copies(self, inputs: Sequence[tf.Tensor], drawn: Sequence[tf.Tensor], noise: Noise) -> list[tf.Tensor]:
@@ -312,19 +352,26 @@ def _positive(g: tf.Tensor, inside: tf.Tensor, axis: int) -> tf.Tensor:
 
 def _fitted(positive: tf.Tensor, images: tf.Tensor, cam: Cam, axis: int) -> tf.Tensor:
     """Return them at the size of images, with one channel."""
-    sizes = [size for place, size in enumerate(images.shape) if place not in (0, axis)]
-    if None in positive.shape[1:]:
-        raise ModelError(
-            "the layer's output must have sizes that are known for a graph; received a layer of shape "
-            f"{tuple(positive.shape)}. Name another one."
-        )
     last = positive.shape.rank - 1
-    for place, after in enumerate(sizes, start=1):
+    for place, there in enumerate((other for other in range(1, last + 2) if other != axis), start=1):
         order = [other for other in range(last + 1) if other != place] + [place]
-        matrix = tf.constant(cam.matrix(positive.shape[place], after).T, positive.dtype)
-        along = tf.linalg.matmul(tf.transpose(positive, order), matrix)
+        along = tf.linalg.matmul(tf.transpose(positive, order), _matrix(positive, place, images, there, cam))
         positive = tf.transpose(along, [order.index(other) for other in range(last + 1)])
     return tf.expand_dims(positive, axis)
+
+
+def _matrix(positive: tf.Tensor, place: int, images: tf.Tensor, axis: int, cam: Cam) -> tf.Tensor:
+    """Return the matrix ``(before, after)`` that resizes maps along one axis: worked out in the graph for any size."""
+    dtype = positive.dtype
+    if positive.shape[place] is not None and images.shape[axis] is not None:
+        return tf.constant(cam.matrix(positive.shape[place], images.shape[axis]).T, dtype)
+    before, after = tf.shape(positive)[place], tf.shape(images)[axis]
+    rows, columns = tf.range(before)[:, None], tf.range(after)
+    if not cam.is_linear:
+        return tf.cast((rows * after <= columns * before) & (columns * before < (rows + 1) * after), dtype)
+    ratio = tf.cast(before, dtype) / tf.cast(after, dtype)
+    at = tf.clip_by_value((tf.cast(columns, dtype) + 0.5) * ratio - 0.5, 0, tf.cast(before - 1, dtype))
+    return tf.nn.relu(1 - tf.abs(at - tf.cast(rows, dtype)))
 
 
 def _moment(noise: Noise, maps: tf.Tensor) -> tf.Tensor:

@@ -221,9 +221,7 @@ class _Recording:
         if self._plan.sizes == "fixed":
             return [{} for _ in self.examples]
         for place, image in enumerate(images.arrays):
-            channels = recorder.channel_axis(image)
-            axes = [] if channels is None else [axis for axis in range(1, image.ndim) if axis != channels]
-            axes = axes if self._plan.photos is None else [1, 2]
+            axes = recorder.axes_of_positions(image) if self._plan.photos is None else [1, 2]
             free.append({axis: (place, axis) for axis in axes})
         if not any(free) or (self._plan.labels == "weights" and output.ndim > 2):
             shapes = ", ".join(str(tuple(image.shape)) for image in images.arrays)

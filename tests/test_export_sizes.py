@@ -286,3 +286,17 @@ def test_resizing_by_a_matrix_that_is_worked_out(before, after):
             matrix = any_size.linear(before, after, like, corners=corners)
             wanted = F.interpolate(eye, size=after, mode="linear", align_corners=corners)[:, 0]
             np.testing.assert_allclose(matrix, wanted, rtol=0, atol=1e-12)
+
+
+def test_each_weight_is_there_once(tmp_path):
+    """What asks for a convolution's size is no reason not to fold batch-norm into it."""
+    model = built(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), *TAIL
+    )
+    stored = {}
+    for sizes in ("fixed", "dynamic"):
+        exported = GuidedBackprop(model).export(tmp_path / f"{sizes}.onnx", IMAGES, sizes=sizes)
+        weights = onnx.load(exported.path).graph.initializer
+        stored[sizes] = sorted(list(one.dims) for one in weights if len(one.dims) == 4)
+    assert stored["dynamic"] == stored["fixed"]
+    assert len(stored["fixed"]) == 2

@@ -124,7 +124,7 @@ def _holds(guard: Any, sizes: Mapping[Any, int]) -> bool:
     """Tell whether something holds for sizes, in whole numbers."""
     try:
         return bool(guard.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()}))
-    except (ZeroDivisionError, TypeError):
+    except (ZeroDivisionError, AssertionError, TypeError):
         return False
 
 

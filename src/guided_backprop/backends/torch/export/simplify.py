@@ -144,9 +144,9 @@ def _fold(module: GraphModule) -> None:
 
 
 def _fold_behind(module: GraphModule, conv: Node) -> None:
-    """Fold scale and shift behind a convolution into its weights and bias, if nothing else reads its result."""
-    while len(conv.users) == 1:
-        (user,) = conv.users
+    """Fold scale and shift behind a convolution into its weights and bias, if nothing else reads its values."""
+    while len(users := [user for user in conv.users if user.target != aten.sym_size.int]) == 1:
+        (user,) = users
         others = [source for source in user.args[:2] if source is not conv]
         value = constant_of(module, others[0]) if len(others) == 1 else None
         if user.target not in (aten.mul.Tensor, aten.add.Tensor) or user.kwargs or value is None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from guided_backprop import DeconvNet, GuidedBackprop, ModelError, OpaqueRegionError, OptionError
 from guided_backprop.arrays import Inputs
-from guided_backprop.backends.torch.export import twins, words
+from guided_backprop.backends.torch.export import as_it_runs, twins, words
 from guided_backprop.export.agreement import difference, images_of
 from guided_backprop.export.engine import OnnxRuntime
 from guided_backprop.export.plan import RESULTS
@@ -177,6 +177,25 @@ def test_labels_in_a_file(tmp_path):
     exported = method.export(tmp_path / "weights.onnx", images, labels="weights")
     results = run(exported.path, images, weights)
     np.testing.assert_allclose(results["attribution"], method.explain(images, weights).attribution, **TOLERANCE)
+
+
+def indexed(self, x):
+    x = torch.relu(x + 3)[:, :, None]
+    parts = [x[:, 2:, 0], x[..., 0][:, :2], x[:, 4][:, None, 0] * x[:, :, :, None][:, :5, 0, 0], x[:, :][:, -4::3, -1]]
+    return torch.cat(parts, 1)[:, 5:10] * x[:][:, 0]
+
+
+def test_what_takes_all_of_an_axis_is_no_operation(tmp_path, monkeypatch):
+    method, images = GuidedBackprop(Own(indexed)), rows(3, 6)
+    exported = method.export(tmp_path / "map.onnx", images)
+    assert exported.precise_difference < 1e-12
+    results = run(exported.path, images, [0, 1, 2])
+    np.testing.assert_allclose(results["attribution"], method.explain(images, [0, 1, 2]).attribution, **TOLERANCE)
+    assert not np.allclose(results["attribution"], method.explain(images, [1, 2, 0]).attribution, **TOLERANCE)
+    # A planted fault: an operation that is not there when the model is run.
+    monkeypatch.setattr(as_it_runs, "_is_all", lambda part, size: False)
+    with pytest.raises(ModelError, match="takes another way"):
+        method.export(tmp_path / "other.onnx", images)
 
 
 def test_a_shape_that_leaves_a_size_open_beside_the_number_of_images(tmp_path):

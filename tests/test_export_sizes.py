@@ -52,6 +52,11 @@ class Own(nn.Module):
         return self.function(torch.relu(self.conv(x)), x).mean((2, 3))
 
 
+def sliced(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    one, other, third = y[:, :, 1:-1, ::2], y[:, 1:2, -7:], y[:, :, 2 : y.shape[2] // 2, 1::3]
+    return (one.mean((2, 3)) - other.mean((2, 3)) - third.mean((2, 3)) / 2)[..., None, None]
+
+
 def built(*layers: nn.Module) -> nn.Sequential:
     model = nn.Sequential(*layers).eval()
     generator = torch.Generator().manual_seed(0)
@@ -81,6 +86,7 @@ NETWORKS = {
     ),
     "an output with positions": (lambda: built(nn.Conv2d(3, 6, 3, 2), nn.ReLU(), nn.Conv2d(6, 4, 3)), IMAGES),
     "a size of another value": (lambda: Skip().eval(), IMAGES),
+    "slices": (lambda: Own(sliced), IMAGES),
     "series": (
         lambda: built(nn.Conv1d(3, 6, 3, 2), nn.ReLU(), nn.Conv1d(6, 6, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1),
                       nn.Flatten()),
@@ -252,7 +258,7 @@ FAULTS = {
     "the way back of a stride ends elsewhere": (
         decompose, "spread", lambda right: lambda *given: right(*given).roll(1, 2), "in double precision"),
     "it is right for one size": (decompose, "spread", lambda right: uncut, "(?:asks whether|of 3x)"),
-    "what it asked is not looked at": (graph, "least_of", lambda right: lambda trace: dict.fromkeys(trace.free, 2),
+    "what it asked is not looked at": (graph, "least_of", lambda right: lambda trace, least: least,
                                        "for 2 images of 3x"),
     "a map is resized otherwise": (maps, "linear", lambda right: lambda *given: right(*given) * 1.001,
                                    "in double precision"),

@@ -52,6 +52,25 @@ def cut(x: torch.Tensor, axis: int, begin: int, count: Any, step: int = 1) -> to
     return x.index_select(axis, torch.arange(begin, end, step, device=x.device))
 
 
+def slice_back(g: torch.Tensor, sizes: Sizes, axis: int, start: Any, step: int) -> torch.Tensor:
+    """Return the derivative of a slice: zeros around what arrives, and between."""
+    axes, axis = len(sizes), axis % len(sizes)
+    size, count = sizes[axis], g.shape[axis]
+    begin = start + size if start < 0 else start
+    if step > 1:
+        apart = aten.constant_pad_nd.default(g.unsqueeze(axis + 1), _around(axis + 1, axes + 1, 0, step - 1))
+        # Behind the last one there may be less than a step.
+        spaced = apart.reshape([*sizes[:axis], count * step, *sizes[axis + 1 :]])
+        return cut(aten.constant_pad_nd.default(spaced, _around(axis, axes, begin, 0)), axis, 0, size)
+    padded: torch.Tensor = aten.constant_pad_nd.default(g, _around(axis, axes, begin, size - begin - count))
+    return padded
+
+
+def _around(axis: int, axes: int, before: Any, after: Any) -> list[Any]:
+    """Return what is put in front of and behind an axis, as ``pad`` wants it: the last axis first."""
+    return [0, 0] * (axes - 1 - axis) + [before, after]
+
+
 def avg_pool_back(  # noqa: PLR0917 - as torch has them
     g: torch.Tensor, x: torch.Tensor, window: Sizes, stride: Sizes, padding: Sizes, counts: bool
 ) -> torch.Tensor:

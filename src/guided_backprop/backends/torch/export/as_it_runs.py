@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch.own import Arguments, Function, Named
@@ -17,6 +18,8 @@ class AsItRuns(TorchFunctionMode):
         self, func: Function, types: Sequence[type], args: Arguments = (), kwargs: Named | None = None
     ) -> object:
         name = getattr(func, "__name__", "")
+        if name == "__getitem__" and isinstance(args[1], tuple) and all(map(_is_basic, args[1])):
+            return _indexed(args[0], args[1])
         if name == "interpolate":
             func = _interpolated
         elif name not in _IN_PYTHON:
@@ -29,7 +32,35 @@ class AsItRuns(TorchFunctionMode):
 _IN_PYTHON: Final = frozenset(
     "dropout dropout_ feature_dropout alpha_dropout hardshrink softshrink gru lstm rnn_relu rnn_tanh".split()
 )
+_BASIC: Final = (int, slice, torch.SymInt)
 _RESIZERS: Final = {"nearest-exact": "_upsample_nearest_exact", "nearest": "upsample_nearest"}
+
+
+def _is_basic(part: object) -> bool:
+    return part is None or part is Ellipsis or (isinstance(part, _BASIC) and not isinstance(part, bool))
+
+
+def _indexed(x: torch.Tensor, index: Sequence[Any]) -> torch.Tensor:
+    """Do as C++ does with values: to take all of an axis is no operation. Of a size that is free it makes one."""
+    rest = x.ndim - sum(part is not None and part is not Ellipsis for part in index)
+    y, axis = x, 0
+    for part in index:
+        if isinstance(part, int | torch.SymInt):
+            y = y.select(axis, part)
+            continue
+        if part is None:
+            y = y.unsqueeze(axis)
+        elif part is not Ellipsis and not _is_all(part, y.shape[axis]):
+            y = torch.ops.aten.slice.Tensor(y, axis, part.start, part.stop, 1 if part.step is None else part.step)
+        axis += rest if part is Ellipsis else 1
+    return torch.ops.aten.alias.default(x) if y is x else y
+
+
+def _is_all(part: slice, size: Any) -> bool:
+    """Tell whether a slice takes all of an axis, as far as that is known."""
+    begins = part.start is None or (isinstance(part.start, int) and part.start == 0)
+    ends = part.stop is None or statically_known_true(size <= part.stop)
+    return begins and ends and part.step in (None, 1)
 
 
 def _interpolated(  # noqa: PLR0917 - as torch has them

@@ -60,13 +60,17 @@ def _of_number(guard: str, advice: str) -> ModelError:
     )
 
 
-def least_of(trace: Trace) -> Mapping[Free, int]:
+def least_of(trace: Trace, least: Mapping[Free, int]) -> Mapping[Free, int]:
     """Return from which number on each free size leaves all as it was recorded.
+
+    Args:
+        trace: what was recorded.
+        least: from which number on that is of use.
 
     Raises:
         ModelError: the model asks for something that some larger sizes are not.
     """
-    least = dict.fromkeys(trace.free, 2)
+    least = {size: max(number, 2) for size, number in least.items()}
     names = {symbol: size for size, symbol in trace.free.items()}
     several = []
     for guard in trace.guards:
@@ -80,7 +84,7 @@ def least_of(trace: Trace) -> Mapping[Free, int]:
         if broken and broken[-1] > _DENSE:
             raise _of_sizes(guard)
         size = names[asked[0]]
-        least[size] = max(least[size], *[number + 1 for number in broken[-1:]], 2)
+        least[size] = max([least[size], *(number + 1 for number in broken[-1:])])
     for guard in several:
         _try_together(guard, trace, names, least)
     return least

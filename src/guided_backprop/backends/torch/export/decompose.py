@@ -13,7 +13,7 @@ import torch
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._decomp import decompositions as reference
 
-from guided_backprop.backends.torch.export.any_size import spread, varies
+from guided_backprop.backends.torch.export.any_size import slice_back, spread, varies
 from guided_backprop.backends.torch.export.pools import POOLS, gated, resizing
 
 aten = torch.ops.aten
@@ -212,6 +212,15 @@ def _masked_scatter(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -
     return torch.where(mask, taken, x)
 
 
+def _slice_backward(  # noqa: PLR0917 - as torch has them
+    g: torch.Tensor, sizes: Sizes, axis: int, start: int, end: int, step: int
+) -> Any:
+    """What torch says of it asks for the size."""
+    if varies([sizes[axis]]):
+        return slice_back(g, sizes, axis, start, step)
+    return reference.slice_backward(g, list(sizes), axis, start, end, step)
+
+
 # What torch says in words that engines have, and has not among those that it always uses.
 _IN_TORCHS_WORDS: Final = (
     "adaptive_max_pool2d any elu gelu isinf leaky_relu linalg_vector_norm native_layer_norm "
@@ -233,6 +242,7 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.fmax.default: _fmax,
     aten.fmin.default: _fmin,
     aten.masked_scatter.default: _masked_scatter,
+    aten.slice_backward.default: _slice_backward,
     **POOLS,
     **resizing(),
 }

@@ -138,10 +138,8 @@ def _bounded(trace: Trace, recording: "_Recording") -> Sequence[Sequence[int]]:
 
     They are what the model allows, from half of the example's sizes on: so small ones are tried.
     """
-    promised = {
-        (place, axis): max(least, recording.examples[place].shape[axis] // 2)
-        for (place, axis), least in least_of(trace).items()
-    }
+    examples = recording.examples
+    promised = least_of(trace, {(place, axis): examples[place].shape[axis] // 2 for place, axis in trace.free})
     if not promised:
         return ()
     bounded(trace, promised)

@@ -69,6 +69,8 @@ def _logical(operation: str) -> Word:
 
 
 def _divided(to: Writer, node: Node, x: Any, y: Any, *, rounding_mode: str | None = None) -> str:
+    if rounding_mode is not None and not dtype_of(node).is_floating_point:
+        raise TypeError("whole numbers")
     quotient: str = _two("Div")(to, node, x, y)
     return quotient if rounding_mode is None else to.file.add("Floor", quotient)
 

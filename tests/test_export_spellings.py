@@ -17,12 +17,10 @@ from spellings import column
 from spellings.arithmetic import ARITHMETIC
 from spellings.relus import RELUS
 
-# What a graph can't be of: sizes that depend on values, what works in place on slices, a loop over the images.
+# What a graph can't be of: sizes that depend on values, what works in place on what is cut, a loop over the images.
 REFUSED = {
     "clip_ by a tensor on a view",
-    "in place on slices",
     "where in a loop",
-    "a part in place, and a magnitude",
     "prod(stack([x, x > 0]))",
 }
 # What is closed by something else besides: no ReLU of these layers, so the library's own map is what is compared.

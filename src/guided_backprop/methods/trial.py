@@ -22,8 +22,8 @@ from guided_backprop.export.agreement import (
     difference,
     images_of,
 )
-from guided_backprop.export.engine import Engine
-from guided_backprop.export.graph import Graph
+from guided_backprop.export.engine import Engine, Runner
+from guided_backprop.export.graph import Graph, Ports
 from guided_backprop.export.photos import Photos
 from guided_backprop.export.plan import TOP, WEIGHTS, Plan
 from guided_backprop.rules import ReluRule
@@ -170,11 +170,12 @@ class Trial:
         # Of noisy copies the model sees several times as many.
         copies = 1 if self.plan.noise is None else self.plan.noise.samples
         tried = counts(self.inputs.count, turns, copies)
-        return [self._batch(count) for count in tried]
+        return [self.batch(count, is_of_top=count <= self.inputs.count) for count in tried]
 
-    def _batch(self, count: int) -> Batch:
+    def batch(self, count: int, *, is_of_top: bool) -> Batch:
+        """Return so many images, and the labels: their top classes, or others."""
         images = images_of(self.inputs, count)
-        told, labels = self._wanted(count)
+        told, labels = self._wanted(count, is_of_top=is_of_top)
         noise = self.plan.noise
         # Of the kind that was given: a function does not say itself which framework's it is.
         backend = self.method.subject.backend(self.inputs)
@@ -185,9 +186,9 @@ class Trial:
         own = images.map(backend.from_numpy, self.inputs)
         return Batch(images, own, [*told, *([] if noise is None else noise.drawn(images))], labels, self.plan.photos)
 
-    def _wanted(self, count: int) -> tuple[list[NumpyArray], Labels]:
-        """Return labels for so many images, as a graph and as a method is told: of few images their top classes."""
-        outputs, is_of_top = self.explained.outputs, count <= self.inputs.count
+    def _wanted(self, count: int, *, is_of_top: bool) -> tuple[list[NumpyArray], Labels]:
+        """Return labels for so many images, as a graph and as a method is told."""
+        outputs = self.explained.outputs
         weights = np.random.default_rng(count).normal(size=(count, *outputs.shape[1:]))
         if self.plan.labels == "weights":
             return [weights], weights
@@ -198,7 +199,7 @@ class Trial:
         classes = np.arange(count) % (1 if outputs.ndim == 1 else outputs.shape[axis])
         return ([ids], None) if is_of_top else ([classes], classes)
 
-    def compare(self, engine: Engine, graph: Graph, batches: Sequence[Batch]) -> float:
+    def compare(self, engine: Runner, graph: Ports, batches: Sequence[Batch]) -> float:
         """Return by how much of its norm a map differs at most in an engine.
 
         Raises:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -23,7 +23,7 @@ from guided_backprop.backends.tensorflow.plan import Copy, differentiate
 from guided_backprop.errors import ModelError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import TOP, Plan, port_names
+from guided_backprop.export.plan import TOP, WEIGHTS, Plan, port_names
 from guided_backprop.rules import ReluRule
 
 # Where a SavedModel keeps what is said of it.
@@ -57,9 +57,27 @@ class Recorder(TensorFlowBackend):
         return copied
 
 
-def _with_own_weights(copied: Copy) -> tuple[Copy, list[tf.Variable]]:
+class Weight(NamedTuple):
+    """A variable of the model, and one that has the value that it had.
+
+    Attributes:
+        handle: the model's own.
+        variable: the other one.
+    """
+
+    handle: tf.Tensor
+    variable: tf.Variable
+
+    @staticmethod
+    def read(handle: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """Return what a variable is now."""
+        return tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+
+
+def _with_own_weights(copied: Copy) -> tuple[Copy, list[Weight]]:
     """Return the copy with variables of its own, which have the values that the model's have now."""
-    captured, variables = [], []
+    captured: list[tf.Tensor] = []
+    weights: list[Weight] = []
     for tensor in copied.traced.captured:
         if tensor.dtype != tf.resource:
             captured.append(tensor)
@@ -70,10 +88,9 @@ def _with_own_weights(copied: Copy) -> tuple[Copy, list[tf.Variable]]:
                 "a graph must hold all that the model reads; received a table or another resource. Export a part of "
                 "the model that reads none."
             )
-        value = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(kinds[0].dtype))
-        variables.append(tf.Variable(value))
-        captured.append(variables[-1].handle)
-    return replace(copied, traced=replace(copied.traced, captured=captured)), variables
+        weights.append(Weight(tensor, tf.Variable(Weight.read(tensor, tf.as_dtype(kinds[0].dtype)))))
+        captured.append(weights[-1].variable.handle)
+    return replace(copied, traced=replace(copied.traced, captured=captured)), weights
 
 
 class SavedModel(Engine):
@@ -92,7 +109,7 @@ class SavedModel(Engine):
 
 
 class TensorFlowGraph(Graph):
-    """The explanation of a model as a graph.
+    """The explanation of a model as a graph, with the weights in it.
 
     Args:
         setup: the model, and what is said about it.
@@ -102,30 +119,34 @@ class TensorFlowGraph(Graph):
     Raises:
         ModelError: the model takes one number of images alone, or a bound that it computes would have to be looked at
             in each call.
+
+    Attributes:
+        weights: the model's variables, with the values that are in the graph.
+        forward: from images to the model's outputs.
     """
 
     engine, turns = SavedModel, ()
 
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
         self._recorder, self._plan = Recorder(setup), plan
-        copied, variables = _with_own_weights(self._recorder.copied(given, plan.rule))
+        copied, self.weights = _with_own_weights(self._recorder.copied(given, plan.rule))
         floats = [spec.dtype.is_floating for spec in copied.specs]
         self._explained = [position for position, is_float in enumerate(floats) if is_float]
         names, self.outputs = port_names(given, floats)
-        self.inputs = (*names, "labels")
+        self._count = len(names)
         editor, marked = Editor(plan.rule, setup.vouch), renamed(copied.graph_def)
-        label = self._output(copied, marked) if plan.labels == "weights" else ([None], tf.int64)
         specs = [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(copied.specs, names, strict=True)]
 
         def explain(*arrays: tf.Tensor) -> list[tf.Tensor]:
-            (outputs,) = copied.bring(marked, arrays[:-1], [copied.output])
+            (outputs,) = copied.bring(marked, arrays[: self._count], [copied.output])
             return self._results(editor, outputs, arrays)
 
-        signature = [*specs, tf.TensorSpec(*label, "labels")]
+        labels = self._label_specs(copied, marked)
+        self.inputs, signature = (*names, *[label.name for label in labels]), [*specs, *labels]
         concrete = tf.function(explain, input_signature=signature, autograph=False).get_concrete_function()
         keep_functions(marked, concrete)
         # What is read by its handle alone is not known to be a variable.
-        concrete.graph.variables = variables
+        concrete.graph.variables = [weight.variable for weight in self.weights]
         self.coverage = editor.coverage()
         if editor.bounds:
             bounds = ", ".join(sorted({*editor.bounds.values()}))
@@ -133,6 +154,15 @@ class TensorFlowGraph(Graph):
                 f"a graph can't look at a bound that is computed; received {bounds}. Write it as tf.nn.relu."
             )
         self._function = self._wrapped(*self._frozen(concrete))
+
+    def _label_specs(self, copied: Copy, marked: GraphDef) -> list[tf.TensorSpec]:
+        ids = tf.TensorSpec([None], tf.int64, "labels")
+        if self._plan.labels == "ids":
+            return [ids]
+        shape, dtype = self._output(copied, marked)
+        name = "labels" if self._plan.labels == "weights" else "weights"
+        weights = tf.TensorSpec(shape, dtype, name)
+        return [ids, weights] if self._plan.labels == "both" else [weights]
 
     def _output(self, copied: Copy, marked: GraphDef) -> tuple[Sequence[int | None], tf.DType]:
         """Return the shape and the kind of the model's outputs."""
@@ -144,8 +174,8 @@ class TensorFlowGraph(Graph):
         return [None, *made.outputs[0].shape[1:]], made.outputs[0].dtype
 
     def _results(self, editor: Editor, outputs: tf.Tensor, arrays: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        *inputs, label = arrays
-        seed = self._seed(outputs, label)
+        inputs, labels = arrays[: self._count], arrays[self._count :]
+        seed = self._seed(outputs, labels)
         found = differentiate(editor, "gradient", inputs, outputs, [seed])
         gradients = [found[f"gradient 0 {position}"] for position in self._explained]
         recorder = self._recorder
@@ -155,13 +185,20 @@ class TensorFlowGraph(Graph):
         numbers = [tensor for tensor in (outputs, *maps, *arrays) if tensor.dtype.is_floating]
         is_finite = tf.reduce_all(tf.stack([_are_finite(tensor) for tensor in numbers]), 0)
         if self._plan.labels == "ids" and outputs.shape.rank > 1:
-            is_finite &= (label >= TOP) & (label < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
+            is_finite &= (labels[0] >= TOP) & (labels[0] < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
         return [outputs, *maps, scores, is_finite]
 
-    def _seed(self, outputs: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+    def _seed(self, outputs: tf.Tensor, labels: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return how much each output weighs: as labels say, or 1 for a class, at all its positions."""
         if self._plan.labels == "weights":
-            return label
+            return labels[0]
+        seed = self._of_classes(outputs, labels[0])
+        if self._plan.labels == "ids":
+            return seed
+        is_weighed = tf.reshape(labels[0] == WEIGHTS, [-1, *[1] * (outputs.shape.rank - 1)])
+        return tf.where(is_weighed, labels[1], seed)
+
+    def _of_classes(self, outputs: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         if outputs.shape.rank == 1:
             return tf.ones_like(outputs)
         axis = self._class_axis(outputs)
@@ -189,6 +226,7 @@ class TensorFlowGraph(Graph):
         """Return the graph as a function of its inputs by name."""
         wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph_def, name=""), [])
         feeds = [wrapped.graph.get_tensor_by_name(f"{name}:0") for name in self.inputs]
+        self.forward = wrapped.prune(feeds[: self._count], wrapped.graph.get_tensor_by_name(ports[0]))
         results = {name: wrapped.graph.get_tensor_by_name(port) for name, port in zip(self.outputs, ports, strict=True)}
         return wrapped.prune(feeds, results)
 

@@ -11,6 +11,10 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.export.extra import package
 
 
+class CannotRun(Exception):  # noqa: N818 - no error: the method is run as it is, and says why
+    """What a program can't compute; its text says why."""
+
+
 class Program(ABC):
     """A function (images, ids, weights) -> (outputs, attribution, scores, is_finite), for fixed weights.
 
@@ -35,7 +39,8 @@ class Program(ABC):
         """Return all results by name; threads may call this at once.
 
         Raises:
-            ModelError: the model changed, or does not take so many images.
+            CannotRun: so many images are explained otherwise.
+            ModelError: the model changed, or does not take them.
         """
 
     @abstractmethod

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy
+from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy, dtype_name
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export import cache
@@ -48,8 +48,8 @@ def compile(  # noqa: A001 - as the method is called
     backend.check_images(inputs)
     if not inputs.count:
         raise ImageError("images to compile for must not be empty; received no image. Pass at least one.")
-    coarse = [str(array.dtype) for array in inputs.arrays if backend.is_floating(array)]
-    if any(not dtype.endswith("float32") for dtype in coarse):
+    coarse = [dtype_name(array) for array in inputs.arrays if backend.is_floating(array)]
+    if any(dtype != "float32" for dtype in coarse):
         raise ImageError(
             f"images to compile for must be in single precision; received {', '.join(coarse)}. Convert them, or take "
             "optimize(images)."

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy
+from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy, dtype_name
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh, per_image
 from guided_backprop.backends.refusals import changed
 from guided_backprop.coverage import Coverage, Nonlinearity
@@ -18,6 +18,7 @@ from guided_backprop.errors import GuidedBackpropError
 from guided_backprop.export.agreement import by_name
 from guided_backprop.export.engine import Runner
 from guided_backprop.export.plan import TOP, WEIGHTS
+from guided_backprop.export.program import CannotRun
 from guided_backprop.labels.label import Weigher
 from guided_backprop.methods.trial import Method
 
@@ -142,6 +143,8 @@ class InEngine(Compiled):
                 attributed = self._run(backend, inputs, weigh)
             except GuidedBackpropError:
                 raise
+            except CannotRun as why:
+                reason = str(why)
             except Exception as error:
                 if backend.is_out_of_memory(error):
                     raise
@@ -226,7 +229,7 @@ def _beside(weights: Weights) -> Callable[[], bool]:
 
 def kind_of(inputs: Inputs) -> Hashable:
     """Return what images must have in common with those that a graph was recorded of."""
-    kinds = [(tuple(array.shape[1:]), str(array.dtype).removeprefix("torch.")) for array in inputs.arrays]
+    kinds = [(tuple(array.shape[1:]), dtype_name(array)) for array in inputs.arrays]
     return inputs.form, tuple(kinds)
 
 

@@ -210,6 +210,8 @@ class Trial:
             count = batch.images.count
             try:
                 results = engine.run(by_name(graph.inputs, batch.given))
+            except GuidedBackpropError:
+                raise
             except Exception as error:
                 raise _differs(f"{type(error).__name__} for {count} images", engine.name) from error
             if not results["is_finite"].all():

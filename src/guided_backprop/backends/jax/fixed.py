@@ -20,7 +20,7 @@ from guided_backprop.backends.kept import Kept
 from guided_backprop.backends.refusals import changed
 from guided_backprop.errors import ModelError
 from guided_backprop.export.plan import WEIGHTS, Plan, port_names
-from guided_backprop.export.program import Program, digests
+from guided_backprop.export.program import CannotRun, Program, digests
 
 # Each holds the weights, so few are kept.
 _MOST: Final = 4
@@ -49,7 +49,9 @@ class JaxProgram(Program):
         self._made = Kept(_MOST)
         self._first = self._prepared(self._given)
         self.coverage = self._first.coverages[0]
-        self._digests = _digests(self._first.constants)
+        # What JAX shows of an array is where the array lies: a change is seen there.
+        self._memory = [*map(_in_memory, self._first.constants)]
+        self._digests = digests(self._memory)
 
     def _prepared(self, given: Inputs) -> Prepared:
         self._backend.network.check()
@@ -57,7 +59,9 @@ class JaxProgram(Program):
 
     def are_the_same(self) -> bool:
         now = self._prepared(self._given)
-        return (now is self._first or now.key == self._first.key) and _digests(now.constants) == self._digests
+        if now is self._first and not any(map(_is_gone, now.constants)):
+            return digests(self._memory) == self._digests
+        return now.key == self._first.key and _digests(now.constants) == self._digests
 
     def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
         given = self._taken(inputs)
@@ -82,14 +86,12 @@ class JaxProgram(Program):
         """Return the program for so many images.
 
         Raises:
-            ModelError: the model is another one by now, or is treated otherwise for so many images.
+            CannotRun: the model does something else with so many images.
+            ModelError: it is another one by now.
         """
         prepared = self._prepared(given)
         if (prepared.coverages[0], prepared.head) != (self.coverage, self._first.head):
-            raise ModelError(
-                "a compiled model must be treated alike for each number of images; received "
-                f"{prepared.coverages[0]} instead of {self.coverage}. Compile it for {given.count} images."
-            )
+            raise CannotRun(f"{given.count} images, of which the model makes something else")
         function = jax.jit(getattr(_Run(self._backend, prepared, self._plan), name))
         # Compiled here and now: what is in it is what is looked at next.
         jax.block_until_ready(function(given.arrays, *labels))  # type: ignore[no-untyped-call]
@@ -152,11 +154,15 @@ def _digests(constants: Sequence[Any]) -> list[int]:
     return digests(map(_in_memory, constants))
 
 
+def _is_gone(array: Any) -> bool:
+    return isinstance(array, jax.Array) and array.is_deleted()
+
+
 def _in_memory(array: Any) -> NumpyArray:
+    if _is_gone(array):
+        raise changed()
     if not isinstance(array, jax.Array):
         return np.asarray(array)
-    if array.is_deleted():
-        raise changed()
     devices = array.devices()
     if len(devices) > 1 or next(iter(devices)).platform != "cpu":
         raise ModelError(

@@ -226,13 +226,15 @@ class TensorFlowGraph(Graph):
         """Return the graph as a function of its inputs by name."""
         wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph_def, name=""), [])
         feeds = [wrapped.graph.get_tensor_by_name(f"{name}:0") for name in self.inputs]
-        self.forward = wrapped.prune(feeds[: self._count], wrapped.graph.get_tensor_by_name(ports[0]))
+        self.forward = _called(wrapped.prune(feeds[: self._count], wrapped.graph.get_tensor_by_name(ports[0])))
         results = {name: wrapped.graph.get_tensor_by_name(port) for name, port in zip(self.outputs, ports, strict=True)}
-        return wrapped.prune(feeds, results)
+        pruned = wrapped.prune(feeds, results)
+        self._explain = _called(pruned)
+        return pruned
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
         ports = (tensor.dtype for tensor in self._function.inputs)
-        found = self._function(*[tf.cast(array, dtype) for array, dtype in zip(inputs, ports, strict=True)])
+        found = self._explain(*[tf.cast(array, dtype) for array, dtype in zip(inputs, ports, strict=True)])
         return {name: np.asarray(found[name]) for name in self.outputs}
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
@@ -245,6 +247,11 @@ class TensorFlowGraph(Graph):
         said = path / _METADATA
         said.parent.mkdir(exist_ok=True)
         said.write_text(json.dumps(dict(metadata), indent=1))
+
+
+def _called(pruned: Any) -> Any:
+    """Return a function that calls a pruned one, which by itself words an error in each call, to try another way."""
+    return tf.function(pruned, autograph=False).get_concrete_function(*pruned.inputs)
 
 
 def _are_finite(tensor: tf.Tensor) -> tf.Tensor:

@@ -40,12 +40,15 @@ class TensorFlowProgram(Program):
             weights = self._graph.weights
             # Of the values that are in the graph, whatever the model's are by now.
             self._digests = _digests(weight.variable.read_value() for weight in weights)
-        self._handles = [(weight.handle, weight.variable.dtype) for weight in weights]
+            handles = [(weight.handle, weight.variable.dtype) for weight in weights]
+            # All at once: one call for each takes longer than to read what is there.
+            read = tf.function(lambda: [Weight.read(*one) for one in handles], autograph=False)
+            self._read = read.get_concrete_function()
 
     def are_the_same(self) -> bool:
         self._backend.network.check()
         with tf.init_scope():
-            return _digests(Weight.read(*one) for one in self._handles) == self._digests
+            return _digests(self._read()) == self._digests
 
     def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
         with tf.init_scope():
@@ -53,8 +56,9 @@ class TensorFlowProgram(Program):
 
     def outputs_of(self, inputs: Mapping[str, NumpyArray]) -> NumpyArray:
         with tf.init_scope():
-            arrays = list(inputs.values())[: len(self._graph.forward.inputs)]
-            return np.asarray(self._graph.forward(*map(tf.constant, arrays)))
+            ports = [tensor.dtype for tensor in self._graph.forward.inputs]
+            arrays = zip(inputs.values(), ports, strict=False)
+            return np.asarray(self._graph.forward(*[tf.cast(array, dtype) for array, dtype in arrays]))
 
 
 def _digests(tensors: Iterable[tf.Tensor]) -> list[int]:

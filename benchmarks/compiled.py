@@ -32,6 +32,7 @@ def small() -> keras.Model:
 
 
 def of_keras(name: str) -> keras.Model:
+    keras.utils.set_random_seed(0)
     return getattr(keras.applications, name)(weights=None, classifier_activation=None)
 
 

@@ -33,3 +33,24 @@ def test_a_model_is_traced_until_it_changes(monkeypatch):
     conv.strides, conv.activation = (1, 1), keras.activations.gelu
     with pytest.raises(NoReluError):
         method.explain(images, 1)
+
+
+def test_a_compiled_model_explains_alike_until_it_changes():
+    conv = layers.Conv2D(4, 3, activation="relu")
+    model = keras.Sequential(
+        [keras.Input((9, 9, 3)), conv, layers.BatchNormalization(), layers.Flatten(), layers.Dense(3)]
+    )
+    images, method = np.random.default_rng(0).random((2, 9, 9, 3)).astype("float32"), GuidedBackprop(model)
+    compiled = method.compile(images)
+    explained = compiled.explain(images, 1)
+    assert explained.engine.startswith("jax ")
+    np.testing.assert_allclose(explained, method.explain(images, 1), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(explained, method.explain(images, 2), rtol=1e-4, atol=1e-6)
+    conv.set_weights([values * -1 for values in conv.get_weights()])
+    with pytest.raises(ModelError, match="changed since"):
+        compiled.explain(images, 1)
+    again = method.compile(images)
+    np.testing.assert_allclose(again.explain(images, 1), method.explain(images, 1), rtol=1e-4, atol=1e-6)
+    conv.strides = (2, 2)
+    with pytest.raises(ModelError):
+        again.explain(images, 1)

@@ -74,6 +74,41 @@ def test_a_module_is_traced_once(build, traces):
     assert len(traces) == 2
 
 
+def _closure():
+    weight = jnp.asarray(WEIGHT)
+    return lambda rows: jax.nn.relu(rows @ weight)
+
+
+def _linen_closure():
+    module, parameters = Linen(), linen().args[0]
+    return lambda rows: module.apply(parameters, rows)
+
+
+def _nnx_closure():
+    model = Nnx()
+    return lambda rows: model(rows)
+
+
+PLAIN = {
+    "a closure": _closure,
+    "compiled": lambda: jax.jit(_closure()),
+    "of linen": _linen_closure,
+    "of nnx": _nnx_closure,
+    "mapped": lambda: jax.vmap(perceptron()),
+}
+
+
+@pytest.mark.parametrize("build", PLAIN)
+def test_a_plain_function_is_traced_once(build, traces):
+    function = PLAIN[build]()
+    method = GuidedBackprop(function)
+    first = np.asarray(method.explain(ROWS, 1))
+    for _ in range(3):
+        np.testing.assert_array_equal(method.explain(ROWS, 1), first)
+    GuidedBackprop(function).explain(ROWS, 2)
+    assert len(traces) == 1
+
+
 def test_a_function_is_traced_again_when_what_it_closes_over_changed(traces):
     held = {"weight": jnp.asarray(WEIGHT)}
     method = Saliency(lambda rows: jax.nn.relu(rows @ held["weight"]))

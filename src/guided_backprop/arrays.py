@@ -54,6 +54,11 @@ def as_numpy(tensor: Any) -> NumpyArray:
     return array.astype(np.float32) if is_foreign and array.dtype.name == "bfloat16" else array
 
 
+def dtype_name(array: Array) -> str:
+    """Return what NumPy calls the kind of an array's numbers, whatever its framework calls it."""
+    return str(getattr(array.dtype, "name", array.dtype)).removeprefix("torch.")
+
+
 def rows_of(array: Array, index: "int | slice | NDArray[np.intp]") -> Tensor:
     """Return rows of an array of any framework: one, a range, or those at positions, in their order."""
     tensorflow = sys.modules.get("tensorflow")

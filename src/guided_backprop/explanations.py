@@ -59,8 +59,9 @@ class Explanations(Record):
         convergence_delta: of :class:`IntegratedGradients`, ``(N,)`` or ``(N, K)`` float64, in units of score: the sum
             of the map, before channels are reduced, less what the image's score is above the baseline's; 0 where the
             map is complete. None for other methods.
-        engine: of a compiled method, the engine that computed this, as "openvino 2026.4.1"; or, where the framework
-            did, that and why, as "torch: a function as label". None for a method that is not compiled.
+        engine: of a compiled method, the engine that computed this, as "openvino 2026.4.1"; or, where the method
+            was run as it is, the framework and why, as "torch: a function as label". None for a method that is not
+            compiled.
 
     Example:
         >>> import numpy as np, torch

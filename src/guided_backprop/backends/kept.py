@@ -14,9 +14,14 @@ _MOST = 16
 
 
 class Kept:
-    """What was made last, such as compiled functions; several threads may use it at once."""
+    """What was made last, such as compiled functions; several threads may use it at once.
 
-    def __init__(self) -> None:
+    Args:
+        most: how much is kept.
+    """
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._most = most
         self._functions: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = Lock()
 
@@ -25,7 +30,7 @@ class Kept:
         with self._lock:
             if key not in self._functions:
                 self._functions[key] = build()
-                while len(self._functions) > _MOST:
+                while len(self._functions) > self._most:
                     self._functions.popitem(last=False)
             self._functions.move_to_end(key)
             return self._functions[key]

@@ -33,6 +33,14 @@ def coverage_of(counts: Counter[tuple[str, str]], rule: ReluRule) -> Coverage:
     return rows
 
 
+def changed() -> ModelError:
+    """Return the error for a model that is not what was compiled."""
+    return ModelError(
+        "model must be what was compiled; received one whose weights, layers or options changed since. "
+        "Call compile(images) again, or optimize(images) for weights that change."
+    )
+
+
 def hidden(name: str) -> OpaqueRegionError:
     """Return the error for a function whose own gradient says nothing of what it computes."""
     return OpaqueRegionError(

@@ -10,7 +10,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.export.extra import package
@@ -52,6 +52,22 @@ def _unreported() -> Iterator[None]:
                 del sys.modules[_REPORTER]
 
 
+class Runner(Protocol):
+    """What runs a graph.
+
+    Attributes:
+        name: what is said of it: the engine's name and version.
+    """
+
+    name: str
+
+    def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
+        """Return all results by name; threads may call this at once."""
+
+    def outputs_of(self, inputs: Mapping[str, NumpyArray]) -> NumpyArray:
+        """Return the model's outputs, whatever the labels say."""
+
+
 class Engine(ABC):
     """A file that is open in an engine, on the processor.
 
@@ -88,6 +104,10 @@ class Engine(ABC):
     @abstractmethod
     def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
         """Return all results by name; threads may call this at once."""
+
+    def outputs_of(self, inputs: Mapping[str, NumpyArray]) -> NumpyArray:
+        """Return the model's outputs, whatever the labels say."""
+        return self.run(inputs)["outputs"]
 
 
 class OnnxRuntime(Engine):

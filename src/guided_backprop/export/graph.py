@@ -3,11 +3,24 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OptionError
 from guided_backprop.export.engine import Engine
+
+
+class Ports(Protocol):
+    """What a graph takes and gives.
+
+    Attributes:
+        inputs: what its inputs are called, the labels last.
+        outputs: what its results are called.
+    """
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
 
 
 class Graph(ABC):

@@ -82,6 +82,11 @@ class Plan:
     photos: Photos | None = None
     sizes: Sizes = "fixed"
 
+    @property
+    def is_gradient(self) -> bool:
+        """Whether a map is what one backward pass gives, and nothing is made of that."""
+        return self.cam is None and self.noise is None and not self.times_images
+
 
 def port_names(given: Inputs, are_explained: Sequence[bool]) -> tuple[Sequence[str], Sequence[str]]:
     """Return what a graph calls its images, and what its results: of several inputs by their names.

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy
+from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy, dtype_name
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export import cache
@@ -19,6 +19,7 @@ from guided_backprop.export.engine import ENGINES, Engine, EngineName, installed
 from guided_backprop.methods.compiled import Compilable, Compiled, InEngine, Optimized, Weights, kind_of
 from guided_backprop.methods.data import given
 from guided_backprop.methods.options import Requirement, require
+from guided_backprop.methods.program import in_program
 from guided_backprop.methods.recording import recorded
 from guided_backprop.methods.trial import compared, opened
 from guided_backprop.version import __version__
@@ -33,31 +34,31 @@ _OWN: Final = "torch"
 
 def compile(  # noqa: A001 - as the method is called
     method: Compilable, images: Images, engine: Literal["auto"] | EngineName = "auto"
-) -> Compiled | None:
-    """Return what computes a method's explanations; None where the framework does so already. See Method.compile."""
+) -> Compiled:
+    """Return what computes a method's explanations; see Method.compile."""
     names = ("auto", *ENGINES)
     require(Requirement("engine", engine, engine in names, f"one of {', '.join(names)}", 'Pass "auto".'))
     inputs = Inputs.of(given(method.subject, images, None).images)
     backend = method.subject.backend(inputs)
-    if backend.framework != "torch":
-        if engine != "auto":
-            raise OptionError(
-                f"engine must be auto for what {backend.framework} compiles itself; received engine={engine!r}. "
-                "Leave it out."
-            )
-        return None
+    if backend.framework != "torch" and engine != "auto":
+        raise OptionError(
+            f"engine must be auto for what {backend.framework} compiles itself; received engine={engine!r}. "
+            "Leave it out."
+        )
     backend.check_images(inputs)
     if not inputs.count:
         raise ImageError("images to compile for must not be empty; received no image. Pass at least one.")
-    coarse = [str(array.dtype) for array in inputs.arrays if backend.is_floating(array)]
-    if any(not dtype.endswith("float32") for dtype in coarse):
+    coarse = [dtype_name(array) for array in inputs.arrays if backend.is_floating(array)]
+    if any(dtype != "float32" for dtype in coarse):
         raise ImageError(
             f"images to compile for must be in single precision; received {', '.join(coarse)}. Convert them, or take "
             "optimize(images)."
         )
-    wanted: Sequence[EngineName] = (installed() or ["onnxruntime"]) if engine == "auto" else [engine]
     whole = copy.copy(method)
     whole.reducer = whole.compiled = None
+    if backend.framework != "torch":
+        return in_program(whole, inputs)
+    wanted: Sequence[EngineName] = (installed() or ["onnxruntime"]) if engine == "auto" else [engine]
     return _Making(whole, inputs, wanted, has_own=engine == "auto").compiled()
 
 
@@ -179,7 +180,7 @@ class _Making:
 
     def _write(self, path: Path) -> Mapping[str, Any]:
         graph, trial, metadata = recorded(self._method, self._inputs, "both")
-        batches = trial.batches(graph)
+        batches = trial.batches(graph.turns)
         compared(graph, trial, batches)
         graph.write(path, metadata.texts())
         differences: dict[str, float] = {}

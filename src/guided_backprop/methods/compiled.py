@@ -10,13 +10,15 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy
+from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy, dtype_name
 from guided_backprop.backends.base import Attributed, Backend, Score, Weigh, per_image
+from guided_backprop.backends.refusals import changed
 from guided_backprop.coverage import Coverage, Nonlinearity
-from guided_backprop.errors import GuidedBackpropError, ModelError
+from guided_backprop.errors import GuidedBackpropError
 from guided_backprop.export.agreement import by_name
-from guided_backprop.export.engine import Engine
+from guided_backprop.export.engine import Runner
 from guided_backprop.export.plan import TOP, WEIGHTS
+from guided_backprop.export.program import CannotRun
 from guided_backprop.labels.label import Weigher
 from guided_backprop.methods.trial import Method
 
@@ -101,14 +103,16 @@ class InEngine(Compiled):
         said: what was said of the graph when it was recorded.
         weights: of the model that it was recorded of.
         like: images such as it takes.
-        threads: how many threads the engine uses.
+        threads: how many threads the engine uses; 0 for as many as there are cores.
     """
 
-    def __init__(self, engine: Engine, said: Mapping[str, Any], weights: Weights, like: Inputs, threads: int) -> None:
+    def __init__(
+        self, engine: Runner, said: Mapping[str, Any], weights: Weights, like: Inputs, threads: int = 0
+    ) -> None:
         self.engine, self.times = engine.name, {}
         self._engine, self._said, self._weights = engine, said, weights
         self._kind = kind_of(like)
-        self._is_beside = weights.are_many and _cores() > threads
+        self._is_beside = weights.are_many and _cores() > threads > 0
         self._coverage = Coverage([Nonlinearity(*one) for one in said["coverage"]])
         self._maps = [name for name in said["outputs"] if name.startswith("attribution")]
 
@@ -139,6 +143,8 @@ class InEngine(Compiled):
                 attributed = self._run(backend, inputs, weigh)
             except GuidedBackpropError:
                 raise
+            except CannotRun as why:
+                reason = str(why)
             except Exception as error:
                 if backend.is_out_of_memory(error):
                     raise
@@ -162,13 +168,12 @@ class InEngine(Compiled):
         arrays = [np.ascontiguousarray(as_numpy(array)) for array in inputs.arrays]
         known = weigh.ids if isinstance(weigh, Weigher) else None
         count = inputs.count
-        first = self._results(arrays, np.full(count, TOP) if known is None else known)
-        outputs = first["outputs"]
+        results = [] if known is None else [self._engine.run(self._told(arrays, known))]
+        outputs = results[0]["outputs"] if results else self._engine.outputs_of(self._told(arrays, np.full(count, TOP)))
         # Labels that do not suit the outputs are an error here.
         weights = weigh(outputs)
-        results = [first]
         if known is None or ((known == TOP).any() and not _is_clear(outputs, backend.channel_axis(outputs) or 1)):
-            results = [self._results(arrays, np.full(count, WEIGHTS), one) for one in weights]
+            results = [self._engine.run(self._told(arrays, np.full(count, WEIGHTS), one)) for one in weights]
         if not all(result["is_finite"].all() for result in results):
             return None
         maps = [self._in_form(result, backend, inputs) for result in results]
@@ -179,12 +184,12 @@ class InEngine(Compiled):
         ]
         return Attributed(maps, np.stack(scores), outputs, self._coverage, head, engine=self.engine)
 
-    def _results(
+    def _told(
         self, arrays: Sequence[NumpyArray], ids: NumpyArray, weights: NumpyArray | None = None
-    ) -> dict[str, NumpyArray]:
+    ) -> Mapping[str, NumpyArray]:
         shape = (len(ids), *self._said["shape"])
         told = np.zeros(shape, np.float32) if weights is None else weights.astype(np.float32)
-        return self._engine.run(by_name(self._said["inputs"], [*arrays, ids.astype(np.int64), told]))
+        return by_name(self._said["inputs"], [*arrays, ids.astype(np.int64), told])
 
     def _in_form(self, result: Mapping[str, NumpyArray], backend: Backend, inputs: Inputs) -> Inputs:
         left = iter([result[name] for name in self._maps])
@@ -202,10 +207,7 @@ def _cores() -> int:
 
 def _require_the_same(are_the_same: bool) -> None:
     if not are_the_same:
-        raise ModelError(
-            "model must be what was compiled; received one whose weights, layers or options changed since. "
-            "Call compile(images) again, or optimize(images) for weights that change."
-        )
+        raise changed()
 
 
 def _beside(weights: Weights) -> Callable[[], bool]:
@@ -227,7 +229,7 @@ def _beside(weights: Weights) -> Callable[[], bool]:
 
 def kind_of(inputs: Inputs) -> Hashable:
     """Return what images must have in common with those that a graph was recorded of."""
-    kinds = [(tuple(array.shape[1:]), str(array.dtype).removeprefix("torch.")) for array in inputs.arrays]
+    kinds = [(tuple(array.shape[1:]), dtype_name(array)) for array in inputs.arrays]
     return inputs.form, tuple(kinds)
 
 

@@ -108,7 +108,7 @@ def export(
     metadata = replace(
         made.metadata, classes=classes, preprocessing=preprocessing, photos=None if photos is None else str(photos)
     )
-    batches = made.trial.batches(made.graph)
+    batches = made.trial.batches(made.graph.turns, made.graph.least)
     return exported(made._replace(metadata=metadata), batches, path, storage)
 
 
@@ -167,5 +167,5 @@ def export_together(methods: Mapping[Path, Exportable], images: Images, explain:
     first = next(iter(methods.values()))
     inputs = Inputs.of(given(first.subject, images, None).images)
     made = recorded_together([*methods.values()], inputs, "ids", explain)
-    batches = made[0].trial.batches(made[0].graph)
+    batches = made[0].trial.batches(made[0].graph.turns)
     return [exported(each, batches, path) for each, path in zip(made, methods, strict=True)]

@@ -72,7 +72,7 @@ class Method(Explainer):
         rule: what a ReLU lets through.
         reducer: as above.
         batch_size: as above.
-        compiled: the graph that :meth:`compile` made, and the engine that runs it; None for a method as it is.
+        compiled: the graph that :meth:`compile` made, and what runs it; None for a method as it is.
 
     Example:
         >>> import torch
@@ -278,29 +278,32 @@ class Method(Explainer):
         return other
 
     def compile(self, images: Images, engine: "Literal['auto'] | EngineName" = "auto") -> Self:
-        """Return this method for the same model, its explanations computed as one graph by an engine.
+        """Return this method for the same model, its explanations computed as one graph by what is fastest.
 
-        The graph is that of :meth:`export`, recorded of these images and compared with this method as there, for one
-        image, for these and for 17. It takes any number of images of these sizes. ``explain`` takes what it always
-        takes: labels that are no class ids, such as "top5", masks and boxes, are worked out in Python and go into the
-        graph as weights. What no graph can be, a function as label or images of another size or dtype, is explained as
-        it is, and ``explanations.engine`` says so, and which engine computed the others. Maps differ by rounding from
-        those of this method, in single precision.
+        In PyTorch an engine runs the graph, which is that of :meth:`export`, recorded of these images and compared with
+        this method as there, for one image, for these and for 17. It takes any number of images of these sizes.
+        ``explain`` takes what it always takes: labels that are no class ids, such as "top5", masks and boxes, are
+        worked out in Python and go into the graph as weights. What no graph can be, a function as label or images of
+        another size or dtype, is explained as it is, and ``explanations.engine`` says so, and which engine computed the
+        others. Maps differ by rounding from those of this method, in single precision.
 
         Weights are fixed: a model that changed since is an error, never explained by its former weights. With "auto"
         the run of :meth:`optimize` is tried as well; where that is the fastest it is taken, and changed weights count.
-        Graphs are kept on disk, so that a second start only opens and compares them: ``guided-backprop cache``. In
-        TensorFlow and JAX this returns an equal method: both compile already.
+        Graphs are kept on disk, so that a second start only opens and compares them: ``guided-backprop cache``.
+
+        In JAX and TensorFlow the framework runs one program with the weights in it as constants, for each number of
+        images in JAX, for all in TensorFlow. All else holds as above, but that nothing is kept on disk.
 
         Args:
             images: a batch such as will be explained, in single precision: the fastest engine is found on it.
             engine: "onnxruntime", "openvino", or "auto" for the fastest of those that are installed and agree, and of
-                :meth:`optimize`.
+                :meth:`optimize`; "auto" in JAX and TensorFlow.
 
         Raises:
             OptionError: there is no such engine, or the method is none of one pass at the images.
             ImageError: there is no image, or it isn't in single precision.
-            ModelError: the model is no module in single precision on the processor, or one that :meth:`export` refuses.
+            ModelError: the model is no module in single precision on the processor, or one that :meth:`export` refuses;
+                its arrays in JAX are not on the processor, or it is another one in each run.
             MissingExtraError: ``[export]`` is not installed, or the engine.
             GuidedBackpropError: all that :meth:`explain` raises.
 

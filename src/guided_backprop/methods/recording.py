@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from guided_backprop.arrays import Inputs, Model
+from guided_backprop.coverage import Coverage
 from guided_backprop.digest import digest
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
 from guided_backprop.export.graph import Graph
@@ -83,12 +84,7 @@ def recorded_together(
     weights, versions = digest(subject.model), {framework: str(sys.modules[framework].__version__)}
     together = []
     for place, (method, plan, graph, explained) in enumerate(zip(methods, plans, graphs, found, strict=True)):
-        if graph.coverage != explained.coverage:
-            raise ModelError(
-                "a graph must treat what explain() treats; received "
-                f"{graph.coverage} instead of {explained.coverage}. Export the part of the model that runs alike each "
-                "time."
-            )
+        require_alike(graph.coverage, explained.coverage)
         trial = Trial(method, shown, precise, place, inputs, explained, plan, may_round)
         metadata = Metadata(
             method.name, plan.rule.name, subject.name, explained.head, labels, plan.reducer, explained.coverage,
@@ -96,6 +92,24 @@ def recorded_together(
         )  # fmt: skip
         together.append(Recorded(graph, trial, metadata))
     return together
+
+
+def require_gradient(method: Exportable, plans: Sequence[Plan], framework: str) -> None:
+    """Raise OptionError unless plans are of gradients at images."""
+    if not all(plan.is_gradient and plan.photos is None for plan in plans):
+        raise OptionError(
+            f"a program of {framework} is of a method of one pass, of images; received {method!r:.80}. "
+            "Take Saliency, DeconvNet, GuidedBackprop or RectGrad, and no photos."
+        )
+
+
+def require_alike(found: Coverage, wanted: Coverage) -> None:
+    """Raise ModelError unless a graph treats what the method treats."""
+    if found != wanted:
+        raise ModelError(
+            f"a graph must treat what explain() treats; received {found} instead of {wanted}. Export the part of the "
+            "model that runs alike each time."
+        )
 
 
 def _with(plan: Plan, labels: LabelKind, photos: Photos | None) -> Plan:

@@ -23,8 +23,8 @@ from guided_backprop.export.agreement import (
     images_of,
     of_other_sizes,
 )
-from guided_backprop.export.engine import Engine
-from guided_backprop.export.graph import Graph
+from guided_backprop.export.engine import Engine, Runner
+from guided_backprop.export.graph import Graph, Ports
 from guided_backprop.export.photos import Photos
 from guided_backprop.export.plan import TOP, WEIGHTS, Plan
 from guided_backprop.rules import ReluRule
@@ -172,20 +172,25 @@ class Trial:
     plan: Plan
     may_round: bool
 
-    def batches(self, graph: Graph) -> list[Batch]:
+    def batches(self, turns: Sequence[int], least: Sequence[Sequence[int]] = ()) -> list[Batch]:
         """Return images and labels for as many images as a graph is tried for, and of other sizes if it takes them."""
         # Of noisy copies the model sees several times as many.
         copies = 1 if self.plan.noise is None else self.plan.noise.samples
-        tried = [self._batch(self.inputs, count) for count in counts(self.inputs.count, graph.turns, copies)]
-        if not graph.least:
+        tried = [
+            self.batch(count, is_of_top=count <= self.inputs.count)
+            for count in counts(self.inputs.count, turns, copies)
+        ]
+        if not least:
             return tried
         backend = self.method.subject.backend(self.inputs)
         axes = [backend.axes_of_positions(array) for array in self.inputs.arrays]
-        return [*tried, *(self._batch(one, one.count) for one in of_other_sizes(self.inputs, axes, graph.least))]
+        others = of_other_sizes(self.inputs, axes, least)
+        return [*tried, *(self.batch(one.count, is_of_top=True, inputs=one) for one in others)]
 
-    def _batch(self, inputs: Inputs, count: int) -> Batch:
-        images = images_of(inputs, count)
-        told, labels = self._wanted(count)
+    def batch(self, count: int, *, is_of_top: bool, inputs: Inputs | None = None) -> Batch:
+        """Return so many images, of those that were given or of others; and labels: their top classes, or others."""
+        images = images_of(inputs or self.inputs, count)
+        told, labels = self._wanted(count, is_of_top=is_of_top)
         noise = self.plan.noise
         # Of the kind that was given: a function does not say itself which framework's it is.
         backend = self.method.subject.backend(self.inputs)
@@ -196,9 +201,9 @@ class Trial:
         own = images.map(backend.from_numpy, self.inputs)
         return Batch(images, own, [*told, *([] if noise is None else noise.drawn(images))], labels, self.plan.photos)
 
-    def _wanted(self, count: int) -> tuple[list[NumpyArray], Labels]:
-        """Return labels for so many images, as a graph and as a method is told: of few images their top classes."""
-        outputs, is_of_top = self.explained.outputs, count <= self.inputs.count
+    def _wanted(self, count: int, *, is_of_top: bool) -> tuple[list[NumpyArray], Labels]:
+        """Return labels for so many images, as a graph and as a method is told."""
+        outputs = self.explained.outputs
         weights = np.random.default_rng(count).normal(size=(count, *outputs.shape[1:]))
         if self.plan.labels == "weights":
             return [weights], weights
@@ -209,7 +214,7 @@ class Trial:
         classes = np.arange(count) % (1 if outputs.ndim == 1 else outputs.shape[axis])
         return ([ids], None) if is_of_top else ([classes], classes)
 
-    def compare(self, engine: Engine, graph: Graph, batches: Sequence[Batch]) -> float:
+    def compare(self, engine: Runner, graph: Ports, batches: Sequence[Batch]) -> float:
         """Return by how much of its norm a map differs at most in an engine.
 
         Raises:
@@ -219,6 +224,8 @@ class Trial:
         for batch in batches:
             try:
                 results = engine.run(by_name(graph.inputs, batch.given))
+            except GuidedBackpropError:
+                raise
             except Exception as error:
                 raise _differs(f"{type(error).__name__} for {batch.told_of}", engine.name) from error
             if not results["is_finite"].all():

@@ -50,10 +50,11 @@ _Traced = tuple[core.ClosedJaxpr, Any]
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Prepared:
     """How a model is run on images of one signature, with the arrays that it has.
 
     Attributes:
+        key: what it has in common with others that run and derive alike, whatever their arrays hold.
         constants: these arrays.
         forward: from these and the images to the outputs, and what the backward pass needs.
         backward: from that to the gradient.
@@ -61,6 +62,7 @@ class _Plan:
         head: the final softmax or sigmoid that is undone, if any.
     """
 
+    key: Hashable
     constants: list[Any]
     forward: Any
     backward: Any
@@ -111,7 +113,7 @@ class JaxBackend(Backend):
         self.network.check()
         given = inputs.map(jnp.asarray)
         leaves = given.arrays
-        plan = self._plan(given, tuple(rules), undo_head=self.setup.undo_head and score is None)
+        plan = self.prepared(given, tuple(rules), undo_head=self.setup.undo_head and score is None)
         explained = [leaf for leaf in leaves if self.is_floating(leaf)]
         others = [leaf for leaf in leaves if not self.is_floating(leaf)]
         try:
@@ -151,12 +153,12 @@ class JaxBackend(Backend):
         left = iter(gradients)
         return inputs.map(lambda array: _like(next(left), array) if self.is_floating(array) else None)
 
-    def _plan(self, inputs: Inputs, rules: tuple[ReluRule, ...], *, undo_head: bool) -> "_Plan":
+    def prepared(self, inputs: Inputs, rules: tuple[ReluRule, ...], *, undo_head: bool) -> Prepared:
         """Return what runs the model on such images: what was made before, as long as the model is what it was."""
         shapes = inputs.form, tuple((array.shape, array.dtype) for array in inputs.arrays)
         state = state_of(self.network)
         before, last = self._last.peek((shapes, rules, undo_head)) or (None, None)
-        if isinstance(last, _Plan) and state is not None and before == state:
+        if isinstance(last, Prepared) and state is not None and before == state:
             return last
         plan = self._shared_plan(inputs, rules, shapes, undo_head=undo_head)
         if state is not None:
@@ -165,12 +167,12 @@ class JaxBackend(Backend):
 
     def _shared_plan(
         self, inputs: Inputs, rules: tuple[ReluRule, ...], shapes: Hashable, *, undo_head: bool
-    ) -> "_Plan":
+    ) -> Prepared:
         traces = traced_of(self.setup.model)
         own = Kept() if traces is None else self._own.setdefault(traces, Kept())
         key = (shapes, self.network.begin, self.network.end, self.setup.output, frozenset(self.setup.vouch.items()))
         traced, plan = (own.peek(one) or (traces and traces.peek(one)) for one in (key, (key, rules, undo_head)))
-        if isinstance(plan, _Plan):
+        if isinstance(plan, Prepared):
             return plan
         traced = traced or self._trace(inputs, begins_inside=self.begins_inside)
         program = self._program(traced, inputs, begins_inside=self.begins_inside)
@@ -178,7 +180,7 @@ class JaxBackend(Backend):
         head, coverages = _covered(program, rules, undo_head=undo_head)
         compiled = (rules, head is not None, analysed)
         forward, backward = self._compile(program, compiled, rules, lambda: passes(program, head, rules))
-        plan = _Plan(program.constants, forward, backward, coverages, None if head is None else head.name)
+        plan = Prepared(compiled, program.constants, forward, backward, coverages, None if head is None else head.name)
         # What holds something of the user's may lead to the model: then each method keeps its own.
         kept = own if traces is None or not is_shared(program, compiled, rules) else traces
         kept.keep(key, traced)

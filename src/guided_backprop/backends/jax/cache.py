@@ -23,6 +23,8 @@ from guided_backprop.rules import ReluRule
 class Identity:
     """Compares by identity what may change, or has no equality to rely on; holds it, so its id stays its own."""
 
+    __slots__ = ("_held",)
+
     def __init__(self, held: object) -> None:
         self._held = held
 

@@ -20,6 +20,7 @@ from guided_backprop.arrays import Inputs, NumpyArray
 from guided_backprop.backends.base import Setup
 from guided_backprop.backends.jax.backend import JaxBackend
 from guided_backprop.backends.jax.hidden.findings import numbered
+from guided_backprop.backends.jax.passes import of_classes
 from guided_backprop.backends.refusals import unsettled
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ModelError
@@ -68,7 +69,7 @@ class Recorder(JaxBackend):
         image = images[0]
         if len({Recorder(self.setup).gates(one, rule) for one in images}) > 1:
             raise unsettled("a value that some of them show to be one, and others don't,")
-        made = self._plan(image, (rule,), undo_head=self.setup.undo_head)
+        made = self.prepared(image, (rule,), undo_head=self.setup.undo_head)
 
         def explain(leaves: Sequence[jax.Array]) -> _Passed:
             explained = [leaf for leaf in leaves if self.is_floating(leaf)]
@@ -206,15 +207,9 @@ class JaxGraph(Graph):
 
     def _seed(self, output: jax.Array, scored: jax.Array, label: jax.Array) -> jax.Array:
         """Return how much each output weighs: as the label says, or 1 for a class, at all its positions."""
-        if self._plan.labels == "weights":
-            return label[None].astype(scored.dtype)
-        if output.ndim == 1:
-            return jnp.ones_like(scored)
-        axis = self._class_axis(output)
-        totals = output.sum([other for other in range(1, output.ndim) if other != axis])[0]
-        chosen = jnp.arange(output.shape[axis]) == jnp.where(label < 0, totals.argmax(), label)
-        shape = [size if place == axis else 1 for place, size in enumerate(output.shape)]
-        return jnp.broadcast_to(chosen.reshape(shape), output.shape).astype(scored.dtype)
+        is_told = self._plan.labels == "weights"
+        seed = label[None] if is_told else of_classes(output, label[None], self._class_axis(output))
+        return seed.astype(scored.dtype)
 
     def _class_axis(self, output: jax.Array) -> int:
         return self._recorder.channel_axis(output) or 1

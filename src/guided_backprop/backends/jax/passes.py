@@ -72,6 +72,16 @@ def _explained(
     return value.astype(output.dtype), output
 
 
+def of_classes(output: jax.Array, ids: jax.Array, axis: int) -> jax.Array:
+    """Return weight 1 for a class of each image, at all its positions; a negative id is that of the highest."""
+    if output.ndim == 1:
+        return jnp.ones_like(output)
+    totals = output.sum([other for other in range(1, output.ndim) if other != axis])
+    chosen = jnp.arange(output.shape[axis]) == jnp.where(ids < 0, totals.argmax(1), ids)[:, None]
+    shape = [size if place in (0, axis) else 1 for place, size in enumerate(output.shape)]
+    return jnp.broadcast_to(chosen.reshape(shape), output.shape).astype(output.dtype)
+
+
 def forward_pass(program: Program) -> Any:
     """Compile the forward pass alone."""
     block = program.block

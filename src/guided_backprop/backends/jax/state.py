@@ -16,6 +16,9 @@ import numpy as np
 from guided_backprop.backends.jax.cache import Identity
 from guided_backprop.backends.network import Network
 
+# What is compared by its value.
+_PLAIN = frozenset({bool, int, float, str})
+
 
 def state_of(network: Network) -> Hashable | None:
     """Return what is equal as long as a network traces alike; None if that can't be told.
@@ -52,11 +55,13 @@ def is_of(model: Any, library: str) -> bool:
 
 def _attribute(value: Any) -> Hashable:
     """Return what tells a layer's attribute from another; what is put into a container in place is not seen."""
-    if isinstance(value, np.ndarray):
+    kind = type(value)
+    # Asked of thousands in each call, so the most frequent kinds come first.
+    if kind in _PLAIN:
+        return value  # type: ignore[no-any-return]
+    if issubclass(kind, np.ndarray):
         raise _Changeable
-    if isinstance(value, (bool, int, float, str)):
-        return value
-    return Identity(value)
+    return value if issubclass(kind, (bool, int, float, str)) else Identity(value)
 
 
 def _leaves(tree: Any) -> Hashable:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,11 +20,12 @@ from guided_backprop.backends.tensorflow.backend import TensorFlowBackend
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE
+from guided_backprop.backends.tensorflow.maps import fitted, moment, positive
 from guided_backprop.backends.tensorflow.plan import Copy, differentiate
 from guided_backprop.errors import ModelError, OptionError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
-from guided_backprop.export.plan import TOP, Cam, Noise, Plan, Sizes, noise_names, port_names
+from guided_backprop.export.plan import TOP, WEIGHTS, Noise, Plan, Sizes, noise_names, port_names
 from guided_backprop.rules import PLAIN, ReluRule
 
 # Where a SavedModel keeps what is said of it.
@@ -76,14 +77,31 @@ class Recorder(TensorFlowBackend):
         return copied
 
 
-def _with_own_weights(copied: Copy, variables: dict[int, tf.Variable]) -> Copy:
+class Weight(NamedTuple):
+    """A variable of the model, and one that has the value that it had.
+
+    Attributes:
+        handle: the model's own.
+        variable: the other one.
+    """
+
+    handle: tf.Tensor
+    variable: tf.Variable
+
+    @staticmethod
+    def read(handle: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """Return what a variable is now."""
+        return tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+
+
+def _with_own_weights(copied: Copy, weights: dict[int, Weight]) -> Copy:
     """Return the copy with variables of its own, which have the values that the model's have now.
 
     Args:
         copied: the copy.
-        variables: those that were made, by which handle of the model's each is in the place of.
+        weights: those that were made, by which handle of the model's each is in the place of.
     """
-    captured = []
+    captured: list[tf.Tensor] = []
     for tensor in copied.traced.captured:
         if tensor.dtype != tf.resource:
             captured.append(tensor)
@@ -94,10 +112,10 @@ def _with_own_weights(copied: Copy, variables: dict[int, tf.Variable]) -> Copy:
                 "a graph must hold all that the model reads; received a table or another resource. Export a part of "
                 "the model that reads none."
             )
-        if id(tensor) not in variables:
-            value = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(kinds[0].dtype))
-            variables[id(tensor)] = tf.Variable(value)
-        captured.append(variables[id(tensor)].handle)
+        if id(tensor) not in weights:
+            value = Weight.read(tensor, tf.as_dtype(kinds[0].dtype))
+            weights[id(tensor)] = Weight(tensor, tf.Variable(value))
+        captured.append(weights[id(tensor)].variable.handle)
     return replace(copied, traced=replace(copied.traced, captured=captured))
 
 
@@ -109,18 +127,16 @@ class _Part:
         given: a batch such as will be explained.
         rule: what a ReLU lets through.
         sizes: whether images are of one size, or of any.
-        variables: as of :func:`_with_own_weights`.
+        weights: as of :func:`_with_own_weights`.
 
     Attributes:
         recorder: what made it.
         specs: the inputs' signatures.
     """
 
-    def __init__(
-        self, setup: Setup, given: Inputs, rule: ReluRule, sizes: Sizes, variables: dict[int, tf.Variable]
-    ) -> None:
+    def __init__(self, setup: Setup, given: Inputs, rule: ReluRule, sizes: Sizes, weights: dict[int, Weight]) -> None:
         self.recorder = Recorder(setup, sizes)
-        self._copied = _with_own_weights(self.recorder.copied(given, rule), variables)
+        self._copied = _with_own_weights(self.recorder.copied(given, rule), weights)
         self.specs, self._rule, self._vouch = self._copied.specs, rule, setup.vouch
         self.marked = renamed(self._copied.graph_def)
 
@@ -157,7 +173,7 @@ class SavedModel(Engine):
 
 
 class TensorFlowGraph(Graph):
-    """The explanation of a model as a graph.
+    """The explanation of a model as a graph, with the weights in it.
 
     Args:
         setup: the model, and what is said about it.
@@ -167,17 +183,22 @@ class TensorFlowGraph(Graph):
     Raises:
         ModelError: the model takes one number of images alone, or a bound that it computes would have to be looked at
             in each call.
+
+    Attributes:
+        weights: the model's variables, with the values that are in the graph.
+        forward: from images to the model's outputs.
     """
 
     engine, turns = SavedModel, ()
 
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
-        self._plan, self._variables = plan, dict[int, tf.Variable]()
-        self._model = self._at_layer = _Part(setup, given, plan.rule, plan.sizes, self._variables)
+        self._plan, weights = plan, dict[int, Weight]()
+        self._model = self._at_layer = _Part(setup, given, plan.rule, plan.sizes, weights)
         if plan.cam is not None and plan.cam.is_factor:
             inner = replace(setup, input_layer=plan.cam.layer)
-            self._at_layer = _Part(inner, given, PLAIN, plan.sizes, self._variables)
+            self._at_layer = _Part(inner, given, PLAIN, plan.sizes, weights)
         self._recorder, specs = self._model.recorder, self._model.specs
+        self.weights = list(weights.values())
         if plan.sizes == "dynamic":
             self.least = self._least(given)
         self._floats = [spec.dtype.is_floating for spec in specs]
@@ -187,14 +208,16 @@ class TensorFlowGraph(Graph):
             for spec, is_one in zip(specs, self._floats, strict=True)
         ]
         names, self.outputs = port_names(given, self._mapped)
-        self.inputs = (*names, "labels", *([] if plan.noise is None else noise_names(names, self._floats)))
+        told = ["labels", "weights"] if plan.labels == "both" else ["labels"]
+        self._told = len(names), len(names) + len(told)
+        self.inputs = (*names, *told, *([] if plan.noise is None else noise_names(names, self._floats)))
         self._editors: list[Editor] = []
         signature = self._signature()
         concrete = tf.function(self._results, input_signature=signature, autograph=False).get_concrete_function()
         for part in {self._model, self._at_layer}:
             keep_functions(part.marked, concrete)
         # What is read by its handle alone is not known to be a variable.
-        concrete.graph.variables = list(self._variables.values())
+        concrete.graph.variables = [weight.variable for weight in self.weights]
         self.coverage = self._editors[0].coverage()
         bounds = sorted({name for editor in self._editors for name in editor.bounds.values()})
         if bounds:
@@ -219,30 +242,31 @@ class TensorFlowGraph(Graph):
     def _signature(self) -> list[tf.TensorSpec]:
         """Return what the inputs are, by name."""
         plan, given = self._plan, list(self._model.specs)
-        given.append(self._model.results()[0] if plan.labels == "weights" else tf.TensorSpec([None], tf.int64))
+        given += [] if plan.labels == "weights" else [tf.TensorSpec([None], tf.int64)]
+        given += [] if plan.labels == "ids" else [self._model.results()[0]]
         if plan.noise is not None:
             noisy = compress(self._model.specs, self._floats)
             given += [tf.TensorSpec([None, plan.noise.samples, *spec.shape[1:]], spec.dtype) for spec in noisy]
         return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(given, self.inputs, strict=True)]
 
     def _results(self, *arrays: tf.Tensor) -> list[tf.Tensor]:
-        images, recorder, noise = len(self._mapped), self._recorder, self._plan.noise
-        inputs, label, drawn = arrays[:images], arrays[images], arrays[images + 1 :]
+        recorder, noise, (images, told) = self._recorder, self._plan.noise, self._told
+        inputs, labels, drawn = arrays[:images], arrays[images:told], arrays[told:]
         passed = self._model.passed(inputs)
         outputs = passed[0]
-        seed = self._seed(outputs, label)
+        seed = self._seed(outputs, labels)
         maps, found = self._maps(inputs, passed, seed)
         if noise is not None:
             copies = self._copies(inputs, drawn, noise)
             noisy, _ = self._maps(copies, self._model.passed(copies), tf.repeat(seed, noise.samples, 0))
-            maps = [_moment(noise, one) for one in noisy]
+            maps = [moment(noise, one) for one in noisy]
         maps = [recorder.reduce(one, self._plan.reducer, recorder.channel_axis(one)) for one in maps]
         scored, weights = found.get("logits", outputs), found.get("arrived 0", seed)
         scores = tf.reduce_sum(tf.reshape(weights * scored, [tf.shape(outputs)[0], -1]), 1)
         numbers = [tensor for tensor in (outputs, *maps, *arrays) if tensor.dtype.is_floating]
         is_finite = tf.reduce_all(tf.stack([_are_finite(tensor) for tensor in numbers]), 0)
         if self._plan.labels == "ids" and outputs.shape.rank > 1:
-            is_finite &= (label >= TOP) & (label < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
+            is_finite &= (labels[0] >= TOP) & (labels[0] < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
         for array, least in zip(inputs, self.least, strict=False):
             for axis, size in zip(recorder.axes_of_positions(array), least, strict=True):
                 is_finite &= tf.shape(array)[axis] >= size
@@ -275,12 +299,12 @@ class TensorFlowGraph(Graph):
             *outputs, inside = self._at_layer.passed(inputs)
             at_layer, _ = self._derived(self._at_layer, inputs, [*outputs, inside], seed)
         recorder = self._recorder
-        positive = _positive(at_layer[0], inside, recorder.channel_axis(inside) or 1)
-        fitted = [_fitted(positive, images, plan.cam, recorder.channel_axis(images) or 1) for images in mapped]
+        small = positive(at_layer[0], inside, recorder.channel_axis(inside) or 1)
+        cams = [fitted(small, images, plan.cam, recorder.channel_axis(images) or 1) for images in mapped]
         if plan.cam.is_factor:
             own = compress(gradients, compress(self._mapped, self._floats))
-            fitted = [g * cam for g, cam in zip(own, fitted, strict=True)]
-        return fitted, found
+            cams = [g * cam for g, cam in zip(own, cams, strict=True)]
+        return cams, found
 
     def _derived(
         self, part: _Part, inputs: Sequence[tf.Tensor], passed: Sequence[tf.Tensor], seed: tf.Tensor
@@ -293,10 +317,17 @@ class TensorFlowGraph(Graph):
         places = [0] if inside else [place for place, is_float in enumerate(self._floats) if is_float]
         return [found[f"gradient 0 {place}"] for place in places], found
 
-    def _seed(self, outputs: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+    def _seed(self, outputs: tf.Tensor, labels: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return how much each output weighs: as labels say, or 1 for a class, at all its positions."""
         if self._plan.labels == "weights":
-            return label
+            return labels[0]
+        seed = self._of_classes(outputs, labels[0])
+        if self._plan.labels == "ids":
+            return seed
+        is_weighed = tf.reshape(labels[0] == WEIGHTS, [-1, *[1] * (outputs.shape.rank - 1)])
+        return tf.where(is_weighed, labels[1], seed)
+
+    def _of_classes(self, outputs: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         if outputs.shape.rank == 1:
             return tf.ones_like(outputs)
         axis = self._class_axis(outputs)
@@ -324,12 +355,15 @@ class TensorFlowGraph(Graph):
         """Return the graph as a function of its inputs by name."""
         wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph_def, name=""), [])
         feeds = [wrapped.graph.get_tensor_by_name(f"{name}:0") for name in self.inputs]
+        self.forward = _called(wrapped.prune(feeds[: self._told[0]], wrapped.graph.get_tensor_by_name(ports[0])))
         results = {name: wrapped.graph.get_tensor_by_name(port) for name, port in zip(self.outputs, ports, strict=True)}
-        return wrapped.prune(feeds, results)
+        pruned = wrapped.prune(feeds, results)
+        self._explain = _called(pruned)
+        return pruned
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
         ports = (tensor.dtype for tensor in self._function.inputs)
-        found = self._function(*[tf.cast(array, dtype) for array, dtype in zip(inputs, ports, strict=True)])
+        found = self._explain(*[tf.cast(array, dtype) for array, dtype in zip(inputs, ports, strict=True)])
         return {name: np.asarray(found[name]) for name in self.outputs}
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
@@ -344,47 +378,9 @@ class TensorFlowGraph(Graph):
         said.write_text(json.dumps(dict(metadata), indent=1))
 
 
-def _positive(g: tf.Tensor, inside: tf.Tensor, axis: int) -> tf.Tensor:
-    """Return class activation maps at the size of their layer, ``(N, ...)``."""
-    others = [other for other in range(1, inside.shape.rank) if other != axis]
-    return tf.nn.relu(tf.reduce_sum(tf.reduce_mean(g, others, True) * inside, axis))
-
-
-def _fitted(positive: tf.Tensor, images: tf.Tensor, cam: Cam, axis: int) -> tf.Tensor:
-    """Return them at the size of images, with one channel."""
-    last = positive.shape.rank - 1
-    for place, there in enumerate((other for other in range(1, last + 2) if other != axis), start=1):
-        order = [other for other in range(last + 1) if other != place] + [place]
-        along = tf.linalg.matmul(tf.transpose(positive, order), _matrix(positive, place, images, there, cam))
-        positive = tf.transpose(along, [order.index(other) for other in range(last + 1)])
-    return tf.expand_dims(positive, axis)
-
-
-def _matrix(positive: tf.Tensor, place: int, images: tf.Tensor, axis: int, cam: Cam) -> tf.Tensor:
-    """Return the matrix ``(before, after)`` that resizes maps along one axis: worked out in the graph for any size."""
-    dtype = positive.dtype
-    if positive.shape[place] is not None and images.shape[axis] is not None:
-        return tf.constant(cam.matrix(positive.shape[place], images.shape[axis]).T, dtype)
-    before, after = tf.shape(positive)[place], tf.shape(images)[axis]
-    rows, columns = tf.range(before)[:, None], tf.range(after)
-    if not cam.is_linear:
-        return tf.cast((rows * after <= columns * before) & (columns * before < (rows + 1) * after), dtype)
-    ratio = tf.cast(before, dtype) / tf.cast(after, dtype)
-    at = tf.clip_by_value((tf.cast(columns, dtype) + 0.5) * ratio - 0.5, 0, tf.cast(before - 1, dtype))
-    return tf.nn.relu(1 - tf.abs(at - tf.cast(rows, dtype)))
-
-
-def _moment(noise: Noise, maps: tf.Tensor) -> tf.Tensor:
-    """Return what the maps of the noisy copies of each image are together."""
-    maps = tf.reshape(maps, tf.concat([[-1, noise.samples], tf.shape(maps)[1:]], 0))
-    match noise.form:
-        case "absolute":
-            return tf.reduce_mean(tf.abs(maps), 1)
-        case "squared":
-            return tf.reduce_mean(maps * maps, 1)
-        case "variance":
-            return tf.math.reduce_variance(maps, 1)
-    return tf.reduce_mean(maps, 1)
+def _called(pruned: Any) -> Any:
+    """Return a function that calls a pruned one, which by itself words an error in each call, to try another way."""
+    return tf.function(pruned, autograph=False).get_concrete_function(*pruned.inputs)
 
 
 def _are_finite(tensor: tf.Tensor) -> tf.Tensor:

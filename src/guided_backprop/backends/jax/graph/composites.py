@@ -49,6 +49,8 @@ class Graph:
             return None
         while value.step is not None and value.step.word in MOVES | _UNSEEN:
             value = value.step.inputs[0]
+        if getattr(value.aval, "shape", ()):
+            return float("nan")
         known = self._facts.known(value)
         is_number = known is not None and np.ndim(known) == 0 and np.issubdtype(np.asarray(known).dtype, np.number)
         return float(known) if is_number and np.isrealobj(known) else float("nan")

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.calls import is_of_jax, source_of
 from guided_backprop.backends.jax.graph.program import REBUILT, Block, Program, Relu, Step, Value
@@ -17,6 +18,13 @@ from guided_backprop.backends.operations import Kind
 
 _MOVES = frozenset("broadcast cast copy reshape squeeze stop_gradient transpose".split())
 _OF_A_RELU = frozenset("broadcast cast clamp mark maximum minimum".split())
+
+
+def _made(step: Step, operands: Sequence[Any]) -> Sequence[Any]:
+    """Return what a step makes of constants; what is only moved is not worth a program for each shape."""
+    if step.name not in ("reshape", "squeeze"):
+        return step.run(operands)
+    return [np.asarray(operands[0]).reshape(step.outputs[0].aval.shape)]
 
 
 class Facts:
@@ -65,8 +73,13 @@ class Facts:
                 jnp.asarray(operand, v.aval.dtype) if v.literal is not None else operand
                 for operand, v in zip(operands, value.step.inputs, strict=True)
             ]
-            self._values.update(zip(value.step.outputs, value.step.run(operands), strict=True))
+            self._values.update(zip(value.step.outputs, _made(value.step, operands), strict=True))
         return self._values[value]
+
+    def _numbers(self, value: Value) -> NumpyArray | None:
+        """Return the same as NumPy's array: what is asked of JAX's own is compiled, for each shape."""
+        known = self.known(value)
+        return None if known is None else np.asarray(known)
 
     def is_zero(self, value: Value) -> bool:
         """Tell whether ``value`` is 0 everywhere, whatever the images are."""
@@ -74,8 +87,8 @@ class Facts:
             return self.is_zero(value.stack)
         if value.step is not None and self._is_made_zero(value.step):
             return True
-        known = self.known(value)
-        return known is not None and jnp.issubdtype(np.asarray(known).dtype, jnp.number) and not np.any(known)
+        known = self._numbers(value)
+        return known is not None and jnp.issubdtype(known.dtype, jnp.number) and not known.any()
 
     def _is_made_zero(self, step: Step) -> bool:
         """Tell whether an operation makes 0 of whatever it is given."""
@@ -91,15 +104,15 @@ class Facts:
         """Tell whether ``value`` is one number everywhere, whatever the images are."""
         if value.step is not None and value.step.word in _MOVES:
             return self.is_uniform(value.step.inputs[0])
-        known = self.known(value)
-        return self.is_zero(value) or (known is not None and bool(np.all(np.asarray(known) == np.ravel(known)[0])))
+        known = self._numbers(value)
+        return self.is_zero(value) or (known is not None and bool(np.all(known == known.ravel()[0])))
 
     def is_partly_zero(self, value: Value) -> bool:
         """Tell whether ``value`` is a constant that is 0 in some places and not in others."""
         if value.step is not None and value.step.word in _MOVES:
             return self.is_partly_zero(value.step.inputs[0])
-        known = self.known(value)
-        return known is not None and bool(0 < np.count_nonzero(known) < np.size(known))
+        known = self._numbers(value)
+        return known is not None and bool(0 < np.count_nonzero(known) < known.size)
 
     def find_relus(self, program: Program, vouch: Vouch) -> None:
         """Note on every step on the path how it is a ReLU, if it is one."""

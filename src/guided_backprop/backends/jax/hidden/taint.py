@@ -127,7 +127,8 @@ class Taint:
     def _has_zeros(self, value: Value, *, is_unknown_one: bool) -> bool:
         """Tell of a constant whether there are zeros in it; if nobody knows, it is as it is said."""
         known = self._facts.known(value)
-        return is_unknown_one if known is None else not bool(np.all(known))
+        # As NumPy's: of JAX's own NumPy asks JAX, which compiles the question for each shape.
+        return is_unknown_one if known is None else not bool(np.all(np.asarray(known)))
 
     def _is_vouched(self, step: Step) -> bool:
         names = (custom_name(step), step.name, place_of(step)) if self._vouch else ()

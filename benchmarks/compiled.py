@@ -1,0 +1,82 @@
+"""On JAX and TensorFlow: the first call of a method, its later calls, and those of the same method compiled.
+
+    compiled.py jax|tensorflow [--batches 1,8] [--models ResNet50,MobileNetV2]
+
+It prints a table in Markdown. Times are medians over rounds in which both run; the first call and what compile takes
+are shown too. Weights are random. With JAX_COMPILATION_CACHE_DIR set a second run shows what JAX' own cache saves.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+os.environ["KERAS_BACKEND"] = sys.argv[1]
+
+import keras
+import numpy as np
+
+from guided_backprop import GuidedBackprop
+
+ROUNDS = 9
+
+
+def small() -> keras.Model:
+    layers = [keras.Input((32, 32, 3))]
+    for width in (32, 64):
+        layers += [keras.layers.Conv2D(width, 3, padding="same", activation="relu"), keras.layers.MaxPool2D()]
+    return keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(10)])
+
+
+def of_keras(name: str) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return getattr(keras.applications, name)(weights=None, classifier_activation=None)
+
+
+def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def measured(name: str, model: Any, images: Any) -> Sequence[str]:
+    method = GuidedBackprop(model)
+    first, _ = seconds(lambda: method.explain(images, 3))
+    made, compiled = seconds(lambda: method.compile(images))
+    contestants = [lambda: method.explain(images, 3), lambda: compiled.explain(images, 3)]
+    maps = [np.asarray(function().attribution) for function in contestants]
+    times = np.array([[seconds(function)[0] for function in contestants] for _ in range(ROUNDS)])
+    low, middle, high = np.percentile(times[:, 1] / times[:, 0], [25, 50, 75])
+    milliseconds = [f"{1000 * one:.1f} ms" for one in np.median(times, 0)]
+    apart = np.linalg.norm(maps[0] - maps[1]) / np.linalg.norm(maps[0])
+    ratio = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    return [name, str(len(images)), f"{first:.1f} s", f"{made:.1f} s", *milliseconds, ratio, f"{apart:.0e}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("framework", choices=["jax", "tensorflow"])
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--models", default="")
+    asked = parser.parse_args()
+    own = {"small CNN": small}
+    if asked.framework == "jax":
+        networks = import_module("jax_networks")
+        own |= {"linen ResNet-50": networks.linen_resnet, "nnx ResNet-50": networks.nnx_resnet}
+    names = asked.models.split(",") if asked.models else [*own, "ResNet50", "MobileNetV2"]
+    header = ["model", "images", "first call", "compile", "later calls", "compiled", "compiled / later", "apart by"]
+    print(f"| {' | '.join(header)} |\n| {' | '.join(['---'] * len(header))} |")
+    rng = np.random.default_rng(0)
+    for name in names:
+        model = own[name]() if name in own else of_keras(name)
+        side = 32 if name == "small CNN" else 224
+        for count in map(int, asked.batches.split(",")):
+            images = keras.ops.convert_to_tensor(rng.normal(size=(count, side, side, 3)), "float32")
+            print(f"| {' | '.join(measured(name, model, images))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

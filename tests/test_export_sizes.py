@@ -85,7 +85,7 @@ NETWORKS = {
         IMAGES,
     ),
     "an output with positions": (lambda: built(nn.Conv2d(3, 6, 3, 2), nn.ReLU(), nn.Conv2d(6, 4, 3)), IMAGES),
-    "a size of another value": (lambda: Skip().eval(), IMAGES),
+    "a size of another value": (lambda: built(Skip()), IMAGES),
     "slices": (lambda: Own(sliced), IMAGES),
     "series": (
         lambda: built(nn.Conv1d(3, 6, 3, 2), nn.ReLU(), nn.Conv1d(6, 6, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1),

@@ -260,10 +260,13 @@ class _Gate:
         if (np.isin(others, constants[has_both]) & (np.abs(others) != np.abs(x[~has_closed]))).any():
             return None
         constants = np.where(has_closed[:, None], constants, np.nan)
-        is_full = bool((low >= top)[has_both].all())
+        # Two that are one number, one of them open, were told apart by something else.
+        is_full = bool((low > top)[has_both].all())
         if is_full:
             is_in_all_rows = not (x[~has_closed] < 0).any()
-            return cls(y, x, constants, True, is_in_all_rows, _surprise(is_closed[has_both]))
+            # What is 0 itself is 0 whether anything closes it or not.
+            is_told = ((y != 0) | (x != 0))[has_both]
+            return cls(y, x, constants, True, is_in_all_rows, _surprise(is_closed[has_both], is_told))
         is_second = is_one and ranks is not Ranks.ALL and constants[0, 0] == 0 and low[0] > 0 and bool((x < 0).any())
         return cls(y, x, constants, False, True, 0.0) if is_second else None
 
@@ -357,9 +360,12 @@ def _lines(x1: NumpyArray, x2: NumpyArray, y1: NumpyArray, y2: NumpyArray) -> It
     yield np.where(x2 == x1, slope, rise), np.where(x2 == x1, 0.0, y1 - rise * x1)
 
 
-def _surprise(is_closed: NumpyArray) -> float:
-    """Return minus the logarithm of the chance that all that is closed lies below all that is open, by row."""
-    sizes, closed = np.full(len(is_closed), is_closed.shape[1]), is_closed.sum(axis=1)
+def _surprise(is_closed: NumpyArray, is_told: NumpyArray) -> float:
+    """Return minus the logarithm of the chance that all that is closed lies below all that is open, by row.
+
+    Of the values that tell something.
+    """
+    sizes, closed = is_told.sum(axis=1), (is_closed & is_told).sum(axis=1)
     return float(sum(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) for n, k in zip(sizes, closed, strict=True)))
 
 

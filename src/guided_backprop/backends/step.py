@@ -205,7 +205,9 @@ class Given(Generic[Ref]):
         if self.held:
             return all(note.is_by_rank for note in [*self.held, *masks])
         if self.row.kind is Kind.COMPARES or (self.starts and len(masks) < len(self.dependent)):
-            return self._compares_values() and all(note.is_by_rank for note in masks)
+            # What is chosen is chosen as it was: the largest of |x| is a magnitude still.
+            before = masks if self.row.kind is Kind.COMPARES else self._notes
+            return self._compares_values() and all(note.is_by_rank for note in before)
         if self.row.kind in (Kind.RELU, Kind.CLIP) or (self.row.kind is Kind.SMOOTH and masks):
             return False
         return all(note.is_by_rank and note.is_tainted for note in masks or notes_of(self._tainted))

@@ -190,5 +190,9 @@ def test_planted_fault_a_relu_that_is_not_guided_is_seen(monkeypatch):
     assert outcome(["a fault"]).startswith("off by")
 
 
+def test_what_goes_in_steps_is_no_relu_where_a_mask_leaves_it_out():
+    assert outcome(["clip", "a choice", "softmax", "straight through", "padded"]) == "right"
+
+
 def test_the_largest_of_a_handful_of_images_are_no_threshold():
     assert outcome(["padded", "a stack", "gate of another", "embedding", "top-k"]) == "right"

@@ -135,6 +135,13 @@ NEARLY: dict[str, Callable[[Expression], Expression]] = {
     "two ReLUs of other values": lambda x: op("relu", x) - op("relu", -(x + 1.0)) * 0.1,
     "a PReLU whose ReLU is used again": lambda x: (lambda y: (y - op("relu", -x) * 0.1) * op("sin", y))(op("relu", x)),
     "a softmax of two": lambda x: op("exp", x) / op("sum", op("exp", x + 1.0)),
+    # By the numbers in them these are ReLUs.
+    "a CELU times 0": lambda x: op("relu", x) + 0.0 * op("expm1", op("minimum", x, 0.0)),
+    "a CELU of 0 times x": lambda x: op("relu", x) + op("expm1", op("minimum", x, 0.0) * 0.0),
+    "a SiLU of a sign": lambda x: x * (op("sigmoid", x) * 0.0 + (x / op("abs", x) + 1.0) / 2.0),
+    "a GELU of a root": lambda x: x * (op("erf", x) * 1e-30 + (x / op("pow", x * x, 0.5) + 1.0) / 2.0),
+    "a SiLU as steep as a step": lambda x: x * op("sigmoid", x * 1e6),
+    "a leak of nearly nothing": lambda x: op("relu", x) - op("relu", -x) * 1e-30,
 }
 
 

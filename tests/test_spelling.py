@@ -88,6 +88,15 @@ def test_what_is_never_negative_and_masked_by_something_else_is_no_gate():
     assert judge(np.where((X > 0) & ~mask, 0, X), X).verdict is Verdict.PARTIAL
 
 
+def test_what_goes_in_steps_and_is_masked_by_something_else_is_no_gate():
+    """Of two values that are one number one is open: that is no threshold; and what is 0 itself is not closed."""
+    x = np.zeros((7, 8))
+    x[:, ::3], x[::3, 5], x[::4, 6:] = 0.25, 0.75, 0.25
+    assert judge(np.where(np.arange(8) < 6, x, 0), x).verdict is Verdict.NONE
+    x[:, ::3] = 0.5
+    assert not judge(np.where(np.arange(8) < 6, x, 0), x).is_gate
+
+
 def test_the_largest_of_a_row_are_no_gate():
     """Chosen by rank, they are compared with each other; on other images other sizes are among the largest."""
     together = np.concatenate([X, *other_images(X), X - 2]).reshape(-1, 72)

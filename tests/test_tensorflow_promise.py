@@ -96,6 +96,12 @@ def quantised(x):
     return tf.cast(tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), 0.0, 6.0), x.dtype)
 
 
+def response_norm_of_one(x):
+    y = tf.cast(tf.reshape(x, [-1, 1, 1, 1]), tf.float32)
+    sign = tf.reshape(tf.nn.local_response_normalization(y, 0, 0.0, 1.0, 0.5), tf.shape(x))
+    return x * (1.0 + tf.cast(sign, x.dtype)) / 2.0
+
+
 SPELLED = {
     "a mask that is scaled": lambda x: x * (mask(x) * SCALE) / SCALE,
     "a mask that is padded": lambda x: (tf.pad(x, [[0, 0], [1, 1]]) * tf.pad(mask(x), [[0, 0], [1, 1]]))[:, 1:-1],
@@ -125,6 +131,10 @@ SPELLED = {
         tf.nn.max_pool2d(tf.reshape(stacked(x), [1, -1, 2, 1]), [1, 2], [1, 2], "VALID"), tf.shape(x)
     ),
     "the least of the negative": lambda x: -tf.reduce_min(stacked(-x), -1),
+    "the largest of one magnitude": lambda x: (x + tf.norm(x[..., None], np.inf, axis=-1)) / 2.0,
+    "a response norm without a bias": response_norm_of_one,
+    "a SiLU of a sign": lambda x: x * (0.0 * tf.sigmoid(x) + (1.0 + x / tf.abs(x)) / 2.0),
+    "a GELU of a root": lambda x: x * (1e-30 * tf.math.erf(x) + (1.0 + x / tf.pow(x * x, 0.5)) / 2.0),
     "a detached ratio": lambda x: x * tf.stop_gradient(tf.nn.relu(x) / x),
     "straight through": lambda x: x + tf.stop_gradient(tf.nn.relu(x) - x),
     "rounded": lambda x: x * tf.round(tf.sigmoid(x)),

@@ -6,6 +6,7 @@ import pytest
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends import choices, nomination
 from guided_backprop.backends.choices import judge_weighed
+from guided_backprop.backends.evidence import joined
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
@@ -136,6 +137,39 @@ ORDINARY = {
 }
 
 
+def apart(lib, x, w):
+    """Return what is ``relu(x) @ w``: of two values one is taken away again."""
+    other = lib.xp.tanh(lib.xp.roll(x, 1, 1))
+    return lib.xp.maximum(x + other, other) @ w - other @ w
+
+
+def by_row(spelled):
+    return lambda lib, x, w: spelled(lib, x[None], w)[0]
+
+
+def mapped(lib, spelled, x, w):
+    of_row = lambda row: by_row(spelled)(lib, row, w)  # noqa: E731
+    return lib.jax.lax.map(of_row, x) if lib.framework == "jax" else lib.xp.map_fn(of_row, x)
+
+
+def branched(lib, spelled, x, w):
+    if lib.framework == "jax":
+        return lib.jax.lax.cond(x.sum() > -1e9, lambda x: spelled(lib, x, w), lambda x: x @ w, x)
+    return lib.xp.cond(lib.xp.reduce_sum(x) > -1e9, lambda: spelled(lib, x, w), lambda: x @ w)
+
+
+def turned(lib, spelled, x, w):
+    turn = lambda number, y, out: (number + 1, y, spelled(lib, y, w) + 0 * out)  # noqa: E731
+    if lib.framework == "jax":
+        return lib.jax.lax.fori_loop(0, 1, lambda number, pair: turn(number, *pair)[1:], (x, 0 * (x @ w)))[1]
+    return lib.xp.while_loop(lambda number, y, out: number < 1, turn, (0, x, 0 * (x @ w)))[2]
+
+
+#: What holds other operations, of which only what comes out is seen from outside.
+HOLDING = {"a map": mapped, "a branch": branched, "a loop": turned}
+HELD = {"a mask": HIDDEN["a mask in the weights"], "a magnitude": HIDDEN["a magnitude"], "one of two": apart}
+
+
 def network_of(framework, spelled):
     """Return a model with a ReLU of its own in front of what is spelled, and its images."""
     lib = Library(framework)
@@ -167,6 +201,53 @@ def test_a_relu_behind_weights_is_refused(framework, name):
     model, images = network_of(framework, HIDDEN[name])
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
         GuidedBackprop(model).explain(images, labels=1)
+
+
+def model_that_holds(framework, holding, spelled, count=20):
+    """Return a model that ends in a loop or a branch, with a ReLU of its own in front, and one image of few values."""
+    lib = Library(framework)
+    first, second, third = (
+        lib.array(np.random.default_rng(seed).normal(size=size).astype("float32") / 3)
+        for seed, size in enumerate([(12, 12), (12, count), (count, 9)])
+    )
+    images = np.random.default_rng(7).normal(size=(4 if count > 8 else 2, 12)).astype("float32")
+    model = lambda x: HOLDING[holding](lib, spelled, lib.relu(x @ first) @ second - 0.2, third)  # noqa: E731
+    return model, lib.array(images)
+
+
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("holding", HOLDING)
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_a_relu_behind_weights_inside_of_what_holds_it_is_refused(framework, holding, name):
+    for count in (20, 6):
+        model, images = model_that_holds(framework, holding, HELD[name], count)
+        with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+            GuidedBackprop(model).explain(images, labels=1)
+
+
+@pytest.mark.parametrize("name", ["a magnitude", "a leak", "a magnitude with weights of its own"])
+@pytest.mark.parametrize("holding", HOLDING)
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_what_is_none_inside_is_plain(framework, holding, name):
+    model, images = model_that_holds(framework, holding, ORDINARY[name])
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+def test_planted_fault_what_comes_out_of_a_loop_is_not_asked(monkeypatch):
+    taint = pytest.importorskip("guided_backprop.backends.tensorflow.hidden.taint")
+    monkeypatch.setattr(taint, "_weighed_inside", lambda note: [])
+    model, images = model_that_holds("tensorflow", "a map", HELD["a mask"])
+    GuidedBackprop(model).explain(images, labels=1)
+
+
+def test_few_values_of_one_look_are_more_of_several():
+    first, second = (X[:1], 5 * (G * SHUT["below 0"])[:1]), (-X[:1], (G * SHUT["above 0"])[:1])
+    assert judge_weighed(*first) is Verdict.UNSETTLED
+    assert judge_weighed(*joined([first, second])) is Verdict.PARTIAL
+    assert judge_weighed(*joined([first, (-X[:1], G[:1])])) is Verdict.NONE
+    # Of another shape, or of which nothing is led, the last one counts alone.
+    assert joined([first, (X[:2], G[:2])])[0].shape == (2, 12)
+    assert joined([first, (X[:1], 0 * G[:1])])[0].shape == (1, 12)
 
 
 @pytest.mark.parametrize("name", ORDINARY)

@@ -80,12 +80,18 @@ GUIDED = {
     "by logarithm": lambda x: (x + jnp.exp(jnp.log(x * x) / 2)) / 2,
     "by an angle": lambda x: x * (1 - jnp.arctan2(jnp.zeros_like(x), x) / np.pi),
     "digitize": lambda x: x * jnp.digitize(x, jnp.zeros(1)),
+    "squareplus": lambda x: jax.nn.squareplus(x, 0.0),
+    "slopes of 0": lambda x: jax.nn.relu(x) - jnp.zeros(x.shape[1]) * jax.nn.relu(-x),
+    "0 times a CELU": lambda x: jnp.maximum(x, 0) + 0.0 * jnp.expm1(jnp.minimum(x, 0)),
 }
 #: These hide one in a way that values or derivatives leave open.
 REFUSED = {
     # Of a scan over a row of two some parts have no numbers at all.
     "associative_scan": lambda x: lax.associative_scan(jnp.maximum, jnp.stack([x * 0, x]))[1],
     "cummax": lambda x: lax.cummax(with_zeros(x), x.ndim)[..., 1],
+    # By what is in it alone it is a SiLU.
+    "SiLU of a sign": lambda x: x * (0 * jax.nn.sigmoid(x) + (1 + x / jnp.abs(x)) / 2),
+    "GELU of a root": lambda x: x * (1e-30 * lax.erf(x) + (1 + x / (x * x) ** 0.5) / 2),
     "straight-through": lambda x: x + lax.stop_gradient(jax.nn.relu(x) - x),
     # Other curves that end at 0 look like guards, and so do these.
     "root of one side": lambda x: jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0),

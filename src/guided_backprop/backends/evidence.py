@@ -1,6 +1,6 @@
 """What values are evidence, and the images that are looked at where those that were given are none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -40,6 +40,19 @@ def is_thin(x: NumpyArray) -> bool:
 def is_evidence(others: NumpyArray, first: NumpyArray) -> bool:
     """Tell whether values on other images are such as the first ones were, and did not run over."""
     return bool(np.isfinite(others).all() or not np.isfinite(first).all())
+
+
+def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, NumpyArray]:
+    """Return the values of several looks as one, and the derivatives towards them, as shares of the largest of each.
+
+    Looks of another shape than the last one are left out, as of another number of turns of a loop.
+    """
+    alike = [look for look in looks if look[0].shape == looks[-1][0].shape and look[0].ndim and look[1].any()]
+    shares = [(x, derivative.reshape(x.shape) / np.abs(derivative).max()) for x, derivative in alike]
+    if len(shares) < 2 or not all(np.isfinite(derivative).all() for _, derivative in shares):
+        return looks[-1]
+    x, derivatives = (np.concatenate(arrays) for arrays in zip(*shares, strict=True))
+    return x, derivatives
 
 
 def is_multiple(y: NumpyArray, x: NumpyArray) -> bool:

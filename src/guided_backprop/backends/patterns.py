@@ -16,8 +16,10 @@ from itertools import permutations
 from math import isclose, isnan
 from typing import Generic, Protocol, TypeVar
 
+from guided_backprop.backends.curves import is_relu
+
 Ref = TypeVar("Ref", bound=Hashable)
-#: What stands for each variable of a pattern so far, and the values that are inside of it.
+#: What stands for each variable of a pattern, and the values inside of it.
 Bound = tuple[Mapping[str, Ref | float], frozenset[Ref | float]]
 
 
@@ -98,12 +100,7 @@ Form = Variable | Number | Constant | Times | Moved | Curve | tuple[object, ...]
 
 @dataclass(frozen=True)
 class Pattern:
-    """A composite activation.
-
-    Attributes:
-        name: how the coverage lists it.
-        form: what it looks like.
-    """
+    """A composite activation: how the coverage lists it, and what it looks like."""
 
     name: str
     form: Form
@@ -252,9 +249,9 @@ def composites(view: View[Ref], values: Sequence[Ref]) -> dict[Ref, Match[Ref]]:
 
 
 def match_of(pattern: Pattern, last: Ref, view: View[Ref]) -> Match[Ref] | None:
-    """Return how a value is what a pattern says, or None."""
+    """Return how a value is what a pattern says, or None; its numbers may say otherwise."""
     for bound, parts in _fits(pattern.form, last, view, ({}, frozenset())):
-        if _stands_alone(last, parts, view):
+        if _stands_alone(last, parts, view) and not ("x" in bound and is_relu(last, bound["x"], view)):
             return Match(pattern.name, last, bound, parts)
     return None
 

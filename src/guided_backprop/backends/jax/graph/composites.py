@@ -44,7 +44,7 @@ class Graph:
         return "sum" if step.name == _WINDOWS else step.word, operands
 
     def constant(self, value: Value) -> float | None:
-        """Return the number that a value is everywhere; an array of weights is no number, even if all are equal."""
+        """Return the number that a value is everywhere; an array of weights is no number, unless all are 0."""
         if value.depends:
             return None
         while value.step is not None and value.step.word in MOVES | _UNSEEN:
@@ -52,8 +52,10 @@ class Graph:
         if getattr(value.aval, "shape", ()):
             return float("nan")
         known = self._facts.known(value)
-        is_number = known is not None and np.ndim(known) == 0 and np.issubdtype(np.asarray(known).dtype, np.number)
-        return float(known) if is_number and np.isrealobj(known) else float("nan")
+        is_number = known is not None and np.issubdtype(np.asarray(known).dtype, np.number) and np.isrealobj(known)
+        if is_number and np.size(known) and not np.any(known):
+            return 0.0
+        return float(known) if is_number and np.ndim(known) == 0 else float("nan")
 
     def summed(self, value: Value) -> int | None:
         """Return how many values each number of a sum is the sum of."""

@@ -132,7 +132,7 @@ class Facts:
         return None if recognise is None else recognise(self, step)
 
     def of_zero_slope(self, step: Step) -> Relu | None:
-        """Return how a leaky ReLU or an ELU is a ReLU: with nothing on its negative side."""
+        """Return how a leaky ReLU or an ELU is a ReLU: with nothing on its negative side; a squareplus: not rounded."""
         return Relu("relu") if len(step.inputs) > 1 and self.is_zero(step.inputs[1]) else None
 
     def of_maximum(self, step: Step) -> Relu | None:
@@ -217,6 +217,7 @@ _RECOGNISERS: dict[str, Callable[[Facts, Step], Relu | None]] = {
     "leaky_relu": Facts.of_zero_slope,
     "maximum": Facts.of_maximum,
     "minimum": Facts.of_minimum,
+    "squareplus": Facts.of_zero_slope,
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.choices import difference, judge_behind, judge_choice, judge_weighed
-from guided_backprop.backends.evidence import NEAR, is_evidence, is_thin, other_images
+from guided_backprop.backends.evidence import NEAR, is_evidence, is_thin, joined, other_images
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of, snapped
@@ -161,12 +161,13 @@ class Judge:
             return _Finding.PLAIN
         # All derivatives of one value are taken at once.
         every = [one.ref for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
-        asked = [Seeded(value, y) for value in every]
+        asked, looks = [Seeded(value, y) for value in every], list[tuple[NumpyArray, NumpyArray]]()
         for number in range(_NEAR_LOOKS):
             values, derivative = self._seen(x, number + 1, first=number), self._look(number, asked)[Seeded(x, y)]
             if values is None or derivative is None:
                 continue
-            verdict = judge_weighed(values, derivative, nominee.ranks[x], is_of_one_sign=bool(self._signs.of(x)))
+            looks.append((values, derivative))
+            verdict = judge_weighed(*joined(looks), nominee.ranks[x], is_of_one_sign=bool(self._signs.of(x)))
             if verdict is Verdict.PARTIAL and not self._is_placed(y, values, number):
                 self._weighed.add(x)
                 return _Finding.REFUSED

@@ -1,7 +1,7 @@
 """Derivatives between values of a model's graph, around all ReLUs that are guided."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
@@ -13,6 +13,8 @@ from guided_backprop.backends.tensorflow.graph.functions import keep_functions, 
 
 #: Puts a graph into the one that is being built, on inputs, and returns the tensors of some names.
 Import = Callable[..., list[tf.Tensor]]
+#: Some values, and the derivatives of another one towards them.
+Towards = tuple[list[NumpyArray], list[NumpyArray]]
 
 
 class Derivatives:
@@ -34,12 +36,13 @@ class Derivatives:
             return tf.concat([_are_led(tensors[y], [tensors[x] for x in refs]) for y, refs in wanted.items()], 0)
 
         names = dict.fromkeys(ref for y, refs in wanted.items() for ref in (y, *refs))
-        return self._run(derive, list(names), arrays).numpy()  # type: ignore[no-any-return]
+        return self._built(derive, list(names))(*arrays).numpy()  # type: ignore[no-any-return]
 
-    def towards(
-        self, pairs: Sequence[Sequence[str]], arrays: Sequence[tf.Tensor]
-    ) -> Iterator[tuple[list[NumpyArray], list[NumpyArray]]]:
-        """Yield for each value and two others these two, and the derivatives towards them of sums of the value."""
+    def towards(self, pairs: Sequence[Sequence[str]]) -> Callable[[Sequence[tf.Tensor]], list[Towards]]:
+        """Return what gives, for images, values and derivatives of each pair: a value, and one or two others.
+
+        These others' values, and the derivatives towards them of sums of the first one.
+        """
         # All derivatives of one value are taken at once.
         by_y: dict[str, dict[str, None]] = defaultdict(dict)
         for y, *others in pairs:
@@ -48,19 +51,21 @@ class Derivatives:
         def derive(tensors: Mapping[str, tf.Tensor]) -> list[list[tf.Tensor]]:
             return [_towards(tensors[y], [tensors[x] for x in others]) for y, others in by_y.items()]
 
-        if not pairs:
-            return
         names = dict.fromkeys(name for y, others in by_y.items() for name in (y, *others))
-        found: dict[tuple[str, str], tuple[NumpyArray, NumpyArray]] = {}
-        for (y, towards), tensors in zip(by_y.items(), self._run(derive, list(names), arrays), strict=True):
-            values = [tensor.numpy() for tensor in tensors]
-            known = zip(values[: len(towards)], values[len(towards) :], strict=True)
-            found |= {(y, x): pair for x, pair in zip(towards, known, strict=True)}
-        for y, *others in pairs:
-            of_pair = [found[y, x] for x in others]
-            yield [value for value, _ in of_pair], [derived for _, derived in of_pair]
+        run = self._built(derive, list(names))
 
-    def _run(self, derive: Callable[..., object], names: list[str], arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+        def seen(arrays: Sequence[tf.Tensor]) -> list[Towards]:
+            found: dict[tuple[str, str], tuple[NumpyArray, NumpyArray]] = {}
+            for (y, towards), tensors in zip(by_y.items(), run(*arrays), strict=True):
+                values = [tensor.numpy() for tensor in tensors]
+                known = zip(values[: len(towards)], values[len(towards) :], strict=True)
+                found |= {(y, x): pair for x, pair in zip(towards, known, strict=True)}
+            every = [[found[y, x] for x in others] for y, *others in pairs]
+            return [([value for value, _ in pair], [derived for _, derived in pair]) for pair in every]
+
+        return seen
+
+    def _built(self, derive: Callable[..., object], names: list[str]) -> Callable[..., tf.Tensor]:
         graph_def, editor = renamed(self._graph_def), Editor(Shut(), {})
 
         def run(*inputs: tf.Tensor) -> object:
@@ -68,9 +73,10 @@ class Derivatives:
             with editor.at_work():
                 return derive(tensors)
 
+        concrete: Callable[..., tf.Tensor]
         concrete = tf.function(run, input_signature=self._specs, autograph=False).get_concrete_function()
         keep_functions(graph_def, concrete)
-        return concrete(*arrays)
+        return concrete
 
 
 def _are_led(y: tf.Tensor, candidates: Sequence[tf.Tensor]) -> tf.Tensor:

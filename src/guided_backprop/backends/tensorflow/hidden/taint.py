@@ -12,9 +12,10 @@ from math import isnan
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
+from guided_backprop.backends import notes
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.nomination import Step, activation
-from guided_backprop.backends.notes import Choice, Note, Operand, Ranks
+from guided_backprop.backends.notes import MOST_WEIGHTS, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import Match
 from guided_backprop.backends.refusals import is_plain
@@ -49,6 +50,10 @@ _GATES = OPERATIONS.called("gate") | {name for name in OPERATIONS if name.starts
 _PADS = frozenset({"Pad", "SpaceToBatch", "SpaceToBatchND"})
 # Where it looks depends on the boxes, in which no result is linear.
 _PLACED = "CropAndResize"
+# Of one value alone, without a bias, it is a sign.
+_UNBIASED = "LRN"
+# They make one value of several.
+_GATHERS = frozenset("TensorListConcatV2 TensorListGather TensorListStack".split())
 _KEEPS_ZERO = frozenset("cast div identity mul neg".split())
 
 
@@ -125,9 +130,11 @@ class Taint:
             return Trace(Note(sign=sign), True, False, sign)
         step = self._shown(body, node, passes=is_active)
         nominated = step.nominates()
-        if nominated is not None and not self._is_excused(body, node):
-            self._add_places(body, node, step, _value_refs(graph, node))
-        return Trace(step.note(sign=sign, is_falling=nominated is not None), is_active, is_sized, sign)
+        note = step.note(sign=sign, is_falling=nominated is not None)
+        inside = _weighed_inside(note) if is_active and _gathers_held(graph, node) else ()
+        if inside or (nominated is not None and not self._is_excused(body, node)):
+            self._add_places(body, node, step, _value_refs(graph, node), inside)
+        return Trace(note, is_active, is_sized, sign)
 
     def _shown(self, body: Body, node: NodeDef, *, passes: bool) -> Step[str]:
         """Return an operation as nomination.py asks; an activation of several operations is one of its input."""
@@ -147,7 +154,7 @@ class Taint:
             operands,
             passes,
             is_relu,
-            node.op in _GATES or (node.op == _PLACED and operands[1].is_active),
+            _chooses_unseen(node, operands),
             place=(body.name, node.name),
             exponent=exponent,
             is_shifted=is_shifted,
@@ -167,9 +174,16 @@ class Taint:
         is_vouched = any(is_plain(name, self._vouch, "tf.nn.relu") for name in names)
         return is_vouched or body.graph.role(node) == "opaque"
 
-    def _add_places(self, body: Body, node: NodeDef, step: Step[str], refs: Sequence[str]) -> None:
-        """Make a place of each result that carries a gradient."""
-        every = list(_candidates(body, node, step))
+    def _add_places(
+        self,
+        body: Body,
+        node: NodeDef,
+        step: Step[str],
+        refs: Sequence[str],
+        inside: Sequence[notes.Candidate[str]] = (),
+    ) -> None:
+        """Make a place of each result that carries a gradient; of some more it may be a ReLU behind weights."""
+        every = list(_candidates(body, node, step, [*step.candidates(), *inside]))
         candidates = tuple(one for one in every if one.choice is not Choice.BEHIND)
         # Inside of what others hold there are no derivatives of one value towards another.
         behind = tuple(one for one in every if one.choice is Choice.BEHIND and not body.name)
@@ -197,9 +211,9 @@ class Taint:
                 # What chooses in there is looked at in there, and once more from here.
                 shown = [self._operand(body, node, operand) for operand in operand_refs(node)]
                 step = Step(OPERATIONS[node.op], shown, result.is_active, held=[note], place=(body.name, node.name))
-                if step.nominates() is not None:
-                    self._add_places(body, node, step, [ref])
                 note = step.note(sign=result.sign, is_falling=True)
+                if step.nominates() is not None:
+                    self._add_places(body, node, step, [ref], _weighed_inside(note))
             body.traces[ref] = replace(result, note=note)
         return True
 
@@ -256,6 +270,23 @@ def _chosen(result: Trace, by: Trace) -> Trace:
     return replace(result, note=(result.note or Note()).joined(chosen))
 
 
+def _weighed_inside(note: Note[str]) -> list[notes.Candidate[str]]:
+    """Return what a result may be a ReLU of behind weights that are inside of a loop or a branch."""
+    return [one._replace(choice=Choice.BEHIND, less=None) for one in note.sources if one.weights <= MOST_WEIGHTS]
+
+
+def _gathers_held(graph: Graph, node: NodeDef) -> bool:
+    """Tell whether a node makes one value of what a loop gave turn by turn."""
+    held = graph.node(operand_refs(node)[0]) if node.op in _GATHERS else None
+    return held is not None and OPERATIONS[held.op].kind is Kind.HOLDS
+
+
+def _chooses_unseen(node: NodeDef, operands: Sequence[Operand[str]]) -> bool:
+    """Tell whether a node chooses by size though its row does not say so."""
+    is_placed = node.op == _PLACED and operands[1].is_active
+    return node.op in _GATES or is_placed or (node.op == _UNBIASED and attribute(node, "bias").f == 0)
+
+
 def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:
     """Tell of a constant whether there may be zeros in it; bounds that only the run tells are looked at then."""
     constant = graph.constant(ref)
@@ -263,12 +294,14 @@ def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:
     return constant == 0 or (is_unknown and OPERATIONS[node.op].kind is not Kind.CLIP)
 
 
-def _candidates(body: Body, node: NodeDef, step: Step[str]) -> Iterator[Candidate]:
-    """Yield what the results of a node may be ReLUs of."""
+def _candidates(
+    body: Body, node: NodeDef, step: Step[str], every: Sequence[notes.Candidate[str]]
+) -> Iterator[Candidate]:
+    """Yield what the results of a node may be ReLUs of: those of some candidates that a gradient comes to."""
     bounded: dict[tuple[str, Choice, str], bool] = {}
     ranks: dict[tuple[str, Choice, str], Ranks] = {}
     is_shift = _is_shift(body.graph, node)
-    for candidate in step.candidates():
+    for candidate in every:
         if candidate.less is not None and is_shift:
             continue
         less = "" if candidate.less is None else body.graph.copied(candidate.less)

@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, islice
 
 import numpy as np
 import tensorflow as tf
@@ -17,13 +17,13 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.choices import judge_behind, judge_choice, judge_weighed
-from guided_backprop.backends.evidence import NEAR, is_evidence
+from guided_backprop.backends.evidence import NEAR, is_evidence, joined
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict, closes_elsewhere, judge
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_run, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import Graph
-from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Import
+from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Import, Towards
 from guided_backprop.backends.tensorflow.hidden.looks import is_straight, other_inputs, together, turned_in_sign
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
@@ -275,14 +275,13 @@ class Watch:
 
     def _taken_away(self, arrays: Sequence[tf.Tensor]) -> set[int]:
         """Return the places where one of two values is taken away again, behind weights."""
-        pairs = [[self._flat(self._places[number].ref), *map(self._flat, one.refs)] for number, one in self._behind]
-        towards = list(self._derivatives.towards(pairs, arrays))
-        verdicts = [_behind(one, *found) for (_, one), found in zip(self._behind, towards, strict=True)]
-        # Where nothing comes from but through ReLUs that are guided there is nothing to find.
+        if not self._behind:
+            return set()
+        verdicts = self._told_behind(arrays)
         self._led_behind = [
             number
-            for (number, one), (_, derivatives), verdict in zip(self._behind, towards, verdicts, strict=True)
-            if one.less and verdict is Verdict.UNSETTLED and any(each.any() for each in derivatives)
+            for (number, one), verdict in zip(self._behind, verdicts, strict=True)
+            if one.less and verdict is Verdict.UNSETTLED
         ]
         # What the weights say they say for all images.
         kept = [
@@ -290,6 +289,28 @@ class Watch:
         ]
         self._behind = [one for one, _ in kept]
         return {number for (number, _), verdict in kept if verdict is Verdict.PARTIAL}
+
+    def _told_behind(self, arrays: Sequence[tf.Tensor]) -> list[Verdict]:
+        """Return what derivatives say; those for other images as well, where the first ones tell nothing."""
+        pairs = [[self._flat(self._places[number].ref), *map(self._flat, one.refs)] for number, one in self._behind]
+        derivatives = self._derivatives.towards(pairs)
+        looks = [[look] for look in derivatives(arrays)]
+        verdicts = [_behind(one, seen) for (_, one), seen in zip(self._behind, looks, strict=True)]
+        for others in islice(other_inputs(arrays, first=len(arrays) - 1 if self._begins_inside else 0), NEAR):
+            # Where nothing comes from but through ReLUs that are guided there is nothing to find.
+            led = [any(derived.any() for derived in seen[0][1]) for seen in looks]
+            open_ones = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.UNSETTLED and led[index]]
+            if not open_ones:
+                break
+            try:
+                seen_now = derivatives(others)
+            except tf.errors.OpError:
+                # The model says of itself that it takes no such images.
+                continue
+            for index in open_ones:
+                looks[index].append(seen_now[index])
+                verdicts[index] = _behind(self._behind[index][1], looks[index])
+        return verdicts
 
     def _flat(self, ref: str) -> str:
         return self._flat_names[ref]
@@ -355,11 +376,12 @@ class Watch:
         function.signature.is_stateful = True
 
 
-def _behind(candidate: Candidate, values: Sequence[NumpyArray], derivatives: Sequence[NumpyArray]) -> Verdict:
-    """Judge by derivatives what a place gives behind weights."""
+def _behind(candidate: Candidate, looks: Sequence[Towards]) -> Verdict:
+    """Judge by derivatives what a place gives behind weights; by those of the last look, or of all together."""
     if candidate.less:
-        return judge_behind(values, derivatives)
-    return judge_weighed(values[0], derivatives[0], candidate.ranks, is_of_one_sign=bool(candidate.sign))
+        return judge_behind(*looks[-1])
+    x, derivative = joined([(values[0], derivatives[0]) for values, derivatives in looks])
+    return judge_weighed(x, derivative, candidate.ranks, is_of_one_sign=bool(candidate.sign))
 
 
 _NUMBERS = count()

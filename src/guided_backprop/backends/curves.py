@@ -1,0 +1,92 @@
+"""What a composite activation makes of numbers, worked out: where its constants make a ReLU of it, it is none.
+
+``x * f(x)`` with a sigmoid in f is a SiLU for all that its operations say, and a ReLU where f is
+``sigmoid(x) * 0 + (1 + x / abs(x)) / 2``; a CELU of which 0 times is added is one too.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from math import erf, isnan
+from typing import Final, Protocol, TypeVar
+
+import numpy as np
+
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.spelling import Verdict, judge
+
+Ref = TypeVar("Ref", bound=Hashable)
+#: What an operation makes of numbers.
+Function = Callable[..., NumpyArray]
+
+# Beyond these all composite activations are straight; no number is 0.
+_NUMBERS: Final = np.linspace(-12.0, 12.0, 2400)
+# What a curve has left of its largest number is nothing.
+_NOTHING: Final = 1e-6
+_ERF: Final = np.vectorize(erf, otypes=[float])
+
+_FUNCTIONS: Final[Mapping[str, Function]] = {
+    "abs": np.abs,
+    "add": np.add,
+    "div": np.divide,
+    "erf": _ERF,
+    "erfc": lambda x: 1 - _ERF(x),
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "log": np.log,
+    "log1p": np.log1p,
+    "logaddexp": np.logaddexp,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "mul": np.multiply,
+    "neg": np.negative,
+    "pow": np.power,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "sigmoid": lambda x: 0.5 * np.tanh(x / 2) + 0.5,
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "sqrt": np.sqrt,
+    "sub": np.subtract,
+    "tanh": np.tanh,
+}
+
+
+class Made(Protocol[Ref]):
+    """What has to be known of a graph: how a value is made, and which number it is; as patterns see it."""
+
+    def made(self, value: Ref) -> tuple[str, Sequence[Ref | float]] | None:
+        """Return the word of the operation that makes a value, and its operands."""
+
+    def constant(self, value: Ref) -> float | None:
+        """Return the number that a value is everywhere."""
+
+
+def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
+    """Tell whether a curve of x is a ReLU of it, or the negative of one, by the numbers that are in it.
+
+    Where one of them, or an operation, is not known nobody knows: then it is what its operations say.
+    """
+    with np.errstate(all="ignore"):
+        y = _worked_out(last, x, view, {})
+    if y is None or not np.isfinite(y).all():
+        return False
+    y = np.where(np.abs(y) <= _NOTHING * np.abs(y).max(), 0.0, y)
+    return judge(y, _NUMBERS).verdict in (Verdict.CONVEX, Verdict.CONCAVE)
+
+
+def _worked_out(
+    value: Ref | float, x: Ref | float, view: Made[Ref], known: dict[Ref | float, NumpyArray | None]
+) -> NumpyArray | None:
+    """Return what a value is for some numbers in the place of x; None if that is not known."""
+    if value == x:
+        return _NUMBERS
+    if value not in known:
+        known[value] = None
+        constant = value if isinstance(value, float) else view.constant(value)
+        made = None if isinstance(value, float) or constant is not None else view.made(value)
+        if constant is not None and not isnan(constant):
+            known[value] = np.full_like(_NUMBERS, constant)
+        elif made is not None and made[0] in _FUNCTIONS:
+            operands = [_worked_out(operand, x, view, known) for operand in made[1]]
+            if all(operand is not None for operand in operands):
+                known[value] = _FUNCTIONS[made[0]](*operands)
+    return known[value]

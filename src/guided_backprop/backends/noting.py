@@ -131,6 +131,9 @@ class Noting(Given[Ref]):
         """Return what a result was put together of, before anything added several values up."""
         if self.row.kind is Kind.MOVES or self.row.word == "gather" or is_spread:
             return first_of(self._all_parts)
+        if self.row.kind in CURVES and not any(note.is_stacked or note.has_constants for note in self._notes):
+            # What is moved alone is as what comes without: a curve of it is no ReLU of it.
+            return ()
         return () if self._is_mixing else tuple(part for note in notes_of(self._read) for part in note.parts)
 
     @property

@@ -130,12 +130,21 @@ def judge(
         # The larger half of one row, or what is above its mean, is what is above 0 as often as not.
         closed = np.full((1,) * y.ndim, np.nan) if judgement.closed is None else judgement.closed
         return Judgement(Verdict.NONE) if ranks is Ranks.ALL else Judgement(Verdict.UNSETTLED, closed)
-    if (is_of_one_sign or is_of_two) and judgement.verdict is Verdict.PARTIAL:
+    is_partial = judgement.verdict is Verdict.PARTIAL
+    if (is_partial and (is_of_one_sign or is_of_two)) or (is_of_one_sign and _is_multiple(y, x, judgement, rounding)):
         return Judgement(Verdict.NONE)
     if is_of_two and judgement.is_gate:
         # That the other value is 0 says nobody but these numbers: so it is not guided.
         return Judgement(Verdict.PARTIAL if y.size >= _MANY else Verdict.UNSETTLED, judgement.closed)
     return judgement
+
+
+def _is_multiple(y: NumpyArray, x: NumpyArray, judgement: Judgement, rounding: float) -> bool:
+    """Tell whether what is open is a multiple of x, and the rest 0: of what has one sign none lies below 0."""
+    if judgement.slope is None or closes_elsewhere(judgement.closed):
+        return False
+    line = np.where(y == 0, 0, judgement.slope * x)
+    return not (np.abs(y - line) > rounding * np.abs(y).max()).any()
 
 
 def closes_elsewhere(closed: NumpyArray | None) -> bool:

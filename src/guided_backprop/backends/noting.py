@@ -35,6 +35,7 @@ class Noting(Given[Ref]):
             ranked=self.ranked(size),
             is_pooled=self._is_pooled,
             is_bound=self.row.kind is Kind.CLIP or self._is_of_a_bound,
+            is_bent=self._is_bent,
             is_falling=is_falling or any(note.is_falling for note in self._notes),
             is_summary=self._is_summary,
             is_stacked=not is_mixed and (is_spread or any(note.is_stacked for note in self._notes)),
@@ -46,6 +47,7 @@ class Noting(Given[Ref]):
             sources=first_of([*self._new_sources(self._all_parts), *sources]),
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
+            curves=first_of(self._curves(size)),
         )
 
     def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
@@ -103,7 +105,9 @@ class Noting(Given[Ref]):
     def _new_sources(self, candidates: Sequence[Candidate[Ref]]) -> Sequence[Candidate[Ref]]:
         """Return what the taint comes from, if it begins here."""
         if self.row.kind is Kind.CLIP and len(self.dependent) == 1 and self._bounds() is None:
-            return [candidate._replace(is_bounded=True) for candidate in candidates]
+            # What a curve made of x before it another one may undo behind it.
+            curves = [one for note in notes_of(self._read) for one in note.curves]
+            return [candidate._replace(is_bounded=True) for candidate in [*candidates, *curves]]
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
             return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
@@ -114,6 +118,21 @@ class Noting(Given[Ref]):
         """Whether it moves, multiplies or adds up what a bound made."""
         is_one = len(self.dependent) == 1 and self.row.kind in (Kind.MOVES, Kind.LINEAR)
         return is_one and any(note.is_bound for note in self._notes)
+
+    @property
+    def _is_bent(self) -> bool:
+        """Whether each number is made of one that a bound made, by more than a multiple."""
+        is_known = self.row.kind in CURVES | {Kind.MOVES, Kind.LINEAR, Kind.CHOOSES} and not self._is_mixing
+        return is_known and any(note.is_bound or note.is_bent for note in self._notes)
+
+    def _curves(self, size: int | None) -> Iterator[Candidate[Ref]]:
+        """Yield what a result is a curve of, value by value, or a multiple of one."""
+        if len(self.dependent) != 1 or self._is_mixing or size not in (None, self.dependent[0].size):
+            return
+        if self.row.kind in (Kind.SMOOTH, Kind.RELU) or self.row.word in ("div", "log_sigmoid", "sigmoid"):
+            yield from self._all_read()
+        if self.row.kind in CURVES | {Kind.MOVES, Kind.LINEAR}:
+            yield from (one for note in notes_of(self._read) for one in note.curves)
 
     @property
     def _is_pooled(self) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.bounds import judge_bounded
 from guided_backprop.backends.choices import difference, judge_behind, judge_choice, judge_weighed
 from guided_backprop.backends.evidence import NEAR, is_evidence, is_thin, other_images
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
@@ -185,11 +186,9 @@ class Judge:
         if nominee.step.word == "abs" and x in nominee.step.inputs:
             return plain
         verdict, closed, looks = self._verdict(y, x, nominee)
-        if verdict is Verdict.NONE:
+        if verdict is Verdict.NONE or (x in nominee.bounded and _is_left_at_bound(verdict, closed)):
             return plain
         between = steps_between(x, y, nominee.block)
-        if closes_elsewhere(closed) and x in nominee.bounded:
-            return plain
         ys, xs, slopes = self._seen(y, looks), self._seen(x, looks), self._derivative(y, x, looks)
         if ys is None or xs is None or slopes is None:
             # No image took this branch; but curves, sums and multiples of one value gate nothing.
@@ -237,7 +236,8 @@ class Judge:
         is_of_one_sign = bool(self._signs.of(x))
         # Both of them: of what is rounding in one alone, the other would be closed there.
         ys, xs = snapped(ys, y), snapped(xs, x).reshape(ys.shape)
-        return judge(
+        how = judge_bounded if x in nominee.bounded else judge
+        return how(
             ys,
             xs,
             ROUNDING,
@@ -294,6 +294,11 @@ def _is_of_one(step: Step) -> bool:
     """Tell a curve, or sums and multiples, of one value: where that is no gate there is nothing to multiply with."""
     is_one = sum(value.depends for value in step.inputs) == 1 and step.word not in PARTS
     return is_one and step.kind in (Kind.SMOOTH, Kind.LINEAR)
+
+
+def _is_left_at_bound(verdict: Verdict, closed: NumpyArray | None) -> bool:
+    """Tell whether no value told what a bound made, where it is no 0."""
+    return verdict is Verdict.UNSETTLED and closes_elsewhere(closed)
 
 
 def _is_permuted(y: NumpyArray, x: NumpyArray) -> bool:

@@ -94,7 +94,8 @@ class Step(Noting[Ref]):
             if operand.ref is not None and not is_none:
                 yield Candidate(operand.ref, operand.size, ranked=operand.note.ranked if operand.note else frozenset())
             yield from () if operand.note is None else operand.note.parts
-        yield from (source for note in notes_of(self._tainted) for source in note.sources)
+        every = (source for note in notes_of(self._tainted) for source in note.sources)
+        yield from (source for source in every if source.choice is not Choice.BEHIND)
         yield from self._chosen_from()
         if self.row.kind is Kind.LINEAR and self.row.word not in ("div", "mul"):
             yield from self._taken_away()

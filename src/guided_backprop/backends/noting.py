@@ -44,7 +44,7 @@ class Noting(Given[Ref]):
             has_border=self._has_border(),
             sign=sign,
             parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
-            sources=first_of([*self._new_sources(self._all_parts), *sources]),
+            sources=first_of([*self._new_sources(self._all_parts, size), *sources]),
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
             curves=first_of(self._curves(size)),
@@ -102,16 +102,21 @@ class Noting(Given[Ref]):
         is_moved = self.row.kind is Kind.MOVES and self.row.word not in _PUTS - {"broadcast"}
         return self.row.word in SUMMARIES or (is_moved and any(note.is_summary for note in self._notes))
 
-    def _new_sources(self, candidates: Sequence[Candidate[Ref]]) -> Sequence[Candidate[Ref]]:
+    def _new_sources(self, candidates: Sequence[Candidate[Ref]], size: int | None) -> Sequence[Candidate[Ref]]:
         """Return what the taint comes from, if it begins here."""
+        # What a curve or a factor made of x before it another one may undo behind it.
+        curves = [one for note in notes_of(self._read) for one in note.curves]
         if self.row.kind is Kind.CLIP and len(self.dependent) == 1 and self._bounds() is None:
-            # What a curve made of x before it another one may undo behind it.
-            curves = [one for note in notes_of(self._read) for one in note.curves]
             return [candidate._replace(is_bounded=True) for candidate in [*candidates, *curves]]
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
             return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
-        return candidates if self.starts else ()
+        if not self.starts or self.row.kind is Kind.COMPARES:
+            return candidates if self.starts else ()
+        # A norm of a row adds up its magnitudes.
+        is_sum = self.row.word == "norm" and all(one.size is None or one.size != size for one in self._read)
+        behind = [*curves, *candidates] if is_sum else curves
+        return [*candidates, *(one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind)]
 
     @property
     def _is_of_a_bound(self) -> bool:
@@ -126,12 +131,19 @@ class Noting(Given[Ref]):
         return is_known and any(note.is_bound or note.is_bent for note in self._notes)
 
     def _curves(self, size: int | None) -> Iterator[Candidate[Ref]]:
-        """Yield what a result is a curve of, value by value, or a multiple of one."""
-        if len(self.dependent) != 1 or self._is_mixing or size not in (None, self.dependent[0].size):
+        """Yield what a result is a curve of, value by value, or a product of with a number of its own."""
+        is_alike = all(size in (None, one.size) for one in self._read)
+        if not is_alike or self._is_mixing or not (len(self.dependent) == 1 or self.row.word == "mul"):
             return
-        if self.row.kind in (Kind.SMOOTH, Kind.RELU) or self.row.word in ("div", "log_sigmoid", "sigmoid"):
+        factors = [one for one in self.operands if one.size != 1 and (one.note is not None or one.is_number)]
+        is_product = self.row.word in ("div", "mul") and (len(factors) > 1 or self.operands[0].note is None)
+        if (
+            self.row.kind in (Kind.SMOOTH, Kind.RELU)
+            or is_product
+            or self.row.word in ("abs", "log_sigmoid", "sigmoid")
+        ):
             yield from self._all_read()
-        if self.row.kind in CURVES | {Kind.MOVES, Kind.LINEAR}:
+        if self.row.kind in CURVES | {Kind.MOVES, Kind.LINEAR} or self.row.word == "abs":
             yield from (one for note in notes_of(self._read) for one in note.curves)
 
     @property

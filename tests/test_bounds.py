@@ -5,7 +5,7 @@ import pytest
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends import nomination
-from guided_backprop.backends.bounds import judge_bounded
+from guided_backprop.backends.bounds import judge_bound_behind, judge_bounded
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
 
@@ -32,6 +32,17 @@ def test_rounding_may_leave_something_of_a_bound(dtype):
     # One unit here and none there, as of numbers that are computed by fours.
     uneven = np.where((far < 5) & (np.arange(12) % 4 > 0), unit, 0).astype(dtype)
     assert judge_bounded(left + uneven, far).verdict is Verdict.PARTIAL
+
+
+def test_a_bound_is_a_relu_where_its_weights_take_it_away_again():
+    w, seeds = RNG.normal(size=(12, 4)), np.array([0.7, 1.2, 1.9, 1.4])
+    far = X + 5
+    derivative, sums = (far > 5) * (w @ seeds), (np.maximum(far, 5) @ w - 5 * w.sum(0)) @ seeds
+    assert judge_bound_behind(far, derivative, sums) is Verdict.PARTIAL
+    # Any other bias, or none, leaves a bound what it is; so does one row, whose sum may be anything.
+    assert judge_bound_behind(far, derivative, sums + 0.01) is Verdict.NONE
+    assert judge_bound_behind(far, derivative, np.maximum(far, 5) @ w @ seeds) is Verdict.NONE
+    assert judge_bound_behind(far[:1], derivative[:1], sums[:1]) is Verdict.NONE
 
 
 OTHERS = {
@@ -149,6 +160,15 @@ def test_a_bound_that_is_undone_is_guided_or_refused(framework, name):
 def test_a_bound_that_is_undone_exactly_is_guided(framework):
     found = explained(framework, HIDDEN["log(max(exp(x), 1))"])
     np.testing.assert_allclose(found, oracle(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_bound_that_is_undone_by_weights_is_refused(framework):
+    words, (w, plain) = Words(framework), (RNG.normal(size=(20, 20)) / 3 for _ in range(2))
+    weights, other = words.as_array(w), words.as_array(w @ plain)
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(framework, lambda w, x: w.larger(x + 5, 5.0) @ weights - 5 * weights.sum(0))
+    explained(framework, lambda w, x: w.larger(x + 5, 5.0) @ weights - 5 * other.sum(0))
 
 
 @pytest.mark.parametrize("name", ORDINARY)

@@ -12,6 +12,12 @@ from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhe
 _EVIDENCE: Final = 4.0
 # By so many units in the last place of the threshold rounding may miss 0.
 _LEFT: Final = 32
+# Behind weights more is left, of sums.
+_LEFT_OF_SUMS: Final = 512
+# So small a part of the largest derivative is what rounding left of a sum of opposite ones.
+_ROUNDING: Final = 1e-5
+# So many values are closed, and so many open.
+_LEAST: Final = 4
 
 
 def judge_bounded(
@@ -66,3 +72,42 @@ def _undone(y: NumpyArray, x: NumpyArray, left: float) -> NumpyArray | None:
         if is_apart and not (np.abs(y[is_shut]) > left * np.abs(edge)).any():
             return np.where(is_shut, 0.0, y)
     return None
+
+
+def judge_bound_behind(x: NumpyArray, derivative: NumpyArray, sums: NumpyArray) -> Verdict:
+    """Tell whether sums are made of a bound that is taken away again behind weights, and so of a ReLU of x.
+
+    ``max(x, t) @ w - t * w.sum(0)`` is ``relu(x - t) @ w``: each sum is what its derivatives make of x - t, for one t
+    between what is closed and what is open. With any other bias it is not, and for each row by another number. Of a t
+    that may be 0 other curves are as well, as a mean of powers whose floor is there for its root.
+
+    Args:
+        x: what came before the bound, ``(rows, ...)``.
+        derivative: of each sum towards its row, likewise.
+        sums: of the results of a row, each times a number of its own, ``(rows,)``.
+    """
+    eps = float(np.finfo(sums.dtype).eps) if sums.dtype.kind == "f" else 0.0
+    x, derivative, sums = (np.asarray(array, np.float64).reshape(len(sums), -1) for array in (x, derivative, sums))
+    if x.shape != derivative.shape or not (np.isfinite(derivative).all() and np.isfinite(x).all()):
+        return Verdict.NONE
+    is_open = np.abs(derivative) > _ROUNDING * np.abs(derivative).max(initial=0.0)
+    if min(is_open.sum(), (~is_open).sum()) < _LEAST:
+        return Verdict.NONE
+    slopes = derivative.sum(1)
+    rows = np.abs(slopes) > 1e-3 * np.abs(derivative).sum(1)
+    if rows.sum() < 2:
+        return Verdict.NONE
+    edges = ((derivative * x).sum(1) - sums[:, 0])[rows] / slopes[rows]
+    left = (
+        _LEFT_OF_SUMS * eps * ((np.abs(derivative * x).sum(1) + np.abs(sums[:, 0]))[rows] / np.abs(slopes[rows])).max()
+    )
+    for low, high in ((x[~is_open].max(), x[is_open].min()), (x[is_open].max(), x[~is_open].min())):
+        if (
+            low <= high
+            and not low <= 0 <= high
+            and np.ptp(edges) <= left
+            and low - left <= edges.min()
+            and edges.max() <= high + left
+        ):
+            return Verdict.PARTIAL
+    return Verdict.NONE

@@ -124,7 +124,7 @@ class Step(Noting[Ref]):
             for one in note.sources:
                 is_elsewhere = is_placed and (None in (size, one.size) or one.size != size)
                 is_behind = self._is_mixing or is_elsewhere or one.weights > 0
-                if is_behind and one.weights <= MOST_WEIGHTS and not one.is_bounded:
+                if is_behind and one.weights <= MOST_WEIGHTS:
                     yield one._replace(choice=Choice.BEHIND, less=None)
 
     def _taken_away(self) -> Iterator[Candidate[Ref]]:

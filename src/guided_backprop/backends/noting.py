@@ -111,7 +111,8 @@ class Noting(Given[Ref]):
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
             return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
-        if not self.starts or self.row.kind is Kind.COMPARES:
+        is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
+        if not self.starts or is_relu or self.row.kind is Kind.COMPARES:
             return candidates if self.starts else ()
         # A norm of a row adds up its magnitudes.
         is_sum = self.row.word == "norm" and all(one.size is None or one.size != size for one in self._read)

@@ -14,7 +14,7 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.bounds import judge_bounded
+from guided_backprop.backends.bounds import judge_bound_behind, judge_bounded
 from guided_backprop.backends.choices import difference, judge_behind, judge_choice, judge_weighed
 from guided_backprop.backends.evidence import NEAR, is_evidence, is_thin, other_images
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
@@ -22,7 +22,7 @@ from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of, snapped
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
-from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, steps_between, watched
+from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, seeds, steps_between, watched
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, groupings, judge
@@ -126,6 +126,8 @@ class Judge:
     def _judge_choice(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         x, choice, less = candidate.ref, candidate.choice, candidate.less
         if choice is Choice.BEHIND:
+            if candidate.is_bounded and less is None:
+                return self._judge_bound(y, x, nominee)
             return self._judge_weighed(y, x, nominee) if less is None else self._judge_behind(y, candidate)
         if choice is Choice.AROUND and self._signs.of(x):
             # Nothing is closed by the 0 around what a ReLU gives, and nothing has to be run.
@@ -160,9 +162,7 @@ class Judge:
         if x in self._weighed:
             # What is made of a ReLU is said of that one.
             return _Finding.PLAIN
-        # All derivatives of one value are taken at once.
-        every = [one.ref for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
-        asked = [Seeded(value, y) for value in every]
+        asked = _weighed(y, nominee)
         for number in range(_NEAR_LOOKS):
             values, derivative = self._seen(x, number + 1, first=number), self._look(number, asked)[Seeded(x, y)]
             if values is None or derivative is None:
@@ -174,6 +174,20 @@ class Judge:
             if verdict is not Verdict.UNSETTLED:
                 break
         return _Finding.PLAIN
+
+    def _judge_bound(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
+        """Judge whether a bound that is not 0 is taken away again behind weights."""
+        rows: list[list[NumpyArray]] = []
+        for number in range(_NEAR_LOOKS):
+            values, results = (self._seen(value, number + 1, first=number) for value in (x, y))
+            derivative = self._look(number, _weighed(y, nominee))[Seeded(x, y)]
+            is_one = results is not None and results.shape == y.aval.shape and results.ndim > 0
+            if values is None or results is None or derivative is None or not is_one or len(values) != len(results):
+                return _Finding.PLAIN
+            products = results * np.asarray(seeds(jnp.asarray(results)))
+            rows.append([values, derivative, products.reshape(len(results), -1).sum(1)])
+        verdict = judge_bound_behind(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+        return _Finding.REFUSED if verdict is Verdict.PARTIAL else _Finding.PLAIN
 
     def _is_placed(self, y: Value, x: NumpyArray, number: int) -> bool:
         """Tell whether values were put somewhere, and nothing was added up so far."""
@@ -294,6 +308,11 @@ def _is_of_one(step: Step) -> bool:
     """Tell a curve, or sums and multiples, of one value: where that is no gate there is nothing to multiply with."""
     is_one = sum(value.depends for value in step.inputs) == 1 and step.word not in PARTS
     return is_one and step.kind in (Kind.SMOOTH, Kind.LINEAR)
+
+
+def _weighed(y: Value, nominee: Nominee) -> list[Seeded]:
+    """Return all derivatives of one value behind weights: they are taken at once."""
+    return [Seeded(one.ref, y) for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
 
 
 def _is_left_at_bound(verdict: Verdict, closed: NumpyArray | None) -> bool:

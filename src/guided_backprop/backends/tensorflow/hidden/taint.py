@@ -269,7 +269,7 @@ def _candidates(body: Body, node: NodeDef, step: Step[str]) -> Iterator[Candidat
     ranks: dict[tuple[str, Choice, str], Ranks] = {}
     is_shift = _is_shift(body.graph, node)
     for candidate in step.candidates():
-        if candidate.less is not None and is_shift:
+        if (candidate.less is not None and is_shift) or (candidate.choice is Choice.BEHIND and candidate.is_bounded):
             continue
         less = "" if candidate.less is None else body.graph.copied(candidate.less)
         key = body.graph.copied(candidate.ref), candidate.choice, less

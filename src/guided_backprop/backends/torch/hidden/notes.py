@@ -49,14 +49,9 @@ class Value:
     def whole(self) -> "Value":
         """What it is a view of, if that is as many values: gradients may come to these by other ways."""
         base = self.tensor._base
-        is_whole = base is not None and base.numel() == self.tensor.numel() and base.layout is torch.strided
-        if (
-            base is None
-            or not is_whole
-            or base.grad_fn is None
-            or not base.is_floating_point()
-            or not self.is_as_it_was
-        ):
+        # What was changed in place has had other edges.
+        is_whole = base is not None and base.numel() == self.tensor.numel() and base._version == 0
+        if base is None or not is_whole or base.grad_fn is None or not base.is_floating_point():
             return self
         return replace(self, tensor=base, edge=get_gradient_edge(base))
 

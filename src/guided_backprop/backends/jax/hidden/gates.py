@@ -126,9 +126,7 @@ class Judge:
     def _judge_choice(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         x, choice, less = candidate.ref, candidate.choice, candidate.less
         if choice is Choice.BEHIND:
-            if candidate.is_bounded and less is None:
-                return self._judge_bound(y, x, nominee)
-            return self._judge_weighed(y, x, nominee) if less is None else self._judge_behind(y, candidate)
+            return self._judge_weighed(y, candidate, nominee) if less is None else self._judge_behind(y, candidate)
         if choice is Choice.AROUND and self._signs.of(x):
             # Nothing is closed by the 0 around what a ReLU gives, and nothing has to be run.
             return _Finding.PLAIN
@@ -157,8 +155,11 @@ class Judge:
                 return _Finding.REFUSED if verdict is Verdict.PARTIAL else _Finding.PLAIN
         return _Finding.PLAIN
 
-    def _judge_weighed(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
+    def _judge_weighed(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         """Judge by its derivative whether a value is a ReLU of another one, behind weights."""
+        x = candidate.ref
+        if candidate.is_bounded:
+            return self._judge_bound(y, x, nominee)
         if x in self._weighed:
             # What is made of a ReLU is said of that one.
             return _Finding.PLAIN
@@ -185,7 +186,7 @@ class Judge:
             if values is None or results is None or derivative is None or not is_one or len(values) != len(results):
                 return _Finding.PLAIN
             products = results * np.asarray(seeds(jnp.asarray(results)))
-            rows.append([values, derivative, products.reshape(len(results), -1).sum(1)])
+            rows.append([values, derivative, products.reshape(len(results), -1).sum(1).astype(y.aval.dtype)])
         verdict = judge_bound_behind(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
         return _Finding.REFUSED if verdict is Verdict.PARTIAL else _Finding.PLAIN
 

@@ -97,6 +97,18 @@ def test_what_goes_in_steps_and_is_masked_by_something_else_is_no_gate():
     assert not judge(np.where(np.arange(8) < 6, x, 0), x).is_gate
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_what_is_never_negative_is_no_relu_where_a_mask_lets_it_through(turn):
+    """Of probabilities, those above 0.5: none is below 0, where a ReLU closes; of what is lessened by 0.5, half are."""
+    p = 1 / (1 + np.exp(-X))
+    assert judge(turn * np.where(p > 0.5, p, 0), turn * p, is_of_one_sign=True).verdict is Verdict.NONE
+    assert judge(turn * p * BY_PLACE * (p > 0.5), turn * p, is_of_one_sign=True).verdict is Verdict.NONE
+    assert judge(relu(p - 0.5), p, is_of_one_sign=True).verdict is Verdict.CONVEX
+    assert judge(np.maximum(p, 0.5), p, is_of_one_sign=True).verdict is Verdict.CONVEX
+    # Planted: as nothing is known of its sign, it is a gate.
+    assert judge(np.where(p > 0.5, p, 0), p).verdict is Verdict.CONVEX
+
+
 def test_the_largest_of_a_row_are_no_gate():
     """Chosen by rank, they are compared with each other; on other images other sizes are among the largest."""
     together = np.concatenate([X, *other_images(X), X - 2]).reshape(-1, 72)

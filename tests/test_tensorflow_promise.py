@@ -227,6 +227,7 @@ MEANT = {
     "l2": lambda x: tf.math.l2_normalize(x, -1),
     "a distance": lambda x: x * tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(x - 1.0), -1, keepdims=True), 1e-12)),
     "probabilities": lambda x: tf.math.log(tf.clip_by_value(tf.nn.softmax(x), 1e-7, 1 - 1e-7)),
+    "a mask of probabilities": lambda x: tf.sigmoid(x) * tf.cast(tf.sigmoid(x) > 0.5, x.dtype),
     "hard tanh": lambda x: 2.0 * tf.clip_by_value(x, -1.0, 1.0),
     "masked attention": attended,
     "an embedding": lambda x: x + tf.gather(tf.constant(TABLE), tf.argmax(x, -1)),

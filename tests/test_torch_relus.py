@@ -521,6 +521,7 @@ LEGITIMATE = {
     "slice assigned": lambda x: (lambda y: (y.__setitem__((slice(None), 0), x[:, 1] * 2), y)[1])(x.clone()),
     "mask in place on a view": lambda x: (lambda y: (y[:, 0].mul_(2.0), y)[1])(x.clone()),
     "floor that is not 0": lambda x: x.clamp(min=1e-6),
+    "mask of probabilities": lambda x: x.sigmoid() * (x.sigmoid() > 0.5),
     "zero padding channels": lambda x: torch.cat([x, torch.zeros_like(x)], 1)[:, :4],
     "instance norm": lambda x: F.instance_norm(x),
     "buffers that are written": lambda x: Kept()(x),

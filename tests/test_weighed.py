@@ -79,6 +79,18 @@ class Library:
         concatenate = getattr(self.xp, "concatenate", None) or self.xp.concat
         return concatenate(list(values), axis)
 
+    def columns(self, w):
+        return [w[:, number] for number in range(w.shape[1])]
+
+    def added_up(self, x):
+        return self.xp.reduce_sum(x, 1) if self.framework == "tensorflow" else x.sum(1)
+
+    def norm(self, x):
+        """Return the sum of the magnitudes of each row."""
+        if self.framework == "tensorflow":
+            return self.xp.norm(x, ord=1, axis=1)
+        return self.xp.norm(x, p=1, dim=1) if self.framework == "torch" else self.xp.linalg.norm(x, 1, axis=1)
+
     def taken(self, table, ids):
         return self.xp.gather(table, ids) if self.framework == "tensorflow" else table[ids]
 
@@ -116,6 +128,14 @@ HIDDEN = {
     "a sign": lambda lib, x, w: (x @ w + (lib.xp.sign(x) * x) @ w) / 2,
     "a magnitude beside": lambda lib, x, w: lib.joined(x, abs(x)) @ lib.joined(w, w, axis=0) / 2,
     "the larger of x and -x": lambda lib, x, w: (x @ w + lib.xp.maximum(x, -x) @ w) / 2,
+    "a root of a square": lambda lib, x, w: (x @ w + lib.xp.sqrt(x * x) @ w) / 2,
+    "norms of rows": lambda lib, x, w: lib.xp.stack(
+        [
+            (lib.added_up(x * column) + lib.norm(x * lib.relu(column)) - lib.norm(x * lib.relu(-column))) / 2
+            for column in lib.columns(w)
+        ],
+        1,
+    ),
     "a leak taken away": lambda lib, x, w: 2 * (lib.leaky(x, 0.5) @ w) - x @ w,
 }
 
@@ -130,6 +150,9 @@ ORDINARY = {
         "nk,km->nm", x, lib.array((np.arange(20) < 15).astype("float32"))[:, None] * w
     ),
     "a leak": lambda lib, x, w: lib.leaky(x, 0.5) @ w,
+    "a root mean square": lambda lib, x, w: x @ w / lib.xp.sqrt(lib.added_up(x * x)[:, None]),
+    "roots of squares": lambda lib, x, w: x @ w + lib.xp.sqrt(x * x + 1) @ w,
+    "a norm of rows": lambda lib, x, w: x @ w / lib.norm(x)[:, None],
     "weights that another value chose": lambda lib, x, w: lib.xp.where((x @ w)[:, :1] > 0, x @ w, 2 * (x @ w)),
     "an embedding by sign": lambda lib, x, w: (
         x @ w + lib.xp.einsum("nkm->nm", lib.taken(w, lib.xp.where(x > 0, lib.array(np.arange(20)), 3)))
@@ -276,3 +299,20 @@ def test_planted_fault_without_the_derivative_the_map_is_wrong(framework, monkey
 def test_planted_fault_values_of_one_side_alone_are_no_evidence(monkeypatch):
     monkeypatch.setattr(choices, "_LEAST_WAYS", 1)
     assert judge_weighed(X[:1, :6], (G * SHUT["below 0"])[:1, :6]) is Verdict.PARTIAL
+
+
+def test_a_mask_of_a_view_is_that_of_the_value():
+    """PyTorch: a mask of ``x[:, None]`` lies beside the way from x to the result."""
+    torch = pytest.importorskip("torch")
+    spelled = lambda lib, x, w: torch.vmap(lambda r: r @ torch.where(r[:, None] > 0, w, 0.0))(x)  # noqa: E731
+    model, images = network_of("torch", spelled)
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images, labels=1)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_a_square_that_is_not_followed_leaves_a_wrong_map(framework, monkeypatch):
+    monkeypatch.setattr(nomination.Step, "_curves", lambda self, size: iter(()))
+    model, images = network_of(framework, HIDDEN["a root of a square"])
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()

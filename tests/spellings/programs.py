@@ -142,6 +142,7 @@ FINE = {
     "padding mask": lambda x: jnp.where(KEPT, x, 0),
     "root with a guard": lambda x: jnp.where(x * x > 0, jnp.sqrt(jnp.where(x * x > 0, x * x, 1)), 0),
     "NaN guard": lambda x: jnp.where(jnp.isnan(x), 0.0, x),
+    "mask of probabilities": lambda x: jax.nn.sigmoid(x) * (jax.nn.sigmoid(x) > 0.5),
     "pruned weights": lambda x: x @ (WEIGHT * (abs(WEIGHT) > 0.5)),
     "experts by top-k": routed,
     "expert by argmax": lambda x: jnp.einsum("nd,ndk->nk", x, jnp.asarray(EXPERTS)[jnp.argmax(x[:, :3], -1)]),

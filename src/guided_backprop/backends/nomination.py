@@ -53,8 +53,8 @@ class Step(Noting[Ref]):
         is_none = self._is_curve or (self.row.word in CHOICES and not self._is_among_constants)
         if is_none:
             # A smooth curve closes nothing that was open before; but it may straighten what another one bent.
-            is_straightened = self.row.word in _INVERSES and any(note.is_falling for note in self._notes)
-            return False if self._tainted and (self.row.kind not in CURVES or is_straightened) else None
+            is_straight = self._is_straightening or self._is_undoing
+            return False if self._tainted and (self.row.kind not in CURVES or is_straight) else None
         if self._holds_taint or self.row.kind in CHOOSING or self._is_partly_relu:
             return True
         if not self._tainted:
@@ -69,7 +69,8 @@ class Step(Noting[Ref]):
     def _follows(self, size: int | None) -> bool | None:
         """Say it of what is made of one tainted value and constants: sums, and what leaves values out."""
         (operand,), (note,) = self.dependent, self._notes
-        if note.is_falling or (note.is_bound and self.row.word in SHIFTS) or self.row.word in PARTS:
+        is_shift = (note.is_bound or note.is_bent) and self.row.word in SHIFTS
+        if note.is_falling or is_shift or self.row.word in PARTS:
             # A bound that is not 0 is a ReLU once it is shifted there; half of a complex number is one of its numbers.
             return False
         if note.is_pooled:
@@ -84,17 +85,33 @@ class Step(Noting[Ref]):
         Args:
             size: how many numbers the result has.
         """
+        if self._is_undoing and not self._is_straightening:
+            yield from (source for note in notes_of(self._tainted) for source in note.sources if source.is_bounded)
+            return
         # To leave values out of something, or to put them in order, zeroes none of them; nor does a known curve.
         is_none = (self.row.word in ("gather", "sort") and not self.is_choice) or self._is_curve
         for operand in self._read:
             if operand.ref is not None and not is_none:
                 yield Candidate(operand.ref, operand.size, ranked=operand.note.ranked if operand.note else frozenset())
             yield from () if operand.note is None else operand.note.parts
-        yield from (source for note in notes_of(self._tainted) for source in note.sources)
+        every = (source for note in notes_of(self._tainted) for source in note.sources)
+        yield from (source for source in every if source.choice is not Choice.BEHIND)
         yield from self._chosen_from()
         if self.row.kind is Kind.LINEAR and self.row.word not in ("div", "mul"):
             yield from self._taken_away()
         yield from self._weighed(size)
+
+    @property
+    def _is_straightening(self) -> bool:
+        """Whether it may make a ReLU of what may become one."""
+        return (self.row.word in _INVERSES or not self._is_curve) and any(note.is_falling for note in self._notes)
+
+    @property
+    def _is_undoing(self) -> bool:
+        """Whether it may undo what a curve made of a bound, and nothing else is to be judged here."""
+        is_bound, is_bent = any(one.is_bound for one in self._notes), any(one.is_bent for one in self._notes)
+        is_shift = self.row.word in SHIFTS and len(self.dependent) == 1 and not is_bound
+        return (self._is_curve and (is_bound or is_bent)) or (is_shift and is_bent)
 
     def _weighed(self, size: int | None) -> Iterator[Candidate[Ref]]:
         """Yield what a result may be a ReLU of behind weights: the taint came from it, and values were added up since.
@@ -107,7 +124,7 @@ class Step(Noting[Ref]):
             for one in note.sources:
                 is_elsewhere = is_placed and (None in (size, one.size) or one.size != size)
                 is_behind = self._is_mixing or is_elsewhere or one.weights > 0
-                if is_behind and one.weights <= MOST_WEIGHTS and not one.is_bounded:
+                if is_behind and one.weights <= MOST_WEIGHTS:
                     yield one._replace(choice=Choice.BEHIND, less=None)
 
     def _taken_away(self) -> Iterator[Candidate[Ref]]:

@@ -79,6 +79,7 @@ class Note(Generic[Ref]):
         ranked: the operations that may have compared values of the images with each other; pools are none.
         is_pooled: whether all of that was the largest of values, none of which was put there: that zeroes none of them.
         is_bound: whether it is what a bound made, or a multiple of that.
+        is_bent: whether it is what a curve or a product made of that, value by value.
         is_falling: whether it may become a ReLU and is none yet, as ``min(x, 0)``.
         is_summary: whether each number tells of many values, as the largest of a row.
         is_stacked: whether values of several places were put together, or put at more places.
@@ -90,6 +91,7 @@ class Note(Generic[Ref]):
         sources: what the taint came from.
         ordered: what was put in order, all of it, with constants that may be among it.
         differences: of values that something compared or chose from, each less another; those behind weights as well.
+        curves: what it is a curve of, value by value.
     """
 
     is_tainted: bool = False
@@ -97,6 +99,7 @@ class Note(Generic[Ref]):
     ranked: frozenset[Hashable] = frozenset()
     is_pooled: bool = True
     is_bound: bool = False
+    is_bent: bool = False
     is_falling: bool = False
     is_summary: bool = False
     is_stacked: bool = False
@@ -108,11 +111,12 @@ class Note(Generic[Ref]):
     sources: tuple[Candidate[Ref], ...] = ()
     ordered: tuple[Candidate[Ref], ...] = ()
     differences: tuple[Candidate[Ref], ...] = ()
+    curves: tuple[Candidate[Ref], ...] = ()
 
     def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
         """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
-        return replace(self, ranked=frozenset(), parts=(), sources=sources, ordered=(), differences=())
+        return replace(self, ranked=frozenset(), parts=(), sources=sources, ordered=(), differences=(), curves=())
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
         """Return what is known of a value that is one or the other."""
@@ -122,6 +126,7 @@ class Note(Generic[Ref]):
             ranked=self.ranked | other.ranked,
             is_pooled=self.is_pooled and other.is_pooled,
             is_bound=self.is_bound or other.is_bound,
+            is_bent=self.is_bent or other.is_bent,
             is_falling=self.is_falling or other.is_falling,
             is_summary=self.is_summary and other.is_summary,
             is_stacked=self.is_stacked or other.is_stacked,
@@ -133,6 +138,7 @@ class Note(Generic[Ref]):
             sources=first_of([*self.sources, *other.sources]),
             ordered=first_of([*self.ordered, *other.ordered]),
             differences=first_of([*self.differences, *other.differences]),
+            curves=first_of([*self.curves, *other.curves]),
         )
 
 

@@ -35,6 +35,7 @@ class Noting(Given[Ref]):
             ranked=self.ranked(size),
             is_pooled=self._is_pooled,
             is_bound=self.row.kind is Kind.CLIP or self._is_of_a_bound,
+            is_bent=self._is_bent,
             is_falling=is_falling or any(note.is_falling for note in self._notes),
             is_summary=self._is_summary,
             is_stacked=not is_mixed and (is_spread or any(note.is_stacked for note in self._notes)),
@@ -43,9 +44,10 @@ class Noting(Given[Ref]):
             has_border=self._has_border(),
             sign=sign,
             parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
-            sources=first_of([*self._new_sources(self._all_parts), *sources]),
+            sources=first_of([*self._new_sources(self._all_parts, size), *sources]),
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
+            curves=first_of(self._curves(size)),
         )
 
     def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
@@ -100,20 +102,50 @@ class Noting(Given[Ref]):
         is_moved = self.row.kind is Kind.MOVES and self.row.word not in _PUTS - {"broadcast"}
         return self.row.word in SUMMARIES or (is_moved and any(note.is_summary for note in self._notes))
 
-    def _new_sources(self, candidates: Sequence[Candidate[Ref]]) -> Sequence[Candidate[Ref]]:
+    def _new_sources(self, candidates: Sequence[Candidate[Ref]], size: int | None) -> Sequence[Candidate[Ref]]:
         """Return what the taint comes from, if it begins here."""
+        # What a curve or a factor made of x before it another one may undo behind it.
+        curves = [one for note in notes_of(self._read) for one in note.curves]
         if self.row.kind is Kind.CLIP and len(self.dependent) == 1 and self._bounds() is None:
-            return [candidate._replace(is_bounded=True) for candidate in candidates]
+            return [candidate._replace(is_bounded=True) for candidate in [*candidates, *curves]]
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
             return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
-        return candidates if self.starts else ()
+        is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
+        if not self.starts or is_relu or self.row.kind is Kind.COMPARES:
+            return candidates if self.starts else ()
+        # A norm of a row adds up its magnitudes.
+        is_sum = self.row.word == "norm" and all(one.size is None or one.size != size for one in self._read)
+        behind = [*curves, *candidates] if is_sum else curves
+        return [*candidates, *(one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind)]
 
     @property
     def _is_of_a_bound(self) -> bool:
         """Whether it moves, multiplies or adds up what a bound made."""
         is_one = len(self.dependent) == 1 and self.row.kind in (Kind.MOVES, Kind.LINEAR)
         return is_one and any(note.is_bound for note in self._notes)
+
+    @property
+    def _is_bent(self) -> bool:
+        """Whether each number is made of one that a bound made, by more than a multiple."""
+        is_known = self.row.kind in CURVES | {Kind.MOVES, Kind.LINEAR, Kind.CHOOSES} and not self._is_mixing
+        return is_known and any(note.is_bound or note.is_bent for note in self._notes)
+
+    def _curves(self, size: int | None) -> Iterator[Candidate[Ref]]:
+        """Yield what a result is a curve of, value by value, or a product of with a number of its own."""
+        is_alike = all(size in (None, one.size) for one in self._read)
+        if not is_alike or self._is_mixing or not (len(self.dependent) == 1 or self.row.word == "mul"):
+            return
+        factors = [one for one in self.operands if one.size != 1 and (one.note is not None or one.is_number)]
+        is_product = self.row.word in ("div", "mul") and (len(factors) > 1 or self.operands[0].note is None)
+        if (
+            self.row.kind in (Kind.SMOOTH, Kind.RELU)
+            or is_product
+            or self.row.word in ("abs", "log_sigmoid", "sigmoid")
+        ):
+            yield from self._all_read()
+        if self.row.kind in CURVES | {Kind.MOVES, Kind.LINEAR} or self.row.word == "abs":
+            yield from (one for note in notes_of(self._read) for one in note.curves)
 
     @property
     def _is_pooled(self) -> bool:
@@ -131,6 +163,9 @@ class Noting(Given[Ref]):
         """Return what a result was put together of, before anything added several values up."""
         if self.row.kind is Kind.MOVES or self.row.word == "gather" or is_spread:
             return first_of(self._all_parts)
+        if self.row.kind in CURVES and not any(note.is_stacked or note.has_constants for note in self._notes):
+            # What is moved alone is as what comes without: a curve of it is no ReLU of it.
+            return ()
         return () if self._is_mixing else tuple(part for note in notes_of(self._read) for part in note.parts)
 
     @property

@@ -73,8 +73,8 @@ class Judgement:
 
 # About so many values, spread along each axis, are looked at before all are.
 _SAMPLE: Final = 32768
-# That so many values lie as a gate would have them, while they do not depend on x, has a chance of exp(-14): 1e-6.
-_EVIDENCE: Final = 14.0
+#: That so many values lie as a gate would have them, while they do not depend on x, has a chance of exp(-14): 1e-6.
+EVIDENCE: Final = 14.0
 # So much more evidence is asked for where values were compared with each other, and by channel: the mean of a row, and
 # what is turned in sign with it, do not lie as by chance.
 _OF_RANKS: Final = 3.0
@@ -95,6 +95,7 @@ def judge(
     ranks: Ranks = Ranks.NONE,
     is_of_one_sign: bool = False,
     is_of_two: bool = False,
+    evidence: float = EVIDENCE,
 ) -> Judgement:
     """Tell what values say of whether ``y`` is a ReLU of x.
 
@@ -112,6 +113,7 @@ def judge(
             closed by something else.
         is_of_two: whether ``y`` is the larger or smaller of x and another value, wherever they are. Then it may be 0 in
             places by itself, and look like a ReLU by chance.
+        evidence: minus the logarithm of the chance that values lie as a gate would have them, while they are none of x.
     """
     if y.size != x.size or y.size == 0 or y.ndim == 0:
         return Judgement(Verdict.NONE)
@@ -122,15 +124,16 @@ def judge(
         part = np.ix_(*(np.linspace(0, size - 1, min(size, side)).astype(int) for size in y.shape))
         if y[part].size < y.size:
             # A sample can only acquit.
-            judgement = _judged(y[part], x[part], rounding, eps, ranks=ranks)
+            judgement = _judged(y[part], x[part], rounding, eps, ranks=ranks, evidence=evidence)
             if judgement.verdict is Verdict.NONE:
                 return judgement
-        judgement = _judged(y, x, rounding, eps, ranks=ranks)
+        judgement = _judged(y, x, rounding, eps, ranks=ranks, evidence=evidence)
     if ranks is not Ranks.NONE and judgement.is_gate and len(y) < _FEW:
         # The larger half of one row, or what is above its mean, is what is above 0 as often as not.
         closed = np.full((1,) * y.ndim, np.nan) if judgement.closed is None else judgement.closed
         return Judgement(Verdict.NONE) if ranks is Ranks.ALL else Judgement(Verdict.UNSETTLED, closed)
-    if (is_of_one_sign or is_of_two) and judgement.verdict is Verdict.PARTIAL:
+    is_partial = judgement.verdict is Verdict.PARTIAL
+    if (is_partial and (is_of_one_sign or is_of_two)) or (is_of_one_sign and _is_multiple(y, x, judgement, rounding)):
         return Judgement(Verdict.NONE)
     if is_of_two and judgement.is_gate:
         # That the other value is 0 says nobody but these numbers: so it is not guided.
@@ -138,18 +141,26 @@ def judge(
     return judgement
 
 
+def _is_multiple(y: NumpyArray, x: NumpyArray, judgement: Judgement, rounding: float) -> bool:
+    """Tell whether what is open is a multiple of x, and the rest 0: of what has one sign none lies below 0."""
+    if judgement.slope is None or closes_elsewhere(judgement.closed):
+        return False
+    line = np.where(y == 0, 0, judgement.slope * x)
+    return not (np.abs(y - line) > rounding * np.abs(y).max()).any()
+
+
 def closes_elsewhere(closed: NumpyArray | None) -> bool:
     """Tell whether what is closed has another value than 0, or none that is known, as where a bound is not 0."""
     return closed is None or bool(np.nan_to_num(closed).any())
 
 
-def _judged(y: NumpyArray, x: NumpyArray, rounding: float, eps: float, *, ranks: Ranks) -> Judgement:
+def _judged(y: NumpyArray, x: NumpyArray, rounding: float, eps: float, *, ranks: Ranks, evidence: float) -> Judgement:
     near = _rounded(y, eps)
     is_possible = ((near == 0) & (x != 0)).any() or np.unique(y).size < y.size
     if not is_possible and not _is_unsettled(y, x):
         # Closed values are alike, and most that is looked at has no two values alike.
         return Judgement(Verdict.NONE)
-    judgement = _gate(y, x, rounding, ranks=ranks)
+    judgement = _gate(y, x, rounding, ranks=ranks, evidence=evidence)
     is_gate = judgement is not None and judgement.is_gate
     if not (is_gate or ranks is Ranks.ALL) and _is_gate_but_for_rounding(y, near, x, _rounded(x, 4 * eps), rounding):
         judgement = Judgement(Verdict.PARTIAL)
@@ -199,14 +210,16 @@ def groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
         yield (0,)
 
 
-def _gate(y: NumpyArray, x: NumpyArray, rounding: float, *, ranks: Ranks) -> Judgement | None:
+def _gate(
+    y: NumpyArray, x: NumpyArray, rounding: float, *, ranks: Ranks, evidence: float = EVIDENCE
+) -> Judgement | None:
     """Return how y is a gate of x, if it is."""
     weak = None
     for rows, shape in _by_rows(y, x):
         is_one = shape.count(1) == len(shape)
         for side in (1.0, -1.0):
             gate = _Gate.of(rows[0], side * rows[1], is_one=is_one, ranks=ranks)
-            said = None if gate is None else gate.judged(rounding, side, shape, ranks=ranks)
+            said = None if gate is None else gate.judged(rounding, side, shape, ranks=ranks, evidence=evidence)
             if said is not None and said.verdict in (Verdict.CONVEX, Verdict.CONCAVE):
                 return said
             weak = weak if said is None or (weak and weak.is_gate) else said
@@ -270,12 +283,14 @@ class _Gate:
         is_second = is_one and ranks is not Ranks.ALL and constants[0, 0] == 0 and low[0] > 0 and bool((x < 0).any())
         return cls(y, x, constants, False, True, 0.0) if is_second else None
 
-    def judged(self, rounding: float, side: float, shape: tuple[int, ...], *, ranks: Ranks) -> Judgement | None:
+    def judged(
+        self, rounding: float, side: float, shape: tuple[int, ...], *, ranks: Ranks, evidence: float
+    ) -> Judgement | None:
         """Return what these rows say, ``side`` being what x was turned by; None if they are no gate at all."""
         slopes, is_by_channel = self.slopes(rounding), len(self.y) > 1
         # Where the largest are open, those of one channel are likely to be its largest, without any threshold.
         is_by_rank, has_ranks = ranks is Ranks.ALL, ranks is not Ranks.NONE
-        needed = _EVIDENCE * ((_OF_RANKS_BY_ROW if is_by_channel else _OF_RANKS) if has_ranks else 1)
+        needed = evidence * ((_OF_RANKS_BY_ROW if is_by_channel else _OF_RANKS) if has_ranks else 1)
         is_sure = self.evidence >= needed
         is_clear = is_sure or (self.is_at_zero and not (has_ranks and self.is_full))
         if slopes is not None and self.is_in_all_rows and is_clear:

@@ -90,7 +90,9 @@ class Given(Generic[Ref]):
 
         Of two values at one place the larger tells a sign, and no rank.
         """
-        is_own = self.row.word in SUMMARIES - {"max_pool"} and not self._chooses_of_two(size)
+        # Places that are counted are no values.
+        is_count = self.row.word == "sum" and not any(one.is_number for one in self.dependent)
+        is_own = self.row.word in SUMMARIES - {"max_pool"} and not (is_count or self._chooses_of_two(size))
         is_own |= self.row.kind is Kind.COMPARES and self._compares_many
         before = (note.ranked for note in [*self._notes, *self.held])
         return frozenset({self.place} if is_own else ()).union(*before)

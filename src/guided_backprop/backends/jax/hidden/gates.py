@@ -14,6 +14,7 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.bounds import judge_bound_behind, judge_bounded
 from guided_backprop.backends.choices import difference, judge_behind, judge_choice, judge_weighed
 from guided_backprop.backends.evidence import NEAR, is_evidence, is_thin, joined, other_images
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
@@ -21,7 +22,7 @@ from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of, snapped
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
-from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, steps_between, watched
+from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, seeds, steps_between, watched
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, groupings, judge
@@ -125,7 +126,7 @@ class Judge:
     def _judge_choice(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         x, choice, less = candidate.ref, candidate.choice, candidate.less
         if choice is Choice.BEHIND:
-            return self._judge_weighed(y, x, nominee) if less is None else self._judge_behind(y, candidate)
+            return self._judge_weighed(y, candidate, nominee) if less is None else self._judge_behind(y, candidate)
         if choice is Choice.AROUND and self._signs.of(x):
             # Nothing is closed by the 0 around what a ReLU gives, and nothing has to be run.
             return _Finding.PLAIN
@@ -154,14 +155,15 @@ class Judge:
                 return _Finding.REFUSED if verdict is Verdict.PARTIAL else _Finding.PLAIN
         return _Finding.PLAIN
 
-    def _judge_weighed(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
+    def _judge_weighed(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         """Judge by its derivative whether a value is a ReLU of another one, behind weights."""
+        x = candidate.ref
+        if candidate.is_bounded:
+            return self._judge_bound(y, x, nominee)
         if x in self._weighed:
             # What is made of a ReLU is said of that one.
             return _Finding.PLAIN
-        # All derivatives of one value are taken at once.
-        every = [one.ref for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
-        asked, looks = [Seeded(value, y) for value in every], list[tuple[NumpyArray, NumpyArray]]()
+        asked, looks = _weighed(y, nominee), list[tuple[NumpyArray, NumpyArray]]()
         for number in range(_NEAR_LOOKS):
             values, derivative = self._seen(x, number + 1, first=number), self._look(number, asked)[Seeded(x, y)]
             if values is None or derivative is None:
@@ -175,6 +177,20 @@ class Judge:
                 break
         return _Finding.PLAIN
 
+    def _judge_bound(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
+        """Judge whether a bound that is not 0 is taken away again behind weights."""
+        rows: list[list[NumpyArray]] = []
+        for number in range(_NEAR_LOOKS):
+            values, results = (self._seen(value, number + 1, first=number) for value in (x, y))
+            derivative = self._look(number, _weighed(y, nominee))[Seeded(x, y)]
+            is_one = results is not None and results.shape == y.aval.shape and results.ndim > 0
+            if values is None or results is None or derivative is None or not is_one or len(values) != len(results):
+                return _Finding.PLAIN
+            products = results * np.asarray(seeds(jnp.asarray(results)))
+            rows.append([values, derivative, products.reshape(len(results), -1).sum(1).astype(y.aval.dtype)])
+        verdict = judge_bound_behind(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+        return _Finding.REFUSED if verdict is Verdict.PARTIAL else _Finding.PLAIN
+
     def _is_placed(self, y: Value, x: NumpyArray, number: int) -> bool:
         """Tell whether values were put somewhere, and nothing was added up so far."""
         placed = self._seen(y, number + 1, first=number)
@@ -186,11 +202,9 @@ class Judge:
         if nominee.step.word == "abs" and x in nominee.step.inputs:
             return plain
         verdict, closed, looks = self._verdict(y, x, nominee)
-        if verdict is Verdict.NONE:
+        if verdict is Verdict.NONE or (x in nominee.bounded and _is_left_at_bound(verdict, closed)):
             return plain
         between = steps_between(x, y, nominee.block)
-        if closes_elsewhere(closed) and x in nominee.bounded:
-            return plain
         ys, xs, slopes = self._seen(y, looks), self._seen(x, looks), self._derivative(y, x, looks)
         if ys is None or xs is None or slopes is None:
             # No image took this branch; but curves, sums and multiples of one value gate nothing.
@@ -238,7 +252,8 @@ class Judge:
         is_of_one_sign = bool(self._signs.of(x))
         # Both of them: of what is rounding in one alone, the other would be closed there.
         ys, xs = snapped(ys, y), snapped(xs, x).reshape(ys.shape)
-        return judge(
+        how = judge_bounded if x in nominee.bounded else judge
+        return how(
             ys,
             xs,
             ROUNDING,
@@ -295,6 +310,16 @@ def _is_of_one(step: Step) -> bool:
     """Tell a curve, or sums and multiples, of one value: where that is no gate there is nothing to multiply with."""
     is_one = sum(value.depends for value in step.inputs) == 1 and step.word not in PARTS
     return is_one and step.kind in (Kind.SMOOTH, Kind.LINEAR)
+
+
+def _weighed(y: Value, nominee: Nominee) -> list[Seeded]:
+    """Return all derivatives of one value behind weights: they are taken at once."""
+    return [Seeded(one.ref, y) for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
+
+
+def _is_left_at_bound(verdict: Verdict, closed: NumpyArray | None) -> bool:
+    """Tell whether no value told what a bound made, where it is no 0."""
+    return verdict is Verdict.UNSETTLED and closes_elsewhere(closed)
 
 
 def _is_permuted(y: NumpyArray, x: NumpyArray) -> bool:

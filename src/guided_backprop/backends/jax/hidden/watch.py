@@ -58,7 +58,7 @@ class Watch:
     def _answer(self, key: Asked, block: Block, arrays: Mapping[Value, Array]) -> Array:
         if isinstance(key, tuple):
             return self._derivative(*key, block, arrays, jnp.ones_like)
-        return self._derivative(key.x, key.y, block, arrays, _seed) if isinstance(key, Seeded) else arrays[key]
+        return self._derivative(key.x, key.y, block, arrays, seeds) if isinstance(key, Seeded) else arrays[key]
 
     def _read(self, value: Value, arrays: Mapping[Value, Array]) -> Array:
         if value.literal is not None:
@@ -153,7 +153,8 @@ class Watch:
         return derived  # type: ignore[no-any-return]
 
 
-def _seed(y: Array) -> Array:
+def seeds(y: Array) -> Array:
+    """Return a number of its own for each of a value."""
     return (1.5 + jnp.sin(jnp.arange(y.size, dtype=float))).reshape(y.shape).astype(y.dtype)
 
 

@@ -302,7 +302,7 @@ def _candidates(
     ranks: dict[tuple[str, Choice, str], Ranks] = {}
     is_shift = _is_shift(body.graph, node)
     for candidate in every:
-        if candidate.less is not None and is_shift:
+        if (candidate.less is not None and is_shift) or (candidate.choice is Choice.BEHIND and candidate.is_bounded):
             continue
         less = "" if candidate.less is None else body.graph.copied(candidate.less)
         key = body.graph.copied(candidate.ref), candidate.choice, less

@@ -16,10 +16,11 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.bounds import judge_bounded
 from guided_backprop.backends.choices import judge_behind, judge_choice, judge_weighed
 from guided_backprop.backends.evidence import NEAR, is_evidence, joined
 from guided_backprop.backends.notes import Ranks
-from guided_backprop.backends.spelling import Verdict, closes_elsewhere, judge
+from guided_backprop.backends.spelling import Verdict, judge
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_run, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import Graph
@@ -178,10 +179,8 @@ class Watch:
             return judge_choice([(y, x)], candidate.choice).verdict
         rounding = 1e-3 if y.dtype.itemsize > 2 else 4e-2
         ranks, has_sign = candidate.ranks, bool(candidate.sign)
-        judged = judge(y, x, rounding, ranks=ranks, is_of_one_sign=has_sign, is_of_two=candidate.is_of_two)
-        if candidate.is_bounded and judged.is_gate and closes_elsewhere(judged.closed):
-            # A bound that is not 0 is no ReLU until it is shifted to 0.
-            return Verdict.NONE
+        how = judge_bounded if candidate.is_bounded else judge
+        judged = how(y, x, rounding, ranks=ranks, is_of_one_sign=has_sign, is_of_two=candidate.is_of_two)
         if judged.verdict is Verdict.UNSETTLED and judged.closed is None and not is_straight(y, x, rounding):
             # Of a ReLU the open side is straight, though no value be closed.
             return Verdict.NONE

@@ -10,13 +10,15 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
+from guided_backprop.backends.bounds import judge_bound_behind
 from guided_backprop.backends.choices import judge_behind, judge_weighed
 from guided_backprop.backends.evidence import is_evidence, is_multiple, is_thin
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import row
-from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative
+from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative, seeds
+from guided_backprop.backends.torch.hidden.notes import Value
 from guided_backprop.backends.torch.hidden.watch import Place, Suspect, joined, judged
 
 #: A result, and what it may be a ReLU of, by their place.
@@ -190,6 +192,8 @@ class Case:
         x, less = self.suspect.x, self.suspect.x.less
         if self.node is None or self._is_shift:
             return "plain"
+        if less is None and x.is_bounded:
+            return self._answer_of_bound(self.node, x)
         values = [x] if less is None else [x, less]
         towards = [derivative(self.node, self.suspect, value, is_of_one=False) for value in values]
         derivatives = [one for one in towards if one is not None]
@@ -204,6 +208,23 @@ class Case:
             # Nothing comes from there but through ReLUs that are guided.
             return "unsure"
         return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "open"}.get(verdict, "plain")  # type: ignore[return-value]
+
+    def _answer_of_bound(self, node: Node, x: Value) -> Answer:
+        """Say whether a bound that is not 0 is taken away again behind weights."""
+        y, values = self.suspect.values[0], as_numpy(x.tensor)
+        if y.ndim == 0 or values.ndim == 0 or len(y) != len(values):
+            return "plain"
+        # One row has one sum, and two of them tell more.
+        pairs = [
+            (derivative(node, self.suspect, x, is_of_one=False, turn=turn), y * seeds(y.shape, turn))
+            for turn in (0.0, 1.0)
+        ]
+        towards = [one for one, _ in pairs if one is not None]
+        sums = np.concatenate([product.reshape(len(y), -1).sum(1) for _, product in pairs]).astype(y.dtype)
+        if len(towards) < len(pairs):
+            return "plain"
+        verdict = judge_bound_behind(np.concatenate([values, values]), np.concatenate(towards), sums)
+        return "refused" if verdict is Verdict.PARTIAL else "plain"
 
     def _refused(self) -> Answer:
         return "unfinished" if self.is_settled else "refused"

@@ -32,17 +32,24 @@ def shut(path: Path) -> Iterator[None]:
             handle.remove()
 
 
-def derivative(node: Node, suspect: Suspect, x: Value, *, is_of_one: bool = True) -> NumpyArray | None:
+def seeds(shape: tuple[int, ...], turn: float = 0.0) -> NumpyArray:
+    """Return a number of its own for each of a result, other ones for each turn."""
+    return np.asarray(1.5 + np.sin(np.arange(np.prod(shape)) + turn)).reshape(shape)
+
+
+def derivative(
+    node: Node, suspect: Suspect, x: Value, *, is_of_one: bool = True, turn: float = 0.0
+) -> NumpyArray | None:
     """Return the derivative of a result, added up, towards x; None if the graph cannot tell it.
 
-    What is not ``is_of_one`` is of each number of the result times another one.
+    What is not ``is_of_one`` is of each number of the result times another one, that of the ``turn``.
     """
     if x.edge is None:
         return None
     y = suspect.values[0]
     seed = torch.ones(y.shape, dtype=x.tensor.dtype, device=x.tensor.device)
     if not is_of_one:
-        seed = 1.5 + torch.arange(seed.numel(), dtype=seed.dtype, device=seed.device).sin().view_as(seed)
+        seed = torch.as_tensor(seeds(y.shape, turn), dtype=seed.dtype, device=seed.device)
     try:
         (gradient,) = torch.autograd.grad(
             [GradientEdge(node, suspect.place[1])], [x.edge], [seed], retain_graph=True, allow_unused=True

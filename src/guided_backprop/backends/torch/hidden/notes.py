@@ -45,6 +45,16 @@ class Value:
         """Whether the values are still those that something was made of."""
         return self.tensor._version == self.version
 
+    @property
+    def whole(self) -> "Value":
+        """What it is a view of, if that is as many values: gradients may come to these by other ways."""
+        base = self.tensor._base
+        # What was changed in place has had other edges.
+        is_whole = base is not None and base.numel() == self.tensor.numel() and base._version == 0
+        if base is None or not is_whole or base.grad_fn is None or not base.is_floating_point():
+            return self
+        return replace(self, tensor=base, edge=get_gradient_edge(base))
+
     def is_apart(self, other: "Value", size: int) -> bool:
         """Tell whether the difference from another one has so many numbers."""
         shapes = self.tensor.shape, other.tensor.shape

@@ -10,7 +10,7 @@ import torch
 
 from guided_backprop.backends import nomination, notes
 from guided_backprop.backends.notes import Choice
-from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Extreme, Note, Operand, Value
@@ -20,6 +20,9 @@ from guided_backprop.backends.torch.own import RUNNING
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
 # They choose among values that come to one place.
 _REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
+# So does this one, if it is told to; else it adds up, as by a matrix of ones.
+_COMPARED: Final = frozenset({"max", "min", "prod"})
+_ADDS: Final = Operation(Kind.LINEAR, "matmul")
 # Where they look depends on this one of what they are given, and no result is linear in that.
 _PLACED_BY: Final = {
     **dict.fromkeys("cudnn_grid_sampler grid_sampler2d grid_sampler2dcpu_fallback grid_sampler3d".split(), 1),
@@ -49,7 +52,7 @@ class Step(nomination.Step[Value]):
         is_relu: bool,
     ) -> None:
         self.name, self._args, self._named, self._tensors = name, args, named, operands
-        row = OPERATIONS[name]
+        row = _ADDS if name == "segment_reduce" and not _COMPARED & set(map(str, args[1:2])) else OPERATIONS[name]
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
         # What is optimised runs in functions of this library's, which give their results a gradient.
         has_gradient = torch.is_grad_enabled() or is_inside_own()
@@ -79,7 +82,7 @@ class Step(nomination.Step[Value]):
             seen.add(key)
             value = candidate.ref
             if candidate.choice is Choice.BEHIND:
-                value = replace(value, less=candidate.less)
+                value = replace(value.whole, less=None if candidate.less is None else candidate.less.whole)
             elif candidate.less is not None:
                 value = value.without(candidate.less)
             ranks = self.ranks(candidate, result.numel())

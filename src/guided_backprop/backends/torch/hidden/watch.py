@@ -16,11 +16,12 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
+from guided_backprop.backends.bounds import judge_bounded
 from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import unreadable
-from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
+from guided_backprop.backends.spelling import Judgement, Verdict, judge
 from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
@@ -298,10 +299,7 @@ class ForwardWatch(Dispatched):
 
 
 def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_two: bool) -> Judgement:
-    """Judge by the values of some runs whether a result is a ReLU of ``x``, or chosen from it as one.
-
-    What an explicit bound closes at another value than 0 is none.
-    """
+    """Judge by the values of some runs whether a result is a ReLU of ``x``, or chosen from it as one."""
     # How far multiples of one number may be apart in this dtype.
     rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
     if x.choice is Choice.BEHIND:
@@ -309,9 +307,8 @@ def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_tw
         return Judgement(Verdict.UNSETTLED)
     if x.choice is not Choice.NONE:
         return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
-    judgement = judge(*joined(looks), rounding, ranks=x.ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
-    is_at_bound = x.is_bounded and judgement.is_gate and closes_elsewhere(judgement.closed)
-    return Judgement(Verdict.NONE) if is_at_bound else judgement
+    how = judge_bounded if x.is_bounded else judge
+    return how(*joined(looks), rounding, ranks=x.ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
 
 
 def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, NumpyArray]:

@@ -1,0 +1,113 @@
+"""The judgement of a bound that is not 0: it is a ReLU where what is made of it is 0 there again."""
+
+from typing import Final
+
+import numpy as np
+
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.notes import Ranks
+from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
+
+# There is no doubt that a bound closes at a threshold, so that fewer values tell where.
+_EVIDENCE: Final = 4.0
+# By so many units in the last place of the threshold rounding may miss 0.
+_LEFT: Final = 32
+# Behind weights more is left, of sums.
+_LEFT_OF_SUMS: Final = 512
+# So small a part of the largest derivative is what rounding left of a sum of opposite ones.
+_ROUNDING: Final = 1e-5
+# So many values are closed, and so many open.
+_LEAST: Final = 4
+
+
+def judge_bounded(
+    y: NumpyArray,
+    x: NumpyArray,
+    rounding: float = 1e-3,
+    *,
+    ranks: Ranks = Ranks.NONE,
+    is_of_one_sign: bool = False,
+    is_of_two: bool = False,
+) -> Judgement:
+    """Tell whether what was made of a bound that is not 0 is a ReLU of x, as ``log(max(exp(x), 1))`` is.
+
+    What is closed at another value than 0 is what a bound says it is, and so is what is bent where it is open.
+
+    Args:
+        y: the result.
+        x: what came before the bound, or before a curve that came before it.
+        rounding: how far a multiple may be off, as a share of the largest value.
+        ranks: as for :func:`judge`.
+        is_of_one_sign: whether x never changes its sign, however the images are.
+        is_of_two: whether ``y`` is the larger or smaller of two values.
+    """
+    judgement = judge(
+        y, x, rounding, ranks=ranks, is_of_one_sign=is_of_one_sign, is_of_two=is_of_two, evidence=_EVIDENCE
+    )
+    if not judgement.is_gate:
+        return judgement
+    left = _LEFT * float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 0.0
+    if judgement.slope is None or judgement.closed is None:
+        near = _undone(y.astype(np.float64), x.astype(np.float64).reshape(y.shape), left)
+        is_relu = near is not None and judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE).slope is not None
+        return Judgement(Verdict.PARTIAL if is_relu else Verdict.NONE)
+    turned = np.where(np.nan_to_num(judgement.slope) < 0, -1, 1) * x.reshape(y.shape)
+    edge = np.abs(turned[(y == judgement.closed) & np.isfinite(turned)].max(initial=-np.inf))
+    is_rounded = np.isfinite(edge) and not closes_elsewhere(_rounded(judgement.closed, left * edge))
+    return judgement if is_rounded or not closes_elsewhere(judgement.closed) else Judgement(Verdict.NONE)
+
+
+def _rounded(array: NumpyArray, left: float) -> NumpyArray:
+    return np.where(np.abs(array) <= left, 0.0, array)
+
+
+def _undone(y: NumpyArray, x: NumpyArray, left: float) -> NumpyArray | None:
+    """Return the values, those being 0 that rounding left of a bound, by one unit here and none there."""
+    if not (np.isfinite(y).all() and np.isfinite(x).all()):
+        return None
+    is_shut = np.abs(y) <= left * np.abs(x).max()
+    for turned in (x, -x):
+        edge = turned[is_shut].max(initial=-np.inf)
+        is_apart = is_shut.any() and edge <= turned[~is_shut].min(initial=np.inf)
+        if is_apart and not (np.abs(y[is_shut]) > left * np.abs(edge)).any():
+            return np.where(is_shut, 0.0, y)
+    return None
+
+
+def judge_bound_behind(x: NumpyArray, derivative: NumpyArray, sums: NumpyArray) -> Verdict:
+    """Tell whether sums are made of a bound that is taken away again behind weights, and so of a ReLU of x.
+
+    ``max(x, t) @ w - t * w.sum(0)`` is ``relu(x - t) @ w``: each sum is what its derivatives make of x - t, for one t
+    between what is closed and what is open. With any other bias it is not, and for each row by another number. Of a t
+    that may be 0 other curves are as well, as a mean of powers whose floor is there for its root.
+
+    Args:
+        x: what came before the bound, ``(rows, ...)``.
+        derivative: of each sum towards its row, likewise.
+        sums: of the results of a row, each times a number of its own, ``(rows,)``.
+    """
+    eps = float(np.finfo(sums.dtype).eps) if sums.dtype.kind == "f" else 0.0
+    x, derivative, sums = (np.asarray(array, np.float64).reshape(len(sums), -1) for array in (x, derivative, sums))
+    if x.shape != derivative.shape or not (np.isfinite(derivative).all() and np.isfinite(x).all()):
+        return Verdict.NONE
+    is_open = np.abs(derivative) > _ROUNDING * np.abs(derivative).max(initial=0.0)
+    if min(is_open.sum(), (~is_open).sum()) < _LEAST:
+        return Verdict.NONE
+    slopes = derivative.sum(1)
+    rows = np.abs(slopes) > 1e-3 * np.abs(derivative).sum(1)
+    if rows.sum() < 2:
+        return Verdict.NONE
+    edges = ((derivative * x).sum(1) - sums[:, 0])[rows] / slopes[rows]
+    left = (
+        _LEFT_OF_SUMS * eps * ((np.abs(derivative * x).sum(1) + np.abs(sums[:, 0]))[rows] / np.abs(slopes[rows])).max()
+    )
+    for low, high in ((x[~is_open].max(), x[is_open].min()), (x[is_open].max(), x[~is_open].min())):
+        if (
+            low <= high
+            and not low <= 0 <= high
+            and np.ptp(edges) <= left
+            and low - left <= edges.min()
+            and edges.max() <= high + left
+        ):
+            return Verdict.PARTIAL
+    return Verdict.NONE

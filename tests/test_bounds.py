@@ -1,0 +1,184 @@
+"""A bound that is not 0, of which a curve, a product or a shift makes a ReLU again; and what stays a bound."""
+
+import numpy as np
+import pytest
+
+from guided_backprop import GuidedBackprop
+from guided_backprop.backends import nomination
+from guided_backprop.backends.bounds import judge_bound_behind, judge_bounded
+from guided_backprop.backends.spelling import Verdict
+from guided_backprop.errors import OpaqueRegionError
+
+RNG = np.random.default_rng(0)
+FRAMEWORKS = ["torch", "jax", "tensorflow"]
+X = RNG.normal(size=(5, 12))
+
+
+def test_what_a_bound_closes_is_a_relu_where_it_is_0():
+    far = X + 50
+    assert judge_bounded(np.log(np.maximum(np.exp(X), 1)), X).verdict is Verdict.CONVEX
+    assert judge_bounded(np.sqrt(np.maximum(far, 50) ** 2) - 50, far).verdict is Verdict.CONVEX
+    # A dozen values are enough, for that a bound is a threshold is known.
+    assert judge_bounded(np.maximum(far[:1], 50) - 50, far[:1]).verdict is Verdict.CONVEX
+    assert judge_bounded(np.minimum(X, 0), X).verdict is Verdict.CONCAVE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rounding_may_leave_something_of_a_bound(dtype):
+    far = (X + 5).astype(dtype)
+    left = np.maximum(far, far.dtype.type(5)) - far.dtype.type(5)
+    unit = 5 * np.finfo(dtype).eps
+    assert judge_bounded(left + np.where(far < 5, unit, 0).astype(dtype), far).verdict is Verdict.CONVEX
+    # One unit here and none there, as of numbers that are computed by fours.
+    uneven = np.where((far < 5) & (np.arange(12) % 4 > 0), unit, 0).astype(dtype)
+    assert judge_bounded(left + uneven, far).verdict is Verdict.PARTIAL
+
+
+def test_a_bound_is_a_relu_where_its_weights_take_it_away_again():
+    w, seeds = RNG.normal(size=(12, 4)), np.array([0.7, 1.2, 1.9, 1.4])
+    far = X + 5
+    derivative, sums = (far > 5) * (w @ seeds), (np.maximum(far, 5) @ w - 5 * w.sum(0)) @ seeds
+    assert judge_bound_behind(far, derivative, sums) is Verdict.PARTIAL
+    # Any other bias, or none, leaves a bound what it is; so does one row, whose sum may be anything.
+    assert judge_bound_behind(far, derivative, sums + 0.01) is Verdict.NONE
+    assert judge_bound_behind(far, derivative, np.maximum(far, 5) @ w @ seeds) is Verdict.NONE
+    assert judge_bound_behind(far[:1], derivative[:1], sums[:1]) is Verdict.NONE
+
+
+OTHERS = {
+    "a floor": np.maximum(X, 1e-6),
+    "a floor far from 0": np.maximum(X, -1),
+    "a logarithm with a floor": np.log(np.maximum(1 / (1 + np.exp(-X)), 0.1)),
+    "a curve": np.exp(np.maximum(X, 0)) - 1,
+    "both bounds": np.clip(X, -1, 1),
+    "a mean": X - np.maximum(X, 0.5).mean(1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_other_bounds_stay_what_they_are(name, dtype):
+    assert judge_bounded(OTHERS[name].astype(dtype), X.astype(dtype)).verdict is Verdict.NONE
+
+
+class Words:
+    """What the spellings need of a framework, under one name each."""
+
+    def __init__(self, framework):
+        self.framework = framework
+        self.xp = pytest.importorskip({"jax": "jax.numpy"}.get(framework, framework))
+        heads = {"torch": self.xp, "tensorflow": self.xp}.get(framework) or pytest.importorskip("jax").nn
+        self.sigmoid, self.softmax = heads.sigmoid, heads.softmax if framework != "tensorflow" else heads.nn.softmax
+        self.relu = heads.nn.relu if framework == "tensorflow" else heads.relu
+        self.array = {"torch": "as_tensor", "tensorflow": "constant"}.get(framework, "asarray")
+
+    def __getattr__(self, name):
+        return getattr(self.xp.math if self.framework == "tensorflow" else self.xp, name)
+
+    def as_array(self, numbers):
+        return getattr(self.xp, self.array)(numbers.astype("float32"))
+
+    def larger(self, x, number):
+        return x.clamp(min=number) if self.framework == "torch" else self.xp.maximum(x, number)
+
+    def smaller(self, x, number):
+        return x.clamp(max=number) if self.framework == "torch" else self.xp.minimum(x, number)
+
+    def mean(self, x):
+        return self.xp.reduce_mean(x, 1, keepdims=True) if self.framework == "tensorflow" else x.mean(1, keepdims=True)
+
+
+#: Each is ``relu(x)``.
+HIDDEN = {
+    "log(max(exp(x), 1))": lambda w, x: w.log(w.larger(w.exp(x), 1.0)),
+    "-log(min(exp(-x), 1))": lambda w, x: -w.log(w.smaller(w.exp(-x), 1.0)),
+    "sqrt(max(x + 50, 50) ** 2) - 50": lambda w, x: w.sqrt(w.square(w.larger(x + 50, 50.0))) - 50,
+    "logit(max(sigmoid(x), 0.5))": lambda w, x: (lambda p: w.log(p / (1 - p)))(w.larger(w.sigmoid(x), 0.5)),
+    "1 / min(1 / (x + 100), 0.01) - 100": lambda w, x: 1 / w.smaller(1 / (x + 128), 2.0**-7) - 128,
+    "y * y / y - 5": lambda w, x: (lambda y: y * y / y - 5)(w.larger(x + 5, 5.0)),
+    "sinh(max(asinh(x), asinh(1)) - 1": lambda w, x: w.sinh(w.larger(w.asinh(x + 1), float(np.arcsinh(1.0)))) - 1,
+}
+
+#: None is a ReLU of anything.
+ORDINARY = {
+    "log(max(p, 1e-7))": lambda w, x: w.log(w.larger(w.softmax(x, -1), 1e-7)),
+    "log(max(p, 0.5))": lambda w, x: w.log(w.larger(w.sigmoid(x), 0.5)),
+    "a cross entropy": lambda w, x: (lambda p: w.log(p) + w.log(1 - p))(
+        w.smaller(w.larger(w.sigmoid(x), 1e-4), 1 - 1e-4)
+    ),
+    "a logit of what is bounded": lambda w, x: (lambda p: w.log(p / (1 - p)))(
+        w.smaller(w.larger(w.sigmoid(x), 0.2), 0.8)
+    ),
+    "a norm": lambda w, x: x / w.sqrt(w.larger(w.mean(w.square(x)), 1e-6)),
+    "a power mean": lambda w, x: w.exp(w.log(w.mean(w.exp(3 * w.log(w.larger(x, 1e-6))))) / 3) + x,
+    "a score that is bounded": lambda w, x: w.tanh(w.smaller(w.larger(x, -2.0), 2.0)) + 1,
+    "a scale of a row": lambda w, x: x / w.sqrt(w.larger(w.mean(w.square(x)), 1.0)) + 1,
+}
+
+
+def network_of(framework, spelled):
+    """Return a model with a ReLU of its own in front of what is spelled, and its images."""
+    words = Words(framework)
+    first, second, third = (
+        words.as_array(np.random.default_rng(seed).normal(size=size) / 3)
+        for seed, size in enumerate([(12, 12), (12, 20), (20, 9)])
+    )
+    images = words.as_array(np.random.default_rng(7).normal(size=(4, 12)))
+    return lambda x: words.tanh(spelled(words, words.relu(x @ first) @ second - 0.2) @ third), images
+
+
+def oracle():
+    """Return the guided map of ``tanh(relu(relu(x @ a) @ b - .2) @ c)[:, 1]``, from the formulas alone."""
+    first, second, third = (
+        np.random.default_rng(seed).normal(size=size).astype("float32").astype(float) / 3
+        for seed, size in enumerate([(12, 12), (12, 20), (20, 9)])
+    )
+    x = np.random.default_rng(7).normal(size=(4, 12)).astype("float32").astype(float)
+    hidden = np.maximum(x @ first, 0)
+    inner = np.maximum(hidden @ second - 0.2, 0)
+    g = (1 - np.tanh(inner @ third)[:, 1:2] ** 2) * third[:, 1]
+    g = np.maximum(g, 0) * (inner > 0) @ second.T
+    return np.maximum(g, 0) * (hidden > 0) @ first.T
+
+
+def explained(framework, spelled):
+    model, images = network_of(framework, spelled)
+    return np.asarray(GuidedBackprop(model).explain(images, labels=1))
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_bound_that_is_undone_is_guided_or_refused(framework, name):
+    try:
+        found = explained(framework, HIDDEN[name])
+    except OpaqueRegionError:
+        return
+    np.testing.assert_allclose(found, oracle(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_bound_that_is_undone_exactly_is_guided(framework):
+    found = explained(framework, HIDDEN["log(max(exp(x), 1))"])
+    np.testing.assert_allclose(found, oracle(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_bound_that_is_undone_by_weights_is_refused(framework):
+    words, (w, plain) = Words(framework), (RNG.normal(size=(20, 20)) / 3 for _ in range(2))
+    weights, other = words.as_array(w), words.as_array(w @ plain)
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(framework, lambda w, x: w.larger(x + 5, 5.0) @ weights - 5 * weights.sum(0))
+    explained(framework, lambda w, x: w.larger(x + 5, 5.0) @ weights - 5 * other.sum(0))
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_stays_a_bound_is_plain(framework, name):
+    assert np.isfinite(explained(framework, ORDINARY[name])).all()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_curves_that_are_not_followed_leave_a_wrong_map(framework, monkeypatch):
+    monkeypatch.setattr(nomination.Step, "_curves", lambda self, size: iter(()))
+    found = explained(framework, HIDDEN["log(max(exp(x), 1))"])
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()

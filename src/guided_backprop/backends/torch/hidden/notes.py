@@ -1,5 +1,6 @@
 """What a watched forward pass notes of values, as nomination.py says; here are the values, and where notes are kept."""
 
+import weakref
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -120,7 +121,7 @@ class Notes:
     def __init__(self) -> None:
         self._notes: dict[int, tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
         self._unwritten: dict[int, StorageWeakRef] = {}
-        self._active: dict[int, StorageWeakRef] = {}
+        self._active: dict[int, tuple[StorageWeakRef, dict[int, weakref.ref[torch.Tensor]]]] = {}
         # Sparse tensors have no storage of their own; they are kept, so that no other gets their number.
         self._sparse: dict[int, tuple[torch.Tensor, Note]] = {}
 
@@ -161,11 +162,18 @@ class Notes:
         """Note that a value with a gradient lies in this memory, wherever else it is known from."""
         if tensor.layout is torch.strided:
             reference = StorageWeakRef(tensor.untyped_storage())
-            self._active[reference.cdata] = reference
+            _, tensors = self._active.setdefault(reference.cdata, (reference, {}))
+            tensors[id(tensor)] = weakref.ref(tensor)
 
     def is_active(self, tensor: torch.Tensor) -> bool:
-        """Tell whether a value with a gradient lies in the memory of a tensor, which may itself have none."""
-        return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._active
+        """Tell whether a value with a gradient lies in the memory of a tensor, which may itself have none.
+
+        What a buffer kept of an earlier run and lost its gradient since is none.
+        """
+        if tensor.layout is not torch.strided:
+            return False
+        _, tensors = self._active.get(tensor.untyped_storage()._cdata, (None, {}))
+        return any(one is not None and one.requires_grad for one in (there() for there in tensors.values()))
 
     def of(self, tensor: torch.Tensor) -> Note | None:
         """Return what is known of a tensor; None if it does not depend on the images."""

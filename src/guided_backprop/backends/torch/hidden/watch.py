@@ -222,7 +222,9 @@ class ForwardWatch(Dispatched):
             self.relus[_last_number()] = name, _line()
         is_view = func._schema.is_mutable and tensors[0]._is_view()
         self._note_active([tensor for tensor, one in zip(tensors, operands, strict=True) if one.is_active])
-        has_node = step.passes or (torch.is_grad_enabled() and any(one.is_active for one in operands))
+        # Operators of others run in functions of their own, without a gradient, and are given one afterwards.
+        has_gradient = torch.is_grad_enabled() or func.namespace != "aten"
+        has_node = step.passes or (has_gradient and any(tensor.requires_grad for tensor in tensors))
         for tensor in results if has_node else ():
             self._notes.put_active(tensor)
         for output, result in enumerate(results):

@@ -141,6 +141,7 @@ HIDDEN = {
 
 #: None is a ReLU of x.
 ORDINARY = {
+    "the larger of x and a part of it": lambda lib, x, w: lib.xp.maximum(x, 0.2 * x) @ w,
     "a magnitude": lambda lib, x, w: x @ w + 0.5 * abs(x) @ w,
     "a magnitude with weights of its own": lambda lib, x, w: x @ w + abs(x) @ (w * w),
     "a mask of another value": lambda lib, x, w: lib.xp.einsum(

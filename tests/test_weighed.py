@@ -136,6 +136,9 @@ HIDDEN = {
         ],
         1,
     ),
+    "magnitudes beside those of the opposite": lambda lib, x, w: (
+        (x @ w + abs(lib.joined(x, -x)) @ lib.joined(w, 0 * w, axis=0)) / 2
+    ),
     "a leak taken away": lambda lib, x, w: 2 * (lib.leaky(x, 0.5) @ w) - x @ w,
 }
 

@@ -187,6 +187,19 @@ class Case:
             return "plain"
         return self._refused() if self.judgement.is_gate else "plain"
 
+    @cached_property
+    def towards_x(self) -> NumpyArray | None:
+        """The derivative of a sum of the results, each times a number of its own, towards x, behind weights."""
+        return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x, is_of_one=False)
+
+    def closes_what_is_open(self, other: "Case") -> bool:
+        """Tell whether x is a multiple of what another case is of, and closed where that is open: then nothing is."""
+        g, there = self.towards_x, other.towards_x
+        if self.suspect.place[:2] != other.suspect.place[:2] or g is None or there is None or g.size != there.size:
+            return False
+        x, others = (np.ravel(as_numpy(case.suspect.x.tensor)) for case in (self, other))
+        return x.size == others.size and is_multiple(x, others) and bool(np.ravel(there)[np.ravel(g) == 0].any())
+
     def _answer_of_derivatives(self) -> Answer:
         """Say whether it is made of a ReLU behind weights: of one value, or of one that another is taken away from."""
         x, less = self.suspect.x, self.suspect.x.less
@@ -194,15 +207,16 @@ class Case:
             return "plain"
         if less is None and x.is_bounded:
             return self._answer_of_bound(self.node, x)
-        values = [x] if less is None else [x, less]
-        towards = [derivative(self.node, self.suspect, value, is_of_one=False) for value in values]
-        derivatives = [one for one in towards if one is not None]
-        if len(derivatives) < len(values):
-            return "open" if less is not None else "unsure"
-        arrays = [as_numpy(value.tensor) for value in values]
+        arrays = [as_numpy(value.tensor) for value in (x, less) if value is not None]
         if less is None:
-            verdict = judge_weighed(arrays[0], derivatives[0], x.ranks, is_of_one_sign=bool(x.sign))
+            if self.towards_x is None:
+                return "unsure"
+            verdict = judge_weighed(arrays[0], self.towards_x, x.ranks, is_of_one_sign=bool(x.sign))
             return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
+        towards = [self.towards_x, derivative(self.node, self.suspect, less, is_of_one=False)]
+        derivatives = [one for one in towards if one is not None]
+        if len(derivatives) < len(arrays):
+            return "open"
         verdict = judge_behind(arrays, derivatives)
         if verdict is Verdict.UNSETTLED and not any(one.any() for one in derivatives):
             # Nothing comes from there but through ReLUs that are guided.

@@ -11,9 +11,8 @@ from itertools import groupby, islice
 import torch
 from torch.autograd.graph import Node
 
-from guided_backprop.arrays import as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.evidence import NEAR, is_multiple
+from guided_backprop.backends.evidence import NEAR
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import behind, is_plain, spelled
@@ -145,15 +144,9 @@ def _refuse_weighed(cases: Sequence[Case], relus: Sequence[Spelled]) -> bool:
     plain = [case for case, answer in answers if answer == "plain"]
     for case, answer in answers:
         # Of x and 0.2 * x the larger one is a ReLU of neither: towards x nothing is closed.
-        if answer == "refused" and not any(_is_multiple(case.suspect, other.suspect) for other in plain):
+        if answer == "refused" and not any(case.closes_what_is_open(other) for other in plain):
             raise spelled({named(case.suspect)}, "torch.relu")
     return any(answer == "unsure" for _, answer in answers)
-
-
-def _is_multiple(suspect: Suspect, other: Suspect) -> bool:
-    """Tell whether one result may be a ReLU of a value and of a multiple of it."""
-    values, others = (as_numpy(one.x.tensor) for one in (suspect, other))
-    return suspect.place[:2] == other.place[:2] and values.size == others.size and is_multiple(values, others)
 
 
 def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[Node], path: Path) -> None:

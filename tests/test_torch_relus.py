@@ -471,6 +471,27 @@ class Kept(nn.Module):
         return y
 
 
+def of_segments(x, initial):
+    """Return the maxima of segments of one value each: a ReLU if they begin with 0, else what was given."""
+    ones = torch.ones(x.numel(), dtype=torch.long)
+    return torch.segment_reduce(x.reshape(-1), "max", lengths=ones, initial=initial).reshape(x.shape)
+
+
+def test_maxima_of_segments_that_begin_with_0():
+    try:
+        found = GuidedBackprop(Net(partial(of_segments, initial=0.0), nn.ReLU(), nn.ReLU())).explain(images(), LABELS)
+    except OpaqueRegionError as error:
+        assert "segment_reduce" in str(error)
+    else:
+        np.testing.assert_allclose(found, oracle(), **TOLERANCE)
+
+
+def test_maxima_of_segments_alone_are_no_relu():
+    models = (Net(each, nn.ReLU(), nn.ReLU()) for each in (partial(of_segments, initial=None), nn.Identity()))
+    found, expected = (GuidedBackprop(model).explain(images(), LABELS) for model in models)
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+
+
 class WrittenOver(torch.autograd.Function):
     """What it is given it changes, and says so."""
 

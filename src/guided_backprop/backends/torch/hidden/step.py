@@ -60,7 +60,7 @@ class Step(nomination.Step[Value]):
         self.falling = frozenset[int]().union(*(operand.note.falling for operand in operands if operand.note))
         super().__init__(
             row,
-            [*operands, *_numbers(row.kind, row.word, args)],
+            [*operands, *_numbers(row.kind, row.word, args, named)],
             passes=is_passing and has_gradient and any(operand.is_active for operand in operands),
             is_relu=is_relu,
             is_choice=name in _REDUCES or any(one.is_active for one in placed),
@@ -154,15 +154,18 @@ def _fits(candidate: notes.Candidate[Value], result: torch.Tensor) -> bool:
     return candidate.size == result.numel() or candidate.choice is not Choice.NONE
 
 
-def _numbers(kind: Kind, word: str, args: Sequence[Any]) -> list[notes.Operand[Value]]:
-    """Return the numbers that stand among values: factors, bounds, and what is filled in, which comes last."""
+def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any]) -> list[notes.Operand[Value]]:
+    """Return the numbers that stand among values: factors, bounds, and what is filled in, which comes last.
+
+    A maximum of segments may begin with one.
+    """
     if kind is Kind.CLIP or word == "mul":
         numbers = args
     elif kind is Kind.MASKS or word == "pad":
         # Other integers say along which axis.
         numbers = args[-1:]
     else:
-        numbers = ()
+        numbers = [named.get("initial")]
     return [notes.Operand(has_zeros=partial(eq, number, 0)) for number in numbers if type(number) in (int, float)]
 
 

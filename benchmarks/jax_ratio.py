@@ -16,17 +16,11 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from small_network import small
 
 from guided_backprop import GuidedBackprop
 
 ROUNDS = 9
-
-
-def small() -> keras.Model:
-    layers = [keras.Input((32, 32, 3))]
-    for width in (32, 64):
-        layers += [keras.layers.Conv2D(width, 3, padding="same", activation="relu"), keras.layers.MaxPool2D()]
-    return keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(10)])
 
 
 def resnet() -> keras.Model:

@@ -8,6 +8,7 @@ from guided_backprop.backends import nomination
 from guided_backprop.backends.bounds import judge_bound_behind, judge_bounded
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
+from networks_hidden import ROWS, WEIGHTS, oracle
 
 RNG = np.random.default_rng(0)
 FRAMEWORKS = ["torch", "jax", "tensorflow"]
@@ -119,26 +120,8 @@ ORDINARY = {
 def network_of(framework, spelled):
     """Return a model with a ReLU of its own in front of what is spelled, and its images."""
     words = Words(framework)
-    first, second, third = (
-        words.as_array(np.random.default_rng(seed).normal(size=size) / 3)
-        for seed, size in enumerate([(12, 12), (12, 20), (20, 9)])
-    )
-    images = words.as_array(np.random.default_rng(7).normal(size=(4, 12)))
+    first, second, third, images = map(words.as_array, (*WEIGHTS, ROWS))
     return lambda x: words.tanh(spelled(words, words.relu(x @ first) @ second - 0.2) @ third), images
-
-
-def oracle():
-    """Return the guided map of ``tanh(relu(relu(x @ a) @ b - .2) @ c)[:, 1]``, from the formulas alone."""
-    first, second, third = (
-        np.random.default_rng(seed).normal(size=size).astype("float32").astype(float) / 3
-        for seed, size in enumerate([(12, 12), (12, 20), (20, 9)])
-    )
-    x = np.random.default_rng(7).normal(size=(4, 12)).astype("float32").astype(float)
-    hidden = np.maximum(x @ first, 0)
-    inner = np.maximum(hidden @ second - 0.2, 0)
-    g = (1 - np.tanh(inner @ third)[:, 1:2] ** 2) * third[:, 1]
-    g = np.maximum(g, 0) * (inner > 0) @ second.T
-    return np.maximum(g, 0) * (hidden > 0) @ first.T
 
 
 def explained(framework, spelled):

@@ -4,7 +4,6 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import flax.linen
 import jax
 import jax.numpy as jnp
 import keras
@@ -31,6 +30,7 @@ from guided_backprop import (
 from guided_backprop.backends.jax import fixed
 from guided_backprop.backends.jax.backend import JaxBackend
 from networks import IMAGES, LABELS, channels_last
+from networks_flax import Nnx, linen
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 ROWS = channels_last(IMAGES).astype("f4")
@@ -159,26 +159,6 @@ def test_ties():
         np.testing.assert_array_equal(explained, wanted)
 
 
-class Nnx(nnx.Module):
-    def __init__(self):
-        self.first, self.last = nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 3, rngs=nnx.Rngs(1))
-        self.factor = 2.0
-
-    def __call__(self, rows):
-        return self.last(nnx.relu(self.first(rows) * self.factor))
-
-
-class Linen(flax.linen.Module):
-    @flax.linen.compact
-    def __call__(self, rows):
-        return flax.linen.Dense(3)(flax.linen.relu(flax.linen.Dense(6)(rows)))
-
-
-def linen():
-    module = Linen()
-    return partial(module.apply, module.init(jax.random.key(0), FEW))
-
-
 class Closure:
     """A function, and what it reads."""
 
@@ -205,7 +185,7 @@ CHANGES = {
     "unseen": (Nnx, lambda model: _unseen(model.first.kernel[...])),
     "an attribute": (Nnx, lambda model: setattr(model, "factor", -3.0)),
     "a part": (Nnx, lambda model: setattr(model, "first", nnx.Linear(4, 6, rngs=nnx.Rngs(7)))),
-    "a parameter": (linen, lambda model: _kernel(model).update(kernel=_kernel(model)["kernel"] * 2)),
+    "a parameter": (partial(linen, FEW), lambda model: _kernel(model).update(kernel=_kernel(model)["kernel"] * 2)),
     "an array of NumPy's": (Closure, lambda model: model.array.__imul__(-1)),
     "what a function reads": (Closure, lambda model: setattr(model, "shared", model.shared + 1)),
     "what it reads, unseen": (Closure, lambda model: _unseen(model.shared)),

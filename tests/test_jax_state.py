@@ -3,7 +3,6 @@
 from functools import partial
 
 import equinox
-import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,24 +12,10 @@ from flax import nnx
 from guided_backprop import GuidedBackprop, Saliency
 from guided_backprop.backends.jax.backend import JaxBackend
 from guided_backprop.backends.reads import read_by
+from networks_flax import Linen, Nnx, linen
 
 ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
 WEIGHT = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
-
-
-class Nnx(nnx.Module):
-    def __init__(self):
-        self.first, self.last = nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 3, rngs=nnx.Rngs(1))
-        self.factor = 2.0
-
-    def __call__(self, rows):
-        return self.last(nnx.relu(self.first(rows) * self.factor))
-
-
-class Linen(flax.linen.Module):
-    @flax.linen.compact
-    def __call__(self, rows):
-        return flax.linen.Dense(3)(flax.linen.relu(flax.linen.Dense(6)(rows)))
 
 
 class Equinox(equinox.Module):
@@ -40,11 +25,6 @@ class Equinox(equinox.Module):
 
     def __call__(self, rows):
         return self.activation(rows @ self.first) * self.factor @ jnp.ones((5, 3))
-
-
-def linen():
-    module = Linen()
-    return partial(module.apply, module.init(jax.random.key(0), ROWS))
 
 
 def perceptron():
@@ -60,7 +40,7 @@ def traces(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("build", [Nnx, linen, perceptron])
+@pytest.mark.parametrize("build", [Nnx, partial(linen, ROWS), perceptron])
 def test_a_module_is_traced_once(build, traces):
     model = build()
     method = GuidedBackprop(model)
@@ -80,7 +60,7 @@ def _closure():
 
 
 def _linen_closure():
-    module, parameters = Linen(), linen().args[0]
+    module, parameters = Linen(), linen(ROWS).args[0]
     return lambda rows: module.apply(parameters, rows)
 
 
@@ -143,7 +123,7 @@ def test_a_module_that_changed_is_traced_again(change):
 
 
 def test_parameters_put_into_a_dictionary_in_place():
-    model = linen()
+    model = linen(ROWS)
     method = GuidedBackprop(model)
     before = np.asarray(method.explain(ROWS, 1))
     dense = model.args[0]["params"]["Dense_1"]

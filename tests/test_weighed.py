@@ -10,6 +10,7 @@ from guided_backprop.backends.evidence import joined
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
+from networks_hidden import ROWS, WEIGHTS, oracle
 
 RNG = np.random.default_rng(0)
 FRAMEWORKS = ["torch", "jax", "tensorflow"]
@@ -200,26 +201,8 @@ HELD = {"a mask": HIDDEN["a mask in the weights"], "a magnitude": HIDDEN["a magn
 def network_of(framework, spelled):
     """Return a model with a ReLU of its own in front of what is spelled, and its images."""
     lib = Library(framework)
-    first, second, third = (
-        lib.array(np.random.default_rng(seed).normal(size=size).astype("float32") / 3)
-        for seed, size in enumerate([(12, 12), (12, 20), (20, 9)])
-    )
-    images = np.random.default_rng(7).normal(size=(4, 12)).astype("float32")
-    return lambda x: lib.xp.tanh(spelled(lib, lib.relu(x @ first) @ second - 0.2, third)), lib.array(images)
-
-
-def oracle():
-    """Return the guided map of ``tanh(relu(relu(x @ a) @ b - .2) @ c)[:, 1]``, from the formulas alone."""
-    first, second, third = (
-        np.random.default_rng(seed).normal(size=size).astype("float32").astype(float) / 3
-        for seed, size in enumerate([(12, 12), (12, 20), (20, 9)])
-    )
-    x = np.random.default_rng(7).normal(size=(4, 12)).astype("float32").astype(float)
-    hidden = np.maximum(x @ first, 0)
-    inner = np.maximum(hidden @ second - 0.2, 0)
-    g = (1 - np.tanh(inner @ third)[:, 1:2] ** 2) * third[:, 1]
-    g = np.maximum(g, 0) * (inner > 0) @ second.T
-    return np.maximum(g, 0) * (hidden > 0) @ first.T
+    first, second, third, images = map(lib.array, (*WEIGHTS, ROWS))
+    return lambda x: lib.xp.tanh(spelled(lib, lib.relu(x @ first) @ second - 0.2, third)), images
 
 
 @pytest.mark.parametrize("name", HIDDEN)

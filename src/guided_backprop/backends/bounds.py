@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.evidence import is_passing
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
 
@@ -14,8 +15,6 @@ _EVIDENCE: Final = 4.0
 _LEFT: Final = 32
 # Behind weights more is left, of sums.
 _LEFT_OF_SUMS: Final = 512
-# So small a part of the largest derivative is what rounding left of a sum of opposite ones.
-_ROUNDING: Final = 1e-5
 # So many values are closed, and so many open.
 _LEAST: Final = 4
 
@@ -90,7 +89,7 @@ def judge_bound_behind(x: NumpyArray, derivative: NumpyArray, sums: NumpyArray) 
     x, derivative, sums = (np.asarray(array, np.float64).reshape(len(sums), -1) for array in (x, derivative, sums))
     if x.shape != derivative.shape or not (np.isfinite(derivative).all() and np.isfinite(x).all()):
         return Verdict.NONE
-    is_open = np.abs(derivative) > _ROUNDING * np.abs(derivative).max(initial=0.0)
+    is_open = is_passing(derivative)
     if min(is_open.sum(), (~is_open).sum()) < _LEAST:
         return Verdict.NONE
     slopes = derivative.sum(1)

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.evidence import is_passing
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
 
@@ -31,8 +32,6 @@ _LEAST_SIDE: Final = 12
 _LEAST_WAYS: Final = 8000
 # Of so many rows the largest halves do not all end at 0.
 _LEAST_ROWS: Final = 4
-# So small a part of the largest derivative is what rounding left of a sum of opposite ones.
-_ROUNDING: Final = 1e-5
 
 
 def judge_choice(
@@ -153,12 +152,12 @@ def judge_weighed(
     """
     if is_of_one_sign or ranks is Ranks.ALL or x.size == 0 or not np.isfinite(derivative).all():
         return Verdict.NONE
-    derivative = np.abs(derivative).reshape(x.shape)
+    derivative = derivative.reshape(x.shape)
     if x.ndim > 1 and derivative.any():
         # Other rows may be no part of the sum, as where rows are multiplied one by one.
         is_part = derivative.reshape(len(x), -1).any(1)
         x, derivative = x[is_part], derivative[is_part]
-    is_open = derivative > _ROUNDING * derivative.max()
+    is_open = is_passing(derivative)
     is_told = bool((x > 0).any() and (x < 0).any())
     if not is_open.any() or not is_told:
         return Verdict.NONE if is_told else Verdict.UNSETTLED

@@ -11,6 +11,8 @@ from guided_backprop.arrays import NumpyArray
 NEAR: Final = 2
 # By how much the last ones of the other images are larger.
 _FAR: Final = 64.0
+# So small a part of the largest derivative is what rounding left of a sum of opposite ones.
+_ROUNDING: Final = 1e-5
 # Of so few numbers the signs may be those of a mask: of more it has a chance of 2**-12.
 _FEW: Final = 12
 
@@ -35,6 +37,12 @@ def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
 def is_thin(x: NumpyArray) -> bool:
     """Tell whether there are so few numbers that their signs may be those of a mask by chance."""
     return int(np.count_nonzero(x)) < _FEW
+
+
+def is_passing(derivative: NumpyArray) -> NumpyArray:
+    """Tell where a gradient comes through, by the derivative of a sum."""
+    size = np.abs(derivative)
+    return np.asarray(size > _ROUNDING * size.max(initial=0.0))
 
 
 def is_evidence(others: NumpyArray, first: NumpyArray) -> bool:

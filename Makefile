@@ -12,7 +12,7 @@ INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 # What is compiled to bytecode is what is imported, when it is. So it has to be kept: without it each process compiles TensorFlow and Keras anew, which takes 20 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types docs format browser npm fuzz tutorials page site suite bench bench-jobs neurons trust pins
+.PHONY: demo test check lint types docs format browser npm fuzz gpu tutorials page site suite bench bench-jobs neurons trust pins
 .PHONY: audit clean
 .DEFAULT_GOAL := demo
 
@@ -30,6 +30,11 @@ test: $(READY) browser npm
 # Thousands of random programs, where the tests try some: each map right, or refused by name.
 fuzz: $(READY)
 	GUIDED_BACKPROP_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_*_programs.py
+
+# PyTorch's tests on a GPU: in an environment that has PyTorch for it, PYTHON=... names its interpreter.
+GPU_TESTS := $(wildcard tests/test_torch_*.py) tests/test_kernels.py tests/test_optimize.py tests/test_properties.py
+gpu:
+	PYTHONPATH=src:suite/src:tests $(PYTHON) -m pytest -p on_gpu $(GPU_TESTS)
 
 # Side by side, for the tests often wait: for a browser, a process, a disk.
 check: $(READY)

@@ -86,6 +86,7 @@ class Framework:
         twin: a copy of a model that shares its weights, since some contestants change the model they are given.
         reference: the guided map, written down here once more, and how many ReLUs it met on the way.
         threads: how many threads compute.
+        array: from what a contestant returns to a NumPy array.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Framework:
     twin: Callable[[Any], Any]
     reference: Callable[[Any, Any, Any], tuple[Array, int]]
     threads: Callable[[], int]
+    array: Callable[[Any], Array] = np.asarray
 
     def contestant(self, name: str) -> Contestant:
         return self.contestants[name] if name in self.contestants else self.variants[name]
@@ -109,11 +111,12 @@ class Framework:
         return self.tensor(network.images(count), dtype), self.tensor(network.labels(count, sets), "int64")
 
 
-def load(name: str) -> Framework:
-    """Return one half; only then is its framework imported."""
+def load(name: str, device: str | None = None) -> Framework:
+    """Return one half, on a device of PyTorch's if one is named; only then is its framework imported."""
     # Some libraries warn in every call of what they do to a model.
     warnings.simplefilter("ignore")
-    framework: Framework = import_module(f"contestants_{name}").FRAMEWORK
+    half = import_module(f"contestants_{name}")
+    framework: Framework = half.on(device) if device else half.FRAMEWORK
     return framework
 
 
@@ -173,7 +176,7 @@ class Referee:
     def _judge(self, contestant: Contestant, dtype: str) -> Verdict:
         model, images, labels, wanted = self._case(dtype)
         explain = contestant.prepare(self._framework.twin(model), images)
-        found = np.asarray(explain(images, labels), np.float64)
+        found = self._framework.array(explain(images, labels)).astype(np.float64)
         if found.shape != wanted.shape:
             raise ValueError(f"a map of shape {found.shape}, where {wanted.shape} is right")
         difference = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))

@@ -4,6 +4,7 @@ What a library does once for a model is done outside of the timing.
 """
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -166,7 +167,7 @@ def reference(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Array, 
     with ReplacedReLUs() as replaced:
         outputs = model(images)
     (gradient,) = torch.autograd.grad(chosen(outputs, labels), images)
-    return gradient.numpy(), replaced.met
+    return gradient.numpy(force=True), replaced.met
 
 
 # The contestants.
@@ -325,7 +326,7 @@ def grad_cam(model: nn.Module, images: Tensor) -> Explain:
     """Explain with pytorch-grad-cam, which takes one image at a time and returns channels last."""
     from pytorch_grad_cam import GuidedBackpropReLUModel  # noqa: PLC0415
 
-    method = GuidedBackpropReLUModel(model=model, device="cpu")
+    method = GuidedBackpropReLUModel(model=model, device=images.device)
 
     def explain(images: Tensor, labels: Tensor) -> Array:
         pairs = zip(images.split(1), labels.tolist(), strict=True)
@@ -379,3 +380,33 @@ FRAMEWORK = Framework(
     reference=reference,
     threads=torch.get_num_threads,
 )
+
+
+def on(device: str) -> Framework:
+    """Return the same on another device. What an engine of the processor computes is left out."""
+
+    def built(network: Network) -> Network:
+        return dataclasses.replace(network, build=lambda dtype: network.build(dtype).to(device))
+
+    def waiting(contestant: Contestant) -> Contestant:
+        def prepare(model: nn.Module, images: Tensor) -> Explain:
+            explain = contestant.prepare(model, images)
+
+            def wait(images: Tensor, labels: Tensor) -> Any:
+                found = explain(images, labels)
+                torch.accelerator.synchronize(device)
+                return found
+
+            return wait
+
+        return dataclasses.replace(contestant, prepare=prepare)
+
+    some = {name: each for name, each in CONTESTANTS.items() if name not in (ENGINE_FORWARD, PRODUCTS, "ours compiled")}
+    return dataclasses.replace(
+        FRAMEWORK,
+        networks={name: built(network) for name, network in NETWORKS.items()},
+        contestants={name: waiting(each) for name, each in some.items()},
+        variants={name: waiting(each) for name, each in VARIANTS.items()},
+        tensor=lambda values, dtype: tensor(values, dtype).to(device),
+        array=lambda found: torch.as_tensor(found).numpy(force=True),
+    )

@@ -47,6 +47,7 @@ def parsed() -> argparse.Namespace:
     limits.add_argument("--memory-repeats", type=int, default=1, help="processes for each peak of memory")
     run = commands.add_parser("run", parents=[common, limits])
     run.add_argument("framework", choices=("torch", "tensorflow"))
+    run.add_argument("--device", help="where PyTorch computes, such as cuda; the processor")
     run.add_argument("--tasks", type=listed, default=TASKS, help=f"of {','.join(TASKS)}")
     run.add_argument("--folder", type=int, help="images in the folder; 500")
     run.add_argument("--calls", type=int, help="explanations of the tiny network; 1000")
@@ -103,7 +104,7 @@ def only(framework: Framework, names: list[str] | None) -> Framework:
 
 
 def run(options: argparse.Namespace) -> None:
-    framework = only(load(options.framework), options.contestants)
+    framework = only(load(options.framework, options.device), options.contestants)
     models = options.models or list(framework.models)
     batches = options.batches or ([1, 2] if options.quick else [1, 8, 32])
     folder, calls = options.folder or (8 if options.quick else 500), options.calls or (20 if options.quick else 1000)

@@ -383,7 +383,8 @@ FRAMEWORK = Framework(
 
 
 def on(device: str) -> Framework:
-    """Return the same on another device. What an engine of the processor computes is left out."""
+    """Return the same on another device, without what is made for the processor: engines, folding, products alone."""
+    left_out = (FAST_FORWARD, ENGINE_FORWARD, PRODUCTS, "ours compiled")
 
     def built(network: Network) -> Network:
         return dataclasses.replace(network, build=lambda dtype: network.build(dtype).to(device))
@@ -401,11 +402,10 @@ def on(device: str) -> Framework:
 
         return dataclasses.replace(contestant, prepare=prepare)
 
-    some = {name: each for name, each in CONTESTANTS.items() if name not in (ENGINE_FORWARD, PRODUCTS, "ours compiled")}
     return dataclasses.replace(
         FRAMEWORK,
         networks={name: built(network) for name, network in NETWORKS.items()},
-        contestants={name: waiting(each) for name, each in some.items()},
+        contestants={name: waiting(each) for name, each in CONTESTANTS.items() if name not in left_out},
         variants={name: waiting(each) for name, each in VARIANTS.items()},
         tensor=lambda values, dtype: tensor(values, dtype).to(device),
         array=lambda found: torch.as_tensor(found).numpy(force=True),

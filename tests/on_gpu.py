@@ -5,11 +5,13 @@ as it is, so a device that it forgets is an error here.
 """
 
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 
@@ -32,7 +34,7 @@ def making(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(make)
     def made(*args: Any, **options: Any) -> torch.Tensor:
         found = make(*args, **options)
-        if "device" in options or "out" in options or is_asked_by_the_library():
+        if options.get("device") is not None or "out" in options or is_asked_by_the_library():
             return found
         with torch.no_grad():
             return found.to(DEVICE).requires_grad_(found.requires_grad)
@@ -52,3 +54,16 @@ for name in MAKERS:
     setattr(torch, name, making(getattr(torch, name)))
 for name in ("numpy", "__array__"):
     setattr(torch.Tensor, name, reading(getattr(torch.Tensor, name)))
+
+# The tests' tolerances are those of the precision that a test names.
+torch.backends.cudnn.allow_tf32 = False
+
+# The tables of spellings have rows of three frameworks. In the place of one that is not installed something stands that
+# can be named while they are imported: no test of PyTorch runs it.
+MISSING = [name for name in ("jax", "keras", "tensorflow") if importlib.util.find_spec(name) is None]
+sys.modules |= {name: MagicMock() for name in MISSING}
+
+
+def pytest_collection_finish() -> None:
+    for name in MISSING:
+        del sys.modules[name]

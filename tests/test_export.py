@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from guided_backprop import DeconvNet, GuidedBackprop, ModelError, OpaqueRegionError, OptionError
+from guided_backprop import DeconvNet, GuidedBackprop, ImageError, ModelError, OpaqueRegionError, OptionError
 from guided_backprop.arrays import Inputs
-from guided_backprop.backends.torch.export import as_it_runs, twins, words
+from guided_backprop.backends.torch.export import as_it_runs, graph, twins, words
 from guided_backprop.export.agreement import difference, images_of
 from guided_backprop.export.engine import OnnxRuntime
 from guided_backprop.export.plan import RESULTS
@@ -292,3 +292,10 @@ def test_images_to_try_differ_from_those_that_were_given():
     assert images.shape == (5, 3, 4)
     np.testing.assert_array_equal(images[:2], given)
     assert len(np.unique(images.reshape(5, -1), axis=0)) == 5
+
+
+def test_images_that_lie_elsewhere_are_refused():
+    """Only a GPU has a model run there; that they are refused is told from a device that computes nothing."""
+    graph.require_processor(Inputs.of(torch.zeros(2, 3)))
+    with pytest.raises(ImageError, match=r"on the processor, as the model; received some on meta\. Pass images\.cpu"):
+        graph.require_processor(Inputs.of(torch.zeros(2, 3, device="meta")))

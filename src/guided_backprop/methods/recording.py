@@ -152,6 +152,7 @@ def _recorded(
         kind: Any = getattr(import_module(module), name)
         return [kind(_plain(subject), inputs, plan) for plan in plans], None
     recorder: Any = import_module("guided_backprop.backends.torch.export.graph")
+    recorder.require_processor(inputs)
 
     def graphs(model: Model, given: Inputs) -> tuple[Sequence[Graph], list[Exportable]]:
         twins = [method.around(model) for method in methods]

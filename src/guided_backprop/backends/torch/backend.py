@@ -27,7 +27,7 @@ from guided_backprop.backends.refusals import detached, no_batch, not_finite
 from guided_backprop.backends.runs import Start
 from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
-from guided_backprop.backends.torch.graph.composites import Composite, composites_of, inside_of, needs_shifts
+from guided_backprop.backends.torch.graph.composites import Composite, Graph, composites_of, inside_of, needs_shifts
 from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.hidden.case import Spelled, Values
 from guided_backprop.backends.torch.hidden.chance import (
@@ -201,12 +201,14 @@ class TorchBackend(Backend):
             self._is_known = False
             self._refuse_random(inputs, run.output, rules)
         refuse_opaque(run.path, self.setup.vouch, is_gating=is_gating)
-        needed = _needed(run, undoes_head=undoes_head)
+        graph = Graph(run.path)
+        needed = _needed(run.output.grad_fn, graph, undoes_head=undoes_head)
         is_open = is_gating and run.path.signature not in self._clear
         if (is_open and watched != "everything") or (needed and watched is None):
             watch = ForwardWatch("everything" if is_open else needed)
             run = self._forward_pass(inputs, watch, rules)
-        run = replace(run, activations=composites_of(run.path, {} if watch is None else watch.shifts))
+            graph = Graph(run.path)
+        run = replace(run, activations=composites_of(graph, {} if watch is None else watch.shifts))
         if watch is not None and is_open:
             run, watch = self._settled(run, watch, inputs, rules)
         if watched != "everything" or is_gating:
@@ -226,7 +228,7 @@ class TorchBackend(Backend):
             refuted, raised = refuted | settled.refuted, raised | settled.raised
             watch = ForwardWatch("everything", refuted=refuted, raised=raised)
             run = self._forward_pass(inputs, watch, rules)
-            run = replace(run, activations=composites_of(run.path, watch.shifts))
+            run = replace(run, activations=composites_of(Graph(run.path), watch.shifts))
         if settled.is_sure and inputs.count:
             self._clear.add(run.path.signature)
         return replace(run, spelled=settled.relus, unsettled=settled.unsettled), watch
@@ -374,10 +376,10 @@ class TorchBackend(Backend):
             raise self.failed(error, run.leaves) from error
 
 
-def _needed(run: _Run, *, undoes_head: bool) -> Watched:
+def _needed(last: Node | None, graph: Graph, *, undoes_head: bool) -> Watched:
     """Return what of the forward pass the graph leaves open, beside what may hide a ReLU."""
-    is_headed = undoes_head and nodes.head_behind(run.output.grad_fn) is not None
-    return "details" if is_headed or needs_shifts(run.path) else None
+    is_headed = undoes_head and nodes.head_behind(last) is not None
+    return "details" if is_headed or needs_shifts(graph) else None
 
 
 def _directly(forward: Callable[[Any], Any], images: Any) -> Any:

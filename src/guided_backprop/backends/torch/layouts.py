@@ -34,10 +34,11 @@ def of_layout(layout: Layout) -> torch.Tensor:
 def reader_of(node: Node) -> Callable[[Gradients], Gradients | None] | None:
     """Return a pre-hook that makes a batch-norm's derivative read each value at its own place; None if it does anyway.
 
-    With no axis of one value the strides leave nothing open. This is met by every batch-norm of every call.
+    With no axis of one value the strides leave nothing open, and CUDA's kernel reads by the strides. This is met by
+    every batch-norm of every call.
     """
-    shape = node._input_metadata[0].shape
-    if 1 not in shape or len(shape) not in _CHANNELS_LAST:
+    shape, device = node._input_metadata[0].shape, node._input_metadata[0].device
+    if device.type == "cuda" or 1 not in shape or len(shape) not in _CHANNELS_LAST:
         return None
     hook = getattr(getattr(node, "_raw_saved_input", None), "unpack_hook", None)
     # To look at what a checkpoint keeps it would run once more.

@@ -21,13 +21,24 @@ from guided_backprop.backends.torch.export.words import WORDS
 from guided_backprop.backends.torch.export.writer import Writer
 from guided_backprop.backends.torch.model.images import as_tensor
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import OptionError
+from guided_backprop.errors import ImageError, OptionError
 from guided_backprop.export.engine import Engine, OnnxRuntime
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.plan import TOP, WEIGHTS, Cam, Plan, noise_names, port_names
 from guided_backprop.rules import PLAIN
 
 _LARGEST: Final = torch.finfo(torch.float32).max
+
+
+def require_processor(inputs: Inputs) -> None:
+    """Raise ImageError for images that lie elsewhere: a graph is compared with what the processor computes."""
+    devices = [as_tensor(array).device for array in inputs.arrays]
+    elsewhere = [str(device) for device in devices if device.type != "cpu"]
+    if elsewhere:
+        raise ImageError(
+            f"images to record a graph from must be on the processor, as the model; received some on {elsewhere[0]}. "
+            "Pass images.cpu(), and export model.cpu()."
+        )
 
 
 def copied(model: Model, *, in_double: bool) -> Model | None:

@@ -53,11 +53,14 @@ class Graph:
 
     Args:
         path: the nodes between score and images.
+
+    Attributes:
         shifts: the numbers that were added, as far as they are known.
     """
 
-    def __init__(self, path: Path, shifts: Shifts) -> None:
-        self._path, self._shifts = path, shifts
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shifts: Shifts = {}
         self._made: dict[Node, Made] = {}
 
     def made(self, value: Ref) -> Made | None:
@@ -69,10 +72,10 @@ class Graph:
         return self._made[value]
 
     def _how(self, value: Node) -> Made:
-        relu = relu_of(value, self._path.members)
+        relu = relu_of(value, self.path.members)
         if relu is not None:
             return relu.name, [self._operands(value)[relu.operand]]
-        word = word_of(value, self._path.members) or row(value).word
+        word = word_of(value, self.path.members) or row(value).word
         operands = self._operands(value)
         if word in _SUMS:
             # With a multiple of the second operand it is another operation.
@@ -89,7 +92,7 @@ class Graph:
             return None
         node, place = value
         if row(node).word in _SUMS:
-            return self._shifts.get(node._sequence_nr(), _UNKNOWN)
+            return self.shifts.get(node._sequence_nr(), _UNKNOWN)
         name = ("self", "other")[place] if place < 2 else ""
         # What a checkpoint keeps runs once more if one looks. A weight is no number, but slopes of 0 make a ReLU.
         is_kept = getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", None) is None
@@ -104,7 +107,7 @@ class Graph:
         if isinstance(value, Operand):
             return [value.node]
         users: list[Ref] = []
-        for child in self._path.children[value]:
+        for child in self.path.children[value]:
             users += self.users(child) if operation(child) in _UNSEEN else [child]
         return users
 
@@ -117,7 +120,7 @@ class Graph:
         return any(constant is not None for constant in constants)
 
     def _operands(self, node: Node) -> list[Ref | float]:
-        members = self._path.members
+        members = self.path.members
         operands: list[Ref | float] = []
         for place, (source, _) in enumerate(node.next_functions):
             if source is None or source not in members:
@@ -130,10 +133,9 @@ class Graph:
         return operands
 
 
-def composites_of(path: Path, shifts: Shifts) -> dict[Node, Composite]:
-    """Return the composite activations of a graph, by the node that each ends in."""
-    activations = {}
-    graph = Graph(path, shifts)
+def composites_of(graph: Graph, shifts: Shifts) -> dict[Node, Composite]:
+    """Return the composite activations of a graph, by the node that each ends in, given the numbers that were added."""
+    activations, path, graph.shifts = {}, graph.path, shifts
     # Those of an optimised model are functions of our own.
     relus = [node for node in path.concerns if row(node).word in _EXPLICIT or row(node).kind is Kind.HIDDEN]
     for last, match in (composites(graph, path.ends) | guards(graph, relus)).items():
@@ -148,13 +150,12 @@ def inside_of(activations: Mapping[Node, Composite]) -> frozenset[Node]:
     return frozenset[Node]().union(*(activation.parts for activation in activations.values()))
 
 
-def needs_shifts(path: Path) -> bool:
+def needs_shifts(graph: Graph) -> bool:
     """Tell whether a number that was added decides what the graph is, as in ``relu6(x + 3) / 6``.
 
     Any other activation of the list is the same whatever is added inside of it, or is looked at anyway.
     """
-    graph = Graph(path, {})
-    for node in path.doubts:
+    for node in graph.path.doubts:
         match graph.made(node) if operation(node) not in _MADE_OF_TWO else None:
             case ("relu6", [x]) if graph.is_shifted(x):
                 return True

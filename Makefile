@@ -32,7 +32,7 @@ fuzz: $(READY)
 	GUIDED_BACKPROP_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_*_programs.py
 
 # PyTorch's tests on a GPU: in an environment that has PyTorch for it, PYTHON=... names its interpreter.
-GPU_TESTS := $(wildcard tests/test_torch_*.py) tests/test_kernels.py tests/test_optimize.py tests/test_properties.py
+GPU_TESTS := $(wildcard tests/test_torch_*.py) tests/test_optimize.py tests/test_properties.py
 gpu:
 	PYTHONPATH=src:suite/src:tests $(PYTHON) -m pytest -p on_gpu $(GPU_TESTS)
 

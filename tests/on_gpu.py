@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -37,7 +38,8 @@ def making(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         if options.get("device") is not None or "out" in options or is_asked_by_the_library():
             return found
         with torch.no_grad():
-            return found.to(DEVICE).requires_grad_(found.requires_grad)
+            moved = found.to(DEVICE)
+        return moved.requires_grad_() if found.requires_grad else moved
 
     return made
 
@@ -57,11 +59,13 @@ for name in ("numpy", "__array__"):
 
 # The tests' tolerances are those of the precision that a test names.
 torch.backends.cudnn.allow_tf32 = False
+# Some compare a gradient of PyTorch's own with itself, bit by bit.
+torch.backends.cudnn.deterministic = True
 
 # The tables of spellings have rows of three frameworks. In the place of one that is not installed something stands that
 # can be named while they are imported: no test of PyTorch runs it.
 MISSING = [name for name in ("jax", "keras", "tensorflow") if importlib.util.find_spec(name) is None]
-sys.modules |= {name: MagicMock() for name in MISSING}
+sys.modules |= {name: MagicMock(__spec__=ModuleSpec(name, None)) for name in MISSING}
 
 
 def pytest_collection_finish() -> None:

@@ -22,6 +22,7 @@ from guided_backprop import (
     ScoreError,
     layer_names,
 )
+from guided_backprop.backends.torch.model.images import placed
 from networks import CLASSES, IMAGES, LABELS, mixed, positions
 from networks_torch import Net, oracle, relu_net, to_torch
 from spellings.functions import OwnRelu, magnitude_on_view
@@ -235,6 +236,14 @@ def test_numpy_arrays_in_any_memory_layout(view):
     expected = GuidedBackprop(relu_net()).explain(torch.tensor(stored.astype("f8")), LABELS)
     np.testing.assert_allclose(explanations, expected, **TOLERANCE)
     assert np.asarray(explanations).dtype == stored.dtype
+
+
+def test_an_array_goes_where_the_weights_are():
+    """Told from a device that computes nothing: that a GPU explains arrays is tried where there is one."""
+    elsewhere, array = nn.Linear(2, 2, device="meta"), np.zeros((1, 2), "f4")
+    assert placed(elsewhere, array).device.type == "meta"
+    assert placed(elsewhere, torch.zeros(1, 2)).device.type == "cpu"
+    assert placed(nn.ReLU(), array).device.type == placed(torch.relu, array).device.type == "cpu"
 
 
 def test_numpy_in_numpy_out():

@@ -42,7 +42,7 @@ from guided_backprop.backends.torch.hidden.spelled import settle
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
-from guided_backprop.backends.torch.model.images import as_tensor, is_finite, leaf_of, like
+from guided_backprop.backends.torch.model.images import as_tensor, is_finite, leaf_of, like, placed
 from guided_backprop.backends.torch.model.layers import Beginning
 from guided_backprop.backends.torch.model.network import TorchNetwork
 from guided_backprop.backends.torch.model.undrawn import Undrawn
@@ -120,7 +120,7 @@ class TorchBackend(Backend):
         self.network.check()
         with differentiable():
             undoes = self.setup.undo_head and score is None
-            given = inputs.map(as_tensor)
+            given = inputs.map(partial(placed, self.network.model))
             self._check_runs(given)
             run, watch = self._run(given, rules, undoes_head=undoes)
             last = nodes.head_behind(run.output.grad_fn) if undoes else None
@@ -172,7 +172,7 @@ class TorchBackend(Backend):
 
     def outputs(self, inputs: Inputs) -> np.ndarray[Any, Any]:
         self.network.check()
-        given = inputs.map(lambda array: as_tensor(array).clone())
+        given = inputs.map(lambda array: placed(self.network.model, array).clone())
         with differentiable(), torch.no_grad():
             self._check_runs(given)
             return as_numpy(self._output_of(given))
@@ -301,7 +301,7 @@ class TorchBackend(Backend):
             raise ImageError("images to try must not be empty; received no image. Pass at least one.")
         self.network.check()
         other = copy.copy(self)
-        given = inputs.map(as_tensor)
+        given = inputs.map(partial(placed, self.network.model))
         gates = self.setup.memory != "lean"
         try:
             with differentiable(), torch.no_grad(), self.network.unremembered():

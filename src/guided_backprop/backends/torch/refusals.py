@@ -21,6 +21,7 @@ HINTS: Final = {
     "should be the same": _LIKE_WEIGHTS,
     "same dtype": _LIKE_WEIGHTS,
     "on the same device": _LIKE_WEIGHTS,
+    "cudnn RNN backward": "Explain it under torch.backends.cudnn.flags(enabled=False), or on the processor.",
     "mat1 and mat2 shapes": "Give the images the size that the model was built for.",
 }
 

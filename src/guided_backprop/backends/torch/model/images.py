@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from guided_backprop.arrays import Array, Tensor
+from guided_backprop.arrays import Array, Model, Tensor
 
 
 def leaf_of(images: torch.Tensor) -> torch.Tensor:
@@ -27,6 +27,15 @@ def as_tensor(images: Array) -> torch.Tensor:
     # torch shares the memory of an array only if it is writeable, in native byte order and not reversed.
     native = np.ascontiguousarray(images, images.dtype.newbyteorder("="))
     return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
+def placed(model: Model, images: Array) -> torch.Tensor:
+    """Return images as a tensor: an array, which is nowhere, lies where the model's weights do."""
+    tensor = as_tensor(images)
+    if isinstance(images, torch.Tensor) or not isinstance(model, torch.nn.Module):
+        return tensor
+    weight = next(model.parameters(), tensor)
+    return tensor.to(weight.device)
 
 
 def like(gradient: torch.Tensor, images: Tensor) -> Array:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import permutations
 from math import comb
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -167,6 +167,47 @@ def judge_weighed(
     is_enough = min(is_open.sum(), (~is_open).sum()) >= _LEAST_SIDE and ranks is Ranks.NONE
     is_split = is_enough and any(side[~is_open].max() <= side[is_open].min() for side in (x, -x))
     return Verdict.PARTIAL if is_split else Verdict.NONE
+
+
+class Total(NamedTuple):
+    """What a result is made of x by, on some images.
+
+    Attributes:
+        x: what it may be a ReLU of.
+        total: the derivative of a sum of the results towards x, each times a number of its own, if nothing is detached.
+        own: that of the model, past its ReLUs.
+    """
+
+    x: NumpyArray
+    total: NumpyArray
+    own: NumpyArray
+
+
+def judge_total(looks: Sequence[Total], ranks: Ranks = Ranks.NONE, *, rounding: float = 1e-5) -> Verdict:
+    """Tell whether a result is a ReLU of x, behind whatever weights, that the model's own gradient passes by.
+
+    ``x @ w + stop_gradient((relu(x) - x) @ w)`` does not change with x where that is below 0, and its gradient says
+    that it does. Where both say the same, or the derivatives cancel out everywhere, as of a number that is rounded and
+    whose gradient is handed on as it is, nothing is passed by.
+
+    Args:
+        looks: on some images, and on others.
+        ranks: how values were compared with each other by what is detached.
+        rounding: what share of the own derivative is left of a sum of opposite ones.
+    """
+    shares = []
+    for look in looks:
+        largest = np.abs(look.own).max(initial=0.0)
+        is_known = largest > 0 and all(np.isfinite(one).all() for one in look)
+        if is_known and look.x.shape[1:] == looks[0].x.shape[1:]:
+            total, own = (one.reshape(look.x.shape) / largest for one in look[1:])
+            shares.append(Total(look.x, np.where(np.abs(total) <= rounding, 0.0, total), own))
+    if not shares:
+        return Verdict.NONE
+    x, total, own = (np.concatenate(arrays) for arrays in zip(*shares, strict=True))
+    verdict = judge_weighed(x, total, ranks)
+    is_passed_by = bool((is_passing(own) & ~is_passing(total)).any())
+    return Verdict.NONE if verdict is Verdict.PARTIAL and not is_passed_by else verdict
 
 
 def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks) -> Verdict:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, Graph, composites_of, inside_of, needs_shifts
 from guided_backprop.backends.torch.graph.operations import row
-from guided_backprop.backends.torch.hidden.case import Spelled, Values
+from guided_backprop.backends.torch.hidden.case import Spelled
 from guided_backprop.backends.torch.hidden.chance import (
     ANY_DRAW,
     Draws,
@@ -38,8 +38,8 @@ from guided_backprop.backends.torch.hidden.chance import (
     is_vouched,
     random_error,
 )
-from guided_backprop.backends.torch.hidden.spelled import settle
-from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Watched
+from guided_backprop.backends.torch.hidden.spelled import Seen, settle
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
 from guided_backprop.backends.torch.model.images import as_tensor, is_finite, leaf_of, like, placed
@@ -221,8 +221,8 @@ class TorchBackend(Backend):
         """Settle what is nominated; what is a ReLU on these images alone is none, and what follows it counts."""
         refuted = raised = frozenset[int]()
         while True:
-            elsewhere = partial(self._elsewhere, inputs, run.leaves, rules)
-            settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, elsewhere)
+            again = partial(self._again, inputs, run, rules)
+            settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, again)
             if settled.refuted <= refuted and settled.raised <= raised:
                 break
             refuted, raised = refuted | settled.refuted, raised | settled.raised
@@ -233,18 +233,20 @@ class TorchBackend(Backend):
             self._clear.add(run.path.signature)
         return replace(run, spelled=settled.relus, unsettled=settled.unsettled), watch
 
-    def _elsewhere(
-        self, inputs: Inputs, leaves: Sequence[torch.Tensor], rules: Sequence[ReluRule], places: frozenset[Place]
-    ) -> Iterator[Values]:
-        """Yield the values at some places on other images, as far as the model takes them."""
-        for others in zip(*(other_images(as_numpy(leaf)) for leaf in leaves), strict=True):
-            left = iter([leaf_of(torch.as_tensor(other).to(leaf)) for other, leaf in zip(others, leaves, strict=True)])
+    def _again(
+        self, inputs: Inputs, run: _Run, rules: Sequence[ReluRule], make: Callable[[], Seen], *, is_elsewhere: bool
+    ) -> Iterator[tuple[Seen, nodes.Path | None]]:
+        """Run the model on other images, or on its own before; yield what watched, and the graph if it ran."""
+        every = (chain([array][is_elsewhere:], other_images(array)) for array in map(as_numpy, run.leaves))
+        for others in zip(*every, strict=True):
+            pairs = zip(others, run.leaves, strict=True)
+            left: Iterator[torch.Tensor] = iter([leaf_of(torch.as_tensor(other).to(leaf)) for other, leaf in pairs])
             begin = next(left) if self.begins_inside else None
             given = inputs.map(lambda tensor, left=left: next(left) if tensor.requires_grad else tensor)
-            watch = ForwardWatch("everything", wanted=places)
+            watch, path = make(), None
             with suppress(GuidedBackpropError):
-                self._forward_pass(given, watch, rules, begin)
-            yield watch.values
+                path = self._forward_pass(given, watch, rules, begin).path
+            yield watch, path
 
     def _refuse_random(self, inputs: Inputs, output: torch.Tensor, rules: Sequence[ReluRule]) -> None:
         """Raise if the model draws random numbers, told by another run; no more than that is known of a generator.
@@ -263,7 +265,7 @@ class TorchBackend(Backend):
             raise random_error(draws.names)
 
     def _forward_pass(
-        self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule], begin: torch.Tensor | None = None
+        self, inputs: Inputs, watch: Seen | None, rules: Sequence[ReluRule], begin: torch.Tensor | None = None
     ) -> _Run:
         # Copies: a model may begin with an operation in place.
         given = inputs.map(torch.clone)

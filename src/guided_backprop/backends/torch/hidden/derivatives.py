@@ -20,7 +20,7 @@ from guided_backprop.backends.torch.hidden.watch import Suspect
 def shut(path: Path) -> Iterator[None]:
     """Let no gradient pass the ReLUs that are operations of their own: what is left of one went around them."""
     watch = BackwardWatch(Shut(), lambda name, treatment: None)
-    handles = [node.register_prehook(_nothing) for node in path.concerns if relu_of(node, path.members) is not None]
+    handles = [node.register_prehook(nothing) for node in path.concerns if relu_of(node, path.members) is not None]
     hidden = [node for node in path.concerns if is_in_place_on_view(node)]
     handles += [node.register_prehook(watch.enter) for node in hidden]
     handles += [node.register_hook(watch.leave) for node in hidden]
@@ -63,7 +63,7 @@ def derivative(
     return np.zeros(shape) if gradient is None else as_numpy(gradient).reshape(shape)
 
 
-def _nothing(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+def nothing(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     return tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
 
 

@@ -103,16 +103,19 @@ class Note(notes.Note[Value]):
     Attributes:
         falling: what may become a ReLU and is none yet, by its number, that it was made of: ``min(x, 0)``.
         extreme: of what it is the largest or smallest, if it is.
+        is_lost: whether something that it was made of lost its gradient, and was no mask.
     """
 
     falling: frozenset[int] = frozenset()
     extreme: Extreme | None = None
+    is_lost: bool = False
 
     def joined(self, other: notes.Note[Value]) -> "Note":
         """Return what is known of a value that is one in a part, and the other elsewhere."""
         falling = other.falling if isinstance(other, Note) else frozenset[int]()
         known = replace(super().joined(other), is_stacked=True)
-        return Note(**{**vars(known), "falling": self.falling | falling, "extreme": None})
+        is_lost = self.is_lost or (isinstance(other, Note) and other.is_lost)
+        return Note(**{**vars(known), "falling": self.falling | falling, "extreme": None, "is_lost": is_lost})
 
 
 class Notes:
@@ -158,6 +161,10 @@ class Notes:
         """
         return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._unwritten
 
+    def was_active(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a value with a gradient lay in the memory of a tensor at some time of this run."""
+        return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._active
+
     def put_active(self, tensor: torch.Tensor) -> None:
         """Note that a value with a gradient lies in this memory, wherever else it is known from."""
         if tensor.layout is torch.strided:
@@ -196,12 +203,14 @@ class Operand(notes.Operand[Value]):
     Attributes:
         tensor: its values.
         ref: it as what a result may be a ReLU of; None if no node passes a gradient on to it.
+        is_lost: whether it is of numbers that lost their gradient, or is made of such.
     """
 
     note: Note | None
     tensor: torch.Tensor = field(init=False)
+    is_lost: bool = field(init=False)
 
-    def __init__(self, tensor: torch.Tensor, note: Note | None, *, is_kept: bool) -> None:
+    def __init__(self, tensor: torch.Tensor, note: Note | None, *, is_kept: bool, is_lost: bool = False) -> None:
         is_active = note is not None and tensor.requires_grad
         # What an operation in place is given is gone afterwards.
         kept = tensor.clone() if is_kept else tensor
@@ -224,6 +233,8 @@ class Operand(notes.Operand[Value]):
             value=value,
         )
         object.__setattr__(self, "tensor", kept)
+        is_left = not (tensor.requires_grad or note is None) and (tensor.is_floating_point() or tensor.is_complex())
+        object.__setattr__(self, "is_lost", is_left and (is_lost or (note is not None and note.is_lost)))
 
     @property
     def sign(self) -> Sign:

@@ -6,7 +6,9 @@ passes on to x as a ReLU would let it; else it is refused. What no value tells i
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
+from typing import Protocol, TypeVar
 
 import torch
 from torch.autograd.graph import Node
@@ -19,13 +21,25 @@ from guided_backprop.backends.refusals import behind, is_plain, spelled
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of
-from guided_backprop.backends.torch.hidden.case import Case, Spelled, Values, closing, named
+from guided_backprop.backends.torch.hidden.case import Case, Spelled, closing, named
 from guided_backprop.backends.torch.hidden.derivatives import shut
-from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Suspect
+from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Suspect
 
-#: Runs the model, watched for some places, on one set of other images after the other, and yields the values there;
-#: none where it fails.
-Elsewhere = Callable[[frozenset[Place]], Iterator[Values]]
+#: What watches a run.
+Seen = TypeVar("Seen", ForwardWatch, TotalWatch)
+
+
+class Again(Protocol):
+    """Runs the model again."""
+
+    def __call__(self, make: Callable[[], Seen], *, is_elsewhere: bool) -> Iterator[tuple[Seen, Path | None]]:
+        """Run it on sets of other images, one after the other, or on its own before; yield what saw it, and the graph.
+
+        Args:
+            make: makes what watches a run.
+            is_elsewhere: whether its own images are left out. The graph is None where the model does not take others.
+        """
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class Settled:
     unsettled: str = ""
 
 
-def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, elsewhere: Elsewhere) -> Settled:
+def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, again: Again) -> Settled:
     """Say of each suspect whether it is a ReLU.
 
     Args:
@@ -55,13 +69,15 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
         path: its graph, between score and images.
         inside: the nodes that belong to composite activations.
         vouch: what the user says of operations.
-        elsewhere: how the model is run on other images.
+        again: how the model is run again.
 
     Raises:
         OpaqueRegionError: a ReLU is spelled so that it cannot be guided, or nothing tells whether it is one.
     """
     numbers = {node._sequence_nr(): node for node in path.nodes}
     _check_relus(watch, numbers, path, inside, vouch)
+    if watch.lost is not None:
+        check_total(partial(again, TotalWatch, is_elsewhere=False), watch.lost, vouch)
     suspects = {
         order: suspect
         for order, suspect in _not_vouched(watch.suspects, numbers, vouch)
@@ -70,7 +86,8 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
     if not suspects:
         return Settled([], frozenset(), frozenset(), is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
-    looks = elsewhere(places)
+    runs = again(partial(ForwardWatch, "everything", wanted=places), is_elsewhere=True)
+    looks = (run.values for run, _ in runs)
     others = list(islice(looks, NEAR)) if places else []
     cases = [
         Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from guided_backprop.backends import nomination, notes
-from guided_backprop.backends.notes import Choice
+from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
@@ -71,6 +71,17 @@ class Step(nomination.Step[Value]):
             overwritten=int(name == "copy" and len(operands) > 1),
         )
 
+    def lost(self, known: Ranks | None) -> Ranks | None:
+        """Return how values were compared by what lost its gradient and meets one here, beside what is known before."""
+        ranked = [bool(one.note and one.note.ranked) for one in self._tensors if one.is_lost] if self.passes else []
+        return known if not ranked else Ranks.SOME if any(ranked) or known is Ranks.SOME else Ranks.NONE
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a gradient is lost here, by no comparison, or was before."""
+        is_stop = not self.passes and self.row.kind is not Kind.COMPARES and any(one.is_active for one in self._tensors)
+        return is_stop or any(one.is_lost for one in self._tensors)
+
     def values(self, result: torch.Tensor) -> Iterator[Value]:
         """Yield what the result may be a ReLU of: as many values, that are as they were."""
         seen = set()
@@ -92,13 +103,13 @@ class Step(nomination.Step[Value]):
         """Return what is known of the result; ``falling`` is None if it is a ReLU."""
         sign = Sign.NOT_NEGATIVE if result.dtype == torch.bool else self._sign()
         if falling is None:
-            return Note(sign=sign if self.is_relu else Sign.UNKNOWN)
+            return Note(sign=sign if self.is_relu else Sign.UNKNOWN, is_lost=self.is_lost)
         note = self.note(result.numel(), sign=sign, is_falling=bool(falling))
         if self.is_relu and not self.is_tainted:
-            return Note(**vars(note))
+            return Note(**vars(note), is_lost=self.is_lost)
         if note.has_constants and self.row.kind is Kind.MASKS and self._fills_nothing(result):
             note = replace(note, has_constants=False, has_gaps=False)
-        return Note(**vars(note), falling=falling, extreme=self._extreme(result))
+        return Note(**vars(note), falling=falling, extreme=self._extreme(result), is_lost=self.is_lost)
 
     def _fills_nothing(self, result: torch.Tensor) -> bool:
         """Tell whether every value stands where it stood, and none of them was a constant's place before."""

@@ -18,7 +18,7 @@ from torch.autograd.graph import Node
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.bounds import judge_bounded
 from guided_backprop.backends.choices import judge_choice
-from guided_backprop.backends.notes import Choice
+from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import unreadable
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
@@ -107,6 +107,7 @@ class ForwardWatch(Dispatched):
         shifts: the numbers that were added or subtracted, by their node's place in time.
         relus: what was taken for a ReLU by what it was called with, and where, by their node's place in time.
         behind: what wrote into a value that has a gradient behind its back, and where.
+        lost: how values were compared by what lost its gradient, where that meets one; None where it does not.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class ForwardWatch(Dispatched):
         self.shifts: dict[int, float] = {}
         self.relus: dict[int, tuple[str, str]] = {}
         self.behind: list[Written] = []
+        self.lost: Ranks | None = None
         self._count = 0
         self._notes = Notes()
         # The final softmax is among the last ones; those of attention would fill the memory.
@@ -158,7 +160,10 @@ class ForwardWatch(Dispatched):
         notes = [self._notes.of(tensor) for tensor in tensors]
         is_dependent = self._watched == "everything" and name not in _SHAPED and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)
-        operands = [Operand(tensor, note, is_kept=is_kept) for tensor, note in zip(tensors, notes, strict=True)]
+        operands = [
+            Operand(tensor, note, is_kept=is_kept, is_lost=self._notes.was_active(tensor))
+            for tensor, note in zip(tensors, notes, strict=True)
+        ]
         behind = self._written_behind(tensors) if is_kept and is_dependent else []
         result = func(*args, **kwargs)
         results = _tensors_in(result)
@@ -186,14 +191,14 @@ class ForwardWatch(Dispatched):
         self, name: str, operands: Sequence[Operand], tensors: Sequence[torch.Tensor], behind: Sequence[bool]
     ) -> None:
         if any(behind) and _writes(OPERATIONS[name].kind, operands, tensors, behind):
-            self.behind += [Written(name, _line(), one, one.grad_fn) for one in compress(tensors, behind)]
+            self.behind += [Written(name, line_of_model(), one, one.grad_fn) for one in compress(tensors, behind)]
 
     def _note_active(self, tensors: Sequence[torch.Tensor]) -> None:
         """Note the memory of what has a gradient; what an operation of PyTorch gave lay there from the beginning."""
         for tensor in tensors:
             node = tensor.grad_fn
             if node is not None and not self._notes.is_active(tensor) and operation(node) != node.name():
-                self.behind.append(Written(operation(node), _line(), tensor, node))
+                self.behind.append(Written(operation(node), line_of_model(), tensor, node))
             self._notes.put_active(tensor)
 
     def _note_memory(self, name: str, changed: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
@@ -218,8 +223,9 @@ class ForwardWatch(Dispatched):
         step = Step(
             name, args, named, operands, place=self._count, is_relu=is_called_as_relu(name, args, self._depends)
         )
+        self.lost = step.lost(self.lost)
         if step.is_relu:
-            self.relus[_last_number()] = name, _line()
+            self.relus[_last_number()] = name, line_of_model()
         is_view = func._schema.is_mutable and tensors[0]._is_view()
         self._note_active([tensor for tensor, one in zip(tensors, operands, strict=True) if one.is_active])
         # Operators of others run in functions of their own, without a gradient, and are given one afterwards.
@@ -288,7 +294,7 @@ class ForwardWatch(Dispatched):
                 yield Suspect(
                     place,
                     step.name,
-                    _line(),
+                    line_of_model(),
                     _last_number(),
                     x,
                     pair,
@@ -354,7 +360,7 @@ def _last_number() -> int:
     return torch._C._autograd._get_sequence_nr() - 1
 
 
-def _line() -> str:
+def line_of_model() -> str:
     """Return which line of the model asked for this, the last one that is neither of PyTorch nor of this library."""
     frame = sys._getframe(1)
     while frame is not None:

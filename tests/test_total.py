@@ -177,6 +177,15 @@ def test_what_is_vouched_for_is_let_off_at_its_place_alone():
     assert np.isfinite(np.asarray(vouched.explain(images, labels=1))).all()
 
 
+def test_what_is_made_of_what_is_vouched_for_is_let_off():
+    model, images = network_of(lambda x, w: (x @ w + ((x.relu() - x) @ w).detach()) @ w[:9])
+    with pytest.raises(OpaqueRegionError) as refused:
+        GuidedBackprop(model).explain(images, labels=1)
+    name = str(refused.value).partition('vouch={"')[2].partition('"')[0]
+    assert name.startswith("add at")
+    assert len(np.asarray(GuidedBackprop(model, vouch={name: "plain"}).explain(images, labels=1))) == len(images)
+
+
 @pytest.mark.parametrize("name", ["a straight-through estimator", "in the frequencies", "no_grad"])
 def test_planted_fault_without_the_total_derivative_the_map_is_wrong(name, monkeypatch):
     monkeypatch.setattr(total, "judge_total", lambda looks, ranks: Verdict.NONE)

@@ -267,6 +267,27 @@ def test_what_is_none_is_plain(framework, name):
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
 
 
+def test_a_vouch_covers_its_place_alone():
+    """PyTorch: beside what is vouched for another ReLU behind weights is refused; what is made of it is not."""
+    pytest.importorskip("torch")
+
+    def spelled(lib, x, w):
+        first = x @ w + abs(x) @ w
+        second = x @ w - abs(x) @ w
+        return first @ w[:9] + second
+
+    model, images = network_of("torch", spelled)
+    places = list[str]()
+    for _ in range(2):
+        with pytest.raises(OpaqueRegionError) as refused:
+            GuidedBackprop(model, vouch=dict.fromkeys(places, "plain")).explain(images, labels=1)
+        places.append(str(refused.value).partition('vouch={"')[2].partition('"')[0])
+    assert len(set(places)) == 2
+    assert GuidedBackprop(model, vouch=dict.fromkeys(places, "plain")).explain(images, labels=1).shape == images.shape
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model, vouch={"sort": "plain"}).explain(images, labels=1)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_an_explicit_relu_is_guided(framework):
     model, images = network_of(framework, lambda lib, x, w: lib.relu(x) @ w)

@@ -193,7 +193,7 @@ class TorchBackend(Backend):
             inputs = inputs.map(lambda tensor: leaf_of(tensor) if self.is_floating(tensor) else tensor)
         is_gating = any(rule.needs_every_relu for rule in rules)
         watched = self._watched if is_gating or self._watched != "everything" else None
-        watch = ForwardWatch(watched) if watched else None
+        watch = ForwardWatch(watched, self.setup.vouch) if watched else None
         is_known, self._is_known = self._is_known, True
         before = self._generators.states(of_torch_alone=is_known)
         run = self._forward_pass(inputs, watch, rules)
@@ -205,7 +205,7 @@ class TorchBackend(Backend):
         needed = _needed(run.output.grad_fn, graph, undoes_head=undoes_head)
         is_open = is_gating and run.path.signature not in self._clear
         if (is_open and watched != "everything") or (needed and watched is None):
-            watch = ForwardWatch("everything" if is_open else needed)
+            watch = ForwardWatch("everything" if is_open else needed, self.setup.vouch)
             run = self._forward_pass(inputs, watch, rules)
             graph = Graph(run.path)
         run = replace(run, activations=composites_of(graph, {} if watch is None else watch.shifts))
@@ -226,7 +226,7 @@ class TorchBackend(Backend):
             if settled.refuted <= refuted and settled.raised <= raised:
                 break
             refuted, raised = refuted | settled.refuted, raised | settled.raised
-            watch = ForwardWatch("everything", refuted=refuted, raised=raised)
+            watch = ForwardWatch("everything", self.setup.vouch, refuted=refuted, raised=raised)
             run = self._forward_pass(inputs, watch, rules)
             run = replace(run, activations=composites_of(Graph(run.path), watch.shifts))
         if settled.is_sure and inputs.count:

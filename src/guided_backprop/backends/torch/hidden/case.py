@@ -168,7 +168,7 @@ class Case:
             return "unsure" if is_told or not self._is_direct else "refused"
         if self.is_gate and not (self.is_settled or is_thin(self.values[1])) and self.node is not None:
             y = suspect.values[0]
-            return Spelled(self.node, suspect.place[1], named(suspect), y, y != self.judgement.closed)
+            return Spelled(self.node, suspect.place[1], suspect.named, y, y != self.judgement.closed)
         return self._refused()
 
     @property
@@ -242,11 +242,6 @@ class Case:
 
     def _refused(self) -> Answer:
         return "unfinished" if self.is_settled else "refused"
-
-
-def named(suspect: Suspect) -> str:
-    """Return how a suspect is spoken of: the operation, and the line of the model."""
-    return f"{suspect.name} at {suspect.line}"
 
 
 def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:

@@ -16,12 +16,11 @@ from torch.autograd.graph import Node
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.evidence import NEAR
 from guided_backprop.backends.notes import Choice
-from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import behind, is_plain, spelled
 from guided_backprop.backends.torch.graph.nodes import Path
-from guided_backprop.backends.torch.graph.operations import operation_of, row
+from guided_backprop.backends.torch.graph.operations import operation_of
 from guided_backprop.backends.torch.graph.relus import relu_of
-from guided_backprop.backends.torch.hidden.case import Case, Spelled, closing, named
+from guided_backprop.backends.torch.hidden.case import Case, Spelled, closing
 from guided_backprop.backends.torch.hidden.derivatives import shut
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Suspect
@@ -77,16 +76,16 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
     numbers = {node._sequence_nr(): node for node in path.nodes}
     _check_relus(watch, numbers, path, inside, vouch)
     if watch.lost is not None:
-        check_total(partial(again, TotalWatch, is_elsewhere=False), watch.lost, vouch)
+        check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
     suspects = {
         order: suspect
-        for order, suspect in _not_vouched(watch.suspects, numbers, vouch)
+        for order, suspect in enumerate(watch.suspects)
         if (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
     }
     if not suspects:
         return Settled([], frozenset(), frozenset(), is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
-    runs = again(partial(ForwardWatch, "everything", wanted=places), is_elsewhere=True)
+    runs = again(partial(ForwardWatch, "everything", vouch, wanted=places), is_elsewhere=True)
     looks = (run.values for run, _ in runs)
     others = list(islice(looks, NEAR)) if places else []
     cases = [
@@ -138,9 +137,9 @@ def _settled(cases: Sequence[Case], path: Path, raised: frozenset[int]) -> Settl
             answers.add(answer)
         else:
             if "refused" in answers:
-                raise spelled({named(case.suspect)}, "torch.relu")
+                raise spelled({case.suspect.named}, "torch.relu")
             is_sure &= not {"unsure", "open"} & answers
-            unsettled = named(case.suspect) if "open" in answers else unsettled
+            unsettled = case.suspect.named if "open" in answers else unsettled
             refuted |= {number} if "refuted" in answers else set()
     _refuse_unfinished(unfinished, {relu.node for relu in relus}, path)
     is_sure &= not _refuse_weighed(weighed, relus)
@@ -162,7 +161,7 @@ def _refuse_weighed(cases: Sequence[Case], relus: Sequence[Spelled]) -> bool:
     for case, answer in answers:
         # Of x and 0.2 * x the larger one is a ReLU of neither: towards x nothing is closed.
         if answer == "refused" and not any(case.closes_what_is_open(other) for other in plain):
-            raise spelled({named(case.suspect)}, "torch.relu")
+            raise spelled({case.suspect.named}, "torch.relu")
     return any(answer == "unsure" for _, answer in answers)
 
 
@@ -171,23 +170,4 @@ def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[No
     finished = relus | {node for _, node in unfinished}
     for suspect, node in unfinished:
         if not finished >= set(path.children[node]):
-            raise spelled({named(suspect)}, "torch.relu")
-
-
-def _not_vouched(
-    suspects: Sequence[Suspect], numbers: Mapping[int, Node], vouch: Vouch
-) -> Iterator[tuple[int, Suspect]]:
-    """Yield what nobody vouches for, with its order.
-
-    What lies behind weights may be that of something that is vouched for: nothing tells which.
-    """
-    for order, suspect in enumerate(suspects):
-        is_open = not (vouch and suspect.is_weighed)
-        if is_open and not _is_vouched(suspect, numbers.get(suspect.number), vouch):
-            yield order, suspect
-
-
-def _is_vouched(suspect: Suspect, node: Node | None, vouch: Vouch) -> bool:
-    if node is not None and row(node).kind is Kind.UNKNOWN and suspect.name in vouch:
-        return True
-    return any(is_plain(name, vouch, "torch.relu") for name in (suspect.name, named(suspect)))
+            raise spelled({suspect.named}, "torch.relu")

@@ -54,6 +54,11 @@ class Place(NamedTuple):
     line: str = ""
     depth: int = 0
 
+    @property
+    def name(self) -> str:
+        """How it is spoken of: the operation, and the line."""
+        return f"{operation(self.edge.node)} at {self.line}"
+
     @classmethod
     def of(cls, tensor: torch.Tensor, line: str = "", depth: int = 0) -> "Place":
         """Return the place of a tensor that has a node."""
@@ -68,6 +73,9 @@ Again = Callable[[], Iterator[tuple["TotalWatch", Path | None]]]
 class TotalWatch(TorchFunctionMode):
     """Gives each value of a run that lost its gradient a twin that has it.
 
+    Args:
+        vouch: what the user says of operations.
+
     Attributes:
         meets: the results that have a gradient, and are made of what lost it besides; and what is linear in these.
         near: the nodes of all of these, also of those that are only put together.
@@ -75,8 +83,9 @@ class TotalWatch(TorchFunctionMode):
         values: the values that have a gradient, by their node and which of its results they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, vouch: Vouch) -> None:
         super().__init__()
+        self._vouch = vouch
         self.meets: list[Place] = []
         self.near: set[Node] = set()
         self.beside: set[Node] = set()
@@ -186,6 +195,9 @@ class TotalWatch(TorchFunctionMode):
                 continue
             depth = min(behind) + (kind is Kind.LINEAR and not is_meeting)
             place = place._replace(line=line_of_model(), depth=depth)
+            if any(is_plain(name, self._vouch, "torch.relu") for name in (operation(place.edge.node), place.name)):
+                # Nor is what is made of it looked at.
+                continue
             # The number of a tensor that is kept here is its own.
             self._met[id(result)] = place
             self._kept.append(result)
@@ -221,21 +233,20 @@ def _is_in_place(name: str, named: Mapping[str, Any]) -> bool:
     return is_marked or name in _IN_PLACE or named.get("out") is not None
 
 
-def check_total(again: Again, ranks: Ranks, vouch: Vouch) -> None:
+def check_total(again: Again, ranks: Ranks) -> None:
     """Raise if a result is a ReLU of a value, by its total derivative, that the model's own gradient passes by.
 
     Args:
         again: runs the model again.
         ranks: how values were compared with each other by what lost its gradient.
-        vouch: what the user says of operations.
 
     Raises:
-        OpaqueRegionError: such a result that nobody vouches for.
+        OpaqueRegionError: there is such a result.
     """
     looks: dict[tuple[int, int], list[Total]] = {}
     unsettled: set[tuple[int, int]] | None = None
     for watch, path in again():
-        found = [] if path is None else list(_looks(watch, path, vouch, unsettled))
+        found = [] if path is None else list(_looks(watch, path, unsettled))
         still = set[tuple[int, int]]()
         for key, name, look in found:
             looks.setdefault(key, []).append(look)
@@ -249,22 +260,21 @@ def check_total(again: Again, ranks: Ranks, vouch: Vouch) -> None:
 
 
 def _looks(
-    watch: TotalWatch, path: Path, vouch: Vouch, wanted: set[tuple[int, int]] | None
+    watch: TotalWatch, path: Path, wanted: set[tuple[int, int]] | None
 ) -> Iterator[tuple[tuple[int, int], str, Total]]:
     """Yield the total and the own derivatives of what may be a ReLU, with its place, and how it is spoken of."""
     cases = []
     for number, meet in enumerate(watch.meets):
-        names = operation(meet.edge.node), f"{operation(meet.edge.node)} at {meet.line}"
-        if meet.edge.node not in path.members or any(is_plain(name, vouch, "torch.relu") for name in names):
+        if meet.edge.node not in path.members:
             continue
         values = {(number, order): x for order, x in enumerate(_values_beside(watch, meet))}
         values = {key: x for key, x in values.items() if wanted is None or key in wanted}
-        cases.append((meet, names[1], values, _derivatives(meet, values.values())))
+        cases.append((meet, values, _derivatives(meet, values.values())))
     with shut(path), _shut(watch.beside):
-        for meet, name, values, totals in cases:
+        for meet, values, totals in cases:
             for (key, x), total, own in zip(values.items(), totals, _derivatives(meet, values.values()), strict=True):
                 if total is not None and own is not None:
-                    yield key, name, Total(*(as_numpy(one) for one in (x.tensor, total, own)))
+                    yield key, meet.name, Total(*(as_numpy(one) for one in (x.tensor, total, own)))
 
 
 def _values_beside(watch: TotalWatch, meet: Place) -> Iterator[Place]:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import compress
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -16,13 +17,15 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
+from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.bounds import judge_bounded
 from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.refusals import unreadable
+from guided_backprop.backends.refusals import is_plain, unreadable
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
 from guided_backprop.backends.torch.dispatch import Dispatched
+from guided_backprop.backends.torch.graph.nodes import opaque_name
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value
@@ -71,6 +74,11 @@ class Suspect:
     is_on_view: bool
 
     @property
+    def named(self) -> str:
+        """How it is spoken of: the operation, and the line of the model."""
+        return f"{self.name} at {self.line}"
+
+    @property
     def is_weighed(self) -> bool:
         """Whether it may be a ReLU of one value, behind weights."""
         return self.x.choice is Choice.BEHIND and self.x.less is None
@@ -97,6 +105,7 @@ class ForwardWatch(Dispatched):
     Args:
         watched: "everything", or "details" where the graph leaves nothing open but the logits, and numbers that were
             added, which is much faster.
+        vouch: what the user says of operations.
         wanted: of which places the values are kept whatever they say.
         refuted: of which operations other images showed that they are no ReLUs.
         raised: of which operations they showed that they are.
@@ -113,12 +122,14 @@ class ForwardWatch(Dispatched):
     def __init__(
         self,
         watched: Watched = "everything",
+        vouch: Vouch = MappingProxyType({}),
         *,
         wanted: Set[Place] = frozenset(),
         refuted: Set[int] = frozenset(),
         raised: Set[int] = frozenset(),
     ) -> None:
         super().__init__()
+        self._vouch = vouch
         self._watched, self._wanted, self._refuted, self.raised = watched, wanted, refuted, raised
         self.suspects: list[Suspect] = []
         self.settled: set[int] = set()
@@ -157,6 +168,7 @@ class ForwardWatch(Dispatched):
             return func(*args, **kwargs)
         self._count += 1
         tensors = [*_tensors_in(args), *_tensors_in(kwargs)]
+        self._note_vouched(tensors)
         notes = [self._notes.of(tensor) for tensor in tensors]
         is_dependent = self._watched == "everything" and name not in _SHAPED and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)
@@ -177,6 +189,13 @@ class ForwardWatch(Dispatched):
             except Exception as error:
                 raise unreadable(name, error) from error
         return result
+
+    def _note_vouched(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Note what comes of custom functions that are vouched for: nothing of what is inside of them counts."""
+        for tensor in tensors if self._vouch else ():
+            node = tensor.grad_fn
+            if isinstance(node, torch.autograd.function.BackwardCFunction) and opaque_name(node) in self._vouch:
+                self._notes.put(tensor, Note())
 
     def _written_behind(self, tensors: Sequence[torch.Tensor]) -> list[bool]:
         """Tell where a write would change a value that has a gradient, while its edge stays as it was."""
@@ -266,6 +285,9 @@ class ForwardWatch(Dispatched):
         suspects = list(self._suspects(step, result, output, is_direct=is_direct, is_on_view=is_on_view))
         rising = [suspect for suspect in suspects if suspect.judgement.verdict is Verdict.CONVEX]
         kept = [suspect for suspect in suspects if suspect in rising or not rising or suspect.place in self._wanted]
+        if kept and self._is_vouched(step, kept[0]):
+            # It ends what came of the values in front of it, as a ReLU does that the rule acts on.
+            return None
         first = len(self.suspects)
         self.suspects += kept
         if rising or self._count in self.raised:
@@ -275,6 +297,11 @@ class ForwardWatch(Dispatched):
         return falling.union(
             first + number for number, suspect in enumerate(kept) if suspect.x.choice is not Choice.BEHIND
         )
+
+    def _is_vouched(self, step: Step, suspect: Suspect) -> bool:
+        if step.row.kind is Kind.UNKNOWN and step.name in self._vouch:
+            return True
+        return any(is_plain(name, self._vouch, "torch.relu") for name in (suspect.name, suspect.named))
 
     def _suspects(
         self, step: Step, result: torch.Tensor, output: int, *, is_direct: bool, is_on_view: bool

@@ -213,6 +213,51 @@ def test_a_relu_behind_weights_is_refused(framework, name):
         GuidedBackprop(model).explain(images, labels=1)
 
 
+def running_sums(lib, x, w):
+    """Return the sum of the largest products, as many as there are positive numbers."""
+    ordered, order = x.sort(1, descending=True)
+    sums = (ordered[..., None] * w[order]).cumsum(1)
+    return sums[lib.xp.arange(len(x)), (x > 0).sum(1) - 1]
+
+
+@pytest.mark.parametrize("name", [*HIDDEN, "running sums"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_images_hide_none_in_pytorch(name, count):
+    model, images = network_of("torch", (HIDDEN | {"running sums": running_sums})[name])
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images[:count], labels=1)
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_images_make_none_of_what_is_none_in_pytorch(name, count):
+    model, images = network_of("torch", ORDINARY[name])
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images[:count], labels=1))).all()
+
+
+def test_other_images_are_asked_once():
+    runs = []
+
+    def counted(x):
+        runs.append(x)
+        return model(x)
+
+    # Whatever the images are, x is 0 there.
+    model, images = network_of("torch", lambda lib, x, w: x @ w + abs(0 * x) @ w)
+    explainer = GuidedBackprop(counted)
+    explainer.explain(images[:1], labels=1)
+    assert len(runs) == 4
+    explainer.explain(images[1:2], labels=1)
+    assert len(runs) <= 6
+
+
+def test_planted_fault_without_other_images_few_rows_hide_a_relu(monkeypatch):
+    spelled = pytest.importorskip("guided_backprop.backends.torch.hidden.spelled")
+    monkeypatch.setattr(spelled, "_behind", lambda watch, path, wanted, relus: {})
+    model, images = network_of("torch", HIDDEN["norms of rows"])
+    GuidedBackprop(model).explain(images[:1], labels=1)
+
+
 def model_that_holds(framework, holding, spelled, count=20):
     """Return a model that ends in a loop or a branch, with a ReLU of its own in front, and one image of few values."""
     lib = Library(framework)

@@ -92,6 +92,7 @@ class TorchBackend(Backend):
         self._watched: Watched = "everything"
         # The graphs, by what their nodes are, of which it is known that nothing hides a ReLU there.
         self._clear: set[int] = set()
+        self._tried: set[str] = set()
 
     @classmethod
     def network_of(cls, model: Any) -> Network:
@@ -222,7 +223,7 @@ class TorchBackend(Backend):
         refuted = raised = frozenset[int]()
         while True:
             again = partial(self._again, inputs, run, rules)
-            settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, again)
+            settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, again, tried=self._tried)
             if settled.refuted <= refuted and settled.raised <= raised:
                 break
             refuted, raised = refuted | settled.refuted, raised | settled.raised

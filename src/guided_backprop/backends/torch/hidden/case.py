@@ -10,6 +10,7 @@ import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
+from guided_backprop.backends import evidence
 from guided_backprop.backends.bounds import judge_bound_behind
 from guided_backprop.backends.choices import judge_behind, judge_weighed
 from guided_backprop.backends.evidence import is_evidence, is_multiple, is_thin
@@ -57,6 +58,7 @@ class Case:
         others: values on other images.
         is_settled: whether a later result is made of it, which is a ReLU.
         far: values on images that are far larger; None as long as they are not asked for.
+        behind: x and the derivative towards it on other images, where weights lie between.
     """
 
     suspect: Suspect
@@ -65,6 +67,7 @@ class Case:
     others: Sequence[Values]
     is_settled: bool
     far: tuple[NumpyArray, NumpyArray] | None = None
+    behind: Sequence[tuple[NumpyArray, NumpyArray]] = ()
 
     @cached_property
     def looks(self) -> list[tuple[NumpyArray, NumpyArray]]:
@@ -192,13 +195,29 @@ class Case:
         """The derivative of a sum of the results, each times a number of its own, towards x, behind weights."""
         return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x, is_of_one=False)
 
+    @cached_property
+    def weighed(self) -> tuple[NumpyArray, NumpyArray] | None:
+        """The value x and the derivative towards it, of all runs of the model; None if the graph cannot tell it."""
+        return evidence.joined(self.runs[::-1]) if self.runs else None
+
+    @cached_property
+    def runs(self) -> Sequence[tuple[NumpyArray, NumpyArray]]:
+        """The same for each of them, that on the given images first; none if the graph cannot tell it."""
+        g = self.towards_x
+        return () if g is None else [(as_numpy(self.suspect.x.tensor), g), *self.behind]
+
     def closes_what_is_open(self, other: "Case") -> bool:
         """Tell whether x is a multiple of what another case is of, and closed where that is open: then nothing is."""
-        g, there = self.towards_x, other.towards_x
-        if self.suspect.place[:2] != other.suspect.place[:2] or g is None or there is None or g.size != there.size:
+        if self.suspect.place[:2] != other.suspect.place[:2]:
             return False
-        x, others = (np.ravel(as_numpy(case.suspect.x.tensor)) for case in (self, other))
-        return x.size == others.size and is_multiple(x, others) and bool(np.ravel(there)[np.ravel(g) == 0].any())
+        for (x, g), (others, there) in zip(self.runs, other.runs, strict=False):
+            if (
+                x.size == others.size
+                and is_multiple(x, others)
+                and there.reshape(x.shape)[g.reshape(x.shape) == 0].any()
+            ):
+                return True
+        return False
 
     def _answer_of_derivatives(self) -> Answer:
         """Say whether it is made of a ReLU behind weights: of one value, or of one that another is taken away from."""
@@ -209,9 +228,9 @@ class Case:
             return self._answer_of_bound(self.node, x)
         arrays = [as_numpy(value.tensor) for value in (x, less) if value is not None]
         if less is None:
-            if self.towards_x is None:
+            if self.weighed is None:
                 return "unsure"
-            verdict = judge_weighed(arrays[0], self.towards_x, x.ranks, is_of_one_sign=bool(x.sign))
+            verdict = judge_weighed(*self.weighed, x.ranks, is_of_one_sign=bool(x.sign))
             return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
         towards = [self.towards_x, derivative(self.node, self.suspect, less, is_of_one=False)]
         derivatives = [one for one in towards if one is not None]

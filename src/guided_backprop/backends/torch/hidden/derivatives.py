@@ -1,6 +1,6 @@
 """Derivatives of a result towards what it may be a ReLU of, with all ReLUs shut that are operations of their own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -20,13 +20,24 @@ from guided_backprop.backends.torch.hidden.watch import Suspect
 def shut(path: Path) -> Iterator[None]:
     """Let no gradient pass the ReLUs that are operations of their own: what is left of one went around them."""
     watch = BackwardWatch(Shut(), lambda name, treatment: None)
-    handles = [node.register_prehook(nothing) for node in path.concerns if relu_of(node, path.members) is not None]
+    handles = [node.register_prehook(_nothing) for node in path.concerns if relu_of(node, path.members) is not None]
     hidden = [node for node in path.concerns if is_in_place_on_view(node)]
     handles += [node.register_prehook(watch.enter) for node in hidden]
     handles += [node.register_hook(watch.leave) for node in hidden]
     try:
         with watch if hidden else nullcontext():
             yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def closed(nodes: Iterable[Node]) -> Iterator[None]:
+    """Let no gradient pass some nodes."""
+    handles = [node.register_prehook(_nothing) for node in nodes]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -63,7 +74,7 @@ def derivative(
     return np.zeros(shape) if gradient is None else as_numpy(gradient).reshape(shape)
 
 
-def nothing(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+def _nothing(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     return tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
 
 

@@ -10,9 +10,9 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Protocol, TypeVar
 
-import torch
 from torch.autograd.graph import Node
 
+from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.evidence import NEAR
 from guided_backprop.backends.notes import Choice
@@ -20,11 +20,13 @@ from guided_backprop.backends.refusals import behind, is_plain, spelled
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation_of
 from guided_backprop.backends.torch.graph.relus import relu_of
-from guided_backprop.backends.torch.hidden.case import Case, Spelled, closing
-from guided_backprop.backends.torch.hidden.derivatives import shut
+from guided_backprop.backends.torch.hidden.case import Answer, Case, Spelled
+from guided_backprop.backends.torch.hidden.derivatives import closed, shut
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
-from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Suspect
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Suspect
 
+#: Runs the model on one set of other images after the other, watched for some places.
+Elsewhere = Callable[[frozenset[Place]], Iterator[tuple[ForwardWatch, Path | None]]]
 #: What watches a run.
 Seen = TypeVar("Seen", ForwardWatch, TotalWatch)
 
@@ -60,7 +62,9 @@ class Settled:
     unsettled: str = ""
 
 
-def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, again: Again) -> Settled:
+def settle(
+    watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, again: Again, *, tried: set[str]
+) -> Settled:
     """Say of each suspect whether it is a ReLU.
 
     Args:
@@ -69,6 +73,7 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
         inside: the nodes that belong to composite activations.
         vouch: what the user says of operations.
         again: how the model is run again.
+        tried: what other images were asked of before, which does not help again; what they are asked of now is added.
 
     Raises:
         OpaqueRegionError: a ReLU is spelled so that it cannot be guided, or nothing tells whether it is one.
@@ -99,7 +104,9 @@ def settle(watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouc
         raised = frozenset(case.suspect.place[0] for case in cases if case.is_raised)
         if not raised <= watch.raised:
             return Settled([], frozenset(), raised, is_sure=False)
-        return _settled(cases, path, raised)
+        look = partial(ForwardWatch, "everything", vouch, raised=watch.raised)
+        elsewhere = lambda places: again(partial(look, wanted=places), is_elsewhere=True)  # noqa: E731
+        return _settled(cases, path, raised, elsewhere, tried)
 
 
 def _check_relus(
@@ -118,8 +125,10 @@ def _check_relus(
             raise spelled({f"{name} at {line}"}, "torch.relu")
 
 
-def _settled(cases: Sequence[Case], path: Path, raised: frozenset[int]) -> Settled:
-    relus, refuted, is_sure, unsettled = [], set[int](), True, ""
+def _settled(
+    cases: Sequence[Case], path: Path, raised: frozenset[int], elsewhere: Elsewhere, tried: set[str]
+) -> Settled:
+    relus, refuted, is_sure, unsettled = dict[Place, Spelled](), set[int](), True, ""
     unfinished: list[tuple[Suspect, Node]] = []
     weighed: list[Case] = []
     for (number, _), group in groupby(cases, lambda case: case.suspect.place[:2]):
@@ -132,7 +141,7 @@ def _settled(cases: Sequence[Case], path: Path, raised: frozenset[int]) -> Settl
             if answer == "unfinished" and case.node is not None:
                 unfinished.append((case.suspect, case.node))
             if isinstance(answer, Spelled):
-                relus.append(answer)
+                relus[case.suspect.place] = answer
                 break
             answers.add(answer)
         else:
@@ -141,28 +150,67 @@ def _settled(cases: Sequence[Case], path: Path, raised: frozenset[int]) -> Settl
             is_sure &= not {"unsure", "open"} & answers
             unsettled = case.suspect.named if "open" in answers else unsettled
             refuted |= {number} if "refuted" in answers else set()
-    _refuse_unfinished(unfinished, {relu.node for relu in relus}, path)
-    is_sure &= not _refuse_weighed(weighed, relus)
-    return Settled(relus, frozenset(refuted), raised, is_sure=is_sure and not relus, unsettled=unsettled)
+    _refuse_unfinished(unfinished, {relu.node for relu in relus.values()}, path)
+    is_sure &= not _refuse_weighed(weighed, relus, elsewhere, tried)
+    return Settled(list(relus.values()), frozenset(refuted), raised, is_sure=is_sure and not relus, unsettled=unsettled)
 
 
-def _refuse_weighed(cases: Sequence[Case], relus: Sequence[Spelled]) -> bool:
+def _refuse_weighed(
+    cases: Sequence[Case], relus: Mapping[Place, Spelled], elsewhere: Elsewhere, tried: set[str]
+) -> bool:
     """Raise if a ReLU lies behind weights; return whether that is not sure of some cases.
 
     Nothing passes those that are guided, which are spelled in front of them.
     """
-    handles = [node.register_prehook(hook) for node, hook in closing(relus, lambda g, gated, y: torch.zeros_like(g))]
-    try:
-        answers = [(case, case.answer()) for case in cases]
-    finally:
-        for handle in handles:
-            handle.remove()
-    plain = [case for case, answer in answers if answer == "plain"]
-    for case, answer in answers:
+    known = {case.suspect.place: case for case in cases}
+    with closed([relu.node for relu in relus.values()]):
+        answers = {place: case.answer() for place, case in known.items()}
+        places = {place for place in known if answers[place] == "unsure" and known[place].runs}
+        # They were asked before.
+        places -= {place for place in places if known[place].suspect.named in tried}
+        tried |= {known[place].suspect.named for place in places}
+        _ask_others(known, answers, places, frozenset(relus), elsewhere)
+    plain = [known[place] for place, answer in answers.items() if answer == "plain"]
+    for place, answer in answers.items():
         # Of x and 0.2 * x the larger one is a ReLU of neither: towards x nothing is closed.
-        if answer == "refused" and not any(case.closes_what_is_open(other) for other in plain):
-            raise spelled({case.suspect.named}, "torch.relu")
-    return any(answer == "unsure" for _, answer in answers)
+        if answer == "refused" and not any(known[place].closes_what_is_open(other) for other in plain):
+            raise spelled({known[place].suspect.named}, "torch.relu")
+    return "unsure" in answers.values()
+
+
+def _ask_others(
+    known: dict[Place, Case],
+    answers: dict[Place, Spelled | Answer],
+    places: Set[Place],
+    relus: frozenset[Place],
+    elsewhere: Elsewhere,
+) -> None:
+    """Look at some cases on other images, which may tell what few images do not, and at what stands beside them."""
+    wanted = {place for place in known if any(place[:2] == one[:2] for one in places)}
+    for watch, path in elsewhere(relus.union(wanted)) if places else ():
+        for place, look in _behind(watch, path, wanted, relus).items():
+            known[place] = replace(known[place], behind=[*known[place].behind, look])
+            answers[place] = known[place].answer() if place in places else answers[place]
+        if not any(answers[place] == "unsure" for place in places):
+            return
+
+
+def _behind(
+    watch: ForwardWatch, path: Path | None, wanted: Set[Place], relus: Set[Place]
+) -> dict[Place, tuple[NumpyArray, NumpyArray]]:
+    """Return what may be a ReLU behind weights and its derivative, by their place, in a run on other images."""
+    if path is None:
+        return {}
+    numbers = {node._sequence_nr(): node for node in path.nodes}
+    cases = [
+        Case(suspect, numbers.get(suspect.number), path, [], is_settled=False)
+        for suspect in watch.suspects
+        if suspect.place in wanted
+    ]
+    nodes = [numbers.get(suspect.number) for suspect in watch.suspects if suspect.place in relus]
+    with shut(path), closed([node for node in nodes if node is not None]):
+        pairs = [(case.suspect.place, as_numpy(case.suspect.x.tensor), case.towards_x) for case in cases]
+    return {place: (x, towards) for place, x, towards in pairs if towards is not None}
 
 
 def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[Node], path: Path) -> None:

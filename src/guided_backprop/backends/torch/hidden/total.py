@@ -25,7 +25,7 @@ from guided_backprop.backends.refusals import is_plain, spelled
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation, row
-from guided_backprop.backends.torch.hidden.derivatives import nothing, seeds, shut
+from guided_backprop.backends.torch.hidden.derivatives import closed, seeds, shut
 from guided_backprop.backends.torch.hidden.watch import line_of_model
 
 _DATA: Final = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -270,7 +270,7 @@ def _looks(
         values = {(number, order): x for order, x in enumerate(_values_beside(watch, meet))}
         values = {key: x for key, x in values.items() if wanted is None or key in wanted}
         cases.append((meet, values, _derivatives(meet, values.values())))
-    with shut(path), _shut(watch.beside):
+    with shut(path), closed(watch.beside):
         for meet, values, totals in cases:
             for (key, x), total, own in zip(values.items(), totals, _derivatives(meet, values.values()), strict=True):
                 if total is not None and own is not None:
@@ -322,14 +322,3 @@ def _derivatives(meet: Place, values: Iterable[Place]) -> list[torch.Tensor | No
         )
     except RuntimeError:
         return [None for _ in values]
-
-
-@contextmanager
-def _shut(nodes: set[Node]) -> Iterator[None]:
-    """Let no gradient pass some nodes."""
-    handles = [node.register_prehook(nothing) for node in nodes]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

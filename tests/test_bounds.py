@@ -5,7 +5,7 @@ import pytest
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends import nomination
-from guided_backprop.backends.bounds import judge_bound_behind, judge_bounded
+from guided_backprop.backends.bounds import judge_at_zero, judge_bound_behind, judge_bounded
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
 from networks_hidden import ROWS, WEIGHTS, oracle
@@ -35,6 +35,13 @@ def test_rounding_may_leave_something_of_a_bound(dtype):
     assert judge_bounded(left + uneven, far).verdict is Verdict.PARTIAL
 
 
+def test_a_length_that_a_small_number_keeps_from_0_leaves_more():
+    far = X - 100
+    clipped = far * np.minimum(1, 100 / (np.abs(far) + 1e-7)) + 100
+    assert judge_bounded(clipped, far).verdict is Verdict.PARTIAL
+    assert not judge_bounded(clipped + 1e-3 * (X < 0) * X, far).is_gate
+
+
 def test_a_bound_is_a_relu_where_its_weights_take_it_away_again():
     w, seeds = RNG.normal(size=(12, 4)), np.array([0.7, 1.2, 1.9, 1.4])
     far = X + 5
@@ -44,6 +51,14 @@ def test_a_bound_is_a_relu_where_its_weights_take_it_away_again():
     assert judge_bound_behind(far, derivative, sums + 0.01) is Verdict.NONE
     assert judge_bound_behind(far, derivative, np.maximum(far, 5) @ w @ seeds) is Verdict.NONE
     assert judge_bound_behind(far[:1], derivative[:1], sums[:1]) is Verdict.NONE
+
+
+def test_the_bends_of_a_known_curve_are_its_own():
+    assert judge_at_zero(np.clip(X, 0, 9), X).verdict is Verdict.CONVEX
+    assert judge_at_zero(np.clip(X, 0, 1), X).verdict is Verdict.PARTIAL
+    assert judge_at_zero(np.minimum(X, 0), X).verdict is Verdict.CONCAVE
+    assert judge_at_zero(np.clip(X + 0.5, 0, 9), X).verdict is Verdict.NONE
+    assert judge_at_zero(np.clip(X + 0.5, 0, 1), X).verdict is Verdict.NONE
 
 
 OTHERS = {

@@ -1,6 +1,6 @@
 """The judgement of a bound that is not 0: it is a ReLU where what is made of it is 0 there again."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhe
 _EVIDENCE: Final = 4.0
 # By so many units in the last place of the threshold rounding may miss 0.
 _LEFT: Final = 32
+# And where a length is bounded that a small number keeps from being 0.
+_LEFT_OF_LENGTHS: Final = 1e-8
 # Behind weights more is left, of sums.
 _LEFT_OF_SUMS: Final = 512
 # So many values are closed, and so many open.
@@ -43,13 +45,14 @@ def judge_bounded(
     judgement = judge(
         y, x, rounding, ranks=ranks, is_of_one_sign=is_of_one_sign, is_of_two=is_of_two, evidence=_EVIDENCE
     )
+    left = max(_LEFT_OF_LENGTHS, _LEFT * float(np.finfo(y.dtype).eps)) if y.dtype.kind == "f" else 0.0
+    if judgement.slope is None or judgement.closed is None:
+        near = _undone(y.astype(np.float64), x.astype(np.float64).reshape(y.shape), left) if y.size == x.size else None
+        is_relu = near is not None and judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE).slope is not None
+        is_told = judgement.is_gate or is_relu
+        return Judgement(Verdict.PARTIAL if is_relu else Verdict.NONE) if is_told else judgement
     if not judgement.is_gate:
         return judgement
-    left = _LEFT * float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 0.0
-    if judgement.slope is None or judgement.closed is None:
-        near = _undone(y.astype(np.float64), x.astype(np.float64).reshape(y.shape), left)
-        is_relu = near is not None and judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE).slope is not None
-        return Judgement(Verdict.PARTIAL if is_relu else Verdict.NONE)
     turned = np.where(np.nan_to_num(judgement.slope) < 0, -1, 1) * x.reshape(y.shape)
     edge = np.abs(turned[(y == judgement.closed) & np.isfinite(turned)].max(initial=-np.inf))
     is_rounded = np.isfinite(edge) and not closes_elsewhere(_rounded(judgement.closed, left * edge))
@@ -71,6 +74,28 @@ def _undone(y: NumpyArray, x: NumpyArray, left: float) -> NumpyArray | None:
         if is_apart and not (np.abs(y[is_shut]) > left * np.abs(edge)).any():
             return np.where(is_shut, 0.0, y)
     return None
+
+
+def judge_at_zero(y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, **known: Any) -> Judgement:
+    """Tell whether a known curve of x with a number added is a ReLU of x, as ``softshrink(x + 100, 100)`` is.
+
+    A bend that lies elsewhere is the curve's own, as a hard sigmoid's is at -3.
+
+    Args:
+        y: the result.
+        x: what the number was added to.
+        rounding: how far a multiple may be off, as a share of the largest value.
+        known: as for :func:`judge`.
+    """
+    judgement = judge(y, x, rounding, **known)
+    if not judgement.is_gate:
+        return judgement
+    x = x.reshape(y.shape)
+    for side in (x, -x):
+        is_closed = y == y.flat[side.argmin()]
+        if (side[is_closed] <= 0).all() and (side[~is_closed] >= 0).all():
+            return judgement
+    return Judgement(Verdict.NONE)
 
 
 def judge_bound_behind(x: NumpyArray, derivative: NumpyArray, sums: NumpyArray) -> Verdict:

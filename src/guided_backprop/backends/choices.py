@@ -212,11 +212,12 @@ def judge_total(looks: Sequence[Total], ranks: Ranks = Ranks.NONE, *, rounding: 
 
 def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks) -> Verdict:
     """Return what it says that nothing below 0 is open."""
-    if ranks is not Ranks.NONE and (x.ndim < 2 or len(x) < _LEAST_ROWS or _are_as_many(is_open)):
-        # The largest half of a row is what is above 0 as often as not.
+    is_full = not (~is_open & (x > 0)).any()
+    is_by_rank = x.ndim < 2 or len(x) < _LEAST_ROWS or _are_as_many(is_open) or not is_full
+    if ranks is not Ranks.NONE and is_by_rank:
+        # The largest half of a row is what is above 0 as often as not; and of few negative ones none is among them.
         return Verdict.UNSETTLED
     closed, opened = int((x < 0).sum()), int(is_open.sum())
-    is_full = not (~is_open & (x > 0)).any()
     is_sure = min(closed, opened) >= _LEAST_SIDE or (is_full and comb(closed + opened, opened) >= _LEAST_WAYS)
     return Verdict.PARTIAL if is_sure else Verdict.UNSETTLED
 

@@ -50,6 +50,8 @@ class Step(Noting[Ref]):
             return None
         if self.row.kind is Kind.CLIP:
             return self._bounds()
+        if self._shifted_before:
+            return True
         is_none = self._is_curve or (self.row.word in CHOICES and not self._is_among_constants)
         if is_none:
             # A smooth curve closes nothing that was open before; but it may straighten what another one bent.
@@ -94,6 +96,7 @@ class Step(Noting[Ref]):
             if operand.ref is not None and not is_none:
                 yield Candidate(operand.ref, operand.size, ranked=operand.note.ranked if operand.note else frozenset())
             yield from () if operand.note is None else operand.note.parts
+        yield from self._shifted_before
         every = (source for note in notes_of(self._tainted) for source in note.sources)
         yield from (source for source in every if source.choice is not Choice.BEHIND)
         yield from self._chosen_from()

@@ -49,6 +49,7 @@ class Candidate(NamedTuple, Generic[Ref]):
         ref: the value, as the framework knows it.
         size: how many numbers it has; None if that is not known, as of a difference in which one value is repeated.
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
+        is_at_zero: whether it is closed at 0, if at all: elsewhere it is what a known curve makes of it.
         choice: how the result was chosen from it, if it was, and constants may be among its numbers.
         less: another value that is to be taken away from it first, if there is one.
         ranked: the operations that compared values with each other before it was made.
@@ -58,6 +59,7 @@ class Candidate(NamedTuple, Generic[Ref]):
     ref: Ref
     size: int | None = None
     is_bounded: bool = False
+    is_at_zero: bool = False
     choice: Choice = Choice.NONE
     less: Ref | None = None
     ranked: frozenset[Hashable] = frozenset()
@@ -92,6 +94,7 @@ class Note(Generic[Ref]):
         ordered: what was put in order, all of it, with constants that may be among it.
         differences: of values that something compared or chose from, each less another; those behind weights as well.
         curves: what it is a curve of, value by value.
+        shifted: what it is a multiple of with a number added, one number for all of its values.
     """
 
     is_tainted: bool = False
@@ -112,11 +115,13 @@ class Note(Generic[Ref]):
     ordered: tuple[Candidate[Ref], ...] = ()
     differences: tuple[Candidate[Ref], ...] = ()
     curves: tuple[Candidate[Ref], ...] = ()
+    shifted: tuple[Candidate[Ref], ...] = ()
 
     def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
         """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
-        return replace(self, ranked=frozenset(), parts=(), sources=sources, ordered=(), differences=(), curves=())
+        lost = dict.fromkeys(("parts", "ordered", "differences", "curves", "shifted"), ())
+        return replace(self, ranked=frozenset(), sources=sources, **lost)  # type: ignore[arg-type]
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
         """Return what is known of a value that is one or the other."""
@@ -139,6 +144,7 @@ class Note(Generic[Ref]):
             ordered=first_of([*self.ordered, *other.ordered]),
             differences=first_of([*self.differences, *other.differences]),
             curves=first_of([*self.curves, *other.curves]),
+            shifted=first_of([*self.shifted, *other.shifted]),
         )
 
 

@@ -6,7 +6,7 @@ from typing import Final
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.step import CURVES, RANKS, SUMMARIES, Given, notes_of
+from guided_backprop.backends.step import CURVES, RANKS, SHIFTS, SUMMARIES, Given, notes_of
 
 # They put values of several places together, or at more places.
 _PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter", "stack"})
@@ -34,7 +34,7 @@ class Noting(Given[Ref]):
             is_by_rank=self.is_by_rank,
             ranked=self.ranked(size),
             is_pooled=self._is_pooled,
-            is_bound=self.row.kind is Kind.CLIP or self._is_of_a_bound,
+            is_bound=self.row.kind is Kind.CLIP or self.has_bound or self._is_of_a_bound,
             is_bent=self._is_bent,
             is_falling=is_falling or any(note.is_falling for note in self._notes),
             is_summary=self._is_summary,
@@ -48,6 +48,7 @@ class Noting(Given[Ref]):
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
             curves=first_of(self._curves(size)),
+            shifted=first_of(self._shifted()),
         )
 
     def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
@@ -104,9 +105,12 @@ class Noting(Given[Ref]):
 
     def _new_sources(self, candidates: Sequence[Candidate[Ref]], size: int | None) -> Sequence[Candidate[Ref]]:
         """Return what the taint comes from, if it begins here."""
+        if self.has_pole and self.passes:
+            # It closes nothing itself, and a bound behind it is one of what came before it.
+            return ()
         # What a curve or a factor made of x before it another one may undo behind it.
         curves = [one for note in notes_of(self._read) for one in note.curves]
-        if self.row.kind is Kind.CLIP and len(self.dependent) == 1 and self._bounds() is None:
+        if self._is_bounding:
             return [candidate._replace(is_bounded=True) for candidate in [*candidates, *curves]]
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
@@ -146,6 +150,15 @@ class Noting(Given[Ref]):
             yield from self._all_read()
         if self.row.kind in CURVES | {Kind.MOVES, Kind.LINEAR} or self.row.word == "abs":
             yield from (one for note in notes_of(self._read) for one in note.curves)
+
+    def _shifted(self) -> Iterator[Candidate[Ref]]:
+        """Yield what a result is a multiple of, with one number added."""
+        is_alone = len(self.dependent) == 1 and all(one.note is not None or one.size == 1 for one in self.operands)
+        if not is_alone or self.row.kind not in (Kind.LINEAR, Kind.MOVES) or self._is_mixing:
+            return
+        yield from (one for note in notes_of(self._read) for one in note.shifted)
+        if self.row.word in SHIFTS - {"batch_norm"}:
+            yield from self._all_read()
 
     @property
     def _is_pooled(self) -> bool:

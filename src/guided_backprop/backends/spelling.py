@@ -155,40 +155,39 @@ def closes_elsewhere(closed: NumpyArray | None) -> bool:
 
 
 def _judged(y: NumpyArray, x: NumpyArray, rounding: float, eps: float, *, ranks: Ranks, evidence: float) -> Judgement:
-    near = _rounded(y, eps)
+    near = _rounded(y, eps, x)
     is_possible = ((near == 0) & (x != 0)).any() or np.unique(y).size < y.size
     if not is_possible and not _is_unsettled(y, x):
         # Closed values are alike, and most that is looked at has no two values alike.
         return Judgement(Verdict.NONE)
     judgement = _gate(y, x, rounding, ranks=ranks, evidence=evidence)
-    is_gate = judgement is not None and judgement.is_gate
-    if not (is_gate or ranks is Ranks.ALL) and _is_gate_but_for_rounding(y, near, x, _rounded(x, 4 * eps), rounding):
-        judgement = Judgement(Verdict.PARTIAL)
-    if judgement is None and _is_unsettled(y, x):
-        return Judgement(Verdict.UNSETTLED)
-    return judgement or Judgement(Verdict.NONE)
+    if not ((judgement and judgement.is_gate) or ranks is Ranks.ALL):
+        judgement = _gate_but_for_rounding(y, near, x, _rounded(x, 4 * eps), rounding) or judgement
+    return judgement or Judgement(Verdict.UNSETTLED if _is_unsettled(y, x) else Verdict.NONE)
 
 
-def _is_gate_but_for_rounding(
+def _gate_but_for_rounding(
     y: NumpyArray, near: NumpyArray, x: NumpyArray, near_x: NumpyArray, rounding: float
-) -> bool:
-    """Tell whether y is a gate if a sum of two opposite numbers is 0, as it is where they are rounded, ``near``.
+) -> Judgement | None:
+    """Say whether y is a gate if a sum of two opposite numbers is 0, as it is where they are rounded, ``near``.
 
     A curve that only comes close to 0 is none: it bends there. What is a gate in places need not be straight, and is
     exactly 0 often.
     """
     if np.array_equal(y, near, equal_nan=True) and np.array_equal(x, near_x, equal_nan=True):
-        return False
+        return None
     is_often = 4 * ((y == 0) & (near_x != 0)).sum() >= ((near == 0) & (near_x != 0)).sum()
     if is_often and _is_gate_in_places(near, near_x):
-        return True
+        return Judgement(Verdict.PARTIAL)
     judgement = _gate(near, near_x, rounding, ranks=Ranks.NONE)
-    return judgement is not None and judgement.verdict in (Verdict.CONVEX, Verdict.CONCAVE)
+    if judgement is None or judgement.verdict is Verdict.PARTIAL:
+        return None
+    return judgement if judgement.verdict is Verdict.UNSETTLED else Judgement(Verdict.PARTIAL)
 
 
-def _rounded(array: NumpyArray, eps: float) -> NumpyArray:
-    """Return the numbers, those being 0 that may be what rounding left of others."""
-    largest = np.abs(array[np.isfinite(array)]).max(initial=0.0)
+def _rounded(array: NumpyArray, eps: float, *others: NumpyArray) -> NumpyArray:
+    """Return the numbers, those being 0 that may be what rounding left of larger ones, which others may be."""
+    largest = max(np.abs(one[np.isfinite(one)]).max(initial=0.0) for one in (array, *others))
     return np.where(np.abs(array) <= _LEFT * eps * largest, 0.0, array)
 
 
@@ -392,9 +391,9 @@ def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
         # One value that is 0 there was closed before, as what a ReLU gave less a number.
         return False
     # What is 0 itself is on neither side.
-    is_other = x < 0 if signs[0] else x > 0
-    size = np.abs(x)
-    if (kept := ~is_closed & ~is_other & (x != 0)).any() and size[is_closed].max() <= size[kept].min():
-        # What is closed lies around 0, as of a soft shrink.
+    is_other, size = x < 0 if signs[0] else x > 0, np.abs(x)
+    low, high, kept = size[is_closed].min(), size[is_closed].max(), size[~is_closed & ~is_other & (x != 0)]
+    if (kept >= high).any() and not ((kept > low) & (kept < high)).any():
+        # What is closed lies between what is open, as of a soft shrink.
         return False
     return bool(is_other.sum() >= _FEW and (y[is_other] != 0).all())

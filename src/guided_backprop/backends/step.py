@@ -7,6 +7,7 @@ from typing import Final, Generic
 
 from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks, Ref
 from guided_backprop.backends.operations import Kind, Operation
+from guided_backprop.backends.signs import Sign
 
 CHOOSING: Final = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
 # Curves that tell a size or a sign: roots and logarithms of squares, angles, singular values; and what is made of
@@ -14,7 +15,7 @@ CHOOSING: Final = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
 _BENT: Final = frozenset(
     """
     abs acos acosh asin atan2 cbrt celu cholesky det eig elu hypot leaky_relu log log1p lu norm
-    pow prelu qr rrelu rsqrt selu softshrink sparse_plus sparse_sigmoid sqrt svd xlogy
+    pow prelu qr rrelu rsqrt selu softshrink sparse_plus sparse_sigmoid sqrt svd tan xlogy
     """.split()
 )
 # What a value or a row of them is turned to by these is known, and is no gate of it.
@@ -50,6 +51,8 @@ class Given(Generic[Ref]):
         is_relu: whether it is a ReLU by itself, which the rule guides.
         is_choice: whether it chooses by size though its row does not say so.
         held: what is known of what comes out of the loop, the branches or the function that it holds.
+        has_pieces: whether it is a known curve that is straight in pieces, whose bends lie where its arguments say.
+        has_bound: whether a bound that is not 0 is part of it, though its row does not say so.
         exponent: of a power, where that is known.
         is_shifted: whether it is a value less the largest, or the smallest, of its own numbers.
         place: which operation it is, the same one each time that it is looked at.
@@ -63,6 +66,8 @@ class Given(Generic[Ref]):
     is_relu: bool = False
     is_choice: bool = False
     held: Sequence[Note[Ref]] = ()
+    has_pieces: bool = False
+    has_bound: bool = False
     exponent: float | None = None
     is_shifted: bool = False
     overwritten: int = 0
@@ -111,7 +116,13 @@ class Given(Generic[Ref]):
         # A whole power tells no size.
         is_whole = self.exponent is not None and self.exponent >= 0 and self.exponent == int(self.exponent)
         is_bent = self.row.word in _BENT and not (self.row.word == "pow" and is_whole)
-        return self._holds_taint or self.row.kind in CHOOSING or is_bent
+        return self._holds_taint or self.row.kind in CHOOSING or is_bent or self.has_pole
+
+    @property
+    def has_pole(self) -> bool:
+        """Whether it divides by what may have either sign: there it jumps from one end to the other."""
+        last = self.operands[-1].note if self.row.word == "div" and self.operands else None
+        return last is not None and last.sign is Sign.UNKNOWN
 
     @property
     def is_of_two(self) -> bool:
@@ -175,6 +186,18 @@ class Given(Generic[Ref]):
         return is_known and not (self.is_choice or self._is_partly_relu)
 
     @property
+    def _shifted_before(self) -> list[Candidate[Ref]]:
+        """What a number was added to in front of a known curve, whose bends are not where that has them for this."""
+        shifted = [one for note in self._notes for one in note.shifted] if self.has_pieces else []
+        return [one._replace(is_at_zero=True) for one in shifted]
+
+    @property
+    def _is_bounding(self) -> bool:
+        """Whether it bounds one value by a number that is not 0."""
+        is_clip = self.row.kind is Kind.CLIP and len(self.dependent) == 1 and self._bounds() is None
+        return is_clip or self.has_bound
+
+    @property
     def _is_among_constants(self) -> bool:
         """Whether there may be constants among what is chosen from: else the choice zeroes none of the values."""
         is_beside = self.row.word in CHOICES and any(one.note is None and one.is_number for one in self.operands)
@@ -210,7 +233,8 @@ class Given(Generic[Ref]):
             # What is chosen is chosen as it was: the largest of |x| is a magnitude still.
             before = masks if self.row.kind is Kind.COMPARES else self._notes
             return self._compares_values() and all(note.is_by_rank for note in before)
-        if self.row.kind in (Kind.RELU, Kind.CLIP) or (self.row.kind is Kind.SMOOTH and masks):
+        is_bound = self.row.kind in (Kind.RELU, Kind.CLIP) or self.has_pieces
+        if is_bound or (self.row.kind is Kind.SMOOTH and masks):
             return False
         return all(note.is_by_rank and note.is_tainted for note in masks or notes_of(self._tainted))
 

@@ -159,11 +159,13 @@ class Case:
         if self.is_choice:
             return self._answer_of_choice()
         suspect, verdict = self.suspect, self.judgement.verdict
+        # What was taken for a ReLU ended what came before it, and what follows it was not looked at.
+        none: Answer = "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
         if verdict is Verdict.NONE:
-            return "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
+            return none
         if self.derivative is not None and not self.derivative.any():
             # What passes a gradient on to x is a ReLU operation by itself, or nothing is; unless all is closed here.
-            return "open" if self.is_open or self._is_closed else "plain"
+            return "open" if self.is_open or self._is_closed else none
         if self.is_open:
             is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
             is_bounded = suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)

@@ -27,6 +27,7 @@ class Value:
         sign: the sign that all of it has by how it was made.
         version: how often it had been changed in place.
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
+        is_at_zero: whether it is closed at 0, if at all: elsewhere it is what a known curve makes of it.
         choice: how something was chosen from it, where constants may be among its numbers.
         less: another value that is taken away from it, behind weights.
         ranks: how values were compared by what chose between it and what may be a ReLU of it.
@@ -37,6 +38,7 @@ class Value:
     sign: Sign
     version: int
     is_bounded: bool = False
+    is_at_zero: bool = False
     choice: notes.Choice = notes.Choice.NONE
     less: "Value | None" = None
     ranks: notes.Ranks = notes.Ranks.NONE

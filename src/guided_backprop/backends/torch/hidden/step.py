@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 from operator import eq
 from typing import Any, Final
 
@@ -29,6 +30,13 @@ _PLACED_BY: Final = {
     **dict.fromkeys("ps_roi_align ps_roi_pool psroialign psroipool roi_align roi_pool roialign roipool".split(), 1),
     "deform_conv2d": 2,
 }
+# They are straight in pieces; and these bound a logarithm, or a length.
+_IN_PIECES: Final = frozenset({"hardshrink", "hardsigmoid", "softshrink"})
+_BOUNDED: Final = frozenset({"binary_cross_entropy", "renorm"})
+# They take what is smaller than a tolerance for nothing.
+_BY_TOLERANCE: Final = frozenset({"linalg_lstsq", "linalg_pinv"})
+# Of so few values of a row, made the same length, the signs are told.
+_FEW: Final = 3
 # What a softmax is lessened by; and what leaves that as it is.
 _EXTREMES: Final = frozenset({"amax", "amin", "max", "min"})
 _COPIES: Final = _DETACHES | {"clone"}
@@ -63,13 +71,21 @@ class Step(nomination.Step[Value]):
             [*operands, *_numbers(row.kind, row.word, args, named)],
             passes=is_passing and has_gradient and any(operand.is_active for operand in operands),
             is_relu=is_relu,
-            is_choice=name in _REDUCES or any(one.is_active for one in placed),
+            is_choice=name in _REDUCES or any(one.is_active for one in placed) or _tells_signs(name, row.kind, args),
+            has_pieces=name in _IN_PIECES,
+            has_bound=name in _BOUNDED,
             exponent=exponent_of(name, args),
             is_shifted=bool(self._shift(row.word)),
             # What is written over is not read: it may be memory that nothing was written to before.
             place=place,
             overwritten=int(name == "copy" and len(operands) > 1),
         )
+
+    @property
+    def has_pole(self) -> bool:
+        """Whether it divides by what may have either sign."""
+        # What a number divides is the only tensor that is given.
+        return super().has_pole and (self.name == "reciprocal" or len(self._tensors) > 1)
 
     def lost(self, known: Ranks | None) -> Ranks | None:
         """Return how values were compared by what lost its gradient and meets one here, beside what is known before."""
@@ -97,7 +113,8 @@ class Step(nomination.Step[Value]):
             elif candidate.less is not None:
                 value = value.without(candidate.less)
             ranks = self.ranks(candidate, result.numel())
-            yield replace(value, is_bounded=candidate.is_bounded, choice=candidate.choice, ranks=ranks)
+            flags = {"is_bounded": candidate.is_bounded, "is_at_zero": candidate.is_at_zero}
+            yield replace(value, choice=candidate.choice, ranks=ranks, **flags)  # type: ignore[arg-type]
 
     def noted(self, result: torch.Tensor, falling: frozenset[int] | None) -> Note:
         """Return what is known of the result; ``falling`` is None if it is a ReLU."""
@@ -178,6 +195,26 @@ def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any
     else:
         numbers = [named.get("initial")]
     return [notes.Operand(has_zeros=partial(eq, number, 0)) for number in numbers if type(number) in (int, float)]
+
+
+def _tells_signs(name: str, kind: Kind, args: Sequence[Any]) -> bool:
+    """Tell whether an operation brings so few values to one length that it tells their signs, or leaves small ones out.
+
+    Of two values the normalised ones are 1 and -1, in the order of their size.
+    """
+    if name in _BY_TOLERANCE:
+        return True
+    x = args[0] if args and (kind is Kind.NORM or name == "native_batch_norm") else None
+    if not isinstance(x, torch.Tensor):
+        return False
+    rows = 0
+    if name == "native_group_norm":
+        rows = len(x) * args[6]
+    elif name == "native_batch_norm":
+        rows = x.shape[1] if args[5] else 0
+    elif isinstance(args[1], (list, tuple)):
+        rows = x.numel() // max(1, prod(args[1]))
+    return 0 < x.numel() <= _FEW * rows
 
 
 def _is_same(tensor: torch.Tensor, others: torch.Tensor) -> bool:

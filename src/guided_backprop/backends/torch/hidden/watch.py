@@ -18,7 +18,7 @@ from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.bounds import judge_bounded
+from guided_backprop.backends.bounds import judge_at_zero, judge_bounded
 from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind
@@ -342,7 +342,7 @@ def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_tw
         return Judgement(Verdict.UNSETTLED)
     if x.choice is not Choice.NONE:
         return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
-    how = judge_bounded if x.is_bounded else judge
+    how = judge_bounded if x.is_bounded else judge_at_zero if x.is_at_zero else judge
     return how(*joined(looks), rounding, ranks=x.ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
 
 

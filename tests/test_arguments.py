@@ -1,0 +1,131 @@
+"""Known curves that are switches by their arguments, and what tells signs though no comparison does: in PyTorch."""
+
+import numpy as np
+import pytest
+
+from guided_backprop import GuidedBackprop
+from guided_backprop.backends import step
+from guided_backprop.backends.torch.hidden import step as watched
+from guided_backprop.errors import OpaqueRegionError
+from networks_hidden import ROWS, WEIGHTS, oracle
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+
+def of_two(x):
+    return torch.stack([x, -x], -1)
+
+
+def tangent(x):
+    angle = x / 10 + torch.pi / 2
+    return x * (angle - torch.atan(torch.tan(angle))) / torch.pi
+
+
+def by_phase(x):
+    return x * (1 - torch.log(torch.complex(x, torch.zeros_like(x))).imag / torch.pi)
+
+
+def by_tolerance(x):
+    return x * (torch.linalg.pinv(x.exp().reshape(-1, 1, 1), atol=1.0).reshape(x.shape) * x.exp())
+
+
+def clipped_by_length(x):
+    y = x - 100
+    return y / (y.abs() / 100).clamp(min=1) + 100
+
+
+#: Each is ``relu(x)``.
+HIDDEN = {
+    "a hard sigmoid": lambda x: F.hardsigmoid(x / 10 - 3) * 60,
+    "a hard sigmoid of less": lambda x: F.hardsigmoid(x / 1000 - 3) * 6000,
+    "a hard sigmoid with a threshold": lambda x: F.hardsigmoid((x + 1) / 10 - 3.1) * 60,
+    "a hard sigmoid of all bounds": lambda x: F.hardsigmoid(x - 3) * 6 + (x - 6).relu(),
+    "a soft shrink": lambda x: F.softshrink(x + 100, 100.0),
+    "a soft shrink of the opposite": lambda x: -F.softshrink(-x - 100, 100.0),
+    "a renormalisation": lambda x: torch.renorm((x - 100).reshape(-1, 1), 2, 0, 100.0).reshape(x.shape) + 100,
+    "a length that is clipped": clipped_by_length,
+    "a layer norm of two": lambda x: x * (1 + F.layer_norm(of_two(x), (2,), eps=0.0)[..., 0]) / 2,
+    "a layer norm of two large ones": lambda x: x * (1 + F.layer_norm(of_two(x) * 1e9, (2,))[..., 0]) / 2,
+    "a group norm of two": lambda x: (
+        x * (1 + F.group_norm(of_two(x).reshape(-1, 1, 2) * 1e9, 1).reshape(*x.shape, 2)[..., 0]) / 2
+    ),
+    "a root mean square of one": lambda x: x * (1 + F.rms_norm(x[..., None], (1,), eps=0.0)[..., 0]) / 2,
+    "an instance norm of two": lambda x: (
+        x * (1 + F.instance_norm(of_two(x).reshape(1, -1, 2) * 1e9).reshape(*x.shape, 2)[..., 0]) / 2
+    ),
+    "a pole": lambda x: x * (torch.atan(x) + torch.atan(1 / x)) / torch.pi + x / 2,
+    "a pole of a quotient": lambda x: x * (torch.atan(x) + torch.atan(2 / (2 * x))) / torch.pi + x / 2,
+    "poles of a tangent": tangent,
+    "a phase": by_phase,
+    "a tolerance": by_tolerance,
+}
+
+#: None is a ReLU of x.
+ORDINARY = {
+    "a hard sigmoid": F.hardsigmoid,
+    "a gate of half of the values": lambda x: x * F.hardsigmoid(4 * x),
+    "a hard sigmoid of a shift": lambda x: F.hardsigmoid(3 * x + 1),
+    "a hard swish": F.hardswish,
+    "a soft shrink": lambda x: F.softshrink(x, 0.2),
+    "a soft shrink of a shift": lambda x: F.softshrink(x - 0.1, 0.2),
+    "a hard shrink of a shift": lambda x: F.hardshrink(x - 0.1, 0.2),
+    "a group norm of two": lambda x: F.group_norm(x, 10),
+    "a layer norm": lambda x: F.layer_norm(x, (20,)),
+    "a quotient": lambda x: x / (x.sum(1, keepdim=True) + 7),
+    "a tangent": lambda x: torch.tan(x / 10),
+    "an inverse": lambda x: torch.linalg.pinv((x + 9).reshape(len(x), 4, 5)).flatten(1) + torch.reciprocal(x * x + 1),
+    "a renormalisation": lambda x: torch.renorm(x, 2, 0, 1.0),
+}
+
+
+def network_of(spelled, dtype="float32"):
+    """Return a model with a ReLU of its own in front of what is spelled, and its images."""
+    first, second, third, images = (torch.as_tensor(array.astype(dtype)) for array in (*WEIGHTS, ROWS))
+    return lambda x: (spelled(torch.relu(x @ first) @ second - 0.2) @ third).tanh(), images
+
+
+def explained(spelled, count, dtype="float32"):
+    model, images = network_of(spelled, dtype)
+    return np.asarray(GuidedBackprop(model).explain(images[:count], labels=1))
+
+
+@pytest.mark.parametrize("count", [1, len(ROWS)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_is_a_switch_by_its_arguments_is_guided_or_refused(name, dtype, count):
+    try:
+        found = explained(HIDDEN[name], count, dtype)
+    except OpaqueRegionError:
+        return
+    np.testing.assert_allclose(found, oracle()[:count], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, len(ROWS)])
+@pytest.mark.parametrize("name", ORDINARY)
+def test_what_is_known_is_plain(name, count):
+    model, images = network_of(ORDINARY[name])
+    leaf = images[:count].clone().requires_grad_()
+    # What is spelled keeps its derivative: the guided map is that of the ReLU in front of it alone.
+    first, second, third = map(torch.as_tensor, WEIGHTS)
+    inner = torch.relu(leaf @ first)
+    (g,) = torch.autograd.grad((ORDINARY[name](inner @ second - 0.2) @ third).tanh()[:, 1].sum(), inner)
+    expected = (g.clamp(min=0) * (inner > 0)) @ first.T
+    found = GuidedBackprop(model).explain(images[:count], labels=1).attribution
+    np.testing.assert_allclose(found, expected.detach(), rtol=1e-4, atol=1e-6)
+
+
+FAULTS = {
+    "a soft shrink": (watched, "_IN_PIECES", frozenset()),
+    "a layer norm of two": (watched, "_FEW", 0),
+    "a tolerance": (watched, "_BY_TOLERANCE", frozenset()),
+    "a pole": (step.Given, "has_pole", False),
+    "poles of a tangent": (step, "_BENT", frozenset()),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_fault_what_is_taken_for_a_curve_leaves_a_wrong_map(name, monkeypatch):
+    monkeypatch.setattr(*FAULTS[name])
+    found = explained(HIDDEN[name], len(ROWS), "float64")
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()

@@ -84,7 +84,7 @@ class TorchBackend(Backend):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self._run_forward: Runner = _directly
+        self._run_forward: Runner = lambda forward, images: forward(images)
         self._generators = Generators(setup.model)
         # Whether it ran once and drew nothing.
         self._is_known = False
@@ -383,7 +383,3 @@ def _needed(last: Node | None, graph: Graph, *, undoes_head: bool) -> Watched:
     """Return what of the forward pass the graph leaves open, beside what may hide a ReLU."""
     is_headed = undoes_head and nodes.head_behind(last) is not None
     return "details" if is_headed or needs_shifts(graph) else None
-
-
-def _directly(forward: Callable[[Any], Any], images: Any) -> Any:
-    return forward(images)

@@ -35,6 +35,11 @@ def clipped_by_length(x):
     return y / (y.abs() / 100).clamp(min=1) + 100
 
 
+def by_quantiles(x):
+    low, high = (torch.quantile(x, share, 1, keepdim=True) for share in (0.1, 0.9))
+    return (x - low) / (high - low + 1e-3)
+
+
 #: Each is ``relu(x)``.
 HIDDEN = {
     "a hard sigmoid": lambda x: F.hardsigmoid(x / 10 - 3) * 60,
@@ -72,6 +77,7 @@ ORDINARY = {
     "a hard shrink of a shift": lambda x: F.hardshrink(x - 0.1, 0.2),
     "a group norm of two": lambda x: F.group_norm(x, 10),
     "a layer norm": lambda x: F.layer_norm(x, (20,)),
+    "quantiles": by_quantiles,
     "a quotient": lambda x: x / (x.sum(1, keepdim=True) + 7),
     "a tangent": lambda x: torch.tan(x / 10),
     "an inverse": lambda x: torch.linalg.pinv((x + 9).reshape(len(x), 4, 5)).flatten(1) + torch.reciprocal(x * x + 1),

@@ -14,7 +14,7 @@ from guided_backprop.backends import evidence
 from guided_backprop.backends.bounds import judge_bound_behind
 from guided_backprop.backends.choices import judge_behind, judge_weighed
 from guided_backprop.backends.evidence import is_evidence, is_multiple, is_thin
-from guided_backprop.backends.notes import Choice
+from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import row
@@ -169,7 +169,10 @@ class Case:
         if self.is_open:
             is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
             is_bounded = suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
-            is_told = self.is_settled or bool(suspect.x.sign) or is_bounded or is_constant
+            # What compared values with each other alone closes none at a number: of one sign is what a quantile is.
+            is_told = (
+                self.is_settled or bool(suspect.x.sign) or is_bounded or is_constant or suspect.x.ranks is Ranks.ALL
+            )
             return "unsure" if is_told or not self._is_direct else "refused"
         if self.is_gate and not (self.is_settled or is_thin(self.values[1])) and self.node is not None:
             y = suspect.values[0]

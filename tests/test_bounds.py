@@ -145,13 +145,28 @@ def test_a_bound_that_is_undone_exactly_is_guided(framework):
     np.testing.assert_allclose(found, oracle(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+def undone_by_weights(framework, others=1):
+    """Return what a bound is taken away of by the bias that it leaves behind weights, or by another one."""
+    w = np.random.default_rng(0).normal(size=(20, 20)) / 3
+    words = Words(framework)
+    weights, bias = words.as_array(w), words.as_array(5 * w.sum(0) * others)
+    return lambda w, x: w.larger(x + 5, 5.0) @ weights - bias
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_bound_that_is_undone_by_weights_is_refused(framework):
-    words, (w, plain) = Words(framework), (RNG.normal(size=(20, 20)) / 3 for _ in range(2))
-    weights, other = words.as_array(w), words.as_array(w @ plain)
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
-        explained(framework, lambda w, x: w.larger(x + 5, 5.0) @ weights - 5 * weights.sum(0))
-    explained(framework, lambda w, x: w.larger(x + 5, 5.0) @ weights - 5 * other.sum(0))
+        explained(framework, undone_by_weights(framework))
+    explained(framework, undone_by_weights(framework, np.linspace(0.5, 2, 20)))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_a_bound_that_is_not_followed_through_weights_leaves_a_wrong_map(framework, monkeypatch):
+    monkeypatch.setattr(nomination.Step, "_weighed", lambda self, size: iter(()))
+    w = np.random.default_rng(0).normal(size=(20, 20)).astype("float32") / 3
+    right = explained(framework, lambda words, x: words.relu(x) @ words.as_array(w))
+    found = explained(framework, undone_by_weights(framework))
+    assert np.abs(found - right).max() > 0.1 * np.abs(right).max()
 
 
 @pytest.mark.parametrize("name", ORDINARY)

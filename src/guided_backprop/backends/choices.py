@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.evidence import is_passing
+from guided_backprop.backends.evidence import is_passing, joined
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
 
@@ -167,6 +167,30 @@ def judge_weighed(
     is_enough = min(is_open.sum(), (~is_open).sum()) >= _LEAST_SIDE and ranks is Ranks.NONE
     is_split = is_enough and any(side[~is_open].max() <= side[is_open].min() for side in (x, -x))
     return Verdict.PARTIAL if is_split else Verdict.NONE
+
+
+def judge_stopped(
+    looks: Sequence[tuple[NumpyArray, NumpyArray, NumpyArray]],
+    ranks: Ranks = Ranks.NONE,
+    *,
+    is_of_one_sign: bool = False,
+) -> Verdict:
+    """Tell whether a sum is a ReLU of x by its values and not by its gradient, as something stopped that.
+
+    ``x @ w + stop_gradient((relu(x) - x) @ w)`` is ``relu(x) @ w``: as if nothing was stopped its derivative is 0 on
+    one side of a threshold, where the gradient of the model passes. What a model detaches of itself, as a mean, closes
+    nothing that is open in its gradient.
+
+    Args:
+        looks: for each run on other images x, and of a sum of the results, each times a number of its own, the
+            derivative towards x: the model's own, and as if nothing was stopped. No ReLU is shut for either.
+        ranks: as for :func:`judge_weighed`.
+        is_of_one_sign: whether x never changes its sign, however the images are.
+    """
+    is_lost = any((is_passing(own) & ~is_passing(total)).any() for _, own, total in looks)
+    seen = joined([(x, total) for x, _, total in looks])
+    verdict = judge_weighed(*seen, ranks, is_of_one_sign=is_of_one_sign)
+    return Verdict.NONE if verdict is Verdict.PARTIAL and not is_lost else verdict
 
 
 def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks) -> Verdict:

@@ -53,6 +53,7 @@ class Candidate(NamedTuple, Generic[Ref]):
         less: another value that is to be taken away from it first, if there is one.
         ranked: the operations that compared values with each other before it was made.
         weights: how often several values were added up since something was made of it.
+        is_stopped: whether a gradient was stopped behind it, so that no derivative of the model's own tells of it.
     """
 
     ref: Ref
@@ -62,6 +63,7 @@ class Candidate(NamedTuple, Generic[Ref]):
     less: Ref | None = None
     ranked: frozenset[Hashable] = frozenset()
     weights: int = 0
+    is_stopped: bool = False
 
     @property
     def values(self) -> list[Ref]:
@@ -92,6 +94,7 @@ class Note(Generic[Ref]):
         ordered: what was put in order, all of it, with constants that may be among it.
         differences: of values that something compared or chose from, each less another; those behind weights as well.
         curves: what it is a curve of, value by value.
+        relus: what the rule guided on the way, as long as few layers of weights came behind.
     """
 
     is_tainted: bool = False
@@ -112,11 +115,14 @@ class Note(Generic[Ref]):
     ordered: tuple[Candidate[Ref], ...] = ()
     differences: tuple[Candidate[Ref], ...] = ()
     curves: tuple[Candidate[Ref], ...] = ()
+    relus: tuple[Candidate[Ref], ...] = ()
 
     def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
         """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
-        return replace(self, ranked=frozenset(), parts=(), sources=sources, ordered=(), differences=(), curves=())
+        none: tuple[Candidate[Ref], ...] = ()
+        left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none)
+        return replace(left, ranked=frozenset(), sources=sources)
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
         """Return what is known of a value that is one or the other."""
@@ -139,6 +145,7 @@ class Note(Generic[Ref]):
             ordered=first_of([*self.ordered, *other.ordered]),
             differences=first_of([*self.differences, *other.differences]),
             curves=first_of([*self.curves, *other.curves]),
+            relus=first_of([*self.relus, *other.relus]),
         )
 
 
@@ -181,14 +188,16 @@ class Operand(Generic[Ref]):
 def first_of(candidates: Iterable[Candidate[Ref]]) -> tuple[Candidate[Ref], ...]:
     """Return so many candidates, the first ones, each once: bounded only where it is so on all ways.
 
-    Each is as near as on the shortest of them.
+    Each is as near as on the shortest of them, and stopped where it is so on any.
     """
     kept: dict[tuple[Ref, Ref | None, Choice], Candidate[Ref]] = {}
     for candidate in candidates:
         key = candidate.ref, candidate.less, candidate.choice
         known = kept.get(key, candidate)
         nearest = min(known.weights, candidate.weights)
-        kept[key] = (known if candidate.is_bounded else candidate)._replace(weights=nearest)
+        is_stopped = known.is_stopped or candidate.is_stopped
+        nearer = known if candidate.is_bounded else candidate
+        kept[key] = nearer._replace(weights=nearest, is_stopped=is_stopped)
     return tuple(kept.values())[:MOST_SOURCES]
 
 

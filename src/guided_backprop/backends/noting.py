@@ -25,8 +25,11 @@ class Noting(Given[Ref]):
         """
         if self.is_relu and not self._tainted:
             # What the rule acts on ends the taint, but not what came before it; what was put there stays a constant.
-            return Note(sign=sign, has_gaps=any(note.has_gaps and note.has_constants for note in self._notes))
+            has_gaps = any(note.has_gaps and note.has_constants for note in self._notes)
+            return Note(sign=sign, has_gaps=has_gaps, relus=self._relus())
         sources = [self._further(source) for note in self._notes for source in note.sources]
+        if self._is_stop:
+            sources = [one._replace(is_stopped=True) for one in [*self._stopped_relus(), *sources]]
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out
         return Note(
@@ -48,7 +51,24 @@ class Noting(Given[Ref]):
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
             curves=first_of(self._curves(size)),
+            relus=self._relus(),
         )
+
+    @property
+    def _is_stop(self) -> bool:
+        return self.row.word == "stop_gradient"
+
+    def _relus(self) -> tuple[Candidate[Ref], ...]:
+        """Return what the rule guides here, and did before: the largest of a row opens by the others."""
+        if self.row.word in RANKS:
+            return ()
+        before = [self._further(one) for note in self._notes for one in note.relus]
+        own = list(self._all_read()) if self.is_relu else []
+        return first_of(one for one in [*own, *before] if one.weights <= MOST_WEIGHTS)
+
+    def _stopped_relus(self) -> list[Candidate[Ref]]:
+        """Return what a stop hides: a ReLU that is guided elsewhere, if at all, and is none here."""
+        return [one._replace(choice=Choice.BEHIND) for note in self._notes for one in note.relus]
 
     def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
         """Return a source, as far away as it is behind this."""

@@ -300,16 +300,20 @@ def _candidates(
     """Yield what the results of a node may be ReLUs of: those of some candidates that a gradient comes to."""
     bounded: dict[tuple[str, Choice, str], bool] = {}
     ranks: dict[tuple[str, Choice, str], Ranks] = {}
+    stopped = set[tuple[str, Choice, str]]()
     is_shift = _is_shift(body.graph, node)
     for candidate in every:
-        if (candidate.less is not None and is_shift) or (candidate.choice is Choice.BEHIND and candidate.is_bounded):
+        if candidate.less is not None and is_shift:
             continue
         less = "" if candidate.less is None else body.graph.copied(candidate.less)
         key = body.graph.copied(candidate.ref), candidate.choice, less
         bounded[key] = candidate.is_bounded and bounded.get(key, True)
         ranks[key] = step.ranks(candidate)
+        if candidate.is_stopped:
+            stopped.add(key)
     reached = reached_in(body, node)
-    for (ref, choice, less), is_bounded in bounded.items():
+    for key, is_bounded in bounded.items():
+        ref, choice, less = key
         trace = body.trace(ref)
         refs = [ref, less] if less else [ref]
         active = [one for one in refs if body.trace(one).is_active]
@@ -317,7 +321,7 @@ def _candidates(
         are_values = has_enough and all(body.graph.kind_of(one) in FLOATS for one in refs)
         if are_values and reached >= set(map(producer, active)):
             sign = Sign.UNKNOWN if less else trace.sign
-            yield Candidate(ref, sign, ranks[ref, choice, less], is_bounded, step.is_of_two, choice, less)
+            yield Candidate(ref, sign, ranks[key], is_bounded, step.is_of_two, choice, less, key in stopped)
 
 
 def _is_shift(graph: Graph, node: NodeDef) -> bool:

@@ -19,6 +19,8 @@ Function = Callable[..., NumpyArray]
 
 # Beyond these all composite activations are straight; no number is 0.
 _NUMBERS: Final = np.linspace(-12.0, 12.0, 2400)
+# Of how many times these a bend may show: what is fed may be large, or small.
+_SCALES: Final = (1.0, 1e3)
 # What a curve has left of its largest number is nothing.
 _NOTHING: Final = 1e-6
 _ERF: Final = np.vectorize(erf, otypes=[float])
@@ -32,6 +34,7 @@ _FUNCTIONS: Final[Mapping[str, Function]] = {
     "exp": np.exp,
     "expm1": np.expm1,
     "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
     "log": np.log,
     "log1p": np.log1p,
     "logaddexp": np.logaddexp,
@@ -66,27 +69,67 @@ def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     Where one of them, or an operation, is not known nobody knows: then it is what its operations say.
     """
     with np.errstate(all="ignore"):
-        y = _worked_out(last, x, view, {})
+        y = _worked_out(last, x, view, {}, _NUMBERS)
     if y is None or not np.isfinite(y).all():
         return False
     y = np.where(np.abs(y) <= _NOTHING * np.abs(y).max(), 0.0, y)
     return judge(y, _NUMBERS).verdict in (Verdict.CONVEX, Verdict.CONCAVE)
 
 
+def is_switch(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
+    """Tell whether the numbers that x is shifted by put a bend of its curve at 0, as of ``hardsigmoid(z / 10 - 3)``.
+
+    Of z it is one number on one side of 0, and another one right beside that: then values judge what it is.
+    """
+    value, is_shifted = x, False
+    while (step := _undone(value, view)) is not None:
+        value, is_shift = step
+        is_shifted |= is_shift
+        with np.errstate(all="ignore"):
+            if is_shifted and any(_opens_at_zero(last, value, view, scale * _NUMBERS) for scale in _SCALES):
+                return True
+    return False
+
+
+def _undone(value: Ref | float, view: Made[Ref]) -> tuple[Ref | float, bool] | None:
+    """Return what a value is but for one number, and whether it is shifted by that; None if it is of no one value."""
+    made = None if isinstance(value, float) else view.made(value)
+    if made is None or made[0] not in ("add", "div", "mul", "neg", "sub"):
+        return None
+    moving = [one for one in made[1] if not isinstance(one, float) and view.constant(one) is None]
+    return (moving[0], made[0] in ("add", "sub")) if len(moving) == 1 else None
+
+
+def _opens_at_zero(last: Ref, x: Ref | float, view: Made[Ref], numbers: NumpyArray) -> bool:
+    y = _worked_out(last, x, view, {}, numbers)
+    if y is None or not np.isfinite(y).all():
+        return False
+    nothing = _NOTHING * np.abs(y).max()
+    halves = y[numbers < 0][::-1], y[numbers > 0]
+    for closed, opened in (halves, halves[::-1]):
+        if np.ptp(closed) <= nothing < np.abs(opened[0] - closed[0]):
+            return True
+    return False
+
+
 def _worked_out(
-    value: Ref | float, x: Ref | float, view: Made[Ref], known: dict[Ref | float, NumpyArray | None]
+    value: Ref | float,
+    x: Ref | float,
+    view: Made[Ref],
+    known: dict[Ref | float, NumpyArray | None],
+    numbers: NumpyArray,
 ) -> NumpyArray | None:
     """Return what a value is for some numbers in the place of x; None if that is not known."""
     if value == x:
-        return _NUMBERS
+        return numbers
     if value not in known:
         known[value] = None
         constant = value if isinstance(value, float) else view.constant(value)
         made = None if isinstance(value, float) or constant is not None else view.made(value)
         if constant is not None and not isnan(constant):
-            known[value] = np.full_like(_NUMBERS, constant)
+            known[value] = np.full_like(numbers, constant)
         elif made is not None and made[0] in _FUNCTIONS:
-            operands = [_worked_out(operand, x, view, known) for operand in made[1]]
+            operands = [_worked_out(operand, x, view, known, numbers) for operand in made[1]]
             if all(operand is not None for operand in operands):
                 known[value] = _FUNCTIONS[made[0]](*operands)
     return known[value]

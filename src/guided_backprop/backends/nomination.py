@@ -92,7 +92,7 @@ class Step(Noting[Ref]):
         is_none = (self.row.word in ("gather", "sort") and not self.is_choice) or self._is_curve
         for operand in self._read:
             if operand.ref is not None and not is_none:
-                yield Candidate(operand.ref, operand.size, ranked=operand.note.ranked if operand.note else frozenset())
+                yield Candidate(operand.ref, operand.size, ranked=operand.note.told if operand.note else frozenset())
             yield from () if operand.note is None else operand.note.parts
         every = (source for note in notes_of(self._tainted) for source in note.sources)
         yield from (source for source in every if source.choice is not Choice.BEHIND)

@@ -51,7 +51,7 @@ class Candidate(NamedTuple, Generic[Ref]):
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
         choice: how the result was chosen from it, if it was, and constants may be among its numbers.
         less: another value that is to be taken away from it first, if there is one.
-        ranked: the operations that compared values with each other before it was made.
+        ranked: the operations that compared values with each other, or added them up, before it was made.
         weights: how often several values were added up since something was made of it.
         is_stopped: whether a gradient was stopped behind it, so that no derivative of the model's own tells of it.
     """
@@ -79,6 +79,7 @@ class Note(Generic[Ref]):
         is_tainted: whether something was chosen by size, or passed on without a gradient, among what it was made of.
         is_by_rank: whether all of that compared values with each other, and none with a constant.
         ranked: the operations that may have compared values of the images with each other; pools are none.
+        summed: those that added some up: what is chosen by that compares values with each other.
         is_pooled: whether all of that was the largest of values, none of which was put there: that zeroes none of them.
         is_bound: whether it is what a bound made, or a multiple of that.
         is_bent: whether it is what a curve or a product made of that, value by value.
@@ -100,6 +101,7 @@ class Note(Generic[Ref]):
     is_tainted: bool = False
     is_by_rank: bool = True
     ranked: frozenset[Hashable] = frozenset()
+    summed: frozenset[Hashable] = frozenset()
     is_pooled: bool = True
     is_bound: bool = False
     is_bent: bool = False
@@ -122,7 +124,12 @@ class Note(Generic[Ref]):
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
         none: tuple[Candidate[Ref], ...] = ()
         left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none)
-        return replace(left, ranked=frozenset(), sources=sources)
+        return replace(left, ranked=frozenset(), summed=frozenset(), sources=sources)
+
+    @property
+    def told(self) -> frozenset[Hashable]:
+        """The operations that tell of many values: what is chosen by these is chosen by what came before it."""
+        return self.ranked | self.summed
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
         """Return what is known of a value that is one or the other."""
@@ -130,6 +137,7 @@ class Note(Generic[Ref]):
             is_tainted=self.is_tainted or other.is_tainted,
             is_by_rank=self.is_by_rank and other.is_by_rank,
             ranked=self.ranked | other.ranked,
+            summed=self.summed | other.summed,
             is_pooled=self.is_pooled and other.is_pooled,
             is_bound=self.is_bound or other.is_bound,
             is_bent=self.is_bent or other.is_bent,

@@ -36,6 +36,7 @@ class Noting(Given[Ref]):
             is_tainted=self.starts or bool(self._tainted),
             is_by_rank=self.is_by_rank,
             ranked=self.ranked(size),
+            summed=self.summed(size),
             is_pooled=self._is_pooled,
             is_bound=self.row.kind is Kind.CLIP or self._is_of_a_bound,
             is_bent=self._is_bent,

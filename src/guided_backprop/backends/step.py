@@ -9,12 +9,12 @@ from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ran
 from guided_backprop.backends.operations import Kind, Operation
 
 CHOOSING: Final = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
-# Curves that tell a size or a sign: roots and logarithms of squares, angles, singular values; and what is made of
-# straight pieces: a leaky ReLU less its leak is a ReLU.
+# Curves that tell a size or a sign: roots and logarithms of squares, angles, singular values, what has poles; and what
+# is made of straight pieces: a leaky ReLU less its leak is a ReLU.
 _BENT: Final = frozenset(
     """
     abs acos acosh asin atan2 cbrt celu cholesky det eig elu hypot leaky_relu log log1p lu norm
-    pow prelu qr rrelu rsqrt selu softshrink sparse_plus sparse_sigmoid sqrt svd xlogy
+    pow prelu qr rrelu rsqrt selu softshrink sparse_plus sparse_sigmoid sqrt svd tan xlogy
     """.split()
 )
 # What a value or a row of them is turned to by these is known, and is no gate of it.
@@ -54,6 +54,7 @@ class Given(Generic[Ref]):
         is_shifted: whether it is a value less the largest, or the smallest, of its own numbers.
         place: which operation it is, the same one each time that it is looked at.
         overwritten: how many of the first operands are not read: they may be memory that nothing was written to.
+        has_pole: whether it divides by what may have either sign: then on the two sides of 0 it tells the sign.
         is_by_rank: whether all that chose among what it gives compared values of the images with each other.
     """
 
@@ -67,6 +68,7 @@ class Given(Generic[Ref]):
     is_shifted: bool = False
     overwritten: int = 0
     place: Hashable = None
+    has_pole: bool = False
     is_by_rank: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,14 +90,24 @@ class Given(Generic[Ref]):
     def ranked(self, size: int | None = None) -> frozenset[Hashable]:
         """Return the operations, up to this one, that may have compared values of the images with each other.
 
-        Of two values at one place the larger tells a sign, and no rank.
+        Of two values at one place the larger tells a sign, and no rank; and what is added up tells none before
+        something is chosen by it.
         """
-        # Places that are counted are no values.
-        is_count = self.row.word == "sum" and not any(one.is_number for one in self.dependent)
-        is_own = self.row.word in SUMMARIES - {"max_pool"} and not (is_count or self._chooses_of_two(size))
+        is_own = self.row.word in RANKS - {"max_pool"} and self._is_of_values and not self._chooses_of_two(size)
         is_own |= self.row.kind is Kind.COMPARES and self._compares_many
-        before = (note.ranked for note in [*self._notes, *self.held])
-        return frozenset({self.place} if is_own else ()).union(*before)
+        before = [note.ranked for note in [*self._notes, *self.held]]
+        by_sums = [note.summed for note in self._notes] if self.starts else []
+        return frozenset({self.place} if is_own else ()).union(*before, *by_sums)
+
+    def summed(self, size: int | None = None) -> frozenset[Hashable]:
+        """Return the operations, up to this one, that added values of the images up along rows."""
+        is_own = self.row.word in SUMMARIES - RANKS and self._is_of_values and not self._chooses_of_two(size)
+        return frozenset({self.place} if is_own else ()).union(*(note.summed for note in [*self._notes, *self.held]))
+
+    @property
+    def _is_of_values(self) -> bool:
+        """Whether it is given numbers: places, which are counted or put in order, tell of none."""
+        return any(one.is_number for one in self.dependent)
 
     def _chooses_of_two(self, size: int | None) -> bool:
         """Tell whether it chooses one of two values at each place, or puts values in order with as many constants."""
@@ -111,7 +123,7 @@ class Given(Generic[Ref]):
         # A whole power tells no size.
         is_whole = self.exponent is not None and self.exponent >= 0 and self.exponent == int(self.exponent)
         is_bent = self.row.word in _BENT and not (self.row.word == "pow" and is_whole)
-        return self._holds_taint or self.row.kind in CHOOSING or is_bent
+        return self._holds_taint or self.row.kind in CHOOSING or is_bent or self.has_pole
 
     @property
     def is_of_two(self) -> bool:
@@ -239,7 +251,7 @@ class Given(Generic[Ref]):
     def _all_read(self, choice: Choice = Choice.NONE) -> Iterator[Candidate[Ref]]:
         for one in self._read:
             if one.ref is not None and one.note is not None:
-                yield Candidate(one.ref, one.size, choice=choice, ranked=one.note.ranked)
+                yield Candidate(one.ref, one.size, choice=choice, ranked=one.note.told)
 
     @cached_property
     def _puts(self) -> bool:

@@ -158,6 +158,7 @@ class Taint:
             place=(body.name, node.name),
             exponent=exponent,
             is_shifted=is_shifted,
+            has_pole=_has_pole(body, node),
         )
 
     def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:
@@ -285,6 +286,12 @@ def _chooses_unseen(node: NodeDef, operands: Sequence[Operand[str]]) -> bool:
     """Tell whether a node chooses by size though its row does not say so."""
     is_placed = node.op == _PLACED and operands[1].is_active
     return node.op in _GATES or is_placed or (node.op == _UNBIASED and attribute(node, "bias").f == 0)
+
+
+def _has_pole(body: Body, node: NodeDef) -> bool:
+    """Tell whether a node divides by what may have either sign."""
+    divisor = body.trace(operand_refs(node)[-1]) if word_of(node) == "div" else None
+    return divisor is not None and divisor.note is not None and not divisor.sign
 
 
 def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends import nomination
+from guided_backprop.backends import bounds, nomination
 from guided_backprop.backends.bounds import judge_bound_behind, judge_bounded
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
@@ -167,6 +167,29 @@ def test_planted_fault_a_bound_that_is_not_followed_through_weights_leaves_a_wro
     right = explained(framework, lambda words, x: words.relu(x) @ words.as_array(w))
     found = explained(framework, undone_by_weights(framework))
     assert np.abs(found - right).max() > 0.1 * np.abs(right).max()
+
+
+def clipped(w, x):
+    """Return what is ``relu(x)``: each number less 100, clipped by its own norm, and 100."""
+    near = (x - 100)[..., None]
+    return w.xp.clip_by_norm(near, 100.0, axes=[-1])[..., 0] + 100
+
+
+def test_what_is_clipped_by_its_norm_and_shifted_is_refused():
+    """TensorFlow: rounding leaves something of the bound here and not there."""
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained("tensorflow", clipped)
+
+
+def test_what_rounding_leaves_of_a_bound_is_as_large_as_the_bound(monkeypatch):
+    norm = np.abs(X - 100).astype("float32")
+    left = 100 * np.finfo("float32").eps * RNG.integers(-1, 2, X.shape)
+    y = np.where(X > 0, X, left).astype("float32")
+    assert judge_bounded(y, norm, is_of_one_sign=True).verdict is Verdict.PARTIAL
+    assert judge_bounded(y[:0], norm[:0]).verdict is Verdict.NONE
+    # A planted fault.
+    monkeypatch.setattr(bounds, "_undone", lambda y, x, left: None)
+    assert judge_bounded(y, norm, is_of_one_sign=True).verdict is Verdict.NONE
 
 
 @pytest.mark.parametrize("name", ORDINARY)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends import choices, nomination
+from guided_backprop.backends import choices, nomination, step
 from guided_backprop.backends.choices import judge_weighed
 from guided_backprop.backends.evidence import joined
 from guided_backprop.backends.notes import Ranks
@@ -265,6 +265,38 @@ def test_few_values_of_one_look_are_more_of_several():
 def test_what_is_none_is_plain(framework, name):
     model, images = network_of(framework, ORDINARY[name])
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+ONE_IMAGE = [("jax", "norms of rows"), ("jax", "what is selected and then added up")]
+ONE_IMAGE += [("tensorflow", "norms of rows"), ("tensorflow", "what is selected and then added up")]
+
+
+@pytest.mark.parametrize(("framework", "name"), ONE_IMAGE)
+def test_one_image_is_enough_where_nothing_is_chosen_by_a_sum(framework, name):
+    model, images = network_of(framework, HIDDEN[name])
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images[:1], labels=1)
+
+
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_planted_fault_a_sum_that_compares_leaves_a_wrong_map_of_one_image(framework, monkeypatch):
+    compared = step.Given.ranked
+    monkeypatch.setattr(step.Given, "ranked", lambda self, size=None: compared(self, size) | self.summed(size))
+    model, images = network_of(framework, HIDDEN["norms of rows"])
+    found = np.asarray(GuidedBackprop(model).explain(images[:1], labels=1))
+    assert np.abs(found - oracle()[:1]).max() > 0.1 * np.abs(oracle()[:1]).max()
+
+
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_what_is_above_the_mean_of_one_image_is_no_relu(framework):
+    def masked(lib, x, w):
+        mean = lib.added_up(x)[:, None] / 20
+        return lib.xp.einsum("nk,nkm->nm", x, lib.number(x > mean)[..., None] * w)
+
+    model, images = network_of(framework, masked)
+    for number in range(4):
+        found = GuidedBackprop(model).explain(images[number : number + 1], labels=1)
+        assert np.isfinite(np.asarray(found)).all()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -19,8 +19,10 @@ Function = Callable[..., NumpyArray]
 
 # Beyond these all composite activations are straight; no number is 0.
 _NUMBERS: Final = np.linspace(-12.0, 12.0, 2400)
-# Of how many times these a bend may show: what is fed may be large, or small.
-_SCALES: Final = (1.0, 1e3)
+# Beside 0, and far from it: a bend that is not at 0 lies between some of these.
+_BESIDE: Final = np.logspace(-3, 4, 800)
+# What is constant is so but for rounding.
+_ROUNDED: Final = 1e-12
 # What a curve has left of its largest number is nothing.
 _NOTHING: Final = 1e-6
 _ERF: Final = np.vectorize(erf, otypes=[float])
@@ -63,6 +65,14 @@ class Made(Protocol[Ref]):
         """Return the number that a value is everywhere."""
 
 
+def is_other(name: str, last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
+    """Tell whether the numbers in a curve make something else of it than its name says.
+
+    A bound that is not 0 is told by its values.
+    """
+    return is_relu(last, x, view) or (name != "clamp" and is_switch(last, x, view))
+
+
 def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     """Tell whether a curve of x is a ReLU of it, or the negative of one, by the numbers that are in it.
 
@@ -86,7 +96,7 @@ def is_switch(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
         value, is_shift = step
         is_shifted |= is_shift
         with np.errstate(all="ignore"):
-            if is_shifted and any(_opens_at_zero(last, value, view, scale * _NUMBERS) for scale in _SCALES):
+            if is_shifted and _opens_at_zero(last, value, view):
                 return True
     return False
 
@@ -100,14 +110,12 @@ def _undone(value: Ref | float, view: Made[Ref]) -> tuple[Ref | float, bool] | N
     return (moving[0], made[0] in ("add", "sub")) if len(moving) == 1 else None
 
 
-def _opens_at_zero(last: Ref, x: Ref | float, view: Made[Ref], numbers: NumpyArray) -> bool:
-    y = _worked_out(last, x, view, {}, numbers)
-    if y is None or not np.isfinite(y).all():
-        return False
-    nothing = _NOTHING * np.abs(y).max()
-    halves = y[numbers < 0][::-1], y[numbers > 0]
+def _opens_at_zero(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
+    halves = [_worked_out(last, x, view, {}, side * _BESIDE) for side in (-1, 1)]
     for closed, opened in (halves, halves[::-1]):
-        if np.ptp(closed) <= nothing < np.abs(opened[0] - closed[0]):
+        if closed is None or opened is None or not (np.isfinite(closed).all() and np.isfinite(opened).all()):
+            return False
+        if np.ptp(closed) <= _ROUNDED * np.abs(opened).max() < np.abs(opened[0] - closed[0]):
             return True
     return False
 

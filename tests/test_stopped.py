@@ -60,6 +60,9 @@ HIDDEN = {
     "a magnitude": lambda lib, x, w: x @ w + stop(lib, (abs(x) @ w - x @ w) / 2),
     "what a choice changes": lambda lib, x, w: x @ w + stop(lib, (lib.xp.where(x > 0, x, 0 * x) - x) @ w),
     "a ReLU that is guided elsewhere": beside_itself,
+    "a ReLU of the opposite": lambda lib, x, w: x @ w + stop(lib, lib.relu(-x) @ w),
+    "a ReLU of a multiple": lambda lib, x, w: x @ w + stop(lib, (lib.relu(x * 2) / 2 - x) @ w),
+    "a ReLU of a shift": lambda lib, x, w: x @ w + stop(lib, (lib.relu((x + 1) - 1) - x) @ w),
     "two layers of weights": lambda lib, x, w: (x @ w) @ eye(lib) + stop(lib, (lib.relu(x) @ w - x @ w) @ eye(lib)),
 }
 

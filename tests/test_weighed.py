@@ -127,6 +127,9 @@ HIDDEN = {
     "what is selected and then added up": lambda lib, x, w: lib.sum_of_the_positive(x, w),
     "a magnitude": lambda lib, x, w: (x @ w + abs(x) @ w) / 2,
     "a sign": lambda lib, x, w: (x @ w + (lib.xp.sign(x) * x) @ w) / 2,
+    "a magnitude of the opposite": lambda lib, x, w: (x @ w + abs(-x) @ w) / 2,
+    "a magnitude of a multiple": lambda lib, x, w: (x @ w + abs(x * 2) @ w / 2) / 2,
+    "a magnitude of a shift": lambda lib, x, w: (x @ w + abs((x + 1) - 1) @ w) / 2,
     "a magnitude beside": lambda lib, x, w: lib.joined(x, abs(x)) @ lib.joined(w, w, axis=0) / 2,
     "the larger of x and -x": lambda lib, x, w: (x @ w + lib.xp.maximum(x, -x) @ w) / 2,
     "a root of a square": lambda lib, x, w: (x @ w + lib.xp.sqrt(x * x) @ w) / 2,
@@ -327,6 +330,14 @@ def test_a_mask_of_a_view_is_that_of_the_value():
     model, images = network_of("torch", spelled)
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
         GuidedBackprop(model).explain(images, labels=1)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_a_multiple_that_is_not_followed_leaves_a_wrong_map(framework, monkeypatch):
+    monkeypatch.setattr(nomination.Step, "_roots", lambda self: ())
+    model, images = network_of(framework, HIDDEN["a magnitude of the opposite"])
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

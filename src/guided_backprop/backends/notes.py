@@ -96,6 +96,7 @@ class Note(Generic[Ref]):
         differences: of values that something compared or chose from, each less another; those behind weights as well.
         curves: what it is a curve of, value by value.
         relus: what the rule guided on the way, as long as few layers of weights came behind.
+        roots: what it is a multiple or a shift of by numbers, in whatever order and shape.
     """
 
     is_tainted: bool = False
@@ -118,12 +119,13 @@ class Note(Generic[Ref]):
     differences: tuple[Candidate[Ref], ...] = ()
     curves: tuple[Candidate[Ref], ...] = ()
     relus: tuple[Candidate[Ref], ...] = ()
+    roots: tuple[Candidate[Ref], ...] = ()
 
     def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
         """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
         none: tuple[Candidate[Ref], ...] = ()
-        left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none)
+        left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none, roots=none)
         return replace(left, ranked=frozenset(), summed=frozenset(), sources=sources)
 
     @property
@@ -154,6 +156,7 @@ class Note(Generic[Ref]):
             differences=first_of([*self.differences, *other.differences]),
             curves=first_of([*self.curves, *other.curves]),
             relus=first_of([*self.relus, *other.relus]),
+            roots=first_of([*self.roots, *other.roots]),
         )
 
 
@@ -175,6 +178,7 @@ class Operand(Generic[Ref]):
         has_zeros: tells of a constant whether there may be zeros in it.
         is_sparse: tells of weights whether there are zeros in them, as far as anybody knows.
         value: the same as ``ref``, also if no gradient comes to it; None if it is no number.
+        is_known: whether it is one number, as far as its size does not tell that.
     """
 
     note: Note[Ref] | None = None
@@ -186,6 +190,7 @@ class Operand(Generic[Ref]):
     has_zeros: Callable[[], bool] = _never
     is_sparse: Callable[[], bool] = _never
     value: Ref | None = None
+    is_known: bool = False
 
     @property
     def is_tainted(self) -> bool:

@@ -6,8 +6,11 @@ from typing import Final
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.step import CURVES, RANKS, SUMMARIES, Given, notes_of
+from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SUMMARIES, Given, notes_of
 
+# With numbers they make multiples and shifts of one value.
+_LINES: Final = frozenset({"add", "div", "mul", "neg", "rsub", "sub"})
+_MOST_ROOTS: Final = 4
 # They put values of several places together, or at more places.
 _PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter", "stack"})
 
@@ -53,6 +56,7 @@ class Noting(Given[Ref]):
             differences=self._differences(is_mixed=is_mixed),
             curves=first_of(self._curves(size)),
             relus=self._relus(),
+            roots=self._roots(),
         )
 
     @property
@@ -64,8 +68,18 @@ class Noting(Given[Ref]):
         if self.row.word in RANKS:
             return ()
         before = [self._further(one) for note in self._notes for one in note.relus]
-        own = list(self._all_read()) if self.is_relu else []
+        own = [*self._all_read(), *self._roots_before()] if self.is_relu else []
         return first_of(one for one in [*own, *before] if one.weights <= MOST_WEIGHTS)
+
+    def _roots(self) -> tuple[Candidate[Ref], ...]:
+        """Return what a result is a multiple or a shift of by numbers, or is as it came but in another order."""
+        others = [one for one in self.operands if one.note is None and one.is_number]
+        is_line = self.row.word in _LINES and all(one.size == 1 or one.is_known for one in others)
+        is_one = len(self.dependent) == 1 and (is_line or self.row.word in REARRANGES)
+        return first_of([*self._all_read(), *self._roots_before()])[:_MOST_ROOTS] if is_one else ()
+
+    def _roots_before(self) -> list[Candidate[Ref]]:
+        return [one for note in notes_of(self._read) for one in note.roots]
 
     def _stopped_relus(self) -> list[Candidate[Ref]]:
         """Return what a stop hides: a ReLU that is guided elsewhere, if at all, and is none here."""
@@ -132,13 +146,17 @@ class Noting(Given[Ref]):
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
             return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
+        if not self.starts:
+            return ()
         is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
-        if not self.starts or is_relu or self.row.kind is Kind.COMPARES:
-            return candidates if self.starts else ()
+        # What is added beside x may be made of a multiple of x.
+        roots = [one._replace(choice=Choice.BEHIND) for one in self._roots_before()]
+        if is_relu or self.row.kind is Kind.COMPARES:
+            return [*candidates, *roots]
         # A norm of a row adds up its magnitudes.
         is_sum = self.row.word == "norm" and all(one.size is None or one.size != size for one in self._read)
         behind = [*curves, *candidates] if is_sum else curves
-        return [*candidates, *(one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind)]
+        return [*candidates, *(one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind), *roots]
 
     @property
     def _is_of_a_bound(self) -> bool:

@@ -36,6 +36,7 @@ _MIXING: Final = frozenset("avg_pool conv cumsum einsum fft matmul mean sum".spl
 POINTWISE: Final = frozenset("add addcmul batch_norm complex conj div imag lerp mul neg real rsub sub".split())
 # A root of a negative number has no real part.
 PARTS: Final = frozenset({"imag", "real"})
+REARRANGES: Final = frozenset("cast copy flip identity identity_n mark reshape squeeze transpose".split())
 SHIFTS: Final = frozenset({"add", "batch_norm", "rsub", "sub"})
 
 

@@ -259,6 +259,7 @@ class Taint:
             has_zeros=partial(_has_zeros, body.graph, node, ref),
             is_sparse=partial(self._weights.may_have_zeros, body.graph, ref, is_outermost=not body.name),
             value=ref if is_number else None,
+            is_known=body.graph.constant(ref) is not None and not isnan(body.graph.constant(ref) or 0.0),
         )
 
 

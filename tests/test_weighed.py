@@ -128,7 +128,6 @@ HIDDEN = {
     "a magnitude": lambda lib, x, w: (x @ w + abs(x) @ w) / 2,
     "a sign": lambda lib, x, w: (x @ w + (lib.xp.sign(x) * x) @ w) / 2,
     "a magnitude of the opposite": lambda lib, x, w: (x @ w + abs(-x) @ w) / 2,
-    "a magnitude of a multiple": lambda lib, x, w: (x @ w + abs(x * 2) @ w / 2) / 2,
     "a magnitude of a shift": lambda lib, x, w: (x @ w + abs((x + 1) - 1) @ w) / 2,
     "a magnitude beside": lambda lib, x, w: lib.joined(x, abs(x)) @ lib.joined(w, w, axis=0) / 2,
     "the larger of x and -x": lambda lib, x, w: (x @ w + lib.xp.maximum(x, -x) @ w) / 2,
@@ -268,6 +267,13 @@ def test_few_values_of_one_look_are_more_of_several():
 def test_what_is_none_is_plain(framework, name):
     model, images = network_of(framework, ORDINARY[name])
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_a_magnitude_of_a_multiple_behind_weights_is_refused(framework):
+    model, images = network_of(framework, lambda lib, x, w: (x @ w + abs(x * 2) @ w / 2) / 2)
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images, labels=1)
 
 
 ONE_IMAGE = [("jax", "norms of rows"), ("jax", "what is selected and then added up")]

@@ -1,5 +1,7 @@
 """What is detached and added behind weights: a ReLU by its values, of which no gradient tells."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from guided_backprop.backends.noting import Noting
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
 from networks_hidden import oracle
-from test_weighed import FRAMEWORKS, OPEN, SHUT, G, X, network_of
+from test_weighed import FRAMEWORKS, HOLDING, OPEN, SHUT, G, X, model_that_holds, network_of
 
 #: PyTorch's are its own: what is detached there no graph shows.
 TRACED = FRAMEWORKS[1:]
@@ -123,6 +125,32 @@ def test_a_relu_that_is_detached_behind_weights_is_refused(framework, name):
 def test_what_a_model_detaches_of_itself_is_plain(framework, name):
     model, images = network_of(framework, ORDINARY[name])
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+@pytest.mark.parametrize("holding", HOLDING)
+@pytest.mark.parametrize("framework", TRACED)
+def test_a_relu_that_is_detached_inside_of_what_holds_it_is_refused(framework, holding):
+    for count in (20, 6):
+        model, images = model_that_holds(framework, holding, HIDDEN["what a ReLU changes"], count)
+        with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+            GuidedBackprop(model).explain(images, labels=1)
+
+
+@pytest.mark.parametrize("name", ["statistics of a ReLU", "rounded", "half of a gradient"])
+@pytest.mark.parametrize("holding", HOLDING)
+@pytest.mark.parametrize("framework", TRACED)
+def test_what_is_detached_inside_and_no_relu_is_plain(framework, holding, name):
+    model, images = model_that_holds(framework, holding, ORDINARY[name])
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+def test_planted_fault_a_stop_inside_of_a_loop_that_is_forgotten(monkeypatch):
+    whole = Noting.note
+    monkeypatch.setattr(
+        Noting, "note", lambda self, *given, **how: replace(whole(self, *given, **how), is_stopped=False)
+    )
+    model, images = model_that_holds("tensorflow", "a loop", HIDDEN["what a ReLU changes"])
+    GuidedBackprop(model).explain(images, labels=1)
 
 
 @pytest.mark.parametrize("framework", TRACED)

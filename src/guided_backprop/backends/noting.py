@@ -30,14 +30,12 @@ class Noting(Given[Ref]):
             # What the rule acts on ends the taint, but not what came before it; what was put there stays a constant.
             has_gaps = any(note.has_gaps and note.has_constants for note in self._notes)
             return Note(sign=sign, has_gaps=has_gaps, relus=self._relus())
-        sources = [self._further(source) for note in self._notes for source in note.sources]
-        if self._is_stop:
-            sources = [one._replace(is_stopped=True) for one in [*self._stopped_relus(), *sources]]
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out
         return Note(
             is_tainted=self.starts or bool(self._tainted),
             is_by_rank=self.is_by_rank,
+            is_stopped=self._was_stopped,
             ranked=self.ranked(size),
             summed=self.summed(size),
             is_pooled=self._is_pooled,
@@ -51,7 +49,7 @@ class Noting(Given[Ref]):
             has_border=self._has_border(),
             sign=sign,
             parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
-            sources=first_of([*self._new_sources(self._all_parts, size), *sources]),
+            sources=first_of([*self._begun(size), *self._followed()]),
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
             curves=first_of(self._curves(size)),
@@ -62,6 +60,10 @@ class Noting(Given[Ref]):
     @property
     def _is_stop(self) -> bool:
         return self.row.word == "stop_gradient"
+
+    @property
+    def _was_stopped(self) -> bool:
+        return self._is_stop or any(note.is_stopped for note in [*self._notes, *self.held])
 
     def _relus(self) -> tuple[Candidate[Ref], ...]:
         """Return what the rule guides here, and did before: the largest of a row opens by the others."""
@@ -136,6 +138,19 @@ class Noting(Given[Ref]):
         """Whether each number that it gives tells of many values."""
         is_moved = self.row.kind is Kind.MOVES and self.row.word not in _PUTS - {"broadcast"}
         return self.row.word in SUMMARIES or (is_moved and any(note.is_summary for note in self._notes))
+
+    def _followed(self) -> list[Candidate[Ref]]:
+        """Return what the taint of the operands came from; a stop hides ReLUs besides, and all that it came from."""
+        sources = [self._further(source) for note in self._notes for source in note.sources]
+        if not self._is_stop:
+            return sources
+        return [one._replace(is_stopped=True) for one in [*self._stopped_relus(), *sources]]
+
+    def _begun(self, size: int | None) -> Sequence[Candidate[Ref]]:
+        """Return what the taint that begins here comes from; a loop may have stopped gradients inside."""
+        new = self._new_sources(self._all_parts, size)
+        is_stopped = any(note.is_stopped for note in self.held)
+        return [one._replace(is_stopped=True) for one in new] if is_stopped else new
 
     def _new_sources(self, candidates: Sequence[Candidate[Ref]], size: int | None) -> Sequence[Candidate[Ref]]:
         """Return what the taint comes from, if it begins here."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends import nomination
+from guided_backprop.backends import bounds, nomination
 from guided_backprop.backends.bounds import judge_at_zero, judge_bound_behind, judge_bounded
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
@@ -160,13 +160,51 @@ def test_a_bound_that_is_undone_exactly_is_guided(framework):
     np.testing.assert_allclose(found, oracle(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+def undone_by_weights(framework, others=1):
+    """Return what a bound is taken away of by the bias that it leaves behind weights, or by another one."""
+    w = np.random.default_rng(0).normal(size=(20, 20)) / 3
+    words = Words(framework)
+    weights, bias = words.as_array(w), words.as_array(5 * w.sum(0) * others)
+    return lambda w, x: w.larger(x + 5, 5.0) @ weights - bias
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_bound_that_is_undone_by_weights_is_refused(framework):
-    words, (w, plain) = Words(framework), (RNG.normal(size=(20, 20)) / 3 for _ in range(2))
-    weights, other = words.as_array(w), words.as_array(w @ plain)
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
-        explained(framework, lambda w, x: w.larger(x + 5, 5.0) @ weights - 5 * weights.sum(0))
-    explained(framework, lambda w, x: w.larger(x + 5, 5.0) @ weights - 5 * other.sum(0))
+        explained(framework, undone_by_weights(framework))
+    explained(framework, undone_by_weights(framework, np.linspace(0.5, 2, 20)))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_a_bound_that_is_not_followed_through_weights_leaves_a_wrong_map(framework, monkeypatch):
+    monkeypatch.setattr(nomination.Step, "_weighed", lambda self, size: iter(()))
+    w = np.random.default_rng(0).normal(size=(20, 20)).astype("float32") / 3
+    right = explained(framework, lambda words, x: words.relu(x) @ words.as_array(w))
+    found = explained(framework, undone_by_weights(framework))
+    assert np.abs(found - right).max() > 0.1 * np.abs(right).max()
+
+
+def clipped(w, x):
+    """Return what is ``relu(x)``: each number less 100, clipped by its own norm, and 100."""
+    near = (x - 100)[..., None]
+    return w.xp.clip_by_norm(near, 100.0, axes=[-1])[..., 0] + 100
+
+
+def test_what_is_clipped_by_its_norm_and_shifted_is_refused():
+    """TensorFlow: rounding leaves something of the bound here and not there."""
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained("tensorflow", clipped)
+
+
+def test_what_rounding_leaves_of_a_bound_is_as_large_as_the_bound(monkeypatch):
+    norm = np.abs(X - 100).astype("float32")
+    left = 100 * np.finfo("float32").eps * RNG.integers(-1, 2, X.shape)
+    y = np.where(X > 0, X, left).astype("float32")
+    assert judge_bounded(y, norm, is_of_one_sign=True).verdict is Verdict.PARTIAL
+    assert judge_bounded(y[:0], norm[:0]).verdict is Verdict.NONE
+    # A planted fault.
+    monkeypatch.setattr(bounds, "_undone", lambda y, x, left: None)
+    assert judge_bounded(y, norm, is_of_one_sign=True).verdict is Verdict.NONE
 
 
 @pytest.mark.parametrize("name", ORDINARY)

@@ -3,7 +3,7 @@
 import pytest
 
 from guided_backprop.backends.nomination import Step
-from guided_backprop.backends.notes import Note, Operand
+from guided_backprop.backends.notes import Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 
 KINDS = {
@@ -43,6 +43,7 @@ class Followed:
         self.nominated: dict[str, bool | None] = {}
         self.candidates: dict[str, set[str]] = {}
         self.by_rank: dict[str, bool] = {}
+        self.ranks: dict[str, dict[str, Ranks]] = {}
         for line in lines:
             name, _, word, *operands = line.split()
             self._follow(name, word, operands, is_hole=name == hole)
@@ -62,11 +63,12 @@ class Followed:
         given = [self._operand(operand) for operand in operands]
         passes = row.kind is not Kind.COMPARES and any(operand.is_active for operand in given)
         held = [self.notes[operand] for operand in operands if operand.startswith("inside")]
-        step = Step(row, given, passes, is_relu=word == "relu", held=held)
+        step = Step(row, given, passes, is_relu=word == "relu", held=held, place=name)
         size = self._operand(name).size
         self.nominated[name] = step.nominates(size)
         self.candidates[name] = {candidate.ref for candidate in step.candidates() if candidate.size == size}
         self.by_rank[name] = step.is_by_rank
+        self.ranks[name] = {one.ref: step.ranks(one, size) for one in step.candidates(size)}
         note = step.note(size, is_falling=self.nominated[name] is not None)
         self.notes[name] = Note() if is_hole else note
         if passes or is_hole:
@@ -156,6 +158,25 @@ RANKED = {
 def test_what_was_chosen_by_rank(program):
     lines, is_by_rank = RANKED[program]
     assert Followed(*lines).by_rank["y"] is is_by_rank
+
+
+SUMS = {
+    "a sum is compared": (["mean = mean x", "is = greater x mean", "a = mul x is", "y = matmul a 2"], Ranks.ALL),
+    "less a sum": (["mean = mean x", "a = sub x mean", "is = greater a 0", "y = mul x is"], Ranks.SOME),
+    "a magnitude less a sum": (["mean = mean x", "a = sub x mean", "b = abs a", "y = add x b"], Ranks.SOME),
+    "a sum afterwards": (["a = abs x", "mean = mean a", "b = mul a mean", "y = add x b"], Ranks.NONE),
+    "a sum of masked values": (["is = greater x 0", "a = mul x is", "mean = mean a", "y = sub a mean"], Ranks.NONE),
+    "a sum of places": (["is = greater x 0", "is_mean = mean is", "a = mul x is", "y = mul a is_mean"], Ranks.NONE),
+    "the largest of places": (["is = greater x 0", "is_row = max is", "a = mul x is", "y = mul a is_row"], Ranks.NONE),
+    "a sum before": (["mean = mean z", "x2 = sub x mean", "is = greater x2 0", "y = mul x2 is"], Ranks.NONE),
+}
+
+
+@pytest.mark.parametrize("program", SUMS)
+def test_a_sum_compares_values_where_something_is_chosen_by_it(program):
+    lines, ranks = SUMS[program]
+    followed = Followed(*lines)
+    assert followed.ranks["y"].get("x2", followed.ranks["y"].get("x")) is ranks
 
 
 def test_what_is_joined_is_the_less_certain():

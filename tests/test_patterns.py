@@ -92,6 +92,7 @@ COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
     "mish": ("mish", lambda x: x * op("tanh", op("softplus", x))),
     "mish by logarithm": ("mish", lambda x: x * op("tanh", op("log", op("exp", x) + 1.0))),
     "hard-sigmoid": ("hardsigmoid", lambda x: relu6(x + 3.0) / 6.0),
+    "hard-sigmoid of a shifted value": ("hardsigmoid", lambda x: relu6((x / 10.0 - 2.5) + 3.0) / 6.0),
     "hard-sigmoid by a product": ("hardsigmoid", lambda x: relu6(x + 3.0) * (1 / 6)),
     "hard-swish": ("hardswish", lambda x: x * (relu6(x + 3.0) * (1 / 6))),
     "hard-swish, divided at last": ("hardswish", lambda x: x * relu6(x + 3.0) / 6.0),
@@ -140,6 +141,10 @@ NEARLY: dict[str, Callable[[Expression], Expression]] = {
     "a CELU of 0 times x": lambda x: op("relu", x) + op("expm1", op("minimum", x, 0.0) * 0.0),
     "a SiLU of a sign": lambda x: x * (op("sigmoid", x) * 0.0 + (x / op("abs", x) + 1.0) / 2.0),
     "a GELU of a root": lambda x: x * (op("erf", x) * 1e-30 + (x / op("pow", x * x, 0.5) + 1.0) / 2.0),
+    # And so are these by what they are shifted by: of x / 10 they bend at 0.
+    "a hard-sigmoid from 0 on": lambda x: relu6((x / 10.0 - 3.0) + 3.0) / 6.0,
+    "a hard-sigmoid up to 0": lambda x: relu6((-x * 0.1 + 3.0) + 3.0) / 6.0,
+    "a hard-swish from 0 on": lambda x: (lambda y: y * relu6(y + 3.0) / 6.0)(x - 3.0),
     "a SiLU as steep as a step": lambda x: x * op("sigmoid", x * 1e6),
     "a leak of nearly nothing": lambda x: op("relu", x) - op("relu", -x) * 1e-30,
 }

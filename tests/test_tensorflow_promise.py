@@ -13,7 +13,7 @@ import tensorflow as tf
 from guided_backprop import GuidedBackprop, ModelError, OpaqueRegionError, Saliency
 from guided_backprop.backends import nomination, step
 from guided_backprop.backends.spelling import Judgement, Verdict
-from guided_backprop.backends.tensorflow.hidden import taint, values
+from guided_backprop.backends.tensorflow.hidden import behind, taint, values
 from networks import mlp
 from networks_tensorflow import to_tensorflow
 
@@ -391,7 +391,7 @@ def blind(patch):
     """See nothing inside of loops nor behind weights, and try nothing alone."""
     patch.setattr(values.Watch, "_see", lambda *_: None)
     patch.setattr(values.Watch, "_tried", lambda self, verdicts, arrays: verdicts)
-    patch.setattr(values.Watch, "_taken_away", lambda *_: set())
+    patch.setattr(behind.Behind, "found", lambda *_: set())
 
 
 def refuses_gates(judged):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends.choices import Total, judge_total
+from guided_backprop.backends.choices import judge_stopped
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
@@ -188,7 +188,7 @@ def test_what_is_made_of_what_is_vouched_for_is_let_off():
 
 @pytest.mark.parametrize("name", ["a straight-through estimator", "in the frequencies", "no_grad"])
 def test_planted_fault_without_the_total_derivative_the_map_is_wrong(name, monkeypatch):
-    monkeypatch.setattr(total, "judge_total", lambda looks, ranks: Verdict.NONE)
+    monkeypatch.setattr(total, "judge_stopped", lambda looks, ranks: Verdict.NONE)
     model, images = network_of(HIDDEN[name])
     found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
     assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
@@ -211,19 +211,19 @@ def test_only_what_lost_its_gradient_costs_another_run(spelled, count):
 
 
 def test_what_a_gradient_says_is_open_and_is_closed_is_a_relu():
-    assert judge_total([Total(X, W * IS_OPEN, W)]) is Verdict.PARTIAL
-    assert judge_total([Total(X, W * IS_OPEN + 1e-7, W)]) is Verdict.PARTIAL
+    assert judge_stopped([(X, W, W * IS_OPEN)]) is Verdict.PARTIAL
+    assert judge_stopped([(X, W, W * IS_OPEN + 1e-7)]) is Verdict.PARTIAL
     # Its own gradient says the same, or nothing; or nothing is left of both.
-    assert judge_total([Total(X, W * IS_OPEN, W * IS_OPEN)]) is Verdict.NONE
-    assert judge_total([Total(X, W * IS_OPEN, 0 * W)]) is Verdict.NONE
-    assert judge_total([Total(X, 1e-8 * W * IS_OPEN, W)]) is Verdict.NONE
-    assert judge_total([Total(X, W * (RNG.random(X.shape) < 0.5), W)]) is Verdict.NONE
+    assert judge_stopped([(X, W * IS_OPEN, W * IS_OPEN)]) is Verdict.NONE
+    assert judge_stopped([(X, 0 * W, W * IS_OPEN)]) is Verdict.NONE
+    assert judge_stopped([(X, W, 1e-8 * W * IS_OPEN)]) is Verdict.NONE
+    assert judge_stopped([(X, W, W * (RNG.random(X.shape) < 0.5))]) is Verdict.NONE
 
 
 def test_few_values_are_told_by_other_images():
-    few = Total(X[:1, :6], (W * IS_OPEN)[:1, :6], W[:1, :6])
-    others = [Total(-X[:1, :6], W[:1, :6] * (X < 0)[:1, :6], W[:1, :6]) for _ in range(3)]
-    assert judge_total([few]) is Verdict.UNSETTLED
-    assert judge_total([few, *others]) is Verdict.PARTIAL
+    few = X[:1, :6], W[:1, :6], (W * IS_OPEN)[:1, :6]
+    others = [(-X[:1, :6], W[:1, :6], W[:1, :6] * (X < 0)[:1, :6]) for _ in range(3)]
+    assert judge_stopped([few]) is Verdict.UNSETTLED
+    assert judge_stopped([few, *others]) is Verdict.PARTIAL
     # By rank nothing below 0 is open in four rows or more.
-    assert judge_total([few, others[0]], Ranks.SOME) is Verdict.UNSETTLED
+    assert judge_stopped([few, others[0]], Ranks.SOME) is Verdict.UNSETTLED

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends import choices, nomination
+from guided_backprop.backends import choices, nomination, step
 from guided_backprop.backends.choices import judge_weighed
 from guided_backprop.backends.evidence import joined
 from guided_backprop.backends.notes import Ranks
@@ -127,6 +127,8 @@ HIDDEN = {
     "what is selected and then added up": lambda lib, x, w: lib.sum_of_the_positive(x, w),
     "a magnitude": lambda lib, x, w: (x @ w + abs(x) @ w) / 2,
     "a sign": lambda lib, x, w: (x @ w + (lib.xp.sign(x) * x) @ w) / 2,
+    "a magnitude of the opposite": lambda lib, x, w: (x @ w + abs(-x) @ w) / 2,
+    "a magnitude of a shift": lambda lib, x, w: (x @ w + abs((x + 1) - 1) @ w) / 2,
     "a magnitude beside": lambda lib, x, w: lib.joined(x, abs(x)) @ lib.joined(w, w, axis=0) / 2,
     "the larger of x and -x": lambda lib, x, w: (x @ w + lib.xp.maximum(x, -x) @ w) / 2,
     "a root of a square": lambda lib, x, w: (x @ w + lib.xp.sqrt(x * x) @ w) / 2,
@@ -333,6 +335,45 @@ def test_a_vouch_covers_its_place_alone():
         GuidedBackprop(model, vouch={"sort": "plain"}).explain(images, labels=1)
 
 
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_a_magnitude_of_a_multiple_behind_weights_is_refused(framework):
+    model, images = network_of(framework, lambda lib, x, w: (x @ w + abs(x * 2) @ w / 2) / 2)
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images, labels=1)
+
+
+ONE_IMAGE = [("jax", "norms of rows"), ("jax", "what is selected and then added up")]
+ONE_IMAGE += [("tensorflow", "norms of rows"), ("tensorflow", "what is selected and then added up")]
+
+
+@pytest.mark.parametrize(("framework", "name"), ONE_IMAGE)
+def test_one_image_is_enough_where_nothing_is_chosen_by_a_sum(framework, name):
+    model, images = network_of(framework, HIDDEN[name])
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images[:1], labels=1)
+
+
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_planted_fault_a_sum_that_compares_leaves_a_wrong_map_of_one_image(framework, monkeypatch):
+    compared = step.Given.ranked
+    monkeypatch.setattr(step.Given, "ranked", lambda self, size=None: compared(self, size) | self.summed(size))
+    model, images = network_of(framework, HIDDEN["norms of rows"])
+    found = np.asarray(GuidedBackprop(model).explain(images[:1], labels=1))
+    assert np.abs(found - oracle()[:1]).max() > 0.1 * np.abs(oracle()[:1]).max()
+
+
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_what_is_above_the_mean_of_one_image_is_no_relu(framework):
+    def masked(lib, x, w):
+        mean = lib.added_up(x)[:, None] / 20
+        return lib.xp.einsum("nk,nkm->nm", x, lib.number(x > mean)[..., None] * w)
+
+    model, images = network_of(framework, masked)
+    for number in range(4):
+        found = GuidedBackprop(model).explain(images[number : number + 1], labels=1)
+        assert np.isfinite(np.asarray(found)).all()
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_an_explicit_relu_is_guided(framework):
     model, images = network_of(framework, lambda lib, x, w: lib.relu(x) @ w)
@@ -361,6 +402,14 @@ def test_a_mask_of_a_view_is_that_of_the_value():
     model, images = network_of("torch", spelled)
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
         GuidedBackprop(model).explain(images, labels=1)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_a_multiple_that_is_not_followed_leaves_a_wrong_map(framework, monkeypatch):
+    monkeypatch.setattr(nomination.Step, "_roots", lambda self: ())
+    model, images = network_of(framework, HIDDEN["a magnitude of the opposite"])
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -46,13 +46,11 @@ def judge_bounded(
         y, x, rounding, ranks=ranks, is_of_one_sign=is_of_one_sign, is_of_two=is_of_two, evidence=_EVIDENCE
     )
     left = max(_LEFT_OF_LENGTHS, _LEFT * float(np.finfo(y.dtype).eps)) if y.dtype.kind == "f" else 0.0
-    if judgement.slope is None or judgement.closed is None:
-        near = _undone(y.astype(np.float64), x.astype(np.float64).reshape(y.shape), left) if y.size == x.size else None
+    if not judgement.is_gate or judgement.slope is None or judgement.closed is None:
+        near = _undone(y, x, left)
         is_relu = near is not None and judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE).slope is not None
-        is_told = judgement.is_gate or is_relu
-        return Judgement(Verdict.PARTIAL if is_relu else Verdict.NONE) if is_told else judgement
-    if not judgement.is_gate:
-        return judgement
+        left_over = Judgement(Verdict.NONE) if judgement.is_gate else judgement
+        return Judgement(Verdict.PARTIAL) if is_relu else left_over
     turned = np.where(np.nan_to_num(judgement.slope) < 0, -1, 1) * x.reshape(y.shape)
     edge = np.abs(turned[(y == judgement.closed) & np.isfinite(turned)].max(initial=-np.inf))
     is_rounded = np.isfinite(edge) and not closes_elsewhere(_rounded(judgement.closed, left * edge))
@@ -65,8 +63,9 @@ def _rounded(array: NumpyArray, left: float) -> NumpyArray:
 
 def _undone(y: NumpyArray, x: NumpyArray, left: float) -> NumpyArray | None:
     """Return the values, those being 0 that rounding left of a bound, by one unit here and none there."""
-    if not (np.isfinite(y).all() and np.isfinite(x).all()):
+    if y.size == 0 or y.size != x.size or not (np.isfinite(y).all() and np.isfinite(x).all()):
         return None
+    y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
     is_shut = np.abs(y) <= left * np.abs(x).max()
     for turned in (x, -x):
         edge = turned[is_shut].max(initial=-np.inf)

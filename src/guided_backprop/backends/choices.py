@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from itertools import permutations
 from math import comb
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.evidence import is_passing
+from guided_backprop.backends.evidence import is_passing, joined
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
 
@@ -22,6 +22,8 @@ _OFTEN: Final = 0.125
 _FAR: Final = 8.0
 # By so many units in the last place of the largest number a sum may miss 0.
 _LEFT: Final = 32
+# What share of a model's own derivative rounding leaves of a sum of opposite ones.
+_ROUNDING: Final = 1e-5
 # Of one set of images and the sets: the orders of more axes are too many.
 _MOST_AXES: Final = 5
 # So many results, on images that are turned in sign, are on both sides of what could close them.
@@ -169,45 +171,33 @@ def judge_weighed(
     return Verdict.PARTIAL if is_split else Verdict.NONE
 
 
-class Total(NamedTuple):
-    """What a result is made of x by, on some images.
+def judge_stopped(
+    looks: Sequence[tuple[NumpyArray, NumpyArray, NumpyArray]],
+    ranks: Ranks = Ranks.NONE,
+    *,
+    is_of_one_sign: bool = False,
+) -> Verdict:
+    """Tell whether a sum is a ReLU of x by its values and not by its gradient, as something stopped that.
 
-    Attributes:
-        x: what it may be a ReLU of.
-        total: the derivative of a sum of the results towards x, each times a number of its own, if nothing is detached.
-        own: that of the model, past its ReLUs.
-    """
-
-    x: NumpyArray
-    total: NumpyArray
-    own: NumpyArray
-
-
-def judge_total(looks: Sequence[Total], ranks: Ranks = Ranks.NONE, *, rounding: float = 1e-5) -> Verdict:
-    """Tell whether a result is a ReLU of x, behind whatever weights, that the model's own gradient passes by.
-
-    ``x @ w + stop_gradient((relu(x) - x) @ w)`` does not change with x where that is below 0, and its gradient says
-    that it does. Where both say the same, or the derivatives cancel out everywhere, as of a number that is rounded and
-    whose gradient is handed on as it is, nothing is passed by.
+    ``x @ w + stop_gradient((relu(x) - x) @ w)`` is ``relu(x) @ w``: as if nothing was stopped its derivative is 0 on
+    one side of a threshold, where the gradient of the model passes. What a model detaches of itself, as a mean, closes
+    nothing that is open in its gradient.
 
     Args:
-        looks: on some images, and on others.
-        ranks: how values were compared with each other by what is detached.
-        rounding: what share of the own derivative is left of a sum of opposite ones.
+        looks: for each run on other images x, and of a sum of the results, each times a number of its own, the
+            derivative towards x: the model's own, and as if nothing was stopped. No ReLU is shut for either.
+        ranks: as for :func:`judge_weighed`.
+        is_of_one_sign: whether x never changes its sign, however the images are.
     """
-    shares = []
-    for look in looks:
-        largest = np.abs(look.own).max(initial=0.0)
-        is_known = largest > 0 and all(np.isfinite(one).all() for one in look)
-        if is_known and look.x.shape[1:] == looks[0].x.shape[1:]:
-            total, own = (one.reshape(look.x.shape) / largest for one in look[1:])
-            shares.append(Total(look.x, np.where(np.abs(total) <= rounding, 0.0, total), own))
-    if not shares:
+    if not any(own.any() for _, own, _ in looks):
         return Verdict.NONE
-    x, total, own = (np.concatenate(arrays) for arrays in zip(*shares, strict=True))
-    verdict = judge_weighed(x, total, ranks)
-    is_passed_by = bool((is_passing(own) & ~is_passing(total)).any())
-    return Verdict.NONE if verdict is Verdict.PARTIAL and not is_passed_by else verdict
+    # As of a number that is rounded, and whose gradient is handed on as it is: opposite ones leave rounding alone.
+    left = [_ROUNDING * np.abs(own).max(initial=0.0) for _, own, _ in looks]
+    totals = [np.where(np.abs(look[2]) <= least, 0.0, look[2]) for look, least in zip(looks, left, strict=True)]
+    is_lost = any((is_passing(look[1]) & (total == 0)).any() for look, total in zip(looks, totals, strict=True))
+    seen = joined([(look[0], total) for look, total in zip(looks, totals, strict=True)])
+    verdict = judge_weighed(*seen, ranks, is_of_one_sign=is_of_one_sign)
+    return Verdict.NONE if verdict is Verdict.PARTIAL and not is_lost else verdict
 
 
 def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks) -> Verdict:

@@ -16,11 +16,10 @@ from guided_backprop.backends import guards
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Ref
 from guided_backprop.backends.noting import Noting
 from guided_backprop.backends.operations import Kind, Operation
-from guided_backprop.backends.step import CHOICES, CHOOSING, CURVES, PARTS, POINTWISE, SHIFTS, notes_of
+from guided_backprop.backends.step import CHOICES, CHOOSING, CURVES, PARTS, POINTWISE, REARRANGES, SHIFTS, notes_of
 
 # The inverses of roots and logarithms, which a mask may keep from what they are not defined for.
 _INVERSES: Final = frozenset({"exp", "expm1", "pow"})
-_REARRANGES: Final = frozenset("cast copy flip identity identity_n mark reshape squeeze transpose".split())
 
 # What is known of an activation of several operations is known of this one; of all others, of a curve. A guard changes
 # nothing but what rounding made.
@@ -66,7 +65,7 @@ class Step(Noting[Ref]):
     @property
     def _is_moved(self) -> bool:
         """Whether it gives one value as it came, in another order or shape."""
-        return self.row.word in _REARRANGES and len(self._read) == 1
+        return self.row.word in REARRANGES and len(self._read) == 1
 
     def _follows(self, size: int | None) -> bool | None:
         """Say it of what is made of one tainted value and constants: sums, and what leaves values out."""
@@ -94,7 +93,7 @@ class Step(Noting[Ref]):
         is_none = (self.row.word in ("gather", "sort") and not self.is_choice) or self._is_curve
         for operand in self._read:
             if operand.ref is not None and not is_none:
-                yield Candidate(operand.ref, operand.size, ranked=operand.note.ranked if operand.note else frozenset())
+                yield Candidate(operand.ref, operand.size, ranked=operand.note.told if operand.note else frozenset())
             yield from () if operand.note is None else operand.note.parts
         yield from self._shifted_before
         every = (source for note in notes_of(self._tainted) for source in note.sources)

@@ -52,8 +52,9 @@ class Candidate(NamedTuple, Generic[Ref]):
         is_at_zero: whether it is closed at 0, if at all: elsewhere it is what a known curve makes of it.
         choice: how the result was chosen from it, if it was, and constants may be among its numbers.
         less: another value that is to be taken away from it first, if there is one.
-        ranked: the operations that compared values with each other before it was made.
+        ranked: the operations that compared values with each other, or added them up, before it was made.
         weights: how often several values were added up since something was made of it.
+        is_stopped: whether a gradient was stopped behind it, so that no derivative of the model's own tells of it.
     """
 
     ref: Ref
@@ -64,6 +65,7 @@ class Candidate(NamedTuple, Generic[Ref]):
     less: Ref | None = None
     ranked: frozenset[Hashable] = frozenset()
     weights: int = 0
+    is_stopped: bool = False
 
     @property
     def values(self) -> list[Ref]:
@@ -78,7 +80,9 @@ class Note(Generic[Ref]):
     Attributes:
         is_tainted: whether something was chosen by size, or passed on without a gradient, among what it was made of.
         is_by_rank: whether all of that compared values with each other, and none with a constant.
+        is_stopped: whether a gradient was stopped on the way.
         ranked: the operations that may have compared values of the images with each other; pools are none.
+        summed: those that added some up: what is chosen by that compares values with each other.
         is_pooled: whether all of that was the largest of values, none of which was put there: that zeroes none of them.
         is_bound: whether it is what a bound made, or a multiple of that.
         is_bent: whether it is what a curve or a product made of that, value by value.
@@ -94,12 +98,16 @@ class Note(Generic[Ref]):
         ordered: what was put in order, all of it, with constants that may be among it.
         differences: of values that something compared or chose from, each less another; those behind weights as well.
         curves: what it is a curve of, value by value.
-        shifted: what it is a multiple of with a number added, one number for all of its values.
+        relus: what the rule guided on the way, as long as few layers of weights came behind.
+        roots: what it is a multiple or a shift of by numbers, in whatever order and shape.
+        is_off: whether a number was added to it on the way from these.
     """
 
     is_tainted: bool = False
     is_by_rank: bool = True
+    is_stopped: bool = False
     ranked: frozenset[Hashable] = frozenset()
+    summed: frozenset[Hashable] = frozenset()
     is_pooled: bool = True
     is_bound: bool = False
     is_bent: bool = False
@@ -115,20 +123,30 @@ class Note(Generic[Ref]):
     ordered: tuple[Candidate[Ref], ...] = ()
     differences: tuple[Candidate[Ref], ...] = ()
     curves: tuple[Candidate[Ref], ...] = ()
-    shifted: tuple[Candidate[Ref], ...] = ()
+    relus: tuple[Candidate[Ref], ...] = ()
+    roots: tuple[Candidate[Ref], ...] = ()
+    is_off: bool = False
 
     def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
         """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
-        lost = dict.fromkeys(("parts", "ordered", "differences", "curves", "shifted"), ())
-        return replace(self, ranked=frozenset(), sources=sources, **lost)  # type: ignore[arg-type]
+        none: tuple[Candidate[Ref], ...] = ()
+        left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none, roots=none)
+        return replace(left, ranked=frozenset(), summed=frozenset(), sources=sources, is_off=False)
+
+    @property
+    def told(self) -> frozenset[Hashable]:
+        """The operations that tell of many values: what is chosen by these is chosen by what came before it."""
+        return self.ranked | self.summed
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
         """Return what is known of a value that is one or the other."""
         return Note(
             is_tainted=self.is_tainted or other.is_tainted,
             is_by_rank=self.is_by_rank and other.is_by_rank,
+            is_stopped=self.is_stopped or other.is_stopped,
             ranked=self.ranked | other.ranked,
+            summed=self.summed | other.summed,
             is_pooled=self.is_pooled and other.is_pooled,
             is_bound=self.is_bound or other.is_bound,
             is_bent=self.is_bent or other.is_bent,
@@ -144,7 +162,9 @@ class Note(Generic[Ref]):
             ordered=first_of([*self.ordered, *other.ordered]),
             differences=first_of([*self.differences, *other.differences]),
             curves=first_of([*self.curves, *other.curves]),
-            shifted=first_of([*self.shifted, *other.shifted]),
+            relus=first_of([*self.relus, *other.relus]),
+            roots=first_of([*self.roots, *other.roots]),
+            is_off=self.is_off or other.is_off,
         )
 
 
@@ -166,6 +186,7 @@ class Operand(Generic[Ref]):
         has_zeros: tells of a constant whether there may be zeros in it.
         is_sparse: tells of weights whether there are zeros in them, as far as anybody knows.
         value: the same as ``ref``, also if no gradient comes to it; None if it is no number.
+        is_known: whether it is one number, as far as its size does not tell that.
     """
 
     note: Note[Ref] | None = None
@@ -177,6 +198,7 @@ class Operand(Generic[Ref]):
     has_zeros: Callable[[], bool] = _never
     is_sparse: Callable[[], bool] = _never
     value: Ref | None = None
+    is_known: bool = False
 
     @property
     def is_tainted(self) -> bool:
@@ -187,14 +209,16 @@ class Operand(Generic[Ref]):
 def first_of(candidates: Iterable[Candidate[Ref]]) -> tuple[Candidate[Ref], ...]:
     """Return so many candidates, the first ones, each once: bounded only where it is so on all ways.
 
-    Each is as near as on the shortest of them.
+    Each is as near as on the shortest of them, and stopped where it is so on any.
     """
     kept: dict[tuple[Ref, Ref | None, Choice], Candidate[Ref]] = {}
     for candidate in candidates:
         key = candidate.ref, candidate.less, candidate.choice
         known = kept.get(key, candidate)
         nearest = min(known.weights, candidate.weights)
-        kept[key] = (known if candidate.is_bounded else candidate)._replace(weights=nearest)
+        is_stopped = known.is_stopped or candidate.is_stopped
+        nearer = known if candidate.is_bounded else candidate
+        kept[key] = nearer._replace(weights=nearest, is_stopped=is_stopped)
     return tuple(kept.values())[:MOST_SOURCES]
 
 

@@ -6,8 +6,11 @@ from typing import Final
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.step import CURVES, RANKS, SHIFTS, SUMMARIES, Given, notes_of
+from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SHIFTS, SUMMARIES, Given, notes_of
 
+# With numbers they make multiples and shifts of one value.
+_LINES: Final = frozenset({"add", "div", "mul", "neg", "rsub", "sub"})
+_MOST_ROOTS: Final = 4
 # They put values of several places together, or at more places.
 _PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter", "stack"})
 
@@ -25,14 +28,16 @@ class Noting(Given[Ref]):
         """
         if self.is_relu and not self._tainted:
             # What the rule acts on ends the taint, but not what came before it; what was put there stays a constant.
-            return Note(sign=sign, has_gaps=any(note.has_gaps and note.has_constants for note in self._notes))
-        sources = [self._further(source) for note in self._notes for source in note.sources]
+            has_gaps = any(note.has_gaps and note.has_constants for note in self._notes)
+            return Note(sign=sign, has_gaps=has_gaps, relus=self._relus())
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out
         return Note(
             is_tainted=self.starts or bool(self._tainted),
             is_by_rank=self.is_by_rank,
+            is_stopped=self._was_stopped,
             ranked=self.ranked(size),
+            summed=self.summed(size),
             is_pooled=self._is_pooled,
             is_bound=self.row.kind is Kind.CLIP or self.has_bound or self._is_of_a_bound,
             is_bent=self._is_bent,
@@ -44,12 +49,50 @@ class Noting(Given[Ref]):
             has_border=self._has_border(),
             sign=sign,
             parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
-            sources=first_of([*self._new_sources(self._all_parts, size), *sources]),
+            sources=first_of([*self._begun(size), *self._followed()]),
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
             curves=first_of(self._curves(size)),
-            shifted=first_of(self._shifted()),
+            relus=self._relus(),
+            roots=self._roots(),
+            is_off=self._is_off,
         )
+
+    @property
+    def _is_stop(self) -> bool:
+        return self.row.word == "stop_gradient"
+
+    @property
+    def _was_stopped(self) -> bool:
+        return self._is_stop or any(note.is_stopped for note in [*self._notes, *self.held])
+
+    def _relus(self) -> tuple[Candidate[Ref], ...]:
+        """Return what the rule guides here, and did before: the largest of a row opens by the others."""
+        if self.row.word in RANKS:
+            return ()
+        before = [self._further(one) for note in self._notes for one in note.relus]
+        own = [*self._all_read(), *self._roots_before()] if self.is_relu else []
+        return first_of(one for one in [*own, *before] if one.weights <= MOST_WEIGHTS)
+
+    def _roots(self) -> tuple[Candidate[Ref], ...]:
+        """Return what a result is a multiple or a shift of by numbers, or is as it came but in another order."""
+        others = [one for one in self.operands if one.note is None and one.is_number]
+        is_line = self.row.word in _LINES and all(one.size == 1 or one.is_known for one in others)
+        is_one = len(self.dependent) == 1 and (is_line or self.row.word in REARRANGES)
+        return first_of([*self._all_read(), *self._roots_before()])[:_MOST_ROOTS] if is_one else ()
+
+    @property
+    def _is_off(self) -> bool:
+        """Whether a number was added to what a result is a multiple of."""
+        is_shift = self.row.word in SHIFTS or any(note.is_off for note in self._notes)
+        return is_shift and bool(self._roots())
+
+    def _roots_before(self) -> list[Candidate[Ref]]:
+        return [one for note in notes_of(self._read) for one in note.roots]
+
+    def _stopped_relus(self) -> list[Candidate[Ref]]:
+        """Return what a stop hides: a ReLU that is guided elsewhere, if at all, and is none here."""
+        return [one._replace(choice=Choice.BEHIND) for note in self._notes for one in note.relus]
 
     def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
         """Return a source, as far away as it is behind this."""
@@ -103,6 +146,19 @@ class Noting(Given[Ref]):
         is_moved = self.row.kind is Kind.MOVES and self.row.word not in _PUTS - {"broadcast"}
         return self.row.word in SUMMARIES or (is_moved and any(note.is_summary for note in self._notes))
 
+    def _followed(self) -> list[Candidate[Ref]]:
+        """Return what the taint of the operands came from; a stop hides ReLUs besides, and all that it came from."""
+        sources = [self._further(source) for note in self._notes for source in note.sources]
+        if not self._is_stop:
+            return sources
+        return [one._replace(is_stopped=True) for one in [*self._stopped_relus(), *sources]]
+
+    def _begun(self, size: int | None) -> Sequence[Candidate[Ref]]:
+        """Return what the taint that begins here comes from; a loop may have stopped gradients inside."""
+        new = self._new_sources(self._all_parts, size)
+        is_stopped = any(note.is_stopped for note in self.held)
+        return [one._replace(is_stopped=True) for one in new] if is_stopped else new
+
     def _new_sources(self, candidates: Sequence[Candidate[Ref]], size: int | None) -> Sequence[Candidate[Ref]]:
         """Return what the taint comes from, if it begins here."""
         if self.has_pole and self.passes:
@@ -115,13 +171,17 @@ class Noting(Given[Ref]):
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
             return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
+        if not self.starts:
+            return ()
         is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
-        if not self.starts or is_relu or self.row.kind is Kind.COMPARES:
-            return candidates if self.starts else ()
+        # What is added beside x may be made of a multiple of x.
+        roots = [one._replace(choice=Choice.BEHIND) for one in self._roots_before()]
+        if is_relu or self.row.kind is Kind.COMPARES:
+            return [*candidates, *roots]
         # A norm of a row adds up its magnitudes.
         is_sum = self.row.word == "norm" and all(one.size is None or one.size != size for one in self._read)
         behind = [*curves, *candidates] if is_sum else curves
-        return [*candidates, *(one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind)]
+        return [*candidates, *(one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind), *roots]
 
     @property
     def _is_of_a_bound(self) -> bool:
@@ -150,15 +210,6 @@ class Noting(Given[Ref]):
             yield from self._all_read()
         if self.row.kind in CURVES | {Kind.MOVES, Kind.LINEAR} or self.row.word == "abs":
             yield from (one for note in notes_of(self._read) for one in note.curves)
-
-    def _shifted(self) -> Iterator[Candidate[Ref]]:
-        """Yield what a result is a multiple of, with one number added."""
-        is_alone = len(self.dependent) == 1 and all(one.note is not None or one.size == 1 for one in self.operands)
-        if not is_alone or self.row.kind not in (Kind.LINEAR, Kind.MOVES) or self._is_mixing:
-            return
-        yield from (one for note in notes_of(self._read) for one in note.shifted)
-        if self.row.word in SHIFTS - {"batch_norm"}:
-            yield from self._all_read()
 
     @property
     def _is_pooled(self) -> bool:

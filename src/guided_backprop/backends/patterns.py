@@ -16,7 +16,7 @@ from itertools import permutations
 from math import isclose, isnan
 from typing import Generic, Protocol, TypeVar
 
-from guided_backprop.backends.curves import is_relu
+from guided_backprop.backends.curves import is_other
 
 Ref = TypeVar("Ref", bound=Hashable)
 #: What stands for each variable of a pattern, and the values inside of it.
@@ -251,7 +251,7 @@ def composites(view: View[Ref], values: Sequence[Ref]) -> dict[Ref, Match[Ref]]:
 def match_of(pattern: Pattern, last: Ref, view: View[Ref]) -> Match[Ref] | None:
     """Return how a value is what a pattern says, or None; its numbers may say otherwise."""
     for bound, parts in _fits(pattern.form, last, view, ({}, frozenset())):
-        if _stands_alone(last, parts, view) and not ("x" in bound and is_relu(last, bound["x"], view)):
+        if _stands_alone(last, parts, view) and not ("x" in bound and is_other(pattern.name, last, bound["x"], view)):
             return Match(pattern.name, last, bound, parts)
     return None
 

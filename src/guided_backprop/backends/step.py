@@ -7,11 +7,10 @@ from typing import Final, Generic
 
 from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks, Ref
 from guided_backprop.backends.operations import Kind, Operation
-from guided_backprop.backends.signs import Sign
 
 CHOOSING: Final = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
-# Curves that tell a size or a sign: roots and logarithms of squares, angles, singular values; and what is made of
-# straight pieces: a leaky ReLU less its leak is a ReLU.
+# Curves that tell a size or a sign: roots and logarithms of squares, angles, singular values, what has poles; and what
+# is made of straight pieces: a leaky ReLU less its leak is a ReLU.
 _BENT: Final = frozenset(
     """
     abs acos acosh asin atan2 cbrt celu cholesky det eig elu hypot leaky_relu log log1p lu norm
@@ -37,6 +36,7 @@ _MIXING: Final = frozenset("avg_pool conv cumsum einsum fft matmul mean sum".spl
 POINTWISE: Final = frozenset("add addcmul batch_norm complex conj div imag lerp mul neg real rsub sub".split())
 # A root of a negative number has no real part.
 PARTS: Final = frozenset({"imag", "real"})
+REARRANGES: Final = frozenset("cast copy flip identity identity_n mark reshape squeeze transpose".split())
 SHIFTS: Final = frozenset({"add", "batch_norm", "rsub", "sub"})
 
 
@@ -57,6 +57,7 @@ class Given(Generic[Ref]):
         is_shifted: whether it is a value less the largest, or the smallest, of its own numbers.
         place: which operation it is, the same one each time that it is looked at.
         overwritten: how many of the first operands are not read: they may be memory that nothing was written to.
+        has_pole: whether it divides by what may have either sign: then on the two sides of 0 it tells the sign.
         is_by_rank: whether all that chose among what it gives compared values of the images with each other.
     """
 
@@ -72,6 +73,7 @@ class Given(Generic[Ref]):
     is_shifted: bool = False
     overwritten: int = 0
     place: Hashable = None
+    has_pole: bool = False
     is_by_rank: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,14 +95,24 @@ class Given(Generic[Ref]):
     def ranked(self, size: int | None = None) -> frozenset[Hashable]:
         """Return the operations, up to this one, that may have compared values of the images with each other.
 
-        Of two values at one place the larger tells a sign, and no rank.
+        Of two values at one place the larger tells a sign, and no rank; and what is added up tells none before
+        something is chosen by it.
         """
-        # Places that are counted are no values.
-        is_count = self.row.word == "sum" and not any(one.is_number for one in self.dependent)
-        is_own = self.row.word in SUMMARIES - {"max_pool"} and not (is_count or self._chooses_of_two(size))
+        is_own = self.row.word in RANKS - {"max_pool"} and self._is_of_values and not self._chooses_of_two(size)
         is_own |= self.row.kind is Kind.COMPARES and self._compares_many
-        before = (note.ranked for note in [*self._notes, *self.held])
-        return frozenset({self.place} if is_own else ()).union(*before)
+        before = [note.ranked for note in [*self._notes, *self.held]]
+        by_sums = [note.summed for note in self._notes] if self.starts else []
+        return frozenset({self.place} if is_own else ()).union(*before, *by_sums)
+
+    def summed(self, size: int | None = None) -> frozenset[Hashable]:
+        """Return the operations, up to this one, that added values of the images up along rows."""
+        is_own = self.row.word in SUMMARIES - RANKS and self._is_of_values and not self._chooses_of_two(size)
+        return frozenset({self.place} if is_own else ()).union(*(note.summed for note in [*self._notes, *self.held]))
+
+    @property
+    def _is_of_values(self) -> bool:
+        """Whether it is given numbers: places, which are counted or put in order, tell of none."""
+        return any(one.is_number for one in self.dependent)
 
     def _chooses_of_two(self, size: int | None) -> bool:
         """Tell whether it chooses one of two values at each place, or puts values in order with as many constants."""
@@ -117,12 +129,6 @@ class Given(Generic[Ref]):
         is_whole = self.exponent is not None and self.exponent >= 0 and self.exponent == int(self.exponent)
         is_bent = self.row.word in _BENT and not (self.row.word == "pow" and is_whole)
         return self._holds_taint or self.row.kind in CHOOSING or is_bent or self.has_pole
-
-    @property
-    def has_pole(self) -> bool:
-        """Whether it divides by what may have either sign: there it jumps from one end to the other."""
-        last = self.operands[-1].note if self.row.word == "div" and self.operands else None
-        return last is not None and last.sign is Sign.UNKNOWN
 
     @property
     def is_of_two(self) -> bool:
@@ -188,8 +194,8 @@ class Given(Generic[Ref]):
     @property
     def _shifted_before(self) -> list[Candidate[Ref]]:
         """What a number was added to in front of a known curve, whose bends are not where that has them for this."""
-        shifted = [one for note in self._notes for one in note.shifted] if self.has_pieces else []
-        return [one._replace(is_at_zero=True) for one in shifted]
+        notes = [note for note in self._notes if note.is_off] if self.has_pieces else []
+        return [one._replace(is_at_zero=True) for note in notes for one in note.roots]
 
     @property
     def _is_bounding(self) -> bool:
@@ -263,7 +269,7 @@ class Given(Generic[Ref]):
     def _all_read(self, choice: Choice = Choice.NONE) -> Iterator[Candidate[Ref]]:
         for one in self._read:
             if one.ref is not None and one.note is not None:
-                yield Candidate(one.ref, one.size, choice=choice, ranked=one.note.ranked)
+                yield Candidate(one.ref, one.size, choice=choice, ranked=one.note.told)
 
     @cached_property
     def _puts(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from guided_backprop.backends.curves import is_switch
 from guided_backprop.backends.guards import guards
 from guided_backprop.backends.jax.graph.program import Activation, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
@@ -109,12 +110,14 @@ def mark_activations(program: Program, facts: Facts) -> None:
             _mark(makers[match.last], match.name, graph.unshifted(x))
     for step in steps:
         if step.relu is None and step.activation is None:
-            _mark_whole(step)
+            _mark_whole(step, graph)
 
 
-def _mark_whole(step: Step) -> None:
+def _mark_whole(step: Step, graph: Graph) -> None:
     """Note an activation that is one operation, or that a custom function computes and nothing else."""
-    if step.kind is Kind.HEAD or step.word in SMOOTH:
+    if step.kind is Kind.SMOOTH and is_switch(step.outputs[0], step.inputs[0], graph):
+        step.is_switch = True
+    elif step.kind is Kind.HEAD or step.word in SMOOTH:
         step.activation = Activation(step.word, step.inputs[0], (step,))
     elif step.name == "custom_jvp_call" and step.blocks and not step.is_part:
         block = step.blocks[0]

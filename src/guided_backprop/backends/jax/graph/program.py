@@ -101,6 +101,7 @@ class Step:
         activation: the composite activation that ends here, or None.
         is_inside: whether it is a part of the ReLU that the next step stands for.
         is_part: whether it is a part of a composite activation that ends elsewhere.
+        is_switch: whether it is an activation by its name alone: the numbers in what it is given may make a ReLU of it.
         called: the equation of the model's own code that it comes from, where JAX's own functions call it; else None.
     """
 
@@ -113,6 +114,7 @@ class Step:
     activation: "Activation | None" = None
     is_inside: bool = False
     is_part: bool = False
+    is_switch: bool = False
     called: core.JaxprEqn | None = None
 
     @property

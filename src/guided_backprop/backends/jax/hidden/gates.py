@@ -15,14 +15,14 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.bounds import judge_bound_behind, judge_bounded
-from guided_backprop.backends.choices import difference, judge_behind, judge_choice, judge_weighed
+from guided_backprop.backends.choices import difference, judge_behind, judge_choice, judge_stopped, judge_weighed
 from guided_backprop.backends.evidence import NEAR, is_evidence, is_thin, joined, other_images
 from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of, snapped
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
-from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, seeds, steps_between, watched
+from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, seeds, steps_between, watched
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, groupings, judge
@@ -126,7 +126,7 @@ class Judge:
     def _judge_choice(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         x, choice, less = candidate.ref, candidate.choice, candidate.less
         if choice is Choice.BEHIND:
-            return self._judge_weighed(y, candidate, nominee) if less is None else self._judge_behind(y, candidate)
+            return self._judge_through_weights(y, candidate, nominee)
         if choice is Choice.AROUND and self._signs.of(x):
             # Nothing is closed by the 0 around what a ReLU gives, and nothing has to be run.
             return _Finding.PLAIN
@@ -140,6 +140,15 @@ class Judge:
             return _Finding.PLAIN if pairs else _Finding.REFUSED
         verdict = judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))).verdict
         return {Verdict.CONCAVE: _Finding.CONCAVE, Verdict.PARTIAL: _Finding.REFUSED}.get(verdict, _Finding.PLAIN)
+
+    def _judge_through_weights(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
+        if candidate.less is not None:
+            return self._judge_behind(y, candidate)
+        finding = self._judge_weighed(y, candidate, nominee)
+        is_stopped = candidate.is_stopped and candidate.ref not in self._weighed
+        if not is_stopped or finding is not _Finding.PLAIN:
+            return finding
+        return self._judge_stopped(y, candidate.ref, nominee)
 
     def _judge_behind(self, y: Value, candidate: Candidate[Value]) -> _Finding:
         """Judge by derivatives whether one of two values is taken away again, behind weights."""
@@ -174,6 +183,24 @@ class Judge:
                 self._weighed.add(x)
                 return _Finding.REFUSED
             if verdict is not Verdict.UNSETTLED:
+                break
+        return _Finding.PLAIN
+
+    def _judge_stopped(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
+        """Judge whether a value is a ReLU of another one by its values, where something stopped its gradient."""
+        asked = [Seeded(x, y, way) for way in (Way.OWN, Way.TOTAL)]
+        looks: list[tuple[NumpyArray, NumpyArray, NumpyArray]] = []
+        for number in range(_NEAR_LOOKS):
+            values, derivatives = self._seen(x, number + 1, first=number), self._look(number, asked)
+            known = [array for array in (values, *derivatives.values()) if array is not None]
+            if len(known) < 1 + len(asked):
+                continue
+            looks.append((known[0], known[1], known[2]))
+            verdict = judge_stopped(looks, nominee.ranks[x], is_of_one_sign=bool(self._signs.of(x)))
+            if verdict is Verdict.PARTIAL:
+                self._weighed.add(x)
+                return _Finding.REFUSED
+            if verdict is Verdict.NONE:
                 break
         return _Finding.PLAIN
 
@@ -292,7 +319,7 @@ class Judge:
         places: dict[Asked, Block] = {}
         for y, nominee in self._nominees.items():
             for x in nominee.compared:
-                places |= dict.fromkeys((y, x, (x, y), Seeded(x, y)), nominee.block)
+                places |= dict.fromkeys((y, x, (x, y), *(Seeded(x, y, way) for way in Way)), nominee.block)
         return places
 
     def _inputs(self, number: int) -> list[jax.Array]:

@@ -15,7 +15,7 @@ from guided_backprop.backends import nomination
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
-from guided_backprop.backends.jax.hidden.signs import shift_of
+from guided_backprop.backends.jax.hidden.signs import Signs, shift_of
 from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
@@ -68,6 +68,7 @@ class Taint:
         self._facts, self._vouch, self._ended = facts, vouch, frozenset(ended)
         self._notes: dict[Value, Note[Value]] = {}
         self._order: dict[Value, int] = {}
+        self._signs = Signs(facts)
 
     def visit(self, block: Block) -> None:
         """Follow the taint through a block, in the order in which its steps run."""
@@ -102,13 +103,27 @@ class Taint:
     def _shown(self, step: Step, held: Sequence[Note[Value]]) -> nomination.Step[Value]:
         """Return a step as nomination.py asks; an activation of several steps is one of its input."""
         row, operands = Operation(step.kind, step.word), [self._operand(value) for value in step.inputs]
-        if step.activation is not None:
+        if step.is_switch:
+            row = Operation(Kind.UNKNOWN, step.word)
+        elif step.activation is not None:
             row, operands = nomination.activation(step.activation.name), [self._operand(step.activation.x)]
         passes = any(value.carries for value in step.outputs) and any(operand.is_active for operand in operands)
         is_relu, is_shifted, exponent = step.relu is not None, bool(shift_of(step)), step.exponent
         return nomination.Step(
-            row, operands, passes, is_relu, held=held, exponent=exponent, is_shifted=is_shifted, place=id(step)
+            row,
+            operands,
+            passes,
+            is_relu,
+            held=held,
+            exponent=exponent,
+            is_shifted=is_shifted,
+            place=id(step),
+            has_pole=self._has_pole(step),
         )
+
+    def _has_pole(self, step: Step) -> bool:
+        divisor = step.inputs[-1] if step.word == "div" else None
+        return divisor is not None and divisor.depends and not self._signs.of(divisor)
 
     def _operand(self, value: Value) -> Operand[Value]:
         is_number = _is_floating(value)

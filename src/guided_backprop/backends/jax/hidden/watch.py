@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,18 @@ import numpy as np
 from jax import Array
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.jax.graph.program import REMATS, Block, Step, Value
+from guided_backprop.backends.jax.graph.program import CUSTOM, REMATS, Block, Step, Value
+
+
+class Way(Enum):
+    """Where gradients pass."""
+
+    #: Around all ReLUs that are guided.
+    AROUND = auto()
+    #: As the model's own do.
+    OWN = auto()
+    #: As if nothing stopped them.
+    TOTAL = auto()
 
 
 @dataclass(frozen=True)
@@ -20,6 +32,7 @@ class Seeded:
 
     x: Value
     y: Value
+    way: Way = Way.AROUND
 
 
 #: A value, or what the second is differentiated by.
@@ -35,10 +48,17 @@ class Watch:
         constants: the arrays that the model closed over.
         asked: the values, and the pairs ``(x, y)`` of which the derivative of y by x is wanted.
         places: the block that each is in.
+        way: where gradients pass.
     """
 
-    def __init__(self, constants: Sequence[Array], asked: Iterable[Asked], places: Mapping[Asked, Block]) -> None:
-        self._constants = constants
+    def __init__(
+        self,
+        constants: Sequence[Array],
+        asked: Iterable[Asked],
+        places: Mapping[Asked, Block],
+        way: Way = Way.AROUND,
+    ) -> None:
+        self._constants, self._way = constants, way
         self._asked: dict[int, list[Asked]] = {}
         for key in asked:
             self._asked.setdefault(id(places[key]), []).append(key)
@@ -50,7 +70,9 @@ class Watch:
         for step in block.steps:
             operands = [self._read(value, arrays) for value in step.inputs]
             results = self._step(step, operands, answers)
-            arrays.update((value, _cut(value, result)) for value, result in zip(step.outputs, results, strict=True))
+            arrays.update(
+                (value, self._cut(value, result)) for value, result in zip(step.outputs, results, strict=True)
+            )
         for key in self._asked.get(id(block), ()):
             answers[key] = self._answer(key, block, arrays), jnp.ones((), bool)
         return arrays, answers
@@ -58,7 +80,10 @@ class Watch:
     def _answer(self, key: Asked, block: Block, arrays: Mapping[Value, Array]) -> Array:
         if isinstance(key, tuple):
             return self._derivative(*key, block, arrays, jnp.ones_like)
-        return self._derivative(key.x, key.y, block, arrays, seeds) if isinstance(key, Seeded) else arrays[key]
+        if not isinstance(key, Seeded):
+            return arrays[key]
+        watch = self if key.way is self._way else Watch(self._constants, (), {}, key.way)
+        return watch._derivative(key.x, key.y, block, arrays, seeds)
 
     def _read(self, value: Value, arrays: Mapping[Value, Array]) -> Array:
         if value.literal is not None:
@@ -66,14 +91,27 @@ class Watch:
         return self._constants[value.constant] if value.constant is not None else arrays[value]
 
     def _holds(self, step: Step) -> bool:
-        """Tell whether inside of a step something is asked for, or no gradient passes."""
+        """Tell whether inside of a step something is asked for, or a gradient passes otherwise than the model's own."""
         return any(
-            id(block) in self._asked
-            or any(self._holds(inner) or any(map(_is_guided, inner.outputs)) for inner in block.steps)
+            id(block) in self._asked or any(self._holds(inner) or self._is_other(inner) for inner in block.steps)
             for block in step.blocks
         )
 
+    def _is_other(self, step: Step) -> bool:
+        """Tell whether a gradient passes a step otherwise than the model's own."""
+        if self._way is Way.TOTAL:
+            return step.word == "stop_gradient" or _is_shown(step)
+        return self._way is Way.AROUND and any(map(_is_guided, step.outputs))
+
+    def _cut(self, value: Value, result: Array) -> Array:
+        """Let no gradient pass a ReLU that is guided, if all are to be gone around: what is left of one did."""
+        return jax.lax.stop_gradient(result) if self._way is Way.AROUND and _is_guided(value) else result
+
     def _step(self, step: Step, operands: list[Array], answers: Found) -> list[Array]:
+        if self._way is Way.TOTAL and step.word == "stop_gradient":
+            return operands
+        if self._way is Way.TOTAL and _is_shown(step):
+            return self._block(step.blocks[0], operands)[0]
         if not self._holds(step):
             return step.run(operands)
         if step.word == "scan":
@@ -137,7 +175,7 @@ class Watch:
     def _derivative(
         self, x: Value, y: Value, block: Block, arrays: Mapping[Value, Array], seed: Callable[[Array], Array]
     ) -> Array:
-        """Return what the values of x get of a gradient at y; no gradient passes a ReLU that is guided."""
+        """Return what the values of x get of a gradient at y."""
         steps = steps_between(x, y, block)
 
         def of(given: Array) -> Array:
@@ -145,7 +183,7 @@ class Watch:
             for step in steps:
                 results = self._step(step, [self._read(value, inside) for value in step.inputs], {})
                 for value, result in zip(step.outputs, results, strict=True):
-                    inside[value] = result if value is y else _cut(value, result)
+                    inside[value] = result if value is y else self._cut(value, result)
             return inside[y]
 
         result, back = jax.vjp(of, arrays[x])
@@ -163,9 +201,9 @@ def _is_guided(value: Value) -> bool:
     return value.gate is not None or (value.step is not None and value.step.relu is not None)
 
 
-def _cut(value: Value, result: Array) -> Array:
-    """Let no gradient pass a ReLU that is guided: what is left of one went around it."""
-    return jax.lax.stop_gradient(result) if _is_guided(value) else result
+def _is_shown(step: Step) -> bool:
+    """Tell a custom function that shows what it computes, and hides only the derivative of that."""
+    return step.name in CUSTOM and bool(step.blocks) and len(step.blocks[0].inputs) == len(step.inputs)
 
 
 def _is_entered(step: Step) -> bool:

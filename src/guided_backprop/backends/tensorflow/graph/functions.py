@@ -220,6 +220,12 @@ def renamed(graph_def: GraphDef) -> GraphDef:
     return copy
 
 
+def let_gradients_pass(graph_def: GraphDef) -> None:
+    """Let gradients pass what stops them in a graph."""
+    for node in (*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)):
+        node.op = "Identity" if node.op == "StopGradient" else node.op
+
+
 def let_run(graph_def: GraphDef, functions: set[str]) -> None:
     """Say of what holds these functions that it does more than give out values, so that nothing of it is left out."""
     if not functions:

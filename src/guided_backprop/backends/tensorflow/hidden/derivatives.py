@@ -1,7 +1,8 @@
-"""Derivatives between values of a model's graph, around all ReLUs that are guided."""
+"""Derivatives between values of a model's graph: around all ReLUs that are guided, or through all."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
 
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
@@ -9,12 +10,24 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.spelling import Shut
 from guided_backprop.backends.tensorflow.gradients import Editor
-from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
+from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_gradients_pass, renamed
+from guided_backprop.rules import Plain
 
 #: Puts a graph into the one that is being built, on inputs, and returns the tensors of some names.
 Import = Callable[..., list[tf.Tensor]]
 #: Some values, and the derivatives of another one towards them.
 Towards = tuple[list[NumpyArray], list[NumpyArray]]
+
+
+class Way(Enum):
+    """Where gradients pass."""
+
+    #: Around all ReLUs that are guided.
+    AROUND = auto()
+    #: As the model's own do.
+    OWN = auto()
+    #: As if nothing stopped them.
+    TOTAL = auto()
 
 
 class Derivatives:
@@ -38,7 +51,9 @@ class Derivatives:
         names = dict.fromkeys(ref for y, refs in wanted.items() for ref in (y, *refs))
         return self._built(derive, list(names))(*arrays).numpy()  # type: ignore[no-any-return]
 
-    def towards(self, pairs: Sequence[Sequence[str]]) -> Callable[[Sequence[tf.Tensor]], list[Towards]]:
+    def towards(
+        self, pairs: Sequence[Sequence[str]], way: Way = Way.AROUND
+    ) -> Callable[[Sequence[tf.Tensor]], list[Towards]]:
         """Return what gives, for images, values and derivatives of each pair: a value, and one or two others.
 
         These others' values, and the derivatives towards them of sums of the first one.
@@ -52,7 +67,7 @@ class Derivatives:
             return [_towards(tensors[y], [tensors[x] for x in others]) for y, others in by_y.items()]
 
         names = dict.fromkeys(name for y, others in by_y.items() for name in (y, *others))
-        run = self._built(derive, list(names))
+        run = self._built(derive, list(names), way)
 
         def seen(arrays: Sequence[tf.Tensor]) -> list[Towards]:
             found: dict[tuple[str, str], tuple[NumpyArray, NumpyArray]] = {}
@@ -65,8 +80,13 @@ class Derivatives:
 
         return seen
 
-    def _built(self, derive: Callable[..., object], names: list[str]) -> Callable[..., tf.Tensor]:
-        graph_def, editor = renamed(self._graph_def), Editor(Shut(), {})
+    def _built(
+        self, derive: Callable[..., object], names: list[str], way: Way = Way.AROUND
+    ) -> Callable[..., tf.Tensor]:
+        graph_def = renamed(self._graph_def)
+        if way is Way.TOTAL:
+            let_gradients_pass(graph_def)
+        editor = Editor(Shut() if way is Way.AROUND else Plain(), {})
 
         def run(*inputs: tf.Tensor) -> object:
             tensors = dict(zip(names, self._bring(graph_def, inputs, names), strict=True))

@@ -158,6 +158,7 @@ class Taint:
             place=(body.name, node.name),
             exponent=exponent,
             is_shifted=is_shifted,
+            has_pole=_has_pole(body, node),
         )
 
     def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:
@@ -258,6 +259,7 @@ class Taint:
             has_zeros=partial(_has_zeros, body.graph, node, ref),
             is_sparse=partial(self._weights.may_have_zeros, body.graph, ref, is_outermost=not body.name),
             value=ref if is_number else None,
+            is_known=body.graph.constant(ref) is not None and not isnan(body.graph.constant(ref) or 0.0),
         )
 
 
@@ -287,6 +289,12 @@ def _chooses_unseen(node: NodeDef, operands: Sequence[Operand[str]]) -> bool:
     return node.op in _GATES or is_placed or (node.op == _UNBIASED and attribute(node, "bias").f == 0)
 
 
+def _has_pole(body: Body, node: NodeDef) -> bool:
+    """Tell whether a node divides by what may have either sign."""
+    divisor = body.trace(operand_refs(node)[-1]) if word_of(node) == "div" else None
+    return divisor is not None and divisor.note is not None and not divisor.sign
+
+
 def _has_zeros(graph: Graph, node: NodeDef, ref: str) -> bool:
     """Tell of a constant whether there may be zeros in it; bounds that only the run tells are looked at then."""
     constant = graph.constant(ref)
@@ -300,16 +308,20 @@ def _candidates(
     """Yield what the results of a node may be ReLUs of: those of some candidates that a gradient comes to."""
     bounded: dict[tuple[str, Choice, str], bool] = {}
     ranks: dict[tuple[str, Choice, str], Ranks] = {}
+    stopped = set[tuple[str, Choice, str]]()
     is_shift = _is_shift(body.graph, node)
     for candidate in every:
-        if (candidate.less is not None and is_shift) or (candidate.choice is Choice.BEHIND and candidate.is_bounded):
+        if candidate.less is not None and is_shift:
             continue
         less = "" if candidate.less is None else body.graph.copied(candidate.less)
         key = body.graph.copied(candidate.ref), candidate.choice, less
         bounded[key] = candidate.is_bounded and bounded.get(key, True)
         ranks[key] = step.ranks(candidate)
+        if candidate.is_stopped:
+            stopped.add(key)
     reached = reached_in(body, node)
-    for (ref, choice, less), is_bounded in bounded.items():
+    for key, is_bounded in bounded.items():
+        ref, choice, less = key
         trace = body.trace(ref)
         refs = [ref, less] if less else [ref]
         active = [one for one in refs if body.trace(one).is_active]
@@ -317,7 +329,7 @@ def _candidates(
         are_values = has_enough and all(body.graph.kind_of(one) in FLOATS for one in refs)
         if are_values and reached >= set(map(producer, active)):
             sign = Sign.UNKNOWN if less else trace.sign
-            yield Candidate(ref, sign, ranks[ref, choice, less], is_bounded, step.is_of_two, choice, less)
+            yield Candidate(ref, sign, ranks[key], is_bounded, step.is_of_two, choice, less, key in stopped)
 
 
 def _is_shift(graph: Graph, node: NodeDef) -> bool:

@@ -60,6 +60,7 @@ class Candidate:
         is_of_two: whether the place gives the larger or smaller of two values that depend on the images.
         choice: how it gives some of the numbers of this value, if it does, and constants may be among these.
         less: another value that is to be taken away from it first; empty if there is none.
+        is_stopped: whether a gradient was stopped between it and the place.
     """
 
     ref: str
@@ -69,6 +70,7 @@ class Candidate:
     is_of_two: bool
     choice: Choice
     less: str = ""
+    is_stopped: bool = False
 
     @property
     def refs(self) -> list[str]:
@@ -102,7 +104,7 @@ class Place:
         ref: what it gives.
         candidates: what it may be a ReLU of.
         is_explicit: whether it is a minimum or clamp, or a multiple of one: it may be the negative of a ReLU.
-        behind: pairs of values, one of which may be taken away again behind weights.
+        behind: what it may be a ReLU of behind weights: values, or pairs of which one may be taken away again.
     """
 
     name: str

@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import count, islice
+from itertools import count
 
 import numpy as np
 import tensorflow as tf
@@ -17,14 +17,15 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.bounds import judge_bounded
-from guided_backprop.backends.choices import judge_behind, judge_choice, judge_weighed
-from guided_backprop.backends.evidence import NEAR, is_evidence, joined
+from guided_backprop.backends.choices import judge_choice
+from guided_backprop.backends.evidence import NEAR, is_evidence
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict, judge
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_run, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import Graph
-from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Import, Towards
+from guided_backprop.backends.tensorflow.hidden.behind import Behind
+from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Import
 from guided_backprop.backends.tensorflow.hidden.looks import is_straight, other_inputs, together, turned_in_sign
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
@@ -62,8 +63,7 @@ class Watch:
         self._places, self._graph_def, self._flat_names = places, graph_def, flat_names
         self._specs, self._bring = specs, bring
         self._derivatives = Derivatives(graph_def, specs, bring)
-        self._behind = [(number, one) for number, place in enumerate(places) for one in place.behind]
-        self._led_behind: list[int] = []
+        self._behind = Behind(places, self._derivatives, self._flat, self._first)
         self._open: dict[Pair, None] = dict.fromkeys(
             (number, index) for number, place in enumerate(places) for index, _ in enumerate(place.candidates)
         )
@@ -76,13 +76,13 @@ class Watch:
     @property
     def is_open(self) -> bool:
         """Whether there is a place that values may still show to be a ReLU."""
-        return bool(self._open or self._behind)
+        return bool(self._open) or self._behind.is_open
 
     @property
     def unsettled(self) -> str:
         """What values may still show to be a ReLU, by name; empty where there is nothing."""
         # What never changes its sign 0 does not close.
-        numbers = [pair[0] for pair in self._open if not self._candidate(pair).sign] + self._led_behind
+        numbers = [pair[0] for pair in self._open if not self._candidate(pair).sign] + self._behind.led
         return self._places[numbers[0]].name if numbers else ""
 
     def found(self, arrays: Sequence[tf.Tensor]) -> list[Place]:
@@ -91,13 +91,13 @@ class Watch:
             if not self.is_open:
                 return []
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
-            taken = self._taken_away(few)
+            taken = self._behind.found(few)
             verdicts = self._judged(few) if self._open else {}
             if self._idle and len(few[0]) < len(arrays[0]):
                 # Another image may take the branch that these do not.
                 verdicts = self._judged(arrays)
             idle = self._idle
-            for turn, others in enumerate(other_inputs(few, first=len(few) - 1 if self._begins_inside else 0)):
+            for turn, others in enumerate(other_inputs(few, first=self._first(len(few)))):
                 if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
                     break
                 try:
@@ -272,44 +272,9 @@ class Watch:
         are_led = self._derivatives.led(wanted, arrays)
         return {pair for pair, is_led in zip(pairs, are_led, strict=True) if is_led}
 
-    def _taken_away(self, arrays: Sequence[tf.Tensor]) -> set[int]:
-        """Return the places where one of two values is taken away again, behind weights."""
-        if not self._behind:
-            return set()
-        verdicts = self._told_behind(arrays)
-        self._led_behind = [
-            number
-            for (number, one), verdict in zip(self._behind, verdicts, strict=True)
-            if one.less and verdict is Verdict.UNSETTLED
-        ]
-        # What the weights say they say for all images.
-        kept = [
-            (one, verdict) for one, verdict in zip(self._behind, verdicts, strict=True) if verdict is not Verdict.NONE
-        ]
-        self._behind = [one for one, _ in kept]
-        return {number for (number, _), verdict in kept if verdict is Verdict.PARTIAL}
-
-    def _told_behind(self, arrays: Sequence[tf.Tensor]) -> list[Verdict]:
-        """Return what derivatives say; those for other images as well, where the first ones tell nothing."""
-        pairs = [[self._flat(self._places[number].ref), *map(self._flat, one.refs)] for number, one in self._behind]
-        derivatives = self._derivatives.towards(pairs)
-        looks = [[look] for look in derivatives(arrays)]
-        verdicts = [_behind(one, seen) for (_, one), seen in zip(self._behind, looks, strict=True)]
-        for others in islice(other_inputs(arrays, first=len(arrays) - 1 if self._begins_inside else 0), NEAR):
-            # Where nothing comes from but through ReLUs that are guided there is nothing to find.
-            led = [any(derived.any() for derived in seen[0][1]) for seen in looks]
-            open_ones = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.UNSETTLED and led[index]]
-            if not open_ones:
-                break
-            try:
-                seen_now = derivatives(others)
-            except tf.errors.OpError:
-                # The model says of itself that it takes no such images.
-                continue
-            for index in open_ones:
-                looks[index].append(seen_now[index])
-                verdicts[index] = _behind(self._behind[index][1], looks[index])
-        return verdicts
+    def _first(self, count: int) -> int:
+        """Return from which of so many inputs on others are made of the images."""
+        return count - 1 if self._begins_inside else 0
 
     def _flat(self, ref: str) -> str:
         return self._flat_names[ref]
@@ -373,14 +338,6 @@ class Watch:
         function.control_ret[node.name] = node.name
         function.signature.control_output.append(node.name)
         function.signature.is_stateful = True
-
-
-def _behind(candidate: Candidate, looks: Sequence[Towards]) -> Verdict:
-    """Judge by derivatives what a place gives behind weights; by those of the last look, or of all together."""
-    if candidate.less:
-        return judge_behind(*looks[-1])
-    x, derivative = joined([(values[0], derivatives[0]) for values, derivatives in looks])
-    return judge_weighed(x, derivative, candidate.ranks, is_of_one_sign=bool(candidate.sign))
 
 
 _NUMBERS = count()

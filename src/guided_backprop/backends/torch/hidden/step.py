@@ -74,18 +74,13 @@ class Step(nomination.Step[Value]):
             is_choice=name in _REDUCES or any(one.is_active for one in placed) or _tells_signs(name, row.kind, args),
             has_pieces=name in _IN_PIECES,
             has_bound=name in _BOUNDED,
+            has_pole=_has_pole(name, row.word, operands),
             exponent=exponent_of(name, args),
             is_shifted=bool(self._shift(row.word)),
             # What is written over is not read: it may be memory that nothing was written to before.
             place=place,
             overwritten=int(name == "copy" and len(operands) > 1),
         )
-
-    @property
-    def has_pole(self) -> bool:
-        """Whether it divides by what may have either sign."""
-        # What a number divides is the only tensor that is given.
-        return super().has_pole and (self.name == "reciprocal" or len(self._tensors) > 1)
 
     def lost(self, known: Ranks | None) -> Ranks | None:
         """Return how values were compared by what lost its gradient and meets one here, beside what is known before."""
@@ -195,6 +190,12 @@ def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any
     else:
         numbers = [named.get("initial")]
     return [notes.Operand(has_zeros=partial(eq, number, 0)) for number in numbers if type(number) in (int, float)]
+
+
+def _has_pole(name: str, word: str, operands: Sequence[Operand]) -> bool:
+    """Tell whether an operation divides by what may have either sign; what a number divides is all that is given."""
+    divides = word == "div" and (name == "reciprocal" or len(operands) > 1)
+    return divides and operands[-1].note is not None and operands[-1].sign is Sign.UNKNOWN
 
 
 def _tells_signs(name: str, kind: Kind, args: Sequence[Any]) -> bool:

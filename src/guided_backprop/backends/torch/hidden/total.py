@@ -16,9 +16,9 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from guided_backprop.arrays import as_numpy
+from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.choices import Total, judge_total
+from guided_backprop.backends.choices import judge_stopped
 from guided_backprop.backends.notes import MOST_WEIGHTS, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, spelled
@@ -65,6 +65,8 @@ class Place(NamedTuple):
         return cls(tensor, get_gradient_edge(tensor), tensor._version, line, depth)
 
 
+#: A value on some images, and the derivatives of a result towards it: the model's own, and the total one.
+Look = tuple[NumpyArray, NumpyArray, NumpyArray]
 #: Runs the model on its images, then on others, each time watched by a new one, which it yields with the graph; None
 #: where it fails.
 Again = Callable[[], Iterator[tuple["TotalWatch", Path | None]]]
@@ -243,14 +245,14 @@ def check_total(again: Again, ranks: Ranks) -> None:
     Raises:
         OpaqueRegionError: there is such a result.
     """
-    looks: dict[tuple[int, int], list[Total]] = {}
+    looks: dict[tuple[int, int], list[Look]] = {}
     unsettled: set[tuple[int, int]] | None = None
     for watch, path in again():
         found = [] if path is None else list(_looks(watch, path, unsettled))
         still = set[tuple[int, int]]()
         for key, name, look in found:
             looks.setdefault(key, []).append(look)
-            verdict = judge_total(looks[key], ranks)
+            verdict = judge_stopped(looks[key], ranks)
             if verdict is Verdict.PARTIAL:
                 raise spelled({name}, "torch.relu")
             still |= {key} if verdict is Verdict.UNSETTLED else set()
@@ -261,7 +263,7 @@ def check_total(again: Again, ranks: Ranks) -> None:
 
 def _looks(
     watch: TotalWatch, path: Path, wanted: set[tuple[int, int]] | None
-) -> Iterator[tuple[tuple[int, int], str, Total]]:
+) -> Iterator[tuple[tuple[int, int], str, Look]]:
     """Yield the total and the own derivatives of what may be a ReLU, with its place, and how it is spoken of."""
     cases = []
     for number, meet in enumerate(watch.meets):
@@ -274,7 +276,7 @@ def _looks(
         for meet, values, totals in cases:
             for (key, x), total, own in zip(values.items(), totals, _derivatives(meet, values.values()), strict=True):
                 if total is not None and own is not None:
-                    yield key, meet.name, Total(*(as_numpy(one) for one in (x.tensor, total, own)))
+                    yield key, meet.name, (as_numpy(x.tensor), as_numpy(own), as_numpy(total))
 
 
 def _values_beside(watch: TotalWatch, meet: Place) -> Iterator[Place]:

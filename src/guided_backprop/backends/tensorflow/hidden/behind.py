@@ -1,0 +1,126 @@
+"""What places may be ReLUs of behind weights: judged by derivatives, for these images and for others."""
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import numpy as np
+import tensorflow as tf
+
+from guided_backprop.backends.bounds import judge_bound_behind
+from guided_backprop.backends.choices import judge_behind, judge_stopped, judge_weighed
+from guided_backprop.backends.evidence import NEAR, joined
+from guided_backprop.backends.spelling import Verdict
+from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Towards, Way
+from guided_backprop.backends.tensorflow.hidden.looks import other_inputs
+from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
+
+#: What is seen of each candidate on some images.
+_Look = Callable[[Sequence[tf.Tensor]], list[Towards]]
+
+
+class Behind:
+    """What places may be ReLUs of behind weights, until each is settled.
+
+    Args:
+        places: what may hide a ReLU.
+        derivatives: those in the graph that the places are in.
+        flat: says the name in that graph of what a node of the function gives.
+        first: from which input on others are made of the images.
+
+    Attributes:
+        led: the places that no image has settled so far, by number.
+    """
+
+    def __init__(
+        self, places: Sequence[Place], derivatives: Derivatives, flat: Callable[[str], str], first: Callable[[int], int]
+    ) -> None:
+        self._places, self._derivatives, self._flat, self._first = places, derivatives, flat, first
+        self._open = [(number, one) for number, place in enumerate(places) for one in place.behind]
+        self.led: list[int] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something that derivatives may still show."""
+        return bool(self._open)
+
+    def found(self, arrays: Sequence[tf.Tensor]) -> set[int]:
+        """Return the places that are made of ReLUs behind weights, by number."""
+        if not self._open:
+            return set()
+        told = list(zip(self._open, self._told(arrays), strict=True))
+        self.led = [number for (number, one), verdict in told if one.less and verdict is Verdict.UNSETTLED]
+        # What the weights say they say for all images.
+        self._open = [one for one, verdict in told if verdict is not Verdict.NONE]
+        return {number for (number, _), verdict in told if verdict is Verdict.PARTIAL}
+
+    def _told(self, arrays: Sequence[tf.Tensor]) -> list[Verdict]:
+        """Return what derivatives say; those for other images as well, where the first ones tell nothing."""
+        look = self._looking()
+        looks = [[seen] for seen in look(arrays)]
+        verdicts = [_verdict(one, seen) for (_, one), seen in zip(self._open, looks, strict=True)]
+        for others in islice(other_inputs(arrays, first=self._first(len(arrays))), NEAR):
+            # Where nothing comes from but through ReLUs that are guided there is nothing to find.
+            led = [any(derived.any() for derived in seen[0][1]) for seen in looks]
+            open_ones = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.UNSETTLED and led[index]]
+            if not open_ones:
+                break
+            try:
+                seen_now = look(others)
+            except tf.errors.OpError:
+                # The model says of itself that it takes no such images.
+                continue
+            for index in open_ones:
+                looks[index].append(seen_now[index])
+                verdicts[index] = _verdict(self._open[index][1], looks[index])
+        return verdicts
+
+    def _looking(self) -> _Look:
+        """Return what sees the values that are asked for, and all derivatives towards them."""
+        pairs = [self._asked(number, one) for number, one in self._open]
+        around = self._derivatives.towards(pairs)
+        stopped = [index for index, (_, one) in enumerate(self._open) if one.is_stopped]
+        if not stopped:
+            return around
+        further = [self._derivatives.towards([pairs[index] for index in stopped], way) for way in (Way.OWN, Way.TOTAL)]
+
+        def look(arrays: Sequence[tf.Tensor]) -> list[Towards]:
+            seen = around(arrays)
+            for towards in further:
+                for index, (_, derived) in zip(stopped, towards(arrays), strict=True):
+                    seen[index] = seen[index][0], [*seen[index][1], derived[0]]
+            return seen
+
+        return look
+
+    def _asked(self, number: int, candidate: Candidate) -> list[str]:
+        """Return the place and what derivatives towards are asked for; of a bound the place itself is seen too."""
+        place = self._flat(self._places[number].ref)
+        return [place, *map(self._flat, candidate.refs), *([place] if candidate.is_bounded else [])]
+
+
+def _verdict(candidate: Candidate, looks: Sequence[Towards]) -> Verdict:
+    """Judge by derivatives what a place gives behind weights; by those of the last look, or of all together."""
+    if candidate.less:
+        return judge_behind(*looks[-1])
+    x, derivative = joined([(values[0], derivatives[0]) for values, derivatives in looks])
+    ranks, has_sign = candidate.ranks, bool(candidate.sign)
+    is_bound = candidate.is_bounded
+    verdict = _of_bound(looks) if is_bound else judge_weighed(x, derivative, ranks, is_of_one_sign=has_sign)
+    if not candidate.is_stopped or verdict is Verdict.PARTIAL:
+        return verdict
+    stopped = [(values[0], derivatives[-2], derivatives[-1]) for values, derivatives in looks]
+    hidden = judge_stopped(stopped, ranks, is_of_one_sign=has_sign)
+    return verdict if hidden is Verdict.NONE else hidden
+
+
+def _of_bound(looks: Sequence[Towards]) -> Verdict:
+    """Judge whether a bound that is not 0 is taken away again; by all looks that there are."""
+    rows = []
+    for (x, y), (derivative, seeds) in ((values[:2], derivatives[:2]) for values, derivatives in looks):
+        if not (x.ndim and y.ndim) or len(x) != len(y):
+            return Verdict.NONE
+        rows.append((x, derivative, (y * seeds).reshape(len(y), -1).sum(1)))
+    if len({x.shape[1:] for x, _, _ in rows}) > 1:
+        return Verdict.NONE
+    verdict = judge_bound_behind(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+    return Verdict.UNSETTLED if verdict is Verdict.NONE and len(looks) <= NEAR else verdict

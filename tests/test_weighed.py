@@ -302,6 +302,8 @@ def test_few_values_of_one_look_are_more_of_several():
     assert judge_weighed(*first) is Verdict.UNSETTLED
     assert judge_weighed(*joined([first, second])) is Verdict.PARTIAL
     assert judge_weighed(*joined([first, (-X[:1], G[:1])])) is Verdict.NONE
+    # What is not finite tells nothing, and warns of nothing.
+    assert judge_weighed(*joined([first, (-X[:1], np.inf * G[:1])])) is Verdict.NONE
     # Of another shape, or of which nothing is led, the last one counts alone.
     assert joined([first, (X[:2], G[:2])])[0].shape == (2, 12)
     assert joined([first, (X[:1], 0 * G[:1])])[0].shape == (1, 12)

@@ -56,7 +56,8 @@ def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, 
     Looks of another shape than the last one are left out, as of another number of turns of a loop.
     """
     alike = [look for look in looks if look[0].shape == looks[-1][0].shape and look[0].ndim and look[1].any()]
-    shares = [(x, derivative.reshape(x.shape) / np.abs(derivative).max()) for x, derivative in alike]
+    with np.errstate(all="ignore"):
+        shares = [(x, derivative.reshape(x.shape) / np.abs(derivative).max()) for x, derivative in alike]
     if len(shares) < 2 or not all(np.isfinite(derivative).all() for _, derivative in shares):
         return looks[-1]
     x, derivatives = (np.concatenate(arrays) for arrays in zip(*shares, strict=True))

@@ -237,6 +237,16 @@ def test_few_images_make_none_of_what_is_none_in_pytorch(name, count):
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images[:count], labels=1))).all()
 
 
+def test_what_is_open_for_most_of_a_few_is_no_relu_in_pytorch():
+    """Of x and what is made of it the larger one is x for most of the positive ones, and for none of a dozen others."""
+    case = pytest.importorskip("guided_backprop.backends.torch.hidden.case")
+    few, g = X.copy(), G * (X > 0)
+    g[few == few.max()] = 0
+    assert judge_weighed(few, g) is Verdict.PARTIAL
+    assert not case.evidence.is_apart(few, g)
+    assert case.evidence.is_apart(few, G * (X > 0.3))
+
+
 def test_other_images_are_asked_once():
     runs = []
 

@@ -45,6 +45,12 @@ def is_passing(derivative: NumpyArray) -> NumpyArray:
     return np.asarray(size > _ROUNDING * size.max(initial=0.0))
 
 
+def is_apart(x: NumpyArray, derivative: NumpyArray) -> bool:
+    """Tell whether all values that a gradient comes to lie on one side of all others."""
+    is_open = is_passing(derivative).reshape(x.shape)
+    return any(side[~is_open].max(initial=-np.inf) <= side[is_open].min(initial=np.inf) for side in (x, -x))
+
+
 def is_evidence(others: NumpyArray, first: NumpyArray) -> bool:
     """Tell whether values on other images are such as the first ones were, and did not run over."""
     return bool(np.isfinite(others).all() or not np.isfinite(first).all())

@@ -236,6 +236,9 @@ class Case:
             if self.weighed is None:
                 return "unsure"
             verdict = judge_weighed(*self.weighed, x.ranks, is_of_one_sign=bool(x.sign))
+            if self.behind and verdict is Verdict.PARTIAL and not evidence.is_apart(*self.weighed):
+                # The larger of x and what is made of it is open for most of the positive ones: few may be all of these.
+                return "unsure"
             return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
         towards = [self.towards_x, derivative(self.node, self.suspect, less, is_of_one=False)]
         derivatives = [one for one in towards if one is not None]

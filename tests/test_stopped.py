@@ -52,8 +52,15 @@ def of_the_larger_part(lib, x, w):
     return x @ w + stop(lib, (x * mask - x) @ w)
 
 
+def in_a_loop(lib, x, w):
+    """Return a ReLU that is an operation of its own in a loop, and detached behind that."""
+    y = lib.jax.lax.map(lib.relu, x) if lib.framework == "jax" else lib.xp.map_fn(lib.relu, x)
+    return x @ w + stop(lib, (y - x) @ w)
+
+
 #: Each is ``relu(x) @ w``.
 HIDDEN = {
+    "a ReLU in a loop": in_a_loop,
     "what a ReLU changes": lambda lib, x, w: x @ w + stop(lib, (lib.relu(x) - x) @ w),
     "a ReLU, and x taken away": lambda lib, x, w: x @ w - stop(lib, x @ w) + stop(lib, lib.relu(x) @ w),
     "what a mask changes": of_the_larger_part,

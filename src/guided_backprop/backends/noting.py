@@ -29,13 +29,14 @@ class Noting(Given[Ref]):
         if self.is_relu and not self._tainted:
             # What the rule acts on ends the taint, but not what came before it; what was put there stays a constant.
             has_gaps = any(note.has_gaps and note.has_constants for note in self._notes)
-            return Note(sign=sign, has_gaps=has_gaps, relus=self._relus())
+            return Note(sign=sign, has_gaps=has_gaps, has_relus=True, relus=self.relus())
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out
         return Note(
             is_tainted=self.starts or bool(self._tainted),
             is_by_rank=self.is_by_rank,
             is_stopped=self._was_stopped,
+            has_relus=any(note.has_relus for note in [*self._notes, *self.held]),
             ranked=self.ranked(size),
             summed=self.summed(size),
             is_pooled=self._is_pooled,
@@ -53,7 +54,7 @@ class Noting(Given[Ref]):
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
             curves=first_of(self._curves(size)),
-            relus=self._relus(),
+            relus=self.relus(),
             roots=self._roots(),
             is_off=self._is_off,
         )
@@ -66,12 +67,13 @@ class Noting(Given[Ref]):
     def _was_stopped(self) -> bool:
         return self._is_stop or any(note.is_stopped for note in [*self._notes, *self.held])
 
-    def _relus(self) -> tuple[Candidate[Ref], ...]:
+    def relus(self) -> tuple[Candidate[Ref], ...]:
         """Return what the rule guides here, and did before: the largest of a row opens by the others."""
         if self.row.word in RANKS:
             return ()
         before = [self._further(one) for note in self._notes for one in note.relus]
-        own = [*self._all_read(), *self._roots_before()] if self.is_relu else []
+        is_own = self.is_relu or any(note.has_relus for note in self.held)
+        own = [*(self._all_parts if self.held else self._all_read()), *self._roots_before()] if is_own else []
         return first_of(one for one in [*own, *before] if one.weights <= MOST_WEIGHTS)
 
     def _roots(self) -> tuple[Candidate[Ref], ...]:

@@ -208,10 +208,12 @@ class Taint:
             return False
         for index, result in enumerate(results):
             ref, note = f"{node.name}:output:{index}", result.note
-            if note is not None and note.is_tainted:
-                # What chooses in there is looked at in there, and once more from here.
+            if note is not None and (note.is_tainted or note.has_relus):
                 shown = [self._operand(body, node, operand) for operand in operand_refs(node)]
                 step = Step(OPERATIONS[node.op], shown, result.is_active, held=[note], place=(body.name, node.name))
+                note = replace(note, relus=step.relus())
+            if note is not None and note.is_tainted:
+                # What chooses in there is looked at in there, and once more from here.
                 note = step.note(sign=result.sign, is_falling=True)
                 if step.nominates() is not None:
                     self._add_places(body, node, step, [ref], _weighed_inside(note))

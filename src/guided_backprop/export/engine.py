@@ -162,7 +162,8 @@ class OpenVino(Engine):
             request = self._free.pop()
         except IndexError:
             request = self._model.create_infer_request()
-        results = request.infer(dict(inputs), share_outputs=False)
+        # Results are copied: the next run would write over them.
+        results = request.infer(dict(inputs), share_inputs=True, share_outputs=False)
         self._free.append(request)
         return dict(zip(self._outputs, results.to_tuple(), strict=True))
 

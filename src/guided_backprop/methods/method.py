@@ -246,6 +246,7 @@ class Method(Explainer):
             mask=mask,
             batch_size=self.batch_size,
             progress=progress,
+            sees_values=self.compiled is not None and self.compiled.sees_values,
         )
 
     def optimize(self, images: Images) -> Self:

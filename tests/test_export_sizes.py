@@ -270,7 +270,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_seen(fault, tmp_path, monkeypatch):
     module, name, other, message = FAULTS[fault]
-    model = built(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *TAIL)
+    layers = [nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU()]
+    model = built(*layers, *TAIL)
     if name == "least_of":
         model = Own(lambda y, x: y * (2 if x.shape[2] > 30 else 1))
     monkeypatch.setattr(module, name, other(getattr(module, name)))

@@ -12,6 +12,8 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from guided_backprop.backends.torch.export.gates import clamp_first, open_by_results
+
 aten = torch.ops.aten
 
 # What turns a matrix is left to the engine, which does so when it loads the file: so that it is there once.
@@ -39,6 +41,8 @@ def simplify(module: GraphModule, answers: Sequence[int]) -> GraphModule:
     _work_out(module)
     _fold(module)
     _work_out(module)
+    open_by_results(module)
+    clamp_first(module)
     return _tidied(module, fx_graph_cse(module.graph))
 
 

@@ -1,7 +1,6 @@
 """From a method to one whose explanations are computed by what is fastest: recorded, compared, timed, kept."""
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -21,11 +20,10 @@ from guided_backprop.methods.data import given
 from guided_backprop.methods.options import Requirement, require
 from guided_backprop.methods.program import in_program
 from guided_backprop.methods.recording import recorded
+from guided_backprop.methods.timing import timed
 from guided_backprop.methods.trial import compared, opened
 from guided_backprop.version import __version__
 
-# How often each contestant is timed, and for how many seconds at most if that is often enough.
-_RUNS, _FEWEST, _LONG = 7, 2, 5.0
 # By how much of its norm what was kept may differ, beside what was measured when it was made; else it is made anew.
 _ALIKE, _TIMES = 1e-5, 10
 # What the framework's own run is called among the engines.
@@ -181,7 +179,7 @@ class _Making:
             # Where the model cannot be run so there is one contestant less.
             with suppress(GuidedBackpropError):
                 contestants[_OWN] = self._own()
-        times = _timed({name: self._with(one) for name, one in contestants.items()}, self._inputs.images)
+        times = timed({name: self._with(one) for name, one in contestants.items()}, self._inputs.images)
         fastest = min(times, key=times.__getitem__)
         contestants[fastest].times = times
         cache.note(entry, {"times": {**entry.said["times"], self._case: times}})
@@ -211,20 +209,3 @@ class _Making:
             "coverage": [list(one) for one in graph.coverage], "shape": list(trial.explained.outputs.shape[1:]),
             "inputs": list(graph.inputs), "outputs": list(graph.outputs),
         }  # fmt: skip
-
-
-def _timed(methods: Mapping[str, Compilable], images: Images) -> dict[str, float]:
-    """Return how long a call of each method takes, one after the other in turn."""
-    runs: dict[str, list[float]] = {name: [] for name in methods}
-    started = time.perf_counter()
-    for turn in range(_RUNS + 1):
-        if turn > _FEWEST and time.perf_counter() - started > _LONG:
-            break
-        for name, method in methods.items():
-            begin = time.perf_counter()
-            method.explain(images, progress=False)
-            # The first run is for what is made once.
-            if turn:
-                runs[name].append(time.perf_counter() - begin)
-    # The fastest run is the one that nothing else disturbed.
-    return {name: min(seconds) for name, seconds in runs.items()}

@@ -99,6 +99,22 @@ class Optimized(Compiled):
         return replace(self._method.explain_batch(own, inputs, weigh, score), engine=self.engine)
 
 
+class Uncompiled(Compiled):
+    """The method as it is, where what was compiled is not faster. It reads the weights in each call.
+
+    Args:
+        framework: the model's.
+    """
+
+    def __init__(self, framework: str) -> None:
+        self.engine, self.times = f"{framework}: faster as it is", {}
+
+    def attribute(
+        self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None, as_it_is: AsItIs
+    ) -> Attributed:
+        return replace(as_it_is(backend, inputs, weigh, score), engine=self.engine)
+
+
 class InEngine(Compiled):
     """A graph that is open in an engine.
 

@@ -3,29 +3,27 @@
     compiled.py jax|tensorflow [--batches 1,8] [--models ResNet50,MobileNetV2]
 
 It prints a table in Markdown. Times are medians over rounds in which both run; the first call and what compile takes
-are shown too. Weights are random. With JAX_COMPILATION_CACHE_DIR set a second run shows what JAX' own cache saves.
+are shown too. What is compiled and not faster runs as it is, which the last column says. Weights are random. With
+JAX_COMPILATION_CACHE_DIR set a second run shows what JAX' own cache saves.
 """
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-os.environ["KERAS_BACKEND"] = sys.argv[1]
-
-import keras
 import numpy as np
-from small_network import small
 
 from guided_backprop import GuidedBackprop
 
 ROUNDS = 9
 
 
-def of_keras(name: str) -> keras.Model:
+def of_keras(name: str) -> Any:
+    import keras  # noqa: PLC0415 - when its backend is chosen
+
     keras.utils.set_random_seed(0)
     return getattr(keras.applications, name)(weights=None, classifier_activation=None)
 
@@ -47,21 +45,26 @@ def measured(name: str, model: Any, images: Any) -> Sequence[str]:
     milliseconds = [f"{1000 * one:.1f} ms" for one in np.median(times, 0)]
     apart = np.linalg.norm(maps[0] - maps[1]) / np.linalg.norm(maps[0])
     ratio = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-    return [name, str(len(images)), f"{first:.1f} s", f"{made:.1f} s", *milliseconds, ratio, f"{apart:.0e}"]
+    return [
+        name, str(len(images)), f"{first:.1f} s", f"{made:.1f} s", *milliseconds, ratio, f"{apart:.0e}",
+        compiled.compiled.engine,
+    ]  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("framework", choices=["jax", "tensorflow"])
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--models", default="")
     asked = parser.parse_args()
-    own = {"small CNN": small}
+    os.environ["KERAS_BACKEND"] = asked.framework
+    keras, own = import_module("keras"), {"small CNN": import_module("small_network").small}
     if asked.framework == "jax":
         networks = import_module("jax_networks")
         own |= {"linen ResNet-50": networks.linen_resnet, "nnx ResNet-50": networks.nnx_resnet}
     names = asked.models.split(",") if asked.models else [*own, "ResNet50", "MobileNetV2"]
     header = ["model", "images", "first call", "compile", "later calls", "compiled", "compiled / later", "apart by"]
+    header.append("run by")
     print(f"| {' | '.join(header)} |\n| {' | '.join(['---'] * len(header))} |")
     rng = np.random.default_rng(0)
     for name in names:

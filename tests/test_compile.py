@@ -124,14 +124,65 @@ def test_what_no_graph_is_runs_as_it_is_and_says_so(both):
     assert method.explain(images).engine is None
 
 
-def test_errors_are_those_of_the_method(both):
+@pytest.mark.parametrize("label", [5, -1, -2, [0, 1, 5]])
+def test_errors_are_those_of_the_method(label, both):
+    """Also of numbers by which a graph itself is told something else."""
+    method, compiled, images = both
+    with pytest.raises(LabelError, match=r"in \[0, 5\)") as expected:
+        method.explain(images, label)
+    with pytest.raises(LabelError) as error:
+        compiled.explain(images, label)
+    assert str(error.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("asked", [*ASKED, "a function"])
+def test_images_that_are_not_finite_are_refused(asked, value, both):
+    """By the graph, which looks at them itself, in the method's words."""
+    method, compiled, images = both
+    label = ASKED.get(asked, lambda output: output[:, 1].sum((1, 2)))
+    broken = images.clone()
+    broken[-1, 0, 3, 0] = value
+    for given in (broken, broken.numpy()):
+        for one in (method, compiled, copy.copy(compiled)):
+            with pytest.raises(ImageError, match="must be finite"):
+                one.explain(given, label)
+    shifted = images[..., 2:].clone()
+    shifted[0, 0, 0, 0] = value
+    with pytest.raises(ImageError, match="must be finite"):
+        compiled.explain(shifted, label)
+
+
+def test_values_are_looked_at_by_the_graph_alone(both, monkeypatch):
+    """The fault that the test above has to find: a graph that does not look."""
     _, compiled, images = both
-    with pytest.raises(LabelError, match=r"in \[0, 5\)"):
-        compiled.explain(images, 5)
+    engine = compiled.compiled._engine
     broken = images.clone()
     broken[0, 0, 0, 0] = torch.nan
-    with pytest.raises(ImageError, match="finite"):
-        compiled.explain(broken)
+
+    class Blind:
+        def run(self, inputs):
+            return engine.run(inputs) | {"is_finite": np.ones(len(images), bool)}
+
+    monkeypatch.setattr(compiled.compiled, "_engine", Blind())
+    assert compiled.explain(broken, 1).engine == compiled.compiled.engine
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_that_is_given_lies_in_what_is_found(engine, tmp_path, monkeypatch):
+    """Of a model that gives its images, and of images that cannot be written."""
+    monkeypatch.setenv("GUIDED_BACKPROP_CACHE", str(tmp_path))
+    method = Saliency(nn.Flatten())
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    compiled = method.compile(torch.tensor(images), engine)
+    images.flags.writeable = False
+    first = compiled.explain(images, 1)
+    assert first.engine == compiled.compiled.engine
+    kept = [np.array(array) for array in (first.outputs, first)]
+    assert not any(np.shares_memory(images, array) for array in (first.outputs, np.asarray(first)))
+    compiled.explain(images + 1, 2)
+    for array, found in zip(kept, (first.outputs, first), strict=True):
+        np.testing.assert_array_equal(array, found)
 
 
 CHANGES = {

@@ -1,6 +1,7 @@
 """A compiled method of JAX or TensorFlow explains as the method does, by one program; never by former weights."""
 
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -29,6 +30,11 @@ from guided_backprop import (
 )
 from guided_backprop.backends.jax import fixed
 from guided_backprop.backends.jax.backend import JaxBackend
+from guided_backprop.backends.jax.fixed import JaxProgram
+from guided_backprop.backends.tensorflow.backend import TensorFlowBackend
+from guided_backprop.backends.tensorflow.fixed import TensorFlowProgram
+from guided_backprop.methods import program
+from guided_backprop.methods.timing import timed
 from networks import IMAGES, LABELS, channels_last
 from networks_flax import Nnx, linen
 
@@ -43,6 +49,56 @@ KINDS = {
     "jax": (lambda: networks_jax.net(jax.nn.relu), networks_jax.oracle, jnp.asarray),
     "tensorflow": (lambda: networks_tensorflow.small_net(tf.nn.relu), networks_tensorflow.small_oracle, tf.constant),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_is_fastest():
+    """Let the program be the faster one, whatever else this machine does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "timed", lambda methods, images: dict.fromkeys(methods, 1.0) | {"compiled": 0.5})
+        yield
+
+
+@pytest.mark.parametrize("framework", KINDS)
+def test_what_is_not_faster_runs_as_it_is_and_says_so(framework, monkeypatch):
+    build, oracle, kind = KINDS[framework]
+    runs = []
+
+    def slow(self, inputs):
+        runs.append(len(inputs["labels"]))
+        time.sleep(0.2)
+        return right[type(self)](self, inputs)
+
+    right = {one: one.run for one in (JaxProgram, TensorFlowProgram)}
+    for one in right:
+        monkeypatch.setattr(one, "run", slow)
+    monkeypatch.setattr(program, "timed", timed)
+    compiled = GuidedBackprop(build(), reducer="mean").compile(kind(ROWS))
+    assert compiled.compiled.times[framework] < compiled.compiled.times["compiled"]
+    # It was compared, and timed, and is not run any more.
+    assert runs
+    runs.clear()
+    explained = compiled.explain(kind(ROWS), LABELS)
+    assert explained.engine == repr(compiled.compiled) == f"{framework}: faster as it is"
+    assert_allclose(np.asarray(explained), oracle().mean(-1), **TOLERANCE)
+    with pytest.raises(ImageError, match="finite"):
+        compiled.explain(kind(ROWS * np.nan), LABELS)
+    assert not runs
+    # Where the program is the faster one, it is taken.
+    monkeypatch.setattr(JaxBackend, "attribute", late(JaxBackend.attribute))
+    monkeypatch.setattr(TensorFlowBackend, "attribute", late(TensorFlowBackend.attribute))
+    for one, run in right.items():
+        monkeypatch.setattr(one, "run", run)
+    compiled = GuidedBackprop(build()).compile(kind(ROWS))
+    assert compiled.explain(kind(ROWS), LABELS).engine.endswith(", compiled")
+
+
+def late(function):
+    def slow(*given, **named):
+        time.sleep(0.2)
+        return function(*given, **named)
+
+    return slow
 
 
 @pytest.mark.parametrize("rule", METHODS)

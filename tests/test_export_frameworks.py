@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from flax import nnx
 from numpy.testing import assert_allclose
 
 from guided_backprop import (
@@ -25,6 +27,7 @@ from guided_backprop import (
     SmoothGrad,
 )
 from guided_backprop.arrays import Inputs
+from guided_backprop.backends.jax import any_size
 from guided_backprop.backends.jax import export as jax_export
 from guided_backprop.backends.tensorflow import export as tensorflow_export
 from guided_backprop.backends.tensorflow import maps as tensorflow_maps
@@ -312,8 +315,6 @@ def test_what_holds_for_one_size_is_refused(of_any_size, tmp_path, monkeypatch):
         GuidedBackprop(keras.Sequential([*first, layers.Dense(3)])).export(path, LARGER, sizes="dynamic")
     with pytest.raises(OptionError, match="is for images with positions"):
         GuidedBackprop(lambda x: tf.nn.relu(x)).export(path, tf.ones((2, 3)), sizes="dynamic")
-    with pytest.raises(OptionError, match="sizes must be"):
-        GuidedBackprop(in_jax).export(tmp_path / "map.stablehlo", IN_JAX, sizes="dynamic")
 
     def of_one_size(x):
         return tf.reduce_mean(tf.nn.relu(x - 0.5) * (2 if x.shape[1] == 26 else 1), (1, 2))
@@ -329,4 +330,99 @@ def test_what_holds_for_one_size_is_refused(of_any_size, tmp_path, monkeypatch):
     monkeypatch.setattr(tensorflow_maps, "matrix", wrong)
     with pytest.raises(ModelError, match="for 2 images of 13x15x3"):
         GradCAM(of_any_size, "conv").export(path, LARGER, sizes="dynamic")
+    assert not list(tmp_path.iterdir())
+
+
+def any_sized(x):
+    """Have strides of all kinds, a pool, a ReLU spelled by ``where``, and a mean over all positions."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(x, KERNEL, (2, 2), "SAME", dimension_numbers=dims)
+    y = jnp.where(y > 0, y, 0)
+    y = jax.lax.reduce_window(y, -jnp.inf, jax.lax.max, (1, 3, 2, 1), (1, 1, 2, 1), "VALID")
+    y = y - y.mean((1, 2), keepdims=True)
+    y = jax.lax.conv_general_dilated(y, WIDE, (3, 1), ((1, 1), (0, 1)), dimension_numbers=dims, feature_group_count=2)
+    return jax.nn.softmax(jax.nn.relu6(y).mean((1, 2)) @ DENSE)
+
+
+WIDE = RNG.normal(size=(3, 2, 4, 8)).astype("f4")
+ROOMY = RNG.normal(size=(2, 20, 23, 3)).astype("f4")
+
+
+def nnx_network():
+    rngs = nnx.Rngs(0)
+    convolution = partial(nnx.Conv, strides=2, rngs=rngs)
+    layers = [convolution(3, 6, (3, 3)), nnx.BatchNorm(6, use_running_average=True, rngs=rngs), nnx.relu]
+    layers += [convolution(6, 8, (3, 3)), nnx.relu, lambda y: y.mean((1, 2)), nnx.Linear(8, 5, rngs=rngs)]
+    return nnx.Sequential(*layers)
+
+
+@pytest.mark.parametrize("method", [Saliency, GuidedBackprop, lambda model: SmoothGrad(DeconvNet(model), samples=2)])
+@pytest.mark.parametrize("network", [any_sized, nnx_network])
+def test_programs_of_jax_for_images_of_any_size(network, method, tmp_path):
+    method = method(network if network is any_sized else network())
+    exported = method.export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic")
+    assert exported.least_sizes == [[10, 11]]
+    assert exported.coverage == method.explain(jnp.asarray(ROOMY)).coverage
+    run = jax_export.StableHlo(exported.path, exported.outputs)
+    for sizes in ((10, 11), (17, 38), (41, 12)):
+        images = RNG.normal(size=(3, *sizes, 3)).astype("f4")
+        noise = method.plan.noise
+        more = [] if noise is None else noise.drawn(Inputs.of(images))
+        results = run.run(dict(enumerate([images, np.arange(3), *more])))
+        wanted = method.explain(jnp.asarray(images), np.arange(3))
+        found = [results[name] for name in ("outputs", "attribution", "scores")]
+        assert difference(found, [wanted.outputs, np.asarray(wanted), wanted.scores]) < 1e-4
+        other = method.explain(jnp.asarray(images), np.arange(1, 4))
+        assert difference([results["attribution"]], [np.asarray(other)]) > 1e-2
+    with pytest.raises(ValueError, match="refining shapes|size_0_1"):
+        run.run(dict(enumerate([images[:, :9], np.arange(3), *[one[:, :, :9] for one in more]])))
+
+
+def flat(x):
+    return jax.nn.relu(x.reshape(len(x), -1) @ FLAT)
+
+
+FLAT = RNG.normal(size=(20 * 23 * 3, 4)).astype("f4")
+OF_ONE_SIZE = {
+    "weights for each position": (flat, "cannot be traced so"),
+    "a size that is asked for": (
+        lambda x: jax.nn.relu(x.mean((1, 2)) @ DENSE[:3] * (2 if x.shape[1] > 15 else 1)),
+        "cannot",
+    ),
+    "another step for other sizes": (
+        lambda x: (jnp.tanh if isinstance(x.shape[1], int) else jnp.sin)(jax.nn.relu(x.mean((1, 2)) @ DENSE[:3])),
+        "something else for other sizes",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", OF_ONE_SIZE)
+def test_what_holds_for_one_size_is_refused_in_jax(why, tmp_path):
+    model, message = OF_ONE_SIZE[why]
+    GuidedBackprop(model).export(tmp_path / "fixed.stablehlo", jnp.asarray(ROOMY))
+    with pytest.raises(ModelError, match=message):
+        GuidedBackprop(model).export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic")
+    assert not (tmp_path / "map.stablehlo").exists()
+    for given in ({"labels": "weights"}, {}):
+        method = GuidedBackprop(any_sized) if given else GradCAM(in_jax, "conv")
+        with pytest.raises(OptionError, match="sizes="):
+            method.export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic", **given)
+
+
+def shifted(*given):
+    return jnp.roll(any_size_convolved(*given), 1, 2)
+
+
+any_size_convolved = any_size._convolved
+FAULTS_OF_SIZES = {
+    "gates are left behind": (any_size, "_of_images", lambda program: []),
+    "strides lie elsewhere": (any_size, "_convolved", shifted),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_SIZES)
+def test_planted_faults_of_any_size_are_seen_in_jax(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(*FAULTS_OF_SIZES[fault])
+    with pytest.raises(ModelError, match="difference|instead of"):
+        GuidedBackprop(any_sized).export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic")
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from guided_backprop import GradCAM, GuidedBackprop, GuidedGradCAM, ModelError, 
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.torch.export import any_size, decompose, graph, maps, pools
 from guided_backprop.backends.torch.export.any_size import linear, nearest
+from guided_backprop.backends.torch.export.program import Program
 from guided_backprop.export.agreement import difference
 from guided_backprop.export.engine import OnnxRuntime
 from guided_backprop.export.photos import Photos
@@ -155,6 +156,27 @@ def test_all_methods_at_any_size(way, tmp_path):
         assert difference([results["attribution"]], [other.attribution]) > 1e-2
 
 
+@pytest.mark.parametrize("way", [None, *METHODS])
+def test_programs_of_pytorch_at_any_size(way, tmp_path):
+    method = GuidedBackprop(pooled()) if way is None else METHODS[way](pooled())
+    exported = method.export(tmp_path / "map.pt2", IMAGES, sizes="dynamic")
+    (least,) = exported.least_sizes
+    runs = Program(exported.path, exported.outputs)
+    for sizes in ((37, 52), (64, 33), least):
+        images = of_sizes(IMAGES, *sizes, count=3)
+        noise = method.plan.noise
+        more = {} if noise is None else {"noise": np.float32(noise.drawn(Inputs.of(images))[0])}
+        results = runs.run({"images": images.numpy(), "labels": np.arange(3), **more})
+        wanted = method.explain(images, np.arange(3))
+        assert difference([results["attribution"]], [wanted.attribution]) < 1e-4
+        other = method.explain(images, np.arange(1, 4))
+        assert difference([results["attribution"]], [other.attribution]) > 1e-2
+    smaller = of_sizes(IMAGES, *[size - 1 for size in least]).numpy()
+    fewer = {name: noise[:1, :, :, :-1, :-1] for name, noise in more.items()}
+    with pytest.raises(AssertionError, match=rf"size\(\)\[2\] >= {least[0]}"):
+        runs.run({"images": smaller, "labels": np.array([0]), **fewer})
+
+
 def test_photos_of_any_size(tmp_path):
     recipe = ResizeCrop((30, 34), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     photos = Photos.of(recipe)
@@ -239,9 +261,8 @@ def test_what_has_no_sizes_to_be_free_is_refused(tmp_path):
     method = GuidedBackprop(NETWORKS["an output with positions"][0]())
     with pytest.raises(OptionError, match="for labels that have none"):
         method.export(tmp_path / "map.onnx", IMAGES, sizes="dynamic", labels="weights")
-    for path, sizes in (("map.pt2", "dynamic"), ("map.onnx", "any")):
-        with pytest.raises(OptionError, match="sizes must be"):
-            method.export(tmp_path / path, IMAGES, sizes=sizes)
+    with pytest.raises(OptionError, match="sizes must be"):
+        method.export(tmp_path / "map.onnx", IMAGES, sizes="any")
     assert not list(tmp_path.iterdir())
 
 
@@ -270,7 +291,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_seen(fault, tmp_path, monkeypatch):
     module, name, other, message = FAULTS[fault]
-    model = built(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *TAIL)
+    layers = [nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU()]
+    model = built(*layers, *TAIL)
     if name == "least_of":
         model = Own(lambda y, x: y * (2 if x.shape[2] > 30 else 1))
     monkeypatch.setattr(module, name, other(getattr(module, name)))

@@ -39,8 +39,11 @@ class Coverage(tuple[Nonlinearity, ...]):
     @classmethod
     def merge(cls, coverages: "Iterable[Coverage]") -> Self:
         """Join the coverage of batches: they run one model, so counts are per forward pass, not summed."""
+        several = list(coverages)
+        if several and all(coverage is several[0] for coverage in several):
+            return cls(several[0])
         counts: dict[tuple[str, str], int] = {}
-        for coverage in coverages:
+        for coverage in several:
             for name, count, treatment in coverage:
                 counts[name, treatment] = max(count, counts.get((name, treatment), 0))
         return cls([Nonlinearity(name, count, treatment) for (name, treatment), count in counts.items()])

@@ -151,12 +151,22 @@ def answering(function: Callable[_Arguments, _Returned]) -> Callable[_Arguments,
     @wraps(function)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Returned:
         try:
-            signature.bind(*args, **kwargs)
+            return function(*args, **kwargs)
         except TypeError as error:
+            # Of a call that fits the error came from inside, and is left as it is: to see that first takes its time.
+            if _fits(signature, args, kwargs):
+                raise
             raise _Call.of(function, signature, args, kwargs).answer from error
-        return function(*args, **kwargs)
 
     return call
+
+
+def _fits(signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 class Answering:

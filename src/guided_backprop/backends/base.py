@@ -141,16 +141,23 @@ class Backend(ABC):
 
     def check_images(self, inputs: Inputs) -> None:
         """Raise ImageError unless each input is a batch, and those that are explained are finite numbers."""
+        self.check_form(inputs)
+        self.check_values(inputs)
+
+    def check_values(self, inputs: Inputs) -> None:
+        """Raise ImageError unless the inputs that are explained are finite numbers."""
+        if any(self.is_floating(array) and not self.is_finite(array) for array in inputs.arrays):
+            raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
+
+    def check_form(self, inputs: Inputs) -> None:
+        """Raise ImageError unless each input is a batch, and there are floating-point numbers to explain."""
         arrays = inputs.arrays
         for array in arrays:
             self.check_kind(array)
         self.network.check_inputs(inputs)
-        explained = [array for array in arrays if self.is_floating(array)]
-        if not arrays or not (explained or self.begins_inside):
+        if not arrays or not (self.begins_inside or any(map(self.is_floating, arrays))):
             raise no_floats(arrays)
-        if any(not self.is_finite(array) for array in explained):
-            raise ImageError("images must be finite; received images with NaN or infinity. Remove these values.")
-        if len({len(array) for array in arrays}) > 1:
+        if len(arrays) > 1 and len({len(array) for array in arrays}) > 1:
             raise ImageError(
                 "images of several inputs must have one row per image in each; received inputs of "
                 f"{', '.join(str(len(array)) for array in arrays)} rows. Give all the same number."

@@ -58,7 +58,7 @@ from guided_backprop.photos import read_image
     type=click.Choice(["fixed", "dynamic"]),
     default="fixed",
     show_default=True,
-    help="Whether an ONNX file, or a SavedModel, takes images of the model's size, or of any.",
+    help="Whether the file takes images of the model's size, or of any.",
 )
 def export(
     *,

@@ -122,6 +122,6 @@ def correlation(one: Iterable[NumpyArray], other: Iterable[NumpyArray]) -> float
 def by_name(names: Sequence[str], arrays: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
     """Return arrays by name, floating-point numbers in single precision, as files take them."""
     return {
-        name: array.astype(np.float32) if array.dtype.kind == "f" else array
+        name: array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
         for name, array in zip(names, arrays, strict=True)
     }

@@ -51,8 +51,11 @@ class ClassIds(ClassLabel):
     given: NumpyArray
     mask: Mask | None
 
+    def check(self, outputs: NumpyArray, channel_axis: int = 1) -> None:
+        _check_ids(self.given, moved(outputs, channel_axis, 1))
+
     def ids(self, channels: NumpyArray, start: int) -> NDArray[np.int64]:
-        _check_ids(self.given, channels)
+        self.check(channels)
         return self.given[start : start + len(channels)].astype(np.int64)
 
     def is_many(self, outputs: NumpyArray) -> bool:

@@ -39,6 +39,9 @@ class Label(ABC):
         """Return the class of each image from ``start`` on, -1 for the highest; None if outputs are needed for that."""
         return None
 
+    def check(self, outputs: NumpyArray, channel_axis: int = 1) -> None:  # noqa: B027 - most need outputs first
+        """Raise LabelError unless the outputs have the classes that :meth:`ids_ahead` names."""
+
     @abstractmethod
     def explained(self, outputs: NumpyArray, channel_axis: int = 1) -> NumpyArray:
         """Return what was explained, given the outputs for all images, as a result's ``labels`` say it.
@@ -84,6 +87,10 @@ class Weigher:
     def __call__(self, outputs: NumpyArray) -> list[Weighting]:
         """Return the weights, of the shape of ``outputs``."""
         return self.label.weigh(outputs, self.start, self.axis_of(outputs))
+
+    def check(self, outputs: NumpyArray) -> None:
+        """Raise LabelError unless the outputs have the classes that are known without them."""
+        self.label.check(outputs, self.axis_of(outputs))
 
     @property
     def ids(self) -> NDArray[np.int64] | None:

@@ -50,6 +50,9 @@ class Numbers(Label):
         is_ids = self.given.ndim == 1 and self.given.dtype.kind in "iu" and self.mask is None
         return self.given[start : start + count].astype(np.int64) if is_ids else None
 
+    def check(self, outputs: NumpyArray, channel_axis: int = 1) -> None:
+        self._resolved(outputs).check(outputs, channel_axis)
+
     def explained(self, outputs: NumpyArray, channel_axis: int = 1) -> NumpyArray:
         return self._resolved(outputs).explained(outputs, channel_axis)
 

@@ -50,6 +50,7 @@ def explain_together(
     mask: Array | None,
     batch_size: int | None,
     progress: bool | None = None,
+    sees_values: bool = False,
 ) -> list[Explanations]:
     """Explain by several methods, batch by batch.
 
@@ -62,8 +63,11 @@ def explain_together(
         mask: as for :meth:`Method.explain`.
         batch_size: how many images are explained at once; None for all.
         progress: as for :meth:`Method.explain`.
+        sees_values: whether what explains a batch tells itself that images are not finite.
     """
-    backend.check_images(inputs)
+    backend.check_form(inputs)
+    if not sees_values:
+        backend.check_values(inputs)
     count = inputs.count
     target = parse_label(labels, count, mask)
     results = [_Result(job, backend, target, inputs) for job in jobs]
@@ -95,6 +99,7 @@ def explain_given(
     mask: Array | None,
     batch_size: int | None,
     progress: bool | None,
+    sees_values: bool = False,
 ) -> Explanations:
     """Explain what a user gives by one method, as :func:`explain_together` does by several."""
     images, labels = given(subject, images, labels)
@@ -108,6 +113,7 @@ def explain_given(
         mask=mask,
         batch_size=batch_size,
         progress=progress,
+        sees_values=sees_values,
     )
     return explanations
 

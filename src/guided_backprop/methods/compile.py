@@ -1,7 +1,6 @@
 """From a method to one whose explanations are computed by what is fastest: recorded, compared, timed, kept."""
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -21,11 +20,10 @@ from guided_backprop.methods.data import given
 from guided_backprop.methods.options import Requirement, require
 from guided_backprop.methods.program import in_program
 from guided_backprop.methods.recording import recorded
+from guided_backprop.methods.timing import timed
 from guided_backprop.methods.trial import compared, opened
 from guided_backprop.version import __version__
 
-# How often each contestant is timed, and for how many seconds at most if that is often enough.
-_RUNS, _FEWEST, _LONG = 7, 2, 5.0
 # By how much of its norm what was kept may differ, beside what was measured when it was made; else it is made anew.
 _ALIKE, _TIMES = 1e-5, 10
 # What the framework's own run is called among the engines.
@@ -94,7 +92,7 @@ class _Making:
         if known is not None:
             return known
         entry = cache.keep(key, self._write)
-        made = self._fastest(entry, {name: self._in_engine(entry, engine) for name, engine in self._open.items()})
+        made = self._fastest(entry, {name: self._made(entry, name) for name in list(self._open)})
         if not self._weights.are_the_same():
             raise ModelError(
                 "model must stay as it is when it is run, to be compiled; received one whose weights or options "
@@ -127,18 +125,30 @@ class _Making:
         compiled.times = times
         return compiled
 
+    def _made(self, entry: cache.Entry, name: str) -> Compiled:
+        """Return what was compared, or the same for as many images as were given, if that is faster and right."""
+        if ENGINES[cast(EngineName, name)].favours_count:
+            any_number = self._open[name]
+            with suppress(ModelError):
+                faster = self._kept(entry, name)
+                if self._is_right(faster, entry.said["differences"][name]):
+                    return faster
+            self._open[name] = any_number
+        return self._in_engine(entry, self._open[name])
+
     def _kept(self, entry: cache.Entry, name: str) -> Compiled:
         if name == _OWN:
             return self._own()
-        kind, outputs = ENGINES[cast(EngineName, name)], entry.said["outputs"]
-        stored = entry.file(kind.form() or "")
+        kind, outputs, count = ENGINES[cast(EngineName, name)], entry.said["outputs"], self._inputs.count
+        fixed = (count, entry.path) if kind.favours_count else ()
+        stored = entry.file(kind.form(count) or "")
         try:
-            engine = opened(stored or entry.path, outputs, kind, self._threads)
+            engine = opened(stored or entry.path, outputs, kind, self._threads, *fixed)
         except ModelError:
             if stored is None:
                 raise
             # What an engine stored it may refuse; the graph is there as well.
-            engine = opened(entry.path, outputs, kind, self._threads)
+            engine = opened(entry.path, outputs, kind, self._threads, *fixed)
         self._open[name] = engine
         return self._in_engine(entry, engine)
 
@@ -169,11 +179,11 @@ class _Making:
             # Where the model cannot be run so there is one contestant less.
             with suppress(GuidedBackpropError):
                 contestants[_OWN] = self._own()
-        times = _timed({name: self._with(one) for name, one in contestants.items()}, self._inputs.images)
+        times = timed({name: self._with(one) for name, one in contestants.items()}, self._inputs.images)
         fastest = min(times, key=times.__getitem__)
         contestants[fastest].times = times
         cache.note(entry, {"times": {**entry.said["times"], self._case: times}})
-        form = None if fastest == _OWN else ENGINES[cast(EngineName, fastest)].form()
+        form = None if fastest == _OWN else ENGINES[cast(EngineName, fastest)].form(self._inputs.count)
         if form is not None and entry.file(form) is None:
             cache.add(entry, form, self._open[fastest].store)
         return contestants[fastest]
@@ -199,20 +209,3 @@ class _Making:
             "coverage": [list(one) for one in graph.coverage], "shape": list(trial.explained.outputs.shape[1:]),
             "inputs": list(graph.inputs), "outputs": list(graph.outputs),
         }  # fmt: skip
-
-
-def _timed(methods: Mapping[str, Compilable], images: Images) -> dict[str, float]:
-    """Return how long a call of each method takes, one after the other in turn."""
-    runs: dict[str, list[float]] = {name: [] for name in methods}
-    started = time.perf_counter()
-    for turn in range(_RUNS + 1):
-        if turn > _FEWEST and time.perf_counter() - started > _LONG:
-            break
-        for name, method in methods.items():
-            begin = time.perf_counter()
-            method.explain(images, progress=False)
-            # The first run is for what is made once.
-            if turn:
-                runs[name].append(time.perf_counter() - begin)
-    # The fastest run is the one that nothing else disturbed.
-    return {name: min(seconds) for name, seconds in runs.items()}

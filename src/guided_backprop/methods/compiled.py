@@ -19,9 +19,11 @@ from guided_backprop.export.agreement import by_name
 from guided_backprop.export.engine import Runner
 from guided_backprop.export.plan import TOP, WEIGHTS
 from guided_backprop.export.program import CannotRun
-from guided_backprop.labels.label import Weigher
+from guided_backprop.labels.label import Weigher, Weighting
 from guided_backprop.methods.trial import Method
 
+# Outputs of so many axes have no positions.
+_PLAIN = 2
 # How far the highest score must be above the next for an engine and Python to take the same class.
 _GAP = 1e-5
 #: What explains a batch by the method as it is.
@@ -57,10 +59,12 @@ class Compiled(ABC):
     Attributes:
         engine: its name and version.
         times: how long a call took for the images that were given, in seconds, by the name of what computed it.
+        sees_values: whether it tells itself that images are not finite.
     """
 
     engine: str
     times: Mapping[str, float]
+    sees_values: bool = False
 
     @abstractmethod
     def attribute(
@@ -95,6 +99,22 @@ class Optimized(Compiled):
         return replace(self._method.explain_batch(own, inputs, weigh, score), engine=self.engine)
 
 
+class Uncompiled(Compiled):
+    """The method as it is, where what was compiled is not faster. It reads the weights in each call.
+
+    Args:
+        framework: the model's.
+    """
+
+    def __init__(self, framework: str) -> None:
+        self.engine, self.times = f"{framework}: faster as it is", {}
+
+    def attribute(
+        self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None, as_it_is: AsItIs
+    ) -> Attributed:
+        return replace(as_it_is(backend, inputs, weigh, score), engine=self.engine)
+
+
 class InEngine(Compiled):
     """A graph that is open in an engine.
 
@@ -105,6 +125,9 @@ class InEngine(Compiled):
         like: images such as it takes.
         threads: how many threads the engine uses; 0 for as many as there are cores.
     """
+
+    # The graph looks at the images as well, so nobody has to do so before.
+    sees_values = True
 
     def __init__(
         self, engine: Runner, said: Mapping[str, Any], weights: Weights, like: Inputs, threads: int = 0
@@ -153,6 +176,7 @@ class InEngine(Compiled):
                 if attributed is not None:
                     return attributed
                 reason = "values that are not finite"
+        backend.check_values(inputs)
         return replace(as_it_is(backend, inputs, weigh, score), engine=f"{backend.framework}: {reason}")
 
     def _why_not(self, inputs: Inputs, score: Score | None) -> str | None:
@@ -167,22 +191,41 @@ class InEngine(Compiled):
         """Run the graph; None where something is not finite, of which the model itself has to say what."""
         arrays = [np.ascontiguousarray(as_numpy(array)) for array in inputs.arrays]
         known = weigh.ids if isinstance(weigh, Weigher) else None
-        count = inputs.count
-        results = [] if known is None else [self._engine.run(self._told(arrays, known))]
-        outputs = results[0]["outputs"] if results else self._engine.outputs_of(self._told(arrays, np.full(count, TOP)))
-        # Labels that do not suit the outputs are an error here.
-        weights = weigh(outputs)
-        if known is None or ((known == TOP).any() and not _is_clear(outputs, backend.channel_axis(outputs) or 1)):
-            results = [self._engine.run(self._told(arrays, np.full(count, WEIGHTS), one)) for one in weights]
+        weights: Sequence[Weighting] | None
+        if isinstance(weigh, Weigher) and known is not None:
+            result = self._engine.run(self._told(arrays, known))
+            outputs = result["outputs"]
+            weigh.check(outputs)
+            if not (known == TOP).any() or _is_clear(outputs, backend.channel_axis(outputs) or 1):
+                # Without positions the score of a class is the output itself.
+                weights = None if outputs.ndim <= _PLAIN else weigh(outputs)
+                return self._found([result], outputs, weights, backend, inputs)
+        else:
+            # What labels make of NaN may be an error of their own.
+            backend.check_values(inputs)
+            outputs = self._engine.outputs_of(self._told(arrays, np.full(inputs.count, TOP)))
+        asked, weights = np.full(inputs.count, WEIGHTS), weigh(outputs)
+        results = [self._engine.run(self._told(arrays, asked, one)) for one in weights]
+        return self._found(results, outputs, weights, backend, inputs)
+
+    def _found(
+        self,
+        results: Sequence[Mapping[str, NumpyArray]],
+        outputs: NumpyArray,
+        weights: Sequence[Weighting] | None,
+        backend: Backend,
+        inputs: Inputs,
+    ) -> Attributed | None:
+        """Return what the graph found for each label, if it is finite; without weights its scores are exact."""
         if not all(result["is_finite"].all() for result in results):
             return None
         maps = [self._in_form(result, backend, inputs) for result in results]
         head = self._said["head"]
-        scores = [
-            per_image(one, outputs) if head is None else result["scores"].astype(np.float64)
-            for one, result in zip(weights, results, strict=True)
-        ]
-        return Attributed(maps, np.stack(scores), outputs, self._coverage, head, engine=self.engine)
+        if weights is None or head is not None:
+            scores = [result["scores"].astype(np.float64) for result in results]
+        else:
+            scores = [per_image(one, outputs) for one in weights]
+        return Attributed(maps, np.array(scores), outputs, self._coverage, head, engine=self.engine)
 
     def _told(
         self, arrays: Sequence[NumpyArray], ids: NumpyArray, weights: NumpyArray | None = None

@@ -124,9 +124,9 @@ class Explainer(Answering, ABC):
                 of their pixels, ``(N, H, W, 3)``: score per step of 255. Resizing and cutting stay outside.
             storage: "float16" to store the weights of an ONNX file in half precision; computed is in single precision.
                 What that does to the maps is measured, and refused where they correlate by less than 0.9.
-            sizes: "dynamic" for an ONNX file or a SavedModel of images of any height and width (or length, or depth),
-                from half of those that are given on, for a model that takes them too. It is compared for four of them.
-                Of smaller ones ``is_finite`` is false.
+            sizes: "dynamic" for images of any height and width (or length, or depth), from half of those that are given
+                on, for a model that takes them too. It is compared for four of them. Of smaller ones ``is_finite`` is
+                false, or they are an error.
 
         Returns:
             The file, what its inputs and outputs are called, and by how much its maps differed.

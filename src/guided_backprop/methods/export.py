@@ -96,8 +96,8 @@ def export(
         Requirement("labels", labels, labels in ("ids", "weights"), '"ids" or "weights"', 'Pass "ids".'),
         Requirement("storage", storage, storage == "float32" or (storage == "float16" and path.suffix == ".onnx"),
                     '"float32", or "float16" for a file of ONNX', "Leave it out."),
-        Requirement("sizes", sizes, sizes == "fixed" or (sizes == "dynamic" and path.suffix in (".onnx", "")),
-                    '"fixed", or "dynamic" for a file of ONNX or a SavedModel', "Leave it out."),
+        Requirement("sizes", sizes, sizes in {"fixed", "dynamic"},
+                    '"fixed" or "dynamic"', "Leave it out."),
     )  # fmt: skip
     if path.is_dir():
         raise OutputExistsError(

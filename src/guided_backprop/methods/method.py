@@ -246,6 +246,7 @@ class Method(Explainer):
             mask=mask,
             batch_size=self.batch_size,
             progress=progress,
+            sees_values=self.compiled is not None and self.compiled.sees_values,
         )
 
     def optimize(self, images: Images) -> Self:
@@ -292,7 +293,8 @@ class Method(Explainer):
         Graphs are kept on disk, so that a second start only opens and compares them: ``guided-backprop cache``.
 
         In JAX and TensorFlow the framework runs one program with the weights in it as constants, for each number of
-        images in JAX, for all in TensorFlow. All else holds as above, but that nothing is kept on disk.
+        images in JAX, for all in TensorFlow; or this method as it is, if that takes no longer on these images. All else
+        holds as above, but that nothing is kept on disk.
 
         Args:
             images: a batch such as will be explained, in single precision: the fastest engine is found on it.

@@ -1,5 +1,6 @@
-"""From a method to one program of its own framework, with the weights in it: made, and compared."""
+"""From a method to one program of its own framework, with the weights in it: made, compared, and timed."""
 
+import copy
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, Final
@@ -7,8 +8,9 @@ from typing import Any, Final
 from guided_backprop.arrays import Inputs
 from guided_backprop.errors import ModelError
 from guided_backprop.export.program import Program
-from guided_backprop.methods.compiled import Compilable, InEngine
+from guided_backprop.methods.compiled import Compilable, Compiled, InEngine, Uncompiled
 from guided_backprop.methods.recording import require_alike, require_gradient
+from guided_backprop.methods.timing import timed
 from guided_backprop.methods.trial import Shown, Trial, one_by_one
 
 _PROGRAMS: Final = {
@@ -16,9 +18,12 @@ _PROGRAMS: Final = {
     "tensorflow": ("guided_backprop.backends.tensorflow.fixed", "TensorFlowProgram"),
 }
 
+# What the program is called beside the framework, where both are timed.
+_COMPILED: Final = "compiled"
 
-def in_program(method: Compilable, inputs: Inputs) -> InEngine:
-    """Return what computes a method's explanations by a program of the model's own framework.
+
+def in_program(method: Compilable, inputs: Inputs) -> Compiled:
+    """Return what computes a method's explanations by a program of the model's own framework, if that is faster.
 
     Raises:
         OptionError: the method is none of one pass at the images.
@@ -48,4 +53,15 @@ def in_program(method: Compilable, inputs: Inputs) -> InEngine:
         "coverage": list(explained.coverage), "head": explained.head, "shape": explained.outputs.shape[1:],
         "inputs": program.inputs, "outputs": program.outputs,
     }  # fmt: skip
-    return InEngine(program, said, program, inputs)
+    return _faster(method, inputs, InEngine(program, said, program, inputs))
+
+
+def _faster(method: Compilable, inputs: Inputs, compiled: InEngine) -> Compiled:
+    """Return what is compiled, or the method as it is, whichever call is the shorter one on these images."""
+    framework = method.subject.backend(inputs).framework
+    other = copy.copy(method)
+    other.compiled = compiled
+    times = timed({_COMPILED: other, framework: method}, inputs.images)
+    fastest = compiled if times[_COMPILED] < times[framework] else Uncompiled(framework)
+    fastest.times = times
+    return fastest

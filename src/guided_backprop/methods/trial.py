@@ -301,15 +301,22 @@ def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | No
     return largest
 
 
-def opened(path: Path, outputs: Sequence[str], engine: type[Engine], threads: int = 0) -> Engine:
+def opened(path: Path, outputs: Sequence[str], engine: type[Engine], threads: int = 0, *fixed: Any) -> Engine:
     """Return an engine that has a file open.
+
+    Args:
+        path: the file.
+        outputs: what its results are called.
+        engine: which engine.
+        threads: how many threads one call uses.
+        fixed: for one that favours a number of images, that, and the file itself.
 
     Raises:
         ModelError: it cannot run it.
         MissingExtraError: it is not installed.
     """
     try:
-        return engine(path, outputs, threads)
+        return engine(path, outputs, threads, *fixed)
     except GuidedBackpropError:
         raise
     except Exception as error:

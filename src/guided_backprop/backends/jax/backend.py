@@ -177,7 +177,7 @@ class JaxBackend(Backend):
         traced = traced or self._trace(inputs, begins_inside=self.begins_inside)
         program = self._program(traced, inputs, begins_inside=self.begins_inside)
         analysed = self._analyse(program, rules, inputs.arrays)
-        head, coverages = _covered(program, rules, undo_head=undo_head)
+        head, coverages = covered(program, rules, undo_head=undo_head)
         compiled = (rules, head is not None, analysed)
         forward, backward = self._compile(program, compiled, rules, lambda: passes(program, head, rules))
         plan = Prepared(compiled, program.constants, forward, backward, coverages, None if head is None else head.name)
@@ -273,7 +273,7 @@ class JaxBackend(Backend):
         return known, record.key()
 
 
-def _covered(program: Program, rules: Sequence[ReluRule], *, undo_head: bool) -> tuple[Head | None, list[Coverage]]:
+def covered(program: Program, rules: Sequence[ReluRule], *, undo_head: bool) -> tuple[Head | None, list[Coverage]]:
     """Return the head that is undone, and what was done with each non-linearity under each rule."""
     head = head_of(program.block.outputs[0]) if undo_head else None
     coverages = []

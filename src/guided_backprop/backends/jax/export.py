@@ -18,12 +18,15 @@ from jax import export
 
 from guided_backprop.arrays import Inputs, NumpyArray
 from guided_backprop.backends.base import Setup
-from guided_backprop.backends.jax.backend import JaxBackend
+from guided_backprop.backends.jax.any_size import COUNT, Free, carry_over, of_one_size, spread_strides
+from guided_backprop.backends.jax.backend import JaxBackend, Prepared, covered
+from guided_backprop.backends.jax.graph.composites import mark_activations
+from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.findings import numbered
-from guided_backprop.backends.jax.passes import of_classes
+from guided_backprop.backends.jax.passes import of_classes, passes
 from guided_backprop.backends.refusals import unsettled
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import GuidedBackpropError, ModelError
+from guided_backprop.errors import GuidedBackpropError, ModelError, OptionError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.plan import TOP, Cam, Noise, Plan, noise_names, port_names
@@ -58,11 +61,11 @@ _Explain = Callable[[Sequence[jax.Array]], _Passed]
 class Recorder(JaxBackend):
     """A model whose pass for one image can be put into a larger program."""
 
-    def one_image(self, given: Inputs, rule: ReluRule) -> tuple[_Explain, Coverage]:
-        """Return what explains one image, and what was done with each non-linearity.
+    def one_image(self, given: Inputs, rule: ReluRule, free: Free | None = None) -> tuple[_Explain, Coverage]:
+        """Return what explains one image, and what was done with each non-linearity; of any size if some are free.
 
         Raises:
-            ModelError: the given images do not tell alike what is a ReLU.
+            ModelError: the given images do not tell alike what is a ReLU, or the model holds for one size.
         """
         self.network.check()
         images = [given.rows(slice(row, row + 1)).map(jnp.asarray) for row in range(min(given.count, _JUDGED))]
@@ -70,6 +73,8 @@ class Recorder(JaxBackend):
         if len({Recorder(self.setup).gates(one, rule) for one in images}) > 1:
             raise unsettled("a value that some of them show to be one, and others don't,")
         made = self.prepared(image, (rule,), undo_head=self.setup.undo_head)
+        if free is not None:
+            made = self._of_any_size(image, rule, free, made)
 
         def explain(leaves: Sequence[jax.Array]) -> _Passed:
             explained = [leaf for leaf in leaves if self.is_floating(leaf)]
@@ -78,6 +83,28 @@ class Recorder(JaxBackend):
             return _Passed(output, scored, inside, lambda seed: made.backward(pullback, seed))
 
         return explain, made.coverages[0]
+
+    def _of_any_size(self, image: Inputs, rule: ReluRule, free: Free, made: Prepared) -> Prepared:
+        """Return the same for images whose sizes are free, by what was found of the one."""
+        begins_inside = self.begins_inside
+        found = self._program(self._trace(image, begins_inside=begins_inside), image, begins_inside=begins_inside)
+        self._analyse(found, (rule,), image.arrays)
+        try:
+            traced = self._trace(free.specs, begins_inside=begins_inside)
+        except GuidedBackpropError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise of_one_size(f"what cannot be traced so ({reason:.200})") from error
+        program = self._program(traced, free.specs, begins_inside=begins_inside)
+        facts = Facts(program)
+        facts.find_relus(program, self.setup.vouch)
+        mark_activations(program, facts)
+        carry_over(found, program)
+        head, coverages = covered(program, (rule,), undo_head=self.setup.undo_head)
+        if coverages != made.coverages:
+            raise of_one_size(f"one with {coverages[0]} instead of {made.coverages[0]}")
+        spread_strides(program)
+        forward, backward = passes(program, head, (rule,))
+        return replace(made, constants=program.constants, forward=forward, backward=backward, coverages=coverages)
 
     def gates(self, image: Inputs, rule: ReluRule) -> Hashable:
         """Return where the program of one image has ReLUs that are known by its values, in a new recorder."""
@@ -114,12 +141,15 @@ class JaxGraph(Graph):
 
     def __init__(self, setup: Setup, given: Inputs, plan: Plan) -> None:
         self._recorder, self._plan = Recorder(setup), plan
-        recorder, arrays = self._recorder, given.rows(slice(0, 1)).map(jnp.asarray).arrays
-        self._explain, self.coverage = recorder.one_image(given, plan.rule)
+        recorder, first = self._recorder, given.rows(slice(0, 1)).map(jnp.asarray)
+        arrays, self._free = first.arrays, self._free_of(first)
+        self._explain, self.coverage = recorder.one_image(given, plan.rule, self._free)
         self._at_layer = self._explain
         if plan.cam is not None and plan.cam.is_factor:
-            self._at_layer = Recorder(replace(setup, input_layer=plan.cam.layer)).one_image(given, PLAIN)[0]
-        output, inside = jax.eval_shape(self._forward, *arrays)
+            inner = Recorder(replace(setup, input_layer=plan.cam.layer))
+            self._at_layer = inner.one_image(given, PLAIN, self._free)[0]
+        specs = arrays if self._free is None else self._free.specs.arrays
+        output, inside = jax.eval_shape(self._forward, *specs)
         self._floats = [recorder.is_floating(array) for array in arrays]
         self._mapped = [
             is_one and (plan.cam is None or recorder.has_positions(array, inside[0].ndim))
@@ -129,19 +159,39 @@ class JaxGraph(Graph):
         self.inputs = (*names, "labels", *([] if plan.noise is None else noise_names(names, self._floats)))
         self._program = self._stored(arrays, output)
 
+    def _free_of(self, first: Inputs) -> Free | None:
+        """Return which sizes are free.
+
+        Raises:
+            OptionError: there are none that can be, or what is made of the maps holds for one.
+        """
+        plan = self._plan
+        if plan.sizes == "fixed":
+            return None
+        axes = [self._recorder.axes_of_positions(array) for array in first.arrays]
+        if not any(axes) or plan.cam is not None or plan.labels == "weights":
+            raise OptionError(
+                'sizes="dynamic" of JAX is for gradients at images with positions, and for class ids; received '
+                f"{', '.join(str(array.shape) for array in first.arrays)}, labels={plan.labels!r}, and "
+                f'{"no map" if plan.cam is None else "a map"} at a layer. Leave it out, for sizes="fixed".'
+            )
+        free = Free(first, axes)
+        self.least = free.least
+        return free
+
     def _forward(self, *leaves: jax.Array) -> tuple[jax.Array, Sequence[jax.Array]]:
         return self._explain(leaves).output, self._at_layer(leaves).inside
 
     def _stored(self, arrays: Sequence[jax.Array], output: Any) -> Any:
         """Return the program for any number of such images."""
         plan = self._plan
-        shapes = [array.shape[1:] for array in arrays]
+        shapes = [array.shape[1:] for array in arrays] if self._free is None else self._free.shapes
         told = (output.shape[1:], output.dtype) if plan.labels == "weights" else ((), jnp.int32)
         given = [*zip(shapes, [array.dtype for array in arrays], strict=True), told]
         if plan.noise is not None:
             noisy = [(array, shape) for array, shape in zip(arrays, shapes, strict=True) if self._is_float(array)]
             given += [((plan.noise.samples, *shape), array.dtype) for array, shape in noisy]
-        (count,) = export.symbolic_shape("count")
+        count = export.symbolic_shape(COUNT)[0] if self._free is None else self._free.count
         specs = [_spec((count, *shape), dtype) for shape, dtype in given]
         try:
             return export.export(jax.jit(jax.vmap(self._of_image)), platforms=_PLATFORMS)(*specs)
@@ -150,7 +200,8 @@ class JaxGraph(Graph):
         except Exception as error:
             raise ModelError(
                 "a program must be stored whole; received "
-                f"{type(error).__name__}: {' '.join(str(error).split()):.200}. Take out what calls Python."
+                f"{type(error).__name__}: {' '.join(str(error).split()):.200}. Take out what calls Python"
+                f"{'.' if self._free is None else ', or leave sizes out.'}"
             ) from error
 
     def _of_image(self, *arrays: jax.Array) -> list[jax.Array]:

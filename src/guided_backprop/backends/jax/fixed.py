@@ -76,7 +76,8 @@ class JaxProgram(Program):
     def _taken(self, inputs: Mapping[str, NumpyArray]) -> Inputs:
         """Return the images among what is given, as JAX takes them."""
         pairs = zip(self.inputs, self._given.arrays, strict=False)
-        return self._given.like([jnp.asarray(inputs[name], array.dtype) for name, array in pairs])
+        # Copied: of a result that is an image JAX gives the memory that it was given.
+        return self._given.like([jnp.array(inputs[name], array.dtype) for name, array in pairs])
 
     def _function(self, name: Literal["explain", "outputs"], given: Inputs, *labels: jax.Array) -> Callable[..., Any]:
         function: Callable[..., Any] = self._made.get((name, given.count), lambda: self._make(name, given, *labels))

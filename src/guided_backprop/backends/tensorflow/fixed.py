@@ -52,7 +52,8 @@ class TensorFlowProgram(Program):
 
     def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
         with tf.init_scope():
-            return dict(self._graph.run(list(inputs.values())))
+            # Copied: of a result that is an image TensorFlow may give the memory that it was given.
+            return dict(self._graph.run([*map(np.array, inputs.values())]))
 
     def outputs_of(self, inputs: Mapping[str, NumpyArray]) -> NumpyArray:
         with tf.init_scope():

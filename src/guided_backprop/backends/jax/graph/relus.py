@@ -20,8 +20,14 @@ _MOVES = frozenset("broadcast cast copy reshape squeeze stop_gradient transpose"
 _OF_A_RELU = frozenset("broadcast cast clamp mark maximum minimum".split())
 
 
-def _made(step: Step, operands: Sequence[Any]) -> Sequence[Any]:
-    """Return what a step makes of constants; what is only moved is not worth a program for each shape."""
+def _made(step: Step, operands: Sequence[Any]) -> Sequence[Any] | None:
+    """Return what a step makes of constants; what is only moved is not worth a program for each shape.
+
+    None for what depends on a size that is free; but for one number at all places of it, which stands for all.
+    """
+    if step.name == "dim_as_value" or any(not isinstance(size, int) for one in step.outputs for size in one.aval.shape):
+        is_one = step.name == "broadcast_in_dim" and np.ndim(operands[0]) == 0
+        return [np.reshape(operands[0], [1] * len(step.outputs[0].aval.shape))] if is_one else None
     if step.name not in ("reshape", "squeeze"):
         return step.run(operands)
     return [np.asarray(operands[0]).reshape(step.outputs[0].aval.shape)]
@@ -73,7 +79,10 @@ class Facts:
                 jnp.asarray(operand, v.aval.dtype) if v.literal is not None else operand
                 for operand, v in zip(operands, value.step.inputs, strict=True)
             ]
-            self._values.update(zip(value.step.outputs, _made(value.step, operands), strict=True))
+            made = _made(value.step, operands)
+            if made is None:
+                return None
+            self._values.update(zip(value.step.outputs, made, strict=True))
         return self._values[value]
 
     def _numbers(self, value: Value) -> NumpyArray | None:

@@ -13,11 +13,14 @@ import torch
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._decomp import decompositions as reference
 
-from guided_backprop.backends.torch.export.any_size import slice_back, spread, varies
-from guided_backprop.backends.torch.export.pools import POOLS, gated, resizing
+from guided_backprop.backends.torch.export.any_size import cut, slice_back, spread, varies
+from guided_backprop.backends.torch.export.pools import POOLS, gated, interleaved, resizing
 
 aten = torch.ops.aten
 Sizes = Sequence[int]
+
+# Of images of so many channels at most.
+_FEW: Final = 4
 
 
 @cache
@@ -52,11 +55,47 @@ def _convolution_backward(  # noqa: PLR0917 - as torch has them
             g, turned(weight, groups), None, stride, around, dilation, False, [0] * len(stride), groups
         )
         return derived, None, None
+    if _is_of_few_channels(weight, stride, dilation, groups):
+        found = _by_phases(g, weight, stride, padding, sizes)
+        if found is not None:
+            return found, None, None
     if varies(sizes):
         return spread(g, x, weight, stride, padding, dilation, groups), None, None
     # What of the border the strides passed over.
     rest = [(sizes[axis] + 2 * padding[axis] - reach[axis] - 1) % stride[axis] for axis in axes]
     return aten.convolution(g, weight, None, stride, padding, dilation, True, rest, groups), None, None
+
+
+def _is_of_few_channels(weight: torch.Tensor, stride: Sizes, dilation: Sizes, groups: int) -> bool:
+    """Tell whether the way back of a strided convolution is slow in engines, as a transposed one is then."""
+    return groups == 1 and weight.shape[1] <= _FEW and min(stride) > 1 and set(dilation) == {1}
+
+
+def _by_phases(
+    g: torch.Tensor, weight: torch.Tensor, stride: Sizes, padding: Sizes, sizes: Sequence[Any]
+) -> torch.Tensor | None:
+    """Return the way back of a strided convolution as one of stride 1, for all phases of the stride, and a shuffle.
+
+    None where a free size may be larger than what the window reaches.
+    """
+    out, into, *window = weight.shape
+    axes, taps = len(window), [-(-size // step) for size, step in zip(window, stride, strict=True)]
+    around = [many * step - size for many, step, size in zip(taps, stride, window, strict=True)]
+    whole = aten.constant_pad_nd.default(weight, [one for size in reversed(around) for one in (0, size)])
+    split = whole.reshape(out, into, *[one for pair in zip(taps, stride, strict=True) for one in pair])
+    order = [1, *range(3, split.ndim, 2), 0, *range(2, split.ndim, 2)]
+    phases = split.permute(order).reshape(into * math.prod(stride), out, *taps).flip(list(range(2, 2 + axes)))
+    far = [many - 1 for many in taps]
+    planes = aten.convolution(g, phases, None, [1] * axes, far, [1] * axes, False, [0] * axes, 1)
+    found = interleaved(planes.reshape([g.shape[0], into, *stride, *planes.shape[2:]]), axes)
+    for axis, (pad, size, step) in enumerate(zip(padding, sizes, stride, strict=True), start=2):
+        if varies([size]) and pad < step - 1:
+            return None
+        missing = 0 if varies([size]) else max(0, pad + size - int(found.shape[axis]))
+        if missing:
+            found = aten.constant_pad_nd.default(found, [*[0, 0] * (found.ndim - 1 - axis), 0, missing])
+        found = cut(found, axis, pad, size)
+    return found
 
 
 def turned(weight: torch.Tensor, groups: int) -> torch.Tensor:

@@ -69,11 +69,12 @@ class Asked(NamedTuple):
 
 
 class _Ports(NamedTuple):
-    """What a graph's inputs and its outputs are called, and what it was recorded with."""
+    """What a graph's inputs and its outputs are called, and what it was recorded with, of which sizes are free."""
 
     inputs: Sequence[str]
     outputs: Sequence[str]
     examples: Sequence[torch.Tensor]
+    free: Sequence[Mapping[int, Free]]
 
 
 class TorchGraph(Graph):
@@ -98,7 +99,7 @@ class TorchGraph(Graph):
         run: Callable[[Sequence[NumpyArray]], Sequence[NumpyArray]],
     ) -> None:
         self._module, self._run = module, run
-        self.inputs, self.outputs, self._examples = ports
+        self.inputs, self.outputs, self._examples, self._free = ports
         self.coverage, (self.turns, self.least) = coverage, asked
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
@@ -109,9 +110,21 @@ class TorchGraph(Graph):
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
         if path.suffix == PROGRAM:
-            store(self._module, self._examples, path, metadata)
+            store(self._module, self._examples, path, metadata, self._named())
         else:
             self._write(path, metadata, is_half=False)
+
+    def _named(self) -> list[dict[int, tuple[str, int]]]:
+        """Return for each example what the sizes of its free axes are called, and the least that they may be."""
+        least = {
+            size: one
+            for axes, sizes in zip(self._free, self.least, strict=False)
+            for size, one in zip([axes[axis] for axis in sorted(axes)], sizes, strict=True)
+        }
+        return [
+            {axis: (f"size_{place}_{there}", least[place, there]) for axis, (place, there) in axes.items()}
+            for axes in self._free
+        ]
 
     def write_in_half(self, path: Path, metadata: Mapping[str, str]) -> None:
         if path.suffix == PROGRAM:
@@ -222,7 +235,7 @@ class _Recording:
         )
         self.coverages: list[Coverage] = []
         has_map = floats if cam is None else self._with_positions(tensors)
-        self.ports = [_Ports(inputs, port_names(given, has_map)[1], self.examples)] * len(plans)
+        self.ports = [_Ports(inputs, port_names(given, has_map)[1], self.examples, self.free)] * len(plans)
 
     def _free(self, images: Inputs, labels: int, noisy: int, output: torch.Tensor) -> list[dict[int, Free]]:
         """Return which axes of the examples have a size that is free, and which size that is."""

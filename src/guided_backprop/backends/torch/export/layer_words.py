@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.fx import Node
 
 from guided_backprop.backends.torch.export.decompose import turned
-from guided_backprop.backends.torch.export.writer import Writer, as_array
+from guided_backprop.backends.torch.export.writer import Writer, as_array, dtype_of
+
+_CONVOLUTION = torch.ops.aten.convolution.default
+_PAD = torch.ops.aten.constant_pad_nd.default
 
 
 def convolution(  # noqa: PLR0917 - as torch has them
@@ -24,19 +28,79 @@ def convolution(  # noqa: PLR0917 - as torch has them
     output_padding: Sequence[int],
     groups: int,
 ) -> str:
-    operands = [to.name(x), _weight(to, weight, groups, is_transposed=transposed)]
+    front, behind = _zeros_in_front(x, node), _crop_of(node)
+    operands = [to.name(x if front is None else x.args[0]), _weight(to, weight, groups, is_transposed=transposed)]
     operands += [] if bias is None else [to.name(bias)]
     more: Mapping[str, Any] = {"output_padding": list(output_padding)} if transposed else {}
+    pads = np.array([*padding, *padding])
+    # What is cut off of a transposed one is padding of it; of another one it is padding that is not needed.
+    pads += (0 if front is None else np.array(front)) - (-1 if transposed else 1) * _cut_of(behind, len(pads))
     return to.file.add(
         "ConvTranspose" if transposed else "Conv",
         *operands,
         strides=list(stride),
-        pads=[*padding, *padding],
+        pads=pads.tolist(),
         dilations=list(dilation),
         group=groups,
         kernel_shape=list(weight.meta["val"].shape[2:]),
         **more,
     )
+
+
+def pad(to: Writer, node: Node, x: Any, pads: Sequence[int], value: float = 0) -> str:
+    """Return what is padded, or cut off; nothing where convolutions do it themselves."""
+    if isinstance(x, Node) and _crop_of(x) is node:
+        return to.name(x)
+    if all(_zeros_in_front(node, user) is not None for user in node.users):
+        return ""
+    pairs = [(pads[place], pads[place + 1]) for place in range(0, len(pads), 2)][::-1]
+    pairs = [(0, 0)] * (node.meta["val"].ndim - len(pairs)) + pairs
+    flat = to.sizes([before for before, _ in pairs] + [after for _, after in pairs])
+    dtype = dtype_of(node)
+    if dtype == torch.bool:
+        return to.cast(to.file.add("Pad", to.cast(to.name(x), torch.float32), flat), torch.bool)
+    return to.file.add("Pad", to.name(x), flat, to.name(value, dtype))
+
+
+def _around(node: Node) -> list[int] | None:
+    """Return by how many zeros a node pads positions, as ONNX has it: in front along each axis, then behind."""
+    if node.target != _PAD or len(node.args) < 2 or any(node.args[2:]) or any(node.kwargs.values()):
+        return None
+    pads: Any = node.args[1]
+    axes = node.meta["val"].ndim - 2
+    if len(pads) > 2 * axes or not all(isinstance(one, int) for one in pads):
+        return None
+    pads = [*pads, *[0] * (2 * axes - len(pads))]
+    return [*pads[-2::-2], *pads[-1::-2]]
+
+
+def _zeros_in_front(x: Any, conv: Node) -> list[int] | None:
+    """Return by how many zeros what goes into a convolution is padded, where it can do so itself."""
+    is_plain = conv.target == _CONVOLUTION and conv.args[0] is x and not conv.args[6]
+    around = _around(x) if is_plain and isinstance(x, Node) else None
+    # Elsewhere, as among its weights, it would be missing.
+    is_all = around is not None and not any(argument is x for argument in conv.args[1:])
+    return around if is_all and min(around or [0]) >= 0 else None
+
+
+def _crop_of(conv: Node) -> Node | None:
+    """Return what alone reads a convolution's values, and cuts off what need not be computed."""
+    if conv.target != _CONVOLUTION or len(conv.users) != 1:
+        return None
+    (user,) = conv.users
+    around = _around(user)
+    if around is None or max(around) > 0:
+        return None
+    arguments: Any = conv.args
+    stride, padding, transposed = list(arguments[3]), list(arguments[4]), arguments[6]
+    front = _zeros_in_front(conv.args[0], conv) or [0] * len(around)
+    has_room = all(pad + more + cut >= 0 for pad, more, cut in zip(padding * 2, front, around, strict=True))
+    return user if transposed or (has_room and set(stride) == {1}) else None
+
+
+def _cut_of(crop: Node | None, count: int) -> NDArray[np.int64]:
+    """Return by how much a node cuts off along each axis, in front and behind."""
+    return np.zeros(count, np.int64) if crop is None else -np.array(_around(crop), np.int64)
 
 
 def _weight(to: Writer, weight: Any, groups: int, *, is_transposed: bool) -> str:

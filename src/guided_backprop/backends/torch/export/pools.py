@@ -104,13 +104,23 @@ def _interleaved(
     axes, leading = len(stride), x.shape[: x.ndim - len(stride)]
     nothing = torch.zeros_like(next(iter(planes.values())))
     stacked = torch.stack([planes.get(plane, nothing) for plane in itertools.product(*map(range, stride))], -axes - 1)
-    split = aten.view.default(stacked, [*leading, *stride, *steps])
-    before = range(len(leading))
-    order = [place for axis in range(axes) for place in (len(leading) + axes + axis, len(leading) + axis)]
-    sizes = [many * step for many, step in zip(steps, stride, strict=True)]
-    ordered = aten.clone.default(split.permute(*before, *order), memory_format=torch.contiguous_format)
-    whole: torch.Tensor = aten.view.default(ordered, [*leading, *sizes])
-    return whole
+    return interleaved(aten.view.default(stacked, [*leading, *stride, *steps]), axes)
+
+
+def interleaved(planes: torch.Tensor, axes: int) -> torch.Tensor:
+    """Return the values of planes between each other: of ``(..., s, s, h, w)``, for two axes, ``(..., s h, s w)``.
+
+    One axis after the other, which ONNX Runtime does four times as fast as all at once, and OpenVINO as fast.
+    """
+    for behind in range(axes):
+        # The innermost axis of planes that is left comes behind its axis of positions.
+        place = planes.ndim - axes - 1
+        order = [one for one in range(planes.ndim) if one != place]
+        order.insert(len(order) - behind, place)
+        moved = aten.clone.default(planes.permute(order), memory_format=torch.contiguous_format)
+        *before, count, size = moved.shape[: moved.ndim - behind]
+        planes = aten.view.default(moved, [*before, count * size, *moved.shape[moved.ndim - behind :]])
+    return planes
 
 
 def _strided(padded: torch.Tensor, offset: Sizes, stride: Sizes, counts: Sizes) -> torch.Tensor:

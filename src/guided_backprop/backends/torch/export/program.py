@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch.export import Dim
@@ -13,6 +13,7 @@ from torch.fx.node import Argument, map_aggregate
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.torch.export.trace import TRACING
+from guided_backprop.errors import ModelError
 from guided_backprop.export.engine import Engine
 
 #: What the file ends in, and what it says of itself is called in it.
@@ -33,13 +34,42 @@ class Program(Engine):
         return {name: as_numpy(result) for name, result in zip(self._outputs, results, strict=True)}
 
 
-def store(module: GraphModule, examples: Sequence[torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Store a graph, in single precision."""
+def store(
+    module: GraphModule,
+    examples: Sequence[torch.Tensor],
+    path: Path,
+    metadata: Mapping[str, str],
+    free: Sequence[Mapping[int, tuple[str, int]]],
+) -> None:
+    """Store a graph, in single precision.
+
+    Args:
+        module: the graph.
+        examples: what it was recorded with.
+        path: where it is stored.
+        metadata: what it says of itself.
+        free: for each example the axes whose size is free beside the number of images: what that is called, and the
+            least that it may be.
+
+    Raises:
+        ModelError: PyTorch finds that it holds for one size.
+    """
     single = _in_single(module)
     given = tuple(_single(tensor) for tensor in examples)
     count = Dim("count")
+    dims = {name: Dim(name, min=least) for axes in free for name, least in axes.values()}
+    shapes = tuple({0: count, **{axis: dims[name] for axis, (name, _) in axes.items()}} for axes in free)
+    # What it cannot tell of all sizes it asks in each run: the recording has shown from where on it holds.
+    asked: dict[str, Any] = {"prefer_deferred_runtime_asserts_over_guards": True} if dims else {}
     with TRACING, torch.no_grad():
-        program = torch.export.export(single, given, dynamic_shapes=tuple({0: count} for _ in given))
+        try:
+            program = torch.export.export(single, given, dynamic_shapes=shapes, **asked)
+        except (torch._dynamo.exc.UserError, TypeError) as error:
+            # A former version of PyTorch does not know how it is asked.
+            raise ModelError(
+                "a program that PyTorch stores must hold for all sizes that it is told to; received "
+                f"{' '.join(str(error).split()):.300}. Write map.onnx, or leave sizes out."
+            ) from error
     torch.export.save(program, path, extra_files={_SAID: json.dumps(dict(metadata))})
 
 

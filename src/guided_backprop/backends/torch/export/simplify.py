@@ -6,11 +6,14 @@ forward and backward pass share the folded weights.
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
+
+from guided_backprop.backends.torch.export.gates import clamp_first, open_by_results
 
 aten = torch.ops.aten
 
@@ -39,6 +42,9 @@ def simplify(module: GraphModule, answers: Sequence[int]) -> GraphModule:
     _work_out(module)
     _fold(module)
     _work_out(module)
+    _leave_out(module)
+    open_by_results(module)
+    clamp_first(module)
     return _tidied(module, fx_graph_cse(module.graph))
 
 
@@ -113,6 +119,31 @@ def _work_out(module: GraphModule) -> None:
         with torch.no_grad():
             _put(module, node, node.target(*args, **kwargs))
     module.graph.eliminate_dead_code()
+
+
+def _leave_out(module: GraphModule) -> None:
+    """Leave out what gives what it is given: padding by nothing, all of an axis, axes in their order."""
+    for node in list(module.graph.nodes):
+        if _is_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
+def _is_nothing(node: Node) -> bool:
+    arguments: Any = node.args
+    if node.target == aten.constant_pad_nd.default:
+        return list(arguments[1]) == [0] * len(arguments[1])
+    if node.target in (aten.permute.default, aten.permute_copy.default):
+        return list(arguments[1]) == list(range(len(arguments[1])))
+    if node.target not in (aten.slice.Tensor, aten.slice_copy.Tensor):
+        return False
+    # What is not said is all of the first axis.
+    given, unsaid = list(arguments), [None, 0, None, None, 1]
+    _, axis, start, end, step = given + unsaid[len(given) :]
+    size = arguments[0].meta["val"].shape[axis]
+    # Of a size that is free this is not asked.
+    is_to_end = end is None or (isinstance(end, int) and isinstance(size, int) and end >= size)
+    return start in (0, None) and step == 1 and is_to_end
 
 
 def _put(module: GraphModule, node: Node, value: torch.Tensor) -> None:

@@ -21,6 +21,8 @@ from guided_backprop.export.extra import package
 
 # What is read in the time that it takes to start a thread for it.
 _LITTLE: Final = 4 << 20
+# What nothing holds.
+_END: Final = object()
 _LITERALS: Final = frozenset({bool, int, float, str, bytes, type(None)})
 
 
@@ -81,16 +83,13 @@ class _Makeup:
     def __init__(self, state: _State) -> None:
         self._parts, self._types = state.modules, list(map(type, state.modules))
         self._sources = list(chain.from_iterable(map(_sources_of, state.modules)))
-        self._held = list(chain.from_iterable(self._sources))
+        self._held = [*chain.from_iterable(self._sources), _END]
 
     def is_same(self) -> bool:
         """Tell whether each name, and each place in a list, holds what it held."""
-        held = list(chain.from_iterable(self._sources))
-        return (
-            len(held) == len(self._held)
-            and all(map(operator.is_, held, self._held))
-            and all(map(operator.is_, map(type, self._parts), self._types))
-        )
+        # What is longer or shorter by now meets the end of the other.
+        held = chain(chain.from_iterable(self._sources), (_END,))
+        return all(map(operator.is_, held, self._held)) and all(map(operator.is_, map(type, self._parts), self._types))
 
 
 def _sources_of(module: nn.Module) -> Iterator[Iterable[object]]:

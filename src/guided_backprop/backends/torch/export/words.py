@@ -20,7 +20,7 @@ from guided_backprop.backends.torch.export.index_words import (
     scattered,
     top,
 )
-from guided_backprop.backends.torch.export.layer_words import addmm, avg_pool, convolution, matmul, max_pool
+from guided_backprop.backends.torch.export.layer_words import addmm, avg_pool, convolution, matmul, max_pool, pad
 from guided_backprop.backends.torch.export.writer import Word, Writer, dtype_of
 
 # Value by value.
@@ -210,16 +210,6 @@ def _repeat(to: Writer, node: Node, x: Any, counts: Sequence[Any]) -> str:
     return to.file.add("Tile", name, to.sizes(counts))
 
 
-def _pad(to: Writer, node: Node, x: Any, pads: Sequence[int], value: float = 0) -> str:
-    pairs = [(pads[place], pads[place + 1]) for place in range(0, len(pads), 2)][::-1]
-    pairs = [(0, 0)] * (node.meta["val"].ndim - len(pairs)) + pairs
-    flat = to.sizes([before for before, _ in pairs] + [after for _, after in pairs])
-    dtype = dtype_of(node)
-    if dtype == torch.bool:
-        return to.cast(to.file.add("Pad", to.cast(to.name(x), torch.float32), flat), torch.bool)
-    return to.file.add("Pad", to.name(x), flat, to.name(value, dtype))
-
-
 def _split(to: Writer, node: Node, x: Any, sizes: Any, axis: int = 0) -> list[str]:
     total = _known(x, axis)
     if isinstance(sizes, int):
@@ -360,7 +350,7 @@ WORDS: Final[dict[str, Word]] = {
     "clone": _same, "alias": _same, "detach": _same, "_to_copy": _same, "lift_fresh_copy": _same,
     "view": _view, "_unsafe_view": _view, "reshape": _view, "expand": _expand, "permute": _permute,
     "transpose": _transpose, "t": _transpose, "unsqueeze": _unsqueeze, "squeeze": _squeeze, "slice": _slice,
-    "select": _select, "cat": _cat, "flip": _flip, "repeat": _repeat, "constant_pad_nd": _pad,
+    "select": _select, "cat": _cat, "flip": _flip, "repeat": _repeat, "constant_pad_nd": pad,
     "split": _split, "split_with_sizes": _split, "unbind": _unbind, "number.getitem": _part,
     "gather": gathered, "index_select": index_select, "embedding": embedding, "full": _full,
     "full_like": _full_like,

@@ -1,6 +1,6 @@
 """What earlier looks at a model showed: which results are taken for ReLUs, on the given images and on others."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,3 +48,17 @@ def sign_of(judgement: Judgement, y: NumpyArray) -> Sign:
     """Return the sign of what is a ReLU by its values: what rises from 0 everywhere is never below it."""
     is_from_0 = judgement.verdict is Verdict.CONVEX and bool(np.all(judgement.closed == 0) and (y >= 0).all())
     return Sign.NOT_NEGATIVE if is_from_0 else Sign.UNKNOWN
+
+
+def shared(falling: Iterable[frozenset[int]]) -> frozenset[int]:
+    """Return the gates that all values lie behind that something is a ReLU of: it stands for none of these."""
+    every = list(falling)
+    return every[0].intersection(*every) if every else frozenset()
+
+
+def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, NumpyArray]:
+    """Return a result and x, on the images of some runs one behind the other."""
+    (y, x), *others = looks
+    if not others or y.ndim == 0:
+        return y, x
+    return np.concatenate([y for y, _ in looks]), np.concatenate([x.reshape(y.shape) for y, x in looks])

@@ -12,7 +12,6 @@ from itertools import compress
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch.autograd.graph import Node
 
@@ -29,7 +28,7 @@ from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.nodes import opaque_name
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
-from guided_backprop.backends.torch.hidden.known import Known, Place, Result, sign_of
+from guided_backprop.backends.torch.hidden.known import Known, Place, Result, joined, shared, sign_of
 from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value
 from guided_backprop.backends.torch.hidden.step import Step, is_inside_own
 
@@ -286,7 +285,7 @@ class ForwardWatch(Dispatched):
         # What is none of one value by other images may be one of another value.
         convex = (suspect for suspect in suspects if suspect.judgement.verdict is Verdict.CONVEX)
         rising = [suspect for suspect in convex if suspect.place not in self.known.refuted]
-        kept = [suspect for suspect in suspects if suspect in rising or not rising or suspect.place in self._wanted]
+        kept = [one for one in suspects if one.place in self._wanted or one in (rising or suspects)]
         if kept and self._is_vouched(step, kept[0]):
             # It ends what came of the values in front of it, as a ReLU does that the rule acts on.
             return Sign.UNKNOWN
@@ -299,9 +298,13 @@ class ForwardWatch(Dispatched):
             every = enumerate(kept, first)
             return falling.union(number for number, suspect in every if suspect.x.choice is not Choice.BEHIND)
         self.taken[self._count, output] = sign
-        risen = rising + [suspect for suspect in suspects if suspect.place in self.known.raised]
-        self.settled |= falling - _in_front_of(risen or suspects)
+        self._settle(falling, suspects, rising)
         return sign
+
+    def _settle(self, falling: frozenset[int], suspects: Sequence[Suspect], rising: Sequence[Suspect]) -> None:
+        """Note that a ReLU stands for the gates that it falls by, but for those in front of what it is one of."""
+        risen = [suspect for suspect in suspects if suspect in rising or suspect.place in self.known.raised]
+        self.settled |= falling - shared(suspect.x.falling for suspect in risen or suspects)
 
     def _is_vouched(self, step: Step, suspect: Suspect) -> bool:
         if step.row.kind is Kind.UNKNOWN and step.name in self._vouch:
@@ -349,20 +352,6 @@ def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_tw
         return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
     how = judge_bounded if x.is_bounded else judge_at_zero if x.is_at_zero else judge
     return how(*joined(looks), rounding, ranks=x.ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
-
-
-def _in_front_of(suspects: Sequence[Suspect]) -> frozenset[int]:
-    """Return the gates that all values lie behind that something is a ReLU of: it stands for none of these."""
-    falling = [suspect.x.falling for suspect in suspects]
-    return falling[0].intersection(*falling) if falling else frozenset()
-
-
-def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, NumpyArray]:
-    """Return a result and x, on the images of some runs one behind the other."""
-    (y, x), *others = looks
-    if not others or y.ndim == 0:
-        return y, x
-    return np.concatenate([y for y, _ in looks]), np.concatenate([x.reshape(y.shape) for y, x in looks])
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:

@@ -207,6 +207,13 @@ FOUND = {
         0,
         True,
     ),
+    "what seems a ReLU of too few numbers is refused": (
+        "silu, sorted, l2 norm, square, layer norm by hand, relu".split(", "),
+        [SPELLED["prod(stack([x, x > 0]))"]],
+        1,
+        728,
+        False,
+    ),
     "what a spelled ReLU gives is never negative": (["relu", "leaky by where"], [SPELLED["(x + |x|) / 2"]], 1, 0, True),
 }
 

@@ -59,11 +59,13 @@ class Judgement:
         closed: where y has this value the gate is closed, or seems so of too few values; an array that broadcasts
             against y. NaN: it is nowhere. None: nothing is, or there is no such value.
         slope: the multiple of x that y is elsewhere, likewise.
+        is_few: whether it would be a gate, were there more values.
     """
 
     verdict: Verdict
     closed: NumpyArray | None = None
     slope: NumpyArray | None = None
+    is_few: bool = False
 
     @property
     def is_gate(self) -> bool:
@@ -303,7 +305,7 @@ class _Gate:
             if is_few or self.has_closed_one or (has_ranks and not self.is_full):
                 # Few values may lie so by chance. What is one number wherever it is closed was a gate before, as a
                 # sign; and where the largest are open nothing below 0 may be among them.
-                return Judgement(Verdict.UNSETTLED, self.constants.reshape(shape))
+                return Judgement(Verdict.UNSETTLED, self.constants.reshape(shape), is_few=is_few)
             is_rising = (slopes[np.isfinite(slopes)] > 0).all()
             verdict = Verdict.CONVEX if is_rising else Verdict.CONCAVE
             return Judgement(verdict, self.constants.reshape(shape), (side * slopes).reshape(shape))

@@ -336,8 +336,7 @@ def _of_all(alone: Judgement, every: Judgement) -> Judgement:
 
     What is few on each of them may be enough on all, or seem so.
     """
-    is_seeming = every.verdict is Verdict.UNSETTLED and every.closed is not None
-    return every if alone.is_gate or every.is_gate or is_seeming else alone
+    return every if alone.is_gate or every.is_gate or every.is_few else alone
 
 
 def _finding_of(choice: Judgement) -> _Finding:

@@ -90,7 +90,7 @@ class Case:
             return near
         # What it is it has to be on all of them; and what is few on each of them may be enough on all.
         far, every = self._judged([self.far]), self._judged([*self.looks, self.far])
-        return every if far.is_gate or every.is_gate or self.is_choice else far
+        return every if far.is_gate or every.is_gate or every.is_few or self.is_choice else far
 
     def _judged(self, looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> Judgement:
         suspect = self.suspect
@@ -141,7 +141,7 @@ class Case:
     def _is_direct(self) -> bool:
         """Whether it is no less likely to be a ReLU than what it is made of."""
         is_other_0 = self.suspect.is_of_two and self.judgement.closed is not None
-        return self.suspect.is_direct or is_other_0 or self._adds_up()
+        return self.suspect.is_direct or is_other_0 or self.judgement.is_few or self._adds_up()
 
     def _adds_up(self) -> bool:
         """Tell whether several values add up to what the open side of a ReLU is, as ``x + |x|`` does.

@@ -295,8 +295,10 @@ class ForwardWatch(Dispatched):
         sign = self.known.sign((self._count, output), next(signs, None))
         if sign is None:
             # Whatever it looks like, of this a ReLU may be made, which then stands for both.
-            every = enumerate(kept, first)
-            return falling.union(number for number, suspect in every if suspect.x.choice is not Choice.BEHIND)
+            may = (
+                suspect.x.choice is not Choice.BEHIND and suspect.place not in self.known.refuted for suspect in kept
+            )
+            return falling.union(compress(range(first, len(self.suspects)), may))
         self.taken[self._count, output] = sign
         self._settle(falling, suspects, rising)
         return sign

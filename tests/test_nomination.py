@@ -130,6 +130,13 @@ def test_what_cannot_is_not(program):
     assert Followed(*FINE[program]).nominated["y"] is None
 
 
+def test_a_multiple_is_no_gate_of_what_it_is_a_multiple_of():
+    followed = Followed("a = minimum x 0", "y = mul a mask")
+    assert followed.candidates["y"] == {"x"}
+    # A product with what depends on the images may be.
+    assert "a" in Followed("a = minimum x 0", "is = greater a 0", "y = mul a is").candidates["y"]
+
+
 HOLES = [
     (program, name)
     for program, lines in HIDDEN.items()

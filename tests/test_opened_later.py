@@ -67,6 +67,7 @@ def test_what_is_closed_at_first_is_found_when_it_opens(framework):
 
 def test_planted_fault_what_passed_nothing_once_is_plain_for_good(monkeypatch):
     monkeypatch.setattr(case.Case, "_is_closed", False)
+    monkeypatch.setattr(case.Case, "is_open", False)
     # Nor is it found behind the weights that follow.
     monkeypatch.setattr(nomination.Step, "_weighed", lambda *_: ())
     closed, opened = maps("torch")

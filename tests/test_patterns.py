@@ -3,8 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from guided_backprop import GuidedBackprop
 from guided_backprop.backends.operations import NONLINEARITIES, Kind, Operation, Table
 from guided_backprop.backends.patterns import PATTERNS, composites, match_of
 
@@ -159,6 +163,39 @@ def test_composite(case):
 @pytest.mark.parametrize("case", NEARLY)
 def test_what_is_nearly_one_is_none(case):
     assert found(NEARLY[case]) == []
+
+
+#: What its operations say it is, and its numbers do not.
+BY_NUMBERS = [
+    "a CELU times 0",
+    "a CELU of 0 times x",
+    "a SiLU of a sign",
+    "a GELU of a root",
+    "a SiLU as steep as a step",
+]
+
+
+@pytest.mark.parametrize("case", BY_NUMBERS)
+def test_planted_fault_numbers_that_are_not_worked_out_leave_an_activation(case, monkeypatch):
+    monkeypatch.setattr("guided_backprop.backends.patterns.is_other", lambda *_: False)
+    assert len(found(NEARLY[case])) == 1
+
+
+def test_planted_fault_a_map_by_operations_alone_is_wrong(monkeypatch):
+    first, second, x, weights = np.random.default_rng(0).normal(size=(4, 6, 6)).astype("float32")
+    hidden = np.maximum(x @ first, 0)
+    expected = np.where(hidden @ second > 0, np.maximum(weights, 0), 0) @ second.T
+    expected = np.where(hidden > 0, np.maximum(expected, 0), 0) @ first.T
+
+    def model(x):
+        y = jax.nn.relu(x @ first) @ second
+        return jnp.maximum(y, 0) + 0.0 * jnp.expm1(jnp.minimum(y, 0))
+
+    np.testing.assert_allclose(GuidedBackprop(model).explain(jnp.asarray(x), weights), expected, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr("guided_backprop.backends.patterns.is_other", lambda *_: False)
+    wrong = GuidedBackprop(lambda x: model(x)).explain(jnp.asarray(x), weights)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        np.testing.assert_allclose(wrong, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_every_row_is_tried_and_named_by_the_vocabulary():

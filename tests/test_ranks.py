@@ -18,7 +18,7 @@ def largest(x, kept):
 
 def test_the_largest_of_few_rows_are_no_threshold_with_a_second_mask():
     """None of two numbers below 0 is among the larger half of eight, and two above 0 are closed."""
-    x = RNG.uniform(0.1, 1, size=(14, 8)) * np.where(np.arange(8) < 2, -1, 1)
+    x = RNG.permuted(RNG.uniform(0.1, 1, size=(14, 8)) * np.where(np.arange(8) < 2, -1, 1), axis=1)
     kept = largest(x, 4)
     assert judge(kept, x, ranks=Ranks.SOME).verdict is Verdict.UNSETTLED
     assert judge(kept, x, ranks=Ranks.ALL).verdict is Verdict.NONE

@@ -136,3 +136,15 @@ def test_what_rounding_leaves_of_a_sum_is_closed():
     assert judge((x + magnitude.astype(np.float32)) / 2, x).verdict is Verdict.PARTIAL
     # A curve that comes close to 0 closes nothing, as exp does far below.
     assert judge(np.exp(8 * x), x).verdict is Verdict.NONE
+
+
+def test_few_values_beside_constants_are_no_evidence():
+    """A mask of the model's own closes what it closes by its place; a few negative numbers may be among that."""
+    x = np.abs(RANDOM.normal(size=(6, 8))) * np.where(np.arange(8) == 6, -1, 1)
+    mask = np.arange(8) % 3 > 0
+    assert judge(np.where(x > 0, x * mask, 0), x).verdict is not Verdict.CONVEX
+    x = RANDOM.normal(size=(6, 8))
+    assert judge(np.where(x > 0, x * mask, 0), x).verdict is Verdict.CONVEX
+    # One negative number in eight is closed by a mask of anything as often as not.
+    x = np.abs(RANDOM.normal(size=(1, 8))) * np.where(np.arange(8) == 6, -1, 1)
+    assert judge(np.where(x > 0, x, 0), x).verdict is Verdict.UNSETTLED

@@ -3,6 +3,8 @@
 The reference runs the same program with a ReLU whose derivative is written by hand. ``make fuzz`` tries thousands.
 """
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guided_backprop import GuidedBackprop
+from guided_backprop.backends import spelling
 from guided_backprop.backends.torch.hidden.notes import Note
 from guided_backprop.backends.torch.hidden.step import Step
 from guided_backprop.errors import OpaqueRegionError, ScoreError
@@ -155,8 +158,8 @@ def compared(names, relus, count, seed):
 def test_a_program_is_right_or_refused(names, count, seed, table, data):
     found, expected = compared(names, written(data, table, names), count, seed)
     if found is None:
-        # What pruning leaves 0 may close what is chosen among it.
-        assert table is SPELLED or "pruned" in names, expected
+        # What pruning leaves 0 may close what is chosen among it; and of what was padded with 0 few numbers are below.
+        assert table is SPELLED or {"pruned", "pool of what is padded"} & {*names}, expected
     else:
         np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
 
@@ -172,6 +175,79 @@ def test_no_ordinary_operation_is_refused(name, count):
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_among_constants_is_refused(name):
     assert compared(["relu"], [CHOICES[name]], 5, 0)[0] is None
+
+
+#: Programs that were wrong, or refused without a reason: steps, ReLUs, images, seed, and whether a map is given.
+FOUND = {
+    "a multiple is no gate of what it is a multiple of": (
+        ["pooled", "layer norm", "turned", "pool of what is padded", "pruned"],
+        [],
+        2,
+        0,
+        True,
+    ),
+    "none of one value, it may be one of another": (
+        "largest of all, largest of all, linear 0, image's mask, hard attention, maxout, softmax, relu".split(", "),
+        [SPELLED["weights of 0"]],
+        1,
+        474,
+        False,
+    ),
+    "a ReLU stands for none in front of weights": (
+        "silu, clamp, relu, relu, square, silu, local response, pool of what is padded".split(", "),
+        [SPELLED["in order"], SPELLED["heaviside"]],
+        2,
+        606,
+        False,
+    ),
+    "what is never negative is closed by no 0 around it": (
+        ["relu", "pool of what is padded"],
+        [WRITTEN["clamp_ on a view"]],
+        2,
+        0,
+        True,
+    ),
+    "what seems a ReLU of too few numbers is refused": (
+        "silu, sorted, l2 norm, square, layer norm by hand, relu".split(", "),
+        [SPELLED["prod(stack([x, x > 0]))"]],
+        1,
+        728,
+        False,
+    ),
+    "what a spelled ReLU gives is never negative": (["relu", "leaky by where"], [SPELLED["(x + |x|) / 2"]], 1, 0, True),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_a_random_program_found(name):
+    *program, is_given = FOUND[name]
+    found, expected = compared(*program)
+    assert (found is not None) is is_given, expected
+    if found is not None:
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_a_mask_of_another_value_is_no_gate_of_few_numbers():
+    """Of eight numbers, few of which are negative, it closes these by chance: for some images."""
+    for seed in (37, 51, 272, 315, 386):
+        generator = torch.Generator().manual_seed(seed)
+        x, weights = torch.randn(2, 1, WIDTH, generator=generator, dtype=torch.float64)
+        shift = 1.5 * torch.rand(1, generator=generator, dtype=torch.float64)
+
+        def model(x, relu, shift=shift):
+            return (torch.tanh(relu(x @ WEIGHT[0]) @ WEIGHT[1]) + shift) * (x @ WEIGHT[2] > 0)
+
+        leaf = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad((model(leaf, HandGuided.apply) * weights).sum(), leaf)
+        with suppress(OpaqueRegionError):
+            found = GuidedBackprop(lambda x, model=model: model(x, torch.relu)).explain(x, weights.numpy())
+            np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_planted_fault_a_mask_that_is_believed_without_evidence_is_caught(monkeypatch):
+    monkeypatch.setattr(spelling, "_AT_ZERO", 0.0)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        test_a_mask_of_another_value_is_no_gate_of_few_numbers()
 
 
 def test_planted_fault_a_missed_relu_is_caught():

@@ -67,7 +67,8 @@ def judge_choice(
     if y.size == 0 or np.array_equal(np.sort(y, None), np.sort(x, None)):
         # To put in order closes nothing.
         return Judgement(Verdict.NONE)
-    still = np.unique(x[0][(x == x[:1]).all(0)])
+    is_still = (x == x[:1]).all(0)
+    still = np.unique(x[0][is_still])
     still = still[np.isfinite(still)]
     constants = np.setdiff1d(still, [0.0]) if is_of_one_sign else np.union1d(still, [0.0])
     is_closed = np.isin(y, constants)
@@ -81,6 +82,11 @@ def judge_choice(
     verdict = _side_of_all(np.where(is_closing, np.sign(y - closed), 0.0))
     is_at_border = is_around and 2 * np.mean(is_closing.any(0)) < 1
     is_few = y.size < _MANY * _LEAST_OPEN
+    bounds, moving = closed[0][is_closing], x[:, ~is_still]
+    is_shut = {Verdict.PARTIAL: moving < bounds.max(), Verdict.CONCAVE: moving > bounds.min()}
+    if verdict in is_shut and not is_shut[verdict].any():
+        # What lies on one side of a constant is as it would be without, however often it is that constant itself.
+        return Judgement(Verdict.UNSETTLED, closed)
     if verdict is Verdict.NONE or is_at_border:
         return Judgement(Verdict.UNSETTLED if is_few else Verdict.NONE)
     return Judgement(verdict)

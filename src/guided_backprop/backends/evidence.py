@@ -1,6 +1,7 @@
 """What values are evidence, and the images that are looked at where those that were given are none."""
 
 from collections.abc import Iterator, Sequence
+from math import lgamma
 from typing import Final
 
 import numpy as np
@@ -76,3 +77,23 @@ def is_multiple(y: NumpyArray, x: NumpyArray) -> bool:
     with np.errstate(all="ignore"):
         ratios = y[x != 0] / x[x != 0]
         return ratios.size > 0 and bool(np.ptp(ratios) <= 1e-3 * np.abs(ratios).max())
+
+
+def surprise(is_closed: NumpyArray, is_told: NumpyArray) -> float:
+    """Return minus the logarithm of the chance that all that is closed lies below all that is open, by row.
+
+    Of the values that tell something.
+    """
+    sizes, closed = is_told.sum(axis=1), (is_closed & is_told).sum(axis=1)
+    return float(sum(_ways(n, k) for n, k in zip(sizes, closed, strict=True)))
+
+
+def surprise_at_zero(x: NumpyArray, is_open: NumpyArray) -> float:
+    """Return minus the logarithm of the chance that nothing below 0 is among what is open, by a mask of its own."""
+    opened = int(is_open.sum())
+    return _ways(x.size, opened) - _ways(int((x > 0).sum()), opened)
+
+
+def _ways(size: int, chosen: int) -> float:
+    """Return the logarithm of the number of ways to choose so many."""
+    return lgamma(size + 1) - lgamma(chosen + 1) - lgamma(size - chosen + 1)

@@ -67,6 +67,15 @@ class Step(Noting[Ref]):
         """Whether it gives one value as it came, in another order or shape."""
         return self.row.word in REARRANGES and len(self._read) == 1
 
+    @property
+    def _is_affine(self) -> bool:
+        """Whether it multiplies and shifts one value, number by number, by constants: then it is no gate of that one.
+
+        Where some of these are 0 it may look like one of few numbers.
+        """
+        is_one = len(self.dependent) == len(self._read) == 1 and not self._masks
+        return is_one and self.row.word in POINTWISE - PARTS
+
     def _follows(self, size: int | None) -> bool | None:
         """Say it of what is made of one tainted value and constants: sums, and what leaves values out."""
         (operand,), (note,) = self.dependent, self._notes
@@ -92,7 +101,7 @@ class Step(Noting[Ref]):
         # To leave values out of something, or to put them in order, zeroes none of them; nor does a known curve.
         is_none = (self.row.word in ("gather", "sort") and not self.is_choice) or self._is_curve
         for operand in self._read:
-            if operand.ref is not None and not is_none:
+            if operand.ref is not None and not (is_none or self._is_affine):
                 yield Candidate(operand.ref, operand.size, ranked=operand.note.told if operand.note else frozenset())
             yield from () if operand.note is None else operand.note.parts
         yield from self._shifted_before

@@ -14,12 +14,12 @@ evidence, for no value tells a ReLU from the identity there. Then the values of 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from math import lgamma
 from typing import Any, Final
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray, Tensor
+from guided_backprop.backends.evidence import surprise, surprise_at_zero
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.rules import ReluRule
 
@@ -59,11 +59,13 @@ class Judgement:
         closed: where y has this value the gate is closed, or seems so of too few values; an array that broadcasts
             against y. NaN: it is nowhere. None: nothing is, or there is no such value.
         slope: the multiple of x that y is elsewhere, likewise.
+        is_few: whether it would be a gate, were there more values.
     """
 
     verdict: Verdict
     closed: NumpyArray | None = None
     slope: NumpyArray | None = None
+    is_few: bool = False
 
     @property
     def is_gate(self) -> bool:
@@ -79,6 +81,8 @@ EVIDENCE: Final = 14.0
 # what is turned in sign with it, do not lie as by chance.
 _OF_RANKS: Final = 3.0
 _OF_RANKS_BY_ROW: Final = 10.0
+# Less is asked for where nothing below 0 is open: a gate from there on needs no threshold to fit.
+_AT_ZERO: Final = 7.0
 # By so many units in the last place of the largest number a sum may miss 0.
 _LEFT: Final = 32
 # So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
@@ -217,7 +221,7 @@ def _gate(
     for rows, shape in _by_rows(y, x):
         is_one = shape.count(1) == len(shape)
         for side in (1.0, -1.0):
-            gate = _Gate.of(rows[0], side * rows[1], is_one=is_one, ranks=ranks)
+            gate = _Gate.of(rows[0], side * rows[1], (y != 0).any(0) if is_one else None, ranks=ranks)
             said = None if gate is None else gate.judged(rounding, side, shape, ranks=ranks, evidence=evidence)
             if said is not None and said.verdict in (Verdict.CONVEX, Verdict.CONCAVE):
                 return said
@@ -256,8 +260,8 @@ class _Gate:
     evidence: float
 
     @classmethod
-    def of(cls, y: NumpyArray, x: NumpyArray, *, is_one: bool, ranks: Ranks) -> "_Gate | None":
-        """Return how the rows are gates of x, if they are."""
+    def of(cls, y: NumpyArray, x: NumpyArray, opened: NumpyArray | None, *, ranks: Ranks) -> "_Gate | None":
+        """Return how the rows are gates of x, if they are; of one row, what is ``opened`` by some images."""
         x = np.where(np.isnan(x), -np.inf, x)
         constants = np.take_along_axis(y, x.argmin(axis=1)[:, None], axis=1)
         is_closed = y == constants
@@ -278,9 +282,13 @@ class _Gate:
             is_in_all_rows = not (x[~has_closed] < 0).any()
             # What is 0 itself is 0 whether anything closes it or not.
             is_told = ((y != 0) | (x != 0))[has_both]
-            return cls(y, x, constants, True, is_in_all_rows, _surprise(is_closed[has_both], is_told))
-        is_second = is_one and ranks is not Ranks.ALL and constants[0, 0] == 0 and low[0] > 0 and bool((x < 0).any())
-        return cls(y, x, constants, False, True, 0.0) if is_second else None
+            return cls(y, x, constants, True, is_in_all_rows, surprise(is_closed[has_both], is_told))
+        is_second = constants[0, 0] == 0 and low[0] > 0 and bool((x < 0).any())
+        if opened is None or ranks is Ranks.ALL or not is_second:
+            return None
+        # What is closed for all images may be so by its place.
+        is_told = (np.broadcast_to(opened, (y.size // opened.size, *opened.shape)).reshape(y.shape)) & (x != 0)
+        return cls(y, x, constants, False, True, surprise_at_zero(x[is_told], ~is_closed[is_told]))
 
     def judged(
         self, rounding: float, side: float, shape: tuple[int, ...], *, ranks: Ranks, evidence: float
@@ -293,10 +301,11 @@ class _Gate:
         is_sure = self.evidence >= needed
         is_clear = is_sure or (self.is_at_zero and not (has_ranks and self.is_full))
         if slopes is not None and self.is_in_all_rows and is_clear:
-            if self.has_closed_one or (has_ranks and not self.is_full):
-                # What is one number wherever it is closed was a gate before, as a sign; and where the largest are open
-                # nothing below 0 may be among them.
-                return Judgement(Verdict.UNSETTLED, self.constants.reshape(shape))
+            is_few = self.evidence < min(needed, _AT_ZERO)
+            if is_few or self.has_closed_one or (has_ranks and not self.is_full):
+                # Few values may lie so by chance. What is one number wherever it is closed was a gate before, as a
+                # sign; and where the largest are open nothing below 0 may be among them.
+                return Judgement(Verdict.UNSETTLED, self.constants.reshape(shape), is_few=is_few)
             is_rising = (slopes[np.isfinite(slopes)] > 0).all()
             verdict = Verdict.CONVEX if is_rising else Verdict.CONCAVE
             return Judgement(verdict, self.constants.reshape(shape), (side * slopes).reshape(shape))
@@ -372,15 +381,6 @@ def _lines(x1: NumpyArray, x2: NumpyArray, y1: NumpyArray, y2: NumpyArray) -> It
     yield slope, np.zeros_like(slope)
     rise = (y2 - y1) / np.where(x2 == x1, 1.0, x2 - x1)
     yield np.where(x2 == x1, slope, rise), np.where(x2 == x1, 0.0, y1 - rise * x1)
-
-
-def _surprise(is_closed: NumpyArray, is_told: NumpyArray) -> float:
-    """Return minus the logarithm of the chance that all that is closed lies below all that is open, by row.
-
-    Of the values that tell something.
-    """
-    sizes, closed = is_told.sum(axis=1), (is_closed & is_told).sum(axis=1)
-    return float(sum(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) for n, k in zip(sizes, closed, strict=True)))
 
 
 def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:

@@ -220,14 +220,13 @@ class TorchBackend(Backend):
         self, run: _Run, watch: ForwardWatch, inputs: Inputs, rules: Sequence[ReluRule]
     ) -> tuple[_Run, ForwardWatch]:
         """Settle what is nominated; what is a ReLU on these images alone is none, and what follows it counts."""
-        refuted = raised = frozenset[int]()
         while True:
             again = partial(self._again, inputs, run, rules)
             settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, again, tried=self._tried)
-            if settled.refuted <= refuted and settled.raised <= raised:
+            known = watch.known.joined(settled.refuted, settled.raised)
+            if known is None:
                 break
-            refuted, raised = refuted | settled.refuted, raised | settled.raised
-            watch = ForwardWatch("everything", self.setup.vouch, refuted=refuted, raised=raised)
+            watch = ForwardWatch("everything", self.setup.vouch, known=known)
             run = self._forward_pass(inputs, watch, rules)
             run = replace(run, activations=composites_of(Graph(run.path), watch.shifts))
         if settled.is_sure and inputs.count:

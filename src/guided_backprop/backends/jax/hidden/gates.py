@@ -138,8 +138,7 @@ class Judge:
         seen = [pair for pair in seen if all(map(is_evidence, pair, seen[0]))]
         if not seen:
             return _Finding.PLAIN if pairs else _Finding.REFUSED
-        verdict = judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))).verdict
-        return {Verdict.CONCAVE: _Finding.CONCAVE, Verdict.PARTIAL: _Finding.REFUSED}.get(verdict, _Finding.PLAIN)
+        return _finding_of(judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))))
 
     def _judge_through_weights(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         if candidate.less is not None:
@@ -262,10 +261,9 @@ class Judge:
             before, used = (ys, xs), looks
             judgement = self._judged(y, x, nominee, ys, xs)
             if is_far and judgement.verdict is not Verdict.NONE:
-                # What it is it has to be on all of them; and what is few on each of them may be enough on all.
                 ys, xs = self._seen(y, looks), self._seen(x, looks)
                 joined = judgement if ys is None or xs is None else self._judged(y, x, nominee, ys, xs)
-                judgement = joined if judgement.is_gate or joined.is_gate else judgement
+                judgement = _of_all(judgement, joined)
             verdict, closed = judgement.verdict, judgement.closed
             if verdict is Verdict.UNSETTLED and self._signs.of(x):
                 verdict = Verdict.NONE
@@ -331,6 +329,22 @@ class Judge:
         (value,) = inside.values()
         begin = jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)
         return [*given, _others(begin, number)]
+
+
+def _of_all(alone: Judgement, every: Judgement) -> Judgement:
+    """Return what values on far larger images say: what it is it has to be on all of them.
+
+    What is few on each of them may be enough on all, or seem so.
+    """
+    return every if alone.is_gate or every.is_gate or every.is_few else alone
+
+
+def _finding_of(choice: Judgement) -> _Finding:
+    """Return what is found of a choice; what only these images leave on one side of a constant others may close."""
+    verdict = choice.verdict
+    if verdict is Verdict.UNSETTLED and choice.closed is not None:
+        return _Finding.REFUSED
+    return {Verdict.CONCAVE: _Finding.CONCAVE, Verdict.PARTIAL: _Finding.REFUSED}.get(verdict, _Finding.PLAIN)
 
 
 def _is_of_one(step: Step) -> bool:

@@ -19,8 +19,9 @@ from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhe
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative, seeds
+from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
-from guided_backprop.backends.torch.hidden.watch import Place, Suspect, joined, judged
+from guided_backprop.backends.torch.hidden.watch import Suspect, judged
 
 #: A result, and what it may be a ReLU of, by their place.
 Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]
@@ -89,7 +90,7 @@ class Case:
             return near
         # What it is it has to be on all of them; and what is few on each of them may be enough on all.
         far, every = self._judged([self.far]), self._judged([*self.looks, self.far])
-        return every if far.is_gate or every.is_gate or self.is_choice else far
+        return every if far.is_gate or every.is_gate or every.is_few or self.is_choice else far
 
     def _judged(self, looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> Judgement:
         suspect = self.suspect
@@ -140,7 +141,7 @@ class Case:
     def _is_direct(self) -> bool:
         """Whether it is no less likely to be a ReLU than what it is made of."""
         is_other_0 = self.suspect.is_of_two and self.judgement.closed is not None
-        return self.suspect.is_direct or is_other_0 or self._adds_up()
+        return self.suspect.is_direct or is_other_0 or self.judgement.is_few or self._adds_up()
 
     def _adds_up(self) -> bool:
         """Tell whether several values add up to what the open side of a ReLU is, as ``x + |x|`` does.

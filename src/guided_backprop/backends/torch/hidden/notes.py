@@ -31,6 +31,7 @@ class Value:
         choice: how something was chosen from it, where constants may be among its numbers.
         less: another value that is taken away from it, behind weights.
         ranks: how values were compared by what chose between it and what may be a ReLU of it.
+        falling: the gates that it falls by, which lie in front of it.
     """
 
     tensor: torch.Tensor
@@ -42,6 +43,7 @@ class Value:
     choice: notes.Choice = notes.Choice.NONE
     less: "Value | None" = None
     ranks: notes.Ranks = notes.Ranks.NONE
+    falling: frozenset[int] = frozenset()
 
     @property
     def is_as_it_was(self) -> bool:
@@ -221,7 +223,9 @@ class Operand(notes.Operand[Value]):
         sign = Sign.UNKNOWN if note is None else note.sign
         # Not detached: below autograd that would count changes of its own.
         edge = get_gradient_edge(tensor) if has_edge else None
-        value = None if note is None or not tensor.is_floating_point() else Value(kept, edge, sign, kept._version)
+        value = None
+        if note is not None and tensor.is_floating_point():
+            value = Value(kept, edge, sign, kept._version, falling=note.falling)
         ref = value if has_edge else None
         super().__init__(
             note,

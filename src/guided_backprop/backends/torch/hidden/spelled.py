@@ -17,13 +17,15 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.evidence import NEAR
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.refusals import behind, is_plain, spelled
+from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation_of
 from guided_backprop.backends.torch.graph.relus import relu_of
 from guided_backprop.backends.torch.hidden.case import Answer, Case, Spelled
 from guided_backprop.backends.torch.hidden.derivatives import closed, shut
+from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
-from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Place, Suspect
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Suspect
 
 #: Runs the model on one set of other images after the other, watched for some places.
 Elsewhere = Callable[[frozenset[Place]], Iterator[tuple[ForwardWatch, Path | None]]]
@@ -49,15 +51,15 @@ class Settled:
 
     Attributes:
         relus: those that are ReLUs.
-        refuted: the operations that looked like ReLUs and are none: the pass has to be watched again, for what follows.
-        raised: those that did not look like ReLUs and are, likewise.
+        refuted: the places that looked like ReLUs and are none: the pass has to be watched again, for what follows.
+        raised: those that did not look like ReLUs and are, likewise, and their signs.
         is_sure: whether no other images could show anything else, so that they need not be watched.
         unsettled: what other images may show to be a ReLU, by name; empty where there is nothing.
     """
 
     relus: list[Spelled]
-    refuted: frozenset[int]
-    raised: frozenset[int]
+    refuted: frozenset[Place]
+    raised: Mapping[Place, Sign]
     is_sure: bool
     unsettled: str = ""
 
@@ -88,9 +90,10 @@ def settle(
         if (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
     }
     if not suspects:
-        return Settled([], frozenset(), frozenset(), is_sure=True)
+        return Settled([], frozenset(), {}, is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
-    runs = again(partial(ForwardWatch, "everything", vouch, wanted=places), is_elsewhere=True)
+    told = Known(taken=watch.taken)
+    runs = again(partial(ForwardWatch, "everything", vouch, wanted=places, known=told), is_elsewhere=True)
     looks = (run.values for run, _ in runs)
     others = list(islice(looks, NEAR)) if places else []
     cases = [
@@ -101,10 +104,10 @@ def settle(
         far = next(looks)
         cases = [replace(case, far=far.get(case.suspect.place)) if case.is_in_doubt else case for case in cases]
     with shut(path):
-        raised = frozenset(case.suspect.place[0] for case in cases if case.is_raised)
-        if not raised <= watch.raised:
+        raised = {case.suspect.place: sign_of(case.judgement, case.values[0]) for case in cases if case.is_raised}
+        if not raised.keys() <= watch.known.raised.keys():
             return Settled([], frozenset(), raised, is_sure=False)
-        look = partial(ForwardWatch, "everything", vouch, raised=watch.raised)
+        look = partial(ForwardWatch, "everything", vouch, known=told)
         elsewhere = lambda places: again(partial(look, wanted=places), is_elsewhere=True)  # noqa: E731
         return _settled(cases, path, raised, elsewhere, tried)
 
@@ -126,13 +129,13 @@ def _check_relus(
 
 
 def _settled(
-    cases: Sequence[Case], path: Path, raised: frozenset[int], elsewhere: Elsewhere, tried: set[str]
+    cases: Sequence[Case], path: Path, raised: Mapping[Place, Sign], elsewhere: Elsewhere, tried: set[str]
 ) -> Settled:
-    relus, refuted, is_sure, unsettled = dict[Place, Spelled](), set[int](), True, ""
+    relus, refuted, is_sure, unsettled = dict[Place, Spelled](), set[Place](), True, ""
     unfinished: list[tuple[Suspect, Node]] = []
     weighed: list[Case] = []
-    for (number, _), group in groupby(cases, lambda case: case.suspect.place[:2]):
-        answers: set[str] = set()
+    for _, group in groupby(cases, lambda case: case.suspect.place[:2]):
+        answers, none = set[str](), set[Place]()
         for case in group:
             if case.suspect.is_weighed:
                 weighed.append(case)
@@ -144,12 +147,13 @@ def _settled(
                 relus[case.suspect.place] = answer
                 break
             answers.add(answer)
+            none |= {case.suspect.place} if answer == "refuted" else set()
         else:
             if "refused" in answers:
                 raise spelled({case.suspect.named}, "torch.relu")
             is_sure &= not {"unsure", "open"} & answers
             unsettled = case.suspect.named if "open" in answers else unsettled
-            refuted |= {number} if "refuted" in answers else set()
+            refuted |= none
     _refuse_unfinished(unfinished, {relu.node for relu in relus.values()}, path)
     is_sure &= not _refuse_weighed(weighed, relus, elsewhere, tried)
     return Settled(list(relus.values()), frozenset(refuted), raised, is_sure=is_sure and not relus, unsettled=unsettled)

@@ -111,11 +111,11 @@ class Step(nomination.Step[Value]):
             flags = {"is_bounded": candidate.is_bounded, "is_at_zero": candidate.is_at_zero}
             yield replace(value, choice=candidate.choice, ranks=ranks, **flags)  # type: ignore[arg-type]
 
-    def noted(self, result: torch.Tensor, falling: frozenset[int] | None) -> Note:
-        """Return what is known of the result; ``falling`` is None if it is a ReLU."""
+    def noted(self, result: torch.Tensor, falling: frozenset[int] | Sign) -> Note:
+        """Return what is known of the result; ``falling`` is its sign if it is a ReLU by its values."""
         sign = Sign.NOT_NEGATIVE if result.dtype == torch.bool else self._sign()
-        if falling is None:
-            return Note(sign=sign if self.is_relu else Sign.UNKNOWN, is_lost=self.is_lost)
+        if isinstance(falling, Sign):
+            return Note(sign=sign if self.is_relu else falling, is_lost=self.is_lost)
         note = self.note(result.numel(), sign=sign, is_falling=bool(falling))
         if self.is_relu and not self.is_tainted:
             return Note(**vars(note), is_lost=self.is_lost)

@@ -12,7 +12,6 @@ from itertools import compress
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch.autograd.graph import Node
 
@@ -23,18 +22,18 @@ from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, unreadable
+from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
 from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.nodes import opaque_name
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
+from guided_backprop.backends.torch.hidden.known import Known, Place, Result, joined, shared, sign_of
 from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value
 from guided_backprop.backends.torch.hidden.step import Step, is_inside_own
 
 #: What of a forward pass is watched.
 Watched = Literal["details", "everything"] | None
-#: Which value of which operation, and which of those that it may be a ReLU of.
-Place = tuple[int, int, int]
 
 # They take a tensor for its shape alone.
 _SHAPED: Final = OPERATIONS.called("create")
@@ -107,12 +106,12 @@ class ForwardWatch(Dispatched):
             added, which is much faster.
         vouch: what the user says of operations.
         wanted: of which places the values are kept whatever they say.
-        refuted: of which operations other images showed that they are no ReLUs.
-        raised: of which operations they showed that they are.
+        known: what earlier looks showed.
 
     Attributes:
         suspects: what may spell a ReLU.
         settled: those of them, by their order, that a later one is made of, which is a ReLU.
+        taken: the results, by operation and number, that are taken for ReLUs, and their signs.
         shifts: the numbers that were added or subtracted, by their node's place in time.
         relus: what was taken for a ReLU by what it was called with, and where, by their node's place in time.
         behind: what wrote into a value that has a gradient behind its back, and where.
@@ -125,12 +124,12 @@ class ForwardWatch(Dispatched):
         vouch: Vouch = MappingProxyType({}),
         *,
         wanted: Set[Place] = frozenset(),
-        refuted: Set[int] = frozenset(),
-        raised: Set[int] = frozenset(),
+        known: Known | None = None,
     ) -> None:
         super().__init__()
         self._vouch = vouch
-        self._watched, self._wanted, self._refuted, self.raised = watched, wanted, refuted, raised
+        self._watched, self._wanted, self.known = watched, wanted, known or Known()
+        self.taken: dict[Result, Sign] = {}
         self.suspects: list[Suspect] = []
         self.settled: set[int] = set()
         self.shifts: dict[int, float] = {}
@@ -257,7 +256,7 @@ class ForwardWatch(Dispatched):
             is_piece = is_shared and self._notes.is_unwritten(result)
             falling = step.falling if is_piece else self._judged(step, result, output, is_on_view=is_view)
             # A view is what it is a view of, unless it alone is a gate.
-            if not is_shared or falling is None or falling - step.falling:
+            if not is_shared or isinstance(falling, Sign) or falling - step.falling:
                 self._notes.put(result, step.noted(result, falling), is_alone=is_shared)
 
     def _depends(self, tensor: Any) -> bool:
@@ -275,28 +274,39 @@ class ForwardWatch(Dispatched):
             number = number.item() if isinstance(number, torch.Tensor) else number
             self.shifts.setdefault(_last_number(), float(number))
 
-    def _judged(self, step: Step, result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | None:
-        """Judge a result that is nominated; return the gates that it falls by, or None if it is a ReLU itself."""
+    def _judged(self, step: Step, result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | Sign:
+        """Judge a result that is nominated; return the gates that it falls by, or its sign if it is a ReLU itself."""
         falling = step.falling
         is_direct = step.nominates(result.numel())
         is_real = result.layout is torch.strided and result.is_floating_point() and result.numel() > 0
-        if is_direct is None or not is_real or self._count in self._refuted:
+        if is_direct is None or not is_real:
             return falling
         suspects = list(self._suspects(step, result, output, is_direct=is_direct, is_on_view=is_on_view))
-        rising = [suspect for suspect in suspects if suspect.judgement.verdict is Verdict.CONVEX]
-        kept = [suspect for suspect in suspects if suspect in rising or not rising or suspect.place in self._wanted]
+        # What is none of one value by other images may be one of another value.
+        convex = (suspect for suspect in suspects if suspect.judgement.verdict is Verdict.CONVEX)
+        rising = [suspect for suspect in convex if suspect.place not in self.known.refuted]
+        kept = [one for one in suspects if one.place in self._wanted or one in (rising or suspects)]
         if kept and self._is_vouched(step, kept[0]):
             # It ends what came of the values in front of it, as a ReLU does that the rule acts on.
-            return None
+            return Sign.UNKNOWN
         first = len(self.suspects)
         self.suspects += kept
-        if rising or self._count in self.raised:
-            self.settled |= falling
-            return None
-        # Whatever it looks like, of this a ReLU may be made, which then stands for both.
-        return falling.union(
-            first + number for number, suspect in enumerate(kept) if suspect.x.choice is not Choice.BEHIND
-        )
+        signs = (sign_of(suspect.judgement, suspect.values[0]) for suspect in rising)
+        sign = self.known.sign((self._count, output), next(signs, None))
+        if sign is None:
+            # Whatever it looks like, of this a ReLU may be made, which then stands for both.
+            may = (
+                suspect.x.choice is not Choice.BEHIND and suspect.place not in self.known.refuted for suspect in kept
+            )
+            return falling.union(compress(range(first, len(self.suspects)), may))
+        self.taken[self._count, output] = sign
+        self._settle(falling, suspects, rising)
+        return sign
+
+    def _settle(self, falling: frozenset[int], suspects: Sequence[Suspect], rising: Sequence[Suspect]) -> None:
+        """Note that a ReLU stands for the gates that it falls by, but for those in front of what it is one of."""
+        risen = [suspect for suspect in suspects if suspect in rising or suspect.place in self.known.raised]
+        self.settled |= falling - shared(suspect.x.falling for suspect in risen or suspects)
 
     def _is_vouched(self, step: Step, suspect: Suspect) -> bool:
         if step.row.kind is Kind.UNKNOWN and step.name in self._vouch:
@@ -344,14 +354,6 @@ def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_tw
         return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
     how = judge_bounded if x.is_bounded else judge_at_zero if x.is_at_zero else judge
     return how(*joined(looks), rounding, ranks=x.ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
-
-
-def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, NumpyArray]:
-    """Return a result and x, on the images of some runs one behind the other."""
-    (y, x), *others = looks
-    if not others or y.ndim == 0:
-        return y, x
-    return np.concatenate([y for y, _ in looks]), np.concatenate([x.reshape(y.shape) for y, x in looks])
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:

@@ -215,6 +215,67 @@ def test_a_relu_behind_weights_is_refused(framework, name):
         GuidedBackprop(model).explain(images, labels=1)
 
 
+def of_what_is_detached(mask):
+    return lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, mask(lib, x.detach())[..., None] * w)
+
+
+#: PyTorch: the mask of what is detached, which has no derivative of its own, or of a multiple.
+OF_ANOTHER = {
+    "a mask of what is detached": of_what_is_detached(lambda lib, d: d > 0),
+    "a mask of a copy of what is detached": of_what_is_detached(lambda lib, d: d.clone() > 0),
+    "a mask of a view of what is detached": of_what_is_detached(lambda lib, d: d.view(-1, 2, 10).flatten(1) > 0),
+    "a step of what is detached": of_what_is_detached(lambda lib, d: lib.xp.heaviside(d, lib.xp.zeros(()))),
+    "a ReLU of what is detached": of_what_is_detached(lambda lib, d: d.relu() / d),
+    "a mask of the data": lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, (x.data > 0)[..., None] * w),
+    "a mask of a multiple": lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, (2 * x > 0)[..., None] * w),
+    "a mask of a detached multiple": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, ((2 * x).detach() > 0)[..., None] * w
+    ),
+    "a magnitude of a multiple": lambda lib, x, w: (x @ w + abs(x * 2) @ w / 2) / 2,
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_mask_of_what_has_another_derivative_is_refused_in_pytorch(name, count):
+    model, images = network_of("torch", OF_ANOTHER[name])
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images[:count], labels=1)
+
+
+def test_what_is_detached_and_no_mask_of_x_is_plain_in_pytorch():
+    """As rows shifted by their own mean, and weights by what is detached of another value."""
+    model, images = network_of("torch", lambda lib, x, w: (x - x.detach().mean(1, keepdim=True)) @ w)
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+    model, images = network_of("torch", lambda lib, x, w: x @ w * ((x @ w).detach()[:, :1] > 0))
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+def test_planted_fault_what_was_detached_is_not_followed_leaves_a_wrong_map(monkeypatch):
+    notes = pytest.importorskip("guided_backprop.backends.torch.hidden.notes")
+    # x is a shift of another value, of which it would be told besides.
+    monkeypatch.setattr(nomination.Step, "_roots", lambda self: ())
+    model, images = network_of("torch", OF_ANOTHER["a mask of what is detached"])
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images, labels=1)
+    monkeypatch.setattr(notes.Notes, "source_of", lambda self, tensor: None)
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+@pytest.mark.parametrize("mode", ["floor", "trunc"])
+@pytest.mark.parametrize("name", ["div", "divide", "div_"])
+def test_a_quotient_that_is_rounded_is_a_step_in_pytorch(name, mode):
+    def spelled(lib, x, w):
+        shift = 1000 if mode == "trunc" else 0
+        divide = getattr(lib.xp if name != "div_" else lib.xp.Tensor, name)
+        return (x * (1 - shift // 1000 + divide(x + shift, 1000, rounding_mode=mode))) @ w
+
+    model, images = network_of("torch", spelled)
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    np.testing.assert_allclose(found, oracle(), rtol=1e-4, atol=1e-6)
+
+
 def running_sums(lib, x, w):
     """Return the sum of the largest products, as many as there are positive numbers."""
     ordered, order = x.sort(1, descending=True)

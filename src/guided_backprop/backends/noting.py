@@ -92,6 +92,11 @@ class Noting(Given[Ref]):
     def _roots_before(self) -> list[Candidate[Ref]]:
         return [one for note in notes_of(self._read) for one in note.roots]
 
+    def _roots_behind(self) -> list[Candidate[Ref]]:
+        """Return the same as what may be told of by derivatives: none passes what the rule guides."""
+        is_guided = self.is_relu and self.passes
+        return [] if is_guided else [one._replace(choice=Choice.BEHIND) for one in self._roots_before()]
+
     def _stopped_relus(self) -> list[Candidate[Ref]]:
         """Return what a stop hides: a ReLU that is guided elsewhere, if at all, and is none here."""
         return [one._replace(choice=Choice.BEHIND) for note in self._notes for one in note.relus]
@@ -177,7 +182,7 @@ class Noting(Given[Ref]):
             return ()
         is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
         # What is added beside x may be made of a multiple of x.
-        roots = [one._replace(choice=Choice.BEHIND) for one in self._roots_before()]
+        roots = self._roots_behind()
         if is_relu or self.row.kind is Kind.COMPARES:
             return [*candidates, *roots]
         # A norm of a row adds up its magnitudes.

@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from guided_backprop.backends import notes
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.torch.hidden.signs import sign_of_tensor
+from guided_backprop.backends.torch.own import RUNNING
 
 # Where a view lies in its storage.
 _Place = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -186,6 +187,20 @@ class Notes:
         _, tensors = self._active.get(tensor.untyped_storage()._cdata, (None, {}))
         return any(one is not None and one.requires_grad for one in (there() for there in tensors.values()))
 
+    def operand(self, tensor: torch.Tensor, note: Note | None, *, is_kept: bool) -> "Operand":
+        """Return a tensor as an operation was given it; ``is_kept`` if that changes it."""
+        # What runs in functions of this library's is given its gradient afterwards.
+        source = None if note is None or is_inside_own() else self.source_of(tensor)
+        return Operand(tensor, note, is_kept=is_kept, is_lost=self.was_active(tensor), source=source)
+
+    def source_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return the value with a gradient whose numbers these are, as what is detached has them; None without any."""
+        is_left = tensor.layout is torch.strided and not tensor.requires_grad and tensor.is_floating_point()
+        _, tensors = self._active.get(tensor.untyped_storage()._cdata, (None, {})) if is_left else (None, {})
+        alive = [one for one in (there() for there in tensors.values()) if one is not None and one.grad_fn is not None]
+        same = (one for one in alive if _place(one) == _place(tensor))
+        return next(same, next((one for one in alive if _is_reshaped(one, tensor)), None))
+
     def of(self, tensor: torch.Tensor) -> Note | None:
         """Return what is known of a tensor; None if it does not depend on the images."""
         if tensor.layout is not torch.strided:
@@ -200,13 +215,25 @@ def _place(tensor: torch.Tensor) -> _Place:
     return int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
 
 
+def is_inside_own() -> bool:
+    """Tell whether a function of this library's runs: it is one operation, whose result it gives a gradient."""
+    return getattr(RUNNING, "is_own", False)
+
+
+def _is_reshaped(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two views of one memory are of the same numbers, in their order."""
+    is_whole = one.is_contiguous() and other.is_contiguous() and one.dtype == other.dtype
+    return is_whole and (one.storage_offset(), one.numel()) == (other.storage_offset(), other.numel())
+
+
 @dataclass(frozen=True, eq=False, init=False)
 class Operand(notes.Operand[Value]):
     """A tensor that an operation was given, before the operation.
 
     Attributes:
         tensor: its values.
-        ref: it as what a result may be a ReLU of; None if no node passes a gradient on to it.
+        ref: it as what a result may be a ReLU of, or what it was detached from; None if no node passes a gradient on
+            to either.
         is_lost: whether it is of numbers that lost their gradient, or is made of such.
     """
 
@@ -214,7 +241,15 @@ class Operand(notes.Operand[Value]):
     tensor: torch.Tensor = field(init=False)
     is_lost: bool = field(init=False)
 
-    def __init__(self, tensor: torch.Tensor, note: Note | None, *, is_kept: bool, is_lost: bool = False) -> None:
+    def __init__(
+        self,
+        tensor: torch.Tensor,
+        note: Note | None,
+        *,
+        is_kept: bool,
+        is_lost: bool = False,
+        source: torch.Tensor | None = None,
+    ) -> None:
         is_active = note is not None and tensor.requires_grad
         # What an operation in place is given is gone afterwards.
         kept = tensor.clone() if is_kept else tensor
@@ -227,6 +262,8 @@ class Operand(notes.Operand[Value]):
         if note is not None and tensor.is_floating_point():
             value = Value(kept, edge, sign, kept._version, falling=note.falling)
         ref = value if has_edge else None
+        if source is not None and note is not None:
+            ref = Value(source, get_gradient_edge(source), sign, source._version)
         super().__init__(
             note,
             ref,

@@ -14,9 +14,8 @@ from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
-from guided_backprop.backends.torch.hidden.notes import Extreme, Note, Operand, Value
+from guided_backprop.backends.torch.hidden.notes import Extreme, Note, Operand, Value, is_inside_own
 from guided_backprop.backends.torch.hidden.signs import exponent_of, sign_of_result
-from guided_backprop.backends.torch.own import RUNNING
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
 # They choose among values that come to one place.
@@ -60,7 +59,7 @@ class Step(nomination.Step[Value]):
         is_relu: bool,
     ) -> None:
         self.name, self._args, self._named, self._tensors = name, args, named, operands
-        row = _ADDS if name == "segment_reduce" and not _COMPARED & set(map(str, args[1:2])) else OPERATIONS[name]
+        row = _row(name, args, named)
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
         # What is optimised runs in functions of this library's, which give their results a gradient.
         has_gradient = torch.is_grad_enabled() or is_inside_own()
@@ -161,9 +160,12 @@ class Step(nomination.Step[Value]):
         return extreme.word, next((other for other in self._tensors if extreme.is_of(other.tensor)), None)
 
 
-def is_inside_own() -> bool:
-    """Tell whether a function of this library's runs: it is one operation, whose result it gives a gradient."""
-    return getattr(RUNNING, "is_own", False)
+def _row(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> Operation:
+    """Return what an operation is, by its name and by the arguments that make another one of it."""
+    if name == "segment_reduce" and not _COMPARED & set(map(str, args[1:2])):
+        return _ADDS
+    # A quotient that is rounded is a step.
+    return OPERATIONS["floor_divide" if named.get("rounding_mode") is not None else name]
 
 
 def _fits(candidate: notes.Candidate[Value], result: torch.Tensor) -> bool:
@@ -189,7 +191,11 @@ def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any
         numbers = args[-1:]
     else:
         numbers = [named.get("initial")]
-    return [notes.Operand(has_zeros=partial(eq, number, 0)) for number in numbers if type(number) in (int, float)]
+    return [
+        notes.Operand(has_zeros=partial(eq, number, 0), is_known=True)
+        for number in numbers
+        if type(number) in (int, float)
+    ]
 
 
 def _has_pole(name: str, word: str, operands: Sequence[Operand]) -> bool:

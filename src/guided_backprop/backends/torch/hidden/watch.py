@@ -29,8 +29,8 @@ from guided_backprop.backends.torch.graph.nodes import opaque_name
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.known import Known, Place, Result, joined, shared, sign_of
-from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value
-from guided_backprop.backends.torch.hidden.step import Step, is_inside_own
+from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value, is_inside_own
+from guided_backprop.backends.torch.hidden.step import Step
 
 #: What of a forward pass is watched.
 Watched = Literal["details", "everything"] | None
@@ -172,8 +172,7 @@ class ForwardWatch(Dispatched):
         is_dependent = self._watched == "everything" and name not in _SHAPED and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)
         operands = [
-            Operand(tensor, note, is_kept=is_kept, is_lost=self._notes.was_active(tensor))
-            for tensor, note in zip(tensors, notes, strict=True)
+            self._notes.operand(tensor, note, is_kept=is_kept) for tensor, note in zip(tensors, notes, strict=True)
         ]
         behind = self._written_behind(tensors) if is_kept and is_dependent else []
         result = func(*args, **kwargs)

@@ -118,6 +118,17 @@ def row_by_row(lib, x, w):
 HIDDEN = {
     "a mask in the weights": lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, lib.number(x > 0)[..., None] * w),
     "a mask in the weights of a row": row_by_row,
+    "a mask of a multiple": lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, lib.number(2 * x > 0)[..., None] * w),
+    "a mask of a curve": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.number(lib.xp.tanh(2 * x) + 1 > 1)[..., None] * w
+    ),
+    "a mask of a sum of curves": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.number(lib.xp.tanh(x) + lib.xp.sinh(x) > 0)[..., None] * w
+    ),
+    "a mask by rounding": lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, lib.xp.floor(x / 1000 + 1)[..., None] * w),
+    "a mask of a curve, of a multiple of x": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", 3 * x, lib.number(lib.xp.exp(x) > 1)[..., None] * (w / 3)
+    ),
     "weights that a mask chose": lambda lib, x, w: lib.xp.einsum(
         "nk,nkm->nm", x, lib.xp.where((x > 0)[..., None], w, 0 * w)
     ),
@@ -152,6 +163,12 @@ ORDINARY = {
     "a magnitude with weights of its own": lambda lib, x, w: x @ w + abs(x) @ (w * w),
     "a mask of another value": lambda lib, x, w: lib.xp.einsum(
         "nk,nkm->nm", x, lib.number(lib.xp.einsum("nk,km,jm->nj", x, w, w) > 0)[..., None] * w
+    ),
+    "a mask of what is far from 0": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.number(x * x > 0.1)[..., None] * w
+    ),
+    "a mask of a curve of another value": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.number(lib.xp.tanh(lib.xp.einsum("nk,km,jm->nj", x, w, w)) > 0)[..., None] * w
     ),
     "a mask of padding": lambda lib, x, w: lib.xp.einsum(
         "nk,km->nm", x, lib.array((np.arange(20) < 15).astype("float32"))[:, None] * w
@@ -428,5 +445,13 @@ def test_planted_fault_a_multiple_that_is_not_followed_leaves_a_wrong_map(framew
 def test_planted_fault_a_square_that_is_not_followed_leaves_a_wrong_map(framework, monkeypatch):
     monkeypatch.setattr(nomination.Step, "_curves", lambda self, size: iter(()))
     model, images = network_of(framework, HIDDEN["a root of a square"])
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_what_meets_the_mask_and_was_not_compared_leaves_a_wrong_map(framework, monkeypatch):
+    monkeypatch.setattr(nomination.Step, "_met", lambda self: [])
+    model, images = network_of(framework, HIDDEN["a mask of a sum of curves"])
     found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
     assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()

@@ -131,12 +131,13 @@ class Step(Noting[Ref]):
         """
         is_placed = self.row.word.startswith("scatter") or self.row.kind in (Kind.CHOOSES, Kind.UNKNOWN)
         is_read = self.row.kind is Kind.LINEAR or is_placed or self.row.word in ("gather", "slice")
-        for note in notes_of(self._tainted) if is_read and not self._is_curve else ():
-            for one in note.sources:
-                is_elsewhere = is_placed and (None in (size, one.size) or one.size != size)
-                is_behind = self._is_mixing or is_elsewhere or one.weights > 0
-                if is_behind and one.weights <= MOST_WEIGHTS:
-                    yield one._replace(choice=Choice.BEHIND, less=None)
+        if not is_read or self._is_curve:
+            return
+        for one in [*(source for note in notes_of(self._tainted) for source in note.sources), *self._met()]:
+            is_elsewhere = is_placed and (None in (size, one.size) or one.size != size)
+            is_behind = self._is_mixing or is_elsewhere or one.weights > 0
+            if is_behind and one.weights <= MOST_WEIGHTS:
+                yield one._replace(choice=Choice.BEHIND, less=None)
 
     def _taken_away(self) -> Iterator[Candidate[Ref]]:
         """Yield the differences of which a sum may be a ReLU: behind weights, where several values come together."""

@@ -45,7 +45,7 @@ class Step(Noting[Ref]):
             size: how many numbers the result has.
         """
         is_elsewhere = self.row.kind in (Kind.HIDDEN, Kind.RANDOM) and not self.chooses
-        if not self.passes or self.is_relu or self.is_shifted or is_elsewhere or self._is_moved:
+        if not self.passes or self.is_relu or self.is_shifted or is_elsewhere or self._is_moved(size):
             return None
         if self.row.kind is Kind.CLIP:
             return self._bounds()
@@ -62,10 +62,10 @@ class Step(Noting[Ref]):
             return None
         return bool(self._masks) if len(self.dependent) > 1 else self._follows(size)
 
-    @property
-    def _is_moved(self) -> bool:
-        """Whether it gives one value as it came, in another order or shape."""
-        return self.row.word in REARRANGES and len(self._read) == 1
+    def _is_moved(self, size: int | None) -> bool:
+        """Tell whether it gives one value as it came, in another order or shape, and repeats nothing."""
+        is_alike = self.row.word == "broadcast" and size is not None and all(one.size == size for one in self._read)
+        return (self.row.word in REARRANGES or is_alike) and len(self._read) == 1
 
     @property
     def _is_affine(self) -> bool:

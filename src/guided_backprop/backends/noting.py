@@ -107,9 +107,9 @@ class Noting(Given[Ref]):
         return [one._replace(choice=Choice.BEHIND) for one in every]
 
     def _is_of_all(self, ref: Ref) -> bool:
-        """Tell whether all values that a mask chooses from are multiples of one: others are branches, and close none."""
+        """Tell whether all that a mask chooses from are multiples of one value: others are branches, and close none."""
         actives = [one for one in self._read if one.ref is not None] if self.row.kind is Kind.MASKS else []
-        return all(ref in (one.ref, *(root.ref for note in notes_of([one]) for root in note.roots)) for one in actives)
+        return all(one.ref == ref or ref in [root.ref for root in one.note.roots] for one in actives if one.note)
 
     def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
         """Return a source, as far away as it is behind this."""

@@ -118,6 +118,17 @@ def row_by_row(lib, x, w):
 HIDDEN = {
     "a mask in the weights": lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, lib.number(x > 0)[..., None] * w),
     "a mask in the weights of a row": row_by_row,
+    "a mask of a multiple": lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, lib.number(2 * x > 0)[..., None] * w),
+    "a mask of a curve": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.number(lib.xp.tanh(2 * x) + 1 > 1)[..., None] * w
+    ),
+    "a mask of a sum of curves": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.number(lib.xp.tanh(x) + lib.xp.sinh(x) > 0)[..., None] * w
+    ),
+    "a mask by rounding": lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, lib.xp.floor(x / 1000 + 1)[..., None] * w),
+    "a mask of a curve, of a multiple of x": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", 3 * x, lib.number(lib.xp.exp(x) > 1)[..., None] * (w / 3)
+    ),
     "weights that a mask chose": lambda lib, x, w: lib.xp.einsum(
         "nk,nkm->nm", x, lib.xp.where((x > 0)[..., None], w, 0 * w)
     ),
@@ -152,6 +163,12 @@ ORDINARY = {
     "a magnitude with weights of its own": lambda lib, x, w: x @ w + abs(x) @ (w * w),
     "a mask of another value": lambda lib, x, w: lib.xp.einsum(
         "nk,nkm->nm", x, lib.number(lib.xp.einsum("nk,km,jm->nj", x, w, w) > 0)[..., None] * w
+    ),
+    "a mask of what is far from 0": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.number(x * x > 0.1)[..., None] * w
+    ),
+    "a mask of a curve of another value": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, lib.number(lib.xp.tanh(lib.xp.einsum("nk,km,jm->nj", x, w, w)) > 0)[..., None] * w
     ),
     "a mask of padding": lambda lib, x, w: lib.xp.einsum(
         "nk,km->nm", x, lib.array((np.arange(20) < 15).astype("float32"))[:, None] * w
@@ -491,3 +508,87 @@ def test_planted_fault_a_square_that_is_not_followed_leaves_a_wrong_map(framewor
     model, images = network_of(framework, HIDDEN["a root of a square"])
     found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
     assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_what_meets_the_mask_and_was_not_compared_leaves_a_wrong_map(framework, monkeypatch):
+    monkeypatch.setattr(nomination.Step, "_met", lambda self: [])
+    model, images = network_of(framework, HIDDEN["a mask of a sum of curves"])
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def differentiated(lib, spelled, x, w):
+    """Return the derivative of a sum of what is spelled, worked out inside of the model."""
+    with lib.xp.GradientTape() as tape:
+        tape.watch(x)
+        y = lib.xp.reduce_sum(spelled(x))
+    return tape.gradient(y, x)
+
+
+def by_jacobian(lib, x, w):
+    with lib.xp.GradientTape() as tape:
+        tape.watch(x)
+        y = lib.relu(x) @ w
+    return lib.xp.einsum("nk,nmk->nm", x, tape.batch_jacobian(y, x))
+
+
+def by_derivative(lib, x, w):
+    return lib.xp.einsum("nk,nkm->nm", x, differentiated(lib, lib.relu, x, w)[..., None] * w)
+
+
+def by_relu6(lib, x, w):
+    small = lambda x: 100 * lib.xp.nn.relu6(x / 100)  # noqa: E731
+    return lib.xp.einsum("nk,nkm->nm", x, differentiated(lib, small, x, w)[..., None] * w)
+
+
+@pytest.mark.parametrize("spelled", [by_derivative, by_jacobian, by_relu6])
+def test_a_derivative_of_a_relu_in_the_weights_is_refused(spelled):
+    """TensorFlow: it is a step towards what the ReLU is of."""
+    model, images = network_of("tensorflow", spelled)
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images, labels=1)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda lib, x, w: x @ w + differentiated(lib, lib.relu, x, w) @ w,
+        lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, differentiated(lib, lib.xp.tanh, x, w)[..., None] * w),
+    ],
+)
+def test_other_derivatives_in_a_model_are_plain(spelled):
+    model, images = network_of("tensorflow", spelled)
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+def test_planted_fault_a_derivative_that_is_no_step_leaves_a_wrong_map(monkeypatch):
+    traces = pytest.importorskip("guided_backprop.backends.tensorflow.hidden.traces")
+    monkeypatch.setattr(traces, "_STEPS", {})
+    model, images = network_of("tensorflow", by_derivative)
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def test_linear_attention_is_plain_in_jax():
+    """Its sums of ``elu(x) + 1`` are given an axis more: that repeats nothing, and is no ReLU of what it was."""
+    jax = pytest.importorskip("jax")
+    first, _, third = WEIGHTS
+    heads = lambda h: h.reshape(len(h), -1, 4)  # noqa: E731
+
+    def attended(relu, elu):
+        def model(x):
+            h = heads(relu(x @ first)[:, :4])
+            return (h * (elu(h - 0.1) + 1).sum(-1)[..., None]).reshape(len(h), 4) @ third[:4]
+
+        return model
+
+    @jax.custom_vjp
+    def guided(x):
+        return jax.nn.relu(x)
+
+    guided.defvjp(lambda x: (guided(x), x), lambda x, g: ((x > 0) * jax.nn.relu(g),))
+    found = GuidedBackprop(attended(jax.nn.relu, jax.nn.elu)).explain(jax.numpy.asarray(ROWS), labels=1)
+    y, back = jax.vjp(attended(guided, jax.nn.elu), jax.numpy.asarray(ROWS))
+    (expected,) = back(jax.numpy.zeros(y.shape, y.dtype).at[:, 1].set(1))
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-4, atol=1e-6)

@@ -45,7 +45,7 @@ class Step(Noting[Ref]):
             size: how many numbers the result has.
         """
         is_elsewhere = self.row.kind in (Kind.HIDDEN, Kind.RANDOM) and not self.chooses
-        if not self.passes or self.is_relu or self.is_shifted or is_elsewhere or self._is_moved:
+        if not self.passes or self.is_relu or self.is_shifted or is_elsewhere or self._is_moved(size):
             return None
         if self.row.kind is Kind.CLIP:
             return self._bounds()
@@ -62,10 +62,10 @@ class Step(Noting[Ref]):
             return None
         return bool(self._masks) if len(self.dependent) > 1 else self._follows(size)
 
-    @property
-    def _is_moved(self) -> bool:
-        """Whether it gives one value as it came, in another order or shape."""
-        return self.row.word in REARRANGES and len(self._read) == 1
+    def _is_moved(self, size: int | None) -> bool:
+        """Tell whether it gives one value as it came, in another order or shape, and repeats nothing."""
+        is_alike = self.row.word == "broadcast" and size is not None and all(one.size == size for one in self._read)
+        return (self.row.word in REARRANGES or is_alike) and len(self._read) == 1
 
     @property
     def _is_affine(self) -> bool:
@@ -131,12 +131,13 @@ class Step(Noting[Ref]):
         """
         is_placed = self.row.word.startswith("scatter") or self.row.kind in (Kind.CHOOSES, Kind.UNKNOWN)
         is_read = self.row.kind is Kind.LINEAR or is_placed or self.row.word in ("gather", "slice")
-        for note in notes_of(self._tainted) if is_read and not self._is_curve else ():
-            for one in note.sources:
-                is_elsewhere = is_placed and (None in (size, one.size) or one.size != size)
-                is_behind = self._is_mixing or is_elsewhere or one.weights > 0
-                if is_behind and one.weights <= MOST_WEIGHTS:
-                    yield one._replace(choice=Choice.BEHIND, less=None)
+        if not is_read or self._is_curve:
+            return
+        for one in [*(source for note in notes_of(self._tainted) for source in note.sources), *self._met()]:
+            is_elsewhere = is_placed and (None in (size, one.size) or one.size != size)
+            is_behind = self._is_mixing or is_elsewhere or one.weights > 0
+            if is_behind and one.weights <= MOST_WEIGHTS:
+                yield one._replace(choice=Choice.BEHIND, less=None)
 
     def _taken_away(self) -> Iterator[Candidate[Ref]]:
         """Yield the differences of which a sum may be a ReLU: behind weights, where several values come together."""

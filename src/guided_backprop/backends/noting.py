@@ -50,7 +50,7 @@ class Noting(Given[Ref]):
             has_border=self._has_border(),
             sign=sign,
             parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
-            sources=first_of([*self._begun(size), *self._followed()]),
+            sources=first_of([*self._begun(size), *self._followed(), *map(self._further, self._met())]),
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
             curves=first_of(self._curves(size)),
@@ -100,6 +100,21 @@ class Noting(Given[Ref]):
     def _stopped_relus(self) -> list[Candidate[Ref]]:
         """Return what a stop hides: a ReLU that is guided elsewhere, if at all, and is none here."""
         return [one._replace(choice=Choice.BEHIND) for note in self._notes for one in note.relus]
+
+    def _met(self) -> list[Candidate[Ref]]:
+        """Return what meets a mask here, and what that was made of: whatever was compared, it may be the mask of this.
+
+        The derivative towards 2 * x, which was compared, is 0 everywhere where x alone meets the mask.
+        """
+        if not (self._masks and self.passes) or self.row.kind is Kind.MOVES:
+            return []
+        every = [one for one in [*self._all_read(), *self._roots_before()] if self._is_of_all(one.ref)]
+        return [one._replace(choice=Choice.BEHIND) for one in every]
+
+    def _is_of_all(self, ref: Ref) -> bool:
+        """Tell whether all that a mask chooses from are multiples of one value: others are branches, and close none."""
+        actives = [one for one in self._read if one.ref is not None] if self.row.kind is Kind.MASKS else []
+        return all(one.ref == ref or ref in [root.ref for root in one.note.roots] for one in actives if one.note)
 
     def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
         """Return a source, as far away as it is behind this."""

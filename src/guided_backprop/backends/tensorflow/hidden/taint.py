@@ -39,6 +39,7 @@ from guided_backprop.backends.tensorflow.hidden.traces import (
     Trace,
     leading_in,
     passes_gradient,
+    passing_refs,
     reached_in,
 )
 
@@ -125,7 +126,8 @@ class Taint:
             # The same for all images, as zeros of the shape of something of theirs; but not a size that they decide.
             return Trace(is_sized=is_sized, sign=sign)
         is_number = any(graph.kind_of(ref) in VALUES for ref in graph.outputs_of(node))
-        is_active = any(operand.is_active for operand in operands) and is_number and passes_gradient(node)
+        is_led = any(body.trace(ref).is_active for ref in passing_refs(node))
+        is_active = is_led and is_number and passes_gradient(node)
         if is_active and self._is_ended(body, node):
             return Trace(Note(sign=sign), True, False, sign)
         step = self._shown(body, node, passes=is_active)
@@ -253,10 +255,11 @@ class Taint:
 
     def _operand(self, body: Body, node: NodeDef, ref: str) -> Operand[str]:
         trace, is_number = body.trace(ref), body.graph.kind_of(ref) in FLOATS
+        is_active = trace.is_active and (ref in passing_refs(node) or ref not in operand_refs(node))
         return Operand(
             trace.note,
-            ref if trace.is_active and is_number else None,
-            trace.is_active,
+            ref if is_active and is_number else None,
+            is_active,
             is_number,
             has_zeros=partial(_has_zeros, body.graph, node, ref),
             is_sparse=partial(self._weights.may_have_zeros, body.graph, ref, is_outermost=not body.name),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 from tensorflow.core.framework.node_def_pb2 import NodeDef
@@ -14,6 +15,12 @@ from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.tensorflow.graph.nodes import VALUES, Graph, operand_refs, producer, word_of
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS
+
+# Derivatives of straight pieces and of pools are steps towards all but the gradient that they are given: where that is.
+_STEPS: Final = {
+    **dict.fromkeys(("LeakyReluGrad", "QuantizeAndDequantizeV4Grad", "Relu6Grad", "ReluGrad"), 0),
+    **{name: 2 for name in OPERATIONS if name.startswith("MaxPool") and "Grad" in name},
+}
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,13 @@ def passes_gradient(node: NodeDef) -> bool:
         return True
 
 
+def passing_refs(node: NodeDef) -> list[str]:
+    """Return the operands that an operation passes a gradient to, if it passes any."""
+    place = _STEPS.get(node.op)
+    refs = operand_refs(node)
+    return refs if place is None else refs[place : place + 1]
+
+
 def reached_in(body: Body, node: NodeDef) -> set[str]:
     """Return what a gradient comes to from a node, if none passes the ReLUs that the rule guides."""
     reached: set[str] = set()
@@ -159,7 +173,7 @@ def reached_in(body: Body, node: NodeDef) -> set[str]:
         reached.add(name)
         current = body.graph.nodes.get(name)
         if current is not None and body.graph.role(current) not in ("relu", "joined") and passes_gradient(current):
-            stack += [producer(ref) for ref in operand_refs(current) if body.trace(ref).is_active]
+            stack += [producer(ref) for ref in passing_refs(current) if body.trace(ref).is_active]
     return reached
 
 
@@ -174,5 +188,5 @@ def leading_in(body: Body) -> set[str]:
         leading.add(name)
         node = body.graph.nodes[name]
         if passes_gradient(node):
-            stack += [producer(ref) for ref in operand_refs(node) if body.trace(ref).is_active]
+            stack += [producer(ref) for ref in passing_refs(node) if body.trace(ref).is_active]
     return leading

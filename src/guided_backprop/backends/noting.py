@@ -106,15 +106,10 @@ class Noting(Given[Ref]):
 
         The derivative towards 2 * x, which was compared, is 0 everywhere where x alone meets the mask.
         """
-        if not (self._masks and self.passes) or self.row.kind is Kind.MOVES:
+        if not (self._masks and self.passes) or self.row.kind is not Kind.LINEAR:
+            # What a mask chooses from are branches: one that is not taken here is closed by no ReLU.
             return []
-        every = [one for one in [*self._all_read(), *self._roots_before()] if self._is_of_all(one.ref)]
-        return [one._replace(choice=Choice.BEHIND) for one in every]
-
-    def _is_of_all(self, ref: Ref) -> bool:
-        """Tell whether all that a mask chooses from are multiples of one value: others are branches, and close none."""
-        actives = [one for one in self._read if one.ref is not None] if self.row.kind is Kind.MASKS else []
-        return all(one.ref == ref or ref in [root.ref for root in one.note.roots] for one in actives if one.note)
+        return [one._replace(choice=Choice.BEHIND) for one in [*self._all_read(), *self._roots_before()]]
 
     def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
         """Return a source, as far away as it is behind this."""

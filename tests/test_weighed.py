@@ -270,8 +270,9 @@ def test_what_is_detached_and_no_mask_of_x_is_plain_in_pytorch():
 
 def test_planted_fault_what_was_detached_is_not_followed_leaves_a_wrong_map(monkeypatch):
     notes = pytest.importorskip("guided_backprop.backends.torch.hidden.notes")
-    # x is a shift of another value, of which it would be told besides.
+    # It is told besides of what x is a shift of, and of what meets the mask.
     monkeypatch.setattr(nomination.Step, "_roots", lambda self: ())
+    monkeypatch.setattr(nomination.Step, "_met", lambda self: [])
     model, images = network_of("torch", OF_ANOTHER["a mask of what is detached"])
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
         GuidedBackprop(model).explain(images, labels=1)

@@ -92,9 +92,8 @@ def settle(
     if not suspects:
         return Settled([], frozenset(), {}, is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
-    told = Known(taken=watch.taken)
-    runs = again(partial(ForwardWatch, "everything", vouch, wanted=places, known=told), is_elsewhere=True)
-    looks = (run.values for run, _ in runs)
+    elsewhere = partial(_elsewhere, again, partial(ForwardWatch, "everything", vouch, known=Known(taken=watch.taken)))
+    looks = (run.values for run, _ in elsewhere(places))
     others = list(islice(looks, NEAR)) if places else []
     cases = [
         Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled)
@@ -107,9 +106,14 @@ def settle(
         raised = {case.suspect.place: sign_of(case.judgement, case.values[0]) for case in cases if case.is_raised}
         if not raised.keys() <= watch.known.raised.keys():
             return Settled([], frozenset(), raised, is_sure=False)
-        look = partial(ForwardWatch, "everything", vouch, known=told)
-        elsewhere = lambda places: again(partial(look, wanted=places), is_elsewhere=True)  # noqa: E731
         return _settled(cases, path, raised, elsewhere, tried)
+
+
+def _elsewhere(
+    again: Again, look: Callable[..., ForwardWatch], places: frozenset[Place]
+) -> Iterator[tuple[ForwardWatch, Path | None]]:
+    """Run the model on other images, watched for some places."""
+    return again(partial(look, wanted=places), is_elsewhere=True)
 
 
 def _check_relus(

@@ -22,13 +22,7 @@ _LEAST: Final = 4
 
 
 def judge_bounded(
-    y: NumpyArray,
-    x: NumpyArray,
-    rounding: float = 1e-3,
-    *,
-    ranks: Ranks = Ranks.NONE,
-    is_of_one_sign: bool = False,
-    is_of_two: bool = False,
+    y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, *, ranks: Ranks = Ranks.NONE, **known: Any
 ) -> Judgement:
     """Tell whether what was made of a bound that is not 0 is a ReLU of x, as ``log(max(exp(x), 1))`` is.
 
@@ -39,12 +33,9 @@ def judge_bounded(
         x: what came before the bound, or before a curve that came before it.
         rounding: how far a multiple may be off, as a share of the largest value.
         ranks: as for :func:`judge`.
-        is_of_one_sign: whether x never changes its sign, however the images are.
-        is_of_two: whether ``y`` is the larger or smaller of two values.
+        known: as for :func:`judge`.
     """
-    judgement = judge(
-        y, x, rounding, ranks=ranks, is_of_one_sign=is_of_one_sign, is_of_two=is_of_two, evidence=_EVIDENCE
-    )
+    judgement = judge(y, x, rounding, ranks=ranks, evidence=_EVIDENCE, **known)
     left = max(_LEFT_OF_LENGTHS, _LEFT * float(np.finfo(y.dtype).eps)) if y.dtype.kind == "f" else 0.0
     if not judgement.is_gate or judgement.slope is None or judgement.closed is None:
         near = _undone(y, x, left)

@@ -140,20 +140,26 @@ METHODS = {
 }
 
 
+def compare_at(sizes, method, runs):
+    """Compare a graph with its method at other sizes; return what it takes beside images and labels."""
+    images = of_sizes(IMAGES, *sizes, count=3)
+    noise = method.plan.noise
+    more = {} if noise is None else {"noise": np.float32(noise.drawn(Inputs.of(images))[0])}
+    results = runs.run({"images": images.numpy(), "labels": np.arange(3), **more})
+    wanted = method.explain(images, np.arange(3))
+    assert difference([results["attribution"]], [wanted.attribution]) < 1e-4
+    other = method.explain(images, np.arange(1, 4))
+    assert difference([results["attribution"]], [other.attribution]) > 1e-2
+    return more
+
+
 @pytest.mark.parametrize("way", METHODS)
 def test_all_methods_at_any_size(way, tmp_path):
     method = METHODS[way](pooled())
     exported = method.export(tmp_path / "map.onnx", IMAGES, sizes="dynamic")
     runs = OnnxRuntime(exported.path, exported.outputs)
     for sizes in ((37, 52), (64, 33)):
-        images = of_sizes(IMAGES, *sizes, count=3)
-        noise = method.plan.noise
-        more = {} if noise is None else {"noise": np.float32(noise.drawn(Inputs.of(images))[0])}
-        results = runs.run({"images": images.numpy(), "labels": np.arange(3), **more})
-        wanted = method.explain(images, np.arange(3))
-        assert difference([results["attribution"]], [wanted.attribution]) < 1e-4
-        other = method.explain(images, np.arange(1, 4))
-        assert difference([results["attribution"]], [other.attribution]) > 1e-2
+        compare_at(sizes, method, runs)
 
 
 @pytest.mark.parametrize("way", [None, *METHODS])
@@ -163,14 +169,7 @@ def test_programs_of_pytorch_at_any_size(way, tmp_path):
     (least,) = exported.least_sizes
     runs = Program(exported.path, exported.outputs)
     for sizes in ((37, 52), (64, 33), least):
-        images = of_sizes(IMAGES, *sizes, count=3)
-        noise = method.plan.noise
-        more = {} if noise is None else {"noise": np.float32(noise.drawn(Inputs.of(images))[0])}
-        results = runs.run({"images": images.numpy(), "labels": np.arange(3), **more})
-        wanted = method.explain(images, np.arange(3))
-        assert difference([results["attribution"]], [wanted.attribution]) < 1e-4
-        other = method.explain(images, np.arange(1, 4))
-        assert difference([results["attribution"]], [other.attribution]) > 1e-2
+        more = compare_at(sizes, method, runs)
     smaller = of_sizes(IMAGES, *[size - 1 for size in least]).numpy()
     fewer = {name: noise[:1, :, :, :-1, :-1] for name, noise in more.items()}
     with pytest.raises(AssertionError, match=rf"size\(\)\[2\] >= {least[0]}"):

@@ -9,6 +9,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
 from guided_backprop.backends.torch.own import Arguments, Function, Named
+from guided_backprop.errors import ModelError
 
 
 class AsItRuns(TorchFunctionMode):
@@ -18,7 +19,12 @@ class AsItRuns(TorchFunctionMode):
         self, func: Function, types: Sequence[type], args: Arguments = (), kwargs: Named | None = None
     ) -> object:
         name = getattr(func, "__name__", "")
-        if name == "__getitem__" and isinstance(args[1], tuple) and all(map(_is_basic, args[1])):
+        if name in _RECURRENT:
+            raise ModelError(
+                f"model must have no recurrent layer to be exported; received {name}, which reads the number of "
+                "images. Write it by its cell, step by step."
+            )
+        if name == "__getitem__" and isinstance(args[1], tuple) and all(map(_is_index, args[1])):
             return _indexed(args[0], args[1])
         if name == "interpolate":
             func = _interpolated
@@ -29,9 +35,8 @@ class AsItRuns(TorchFunctionMode):
 
 
 # What has two forms, beside what resizes.
-_IN_PYTHON: Final = frozenset(
-    "dropout dropout_ feature_dropout alpha_dropout hardshrink softshrink gru lstm rnn_relu rnn_tanh".split()
-)
+_IN_PYTHON: Final = frozenset("dropout dropout_ feature_dropout alpha_dropout hardshrink softshrink".split())
+_RECURRENT: Final = frozenset({"gru", "lstm", "rnn_relu", "rnn_tanh"})
 _BASIC: Final = (int, slice, torch.SymInt)
 _RESIZERS: Final = {"nearest-exact": "_upsample_nearest_exact", "nearest": "upsample_nearest"}
 
@@ -40,19 +45,36 @@ def _is_basic(part: object) -> bool:
     return part is None or part is Ellipsis or (isinstance(part, _BASIC) and not isinstance(part, bool))
 
 
+def _is_index(part: object) -> bool:
+    return _is_basic(part) or _is_list(part)
+
+
+def _is_list(part: object) -> bool:
+    """Tell whether a part lists places along one axis."""
+    if isinstance(part, torch.Tensor):
+        return part.ndim == 1 or (part.ndim > 1 and part.dtype != torch.bool)
+    return isinstance(part, list) and bool(part) and all(isinstance(one, int) for one in part)
+
+
 def _indexed(x: torch.Tensor, index: Sequence[Any]) -> torch.Tensor:
     """Do as C++ does with values: to take all of an axis is no operation. Of a size that is free it makes one."""
     rest = x.ndim - sum(part is not None and part is not Ellipsis for part in index)
     y, axis = x, 0
+    listed: list[Any] = []
     for part in index:
         if isinstance(part, int | torch.SymInt):
             y = y.select(axis, part)
             continue
         if part is None:
             y = y.unsqueeze(axis)
+        elif _is_list(part):
+            places = part if isinstance(part, torch.Tensor) else torch.tensor(part, device=x.device)
+            listed += [*[None] * (axis - len(listed)), places]
         elif part is not Ellipsis and not _is_all(part, y.shape[axis]):
             y = torch.ops.aten.slice.Tensor(y, axis, part.start, part.stop, 1 if part.step is None else part.step)
         axis += rest if part is Ellipsis else 1
+    if listed:
+        y = torch.ops.aten.index.Tensor(y, listed)
     return torch.ops.aten.alias.default(x) if y is x else y
 
 

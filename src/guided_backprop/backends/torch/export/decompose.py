@@ -6,28 +6,38 @@ maximum the first one wins, as PyTorch has it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
 
 import torch
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._decomp import decompositions as reference
+from torch.fx import GraphModule
 
-from guided_backprop.backends.torch.export.any_size import cut, slice_back, spread, varies
+from guided_backprop.backends.torch.export.any_size import cut, of_one_size, slice_back, spread, varies
+from guided_backprop.backends.torch.export.attention import ATTENTION
+from guided_backprop.backends.torch.export.borders import BORDERS
 from guided_backprop.backends.torch.export.pools import POOLS, gated, interleaved, resizing
+from guided_backprop.backends.torch.export.windows import WINDOWS
 
 aten = torch.ops.aten
 Sizes = Sequence[int]
 
 # Of images of so many channels at most.
 _FEW: Final = 4
+_SIXTH: Final = float(torch.tensor(1 / 6, dtype=torch.float32))
 
 
 @cache
-def decompositions() -> Mapping[Any, Callable[..., Any]]:
-    """Return what each operation is said by: in words of here, else in torch's own."""
+def decompositions(*, selects: bool = False) -> Mapping[Any, Callable[..., Any]]:
+    """Return what each operation is said by: in words of here, else in torch's own.
+
+    Args:
+        selects: whether the gate of a ReLU chooses, as PyTorch's does: where what arrives may be infinite, a product
+            with 0 would be no number.
+    """
     further = get_decompositions([getattr(aten, name) for name in _IN_TORCHS_WORDS.split()])
-    return dict(core_aten_decompositions()) | further | _OWN
+    return dict(core_aten_decompositions()) | further | _OWN | (_SELECTING if selects else {})
 
 
 def _convolution_backward(  # noqa: PLR0917 - as torch has them
@@ -219,8 +229,34 @@ def _threshold_backward(g: torch.Tensor, y: torch.Tensor, threshold: float) -> t
     return gated(g, y > threshold)
 
 
+def _threshold_selected(g: torch.Tensor, y: torch.Tensor, threshold: float) -> torch.Tensor:
+    return torch.where(y > threshold, g, 0.0)
+
+
+def _hardtanh_selected(g: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return torch.where((x > low) & (x < high), g, 0.0)
+
+
+def may_be_infinite(module: GraphModule) -> bool:
+    """Tell whether a graph has an operation whose derivative is infinite at 0, as roots have."""
+    for node in module.graph.nodes:
+        name = getattr(node.target, "_schema", None) and node.target._schema.name
+        exponent = node.args[1] if name == "aten::pow" else None
+        if name in _STEEP or (name == "aten::pow" and not (isinstance(exponent, int | float) and exponent >= 1)):
+            return True
+    return False
+
+
+_STEEP: Final = frozenset({"aten::sqrt", "aten::rsqrt", "aten::log", "aten::reciprocal", "aten::log2", "aten::log10"})
+
+
 def _hardtanh_backward(g: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return gated(g, (x > low) & (x < high))
+
+
+def _hardsigmoid_backward(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    # PyTorch's own slope is a sixth in single precision, also of doubles.
+    return gated(g * _SIXTH, (x > -3) & (x < 3))
 
 
 def _fmax(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -238,9 +274,26 @@ def _rrelu(
     return NotImplemented if training else aten.leaky_relu(x, (lower + upper) / 2)
 
 
+def _shrunk(x: torch.Tensor, bound: float = 0.5, *, moves: bool) -> torch.Tensor:
+    """Return 0 for what is small, and else the value, moved towards 0 by the bound if that is asked for."""
+    return torch.where(x.abs() > bound, x - torch.sign(x) * bound if moves else x, 0.0)
+
+
+def _shrunk_back(g: torch.Tensor, x: torch.Tensor, bound: float) -> torch.Tensor:
+    return torch.where(x.abs() > bound, g, 0.0)
+
+
+_SHRINKING: Final[dict[Any, Callable[..., Any]]] = {
+    aten.hardshrink.default: partial(_shrunk, moves=False),
+    aten.softshrink.default: partial(_shrunk, moves=True),
+    aten.hardshrink_backward.default: _shrunk_back,
+    aten.softshrink_backward.default: _shrunk_back,
+}
+
+
 def as_it_runs() -> Mapping[Any, Callable[..., Any]]:
     """Return the rows that count while a model is recorded: what torch can't tell the form of, or takes for random."""
-    return {**resizing(), aten.rrelu_with_noise.default: _rrelu}
+    return {**resizing(), **ATTENTION, **_SHRINKING, aten.rrelu_with_noise.default: _rrelu}
 
 
 def _masked_scatter(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -260,11 +313,45 @@ def _slice_backward(  # noqa: PLR0917 - as torch has them
     return reference.slice_backward(g, list(sizes), axis, start, end, step)
 
 
+def _linspace(start: Any, end: Any, steps: Any, **named: Any) -> Any:
+    """Nothing for a known number of steps: a constant, with torch's own rounding."""
+    return NotImplemented if isinstance(steps, int) else torch._refs.linspace(start, end, steps, **named)
+
+
+def _diagonal(x: torch.Tensor, offset: int = 0, one: int = 0, other: int = 1) -> torch.Tensor:
+    last = x.movedim((one, other), (-2, -1))
+    index: torch.Tensor = aten.index.Tensor(last, [*[None] * (x.ndim - 2), *_on_diagonal(last, offset)])
+    return index
+
+
+def _diagonal_scatter(
+    x: torch.Tensor, values: torch.Tensor, offset: int = 0, one: int = 0, other: int = 1
+) -> torch.Tensor:
+    last = x.movedim((one, other), (-2, -1))
+    written: torch.Tensor = aten.index_put.default(last, [*[None] * (x.ndim - 2), *_on_diagonal(last, offset)], values)
+    return written.movedim((-2, -1), (one, other))
+
+
+def _on_diagonal(x: torch.Tensor, offset: int) -> list[torch.Tensor]:
+    """Return the rows and the columns of a diagonal."""
+    if varies(x.shape[-2:]):
+        raise of_one_size("a diagonal")
+    rows, columns = max(-offset, 0), max(offset, 0)
+    places = torch.arange(max(0, min(x.shape[-2] - rows, x.shape[-1] - columns)), device=x.device)
+    return [places + rows, places + columns]
+
+
 # What torch says in words that engines have, and has not among those that it always uses.
 _IN_TORCHS_WORDS: Final = (
-    "adaptive_max_pool2d any elu gelu isinf leaky_relu linalg_vector_norm native_layer_norm "
+    "any elu gelu isinf leaky_relu linalg_vector_norm native_layer_norm "
     "rrelu_with_noise_backward slice_scatter _softmax _log_softmax stack"
 )
+
+# Where a product with a gate would make of what is infinite no number.
+_SELECTING: Final[dict[Any, Callable[..., Any]]] = {
+    aten.threshold_backward.default: _threshold_selected,
+    aten.hardtanh_backward.default: _hardtanh_selected,
+}
 
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.convolution_backward.default: _convolution_backward,
@@ -282,6 +369,13 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.fmin.default: _fmin,
     aten.masked_scatter.default: _masked_scatter,
     aten.slice_backward.default: _slice_backward,
+    aten.hardsigmoid_backward.default: _hardsigmoid_backward,
+    aten.linspace.default: _linspace,
+    aten.diagonal.default: _diagonal,
+    aten.diagonal_copy.default: _diagonal,
+    aten.diagonal_scatter.default: _diagonal_scatter,
     **POOLS,
+    **WINDOWS,
+    **BORDERS,
     **resizing(),
 }

@@ -147,6 +147,8 @@ def max_pool(  # noqa: PLR0917 - as torch has them
     dilation: Sequence[int] = (1,),
     ceil_mode: bool = False,
 ) -> list[str]:
+    if any(user.args[1] == 1 and user.users for user in node.users):
+        raise TypeError("the places of its largest values")
     name = to.file.add(
         "MaxPool",
         to.name(x),

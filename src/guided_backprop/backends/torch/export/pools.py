@@ -65,20 +65,20 @@ def _max_pool_backward(  # noqa: PLR0917 - as torch has them
     # How many steps of the stride the padded input takes along each axis.
     steps = [count + more for count, more in zip(counts, spare, strict=True)]
     after = [many * step - pad - size for many, step, pad, size in zip(steps, stride, padding, sizes, strict=True)]
-    padded = aten.constant_pad_nd.default(x, _both(padding, after), -torch.inf)
+    padded = aten.constant_pad_nd.default(x, both(padding, after), -torch.inf)
     planes: dict[tuple[int, ...], torch.Tensor] = {}
     taken: torch.Tensor | None = None
     for place in itertools.product(*map(range, window)):
         offset = [one * spread for one, spread in zip(place, dilation, strict=True)]
-        wins = _strided(padded, offset, stride, counts) == y
+        wins = strided(padded, offset, stride, counts) == y
         first = wins if taken is None else wins & ~taken
         taken = wins if taken is None else wins | taken
         shift = [begin // step for begin, step in zip(offset, stride, strict=True)]
         rest = [more - begin for more, begin in zip(spare, shift, strict=True)]
-        part = aten.constant_pad_nd.default(gated(g, first), _both(shift, rest))
+        part = aten.constant_pad_nd.default(gated(g, first), both(shift, rest))
         plane = tuple(begin % step for begin, step in zip(offset, stride, strict=True))
         planes[plane] = planes[plane] + part if plane in planes else part
-    whole = _interleaved(planes, stride, steps, x)
+    whole = interleaved_planes(planes, stride, steps, x.shape[: x.ndim - axes])
     for axis, (pad, size) in enumerate(zip(padding, sizes, strict=True), start=x.ndim - axes):
         whole = cut(whole, axis, pad, size)
     return whole
@@ -97,11 +97,11 @@ def _spare(sizes: Sizes, counts: Sizes, far: Sizes, stride: Sizes, padding: Size
     ]
 
 
-def _interleaved(
-    planes: Mapping[tuple[int, ...], torch.Tensor], stride: Sizes, steps: Sizes, x: torch.Tensor
+def interleaved_planes(
+    planes: Mapping[tuple[int, ...], torch.Tensor], stride: Sizes, steps: Sizes, leading: Sizes
 ) -> torch.Tensor:
-    """Return what has at each place of the strides the value of that plane."""
-    axes, leading = len(stride), x.shape[: x.ndim - len(stride)]
+    """Return what has at each place of the strides the value of that plane; leading are the sizes in front."""
+    axes = len(stride)
     nothing = torch.zeros_like(next(iter(planes.values())))
     stacked = torch.stack([planes.get(plane, nothing) for plane in itertools.product(*map(range, stride))], -axes - 1)
     return interleaved(aten.view.default(stacked, [*leading, *stride, *steps]), axes)
@@ -123,7 +123,8 @@ def interleaved(planes: torch.Tensor, axes: int) -> torch.Tensor:
     return planes
 
 
-def _strided(padded: torch.Tensor, offset: Sizes, stride: Sizes, counts: Sizes) -> torch.Tensor:
+def strided(padded: torch.Tensor, offset: Sizes, stride: Sizes, counts: Sizes) -> torch.Tensor:
+    """Return so many values along each of the last axes, from a place on, a stride apart."""
     for axis, (begin, step, count) in enumerate(
         zip(offset, stride, counts, strict=True), start=padded.ndim - len(stride)
     ):
@@ -131,7 +132,7 @@ def _strided(padded: torch.Tensor, offset: Sizes, stride: Sizes, counts: Sizes) 
     return padded
 
 
-def _both(before: Sizes, after: Sizes) -> list[int]:
+def both(before: Sizes, after: Sizes) -> list[int]:
     """Return how much is put in front of and behind each axis, as ``pad`` wants it: the last axis first."""
     pairs = list(zip(before, after, strict=True))
     return [size for pair in reversed(pairs) for size in pair]
@@ -163,6 +164,16 @@ def _applied(x: torch.Tensor, matrices: Sequence[torch.Tensor], *, is_back: bool
         along = matrix.T if is_back else matrix
         x = x @ along if axis == x.ndim - 1 else (x.transpose(axis, -1) @ along).transpose(axis, -1)
     return x
+
+
+def adjoint(g: torch.Tensor, axis: int, places: Sequence[int], size: int) -> torch.Tensor:
+    """Add up what arrives along an axis at the places, of so many, that it was taken from."""
+    with _disable_current_modes():
+        matrix = torch.nn.functional.one_hot(torch.tensor(places), size).to(g.device, g.dtype)
+    along = matrix
+    moved = g if axis == g.ndim - 1 else g.transpose(axis, -1)
+    found = moved @ along
+    return found if axis == g.ndim - 1 else found.transpose(axis, -1)
 
 
 def _avg_pool(axes: int, x: torch.Tensor, *options: Any) -> Any:
@@ -238,6 +249,8 @@ _RESIZERS: Final = {
     "nearest_exact": aten._upsample_nearest_exact2d.default,
     "linear": aten.upsample_bilinear2d.default,
     "bicubic": aten.upsample_bicubic2d.default,
+    "linear without aliasing": aten._upsample_bilinear2d_aa.default,
+    "bicubic without aliasing": aten._upsample_bicubic2d_aa.default,
 }
 
 
@@ -269,7 +282,7 @@ def _whole(factors: Sequence[float | None], axes: int) -> list[int]:
 
 def _resizing(kind: str, before: Sizes, after: Sizes, like: torch.Tensor, *options: Any) -> list[torch.Tensor]:
     """Options are whether corners are aligned, where that can be said, and the factors."""
-    corners = options[:1] if kind in ("linear", "bicubic") else ()
+    corners = () if "nearest" in kind else options[:1]
     factors = options[len(corners) :]
     if varies([*before, *after]) and kind == "linear":
         pairs = zip(before, after, [*factors] or [None] * len(before), strict=True)
@@ -279,7 +292,14 @@ def _resizing(kind: str, before: Sizes, after: Sizes, like: torch.Tensor, *optio
 
     def along(axis: int, eye: torch.Tensor) -> torch.Tensor:
         factor = factors[axis] if axis < len(factors) else None
+        if kind.endswith("aliasing"):
+            # PyTorch resizes pictures one pixel wide wrongly then: along rows it does not.
+            return along_rows(eye.transpose(2, 3), after[axis], factor).transpose(2, 3)
         resized: torch.Tensor = _RESIZERS[kind](eye, [after[axis], 1], *corners, factor, None)
+        return resized
+
+    def along_rows(eye: torch.Tensor, count: int, factor: float | None) -> torch.Tensor:
+        resized: torch.Tensor = _RESIZERS[kind](eye, [1, count], *corners, None, factor)
         return resized
 
     return _matrices(f"a resizing that is {kind}", before, along, like)
@@ -287,6 +307,7 @@ def _resizing(kind: str, before: Sizes, after: Sizes, like: torch.Tensor, *optio
 
 def _of_resizing() -> Iterator[tuple[Any, Callable[..., Any]]]:
     kinds = {"linear1d": "linear", "bilinear2d": "linear", "trilinear3d": "linear", "bicubic2d": "bicubic"}
+    kinds |= {"_bilinear2d_aa": "linear without aliasing", "_bicubic2d_aa": "bicubic without aliasing"}
     for axes in (1, 2, 3):
         kinds |= {f"nearest{axes}d": "nearest", f"_nearest_exact{axes}d": "nearest_exact"}
     for name, kind in kinds.items():

@@ -18,7 +18,7 @@ from guided_backprop.backends.refusals import unsettled
 from guided_backprop.backends.torch.backend import TorchBackend
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.export.as_it_runs import AsItRuns
-from guided_backprop.backends.torch.export.decompose import as_it_runs, decompositions
+from guided_backprop.backends.torch.export.decompose import as_it_runs, decompositions, may_be_infinite
 from guided_backprop.backends.torch.export.simplify import random_operations, simplify, written_constants
 from guided_backprop.backends.torch.export.twins import Marks, Results, TwinEditor
 from guided_backprop.backends.torch.graph import nodes
@@ -181,7 +181,7 @@ def traced(
                 # What works in place is said without that; and what an engine has no word for in other words.
                 module = make_fx(
                     torch.func.functionalize(recorded, remove="mutations_and_views"),
-                    decomposition_table=dict(decompositions()),
+                    decomposition_table=dict(decompositions(selects=may_be_infinite(recorded))),
                     tracing_mode="symbolic",
                     _allow_non_fake_inputs=True,
                 )(*fakes)

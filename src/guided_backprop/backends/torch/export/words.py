@@ -17,6 +17,7 @@ from guided_backprop.backends.torch.export.index_words import (
     index_put,
     index_select,
     indexed,
+    scatter_added,
     scattered,
     top,
 )
@@ -365,7 +366,7 @@ WORDS: Final[dict[str, Word]] = {
     "amin": _reduced("ReduceMin"), "prod": _reduced("ReduceProd"), "argmax": _best_of("ArgMax"),
     "argmin": _best_of("ArgMin"), "cumsum": _cumsum, "max": _best_along("ReduceMax", "ArgMax"),
     "min": _best_along("ReduceMin", "ArgMin"), "sort": in_order, "topk": top, "scatter": scattered,
-    "index": indexed, "index_put": index_put,
+    "scatter_add": scatter_added, "index": indexed, "index_put": index_put,
     "convolution": convolution, "max_pool2d_with_indices": partial(max_pool, 2),
     "max_pool3d_with_indices": partial(max_pool, 3), "mm": matmul, "bmm": matmul, "addmm": addmm,
     "avg_pool2d": partial(avg_pool, 2), "avg_pool3d": partial(avg_pool, 3),

@@ -403,10 +403,55 @@ def test_what_holds_for_one_size_is_refused_in_jax(why, tmp_path):
     with pytest.raises(ModelError, match=message):
         GuidedBackprop(model).export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic")
     assert not (tmp_path / "map.stablehlo").exists()
-    for given in ({"labels": "weights"}, {}):
-        method = GuidedBackprop(any_sized) if given else GradCAM(in_jax, "conv")
-        with pytest.raises(OptionError, match="sizes="):
-            method.export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic", **given)
+    with pytest.raises(OptionError, match='labels="weights" for an output of shape'):
+        GuidedBackprop(positions).export(
+            tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic", labels="weights"
+        )
+    with pytest.raises(OptionError, match="is for images with positions"):
+        GuidedBackprop(lambda x: jax.nn.relu(x @ DENSE)).export(
+            tmp_path / "map.stablehlo", jnp.ones((2, 8)), sizes="dynamic"
+        )
+
+
+def tapped(x):
+    """Have strides in front of a layer, and behind it."""
+    convolve = partial(jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = tap("conv", jax.nn.relu(convolve(x, KERNEL, (2, 2), "SAME")))
+    return jax.nn.relu(convolve(y, WIDE, (2, 1), "SAME", feature_group_count=2)).mean((1, 2)) @ DENSE
+
+
+MAPS_AT_ANY_SIZE = {
+    "linear": GradCAM(tapped, "conv"),
+    "nearest": GuidedGradCAM(tapped, "conv", interpolation="nearest", reducer="sum"),
+}
+
+
+@pytest.mark.parametrize("way", MAPS_AT_ANY_SIZE)
+def test_maps_at_layers_of_any_size_in_jax(way, tmp_path, monkeypatch):
+    method = MAPS_AT_ANY_SIZE[way]
+    exported = method.export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic")
+    run = jax_export.StableHlo(exported.path, exported.outputs)
+    images = RNG.normal(size=(3, 17, 38, 3)).astype("f4")
+    results = run.run({"images": images, "labels": np.arange(3)})
+    wanted = method.explain(jnp.asarray(images), np.arange(3))
+    assert difference([results["attribution"]], [np.asarray(wanted)]) < 1e-4
+    other = method.explain(jnp.asarray(images), np.arange(1, 4))
+    assert difference([results["attribution"]], [np.asarray(other)]) > 1e-2
+    # A planted fault: right for the example's size alone.
+    right = any_size.between
+    monkeypatch.setattr(jax_export, "between", lambda *sizes, **more: right(*sizes, **more) ** 2 * 1.01)
+    with pytest.raises(ModelError, match="difference of"):
+        method.export(tmp_path / "other.stablehlo", jnp.asarray(ROOMY), sizes="dynamic")
+
+
+def test_weights_for_images_of_any_size_in_jax(tmp_path):
+    method, images = GuidedBackprop(any_sized), RNG.normal(size=(2, 17, 31, 3)).astype("f4")
+    exported = method.export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic", labels="weights")
+    weights = RNG.normal(size=(2, 5)).astype("f4")
+    run = jax_export.StableHlo(exported.path, exported.outputs)
+    found = run.run({"images": images, "labels": weights})["attribution"]
+    assert difference([found], [np.asarray(method.explain(jnp.asarray(images), weights))]) < 1e-4
+    assert difference([found], [np.asarray(method.explain(jnp.asarray(images), -weights))]) > 1e-2
 
 
 def shifted(*given):

@@ -31,8 +31,14 @@ def counts(given: int, turns: Sequence[int], copies: int = 1) -> list[int]:
     return sorted({1, given, max(_FEW, -(-_MANY // copies), given), *turns, *(turn - 1 for turn in turns)})
 
 
-def images_of(inputs: Inputs, count: int) -> Inputs:
-    """Return so many images as NumPy arrays: those that were given, and then these again, each time moved on a step."""
+def images_of(inputs: Inputs, count: int, axis: int = -1) -> Inputs:
+    """Return so many images as NumPy arrays: those that were given, and then these again, each time moved on a step.
+
+    Args:
+        inputs: those that were given.
+        count: how many.
+        axis: along which they move; a photo stays one along its width alone.
+    """
     rows = np.arange(count) % inputs.count
     rounds = np.arange(count) // inputs.count
 
@@ -42,7 +48,7 @@ def images_of(inputs: Inputs, count: int) -> Inputs:
             return numbers[rows]
         pairs = zip(rows, rounds, strict=True)
         return np.stack(
-            [np.roll(numbers[row], int(step), axis=-1 if numbers.ndim > 1 else None) for row, step in pairs]
+            [np.roll(numbers[row], int(step), axis=axis if numbers.ndim > 1 else None) for row, step in pairs]
         )
 
     return inputs.map(taken)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -83,6 +83,10 @@ class Photos:
     def slopes(self) -> NumpyArray:
         """By how much the channels of an image grow with those of a photo."""
         return np.broadcast_to(self.scale / np.asarray(self.std, np.float64), 3)
+
+    def shape(self, image: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the shape of the photo of an image, ``(H, W, 3)``, of that of the image."""
+        return (*image,) if self.channels_last else (*image[1:], image[0])
 
     def images(self, pixels: NumpyArray, dtype: type[np.floating]) -> NumpyArray:
         """Return photos as images."""

@@ -145,10 +145,6 @@ def _recorded(
     backend = subject.backend(inputs)
     if backend.framework in _GRAPHS:
         module, name = _GRAPHS[backend.framework]
-        if any(plan.photos is not None for plan in plans):
-            raise OptionError(
-                f"a graph of {backend.framework} takes images; received photos={plans[0].photos!r:.80}. Leave it out."
-            )
         kind: Any = getattr(import_module(module), name)
         return [kind(_plain(subject), inputs, plan) for plan in plans], None
     recorder: Any = import_module("guided_backprop.backends.torch.export.graph")

@@ -189,12 +189,12 @@ class Trial:
 
     def batch(self, count: int, *, is_of_top: bool, inputs: Inputs | None = None) -> Batch:
         """Return so many images, of those that were given or of others; and labels: their top classes, or others."""
-        images = images_of(inputs or self.inputs, count)
+        photos = self.plan.photos
+        images = images_of(inputs or self.inputs, count, -2 if photos is not None and photos.channels_last else -1)
         told, labels = self._wanted(count, is_of_top=is_of_top)
         noise = self.plan.noise
         # Of the kind that was given: a function does not say itself which framework's it is.
         backend = self.method.subject.backend(self.inputs)
-        photos = self.plan.photos
         if photos is not None:
             # What was stored in between is rounded to whole pixels.
             images = images.map(lambda array: photos.images(photos.pixels(array), np.float32))

@@ -159,15 +159,31 @@ def _taken(x: jax.Array, axis: int, begin: Any, count: Any) -> jax.Array:
 
 def spread_strides(program: Program) -> None:
     """Let the convolutions of a program for any size be ones that JAX can derive."""
-    steps = program.block.steps
-    for place, step in enumerate(steps):
-        if step.name != "conv_general_dilated" or step.inputs[1].depends:
-            continue
-        params = step.eqn.params
-        is_plain = set(params["lhs_dilation"]) == {1} and params["batch_group_count"] == 1
-        is_known = all(isinstance(pad, int) for pad in chain(*params["padding"]))
-        if is_plain and not (is_known and set(params["window_strides"]) == {1}):
-            steps[place] = _Strided(**{one.name: getattr(step, one.name) for one in fields(step)})
+    for block in (program.block, program.first):
+        if block is not None:
+            block.steps[:] = [_spread(step) for step in block.steps]
+
+
+def _spread(step: Step) -> Step:
+    if step.name != "conv_general_dilated" or step.inputs[1].depends:
+        return step
+    params = step.eqn.params
+    is_plain = set(params["lhs_dilation"]) == {1} and params["batch_group_count"] == 1
+    is_known = all(isinstance(pad, int) for pad in chain(*params["padding"]))
+    if not is_plain or (is_known and set(params["window_strides"]) == {1}):
+        return step
+    return _Strided(**{one.name: getattr(step, one.name) for one in fields(step)})
+
+
+def between(before: Any, after: Any, dtype: Any, *, is_linear: bool) -> jax.Array:
+    """Return the matrix ``(before, after)`` that resizes a map along one axis: worked out in the program."""
+    rows, columns = jnp.arange(before)[:, None], jnp.arange(after)
+    if not is_linear:
+        is_taken: jax.Array = (rows * after <= columns * before) & (columns * before < (rows + 1) * after)
+        return is_taken.astype(dtype)
+    ratio = jnp.asarray(before, dtype) / jnp.asarray(after, dtype)
+    at = jnp.clip((columns.astype(dtype) + 0.5) * ratio - 0.5, 0, jnp.asarray(before - 1, dtype))
+    return jax.nn.relu(1 - jnp.abs(at - rows.astype(dtype)))
 
 
 def of_one_size(what: str) -> ModelError:

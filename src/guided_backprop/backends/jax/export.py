@@ -18,7 +18,7 @@ from jax import export
 
 from guided_backprop.arrays import Inputs, NumpyArray
 from guided_backprop.backends.base import Setup
-from guided_backprop.backends.jax.any_size import COUNT, Free, carry_over, of_one_size, spread_strides
+from guided_backprop.backends.jax.any_size import COUNT, Free, between, carry_over, of_one_size, spread_strides
 from guided_backprop.backends.jax.backend import JaxBackend, Prepared, covered
 from guided_backprop.backends.jax.graph.composites import mark_activations
 from guided_backprop.backends.jax.graph.relus import Facts
@@ -29,6 +29,7 @@ from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ModelError, OptionError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
+from guided_backprop.export.photos import Photos
 from guided_backprop.export.plan import TOP, Cam, Noise, Plan, noise_names, port_names
 from guided_backprop.rules import PLAIN, ReluRule
 
@@ -156,24 +157,34 @@ class JaxGraph(Graph):
             for array, is_one in zip(arrays, self._floats, strict=True)
         ]
         names, self.outputs = port_names(given, self._mapped)
+        if plan.photos is not None:
+            # What no photo can be is said.
+            plan.photos.pixels(np.asarray(arrays[0]))
+            self._dtype, names = arrays[0].dtype, ["photos"]
         self.inputs = (*names, "labels", *([] if plan.noise is None else noise_names(names, self._floats)))
+        is_free = not all(isinstance(size, int) for size in output.shape)
+        if is_free and plan.labels == "weights":
+            raise OptionError(
+                'sizes="dynamic" is for labels that have no positions; received labels="weights" for an output of '
+                f'shape {output.shape}. Leave it out, for sizes="fixed".'
+            )
         self._program = self._stored(arrays, output)
 
     def _free_of(self, first: Inputs) -> Free | None:
         """Return which sizes are free.
 
         Raises:
-            OptionError: there are none that can be, or what is made of the maps holds for one.
+            OptionError: there are none that can be.
         """
         plan = self._plan
         if plan.sizes == "fixed":
             return None
         axes = [self._recorder.axes_of_positions(array) for array in first.arrays]
-        if not any(axes) or plan.cam is not None or plan.labels == "weights":
+        if not any(axes):
+            shapes = ", ".join(str(array.shape) for array in first.arrays)
             raise OptionError(
-                'sizes="dynamic" of JAX is for gradients at images with positions, and for class ids; received '
-                f"{', '.join(str(array.shape) for array in first.arrays)}, labels={plan.labels!r}, and "
-                f'{"no map" if plan.cam is None else "a map"} at a layer. Leave it out, for sizes="fixed".'
+                f'sizes="dynamic" is for images with positions; received images of shape {shapes}. Leave it out, for '
+                'sizes="fixed".'
             )
         free = Free(first, axes)
         self.least = free.least
@@ -188,6 +199,8 @@ class JaxGraph(Graph):
         shapes = [array.shape[1:] for array in arrays] if self._free is None else self._free.shapes
         told = (output.shape[1:], output.dtype) if plan.labels == "weights" else ((), jnp.int32)
         given = [*zip(shapes, [array.dtype for array in arrays], strict=True), told]
+        if plan.photos is not None:
+            given[0] = plan.photos.shape(shapes[0]), jnp.dtype(jnp.uint8)
         if plan.noise is not None:
             noisy = [(array, shape) for array, shape in zip(arrays, shapes, strict=True) if self._is_float(array)]
             given += [((plan.noise.samples, *shape), array.dtype) for array, shape in noisy]
@@ -205,20 +218,31 @@ class JaxGraph(Graph):
             ) from error
 
     def _of_image(self, *arrays: jax.Array) -> list[jax.Array]:
-        images, recorder, noise = len(self._mapped), self._recorder, self._plan.noise
+        images, noise, photos = len(self._mapped), self._plan.noise, self._plan.photos
         leaves, label, drawn = [leaf[None] for leaf in arrays[:images]], arrays[images], arrays[images + 1 :]
+        if photos is not None:
+            leaves = [_scaled(leaves[0], photos, self._dtype)]
         passed = self._explain(leaves)
         seed = self._seed(passed.output, passed.scored, label)
         if noise is None:
             maps = self._maps(leaves, passed, seed)
         else:
             maps = [_moment(noise.form, copies) for copies in self._of_copies(leaves, drawn, noise, seed)]
-        maps = [recorder.reduce(one, self._plan.reducer, recorder.channel_axis(one))[0] for one in maps]
+        maps = [self._reduced(one)[0] for one in maps]
         numbers = [array for array in (passed.output, *maps, *arrays) if self._is_float(array)]
         is_finite = jnp.stack([jnp.isfinite(array).all() for array in numbers]).all()
         if self._plan.labels == "ids" and passed.output.ndim > 1:
             is_finite &= (label >= TOP) & (label < passed.output.shape[self._class_axis(passed.output)])
         return [passed.output[0], *maps, (seed * passed.scored).sum(), is_finite]
+
+    def _reduced(self, attribution: jax.Array) -> jax.Array:
+        """Return a map with its channels reduced: of the pixels of a photo, if the program takes photos."""
+        photos, cam, axis = self._plan.photos, self._plan.cam, self._recorder.channel_axis(attribution)
+        if photos is not None and (cam is None or cam.is_factor):
+            last = attribution if photos.channels_last else jnp.moveaxis(attribution, 1, -1)
+            attribution, axis = last * jnp.asarray(photos.slopes, last.dtype), -1
+        reduced: jax.Array = self._recorder.reduce(attribution, self._plan.reducer, axis)
+        return reduced
 
     def _of_copies(
         self, leaves: Sequence[jax.Array], drawn: Sequence[jax.Array], noise: Noise, seed: jax.Array
@@ -278,6 +302,13 @@ def _spec(shape: Sequence[Any], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
+def _scaled(pixels: jax.Array, photos: Photos, dtype: Any) -> jax.Array:
+    """Return photos ``(N, H, W, 3)`` as images."""
+    mean, std = jnp.asarray(photos.mean, dtype), jnp.asarray(photos.std, dtype)
+    images = (pixels.astype(dtype) * jnp.asarray(photos.scale, dtype) - mean) / std
+    return images if photos.channels_last else jnp.moveaxis(images, -1, 1)
+
+
 def _positive(passed: _Passed, seed: jax.Array, axis: int) -> jax.Array:
     """Return a class activation map at the size of its layer, ``(1, ...)``."""
     (g,) = passed.derive(seed)
@@ -288,7 +319,11 @@ def _positive(passed: _Passed, seed: jax.Array, axis: int) -> jax.Array:
 def _fitted(positive: jax.Array, image: jax.Array, cam: Cam, axis: int) -> jax.Array:
     """Return it at the size of an image, with one channel."""
     for place, after in enumerate((size for other, size in enumerate(image.shape) if other not in (0, axis)), start=1):
-        matrix = jnp.asarray(cam.matrix(positive.shape[place], after).T, image.dtype)
+        before: Any = positive.shape[place]
+        if isinstance(before, int) and isinstance(after, int):
+            matrix = jnp.asarray(cam.matrix(before, after).T, image.dtype)
+        else:
+            matrix = between(before, after, image.dtype, is_linear=cam.is_linear)
         along = jnp.matmul(jnp.moveaxis(positive, place, -1), matrix, precision="highest")
         positive = jnp.moveaxis(along, -1, place)
     return jnp.expand_dims(positive, axis)

@@ -20,7 +20,7 @@ from guided_backprop.backends.tensorflow.backend import TensorFlowBackend
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE
-from guided_backprop.backends.tensorflow.maps import fitted, moment, positive
+from guided_backprop.backends.tensorflow.maps import are_finite, fitted, moment, of_pixels, positive, scaled
 from guided_backprop.backends.tensorflow.plan import Copy, differentiate
 from guided_backprop.errors import ModelError, OptionError
 from guided_backprop.export.engine import Engine
@@ -208,6 +208,10 @@ class TensorFlowGraph(Graph):
             for spec, is_one in zip(specs, self._floats, strict=True)
         ]
         names, self.outputs = port_names(given, self._mapped)
+        if plan.photos is not None:
+            # What no photo can be is said.
+            plan.photos.pixels(np.asarray(given.arrays[0]))
+            names = ["photos"]
         told = ["labels", "weights"] if plan.labels == "both" else ["labels"]
         self._told = len(names), len(names) + len(told)
         self.inputs = (*names, *told, *([] if plan.noise is None else noise_names(names, self._floats)))
@@ -242,6 +246,8 @@ class TensorFlowGraph(Graph):
     def _signature(self) -> list[tf.TensorSpec]:
         """Return what the inputs are, by name."""
         plan, given = self._plan, list(self._model.specs)
+        if plan.photos is not None:
+            given = [tf.TensorSpec([None, *plan.photos.shape(given[0].shape.as_list()[1:])], tf.uint8)]
         given += [] if plan.labels == "weights" else [tf.TensorSpec([None], tf.int64)]
         given += [] if plan.labels == "ids" else [self._model.results()[0]]
         if plan.noise is not None:
@@ -251,7 +257,10 @@ class TensorFlowGraph(Graph):
 
     def _results(self, *arrays: tf.Tensor) -> list[tf.Tensor]:
         recorder, noise, (images, told) = self._recorder, self._plan.noise, self._told
+        inputs: Sequence[tf.Tensor]
         inputs, labels, drawn = arrays[:images], arrays[images:told], arrays[told:]
+        if self._plan.photos is not None:
+            inputs = [scaled(inputs[0], self._plan.photos, self._model.specs[0].dtype)]
         passed = self._model.passed(inputs)
         outputs = passed[0]
         seed = self._seed(outputs, labels)
@@ -260,17 +269,24 @@ class TensorFlowGraph(Graph):
             copies = self._copies(inputs, drawn, noise)
             noisy, _ = self._maps(copies, self._model.passed(copies), tf.repeat(seed, noise.samples, 0))
             maps = [moment(noise, one) for one in noisy]
-        maps = [recorder.reduce(one, self._plan.reducer, recorder.channel_axis(one)) for one in maps]
+        maps = [self._reduced(one) for one in maps]
         scored, weights = found.get("logits", outputs), found.get("arrived 0", seed)
         scores = tf.reduce_sum(tf.reshape(weights * scored, [tf.shape(outputs)[0], -1]), 1)
         numbers = [tensor for tensor in (outputs, *maps, *arrays) if tensor.dtype.is_floating]
-        is_finite = tf.reduce_all(tf.stack([_are_finite(tensor) for tensor in numbers]), 0)
+        is_finite = tf.reduce_all(tf.stack([are_finite(tensor) for tensor in numbers]), 0)
         if self._plan.labels == "ids" and outputs.shape.rank > 1:
             is_finite &= (labels[0] >= TOP) & (labels[0] < tf.shape(outputs, tf.int64)[self._class_axis(outputs)])
         for array, least in zip(inputs, self.least, strict=False):
             for axis, size in zip(recorder.axes_of_positions(array), least, strict=True):
                 is_finite &= tf.shape(array)[axis] >= size
         return [outputs, *maps, scores, is_finite]
+
+    def _reduced(self, attribution: tf.Tensor) -> tf.Tensor:
+        """Return maps with their channels reduced: of the pixels of photos, if the graph takes photos."""
+        photos, cam, axis = self._plan.photos, self._plan.cam, self._recorder.channel_axis(attribution)
+        if photos is not None and (cam is None or cam.is_factor):
+            attribution, axis = of_pixels(attribution, photos), -1
+        return self._recorder.reduce(attribution, self._plan.reducer, axis)
 
     def _copies(self, inputs: Sequence[tf.Tensor], drawn: Sequence[tf.Tensor], noise: Noise) -> list[tf.Tensor]:
         """Return noisy copies, those of one image after the other."""
@@ -381,7 +397,3 @@ class TensorFlowGraph(Graph):
 def _called(pruned: Any) -> Any:
     """Return a function that calls a pruned one, which by itself words an error in each call, to try another way."""
     return tf.function(pruned, autograph=False).get_concrete_function(*pruned.inputs)
-
-
-def _are_finite(tensor: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_all(tf.reshape(tf.math.is_finite(tensor), [tf.shape(tensor)[0], -1]), 1)

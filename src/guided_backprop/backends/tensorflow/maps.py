@@ -1,7 +1,8 @@
-"""What is made of gradients in a graph: class activation maps, maps of noisy copies."""
+"""What is made of gradients in a graph: class activation maps, maps of noisy copies, of the pixels of photos."""
 
 import tensorflow as tf
 
+from guided_backprop.export.photos import Photos
 from guided_backprop.export.plan import Cam, Noise
 
 
@@ -46,3 +47,20 @@ def moment(noise: Noise, maps: tf.Tensor) -> tf.Tensor:
         case "variance":
             return tf.math.reduce_variance(maps, 1)
     return tf.reduce_mean(maps, 1)
+
+
+def scaled(pixels: tf.Tensor, photos: Photos, dtype: tf.DType) -> tf.Tensor:
+    """Return photos ``(N, H, W, 3)`` as images."""
+    images = (tf.cast(pixels, dtype) * photos.scale - tf.constant(photos.mean, dtype)) / tf.constant(photos.std, dtype)
+    return images if photos.channels_last else tf.transpose(images, [0, 3, 1, 2])
+
+
+def of_pixels(attribution: tf.Tensor, photos: Photos) -> tf.Tensor:
+    """Return the maps of images as those of the photos."""
+    last = attribution if photos.channels_last else tf.transpose(attribution, [0, 2, 3, 1])
+    return last * tf.constant(photos.slopes, last.dtype)
+
+
+def are_finite(tensor: tf.Tensor) -> tf.Tensor:
+    """Tell of each row of a tensor whether all of it is finite."""
+    return tf.reduce_all(tf.reshape(tf.math.is_finite(tensor), [tf.shape(tensor)[0], -1]), 1)

@@ -20,9 +20,14 @@ from fastapi import FastAPI, Request, Response
 
 Arrays = dict[str, np.ndarray]
 # What KServe calls kinds of numbers.
-KINDS = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+KINDS = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "UINT8": np.dtype("u1"), "BOOL": np.dtype("?")}
 NAMES = {dtype: name for name, dtype in KINDS.items()}
-ONNX = {"tensor(float)": KINDS["FP32"], "tensor(int64)": KINDS["INT64"], "tensor(bool)": KINDS["BOOL"]}
+ONNX = {
+    "tensor(float)": KINDS["FP32"],
+    "tensor(int64)": KINDS["INT64"],
+    "tensor(uint8)": KINDS["UINT8"],
+    "tensor(bool)": KINDS["BOOL"],
+}
 LENGTH = "Inference-Header-Content-Length"
 
 
@@ -70,8 +75,13 @@ class Graph:
                 f"{name} must be of shape ({shape}); received {received}. Send them as the model was shown them."
             )
         dtype = ONNX[port.type]
-        if dtype.kind == "i" and array.dtype.kind not in "iu":
-            raise RefusedError(f"{name} must be integers; received {array.dtype}. Send class ids, or -1.")
+        if dtype.kind in "iu":
+            if array.dtype.kind not in "iu":
+                send = "class ids, or -1" if name == "labels" else "pixels of 0 to 255"
+                raise RefusedError(f"{name} must be integers; received {array.dtype}. Send {send}.")
+            bounds = np.iinfo(dtype)
+            if array.size and not bounds.min <= array.min() <= array.max() <= bounds.max:
+                raise RefusedError(f"{name} must be of 0 to 255; received {array.min()} to {array.max()}. Send pixels.")
         return np.ascontiguousarray(array, dtype)
 
     def run(self, given: Arrays) -> Arrays:
@@ -163,14 +173,17 @@ def _told(waiting: Waiting, error: RefusedError) -> None:
         waiting.answer.set_exception(error)
 
 
-def read_v1(body: bytes) -> Arrays:
-    """Return what KServe's first protocol gives: ``{"instances": [{"images": ..., "label": 3}, ...]}``."""
+def read_v1(body: bytes, images: str) -> Arrays:
+    """Return what KServe's first protocol gives: ``{"instances": [{"images": ..., "label": 3}, ...]}``.
+
+    The graph says what images are called: of one that takes photos, "photos".
+    """
     instances = _json(body).get("instances")
     if not isinstance(instances, list) or not instances:
         raise RefusedError('a request must be {"instances": [...]}; received another. Send one for each image.')
-    images = [one.get("images") if isinstance(one, dict) else one for one in instances]
+    given = [one.get(images) if isinstance(one, dict) else one for one in instances]
     labels = [one.get("label", -1) if isinstance(one, dict) else -1 for one in instances]
-    return {"images": _array(images, KINDS["FP32"]), "labels": _array(labels, None)}
+    return {images: _array(given, None), "labels": _array(labels, None)}
 
 
 def written_v1(results: Arrays) -> Response:
@@ -185,7 +198,7 @@ def read_v2(body: bytes, length: str | None) -> tuple[Arrays, Mapping[str, bool]
     head = body if length is None else body[: _number(length)]
     said, rest = _json(head), body[len(head) :]
     arrays: Arrays = {}
-    for port in _list(said.get("inputs")):
+    for port in _ports(said.get("inputs")):
         dtype, shape = KINDS.get(str(port.get("datatype"))), _list(port.get("shape"))
         if dtype is None or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise RefusedError(
@@ -199,9 +212,8 @@ def read_v2(body: bytes, length: str | None) -> tuple[Arrays, Mapping[str, bool]
         if flat.size != np.prod(shape, dtype=int):
             raise RefusedError(f"data must fill its shape {tuple(shape)}; received {flat.size} numbers. Send all.")
         arrays[str(port.get("name"))] = flat.reshape(shape)
-    asked = {
-        str(port.get("name")): bool(port.get("parameters", {}).get("binary_data")) for port in said.get("outputs", [])
-    }
+    outputs = _ports(said.get("outputs", []))
+    asked = {str(port.get("name")): bool(port.get("parameters", {}).get("binary_data")) for port in outputs}
     return arrays, asked or None, said.get("id")
 
 
@@ -262,7 +274,7 @@ def application(path: Path, most: int = 16, patience: float = 0.005, places: int
 
     @app.post(f"/v1/models/{graph.name}:explain")
     async def explain(request: Request) -> Response:
-        given = graph.checked(read_v1(await body_of(request)), most)
+        given = graph.checked(read_v1(await body_of(request), next(iter(graph.inputs))), most)
         return written_v1(await batches.explain(given))
 
     @app.post(f"/v2/models/{graph.name}/infer")
@@ -312,6 +324,14 @@ def _list(said: Any) -> list[Any]:
     if not isinstance(said, list):
         raise RefusedError(f"inputs and shapes must be lists; received {said!r:.60}. Send a list.")
     return said
+
+
+def _ports(said: Any) -> list[dict[str, Any]]:
+    ports = _list(said)
+    for port in ports:
+        if not isinstance(port, dict) or not isinstance(port.get("parameters", {}), dict):
+            raise RefusedError(f'inputs and outputs must be {{"name": ...}}; received {port!r:.60}. Send objects.')
+    return ports
 
 
 def _number(said: Any) -> int:

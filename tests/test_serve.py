@@ -1,6 +1,7 @@
 """The example that serves an exported graph, asked over HTTP: maps, batches, what is refused, a full queue."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -10,14 +11,19 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnxruntime
+import openvino
 import pytest
 import torch
 import uvicorn
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from numpy.testing import assert_allclose
 from torch import nn
 
 import serve
 from guided_backprop import GuidedBackprop
+from guided_backprop.export.photos import Photos
+from guided_backprop.models import ResizeCrop
 
 SHAPE = (3, 9, 8)
 
@@ -122,11 +128,14 @@ def test_it_says_what_it_is(served):
     [
         (b"no JSON", "a request must be JSON"),
         (b"[]", "a request must be an object; received list"),
+        ({"inputs": [3]}, 'inputs and outputs must be {"name": ...}; received 3'),
+        ({"inputs": [{**port("images", images(0)), "parameters": None}]}, "inputs and outputs must be"),
+        ({"inputs": [port("images", images(0))], "outputs": 3}, "inputs and shapes must be lists; received 3"),
         ({"inputs": [port("images", np.zeros((1, 9, 8, 3)))]}, r"images must be of shape (1, 3, 9, 8); received shape"),
         ({"inputs": [port("photos", np.zeros((1, *SHAPE)))]}, "inputs must be images, labels; received photos"),
         ({"inputs": [port("images", np.zeros((17, 1)))]}, "a request must have 1 to 16 images; received 17"),
         ({"inputs": [{**port("images", np.zeros((1, *SHAPE))), "shape": [2, *SHAPE]}]}, "data must fill its shape"),
-        ({"inputs": [port("images", np.zeros((1, *SHAPE)), "FP99")]}, "datatype must be of FP32, INT64, BOOL"),
+        ({"inputs": [port("images", np.zeros((1, *SHAPE)), "FP99")]}, "datatype must be of FP32, INT64, UINT8, BOOL"),
         ({"inputs": [port("images", np.full((1, *SHAPE), np.nan))]}, "must give finite maps; received NaN"),
         ({"inputs": [port("images", np.zeros((1, *SHAPE))), port("labels", np.array([5]), "INT64")]}, "no class"),
         ({"inputs": [port("images", np.zeros((1, *SHAPE))), port("labels", np.array([0.5]))]}, "must be integers"),
@@ -194,3 +203,89 @@ def test_a_full_queue_says_so(path):
             goes_on.set()
             assert first.result() == 200
             assert sorted(other.result() for other in others) == [200, 503, 503, 503, 503]
+
+
+RECIPE = ResizeCrop(SHAPE[1:], mean=(0.5,), std=(0.25,))
+
+
+def test_photos_are_served(method, tmp_path):
+    """A graph that takes photos is asked for them, and what is no pixel is not cut to one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE[1:], 3), np.uint8)
+    given = torch.from_numpy(Photos.of(RECIPE).images(pixels, np.float32))
+    exported = method.export(tmp_path / "map.onnx", given, photos=RECIPE)
+    wanted = method.explain(given, [3, 1]).attribution.permute(0, 2, 3, 1) / 255 / 0.25
+    with Served(exported.path) as running:
+        instances = [{"photos": one.tolist(), "label": label} for one, label in zip(pixels, (3, 1), strict=True)]
+        first = running.client.post("/v1/models/map:explain", json={"instances": instances}).json()
+        assert_allclose([one["attribution"] for one in first["explanations"]], wanted, atol=1e-7, rtol=1e-5)
+        asked = {"inputs": [port("photos", pixels, "UINT8"), port("labels", np.array([3, 1]), "INT64")]}
+        said = running.client.post("/v2/models/map/infer", json=asked).json()
+        results = {one["name"]: np.reshape(one["data"], one["shape"]) for one in said["outputs"]}
+        assert_allclose(results["attribution"], wanted, atol=1e-7, rtol=1e-5)
+        assert not np.allclose(results["attribution"], wanted.flip(0), atol=1e-7, rtol=1e-5)
+        for wrong, error in ((pixels / 255, "photos must be integers"), (pixels.astype(int) - 1, "of 0 to 255")):
+            answer = running.client.post("/v1/models/map:explain", json={"instances": wrong.tolist()})
+            assert answer.status_code == 400
+            assert error in answer.json()["error"]
+
+
+# Triton's model_config.proto, as far as the documentation uses it: fields by message, with their kinds.
+TRITON = {
+    "Config": {"name": "s", "platform": "s", "max_batch_size": "i", "input": "*Port", "output": "*Port",
+               "dynamic_batching": "Batching"},
+    "Port": {"name": "s", "data_type": "Kind", "dims": "*i", "reshape": "Reshape"},
+    "Reshape": {"shape": "*i"},
+    "Batching": {"max_queue_delay_microseconds": "i"},
+}  # fmt: skip
+KINDS = {"TYPE_BOOL": "tensor(bool)", "TYPE_UINT8": "tensor(uint8)", "TYPE_INT64": "tensor(int64)",
+         "TYPE_FP32": "tensor(float)"}  # fmt: skip
+
+
+def parsed(text: str) -> Any:
+    """Return a configuration of Triton's, read as protobuf reads it."""
+    file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="triton")
+    kind = file.enum_type.add(name="Kind")
+    for number, name in enumerate(KINDS):
+        kind.value.add(name=name, number=number)
+    for name, fields in TRITON.items():
+        message = file.message_type.add(name=name)
+        for number, (field, form) in enumerate(fields.items(), start=1):
+            one = message.field.add(name=field, number=number, label=3 if form.startswith("*") else 1)
+            form = form.removeprefix("*")  # noqa: PLW2901
+            if form in TRITON or form == "Kind":
+                one.type, one.type_name = (14 if form == "Kind" else 11), f".triton.{form}"
+            else:
+                one.type = {"s": 9, "i": 3}[form]
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    made = message_factory.GetMessageClass(pool.FindMessageTypeByName("triton.Config"))
+    return text_format.Parse(text, made())
+
+
+def fits(said: Any, ports: Any) -> bool:
+    """Tell whether ports that a configuration names are those of a graph, without the number of images."""
+    known = {port.name: port for port in ports}
+    shapes = [list(port.reshape.shape) if port.HasField("reshape") else list(port.dims) for port in said]
+    return all(
+        KINDS[port.DESCRIPTOR.fields_by_name["data_type"].enum_type.values[port.data_type].name]
+        == known[port.name].type
+        and shape == known[port.name].shape[1:]
+        for port, shape in zip(said, shapes, strict=True)
+    )
+
+
+def test_configurations_of_other_servers_are_of_what_is_exported(path):
+    """What can be told without these servers: names, kinds and shapes, and that OpenVINO knows what it is told."""
+    text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    config = re.search(r"```text\n(name: .*?)```", text, re.DOTALL).group(1).replace("3, 224, 224", "3, 9, 8")
+    session = onnxruntime.InferenceSession(path)
+    found = parsed(config)
+    assert found.max_batch_size == 16
+    assert {port.name for port in found.input} == {port.name for port in session.get_inputs()}
+    assert fits(found.input, session.get_inputs())
+    assert fits(found.output, session.get_outputs())
+    # Planted faults: of other sizes, and of another kind.
+    assert not fits(parsed(config.replace("3, 9, 8", "9, 8, 3")).output, session.get_outputs())
+    assert not fits(parsed(config.replace("TYPE_INT64", "TYPE_FP32")).input, session.get_inputs())
+    (said,) = json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL).group(1))["model_config_list"]
+    openvino.Core().compile_model(path, "CPU", said["config"]["plugin_config"])

@@ -140,6 +140,11 @@ def test_a_photo_is_explained_in_the_page(visit, vision, tmp_path):
     for rival in maps[1:]:
         cosine = float(torch.nn.functional.cosine_similarity(maps[0], rival, dim=0))
         assert f"{cosine:.3f}" in visit.tab.locator("[data-believe]").text_content()
+    # The line between photo and map is there where both are.
+    slider, line = visit.tab.locator("[data-range]"), visit.tab.locator(".edge")
+    for at, is_there in (("100", False), ("40", True), ("0", False)):
+        slider.fill(at)
+        assert line.is_visible() == is_there
     assert visit.wrong == []
     assert all(url.startswith(("file:", "blob:", "data:")) for url in visit.asked)
 

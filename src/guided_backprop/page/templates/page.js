@@ -261,6 +261,8 @@ function choose() {
 }
 function cover() {
   stage.style.setProperty("--at", `${range.value}%`);
+  // At the border it would be a line beside the picture.
+  stage.classList.toggle("whole", range.value === range.min || range.value === range.max);
   range.setAttribute("aria-valuetext", `${range.value} % map`);
 }
 function drag(event) {

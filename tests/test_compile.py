@@ -428,7 +428,7 @@ def test_the_command_says_what_is_kept_and_clears_it(tmp_path, monkeypatch):
     cache.keep("key", lambda path: {"size": path.write_bytes(b"1234")})
     (tmp_path / "graphs/mine.txt").write_text("stays")
     assert cache.entry("key").said["size"] == 4
-    assert "1 graphs" in run().output
+    assert ": 1 graph," in run().output
     assert "0 graphs" in run("--clear").output
     assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["mine.txt"]
     # Where nothing can be kept, it is there all the same.

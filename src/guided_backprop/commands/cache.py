@@ -17,4 +17,4 @@ def cache_command(*, clear: bool) -> None:
         if clear:
             cache.clear()
         count, size = cache.kept()
-        click.echo(f"{printable(cache.folder())}: {count} graphs, {size_text(size)}")
+        click.echo(f"{printable(cache.folder())}: {count} graph{'s' if count != 1 else ''}, {size_text(size)}")

@@ -26,6 +26,11 @@ _FORMS: Final = {
 }
 
 
+_LITE: Final = (
+    " TensorFlow Lite has no operations for these derivatives; ONNX has, in which models of PyTorch, and of Keras on "
+    "it, are written."
+)
+
 #: How weights are stored; what is computed is computed in single precision.
 Storage = Literal["float32", "float16"]
 # How maps must correlate that are computed with weights in half precision.
@@ -92,7 +97,7 @@ def export(
     endings = _ENDINGS[framework]
     require(
         Requirement("path", str(path), path.suffix in endings, f"{_FORMS[framework]}, for a model of {framework}",
-                    f'Pass "map{endings[0]}".'),
+                    f'Pass "map{endings[0]}".{_LITE if path.suffix == ".tflite" else ""}'),
         Requirement("labels", labels, labels in ("ids", "weights"), '"ids" or "weights"', 'Pass "ids".'),
         Requirement("storage", storage, storage == "float32" or (storage == "float16" and path.suffix == ".onnx"),
                     '"float32", or "float16" for a file of ONNX', "Leave it out."),

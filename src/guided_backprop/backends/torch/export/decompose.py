@@ -247,7 +247,9 @@ def may_be_infinite(module: GraphModule) -> bool:
     return False
 
 
-_STEEP: Final = frozenset({"aten::sqrt", "aten::rsqrt", "aten::log", "aten::reciprocal", "aten::log2", "aten::log10"})
+_STEEP: Final = frozenset(
+    f"aten::{name}" for name in "acos acosh asin atanh log log10 log1p log2 reciprocal rsqrt sqrt".split()
+)
 
 
 def _hardtanh_backward(g: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:

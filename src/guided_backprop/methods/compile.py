@@ -15,7 +15,15 @@ from guided_backprop.explanations import Explanations
 from guided_backprop.export import cache
 from guided_backprop.export.agreement import difference
 from guided_backprop.export.engine import ENGINES, Engine, EngineName, installed, required
-from guided_backprop.methods.compiled import Compilable, Compiled, InEngine, Optimized, Weights, kind_of
+from guided_backprop.methods.compiled import (
+    Compilable,
+    Compiled,
+    InEngine,
+    Optimized,
+    Uncompiled,
+    Weights,
+    kind_of,
+)
 from guided_backprop.methods.data import given
 from guided_backprop.methods.options import Requirement, require
 from guided_backprop.methods.program import in_program
@@ -26,8 +34,9 @@ from guided_backprop.version import __version__
 
 # By how much of its norm what was kept may differ, beside what was measured when it was made; else it is made anew.
 _ALIKE, _TIMES = 1e-5, 10
-# What the framework's own run is called among the engines.
+# What the framework's own runs are called among the engines.
 _OWN: Final = "torch"
+_AS_IT_IS: Final = "torch, as it is"
 
 
 def compile(  # noqa: A001 - as the method is called
@@ -72,7 +81,7 @@ class _Making:
         method: with its channels as they are.
         inputs: a batch such as will be explained.
         wanted: the engines that are tried.
-        has_own: whether the framework's own optimised run is tried as well.
+        has_own: whether the framework's own runs are tried as well, optimised and as it is.
     """
 
     def __init__(self, method: Compilable, inputs: Inputs, wanted: Sequence[EngineName], *, has_own: bool) -> None:
@@ -137,8 +146,8 @@ class _Making:
         return self._in_engine(entry, self._open[name])
 
     def _kept(self, entry: cache.Entry, name: str) -> Compiled:
-        if name == _OWN:
-            return self._own()
+        if name in (_OWN, _AS_IT_IS):
+            return self._own() if name == _OWN else Uncompiled("torch")
         kind, outputs, count = ENGINES[cast(EngineName, name)], entry.said["outputs"], self._inputs.count
         fixed = (count, entry.path) if kind.favours_count else ()
         stored = entry.file(kind.form(count) or "")
@@ -179,11 +188,14 @@ class _Making:
             # Where the model cannot be run so there is one contestant less.
             with suppress(GuidedBackpropError):
                 contestants[_OWN] = self._own()
+            # To optimise does not pay for each model.
+            contestants[_AS_IT_IS] = Uncompiled("torch")
         times = timed({name: self._with(one) for name, one in contestants.items()}, self._inputs.images)
         fastest = min(times, key=times.__getitem__)
         contestants[fastest].times = times
         cache.note(entry, {"times": {**entry.said["times"], self._case: times}})
-        form = None if fastest == _OWN else ENGINES[cast(EngineName, fastest)].form(self._inputs.count)
+        kind = ENGINES.get(cast(EngineName, fastest))
+        form = None if kind is None else kind.form(self._inputs.count)
         if form is not None and entry.file(form) is None:
             cache.add(entry, form, self._open[fastest].store)
         return contestants[fastest]

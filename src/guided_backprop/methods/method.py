@@ -289,7 +289,8 @@ class Method(Explainer):
         others. Maps differ by rounding from those of this method, in single precision.
 
         Weights are fixed: a model that changed since is an error, never explained by its former weights. With "auto"
-        the run of :meth:`optimize` is tried as well; where that is the fastest it is taken, and changed weights count.
+        the run of :meth:`optimize` and this method as it is are tried as well; where one of them is the fastest it is
+        taken, and changed weights count.
         Graphs are kept on disk, so that a second start only opens and compares them: ``guided-backprop cache``.
 
         In JAX and TensorFlow the framework runs one program with the weights in it as constants, for each number of
@@ -298,8 +299,8 @@ class Method(Explainer):
 
         Args:
             images: a batch such as will be explained, in single precision: the fastest engine is found on it.
-            engine: "onnxruntime", "openvino", or "auto" for the fastest of those that are installed and agree, and of
-                :meth:`optimize`; "auto" in JAX and TensorFlow.
+            engine: "onnxruntime", "openvino", or "auto" for the fastest of those that are installed and agree, of
+                :meth:`optimize` and of this method; "auto" in JAX and TensorFlow.
 
         Raises:
             OptionError: there is no such engine, or the method is none of one pass at the images.

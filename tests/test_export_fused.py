@@ -37,10 +37,11 @@ class Padded(nn.Module):
         x = F.relu6(self.norm(self.stem(F.pad(x, (1, 2, 1, 2)))))
         x = x + F.hardtanh(self.deep(F.pad(x, (1, 1, 1, 1))), 0, 0.5)
         x = F.max_pool2d(x, 3, 2, 1)
+        largest = F.max_pool2d(x, 2)[:, :4].mean((2, 3))
         x = self.wide(F.pad(x, (0, 1, 0, 1))).clamp(0, 1)
         # Padded for two, of which one is no convolution.
         around = F.pad(x, (1, 1, 1, 1))
-        return (self.last(around) + around[:, :4, 1:-1, 1:-1]).amax((2, 3))
+        return (self.last(around) + around[:, :4, 1:-1, 1:-1]).amax((2, 3)) + largest
 
 
 IMAGES = torch.tensor(np.random.default_rng(0).normal(size=(3, 3, 22, 25)) * 3, dtype=torch.float32)
@@ -175,3 +176,34 @@ def test_a_wrong_spelling_is_refused(fault, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="difference|received"):
         GuidedBackprop(Padded()).export(tmp_path / "map.onnx", IMAGES)
     assert not list(tmp_path.iterdir())
+
+
+def derived(x, window):
+    """What becomes of a gradient, by torch and by a graph's words; the gradient's values are all different."""
+    y = F.max_pool2d(x, window)
+    g = torch.arange(1.0, y.numel() + 1, dtype=x.dtype).reshape(y.shape)
+    found, places = F.max_pool2d(x.requires_grad_(), window, return_indices=True)
+    (wanted,) = torch.autograd.grad(found, x, g)
+    window = [window, window] if isinstance(window, int) else list(window)
+    told = pools._max_pool_backward(2, g, x.detach(), window, window, [0, 0], [1, 1], False, places)
+    return told, wanted
+
+
+# Few numbers, so that most windows have their maximum at several places.
+TIED = torch.tensor(np.random.default_rng(1).integers(-1, 2, size=(2, 3, 8, 16)), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("window", [2, (1, 2), (4, 8), 3, (2, 3), 1])
+def test_the_first_maximum_of_a_window_wins(window, monkeypatch):
+    for x in (TIED, TIED.clamp(min=0), torch.zeros_like(TIED)):
+        told, wanted = derived(x.clone(), window)
+        torch.testing.assert_close(told, wanted, rtol=0, atol=0)
+    told = pools._to_first
+
+    def to_last(*given):
+        flipped = [one.flip(2, 3) for one in given[:3]]
+        return told(*flipped, given[3]).flip(2, 3)
+
+    monkeypatch.setattr(pools, "_to_first", to_last)
+    is_at_once = window in (2, (1, 2), (4, 8))
+    assert torch.equal(*derived(TIED.clone(), window)) != is_at_once

@@ -35,7 +35,8 @@ class Progress:
 
     def __init__(self, total: int, what: str = "images", *, shown: bool | None = None) -> None:
         self._total, self._what, self._done = total, what, 0
-        self._is_shown = is_watched() and not _IS_SAID.get() if shown is None else shown
+        # None where it is asked when there is something to say: most calls are done before.
+        self._is_shown = False if shown is None and _IS_SAID.get() else shown
         self._begun = time.monotonic()
         self._next = self._begun + (_PATIENCE if shown is None else 0.0)
         self._width = 0
@@ -57,10 +58,13 @@ class Progress:
         self._done += count
         now = time.monotonic()
         # The last one is not said: the line would vanish at once.
-        if self._is_shown and now >= self._next and self._done < self._total:
+        if now >= self._next and self._done < self._total and self._is_seen():
             self._next = now + _PAUSE
             left = (now - self._begun) / max(self._done, 1) * (self._total - self._done)
             self._write(f"{self._done} of {self._total} {self._what}, {duration(left)} left")
+
+    def _is_seen(self) -> bool:
+        return is_watched() if self._is_shown is None else self._is_shown
 
     def _write(self, text: str) -> None:
         if is_notebook():

@@ -7,8 +7,11 @@ from typing import Final
 from guided_backprop.arrays import Images
 from guided_backprop.methods.trial import Exportable
 
-# How often a method has its turn, with how many calls, and after how many seconds a turn is long enough.
-_TURNS: Final = 3
+# How often a method has its turn, and more often for so many seconds.
+_FEWEST: Final = 3
+_MOST: Final = 8
+_LONG: Final = 0.6
+# With how many calls, and after how many seconds a turn is long enough.
 _CALLS: Final = 5
 _ENOUGH: Final = 0.3
 # Threads that wait for more to do keep a processor busy: OpenMP's, as PyTorch has them, for 8 to 17 ms after a call.
@@ -23,7 +26,10 @@ def timed(methods: Mapping[str, Exportable], images: Images) -> dict[str, float]
         images: what they explain.
     """
     calls: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(_TURNS):
+    begin = time.perf_counter()
+    for turn in range(_MOST):
+        if turn >= _FEWEST and time.perf_counter() - begin > _LONG:
+            break
         for name, method in methods.items():
             time.sleep(_PAUSE)
             calls[name] += _turn(method, images)

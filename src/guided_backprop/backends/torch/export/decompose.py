@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from guided_backprop.backends.torch.export.any_size import cut, of_one_size, slice_back, spread, varies
 from guided_backprop.backends.torch.export.attention import ATTENTION
 from guided_backprop.backends.torch.export.borders import BORDERS
-from guided_backprop.backends.torch.export.pools import POOLS, gated, interleaved, resizing
+from guided_backprop.backends.torch.export.pools import POOLS, gated, interleaved, resized_to_nearest, resizing
 from guided_backprop.backends.torch.export.windows import WINDOWS
 
 aten = torch.ops.aten
@@ -380,4 +380,5 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     **WINDOWS,
     **BORDERS,
     **resizing(),
+    aten.upsample_nearest2d.default: resized_to_nearest,
 }

@@ -184,6 +184,15 @@ def avg_pool(  # noqa: PLR0917 - as torch has them
     )
 
 
+def spread(  # noqa: PLR0917 - as torch has them
+    to: Writer, node: Node, x: Any, output_size: Any, scales_h: float, scales_w: float
+) -> str:
+    """Return pictures whose values are taken a whole number of times each: else it is said otherwise."""
+    factors = to.file.constant(np.array([1, 1, scales_h, scales_w], np.float32))
+    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return to.file.add("Resize", to.name(x), "", factors, **how)
+
+
 def matmul(to: Writer, node: Node, x: Any, y: Any) -> str:
     return to.file.add("MatMul", to.name(x), to.name(y))
 

@@ -26,6 +26,9 @@ from guided_backprop.backends.torch.export.any_size import (
 
 aten = torch.ops.aten
 Sizes = Sequence[int]
+# How many axes pictures have, and by what their sizes can be multiplied without rounding.
+_PICTURES: Final = 4
+_EXACT: Final = (1, 2, 4, 8, 16, 32)
 #: From the number of an axis, and an array, to what a linear operation on that axis makes of the array's axis 2.
 Along = Callable[[int, torch.Tensor], torch.Tensor]
 
@@ -51,8 +54,8 @@ def _max_pool_backward(  # noqa: PLR0917 - as torch has them
 ) -> torch.Tensor:
     """Give each gradient to the first of the window's values that is its maximum, by slices of the padded input.
 
-    Values ``stride`` apart belong to different windows, so the padded input is seen as ``stride`` interleaved planes:
-    the places of a window are shifts of these.
+    Windows side by side are done at once. Else values ``stride`` apart belong to different windows, so the padded input
+    is seen as ``stride`` interleaved planes: the places of a window are shifts of these.
     """
     full = partial(_full, axes=axes)
     window, padding, dilation = full(window), full(padding), full(dilation)
@@ -60,6 +63,9 @@ def _max_pool_backward(  # noqa: PLR0917 - as torch has them
     pool = (aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)[axes - 2]
     y = pool(x, window, stride, padding, dilation, ceil_mode)[0]
     counts, sizes = y.shape[-axes:], x.shape[-axes:]
+    is_picture = x.ndim == _PICTURES
+    if is_picture and window == stride and _are_times(window, counts, sizes) and set(dilation) == {1}:
+        return _to_first(g, x, y, window)
     far = [(reach - 1) * spread for reach, spread in zip(window, dilation, strict=True)]
     spare = _spare(sizes, counts, far, stride, padding)
     # How many steps of the stride the padded input takes along each axis.
@@ -82,6 +88,30 @@ def _max_pool_backward(  # noqa: PLR0917 - as torch has them
     for axis, (pad, size) in enumerate(zip(padding, sizes, strict=True), start=x.ndim - axes):
         whole = cut(whole, axis, pad, size)
     return whole
+
+
+def _to_first(g: torch.Tensor, x: torch.Tensor, y: torch.Tensor, window: Sizes) -> torch.Tensor:
+    """Give each gradient to the first maximum of its window, where windows lie side by side and cover all.
+
+    All is as large as x, and each step one that engines do by value or by window: no places are gathered. Of the places
+    that have the maximum the first one has the highest number, so that it is the only one that a pool of these finds.
+    """
+    sizes, factors = list(x.shape[-2:]), [float(size) for size in window]
+    count = math.prod(window)
+    order = torch.arange(count, 0, -1, dtype=x.dtype, device=x.device).reshape(window)
+    order = order.repeat(*[size // step for size, step in zip(sizes, window, strict=True)])
+    spread = partial(aten.upsample_nearest2d.default, output_size=sizes, scales_h=factors[0], scales_w=factors[1])
+    numbers = gated(order, x == spread(y))
+    highest = aten.max_pool2d_with_indices.default(numbers, window, window)[0]
+    return gated(spread(g), numbers == spread(highest))
+
+
+def _are_times(factors: Sequence[Any], before: Sizes, after: Sizes) -> bool:
+    """Tell whether sizes are multiplied by powers of two: then no rounding decides which value is the nearest."""
+    if varies([*before, *after]):
+        return False
+    triples = zip(factors, before, after, strict=True)
+    return all(factor in _EXACT and factor * size == whole for factor, size, whole in triples)
 
 
 def _spare(sizes: Sizes, counts: Sizes, far: Sizes, stride: Sizes, padding: Sizes) -> list[int]:
@@ -262,6 +292,13 @@ def _resized(kind: str, x: torch.Tensor, after: Sizes, *options: Any) -> torch.T
     return _applied(x, _resizing(kind, x.shape[2:], after, x, *options), is_back=False)
 
 
+def resized_to_nearest(x: torch.Tensor, after: Sizes, *factors: float | None) -> Any:
+    """Engines have a word for pictures whose values are taken so many times each, as that is said here."""
+    if len(factors) == _PICTURES - 2 and None not in factors and _are_times(factors, x.shape[2:], after):
+        return NotImplemented
+    return _resized("nearest", x, after, *factors)
+
+
 def _resized_back(kind: str, g: torch.Tensor, after: Sizes, before: Sizes, *options: Any) -> torch.Tensor:
     if varies(before[2:]) and kind == "nearest":
         for axis, times in enumerate(_whole(options, g.ndim - 2), start=2):
@@ -275,7 +312,7 @@ def _whole(factors: Sequence[float | None], axes: int) -> list[int]:
 
     With other factors PyTorch's rounding decides which value is the nearest.
     """
-    if len(factors) != axes or not all(factor in (1, 2, 4, 8, 16, 32) for factor in factors):
+    if len(factors) != axes or not all(factor in _EXACT for factor in factors):
         raise of_one_size(f"a resizing to the nearest by {factors}, which is no power of two,")
     return [int(factor) for factor in factors if factor is not None]
 

@@ -21,7 +21,15 @@ from guided_backprop.backends.torch.export.index_words import (
     scattered,
     top,
 )
-from guided_backprop.backends.torch.export.layer_words import addmm, avg_pool, convolution, matmul, max_pool, pad
+from guided_backprop.backends.torch.export.layer_words import (
+    addmm,
+    avg_pool,
+    convolution,
+    matmul,
+    max_pool,
+    pad,
+    spread,
+)
 from guided_backprop.backends.torch.export.writer import Word, Writer, dtype_of
 
 # Value by value.
@@ -369,7 +377,7 @@ WORDS: Final[dict[str, Word]] = {
     "scatter_add": scatter_added, "index": indexed, "index_put": index_put,
     "convolution": convolution, "max_pool2d_with_indices": partial(max_pool, 2),
     "max_pool3d_with_indices": partial(max_pool, 3), "mm": matmul, "bmm": matmul, "addmm": addmm,
-    "avg_pool2d": partial(avg_pool, 2), "avg_pool3d": partial(avg_pool, 3),
+    "upsample_nearest2d": spread, "avg_pool2d": partial(avg_pool, 2), "avg_pool3d": partial(avg_pool, 3),
     "sym_size": _size, "sym_numel": _numel,
     "number.mul": _counted("Mul"), "number.add": _counted("Add"), "number.sub": _counted("Sub"),
     "number.floordiv": _counted("Div"), "number.mod": _counted("Mod"), "number.ge": _counted("GreaterOrEqual"),

@@ -1,10 +1,11 @@
 """The least that a map can take in an engine: its convolutions and matrix products, forth and back, and nothing else.
 
-    engine_products.py [--models "small CNN,ResNet-18"] [--batches 1,8] [--rounds 15]
+    OMP_NUM_THREADS=1 engine_products.py [--models "small CNN,ResNet-18"] [--batches 1,8] [--rounds 15]
 
 It prints a table in Markdown: Captum's time; for each engine the time of the exported graph, how much of it the engine
 says that products take, with what it fused into them (ReLUs, gates, sums), and both as shares of Captum's time. Medians
-over rounds in which all run; what an engine says of its operations is taken in rounds of their own, for it costs time.
+over rounds in which all run, of the processor's time, which others disturb the least; what an engine says of its
+operations is taken in rounds of their own, for it costs time.
 """
 
 import argparse
@@ -23,17 +24,9 @@ from contest import load
 from guided_backprop import GuidedBackprop
 from guided_backprop.export.engine import ENGINES, installed, required
 
-# What engines call convolutions and matrix products, in the beginning of a word.
-_PRODUCTS = (
-    "Conv",
-    "FusedConv",
-    "Deconv",
-    "MatMul",
-    "FusedMatMul",
-    "Gemm",
-    "FusedGemm",
-    "FullyConnected",
-    "Convolution",
+# What ONNX Runtime calls convolutions and matrix products, and OpenVINO.
+_PRODUCTS = frozenset("Conv FusedConv ConvTranspose MatMul FusedMatMul Gemm FusedGemm".split()) | frozenset(
+    "Convolution GroupConvolution ConvolutionBackpropData GroupConvolutionBackpropData FullyConnected".split()
 )
 _ROUNDS_OF_PROFILES = 20
 
@@ -76,15 +69,15 @@ OPERATIONS = {"onnxruntime": operations_of_onnxruntime, "openvino": operations_o
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return how long calls take; each is timed when it was called before, and after a pause."""
+    """Return the processor time of calls; each is timed when it was called before, and after a pause."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             time.sleep(0.03)
             call()
-            begin = time.perf_counter()
+            begin = time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(time.process_time() - begin)
     return {name: median(each) for name, each in seconds.items()}
 
 

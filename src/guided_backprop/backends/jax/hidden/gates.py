@@ -25,7 +25,8 @@ from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
 from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, seeds, steps_between, watched
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, groupings, judge
+from guided_backprop.backends.rows import groupings
+from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
 from guided_backprop.backends.step import PARTS
 
 _EXPLICIT = frozenset({"clamp", "minimum"})

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.evidence import other_images
-from guided_backprop.backends.spelling import groupings
+from guided_backprop.backends.rows import groupings
 
 
 def is_straight(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:

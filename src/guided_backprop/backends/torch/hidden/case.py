@@ -21,7 +21,7 @@ from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative, seeds
 from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
-from guided_backprop.backends.torch.hidden.watch import Suspect, judged
+from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
 
 #: A result, and what it may be a ReLU of, by their place.
 Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]

@@ -13,7 +13,7 @@ from guided_backprop.backends.torch.graph.nodes import Path, is_in_place_on_view
 from guided_backprop.backends.torch.graph.relus import relu_of
 from guided_backprop.backends.torch.hidden.audit import BackwardWatch
 from guided_backprop.backends.torch.hidden.notes import Value
-from guided_backprop.backends.torch.hidden.watch import Suspect
+from guided_backprop.backends.torch.hidden.suspect import Suspect
 
 
 @contextmanager

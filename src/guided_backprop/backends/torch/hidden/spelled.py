@@ -24,8 +24,9 @@ from guided_backprop.backends.torch.graph.relus import relu_of
 from guided_backprop.backends.torch.hidden.case import Answer, Case, Spelled
 from guided_backprop.backends.torch.hidden.derivatives import closed, shut
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
+from guided_backprop.backends.torch.hidden.suspect import Suspect
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
-from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Suspect
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch
 
 #: Runs the model on one set of other images after the other, watched for some places.
 Elsewhere = Callable[[frozenset[Place]], Iterator[tuple[ForwardWatch, Path | None]]]

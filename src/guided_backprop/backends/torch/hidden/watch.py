@@ -7,7 +7,6 @@ watched as they are dispatched, by a mode that sees those of this thread between
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from itertools import compress
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
@@ -17,20 +16,19 @@ from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.bounds import judge_at_zero, judge_bounded
-from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, unreadable
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.spelling import Judgement, Verdict, judge
+from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.nodes import opaque_name
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
-from guided_backprop.backends.torch.hidden.known import Known, Place, Result, joined, shared, sign_of
-from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, Value, is_inside_own
+from guided_backprop.backends.torch.hidden.known import Known, Place, Result, shared, sign_of
+from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, is_inside_own
 from guided_backprop.backends.torch.hidden.step import Step
+from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
 
 #: What of a forward pass is watched.
 Watched = Literal["details", "everything"] | None
@@ -40,47 +38,6 @@ _SHAPED: Final = OPERATIONS.called("create")
 _EMPTY: Final = frozenset({"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"})
 _HEADS: Final = OPERATIONS.of(Kind.HEAD)
 _SUMS: Final = OPERATIONS.called("add", "sub")
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A result that may be a ReLU of something.
-
-    Attributes:
-        place: where it is met, in the order of the operations.
-        name: the operation.
-        line: the line of the model's code that asked for it.
-        number: the place in time of its node in the autograd graph.
-        x: what it may be a ReLU of.
-        values: the result, and x.
-        judgement: what they say.
-        is_direct: whether something without a gradient, or a choice, is met by this very operation.
-        adds_up: whether it is made of several values that depend on the images, and is none of them.
-        is_of_two: whether it is the larger or smaller of two values that depend on the images.
-        is_on_view: whether it was written into a part of something, so that the graph does not show it.
-    """
-
-    place: Place
-    name: str
-    line: str
-    number: int
-    x: Value
-    values: tuple[NumpyArray, NumpyArray]
-    judgement: Judgement
-    is_direct: bool
-    adds_up: bool
-    is_of_two: bool
-    is_on_view: bool
-
-    @property
-    def named(self) -> str:
-        """How it is spoken of: the operation, and the line of the model."""
-        return f"{self.name} at {self.line}"
-
-    @property
-    def is_weighed(self) -> bool:
-        """Whether it may be a ReLU of one value, behind weights."""
-        return self.x.choice is Choice.BEHIND and self.x.less is None
 
 
 class Written(NamedTuple):
@@ -340,19 +297,6 @@ class ForwardWatch(Dispatched):
                     is_of_two=step.is_of_two,
                     is_on_view=is_on_view,
                 )
-
-
-def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_two: bool) -> Judgement:
-    """Judge by the values of some runs whether a result is a ReLU of ``x``, or chosen from it as one."""
-    # How far multiples of one number may be apart in this dtype.
-    rounding = max(1e-3, 4 * torch.finfo(x.tensor.dtype).eps)
-    if x.choice is Choice.BEHIND:
-        # Its derivatives tell.
-        return Judgement(Verdict.UNSETTLED)
-    if x.choice is not Choice.NONE:
-        return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
-    how = judge_bounded if x.is_bounded else judge_at_zero if x.is_at_zero else judge
-    return how(*joined(looks), rounding, ranks=x.ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:

@@ -17,6 +17,11 @@ def of_two(x):
     return torch.stack([x, -x], -1)
 
 
+def of_weight_norm(x):
+    rows = x.reshape(-1, 1)
+    return torch.ops.aten._weight_norm_interface(rows, torch.ones_like(rows), 0)[0].reshape(x.shape)
+
+
 def tangent(x):
     angle = x / 10 + torch.pi / 2
     return x * (angle - torch.atan(torch.tan(angle))) / torch.pi
@@ -56,6 +61,7 @@ HIDDEN = {
         x * (1 + F.group_norm(of_two(x).reshape(-1, 1, 2) * 1e9, 1).reshape(*x.shape, 2)[..., 0]) / 2
     ),
     "a root mean square of one": lambda x: x * (1 + F.rms_norm(x[..., None], (1,), eps=0.0)[..., 0]) / 2,
+    "a weight norm of one": lambda x: x * (1 + of_weight_norm(x)) / 2,
     "an instance norm of two": lambda x: (
         x * (1 + F.instance_norm(of_two(x).reshape(1, -1, 2) * 1e9).reshape(*x.shape, 2)[..., 0]) / 2
     ),
@@ -77,6 +83,7 @@ ORDINARY = {
     "a hard shrink of a shift": lambda x: F.hardshrink(x - 0.1, 0.2),
     "a group norm of two": lambda x: F.group_norm(x, 10),
     "a layer norm": lambda x: F.layer_norm(x, (20,)),
+    "a weight norm": lambda x: torch._weight_norm(x, torch.ones(len(x), 1), 0),
     "quantiles": by_quantiles,
     "a quotient": lambda x: x / (x.sum(1, keepdim=True) + 7),
     "a tangent": lambda x: torch.tan(x / 10),
@@ -124,6 +131,7 @@ def test_what_is_known_is_plain(name, count):
 FAULTS = {
     "a hard sigmoid": (watched, "_IN_PIECES", frozenset()),
     "a layer norm of two": (watched, "_FEW", 0),
+    "a weight norm of one": (watched, "_FEW", 0),
     "a tolerance": (watched, "_BY_TOLERANCE", frozenset()),
     "a pole": (watched, "_has_pole", lambda name, word, operands: False),
     "poles of a tangent": (step, "_BENT", frozenset()),

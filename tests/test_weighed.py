@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends import choices, nomination, step
+from guided_backprop.backends import choices, nomination, noting, step
 from guided_backprop.backends.choices import judge_weighed
 from guided_backprop.backends.evidence import joined
 from guided_backprop.backends.notes import Ranks
@@ -232,11 +232,28 @@ def test_a_relu_behind_weights_is_refused(framework, name):
         GuidedBackprop(model).explain(images, labels=1)
 
 
+def of_a_derivative(lib, x, w):
+    """Return the products with the derivative of ``relu(x) @ w``, as PyTorch's transforms give it."""
+    derivative = lib.xp.func.jacrev(lambda row: lib.relu(row) @ w)
+    return lib.xp.einsum("nk,nmk->nm", x, lib.xp.func.vmap(derivative)(x))
+
+
+def of_a_backward_pass(name, *bounds, of=lambda x, w: x):
+    """Return the products with weights that went through the derivative of an operation, as of a ReLU."""
+
+    def spelled(lib, x, w):
+        weights, gates = lib.xp.broadcast_tensors(w, of(x, w)[..., None])
+        return lib.xp.einsum("nk,nkm->nm", x, getattr(lib.xp.ops.aten, name)(weights, gates, *bounds))
+
+    return spelled
+
+
 def of_what_is_detached(mask):
     return lambda lib, x, w: lib.xp.einsum("nk,nkm->nm", x, mask(lib, x.detach())[..., None] * w)
 
 
-#: PyTorch: the mask of what is detached, which has no derivative of its own, or of a multiple.
+#: PyTorch: the mask of what is detached, which has no derivative of its own, or of a multiple; or one that passes
+#: zeros back, as a sign does, and the derivative of a ReLU.
 OF_ANOTHER = {
     "a mask of what is detached": of_what_is_detached(lambda lib, d: d > 0),
     "a mask of a copy of what is detached": of_what_is_detached(lambda lib, d: d.clone() > 0),
@@ -249,6 +266,13 @@ OF_ANOTHER = {
         "nk,nkm->nm", x, ((2 * x).detach() > 0)[..., None] * w
     ),
     "a magnitude of a multiple": lambda lib, x, w: (x @ w + abs(x * 2) @ w / 2) / 2,
+    "a sign of a curve": lambda lib, x, w: lib.xp.einsum(
+        "nk,nkm->nm", x, (lib.xp.sign(lib.xp.tanh(x)) / 2 + 0.5)[..., None] * w
+    ),
+    "a derivative": of_a_derivative,
+    "a derivative of a ReLU": of_a_backward_pass("threshold_backward", 0.0),
+    "a derivative of a hard tanh": of_a_backward_pass("hardtanh_backward", 0.0, 1e9),
+    "a derivative of a leaky ReLU": of_a_backward_pass("leaky_relu_backward", 0.0, False),
 }
 
 
@@ -266,6 +290,22 @@ def test_what_is_detached_and_no_mask_of_x_is_plain_in_pytorch():
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
     model, images = network_of("torch", lambda lib, x, w: x @ w * ((x @ w).detach()[:, :1] > 0))
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+def test_a_derivative_that_is_no_mask_of_what_it_meets_is_plain_in_pytorch():
+    """As one of another value, and one of a curve."""
+    other = of_a_backward_pass("threshold_backward", 0.0, of=lambda x, w: x @ w @ w.T)
+    model, images = network_of("torch", other)
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+    model, images = network_of("torch", of_a_backward_pass("tanh_backward"))
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+def test_planted_fault_what_passes_zeros_back_is_no_mask(monkeypatch):
+    monkeypatch.setattr(noting, "_STEPS", frozenset())
+    model, images = network_of("torch", OF_ANOTHER["a derivative"])
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
 
 
 def test_planted_fault_what_was_detached_is_not_followed_leaves_a_wrong_map(monkeypatch):

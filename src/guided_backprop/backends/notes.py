@@ -81,6 +81,7 @@ class Note(Generic[Ref]):
         is_tainted: whether something was chosen by size, or passed on without a gradient, among what it was made of.
         is_by_rank: whether all of that compared values with each other, and none with a constant.
         is_stopped: whether a gradient was stopped on the way.
+        is_step: whether it may be a step of what it was made of, as a mask is, though a gradient of zeros passes it.
         has_relus: whether the rule guided something on the way, in loops and branches as well.
         ranked: the operations that may have compared values of the images with each other; pools are none.
         summed: those that added some up: what is chosen by that compares values with each other.
@@ -107,6 +108,7 @@ class Note(Generic[Ref]):
     is_tainted: bool = False
     is_by_rank: bool = True
     is_stopped: bool = False
+    is_step: bool = False
     has_relus: bool = False
     ranked: frozenset[Hashable] = frozenset()
     summed: frozenset[Hashable] = frozenset()
@@ -147,6 +149,7 @@ class Note(Generic[Ref]):
             is_tainted=self.is_tainted or other.is_tainted,
             is_by_rank=self.is_by_rank and other.is_by_rank,
             is_stopped=self.is_stopped or other.is_stopped,
+            is_step=self.is_step or other.is_step,
             has_relus=self.has_relus or other.has_relus,
             ranked=self.ranked | other.ranked,
             summed=self.summed | other.summed,

@@ -11,6 +11,8 @@ from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SHIFTS, SUM
 # With numbers they make multiples and shifts of one value.
 _LINES: Final = frozenset({"add", "div", "mul", "neg", "rsub", "sub"})
 _MOST_ROOTS: Final = 4
+# What a framework may hand zeros back to; of what has no row nobody knows.
+_STEPS: Final = frozenset({Kind.COMPARES, Kind.UNKNOWN})
 # They put values of several places together, or at more places.
 _PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter", "stack"})
 
@@ -36,6 +38,7 @@ class Noting(Given[Ref]):
             is_tainted=self.starts or bool(self._tainted),
             is_by_rank=self.is_by_rank,
             is_stopped=self._was_stopped,
+            is_step=self.row.kind in _STEPS or any(note.is_step for note in [*self._notes, *self.held]),
             has_relus=any(note.has_relus for note in [*self._notes, *self.held]),
             ranked=self.ranked(size),
             summed=self.summed(size),
@@ -104,9 +107,11 @@ class Noting(Given[Ref]):
     def _met(self) -> list[Candidate[Ref]]:
         """Return what meets a mask here, and what that was made of: whatever was compared, it may be the mask of this.
 
-        The derivative towards 2 * x, which was compared, is 0 everywhere where x alone meets the mask.
+        The derivative towards 2 * x, which was compared, is 0 everywhere where x alone meets the mask. The derivative
+        of a ReLU, as ``threshold_backward`` gives it, is a mask as well, through which a gradient of zeros comes back.
         """
-        if not (self._masks and self.passes) or self.row.kind is not Kind.LINEAR:
+        has_mask = bool(self._masks) or (len(self.dependent) > 1 and any(note.is_step for note in self._notes))
+        if not (has_mask and self.passes) or self.row.kind is not Kind.LINEAR:
             # What a mask chooses from are branches: one that is not taken here is closed by no ReLU.
             return []
         return [one._replace(choice=Choice.BEHIND) for one in [*self._all_read(), *self._roots_before()]]

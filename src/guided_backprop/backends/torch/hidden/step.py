@@ -221,6 +221,9 @@ def _tells_signs(name: str, kind: Kind, args: Sequence[Any]) -> bool:
         rows = x.shape[1] if args[5] else 0
     elif isinstance(args[1], (list, tuple)):
         rows = x.numel() // max(1, prod(args[1]))
+    elif isinstance(args[1], torch.Tensor):
+        # Each row has a length of its own, as a weight norm gives it.
+        rows = args[1].numel()
     return 0 < x.numel() <= _FEW * rows
 
 

@@ -243,7 +243,8 @@ class ForwardWatch(Dispatched):
         rising = [suspect for suspect in convex if suspect.place not in self.known.refuted]
         kept = [one for one in suspects if one.place in self._wanted or one in (rising or suspects)]
         if kept and self._is_vouched(step, kept[0]):
-            # It ends what came of the values in front of it, as a ReLU does that the rule acts on.
+            # It ends what came of the values in front of it, as a ReLU does that the rule acts on: on other images too.
+            self.taken[self._count, output] = Sign.UNKNOWN
             return Sign.UNKNOWN
         first = len(self.suspects)
         self.suspects += kept

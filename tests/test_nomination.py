@@ -101,6 +101,8 @@ HIDDEN = {
     "a product of a row": ["is = greater x 0", "stack = stack x is", "y = prod stack"],
     "a root that is squared": ["is = greater x 0", "a = where is x 0", "b = sqrt a", "y = exp b"],
     "a loop": ["inside = abs x", "a = loop x inside", "y = add x a"],
+    "a ReLU of the opposite that is added": ["a = neg x", "b = relu a", "y = add x b"],
+    "the negative rest, turned": ["a = relu x", "b = sub x a", "y = neg b"],
     "nobody has heard of it": ["y = unheard_of x"],
 }
 
@@ -114,6 +116,8 @@ FINE = {
     "the largest of what weights make": ["stack = matmul x 2", "y = max stack"],
     "a bound": ["a = clamp x 2 2", "y = mul a 2"],
     "a mask that no image tells": ["y = mul x mask"],
+    "a ReLU beside that of the opposite": ["a = relu x", "b = neg x", "c = relu b", "y = add a c"],
+    "a ReLU behind a curve": ["a = tanh x", "b = relu a", "y = add x b"],
     "a copy of a mask's product": ["is = greater x 0", "a = mul x is", "y = transpose a"],
 }
 
@@ -142,6 +146,8 @@ HOLES = [
     for program, lines in HIDDEN.items()
     for name, note in Followed(*lines).notes.items()
     if name != "y" and (note.is_tainted or note.has_constants)
+    # Where a gradient stops taint starts again.
+    if (program, name) != ("straight through", "b")
 ]
 
 

@@ -58,9 +58,11 @@ class Step(Noting[Ref]):
             return False if self._tainted and (self.row.kind not in CURVES or is_straight) else None
         if self._holds_taint or self.row.kind in CHOOSING or self._is_partly_relu:
             return True
+        is_beside = False if self.beside(size) else None
         if not self._tainted:
-            return None
-        return bool(self._masks) if len(self.dependent) > 1 else self._follows(size)
+            return is_beside
+        is_met = bool(self._masks) if len(self.dependent) > 1 else self._follows(size)
+        return is_beside if is_met is None else is_met
 
     def _is_moved(self, size: int | None) -> bool:
         """Tell whether it gives one value as it came, in another order or shape, and repeats nothing."""
@@ -111,6 +113,7 @@ class Step(Noting[Ref]):
         if self.row.kind is Kind.LINEAR and self.row.word not in ("div", "mul"):
             yield from self._taken_away()
         yield from self._weighed(size)
+        yield from self.beside(size)
 
     @property
     def _is_straightening(self) -> bool:

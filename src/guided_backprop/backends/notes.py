@@ -55,6 +55,7 @@ class Candidate(NamedTuple, Generic[Ref]):
         ranked: the operations that compared values with each other, or added them up, before it was made.
         weights: how often several values were added up since something was made of it.
         is_stopped: whether a gradient was stopped behind it, so that no derivative of the model's own tells of it.
+        is_beside: whether a ReLU of it, or of its opposite, that the rule guides is added to it: its derivative counts.
     """
 
     ref: Ref
@@ -66,6 +67,12 @@ class Candidate(NamedTuple, Generic[Ref]):
     ranked: frozenset[Hashable] = frozenset()
     weights: int = 0
     is_stopped: bool = False
+    is_beside: bool = False
+
+    @property
+    def key(self) -> Hashable:
+        """What the value is known by, the same each time that something is made of it."""
+        return getattr(self.ref, "key", self.ref)
 
     @property
     def values(self) -> list[Ref]:
@@ -101,6 +108,7 @@ class Note(Generic[Ref]):
         differences: of values that something compared or chose from, each less another; those behind weights as well.
         curves: what it is a curve of, value by value.
         relus: what the rule guided on the way, as long as few layers of weights came behind.
+        lines: what it is a sum of, by whatever weights, as long as few layers of them came behind: the next ones.
         roots: what it is a multiple or a shift of by numbers, in whatever order and shape.
         is_off: whether a number was added to it on the way from these.
     """
@@ -128,6 +136,7 @@ class Note(Generic[Ref]):
     differences: tuple[Candidate[Ref], ...] = ()
     curves: tuple[Candidate[Ref], ...] = ()
     relus: tuple[Candidate[Ref], ...] = ()
+    lines: tuple[Candidate[Ref], ...] = ()
     roots: tuple[Candidate[Ref], ...] = ()
     is_off: bool = False
 
@@ -136,7 +145,7 @@ class Note(Generic[Ref]):
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
         none: tuple[Candidate[Ref], ...] = ()
         left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none, roots=none)
-        return replace(left, ranked=frozenset(), summed=frozenset(), sources=sources, is_off=False)
+        return replace(left, lines=none, ranked=frozenset(), summed=frozenset(), sources=sources, is_off=False)
 
     @property
     def told(self) -> frozenset[Hashable]:
@@ -169,6 +178,7 @@ class Note(Generic[Ref]):
             differences=first_of([*self.differences, *other.differences]),
             curves=first_of([*self.curves, *other.curves]),
             relus=first_of([*self.relus, *other.relus]),
+            lines=first_of([*self.lines, *other.lines]),
             roots=first_of([*self.roots, *other.roots]),
             is_off=self.is_off or other.is_off,
         )

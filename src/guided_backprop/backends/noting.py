@@ -1,6 +1,7 @@
 """What is known of a result, by what is known of what it was made of: how taint spreads, and where it ends."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Final
 
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Ref, differences_of, first_of
@@ -32,11 +33,12 @@ class Noting(Given[Ref]):
             # What the rule acts on ends the taint, but not what came before it; what was put there stays a constant.
             has_gaps = any(note.has_gaps and note.has_constants for note in self._notes)
             return Note(sign=sign, has_gaps=has_gaps, has_relus=True, relus=self.relus())
+        beside = self.beside(size) if is_falling else []
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out
         return Note(
-            is_tainted=self.starts or bool(self._tainted),
-            is_by_rank=self.is_by_rank,
+            is_tainted=self.starts or bool(self._tainted) or bool(beside),
+            is_by_rank=self.is_by_rank and not beside,
             is_stopped=self._was_stopped,
             is_step=self.row.kind in _STEPS or any(note.is_step for note in [*self._notes, *self.held]),
             has_relus=any(note.has_relus for note in [*self._notes, *self.held]),
@@ -53,11 +55,12 @@ class Noting(Given[Ref]):
             has_border=self._has_border(),
             sign=sign,
             parts=self._parts(is_spread=is_spread or (leaves_out and self._is_mixing)),
-            sources=first_of([*self._begun(size), *self._followed(), *map(self._further, self._met())]),
+            sources=first_of([*self._begun(size), *self._followed(), *map(self._further, self._met()), *beside]),
             ordered=first_of(self._ordered()),
             differences=self._differences(is_mixed=is_mixed),
             curves=first_of(self._curves(size)),
             relus=self.relus(),
+            lines=self._lines(),
             roots=self._roots(),
             is_off=self._is_off,
         )
@@ -76,8 +79,46 @@ class Noting(Given[Ref]):
             return ()
         before = [self._further(one) for note in self._notes for one in note.relus]
         is_own = self.is_relu or any(note.has_relus for note in self.held)
-        own = [*(self._all_parts if self.held else self._all_read()), *self._roots_before()] if is_own else []
+        # A multiple by an array is told of by what it is a multiple of.
+        lines = [one for note in notes_of(self._read) for one in note.lines if not one.weights][:_MOST_ROOTS]
+        own = [*(self._all_parts if self.held else self._all_read()), *self._roots_before(), *lines] if is_own else []
         return first_of(one for one in [*own, *before] if one.weights <= MOST_WEIGHTS)
+
+    def _lines(self) -> tuple[Candidate[Ref], ...]:
+        """Return what a result is a sum of, by numbers that no image tells: no ReLU lies between."""
+        is_product = self.row.word in ("div", "mul") and len(self.dependent) > 1
+        if is_product or not (self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"):
+            return ()
+        every = [*self._all_read(), *(one for note in notes_of(self._read) for one in note.lines)]
+        return first_of(one for one in map(self._further, every) if one.weights <= MOST_WEIGHTS)
+
+    @cached_property
+    def _joined(self) -> list[Candidate[Ref]]:
+        """What is added up here with a ReLU of it, or of its opposite, that the rule guides: x of ``x + relu(-x)``.
+
+        What is put together before is added up as well.
+        """
+        if self.row.kind is not Kind.LINEAR or self.row.word in ("div", "mul"):
+            return []
+        found = []
+        for one in self._read:
+            own = [] if one.note is None or one.ref is None else [Candidate(one.ref, one.size), *one.note.lines]
+            others = [other.note for other in self._read if other.note and (other is not one or other.note.is_stacked)]
+            weights = {relu.key: relu.weights for note in others for relu in note.relus}
+            found += [
+                line._replace(weights=max(line.weights, weights[line.key])) for line in own if line.key in weights
+            ]
+        return [self._further(one._replace(is_beside=True)) for one in found]
+
+    def beside(self, size: int | None) -> list[Candidate[Ref]]:
+        """Return what a sum may be a ReLU of, as of ``x + relu(-x)``, and behind weights.
+
+        Args:
+            size: how many numbers it has.
+        """
+        whole = [one for one in self._joined if None in (size, one.size) or one.size == size]
+        behind = [one for one in self._joined if 0 < one.weights <= MOST_WEIGHTS]
+        return [*whole, *(one._replace(choice=Choice.BEHIND) for one in behind)]
 
     def _roots(self) -> tuple[Candidate[Ref], ...]:
         """Return what a result is a multiple or a shift of by numbers, or is as it came but in another order."""

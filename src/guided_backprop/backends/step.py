@@ -88,7 +88,7 @@ class Given(Generic[Ref]):
 
     def ranks(self, candidate: Candidate[Ref], size: int | None = None) -> Ranks:
         """Return how values were compared by what chose between a candidate and so many numbers that it gives."""
-        if self.is_by_rank:
+        if self.is_by_rank and (self.starts or self.is_tainted):
             return Ranks.ALL
         return Ranks.SOME if self.ranked(size) - candidate.ranked else Ranks.NONE
 

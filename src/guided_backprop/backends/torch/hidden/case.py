@@ -1,7 +1,7 @@
 """One result that may be a ReLU: what its values and its derivatives say, and the hooks of what is one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -60,6 +60,7 @@ class Case:
         is_settled: whether a later result is made of it, which is a ReLU.
         far: values on images that are far larger; None as long as they are not asked for.
         behind: x and the derivative towards it on other images, where weights lie between.
+        own: the derivative towards x with no ReLU shut, where one of these is added to x; None elsewhere.
     """
 
     suspect: Suspect
@@ -69,6 +70,14 @@ class Case:
     is_settled: bool
     far: tuple[NumpyArray, NumpyArray] | None = None
     behind: Sequence[tuple[NumpyArray, NumpyArray]] = ()
+    own: NumpyArray | None = None
+
+    def asked(self) -> "Case":
+        """Return the same with its own derivative, to be asked before ReLUs are shut."""
+        x = self.suspect.x
+        if self.node is None or not x.is_beside:
+            return self
+        return replace(self, own=derivative(self.node, self.suspect, x, is_of_one=x.choice is not Choice.BEHIND))
 
     @cached_property
     def looks(self) -> list[tuple[NumpyArray, NumpyArray]]:
@@ -113,8 +122,17 @@ class Case:
 
     @cached_property
     def derivative(self) -> NumpyArray | None:
-        """The derivative of the result towards x; None if the graph cannot tell it."""
-        return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x)
+        """The derivative of the result towards x; None if the graph cannot tell it.
+
+        What leaves a ReLU is 0 where it is closed. So there the ReLUs in it need not be shut, as that of
+        ``x + relu(-x)``; where that sum is open none of them adds to the derivative, and the rule on these changes nothing.
+        """
+        if self.node is None:
+            return None
+        shut = derivative(self.node, self.suspect, self.suspect.x)
+        if shut is None or self.own is None or self.judgement.closed is None:
+            return shut
+        return np.where(self.suspect.values[0] == self.judgement.closed, self.own, shut)
 
     @property
     def is_gate(self) -> bool:
@@ -199,6 +217,8 @@ class Case:
     @cached_property
     def towards_x(self) -> NumpyArray | None:
         """The derivative of a sum of the results, each times a number of its own, towards x, behind weights."""
+        if self.suspect.x.is_beside:
+            return self.own
         return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x, is_of_one=False)
 
     @cached_property

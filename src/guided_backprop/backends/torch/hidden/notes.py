@@ -1,6 +1,7 @@
 """What a watched forward pass notes of values, as nomination.py says; here are the values, and where notes are kept."""
 
 import weakref
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -29,6 +30,7 @@ class Value:
         version: how often it had been changed in place.
         is_bounded: whether what was made of it first is a bound that is not 0: that closes it at another value than 0.
         is_at_zero: whether it is closed at 0, if at all: elsewhere it is what a known curve makes of it.
+        is_beside: whether a ReLU of it, or of its opposite, that the rule guides is added to it: its derivative counts.
         choice: how something was chosen from it, where constants may be among its numbers.
         less: another value that is taken away from it, behind weights.
         ranks: how values were compared by what chose between it and what may be a ReLU of it.
@@ -41,10 +43,17 @@ class Value:
     version: int
     is_bounded: bool = False
     is_at_zero: bool = False
+    is_beside: bool = False
     choice: notes.Choice = notes.Choice.NONE
     less: "Value | None" = None
     ranks: notes.Ranks = notes.Ranks.NONE
     falling: frozenset[int] = frozenset()
+
+    @property
+    def key(self) -> Hashable:
+        """What the value is known by, the same each time that something is made of it, in whatever shape."""
+        edge = self.whole.edge
+        return self if edge is None else (edge.node, edge.output_nr)
 
     @property
     def is_as_it_was(self) -> bool:

@@ -97,7 +97,7 @@ def settle(
     looks = (run.values for run, _ in elsewhere(places))
     others = list(islice(looks, NEAR)) if places else []
     cases = [
-        Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled)
+        Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled).asked()
         for order, suspect in suspects.items()
     ]
     if any(case.is_in_doubt for case in cases):
@@ -212,7 +212,7 @@ def _behind(
         return {}
     numbers = {node._sequence_nr(): node for node in path.nodes}
     cases = [
-        Case(suspect, numbers.get(suspect.number), path, [], is_settled=False)
+        Case(suspect, numbers.get(suspect.number), path, [], is_settled=False).asked()
         for suspect in watch.suspects
         if suspect.place in wanted
     ]

@@ -97,7 +97,11 @@ class Step(nomination.Step[Value]):
         seen = set()
         for candidate in self.candidates(result.numel()):
             values = candidate.values
-            key = (candidate.choice, *((one.tensor.data_ptr(), one.version, one.tensor.shape) for one in values))
+            key = (
+                candidate.choice,
+                candidate.is_beside,
+                *((one.tensor.data_ptr(), one.version, one.tensor.shape) for one in values),
+            )
             if key in seen or not _fits(candidate, result):
                 continue
             seen.add(key)
@@ -106,9 +110,18 @@ class Step(nomination.Step[Value]):
                 value = replace(value.whole, less=None if candidate.less is None else candidate.less.whole)
             elif candidate.less is not None:
                 value = value.without(candidate.less)
+            elif candidate.is_beside and value.tensor.is_contiguous():
+                # What is added to it may be made of another view.
+                value = value.whole
             ranks = self.ranks(candidate, result.numel())
-            flags = {"is_bounded": candidate.is_bounded, "is_at_zero": candidate.is_at_zero}
-            yield replace(value, choice=candidate.choice, ranks=ranks, **flags)  # type: ignore[arg-type]
+            yield replace(
+                value,
+                choice=candidate.choice,
+                ranks=ranks,
+                is_bounded=candidate.is_bounded,
+                is_at_zero=candidate.is_at_zero,
+                is_beside=candidate.is_beside,
+            )
 
     def noted(self, result: torch.Tensor, falling: frozenset[int] | Sign) -> Note:
         """Return what is known of the result; ``falling`` is its sign if it is a ReLU by its values."""

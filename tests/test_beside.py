@@ -1,0 +1,116 @@
+"""A ReLU of x, made of x and of what the rule guides of it or of its opposite: ``x + relu(-x)``."""
+
+import numpy as np
+import pytest
+
+from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError, RectGrad
+from guided_backprop.backends.noting import Noting
+from networks_hidden import ROWS, WEIGHTS, oracle
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+
+def turned(x):
+    return F.relu(-x)
+
+
+#: Each is ``relu(x)``, and the rule acts on what arrives at the sum.
+GUIDED = {
+    "a sum": lambda x: x + turned(x),
+    "a difference": lambda x: x - (-turned(x)),
+    "a multiple": lambda x: (3 * x + F.relu(-3 * x)) / 3,
+    "in place": lambda x: (x * 1).add_(turned(x)),
+    "a maximum with 0": lambda x: x + (-x).clamp(min=0),
+    "several of them": lambda x: x + turned(x) * 0.5 + turned(x) * 0.5,
+    "a sum of a stack": lambda x: torch.stack([x, turned(x)]).sum(0),
+    "a mean of a stack": lambda x: 2 * torch.stack([x, turned(x)]).mean(0),
+    "parts of what was put together": lambda x: (lambda b: b[:, :20] + b[:, 20:])(torch.cat([turned(x), x], 1)),
+    "another shape": lambda x: (x.reshape(-1, 4, 5) + turned(x.reshape(-1, 4, 5))).flatten(1),
+    "on the way": lambda x: torch.lerp(x, turned(x), 0.5) * 2,
+    "the opposite of the rest": lambda x: -((-x) - turned(x)),
+}
+
+#: So is each of these: the rule on one that is inside would change what arrives there, or they lie behind weights.
+REFUSED = {
+    "a magnitude of two ReLUs": lambda x, w: ((x + F.relu(x) + turned(x)) / 2) @ w,
+    "weights": lambda x, w: x @ w + turned(x) @ w,
+    "weights of what was put together": lambda x, w: torch.cat([x, turned(x)], 1) @ torch.cat([w, w]),
+    "the negative rest": lambda x, w: (x - F.relu(x)) @ w,
+    "the negative rest behind weights": lambda x, w: x @ w - F.relu(x) @ w,
+}
+
+#: None is one, and each ReLU is guided as it is written.
+ORDINARY = {
+    "the sizes": lambda x, w, relu: (relu(x) + relu(-x)) @ w,
+    "a concatenated ReLU": lambda x, w, relu: torch.cat([relu(x), relu(-x)], 1) @ torch.cat([w, w.flip(1)]),
+    "a skip": lambda x, w, relu: (x + relu(x)) @ w,
+    "a skip past weights": lambda x, w, relu: (x + relu(x) @ w @ w.T) @ w,
+    "two of them": lambda x, w, relu: (lambda y: (y + relu(y) @ w @ w.T) @ w)(x + relu(x) @ w @ w.T),
+    "half of the opposite": lambda x, w, relu: x @ w + 0.5 * (relu(-x) @ w),
+    "weights of its own": lambda x, w, relu: x @ w + relu(-x) @ w.flip(0),
+    "a curve": lambda x, w, relu: (x + relu(-x).tanh()) @ w,
+    "a softplus": lambda x, w, relu: (relu(x) + torch.log1p(torch.exp(-x.abs()))) @ w,
+}
+
+
+class Guided(torch.autograd.Function):
+    """A ReLU whose backward pass is the rule's."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (x > 0) * (g > 0)
+
+
+def network_of(spelled, relu=F.relu):
+    """Return a model with a ReLU of its own in front of what is spelled, and its images."""
+    first, second, third, images = map(torch.as_tensor, (*WEIGHTS, ROWS))
+    return lambda x: spelled(relu(x @ first) @ second - 0.2, third).tanh(), images
+
+
+def explained(spelled, count=None, method=GuidedBackprop):
+    model, images = network_of(spelled)
+    return np.asarray(method(model).explain(images[:count], labels=1))
+
+
+@pytest.mark.parametrize("count", [1, len(ROWS)])
+@pytest.mark.parametrize("name", GUIDED)
+def test_what_is_a_relu_with_the_one_that_is_added_is_guided(name, count):
+    found = explained(lambda x, w: GUIDED[name](x) @ w, count)
+    np.testing.assert_allclose(found, oracle()[:count], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, len(ROWS)])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_put_under_the_rule_is_refused(name, count):
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(REFUSED[name], count)
+
+
+@pytest.mark.parametrize("count", [1, len(ROWS)])
+@pytest.mark.parametrize("name", ORDINARY)
+def test_what_is_none_is_guided_as_it_is_written(name, count):
+    found = explained(lambda x, w: ORDINARY[name](x, w, F.relu), count)
+    model, images = network_of(lambda x, w: ORDINARY[name](x, w, Guided.apply), Guided.apply)
+    leaf = images[:count].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_another_rule_acts_on_the_sum_as_on_a_relu():
+    spelled, plain = (lambda x, w: GUIDED["a sum"](x) @ w), (lambda x, w: F.relu(x) @ w)
+    np.testing.assert_allclose(explained(spelled, method=RectGrad), explained(plain, method=RectGrad), rtol=1e-4)
+    with pytest.raises(OpaqueRegionError, match="passes gradients where a gate is shut"):
+        explained(spelled, method=DeconvNet)
+
+
+@pytest.mark.parametrize("spelled", [lambda x, w: GUIDED["a sum"](x) @ w, REFUSED["weights"]])
+def test_planted_fault_what_joins_a_guided_relu_is_not_looked_at(spelled, monkeypatch):
+    monkeypatch.setattr(Noting, "beside", lambda self, size: [])
+    assert np.abs(explained(spelled) - oracle()).max() > 0.2 * np.abs(oracle()).max()

@@ -238,6 +238,14 @@ def of_a_derivative(lib, x, w):
     return lib.xp.einsum("nk,nmk->nm", x, lib.xp.func.vmap(derivative)(x))
 
 
+def of_a_gradient(lib, x, w):
+    """Return the products with the derivative of what is detached, taken inside of the model."""
+    with lib.xp.enable_grad():
+        inner = x.detach().requires_grad_()
+        (mask,) = lib.xp.autograd.grad(lib.relu(inner).sum(), inner)
+    return lib.xp.einsum("nk,nkm->nm", x, mask[..., None] * w)
+
+
 def of_a_backward_pass(name, *bounds, of=lambda x, w: x):
     """Return the products with weights that went through the derivative of an operation, as of a ReLU."""
 
@@ -270,6 +278,7 @@ OF_ANOTHER = {
         "nk,nkm->nm", x, (lib.xp.sign(lib.xp.tanh(x)) / 2 + 0.5)[..., None] * w
     ),
     "a derivative": of_a_derivative,
+    "a gradient inside of the model": of_a_gradient,
     "a derivative of a ReLU": of_a_backward_pass("threshold_backward", 0.0),
     "a derivative of a hard tanh": of_a_backward_pass("hardtanh_backward", 0.0, 1e9),
     "a derivative of a leaky ReLU": of_a_backward_pass("leaky_relu_backward", 0.0, False),

@@ -125,7 +125,7 @@ class Case:
         """The derivative of the result towards x; None if the graph cannot tell it.
 
         What leaves a ReLU is 0 where it is closed. So there the ReLUs in it need not be shut, as that of
-        ``x + relu(-x)``; where that sum is open none of them adds to the derivative, and the rule on these changes nothing.
+        ``x + relu(-x)``; where that sum is open none of them adds to the derivative: the rule on these changes nothing.
         """
         if self.node is None:
             return None

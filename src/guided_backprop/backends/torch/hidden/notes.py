@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from guided_backprop.backends import notes
@@ -138,6 +138,8 @@ class Notes:
     def __init__(self) -> None:
         self._notes: dict[int, tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
         self._unwritten: dict[int, StorageWeakRef] = {}
+        # The memory that a node gave its results in, by its place in time.
+        self._given: dict[int, set[int]] = {}
         self._active: dict[int, tuple[StorageWeakRef, dict[int, weakref.ref[torch.Tensor]]]] = {}
         # Sparse tensors have no storage of their own; they are kept, so that no other gets their number.
         self._sparse: dict[int, tuple[torch.Tensor, Note]] = {}
@@ -179,12 +181,30 @@ class Notes:
         """Tell whether a value with a gradient lay in the memory of a tensor at some time of this run."""
         return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._active
 
-    def put_active(self, tensor: torch.Tensor) -> None:
-        """Note that a value with a gradient lies in this memory, wherever else it is known from."""
+    def put_active(self, tensor: torch.Tensor, number: int | None = None) -> None:
+        """Note that a value with a gradient lies in this memory, wherever else it is known from.
+
+        Args:
+            tensor: the value.
+            number: the place in time of the node that gave it, where that is known.
+        """
         if tensor.layout is torch.strided:
             reference = StorageWeakRef(tensor.untyped_storage())
             _, tensors = self._active.setdefault(reference.cdata, (reference, {}))
             tensors[id(tensor)] = weakref.ref(tensor)
+            if number is not None:
+                self._given.setdefault(number, set()).add(reference.cdata)
+
+    def is_elsewhere(self, tensor: torch.Tensor, node: Node) -> bool:
+        """Tell whether a value does not lie where its node gave it, as what is set to other data does.
+
+        What a backward pass unpacks does, though the tensor is another one; and of a view that its base changed nothing
+        is known but that there is such a value.
+        """
+        places = self._given.get(node._sequence_nr())
+        if places is None or tensor.layout is not torch.strided:
+            return not self.is_active(tensor)
+        return tensor.untyped_storage()._cdata not in places
 
     def is_active(self, tensor: torch.Tensor) -> bool:
         """Tell whether a value with a gradient lies in the memory of a tensor, which may itself have none.

@@ -171,7 +171,7 @@ class ForwardWatch(Dispatched):
         """Note the memory of what has a gradient; what an operation of PyTorch gave lay there from the beginning."""
         for tensor in tensors:
             node = tensor.grad_fn
-            if node is not None and not self._notes.is_active(tensor) and operation(node) != node.name():
+            if node is not None and operation(node) != node.name() and self._notes.is_elsewhere(tensor, node):
                 self.behind.append(Written(operation(node), line_of_model(), tensor, node))
             self._notes.put_active(tensor)
 
@@ -206,7 +206,7 @@ class ForwardWatch(Dispatched):
         has_gradient = torch.is_grad_enabled() or func.namespace != "aten"
         has_node = step.passes or (has_gradient and any(tensor.requires_grad for tensor in tensors))
         for tensor in results if has_node else ():
-            self._notes.put_active(tensor)
+            self._notes.put_active(tensor, _last_number())
         for output, result in enumerate(results):
             is_shared = not func._schema.is_mutable and any(_is_shared(result, tensor) for tensor in tensors)
             is_piece = is_shared and self._notes.is_unwritten(result)

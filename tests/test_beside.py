@@ -49,9 +49,19 @@ ORDINARY = {
     "two of them": lambda x, w, relu: (lambda y: (y + relu(y) @ w @ w.T) @ w)(x + relu(x) @ w @ w.T),
     "half of the opposite": lambda x, w, relu: x @ w + 0.5 * (relu(-x) @ w),
     "weights of its own": lambda x, w, relu: x @ w + relu(-x) @ w.flip(0),
+    "a ReLU of a difference": lambda x, w, relu: (lambda r: (r + relu(r - x)) @ w)(relu(x.roll(1, 1))),
+    "what is taken away again": lambda x, w, relu: (lambda d: (x + d + relu(d)) @ w)(relu(x.roll(1, 1)) - x),
+    "in place on a part": lambda x, w, relu: (lambda y: (y + in_place(y, relu)) @ w)(x.clone()),
     "a curve": lambda x, w, relu: (x + relu(-x).tanh()) @ w,
     "a softplus": lambda x, w, relu: (relu(x) + torch.log1p(torch.exp(-x.abs()))) @ w,
 }
+
+
+def in_place(x, relu):
+    """Return a copy, of which a half went through a ReLU in place."""
+    y = x.clone()
+    y[:, 10:] = relu(y[:, 10:])
+    return y
 
 
 class Guided(torch.autograd.Function):

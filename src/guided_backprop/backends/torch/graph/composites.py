@@ -62,6 +62,7 @@ class Graph:
         self.path = path
         self.shifts: Shifts = {}
         self._made: dict[Node, Made] = {}
+        self._numbers: dict[Operand, float] = {}
 
     def made(self, value: Ref) -> Made | None:
         """Return the word of the operation that makes a value, and its operands."""
@@ -93,6 +94,12 @@ class Graph:
         node, place = value
         if row(node).word in _SUMS:
             return self.shifts.get(node._sequence_nr(), _UNKNOWN)
+        # Each pattern asks, and to look at an array takes time.
+        if value not in self._numbers:
+            self._numbers[value] = self._number(node, place)
+        return self._numbers[value]
+
+    def _number(self, node: Node, place: int) -> float:
         name = ("self", "other")[place] if place < 2 else ""
         # What a checkpoint keeps runs once more if one looks. A weight is no number, but slopes of 0 make a ReLU.
         is_kept = getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", None) is None

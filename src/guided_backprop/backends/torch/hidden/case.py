@@ -77,7 +77,7 @@ class Case:
         x = self.suspect.x
         if self.node is None or not x.is_beside:
             return self
-        return replace(self, own=derivative(self.node, self.suspect, x, is_of_one=x.choice is not Choice.BEHIND))
+        return replace(self, own=derivative(self.node, self.suspect, x, is_of_one=not self._is_behind))
 
     @cached_property
     def looks(self) -> list[tuple[NumpyArray, NumpyArray]]:
@@ -127,12 +127,9 @@ class Case:
         What leaves a ReLU is 0 where it is closed. So there the ReLUs in it need not be shut, as that of
         ``x + relu(-x)``; where that sum is open none of them adds to the derivative: the rule on these changes nothing.
         """
-        if self.node is None:
-            return None
-        shut = derivative(self.node, self.suspect, self.suspect.x)
-        if shut is None or self.own is None or self.judgement.closed is None:
-            return shut
-        return np.where(self.suspect.values[0] == self.judgement.closed, self.own, shut)
+        if self._shut is None or self.own is None or self.judgement.closed is None:
+            return self._shut
+        return np.where(self.suspect.values[0] == self.judgement.closed, self.own, self._shut)
 
     @property
     def is_gate(self) -> bool:
@@ -178,6 +175,8 @@ class Case:
         if self.is_choice:
             return self._answer_of_choice()
         suspect, verdict = self.suspect, self.judgement.verdict
+        if suspect.x.is_beside and not (self._is_cancelled and self._is_closed_for_both):
+            verdict = Verdict.NONE
         # What was taken for a ReLU ended what came before it, and what follows it was not looked at.
         none: Answer = "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
         if verdict is Verdict.NONE:
@@ -197,6 +196,36 @@ class Case:
             y = suspect.values[0]
             return Spelled(self.node, suspect.place[1], suspect.named, y, y != self.judgement.closed)
         return self._refused()
+
+    @cached_property
+    def _shut(self) -> NumpyArray | None:
+        """The derivative towards x as ReLUs are shut."""
+        x = self.suspect.x
+        return None if self.node is None else derivative(self.node, self.suspect, x, is_of_one=not self._is_behind)
+
+    @property
+    def _is_behind(self) -> bool:
+        return self.suspect.x.choice is Choice.BEHIND
+
+    @cached_property
+    def _is_cancelled(self) -> bool:
+        """Whether what is closed of ``x + relu(-x)`` is so because both derivatives cancel there, or nothing is closed.
+
+        Then x alone passes all that is open, times one number, and something of all that is closed. What is closed by a
+        ReLU that is written there, or by what is made of other values besides, is none of x.
+        """
+        if self.own is None or self._shut is None:
+            return False
+        is_open = evidence.is_passing(self.own)
+        is_alone = is_open.any() and is_multiple(self.own[is_open], self._shut[is_open])
+        return bool(is_open.all() or (is_alone and evidence.is_passing(self._shut)[~is_open].any()))
+
+    @property
+    def _is_closed_for_both(self) -> bool:
+        """Whether values and the own derivative are closed in the same places, if values are that of a gate."""
+        closed = 0 if self.judgement.closed is None else self.judgement.closed
+        is_closed = self.suspect.values[0] == closed
+        return self.own is not None and not (self.judgement.is_gate and evidence.is_passing(self.own)[is_closed].any())
 
     @property
     def _is_shift(self) -> bool:
@@ -218,8 +247,8 @@ class Case:
     def towards_x(self) -> NumpyArray | None:
         """The derivative of a sum of the results, each times a number of its own, towards x, behind weights."""
         if self.suspect.x.is_beside:
-            return self.own
-        return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x, is_of_one=False)
+            return self.own if self._is_cancelled else None
+        return self._shut
 
     @cached_property
     def weighed(self) -> tuple[NumpyArray, NumpyArray] | None:
@@ -248,7 +277,7 @@ class Case:
     def _answer_of_derivatives(self) -> Answer:
         """Say whether it is made of a ReLU behind weights: of one value, or of one that another is taken away from."""
         x, less = self.suspect.x, self.suspect.x.less
-        if self.node is None or self._is_shift:
+        if self.node is None or self._is_shift or (x.is_beside and not self._is_cancelled):
             return "plain"
         if less is None and x.is_bounded:
             return self._answer_of_bound(self.node, x)

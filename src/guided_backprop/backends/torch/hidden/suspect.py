@@ -50,6 +50,12 @@ class Suspect:
         return f"{self.name} at {self.line}"
 
     @property
+    def is_falling(self) -> bool:
+        """Whether a ReLU may be made of it: of a sum with a ReLU that is written there where it is one's negative."""
+        is_one = self.judgement.verdict in (Verdict.CONCAVE, Verdict.CONVEX) or self.judgement.is_few
+        return self.x.choice is not Choice.BEHIND and (is_one or not self.x.is_beside)
+
+    @property
     def is_weighed(self) -> bool:
         """Whether it may be a ReLU of one value, behind weights."""
         return self.x.choice is Choice.BEHIND and self.x.less is None

@@ -252,10 +252,11 @@ class ForwardWatch(Dispatched):
         sign = self.known.sign((self._count, output), next(signs, None))
         if sign is None:
             # Whatever it looks like, of this a ReLU may be made, which then stands for both.
-            may = (
+            may = [
                 suspect.x.choice is not Choice.BEHIND and suspect.place not in self.known.refuted for suspect in kept
-            )
-            return falling.union(compress(range(first, len(self.suspects)), may))
+            ]
+            is_falling = any(suspect.is_falling for suspect in kept)
+            return falling.union(compress(range(first, len(self.suspects)), may)) if is_falling else falling
         self.taken[self._count, output] = sign
         self._settle(falling, suspects, rising)
         return sign

@@ -755,7 +755,7 @@ def test_values_that_cannot_be_looked_at_are_an_error_of_ours(monkeypatch):
     def fails(*values, **options):
         raise NotImplementedError("aminmax is not there")
 
-    monkeypatch.setattr("guided_backprop.backends.torch.hidden.watch.judge", fails)
+    monkeypatch.setattr("guided_backprop.backends.torch.hidden.suspect.judge", fails)
     model = lambda x: (torch.relu(x) * (x > 1)).flatten(1)  # noqa: E731
     with pytest.raises(OpaqueRegionError, match="received mul and NotImplementedError: aminmax is not there"):
         GuidedBackprop(model).explain(images(), 0)

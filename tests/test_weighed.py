@@ -246,6 +246,20 @@ def of_a_gradient(lib, x, w):
     return lib.xp.einsum("nk,nkm->nm", x, mask[..., None] * w)
 
 
+def ended(cut):
+    """Return the products of the largest numbers of each row, which is cut where the positive ones end."""
+
+    def spelled(lib, x, w):
+        rows = []
+        for row in x:
+            values, order = row.sort(descending=True)
+            kept = cut(values, (row > 0).sum())
+            rows.append(kept @ w[order[: len(kept)]])
+        return lib.xp.stack(rows)
+
+    return spelled
+
+
 def of_a_backward_pass(name, *bounds, of=lambda x, w: x):
     """Return the products with weights that went through the derivative of an operation, as of a ReLU."""
 
@@ -277,6 +291,8 @@ OF_ANOTHER = {
     "a sign of a curve": lambda lib, x, w: lib.xp.einsum(
         "nk,nkm->nm", x, (lib.xp.sign(lib.xp.tanh(x)) / 2 + 0.5)[..., None] * w
     ),
+    "a row that ends": ended(lambda values, end: values[: int(end)]),
+    "a row that is split": ended(lambda values, end: values.tensor_split(end[None])[0]),
     "a derivative": of_a_derivative,
     "a gradient inside of the model": of_a_gradient,
     "a derivative of a ReLU": of_a_backward_pass("threshold_backward", 0.0),
@@ -308,6 +324,23 @@ def test_a_derivative_that_is_no_mask_of_what_it_meets_is_plain_in_pytorch():
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
     model, images = network_of("torch", of_a_backward_pass("tanh_backward"))
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+def test_a_row_that_ends_elsewhere_is_plain_in_pytorch():
+    def spelled(lib, x, w):
+        end = int((x.sum() > -1e9) * 15)
+        return x[:, :end] @ w[:end]
+
+    model, images = network_of("torch", spelled)
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=1))).all()
+
+
+def test_planted_fault_where_a_row_ends_is_no_place(monkeypatch):
+    watched = pytest.importorskip("guided_backprop.backends.torch.hidden.step")
+    monkeypatch.setattr(watched, "_ENDS", frozenset())
+    model, images = network_of("torch", OF_ANOTHER["a row that ends"])
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
 
 
 def test_planted_fault_what_passes_zeros_back_is_no_mask(monkeypatch):

@@ -67,7 +67,9 @@ def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, 
         shares = [(x, derivative.reshape(x.shape) / np.abs(derivative).max()) for x, derivative in alike]
     if len(shares) < 2 or not all(np.isfinite(derivative).all() for _, derivative in shares):
         return looks[-1]
-    x, derivatives = (np.concatenate(arrays) for arrays in zip(*shares, strict=True))
+    # What has no rows of its own is one row on each.
+    join = np.stack if looks[-1][0].ndim == 1 else np.concatenate
+    x, derivatives = (join(arrays) for arrays in zip(*shares, strict=True))
     return x, derivatives
 
 

@@ -34,6 +34,8 @@ _IN_PIECES: Final = frozenset({"hardshrink", "hardsigmoid", "softshrink"})
 _BOUNDED: Final = frozenset({"binary_cross_entropy", "renorm"})
 # They take what is smaller than a tolerance for nothing.
 _BY_TOLERANCE: Final = frozenset({"linalg_lstsq", "linalg_pinv"})
+# Where they end is a number, which may be one of the images.
+_ENDS: Final = frozenset({"slice", "split"})
 # Of so few values of a row, made the same length, the signs are told.
 _FEW: Final = 3
 # What a softmax is lessened by; and what leaves that as it is.
@@ -46,6 +48,7 @@ class Step(nomination.Step[Value]):
 
     Attributes:
         falling: the gates that what was given falls by.
+        is_ended: whether it leaves out what lies behind a place that an image may tell.
     """
 
     def __init__(
@@ -57,9 +60,13 @@ class Step(nomination.Step[Value]):
         *,
         place: int,
         is_relu: bool,
+        read: Operand | None = None,
     ) -> None:
+        """Show an operation; ``read`` is a number of the images that the model may know, as where a row ends."""
         self.name, self._args, self._named, self._tensors = name, args, named, operands
         row = _row(name, args, named)
+        ends = [read] if read is not None and row.word in _ENDS else []
+        row, self.is_ended = (Operation(Kind.MASKS, "gather"), True) if ends else (row, False)
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
         # What is optimised runs in functions of this library's, which give their results a gradient.
         has_gradient = torch.is_grad_enabled() or is_inside_own()
@@ -67,7 +74,7 @@ class Step(nomination.Step[Value]):
         self.falling = frozenset[int]().union(*(operand.note.falling for operand in operands if operand.note))
         super().__init__(
             row,
-            [*operands, *_numbers(row.kind, row.word, args, named)],
+            [*operands, *ends, *_numbers(row.kind, row.word, args, named)],
             passes=is_passing and has_gradient and any(operand.is_active for operand in operands),
             is_relu=is_relu,
             is_choice=name in _REDUCES or any(one.is_active for one in placed) or _tells_signs(name, row.kind, args),

@@ -94,6 +94,8 @@ class ForwardWatch(Dispatched):
         self.behind: list[Written] = []
         self.lost: Ranks | None = None
         self._count = 0
+        # A number of the images that the model may know in Python, where a row is to end.
+        self._read: Operand | None = None
         self._notes = Notes()
         # The final softmax is among the last ones; those of attention would fill the memory.
         self._heads: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=4)
@@ -195,8 +197,15 @@ class ForwardWatch(Dispatched):
     ) -> None:
         """Judge what an operation gave, if it is nominated, and note what is known of it."""
         step = Step(
-            name, args, named, operands, place=self._count, is_relu=is_called_as_relu(name, args, self._depends)
+            name,
+            args,
+            named,
+            operands,
+            place=self._count,
+            is_relu=is_called_as_relu(name, args, self._depends),
+            read=self._read,
         )
+        self._note_read(name, operands, results)
         self.lost = step.lost(self.lost)
         if step.is_relu:
             self.relus[_last_number()] = name, line_of_model()
@@ -211,9 +220,15 @@ class ForwardWatch(Dispatched):
             is_shared = not func._schema.is_mutable and any(_is_shared(result, tensor) for tensor in tensors)
             is_piece = is_shared and self._notes.is_unwritten(result)
             falling = step.falling if is_piece else self._judged(step, result, output, is_on_view=is_view)
-            # A view is what it is a view of, unless it alone is a gate.
-            if not is_shared or isinstance(falling, Sign) or falling - step.falling:
+            # A view is what it is a view of, unless it alone is a gate, or an image tells where it ends.
+            if not is_shared or isinstance(falling, Sign) or falling - step.falling or step.is_ended:
                 self._notes.put(result, step.noted(result, falling), is_alone=is_shared)
+
+    def _note_read(self, name: str, operands: Sequence[Operand], results: Sequence[torch.Tensor]) -> None:
+        """Note a number that the model may read: by ``item``, or without a word where it is a whole one."""
+        is_whole = any(one.numel() == 1 and not (one.is_floating_point() or one.is_complex()) for one in results)
+        if self._read is None and (is_whole or name == "local_scalar_dense"):
+            self._read = next((one for one in operands if one.note is not None), None)
 
     def _depends(self, tensor: Any) -> bool:
         return isinstance(tensor, torch.Tensor) and self._notes.of(tensor) is not None

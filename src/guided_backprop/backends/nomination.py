@@ -100,7 +100,7 @@ class Step(Noting[Ref]):
         if self._is_undoing and not self._is_straightening:
             yield from (source for note in notes_of(self._tainted) for source in note.sources if source.is_bounded)
             return
-        if not (self.starts or self._tainted):
+        if not (self.starts or self._tainted or self._shifted_before):
             yield from self.beside(size)
             return
         # To leave values out of something, or to put them in order, zeroes none of them; nor does a known curve.

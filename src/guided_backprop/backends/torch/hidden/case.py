@@ -248,7 +248,7 @@ class Case:
         """The derivative of a sum of the results, each times a number of its own, towards x, behind weights."""
         if self.suspect.x.is_beside:
             return self.own if self._is_cancelled else None
-        return self._shut
+        return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x, is_of_one=False)
 
     @cached_property
     def weighed(self) -> tuple[NumpyArray, NumpyArray] | None:

@@ -2,9 +2,9 @@
 
 For y to be a ReLU of x without an operation that is one, either an operation *chooses* among values by their size
 (a maximum over a stack with zeros, a sort, a norm, \\|x\\|), or something that depends on the images without a gradient
-(a comparison, an index, a sign, a detached value: *taint*) meets a value that carries one. Where neither happens there
-is no ReLU but the explicit ones. Where one does, each framework hands the values to :func:`judge`, which is the same
-for all of them.
+(a comparison, an index, a sign, a detached value: *taint*) meets a value that carries one, or a ReLU that is explicit
+is added to what it is one of, as in ``x + relu(-x)``. Where nothing of that happens there is no ReLU but the explicit
+ones. Where it does, each framework hands the values to :func:`judge`, which is the same for all of them.
 
 To be a gate is a statement about all values, so one counterexample refutes it for good; and values of one sign are no
 evidence, for no value tells a ReLU from the identity there. Then the values of other images are looked at

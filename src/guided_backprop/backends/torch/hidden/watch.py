@@ -37,6 +37,7 @@ Watched = Literal["details", "everything"] | None
 _SHAPED: Final = OPERATIONS.called("create")
 _EMPTY: Final = frozenset({"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"})
 _HEADS: Final = OPERATIONS.of(Kind.HEAD)
+_COUNTS: Final = frozenset({"count_nonzero", "sum"})
 _SUMS: Final = OPERATIONS.called("add", "sub")
 
 
@@ -225,9 +226,9 @@ class ForwardWatch(Dispatched):
                 self._notes.put(result, step.noted(result, falling), is_alone=is_shared)
 
     def _note_read(self, name: str, operands: Sequence[Operand], results: Sequence[torch.Tensor]) -> None:
-        """Note a number that the model may read: by ``item``, or without a word where it is a whole one."""
-        is_whole = any(one.numel() == 1 and not (one.is_floating_point() or one.is_complex()) for one in results)
-        if self._read is None and (is_whole or name == "local_scalar_dense"):
+        """Note a number that the model may read: by ``item``, or without a word where it counts values."""
+        is_count = name in _COUNTS and any(one.numel() == 1 and one.dtype == torch.int64 for one in results)
+        if self._read is None and (is_count or name == "local_scalar_dense"):
             self._read = next((one for one in operands if one.note is not None), None)
 
     def _depends(self, tensor: Any) -> bool:

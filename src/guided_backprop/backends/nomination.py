@@ -58,11 +58,12 @@ class Step(Noting[Ref]):
             return False if self._tainted and (self.row.kind not in CURVES or is_straight) else None
         if self._holds_taint or self.row.kind in CHOOSING or self._is_partly_relu:
             return True
-        is_beside = False if self.beside(size) else None
-        if not self._tainted:
-            return is_beside
-        is_met = bool(self._masks) if len(self.dependent) > 1 else self._follows(size)
-        return is_beside if is_met is None else is_met
+        is_met = self._meets(size) if self._tainted else None
+        return False if is_met is None and self.beside(size) else is_met
+
+    def _meets(self, size: int | None) -> bool | None:
+        """Say it of what is tainted: whether a mask is met here, or something is made of it alone."""
+        return bool(self._masks) if len(self.dependent) > 1 else self._follows(size)
 
     def _is_moved(self, size: int | None) -> bool:
         """Tell whether it gives one value as it came, in another order or shape, and repeats nothing."""
@@ -103,12 +104,7 @@ class Step(Noting[Ref]):
         if not (self.starts or self._tainted or self._shifted_before):
             yield from self.beside(size)
             return
-        # To leave values out of something, or to put them in order, zeroes none of them; nor does a known curve.
-        is_none = (self.row.word in ("gather", "sort") and not self.is_choice) or self._is_curve
-        for operand in self._read:
-            if operand.ref is not None and not (is_none or self._is_affine):
-                yield Candidate(operand.ref, operand.size, ranked=operand.note.told if operand.note else frozenset())
-            yield from () if operand.note is None else operand.note.parts
+        yield from self._given_to_it()
         yield from self._shifted_before
         every = (source for note in notes_of(self._tainted) for source in note.sources)
         yield from (source for source in every if source.choice is not Choice.BEHIND)
@@ -117,6 +113,15 @@ class Step(Noting[Ref]):
             yield from self._taken_away()
         yield from self._weighed(size)
         yield from self.beside(size)
+
+    def _given_to_it(self) -> Iterator[Candidate[Ref]]:
+        """Yield what it is given, and what that was put together of."""
+        # To leave values out of something, or to put them in order, zeroes none of them; nor does a known curve.
+        is_none = (self.row.word in ("gather", "sort") and not self.is_choice) or self._is_curve
+        for operand in self._read:
+            if operand.ref is not None and not (is_none or self._is_affine):
+                yield Candidate(operand.ref, operand.size, ranked=operand.note.told if operand.note else frozenset())
+            yield from () if operand.note is None else operand.note.parts
 
     @property
     def _is_straightening(self) -> bool:

@@ -40,7 +40,7 @@ class Noting(Given[Ref]):
             is_tainted=self.starts or bool(self._tainted) or bool(beside),
             is_by_rank=self.is_by_rank and not beside,
             is_stopped=self._was_stopped,
-            is_step=self.row.kind in _STEPS or any(note.is_step for note in [*self._notes, *self.held]),
+            is_step=self._is_step,
             has_relus=any(note.has_relus for note in [*self._notes, *self.held]),
             ranked=self.ranked(size),
             summed=self.summed(size),
@@ -64,6 +64,10 @@ class Noting(Given[Ref]):
             roots=self._roots(),
             is_off=self._is_off,
         )
+
+    @property
+    def _is_step(self) -> bool:
+        return self.row.kind in _STEPS or any(note.is_step for note in [*self._notes, *self.held])
 
     @property
     def _is_stop(self) -> bool:

@@ -174,9 +174,7 @@ class Case:
         """Say whether it is a ReLU, or what else is to be done about it."""
         if self.is_choice:
             return self._answer_of_choice()
-        suspect, verdict = self.suspect, self.judgement.verdict
-        if suspect.x.is_beside and not (self._is_cancelled and self._is_closed_for_both):
-            verdict = Verdict.NONE
+        suspect, verdict = self.suspect, Verdict.NONE if self._is_of_others else self.judgement.verdict
         # What was taken for a ReLU ended what came before it, and what follows it was not looked at.
         none: Answer = "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
         if verdict is Verdict.NONE:
@@ -219,6 +217,11 @@ class Case:
         is_open = evidence.is_passing(self.own)
         is_alone = is_open.any() and is_multiple(self.own[is_open], self._shut[is_open])
         return bool(is_open.all() or (is_alone and evidence.is_passing(self._shut)[~is_open].any()))
+
+    @property
+    def _is_of_others(self) -> bool:
+        """Whether a sum with a ReLU that is written there is closed by what else is added."""
+        return self.suspect.x.is_beside and not (self._is_cancelled and self._is_closed_for_both)
 
     @property
     def _is_closed_for_both(self) -> bool:

@@ -51,6 +51,7 @@ ORDINARY = {
     "weights of its own": lambda x, w, relu: x @ w + relu(-x) @ w.flip(0),
     "a ReLU of a difference": lambda x, w, relu: (lambda r: (r + relu(r - x)) @ w)(relu(x.roll(1, 1))),
     "what is taken away again": lambda x, w, relu: (lambda d: (x + d + relu(d)) @ w)(relu(x.roll(1, 1)) - x),
+    "the larger of two": lambda x, w, relu: (lambda r: (x + relu(r - x)) @ w)(relu(x.roll(1, 1))),
     "in place on a part": lambda x, w, relu: (lambda y: (y + in_place(y, relu)) @ w)(x.clone()),
     "a curve": lambda x, w, relu: (x + relu(-x).tanh()) @ w,
     "a softplus": lambda x, w, relu: (relu(x) + torch.log1p(torch.exp(-x.abs()))) @ w,

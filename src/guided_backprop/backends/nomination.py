@@ -58,11 +58,13 @@ class Step(Noting[Ref]):
             return False if self._tainted and (self.row.kind not in CURVES or is_straight) else None
         if self._holds_taint or self.row.kind in CHOOSING or self._is_partly_relu:
             return True
-        is_met = self._meets(size) if self._tainted else None
+        is_met = self._meets(size)
         return False if is_met is None and self.beside(size) else is_met
 
     def _meets(self, size: int | None) -> bool | None:
         """Say it of what is tainted: whether a mask is met here, or something is made of it alone."""
+        if not self._tainted:
+            return None
         return bool(self._masks) if len(self.dependent) > 1 else self._follows(size)
 
     def _is_moved(self, size: int | None) -> bool:

@@ -37,7 +37,7 @@ class Noting(Given[Ref]):
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out
         return Note(
-            is_tainted=self.starts or bool(self._tainted) or bool(beside),
+            is_tainted=self.starts or bool([*self._tainted, *beside]),
             is_by_rank=self.is_by_rank and not beside,
             is_stopped=self._was_stopped,
             is_step=self._is_step,

@@ -91,12 +91,11 @@ class Graph:
         """Return the number that an operand is; NaN if it is an array, or a number that nothing tells."""
         if not isinstance(value, Operand):
             return None
-        node, place = value
-        if row(node).word in _SUMS:
-            return self.shifts.get(node._sequence_nr(), _UNKNOWN)
+        if row(value.node).word in _SUMS:
+            return self.shifts.get(value.node._sequence_nr(), _UNKNOWN)
         # Each pattern asks, and to look at an array takes time.
         if value not in self._numbers:
-            self._numbers[value] = self._number(node, place)
+            self._numbers[value] = self._number(*value)
         return self._numbers[value]
 
     def _number(self, node: Node, place: int) -> float:
@@ -113,18 +112,15 @@ class Graph:
         """Return the values that are made of a value directly."""
         if isinstance(value, Operand):
             return [value.node]
-        users: list[Ref] = []
-        for child in self.path.children[value]:
-            users += self.users(child) if operation(child) in _UNSEEN else [child]
-        return users
+        every = (self.users(child) if operation(child) in _UNSEEN else [child] for child in self.path.children[value])
+        return [user for users in every for user in users]
 
     def is_shifted(self, value: Ref | float) -> bool:
         """Tell whether a value is a sum with a number that is not known."""
         made = None if isinstance(value, float) else self.made(value)
         if made is None or made[0] not in _SUMS:
             return False
-        constants = [self.constant(operand) for operand in made[1] if not isinstance(operand, float)]
-        return any(constant is not None for constant in constants)
+        return any(not isinstance(one, float) and self.constant(one) is not None for one in made[1])
 
     def _operands(self, node: Node) -> list[Ref | float]:
         members = self.path.members

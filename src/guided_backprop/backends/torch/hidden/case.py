@@ -209,14 +209,17 @@ class Case:
     def _is_cancelled(self) -> bool:
         """Whether what is closed of ``x + relu(-x)`` is so because both derivatives cancel there, or nothing is closed.
 
-        Then x alone passes all that is open, times one number, and something of all that is closed. What is closed by a
-        ReLU that is written there, or by what is made of other values besides, is none of x.
+        Then x alone passes all that is open, times one number, and what is closed too, which lies on one side of all
+        that is open. What is closed by a ReLU that is written there, or by other values besides, is none of x.
         """
         if self.own is None or self._shut is None:
             return False
         is_open = evidence.is_passing(self.own)
         is_alone = is_open.any() and is_multiple(self.own[is_open], self._shut[is_open])
-        return bool(is_open.all() or (is_alone and evidence.is_passing(self._shut)[~is_open].any()))
+        is_told = evidence.is_passing(self._shut).reshape(-1)
+        x, own = as_numpy(self.suspect.x.tensor).reshape(-1)[is_told], self.own.reshape(-1)[is_told]
+        is_apart = is_told[~is_open.reshape(-1)].any() and evidence.is_apart(x, own)
+        return bool(is_open.all() or (is_alone and is_apart))
 
     @property
     def _is_of_others(self) -> bool:

@@ -123,7 +123,8 @@ class Step(Noting[Ref]):
         for operand in self._read:
             if operand.ref is not None and not (is_none or self._is_affine):
                 yield Candidate(operand.ref, operand.size, ranked=operand.note.told if operand.note else frozenset())
-            yield from () if operand.note is None else operand.note.parts
+            # Around what a pool looks at, constants close at the border alone: that is judged as a choice.
+            yield from () if operand.note is None or self._is_around else operand.note.parts
 
     @property
     def _is_straightening(self) -> bool:
@@ -162,12 +163,16 @@ class Step(Noting[Ref]):
             if is_join and (one.choice is Choice.BEHIND or self._is_mixing):
                 yield one._replace(choice=Choice.BEHIND)
 
+    @property
+    def _is_around(self) -> bool:
+        """Whether it is a pool, and the constants among what it chooses from are around that alone."""
+        return self.row.word == "max_pool" and not any(note.has_gaps for note in self._notes)
+
     def _chosen_from(self) -> Iterator[Candidate[Ref]]:
         """Yield what a result is some of the numbers of, chosen by their size, where constants may be among them."""
         is_by_place = self.row.word == "gather" and bool(self._masks)
         is_of_many = self.row.kind is Kind.CLIP and sum(operand.is_active for operand in self.dependent) > 1
         if self._is_among_constants and (self.row.word in CHOICES or self.is_choice or is_by_place or is_of_many):
-            has_gaps = self.row.word != "max_pool" or any(note.has_gaps for note in self._notes)
-            yield from self._all_read(Choice.AMONG if has_gaps else Choice.AROUND)
+            yield from self._all_read(Choice.AROUND if self._is_around else Choice.AMONG)
         # What was put in order is all there, until some of it is left out.
         yield from (candidate for note in self._notes for candidate in note.ordered)

@@ -17,6 +17,8 @@ _KEEPS_ZEROS: Final = frozenset(
     broadcast cast concatenate div flip identity identity_n mul neg reshape slice split stack stop_gradient transpose
     """.split()
 )
+# None is made by this of any finite number, as in what a batch-norm multiplies by.
+_NEVER_ZERO: Final = "rsqrt"
 
 
 class Weights:
@@ -44,6 +46,8 @@ class Weights:
                 has_zeros = constant == 0
             elif node is None or node.op == "ReadVariableOp":
                 has_zeros = is_outermost and self._has_zeros(name if node is None else producer(operand_refs(node)[0]))
+            elif word_of(node) == _NEVER_ZERO:
+                has_zeros = False
             elif node.op == "Const":
                 has_zeros = not np.all(tf.make_ndarray(attribute(node, "value").tensor))
             else:

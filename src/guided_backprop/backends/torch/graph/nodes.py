@@ -19,6 +19,8 @@ _PLAIN_MODULES: Final = {"torch.nn.modules._functions", "torch.nn.parallel._func
 _IN_PLACE_ON_VIEW: Final = "torch::autograd::CopySlices"
 # What only copies, casts or reshapes values: a head is looked for behind it.
 _RESHAPES: Final = OPERATIONS.called("broadcast", "cast", "copy", "reshape", "transpose")
+# A reshape that makes no copy has the first name where it is watched, and the second one elsewhere.
+_SAME: Final = {"ViewBackward0": "ReshapeAliasBackward0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,20 @@ class Path:
     @property
     def signature(self) -> int:
         """A number for what the nodes are: the same for each batch that takes the same way through the model."""
-        return hash(tuple((node.name(), len(self.children[node])) for node in self.nodes))
+        named = ((node.name(), len(self.children[node])) for node in self.nodes)
+        return hash(tuple((_SAME.get(name, name), users) for name, users in named))
+
+    def leads_around(self, node: Node, ends: Container[Node]) -> bool:
+        """Tell whether a gradient comes from a node to one of some ends around all ReLUs that are operations."""
+        stack, seen = [node], {node}
+        while stack:
+            one = stack.pop()
+            if one in ends:
+                return True
+            parents = [] if relu_of(one, self.members) else [parent for parent, _ in one.next_functions]
+            stack += [parent for parent in parents if parent is not None and parent not in seen]
+            seen.update(stack)
+        return False
 
 
 def _children(last: Node | None) -> dict[Node, list[Node]]:

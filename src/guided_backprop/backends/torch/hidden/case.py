@@ -287,6 +287,9 @@ class Case:
             return "plain"
         if less is None and x.is_bounded:
             return self._answer_of_bound(self.node, x)
+        if less is not None and not self._is_reached(self.node):
+            # Nothing comes from there but through ReLUs that are guided, whatever the images are.
+            return "plain"
         arrays = [as_numpy(value.tensor) for value in (x, less) if value is not None]
         if less is None:
             if self.weighed is None:
@@ -302,9 +305,13 @@ class Case:
             return "open"
         verdict = judge_behind(arrays, derivatives)
         if verdict is Verdict.UNSETTLED and not any(one.any() for one in derivatives):
-            # Nothing comes from there but through ReLUs that are guided.
             return "unsure"
         return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "open"}.get(verdict, "plain")  # type: ignore[return-value]
+
+    def _is_reached(self, node: Node) -> bool:
+        """Tell whether a gradient comes to x, or to what is taken away from it, but through ReLUs that are guided."""
+        edges = [value.edge for value in (self.suspect.x, self.suspect.x.less) if value is not None]
+        return self.path.leads_around(node, {edge.node for edge in edges if edge is not None})
 
     def _answer_of_bound(self, node: Node, x: Value) -> Answer:
         """Say whether a bound that is not 0 is taken away again behind weights."""

@@ -22,6 +22,8 @@ _UNLIKE_THEIR_WORD: Final = frozenset(
 _SQUARES: Final = frozenset({"mse_loss", "var"})
 # Numbers among what they are given are values, and no sizes or places.
 _OF_NUMBERS: Final = frozenset("add clamp div maximum minimum modulo mul pow rsub sub where".split())
+# So many numbers are looked at first.
+_SAMPLE: Final = 64
 # The last thing that they are given may be such a number.
 _LAST_IS_NUMBER: Final = frozenset({"constant_pad_nd", "fill", *OPERATIONS.called("scatter")})
 
@@ -64,11 +66,23 @@ def sign_of_tensor(tensor: torch.Tensor) -> Sign:
         return Sign.NOT_NEGATIVE
     if tensor.is_complex() or tensor.layout is not torch.strided:
         return Sign.UNKNOWN
-    low, high = tensor.detach().aminmax()
+    known = tensor.detach()
+    if _sample_has_both(known):
+        # As of nearly all weights, most of which need not be looked at.
+        return Sign.UNKNOWN
+    low, high = known.aminmax()
     if bool(low.isnan()):
         # It stands for no number at all, and has any sign.
-        low, high = tensor.detach().nan_to_num(0.0).aminmax()
+        low, high = known.nan_to_num(0.0).aminmax()
     return sign_of_numbers(float(low), float(high))
+
+
+def _sample_has_both(tensor: torch.Tensor) -> bool:
+    """Tell whether the first few of many numbers have both signs."""
+    if tensor.numel() < _SAMPLE * _SAMPLE or not tensor.is_contiguous():
+        return False
+    sample = tensor.view(-1)[:_SAMPLE]
+    return bool((sample < 0).any() and (sample > 0).any())
 
 
 def _sign_of_number(number: float) -> Sign:

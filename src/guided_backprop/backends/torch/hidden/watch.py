@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import compress
+from math import prod
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
@@ -129,7 +130,8 @@ class ForwardWatch(Dispatched):
         tensors = [*_tensors_in(args), *_tensors_in(kwargs)]
         self._note_vouched(tensors)
         notes = [self._notes.of(tensor) for tensor in tensors]
-        is_dependent = self._watched == "everything" and name not in _SHAPED and any(note is not None for note in notes)
+        is_constant = name in _SHAPED or _leaves_bias(name, args)
+        is_dependent = self._watched == "everything" and not is_constant and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)
         operands = [
             self._notes.operand(tensor, note, is_kept=is_kept) for tensor, note in zip(tensors, notes, strict=True)
@@ -334,6 +336,14 @@ def _writes(kind: Kind, operands: Sequence[Operand], tensors: Sequence[torch.Ten
         not (operand.tensor.shape == tensor.shape and torch.equal(operand.tensor, tensor))
         for operand, tensor in compress(zip(operands, tensors, strict=True), which)
     )
+
+
+def _leaves_bias(name: str, args: Sequence[Any]) -> bool:
+    """Tell whether a norm takes each value away from itself, as of a row of one: only its bias is left."""
+    if name == "native_group_norm":
+        *_, channels, positions, groups, _ = args
+        return bool(channels * positions == groups)
+    return name == "native_layer_norm" and prod(args[1]) == 1
 
 
 def _is_shared(result: torch.Tensor, tensor: torch.Tensor) -> bool:

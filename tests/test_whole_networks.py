@@ -23,6 +23,7 @@ from guided_backprop.backends.tensorflow.graph import weights
 from guided_backprop.backends.tensorflow.hidden import values
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.hidden import watch
+from guided_backprop.backends.torch.hidden.derivatives import leads_around
 
 RNG = np.random.default_rng(5)
 IMAGES = RNG.normal(size=(2, 3, 14, 14))
@@ -127,10 +128,10 @@ def test_what_comes_through_relus_alone_is_not_reached():
     inner = x * 2
     through, around = F.relu(inner) * 3, F.relu(inner) + inner
     path = nodes.Path.between((through.sum() + around.sum()).grad_fn, [inner.grad_fn])
-    assert not path.leads_around(through.grad_fn, {inner.grad_fn})
-    assert path.leads_around(around.grad_fn, {inner.grad_fn})
+    assert not leads_around(path, through.grad_fn, {inner.grad_fn})
+    assert leads_around(path, around.grad_fn, {inner.grad_fn})
     # What a ReLU gave is in front of it.
-    assert path.leads_around(through.grad_fn, {through.grad_fn.next_functions[0][0]})
+    assert leads_around(path, through.grad_fn, {through.grad_fn.next_functions[0][0]})
 
 
 def of_keras():

@@ -94,9 +94,7 @@ class Graph:
         if row(value.node).word in _SUMS:
             return self.shifts.get(value.node._sequence_nr(), _UNKNOWN)
         # Each pattern asks, and to look at an array takes time.
-        if value not in self._numbers:
-            self._numbers[value] = self._number(*value)
-        return self._numbers[value]
+        return self._numbers[value] if value in self._numbers else self._numbers.setdefault(value, self._number(*value))
 
     def _number(self, node: Node, place: int) -> float:
         name = ("self", "other")[place] if place < 2 else ""

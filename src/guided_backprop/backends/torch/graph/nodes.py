@@ -67,20 +67,7 @@ class Path:
     @property
     def signature(self) -> int:
         """A number for what the nodes are: the same for each batch that takes the same way through the model."""
-        named = ((node.name(), len(self.children[node])) for node in self.nodes)
-        return hash(tuple((_SAME.get(name, name), users) for name, users in named))
-
-    def leads_around(self, node: Node, ends: Container[Node]) -> bool:
-        """Tell whether a gradient comes from a node to one of some ends around all ReLUs that are operations."""
-        stack, seen = [node], {node}
-        while stack:
-            one = stack.pop()
-            if one in ends:
-                return True
-            parents = [] if relu_of(one, self.members) else [parent for parent, _ in one.next_functions]
-            stack += [parent for parent in parents if parent is not None and parent not in seen]
-            seen.update(stack)
-        return False
+        return hash(tuple((_SAME.get(name := node.name(), name), len(self.children[node])) for node in self.nodes))
 
 
 def _children(last: Node | None) -> dict[Node, list[Node]]:

@@ -18,7 +18,7 @@ from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import row
-from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative, seeds
+from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative, leads_around, seeds
 from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
@@ -285,33 +285,31 @@ class Case:
         x, less = self.suspect.x, self.suspect.x.less
         if self.node is None or self._is_shift or (x.is_beside and not self._is_cancelled):
             return "plain"
-        if less is None and x.is_bounded:
+        if less is not None:
+            return self._answer_of_difference(self.node, x, less)
+        if x.is_bounded:
             return self._answer_of_bound(self.node, x)
-        if less is not None and not self._is_reached(self.node):
+        if self.weighed is None:
+            return "unsure"
+        verdict = judge_weighed(*self.weighed, x.ranks, is_of_one_sign=bool(x.sign))
+        if self.behind and verdict is Verdict.PARTIAL and not evidence.is_apart(*self.weighed):
+            # The larger of x and what is made of it is open for most of the positive ones: few may be all of these.
+            return "unsure"
+        return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
+
+    def _answer_of_difference(self, node: Node, x: Value, less: Value) -> Answer:
+        """Say whether it is made of a ReLU of x less another value, behind weights."""
+        if not leads_around(self.path, node, {value.edge.node for value in (x, less) if value.edge is not None}):
             # Nothing comes from there but through ReLUs that are guided, whatever the images are.
             return "plain"
-        arrays = [as_numpy(value.tensor) for value in (x, less) if value is not None]
-        if less is None:
-            if self.weighed is None:
-                return "unsure"
-            verdict = judge_weighed(*self.weighed, x.ranks, is_of_one_sign=bool(x.sign))
-            if self.behind and verdict is Verdict.PARTIAL and not evidence.is_apart(*self.weighed):
-                # The larger of x and what is made of it is open for most of the positive ones: few may be all of these.
-                return "unsure"
-            return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
-        towards = [self.towards_x, derivative(self.node, self.suspect, less, is_of_one=False)]
+        towards = [self.towards_x, derivative(node, self.suspect, less, is_of_one=False)]
         derivatives = [one for one in towards if one is not None]
-        if len(derivatives) < len(arrays):
+        if len(derivatives) < len(towards):
             return "open"
-        verdict = judge_behind(arrays, derivatives)
+        verdict = judge_behind([as_numpy(x.tensor), as_numpy(less.tensor)], derivatives)
         if verdict is Verdict.UNSETTLED and not any(one.any() for one in derivatives):
             return "unsure"
         return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "open"}.get(verdict, "plain")  # type: ignore[return-value]
-
-    def _is_reached(self, node: Node) -> bool:
-        """Tell whether a gradient comes to x, or to what is taken away from it, but through ReLUs that are guided."""
-        edges = [value.edge for value in (self.suspect.x, self.suspect.x.less) if value is not None]
-        return self.path.leads_around(node, {edge.node for edge in edges if edge is not None})
 
     def _answer_of_bound(self, node: Node, x: Value) -> Answer:
         """Say whether a bound that is not 0 is taken away again behind weights."""

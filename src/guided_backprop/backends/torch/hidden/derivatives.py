@@ -1,6 +1,6 @@
 """Derivatives of a result towards what it may be a ReLU of, with all ReLUs shut that are operations of their own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -76,6 +76,19 @@ def derivative(
 
 def _nothing(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     return tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
+
+
+def leads_around(path: Path, node: Node, ends: Container[Node]) -> bool:
+    """Tell whether a gradient comes from a node to one of some ends around all ReLUs that are operations."""
+    stack, seen = [node], {node}
+    while stack:
+        one = stack.pop()
+        if one in ends:
+            return True
+        parents = [] if relu_of(one, path.members) else [parent for parent, _ in one.next_functions]
+        stack += [parent for parent in parents if parent is not None and parent not in seen]
+        seen.update(stack)
+    return False
 
 
 def agrees(suspect: Suspect, judgement: Judgement, derivative: NumpyArray) -> bool:

@@ -1,18 +1,21 @@
 """What may be a ReLU behind weights: judged by derivatives, for the first images and for others."""
 
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.bounds import judge_bound_behind
-from guided_backprop.backends.choices import judge_behind, judge_stopped, judge_weighed
+from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stopped, judge_weighed, needs_more_rows
 from guided_backprop.backends.evidence import joined
 from guided_backprop.backends.jax.graph.program import Value
-from guided_backprop.backends.jax.hidden.looks import NEAR_LOOKS, Looks
+from guided_backprop.backends.jax.hidden.looks import ALL_LOOKS, FURTHER_LOOKS, NEAR_LOOKS, Looks
 from guided_backprop.backends.jax.hidden.signs import Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee
+from guided_backprop.backends.jax.hidden.unrounded import has_rounding
 from guided_backprop.backends.jax.hidden.watch import Seeded, Way, seeds
-from guided_backprop.backends.notes import Candidate, Choice
+from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.spelling import Verdict
 
 
@@ -61,13 +64,14 @@ class Behind:
             # What is made of a ReLU is said of that one.
             return False
         asked, looks = _weighed(y, nominee), list[tuple[NumpyArray, NumpyArray]]()
-        for number in range(NEAR_LOOKS):
+        ranks = nominee.ranks[x]
+        for number in _numbers(y, ranks):
             values = self._looks.seen(x, number + 1, first=number)
             derivative = self._looks.look(number, asked)[Seeded(x, y)]
             if values is None or derivative is None:
                 continue
-            looks.append((values, derivative))
-            verdict = judge_weighed(*joined(looks), nominee.ranks[x], is_of_one_sign=is_of_one_sign)
+            looks.append((_by_rows(values, x), _by_rows(derivative, x)))
+            verdict = judge_weighed(*joined(looks), ranks, is_of_one_sign=is_of_one_sign, least_rows=MANY_ROWS)
             if verdict is Verdict.PARTIAL and not self._is_placed(y, values, number):
                 self._weighed.add(x)
                 return True
@@ -77,15 +81,21 @@ class Behind:
 
     def _is_stopped(self, y: Value, x: Value, nominee: Nominee, *, is_of_one_sign: bool) -> bool:
         """Tell it by the values of both, where something stopped the gradient between them."""
-        asked = [Seeded(x, y, way) for way in (Way.OWN, Way.TOTAL)]
+        ways = (Way.TOTAL, Way.UNROUNDED) if has_rounding(nominee.block) else (Way.TOTAL,)
+        return any(self._is_by(way, y, x, nominee, is_of_one_sign=is_of_one_sign) for way in ways)
+
+    def _is_by(self, way: Way, y: Value, x: Value, nominee: Nominee, *, is_of_one_sign: bool) -> bool:
+        """Tell it by the derivative on some way, beside the model's own."""
+        asked = [Seeded(x, y, one) for one in (Way.OWN, way)]
         looks: list[tuple[NumpyArray, NumpyArray, NumpyArray]] = []
-        for number in range(NEAR_LOOKS):
+        ranks = nominee.ranks[x]
+        for number in _numbers(y, ranks):
             values, derivatives = self._looks.seen(x, number + 1, first=number), self._looks.look(number, asked)
-            known = [array for array in (values, *derivatives.values()) if array is not None]
+            known = [_by_rows(array, x) for array in (values, *derivatives.values()) if array is not None]
             if len(known) < 1 + len(asked):
                 continue
             looks.append((known[0], known[1], known[2]))
-            verdict = judge_stopped(looks, nominee.ranks[x], is_of_one_sign=is_of_one_sign)
+            verdict = judge_stopped(looks, ranks, is_of_one_sign=is_of_one_sign, least_rows=MANY_ROWS)
             if verdict is Verdict.PARTIAL:
                 self._weighed.add(x)
                 return True
@@ -115,3 +125,18 @@ class Behind:
 def _weighed(y: Value, nominee: Nominee) -> list[Seeded]:
     """Return all derivatives of one value behind weights: they are taken at once."""
     return [Seeded(one.ref, y) for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
+
+
+def _numbers(y: Value, ranks: Ranks) -> Iterator[int]:
+    """Yield the numbers of the looks at which a value is judged: more, where few rows cannot tell a rank."""
+    yield from range(NEAR_LOOKS)
+    rows = y.aval.shape[0] if y.aval.shape else 1
+    for count, number in enumerate(range(FURTHER_LOOKS, ALL_LOOKS), NEAR_LOOKS):
+        if not needs_more_rows(count, rows, ranks):
+            return
+        yield number
+
+
+def _by_rows(array: NumpyArray, x: Value) -> NumpyArray:
+    """Return the values of one row as rows, one for each turn of a loop around it."""
+    return array.reshape(-1, *x.aval.shape) if len(x.aval.shape) == 1 else array

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.evidence import NEAR, other_images
+from guided_backprop.backends.evidence import FURTHER, NEAR, further_images, other_images
 from guided_backprop.backends.jax.graph.program import Block, Program, Value
 from guided_backprop.backends.jax.hidden.taint import Nominee
 from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, watched
 
 #: The images themselves, and those that are made of them; what is far larger is looked at alone, and last.
 NEAR_LOOKS = 1 + NEAR
+#: Behind that one the further ones begin, and end before this one.
+FURTHER_LOOKS = NEAR_LOOKS + 1
+ALL_LOOKS = FURTHER_LOOKS + FURTHER
 
 
 class Looks:
@@ -89,7 +92,10 @@ def _others(images: jax.Array, number: int) -> jax.Array:
     """Return the images, or others of the same kind; integers stay what they are."""
     if number == 0 or not jnp.issubdtype(images.dtype, jnp.floating):
         return images
-    others: Iterator[NumpyArray] = other_images(np.asarray(images, np.float64))
+    array = np.asarray(images, np.float64)
+    if number >= FURTHER_LOOKS:
+        return jnp.asarray([*further_images(array)][number - FURTHER_LOOKS], images.dtype)
+    others: Iterator[NumpyArray] = other_images(array)
     # Of several sizes as well: of two values alone nothing can be told.
     sizes = 1 + 0.5 * np.sin(np.arange(images.size, dtype=np.float64)).reshape(images.shape)
     return jnp.asarray([*others][number - 1] * sizes, images.dtype)

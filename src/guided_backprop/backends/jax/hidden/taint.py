@@ -16,6 +16,7 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.hidden.signs import Signs, shift_of
+from guided_backprop.backends.jax.hidden.unrounded import is_rounding
 from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
@@ -119,6 +120,7 @@ class Taint:
             is_shifted=is_shifted,
             place=id(step),
             has_pole=self._has_pole(step),
+            is_rounded=is_rounding(step),
         )
 
     def _has_pole(self, step: Step) -> bool:

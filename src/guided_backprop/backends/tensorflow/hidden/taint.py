@@ -42,6 +42,7 @@ from guided_backprop.backends.tensorflow.hidden.traces import (
     passing_refs,
     reached_in,
 )
+from guided_backprop.backends.tensorflow.hidden.unrounded import is_rounding
 
 # Whose number of values depends on values.
 _SIZED = frozenset("DynamicPartition Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Where".split())
@@ -161,6 +162,9 @@ class Taint:
             exponent=exponent,
             is_shifted=is_shifted,
             has_pole=_has_pole(body, node),
+            is_rounded=is_rounding(
+                node.op, map(graph.kind_of, operand_refs(node)), map(graph.kind_of, graph.outputs_of(node))
+            ),
         )
 
     def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:

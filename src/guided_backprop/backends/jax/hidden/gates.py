@@ -24,6 +24,7 @@ from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of,
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
 from guided_backprop.backends.jax.hidden.watch import steps_between
+from guided_backprop.backends.nomination import PRELU
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, groupings, judge
@@ -154,6 +155,9 @@ class Judge:
         if not slopes.any() or is_curve:
             return plain
         is_gate = verdict in (Verdict.CONVEX, Verdict.CONCAVE) and not is_thin(xs)
+        if is_gate and _has_slopes(nominee.step):
+            # Others may be learned, and what is found holds for the program.
+            return refused
         if not is_gate or closed is None or nominee.step.name in CUSTOM:
             return plain if _is_of_one(nominee.step) else refused
         gate = gate_of(y, x, nominee.block, Seen(ys, xs.reshape(ys.shape), slopes.reshape(ys.shape), closed))
@@ -223,6 +227,11 @@ def _is_of_one(step: Step) -> bool:
     """Tell a curve, or sums and multiples, of one value: where that is no gate there is nothing to multiply with."""
     is_one = sum(value.depends for value in step.inputs) == 1 and step.word not in PARTS
     return is_one and step.kind in (Kind.SMOOTH, Kind.LINEAR)
+
+
+def _has_slopes(step: Step) -> bool:
+    """Tell the end of a PReLU: it is a ReLU where its slopes are 0."""
+    return step.activation is not None and step.activation.name == PRELU
 
 
 def _is_left_at_bound(verdict: Verdict, closed: NumpyArray | None) -> bool:

@@ -108,6 +108,8 @@ class Taint:
             row = Operation(Kind.UNKNOWN, step.word)
         elif step.activation is not None:
             row, operands = nomination.activation(step.activation.name), [self._operand(step.activation.x)]
+            if step.activation.name == nomination.PRELU:
+                operands.append(Operand(has_zeros=partial(self._has_zeros, _slopes(step), is_unknown_one=False)))
         passes = any(value.carries for value in step.outputs) and any(operand.is_active for operand in operands)
         is_relu, is_shifted, exponent = step.relu is not None, bool(shift_of(step)), step.exponent
         return nomination.Step(
@@ -239,6 +241,12 @@ class Taint:
             if value.step is not None and not is_guided:
                 stack += value.step.inputs
         return reached
+
+
+def _slopes(step: Step) -> Value:
+    """Return the slopes of the PReLU that a step ends."""
+    products = [value.step for value in step.inputs if value.step is not None and value.step.word == "mul"]
+    return next(value for product in products for value in product.inputs if not value.depends)
 
 
 def _is_undefined(step: Step) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends import choices, evidence
+from guided_backprop.backends import evidence
 from guided_backprop.backends.choices import MANY_ROWS, judge_weighed
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict
@@ -83,7 +83,8 @@ def test_a_rank_of_one_image_is_none(framework, spelled, mask):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_planted_fault_without_further_images_the_map_is_wrong(framework, monkeypatch):
-    monkeypatch.setattr(choices, "MANY_ROWS", 0)
+    behind = pytest.importorskip(f"guided_backprop.backends.{framework}.hidden.behind")
+    monkeypatch.setattr(behind, "needs_more_images", lambda count, shape, ranks: False)
     found = explained(framework, in_weights, THRESHOLDS["a share of the largest"])
     assert np.abs(found - oracle()[:1]).max() > 0.1 * np.abs(oracle()[:1]).max()
 
@@ -104,3 +105,16 @@ def test_further_images_have_nothing_in_common():
     assert np.abs(np.corrcoef(signs) - np.eye(len(signs))).max() < 0.9
     again = [image.ravel() for image in evidence.further_images(ROWS[:1].astype(float))]
     np.testing.assert_array_equal(further, again)
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_a_curve_that_its_numbers_make_flat_is_refused_of_a_handful_of_values(count):
+    """TensorFlow: it is known as a curve, and its derivative tells."""
+    tf = pytest.importorskip("tensorflow")
+    first, second, third, image = WEIGHTS[0], WEIGHTS[1][:, :count], WEIGHTS[2][:count], tf.constant(ROWS[:1])
+    flat = lambda x: tf.nn.relu(x) + tf.math.expm1(0 * tf.minimum(x, 0))  # noqa: E731
+    curve = lambda x: tf.nn.relu(x) + tf.math.expm1(tf.minimum(x, 0))  # noqa: E731
+    model = lambda x, spelled: tf.tanh(spelled(tf.nn.relu(x @ first) @ second - 0.2) @ third)  # noqa: E731
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(lambda x: model(x, flat)).explain(image, labels=1)
+    assert np.isfinite(np.asarray(GuidedBackprop(lambda x: model(x, curve)).explain(image, labels=1))).all()

@@ -218,9 +218,13 @@ def judge_stopped(
     return Verdict.NONE if verdict is Verdict.PARTIAL and not is_lost else verdict
 
 
-def needs_more_rows(count: int, rows: int, ranks: Ranks) -> bool:
-    """Tell whether further images may say more of what compared values: after so many looks at so many rows."""
-    return ranks is not Ranks.NONE and count * rows < 2 * MANY_ROWS
+def needs_more_images(count: int, shape: Sequence[int], ranks: Ranks) -> bool:
+    """Tell whether further images may say more, after so many looks at values of this shape.
+
+    They do of what compared values, as long as there are few rows, and of all else as long as there are few values.
+    """
+    rows, size = shape[0] if shape else 1, int(np.prod(shape))
+    return count * size < 4 * _LEAST_SIDE or (ranks is not Ranks.NONE and count * rows < 2 * MANY_ROWS)
 
 
 def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks, least_rows: int) -> Verdict:

@@ -7,7 +7,7 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.bounds import judge_bound_behind
-from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stopped, judge_weighed, needs_more_rows
+from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stopped, judge_weighed, needs_more_images
 from guided_backprop.backends.evidence import joined
 from guided_backprop.backends.jax.graph.program import Value
 from guided_backprop.backends.jax.hidden.looks import ALL_LOOKS, FURTHER_LOOKS, NEAR_LOOKS, Looks
@@ -65,7 +65,7 @@ class Behind:
             return False
         asked, looks = _weighed(y, nominee), list[tuple[NumpyArray, NumpyArray]]()
         ranks = nominee.ranks[x]
-        for number in _numbers(y, ranks):
+        for number in _numbers(x, ranks):
             values = self._looks.seen(x, number + 1, first=number)
             derivative = self._looks.look(number, asked)[Seeded(x, y)]
             if values is None or derivative is None:
@@ -89,7 +89,7 @@ class Behind:
         asked = [Seeded(x, y, one) for one in (Way.OWN, way)]
         looks: list[tuple[NumpyArray, NumpyArray, NumpyArray]] = []
         ranks = nominee.ranks[x]
-        for number in _numbers(y, ranks):
+        for number in _numbers(x, ranks):
             values, derivatives = self._looks.seen(x, number + 1, first=number), self._looks.look(number, asked)
             known = [_by_rows(array, x) for array in (values, *derivatives.values()) if array is not None]
             if len(known) < 1 + len(asked):
@@ -127,12 +127,11 @@ def _weighed(y: Value, nominee: Nominee) -> list[Seeded]:
     return [Seeded(one.ref, y) for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
 
 
-def _numbers(y: Value, ranks: Ranks) -> Iterator[int]:
-    """Yield the numbers of the looks at which a value is judged: more, where few rows cannot tell a rank."""
+def _numbers(x: Value, ranks: Ranks) -> Iterator[int]:
+    """Yield the numbers of the looks at which a value is judged: more, where few rows or values tell nothing."""
     yield from range(NEAR_LOOKS)
-    rows = y.aval.shape[0] if y.aval.shape else 1
     for count, number in enumerate(range(FURTHER_LOOKS, ALL_LOOKS), NEAR_LOOKS):
-        if not needs_more_rows(count, rows, ranks):
+        if not needs_more_images(count, x.aval.shape, ranks):
             return
         yield number
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from guided_backprop.backends.bounds import judge_bound_behind
-from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stopped, judge_weighed, needs_more_rows
+from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stopped, judge_weighed, needs_more_images
 from guided_backprop.backends.evidence import NEAR, joined
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Towards, Way
@@ -83,8 +83,7 @@ class Behind:
         values, derivatives = seen[0]
         # Where nothing comes from but through ReLUs that are guided there is nothing to find.
         is_led = any(derived.any() for derived in derivatives)
-        rows = len(values[0]) if values[0].ndim else 1
-        return is_led and (turn <= NEAR or needs_more_rows(turn, rows, self._open[index][1].ranks))
+        return is_led and (turn <= NEAR or needs_more_images(turn, values[0].shape, self._open[index][1].ranks))
 
     def _looking(self) -> _Look:
         """Return what sees the values that are asked for, and all derivatives towards them."""

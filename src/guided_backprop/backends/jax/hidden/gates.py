@@ -155,10 +155,7 @@ class Judge:
         if not slopes.any() or is_curve:
             return plain
         is_gate = verdict in (Verdict.CONVEX, Verdict.CONCAVE) and not is_thin(xs)
-        if is_gate and _has_slopes(nominee.step):
-            # Others may be learned, and what is found holds for the program.
-            return refused
-        if not is_gate or closed is None or nominee.step.name in CUSTOM:
+        if not is_gate or closed is None or _is_never_guided(nominee.step):
             return plain if _is_of_one(nominee.step) else refused
         gate = gate_of(y, x, nominee.block, Seen(ys, xs.reshape(ys.shape), slopes.reshape(ys.shape), closed))
         if gate is None:
@@ -229,9 +226,9 @@ def _is_of_one(step: Step) -> bool:
     return is_one and step.kind in (Kind.SMOOTH, Kind.LINEAR)
 
 
-def _has_slopes(step: Step) -> bool:
-    """Tell the end of a PReLU: it is a ReLU where its slopes are 0."""
-    return step.activation is not None and step.activation.name == PRELU
+def _is_never_guided(step: Step) -> bool:
+    """Tell a custom function, and a PReLU: other slopes may be learned, and what is found holds for the program."""
+    return step.name in CUSTOM or (step.activation is not None and step.activation.name == PRELU)
 
 
 def _is_left_at_bound(verdict: Verdict, closed: NumpyArray | None) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, Saliency, compare
-from guided_backprop.backends.jax.hidden import gates, taint
+from guided_backprop.backends.jax.hidden import looks, taint
 from guided_backprop.errors import ModelError, NoReluError, OpaqueRegionError
 from networks import mlp
 from networks_jax import to_jax
@@ -91,7 +91,7 @@ def test_what_is_no_relu_keeps_its_derivative(program):
 
 
 def test_where_nothing_is_nominated_nothing_is_run(monkeypatch):
-    monkeypatch.setattr(gates, "watched", None)
+    monkeypatch.setattr(looks, "watched", None)
     explained(network(jax.nn.relu))
     with pytest.raises(ModelError):
         explained(network(lambda x: x * (x > 0)))

@@ -34,6 +34,8 @@ _LEAST_SIDE: Final = 12
 _LEAST_WAYS: Final = 8000
 # Of so many rows the largest halves do not all end at 0.
 _LEAST_ROWS: Final = 4
+#: And of so many none of which is another one turned in sign: then a rank looks like no threshold either.
+MANY_ROWS: Final = 8
 
 
 def judge_choice(
@@ -145,7 +147,12 @@ def judge_behind(values: Sequence[NumpyArray], derivatives: Sequence[NumpyArray]
 
 
 def judge_weighed(
-    x: NumpyArray, derivative: NumpyArray, ranks: Ranks = Ranks.NONE, *, is_of_one_sign: bool = False
+    x: NumpyArray,
+    derivative: NumpyArray,
+    ranks: Ranks = Ranks.NONE,
+    *,
+    is_of_one_sign: bool = False,
+    least_rows: int = _LEAST_ROWS,
 ) -> Verdict:
     """Tell whether a sum is made of a ReLU of x, behind whatever weights.
 
@@ -157,8 +164,11 @@ def judge_weighed(
         derivative: of a sum of the results, each times a number of its own, towards x.
         ranks: how what chose between both compared values. With each other: the largest may be open, and no others.
         is_of_one_sign: whether x never changes its sign, however the images are.
+        least_rows: of so many rows the largest do not all end at 0. Of many even where nothing but values was compared:
+            ``x + max(x) > max(x)`` is a threshold.
     """
-    if is_of_one_sign or ranks is Ranks.ALL or x.size == 0 or not np.isfinite(derivative).all():
+    is_rank = ranks is Ranks.ALL and least_rows < MANY_ROWS
+    if is_of_one_sign or is_rank or x.size == 0 or not np.isfinite(derivative).all():
         return Verdict.NONE
     derivative = derivative.reshape(x.shape)
     if x.ndim > 1 and derivative.any():
@@ -171,7 +181,7 @@ def judge_weighed(
         return Verdict.NONE if is_told else Verdict.UNSETTLED
     for side in (x, -x):
         if not is_open[side < 0].any():
-            return _verdict_at_zero(side, is_open, ranks)
+            return _verdict_at_zero(side, is_open, ranks, least_rows)
     is_enough = min(is_open.sum(), (~is_open).sum()) >= _LEAST_SIDE and ranks is Ranks.NONE
     is_split = is_enough and any(side[~is_open].max() <= side[is_open].min() for side in (x, -x))
     return Verdict.PARTIAL if is_split else Verdict.NONE
@@ -182,6 +192,7 @@ def judge_stopped(
     ranks: Ranks = Ranks.NONE,
     *,
     is_of_one_sign: bool = False,
+    least_rows: int = _LEAST_ROWS,
 ) -> Verdict:
     """Tell whether a sum is a ReLU of x by its values and not by its gradient, as something stopped that.
 
@@ -194,6 +205,7 @@ def judge_stopped(
             derivative towards x: the model's own, and as if nothing was stopped. No ReLU is shut for either.
         ranks: as for :func:`judge_weighed`.
         is_of_one_sign: whether x never changes its sign, however the images are.
+        least_rows: as for :func:`judge_weighed`.
     """
     if not any(own.any() for _, own, _ in looks):
         return Verdict.NONE
@@ -202,14 +214,23 @@ def judge_stopped(
     totals = [np.where(np.abs(look[2]) <= least, 0.0, look[2]) for look, least in zip(looks, left, strict=True)]
     is_lost = any((is_passing(look[1]) & (total == 0)).any() for look, total in zip(looks, totals, strict=True))
     seen = joined([(look[0], total) for look, total in zip(looks, totals, strict=True)])
-    verdict = judge_weighed(*seen, ranks, is_of_one_sign=is_of_one_sign)
+    verdict = judge_weighed(*seen, ranks, is_of_one_sign=is_of_one_sign, least_rows=least_rows)
     return Verdict.NONE if verdict is Verdict.PARTIAL and not is_lost else verdict
 
 
-def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks) -> Verdict:
+def needs_more_images(count: int, shape: Sequence[int], ranks: Ranks) -> bool:
+    """Tell whether further images may say more, after so many looks at values of this shape.
+
+    They do of what compared values, as long as there are few rows, and of all else as long as there are few values.
+    """
+    rows, size = shape[0] if shape else 1, int(np.prod(shape))
+    return count * size < 4 * _LEAST_SIDE or (ranks is not Ranks.NONE and count * rows < 2 * MANY_ROWS)
+
+
+def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks, least_rows: int) -> Verdict:
     """Return what it says that nothing below 0 is open."""
     is_full = not (~is_open & (x > 0)).any()
-    is_by_rank = x.ndim < 2 or len(x) < _LEAST_ROWS or _are_as_many(is_open) or not is_full
+    is_by_rank = x.ndim < 2 or len(x) < least_rows or _are_as_many(is_open) or not is_full
     if ranks is not Ranks.NONE and is_by_rank:
         # The largest half of a row is what is above 0 as often as not; and of few negative ones none is among them.
         return Verdict.UNSETTLED

@@ -10,6 +10,8 @@ from guided_backprop.arrays import NumpyArray
 
 #: So many sets of other images come before the one that is far larger.
 NEAR: Final = 2
+#: So many further ones there are, where a handful of rows tell nothing.
+FURTHER: Final = 8
 # By how much the last ones of the other images are larger.
 _FAR: Final = 64.0
 # So small a part of the largest derivative is what rounding left of a sum of opposite ones.
@@ -33,6 +35,20 @@ def other_images(images: NumpyArray) -> Iterator[NumpyArray]:
     turned = images * np.where(np.sin(steps * steps) > 0, 1.0, -1.0)
     yield turned.astype(images.dtype)
     yield (-_FAR * turned).astype(images.dtype)
+
+
+def further_images(images: NumpyArray) -> Iterator[NumpyArray]:
+    """Yield more images of the same kind: of other signs and sizes each time, as of rows that have nothing in common.
+
+    What compares values of a row with each other, or with their sum, closes those below 0 on a handful of rows by
+    chance, and on so many more no longer.
+    """
+    images = next(other_images(images))
+    steps = np.arange(1, images.size + 1, dtype=np.float64).reshape(images.shape)
+    for turn in range(1, FURTHER + 1):
+        # As numbers that are drawn, and the same for all calls.
+        drawn = np.mod(np.sin(12.9898 * steps + 78.233 * turn) * 43758.5453, 1.0)
+        yield (images * np.where(drawn > 0.5, 1.0, -1.0) * (0.5 + np.mod(7 * drawn, 1.0))).astype(images.dtype)
 
 
 def is_thin(x: NumpyArray) -> bool:

@@ -26,8 +26,13 @@ _INVERSES: Final = frozenset({"exp", "expm1", "pow"})
 _ACTIVATIONS: Final = {
     "clamp": Operation(Kind.CLIP, "clamp"),
     "norm": Operation(Kind.CHOOSES, "norm"),
+    "prelu": Operation(Kind.RELU, "prelu"),
     guards.NAME: Operation(Kind.MOVES, "copy"),
 }
+
+
+#: It has slopes, and may be a ReLU where they are 0.
+PRELU: Final = "prelu"
 
 
 def activation(name: str) -> Operation:

@@ -71,7 +71,7 @@ class Noting(Given[Ref]):
 
     @property
     def _is_stop(self) -> bool:
-        return self.row.word == "stop_gradient"
+        return self.row.word == "stop_gradient" or self.is_rounded
 
     @property
     def _was_stopped(self) -> bool:
@@ -223,7 +223,7 @@ class Noting(Given[Ref]):
     def _begun(self, size: int | None) -> Sequence[Candidate[Ref]]:
         """Return what the taint that begins here comes from; a loop may have stopped gradients inside."""
         new = self._new_sources(self._all_parts, size)
-        is_stopped = any(note.is_stopped for note in self.held)
+        is_stopped = self.is_rounded or any(note.is_stopped for note in self.held)
         return [one._replace(is_stopped=True) for one in new] if is_stopped else new
 
     def _new_sources(self, candidates: Sequence[Candidate[Ref]], size: int | None) -> Sequence[Candidate[Ref]]:

@@ -4,25 +4,27 @@ The program is run once on the first images, and on others where those are no ev
 program from then on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.bounds import judge_bound_behind, judge_bounded
-from guided_backprop.backends.choices import difference, judge_behind, judge_choice, judge_stopped, judge_weighed
-from guided_backprop.backends.evidence import NEAR, is_evidence, is_thin, joined, other_images
-from guided_backprop.backends.jax.graph.program import CUSTOM, Block, Gate, Program, Step, Value
+from guided_backprop.backends.bounds import judge_bounded
+from guided_backprop.backends.choices import difference, judge_choice
+from guided_backprop.backends.evidence import is_evidence, is_thin
+from guided_backprop.backends.jax.graph.program import CUSTOM, Gate, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
+from guided_backprop.backends.jax.hidden.behind import Behind
+from guided_backprop.backends.jax.hidden.looks import NEAR_LOOKS, Looks
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of, snapped
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
-from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, seeds, steps_between, watched
+from guided_backprop.backends.jax.hidden.watch import steps_between
+from guided_backprop.backends.nomination import PRELU
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.rows import groupings
@@ -31,8 +33,6 @@ from guided_backprop.backends.step import PARTS
 
 _EXPLICIT = frozenset({"clamp", "minimum"})
 _ENDS = ((np.min, np.inf), (np.max, -np.inf))
-# The images themselves, and those that are made of them; what is far larger is looked at alone, and last.
-_NEAR_LOOKS = 1 + NEAR
 
 
 class _Finding(Enum):
@@ -67,20 +67,15 @@ class Judge:
 
     def __init__(self, program: Program, facts: Facts, vouch: Vouch, images: Sequence[jax.Array]) -> None:
         self._program, self._facts, self._vouch = program, facts, vouch
-        self._images = images
-        self._looks: list[dict[Asked, NumpyArray | None]] = []
+        self._looks = Looks(program, images)
+        self._behind = Behind(self._looks)
         self._nominees: dict[Value, Nominee] = {}
         self._taint, self._signs = Taint(facts, vouch), Signs(facts)
-        self._runs: dict[tuple[Asked, ...], Values] = {}
-        # What something is a ReLU of, behind weights.
-        self._weighed: set[Value] = set()
-        # The inputs of each look: the images, and what is computed in front of where the gradient begins.
-        self._given: dict[int, list[jax.Array]] = {}
 
     def findings(self) -> Findings:
         """Judge what is nominated, in the order in which it is computed: behind a ReLU there is less to judge."""
         findings, concave = Findings(), dict[Value, Nominee]()
-        self._nominees = nominees = self._nominated(findings)
+        self._nominees = self._looks.nominees = nominees = self._nominated(findings)
         for y, nominee in self._nominees.items():
             if y not in nominees:
                 continue
@@ -127,12 +122,15 @@ class Judge:
     def _judge_choice(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         x, choice, less = candidate.ref, candidate.choice, candidate.less
         if choice is Choice.BEHIND:
-            return self._judge_through_weights(y, candidate, nominee)
+            is_relu = self._behind.is_relu(y, candidate, nominee, self._signs)
+            return _Finding.REFUSED if is_relu else _Finding.PLAIN
         if choice is Choice.AROUND and self._signs.of(x):
             # Nothing is closed by the 0 around what a ReLU gives, and nothing has to be run.
             return _Finding.PLAIN
         asked = (y, x) if less is None else (y, x, less)
-        looks = [[self._seen(value, number + 1, first=number) for value in asked] for number in range(_NEAR_LOOKS + 1)]
+        looks = [
+            [self._looks.seen(value, number + 1, first=number) for value in asked] for number in range(NEAR_LOOKS + 1)
+        ]
         ran = [[array for array in look if array is not None] for look in looks]
         pairs = [(ys, difference(*others)) for ys, *others in ran if len(others) == len(asked) - 1]
         seen = [(ys if less is None else snapped(ys, y), xs) for ys, xs in pairs if xs is not None]
@@ -140,88 +138,6 @@ class Judge:
         if not seen:
             return _Finding.PLAIN if pairs else _Finding.REFUSED
         return _finding_of(judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))))
-
-    def _judge_through_weights(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
-        if candidate.less is not None:
-            return self._judge_behind(y, candidate)
-        finding = self._judge_weighed(y, candidate, nominee)
-        is_stopped = candidate.is_stopped and candidate.ref not in self._weighed
-        if not is_stopped or finding is not _Finding.PLAIN:
-            return finding
-        return self._judge_stopped(y, candidate.ref, nominee)
-
-    def _judge_behind(self, y: Value, candidate: Candidate[Value]) -> _Finding:
-        """Judge by derivatives whether one of two values is taken away again, behind weights."""
-        asked = [Seeded(value, y) for value in candidate.values]
-        for number in range(_NEAR_LOOKS):
-            values = [self._seen(value, number + 1, first=number) for value in candidate.values]
-            derivatives = list(self._look(number, asked).values())
-            known = [array for array in (*values, *derivatives) if array is not None]
-            if len(known) < 2 * len(asked):
-                continue
-            verdict = judge_behind(known[: len(asked)], known[len(asked) :])
-            if verdict is not Verdict.UNSETTLED:
-                return _Finding.REFUSED if verdict is Verdict.PARTIAL else _Finding.PLAIN
-        return _Finding.PLAIN
-
-    def _judge_weighed(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
-        """Judge by its derivative whether a value is a ReLU of another one, behind weights."""
-        x = candidate.ref
-        if candidate.is_bounded:
-            return self._judge_bound(y, x, nominee)
-        if x in self._weighed:
-            # What is made of a ReLU is said of that one.
-            return _Finding.PLAIN
-        asked, looks = _weighed(y, nominee), list[tuple[NumpyArray, NumpyArray]]()
-        for number in range(_NEAR_LOOKS):
-            values, derivative = self._seen(x, number + 1, first=number), self._look(number, asked)[Seeded(x, y)]
-            if values is None or derivative is None:
-                continue
-            looks.append((values, derivative))
-            verdict = judge_weighed(*joined(looks), nominee.ranks[x], is_of_one_sign=bool(self._signs.of(x)))
-            if verdict is Verdict.PARTIAL and not self._is_placed(y, values, number):
-                self._weighed.add(x)
-                return _Finding.REFUSED
-            if verdict is not Verdict.UNSETTLED:
-                break
-        return _Finding.PLAIN
-
-    def _judge_stopped(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
-        """Judge whether a value is a ReLU of another one by its values, where something stopped its gradient."""
-        asked = [Seeded(x, y, way) for way in (Way.OWN, Way.TOTAL)]
-        looks: list[tuple[NumpyArray, NumpyArray, NumpyArray]] = []
-        for number in range(_NEAR_LOOKS):
-            values, derivatives = self._seen(x, number + 1, first=number), self._look(number, asked)
-            known = [array for array in (values, *derivatives.values()) if array is not None]
-            if len(known) < 1 + len(asked):
-                continue
-            looks.append((known[0], known[1], known[2]))
-            verdict = judge_stopped(looks, nominee.ranks[x], is_of_one_sign=bool(self._signs.of(x)))
-            if verdict is Verdict.PARTIAL:
-                self._weighed.add(x)
-                return _Finding.REFUSED
-            if verdict is Verdict.NONE:
-                break
-        return _Finding.PLAIN
-
-    def _judge_bound(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
-        """Judge whether a bound that is not 0 is taken away again behind weights."""
-        rows: list[list[NumpyArray]] = []
-        for number in range(_NEAR_LOOKS):
-            values, results = (self._seen(value, number + 1, first=number) for value in (x, y))
-            derivative = self._look(number, _weighed(y, nominee))[Seeded(x, y)]
-            is_one = results is not None and results.shape == y.aval.shape and results.ndim > 0
-            if values is None or results is None or derivative is None or not is_one or len(values) != len(results):
-                return _Finding.PLAIN
-            products = results * np.asarray(seeds(jnp.asarray(results)))
-            rows.append([values, derivative, products.reshape(len(results), -1).sum(1).astype(y.aval.dtype)])
-        verdict = judge_bound_behind(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
-        return _Finding.REFUSED if verdict is Verdict.PARTIAL else _Finding.PLAIN
-
-    def _is_placed(self, y: Value, x: NumpyArray, number: int) -> bool:
-        """Tell whether values were put somewhere, and nothing was added up so far."""
-        placed = self._seen(y, number + 1, first=number)
-        return placed is not None and bool(np.isin(placed, [*x.ravel(), 0]).all())
 
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of one candidate."""
@@ -232,7 +148,7 @@ class Judge:
         if verdict is Verdict.NONE or (x in nominee.bounded and _is_left_at_bound(verdict, closed)):
             return plain
         between = steps_between(x, y, nominee.block)
-        ys, xs, slopes = self._seen(y, looks), self._seen(x, looks), self._derivative(y, x, looks)
+        ys, xs, slopes = self._looks.seen(y, looks), self._looks.seen(x, looks), self._looks.derivative(y, x, looks)
         if ys is None or xs is None or slopes is None:
             # No image took this branch; but curves, sums and multiples of one value gate nothing.
             return plain if all(map(_is_of_one, between)) else refused
@@ -240,7 +156,7 @@ class Judge:
         if not slopes.any() or is_curve:
             return plain
         is_gate = verdict in (Verdict.CONVEX, Verdict.CONCAVE) and not is_thin(xs)
-        if not is_gate or closed is None or nominee.step.name in CUSTOM:
+        if not is_gate or closed is None or _is_never_guided(nominee.step):
             return plain if _is_of_one(nominee.step) else refused
         gate = gate_of(y, x, nominee.block, Seen(ys, xs.reshape(ys.shape), slopes.reshape(ys.shape), closed))
         if gate is None:
@@ -250,11 +166,11 @@ class Judge:
     def _verdict(self, y: Value, x: Value, nominee: Nominee) -> tuple[Verdict, NumpyArray | None, int]:
         """Return what values say, where the gate is closed, and of how many sets of images they are."""
         verdict, closed, used, before = Verdict.UNSETTLED, None, 1, None
-        for looks in range(1, _NEAR_LOOKS + 2):
-            is_far = looks > _NEAR_LOOKS
+        for looks in range(1, NEAR_LOOKS + 2):
+            is_far = looks > NEAR_LOOKS
             # The largest of a few rows may lie as a gate would have them, by chance.
-            is_chance = nominee.ranks[x] is not Ranks.NONE and looks < _NEAR_LOOKS
-            ys, xs = (self._seen(value, looks, first=_NEAR_LOOKS if is_far else 0) for value in (y, x))
+            is_chance = nominee.ranks[x] is not Ranks.NONE and looks < NEAR_LOOKS
+            ys, xs = (self._looks.seen(value, looks, first=NEAR_LOOKS if is_far else 0) for value in (y, x))
             if ys is None or xs is None:
                 continue
             if before is not None and not all(map(is_evidence, (ys, xs), before)):
@@ -262,7 +178,7 @@ class Judge:
             before, used = (ys, xs), looks
             judgement = self._judged(y, x, nominee, ys, xs)
             if is_far and judgement.verdict is not Verdict.NONE:
-                ys, xs = self._seen(y, looks), self._seen(x, looks)
+                ys, xs = self._looks.seen(y, looks), self._looks.seen(x, looks)
                 joined = judgement if ys is None or xs is None else self._judged(y, x, nominee, ys, xs)
                 judgement = _of_all(judgement, joined)
             verdict, closed = judgement.verdict, judgement.closed
@@ -288,49 +204,6 @@ class Judge:
             is_of_two=nominee.is_of_two,
         )
 
-    def _seen(self, value: Value, looks: int, first: int = 0) -> NumpyArray | None:
-        """Return what a value was on so many sets of images, one set behind the other; None if it was not computed.
-
-        What came before the ``first`` set is left out.
-        """
-        while len(self._looks) < looks:
-            self._looks.append(self._look(len(self._looks), self._wanted()))
-        return _joined([look[value] for look in self._looks[first:looks]])
-
-    def _derivative(self, y: Value, x: Value, looks: int) -> NumpyArray | None:
-        pair = (x, y)
-        return _joined([self._look(number, [pair])[pair] for number in range(looks)])
-
-    def _wanted(self) -> list[Asked]:
-        wanted = [value for y, nominee in self._nominees.items() for value in (y, *nominee.compared)]
-        return list(dict.fromkeys(wanted))
-
-    def _look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
-        """Run the program on the images, the first time; on others that are made of them after that."""
-        key = tuple(asked)
-        if key not in self._runs:
-            self._runs[key] = watched(self._program.block, asked, self._places())
-        if number not in self._given:
-            self._given[number] = self._inputs(number)
-        return self._runs[key](self._program.constants, self._given[number])
-
-    def _places(self) -> dict[Asked, Block]:
-        places: dict[Asked, Block] = {}
-        for y, nominee in self._nominees.items():
-            for x in nominee.compared:
-                places |= dict.fromkeys((y, x, (x, y), *(Seeded(x, y, way) for way in Way)), nominee.block)
-        return places
-
-    def _inputs(self, number: int) -> list[jax.Array]:
-        first, given = self._program.first, self._images
-        if first is None:
-            return [_others(images, number) for images in given]
-        # Other values there, where the gradient begins: tokens have no others.
-        inside = watched(first, [first.outputs[0]], {first.outputs[0]: first})(self._program.constants, list(given))
-        (value,) = inside.values()
-        begin = jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)
-        return [*given, _others(begin, number)]
-
 
 def _of_all(alone: Judgement, every: Judgement) -> Judgement:
     """Return what values on far larger images say: what it is it has to be on all of them.
@@ -354,9 +227,9 @@ def _is_of_one(step: Step) -> bool:
     return is_one and step.kind in (Kind.SMOOTH, Kind.LINEAR)
 
 
-def _weighed(y: Value, nominee: Nominee) -> list[Seeded]:
-    """Return all derivatives of one value behind weights: they are taken at once."""
-    return [Seeded(one.ref, y) for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
+def _is_never_guided(step: Step) -> bool:
+    """Tell a custom function, and a PReLU: other slopes may be learned, and what is found holds for the program."""
+    return step.name in CUSTOM or (step.activation is not None and step.activation.name == PRELU)
 
 
 def _is_left_at_bound(verdict: Verdict, closed: NumpyArray | None) -> bool:
@@ -381,18 +254,3 @@ def _may_be_one(y: NumpyArray, x: NumpyArray) -> bool:
             if not (high - low > ROUNDING * np.abs(high)).any():
                 return True
     return False
-
-
-def _joined(looks: Sequence[NumpyArray | None]) -> NumpyArray | None:
-    computed = [look for look in looks if look is not None]
-    return np.concatenate([np.atleast_1d(look) for look in computed]) if computed else None
-
-
-def _others(images: jax.Array, number: int) -> jax.Array:
-    """Return the images, or others of the same kind; integers stay what they are."""
-    if number == 0 or not jnp.issubdtype(images.dtype, jnp.floating):
-        return images
-    others: Iterator[NumpyArray] = other_images(np.asarray(images, np.float64))
-    # Of several sizes as well: of two values alone nothing can be told.
-    sizes = 1 + 0.5 * np.sin(np.arange(images.size, dtype=np.float64)).reshape(images.shape)
-    return jnp.asarray([*others][number - 1] * sizes, images.dtype)

@@ -16,6 +16,7 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.hidden.signs import Signs, shift_of
+from guided_backprop.backends.jax.hidden.unrounded import is_rounding
 from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.refusals import is_plain
@@ -107,6 +108,8 @@ class Taint:
             row = Operation(Kind.UNKNOWN, step.word)
         elif step.activation is not None:
             row, operands = nomination.activation(step.activation.name), [self._operand(step.activation.x)]
+            if step.activation.name == nomination.PRELU:
+                operands.append(Operand(has_zeros=partial(self._has_zeros, _slopes(step), is_unknown_one=False)))
         passes = any(value.carries for value in step.outputs) and any(operand.is_active for operand in operands)
         is_relu, is_shifted, exponent = step.relu is not None, bool(shift_of(step)), step.exponent
         return nomination.Step(
@@ -119,6 +122,7 @@ class Taint:
             is_shifted=is_shifted,
             place=id(step),
             has_pole=self._has_pole(step),
+            is_rounded=is_rounding(step),
         )
 
     def _has_pole(self, step: Step) -> bool:
@@ -237,6 +241,12 @@ class Taint:
             if value.step is not None and not is_guided:
                 stack += value.step.inputs
         return reached
+
+
+def _slopes(step: Step) -> Value:
+    """Return the slopes of the PReLU that a step ends."""
+    products = [value.step for value in step.inputs if value.step is not None and value.step.word == "mul"]
+    return next(value for product in products for value in product.inputs if not value.depends)
 
 
 def _is_undefined(step: Step) -> bool:

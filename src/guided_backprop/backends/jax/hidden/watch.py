@@ -13,6 +13,7 @@ from jax import Array
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.jax.graph.program import CUSTOM, REMATS, Block, Step, Value
+from guided_backprop.backends.jax.hidden.unrounded import declared, unrounded
 
 
 class Way(Enum):
@@ -24,6 +25,8 @@ class Way(Enum):
     OWN = auto()
     #: As if nothing stopped them.
     TOTAL = auto()
+    #: The same, and as if nothing rounded.
+    UNROUNDED = auto()
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,10 @@ class Watch:
         watch = self if key.way is self._way else Watch(self._constants, (), {}, key.way)
         return watch._derivative(key.x, key.y, block, arrays, seeds)
 
+    @property
+    def _stops_nothing(self) -> bool:
+        return self._way in (Way.TOTAL, Way.UNROUNDED)
+
     def _read(self, value: Value, arrays: Mapping[Value, Array]) -> Array:
         if value.literal is not None:
             return jnp.asarray(value.literal, value.aval.dtype)
@@ -99,7 +106,7 @@ class Watch:
 
     def _is_other(self, step: Step) -> bool:
         """Tell whether a gradient passes a step otherwise than the model's own."""
-        if self._way is Way.TOTAL:
+        if self._stops_nothing:
             return step.word == "stop_gradient" or _is_shown(step)
         return self._way is Way.AROUND and any(map(_is_guided, step.outputs))
 
@@ -108,9 +115,13 @@ class Watch:
         return jax.lax.stop_gradient(result) if self._way is Way.AROUND and _is_guided(value) else result
 
     def _step(self, step: Step, operands: list[Array], answers: Found) -> list[Array]:
-        if self._way is Way.TOTAL and step.word == "stop_gradient":
+        if self._way is Way.UNROUNDED:
+            if (results := unrounded(step, operands)) is not None:
+                return results
+            operands = [declared(operand, value) for operand, value in zip(operands, step.inputs, strict=True)]
+        if self._stops_nothing and step.word == "stop_gradient":
             return operands
-        if self._way is Way.TOTAL and _is_shown(step):
+        if self._stops_nothing and _is_shown(step):
             return self._block(step.blocks[0], operands)[0]
         if not self._holds(step):
             return step.run(operands)
@@ -126,7 +137,7 @@ class Watch:
 
     def _block(self, block: Block, operands: Sequence[Array]) -> tuple[list[Array], Found]:
         arrays, answers = self.run(block, operands)
-        return [self._read(value, arrays) for value in block.outputs], answers
+        return [declared(self._read(value, arrays), value) for value in block.outputs], answers
 
     def _scan(self, step: Step, operands: list[Array], answers: Found) -> list[Array]:
         params = step.eqn.params

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.tensorflow.graph.nodes import FLOATS, Graph, attribute, operand_refs, producer, word_of
@@ -70,3 +71,10 @@ class Weights:
             kinds = [] if tensor._handle_data is None else tensor._handle_data.shape_and_type
             tensor = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=kinds[0].dtype) if len(kinds) == 1 else None
         return None if tensor is None or not tensor.dtype.is_floating else np.asarray(tensor.numpy())
+
+
+def slopes_of(graph: Graph, node: NodeDef) -> str:
+    """Return the slopes of the PReLU that a node ends."""
+    products = [graph.node(ref) for ref in operand_refs(node)]
+    factors = [ref for one in products if one is not None and word_of(one) == "mul" for ref in operand_refs(one)]
+    return next(ref for ref in factors if not graph.depends(ref))

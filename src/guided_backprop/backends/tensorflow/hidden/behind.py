@@ -1,17 +1,17 @@
 """What places may be ReLUs of behind weights: judged by derivatives, for these images and for others."""
 
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import tensorflow as tf
 
 from guided_backprop.backends.bounds import judge_bound_behind
-from guided_backprop.backends.choices import judge_behind, judge_stopped, judge_weighed
+from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stopped, judge_weighed, needs_more_images
 from guided_backprop.backends.evidence import NEAR, joined
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Towards, Way
-from guided_backprop.backends.tensorflow.hidden.looks import other_inputs
+from guided_backprop.backends.tensorflow.hidden.looks import further_inputs, other_inputs
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
 #: What is seen of each candidate on some images.
@@ -58,10 +58,14 @@ class Behind:
         look = self._looking()
         looks = [[seen] for seen in look(arrays)]
         verdicts = [_verdict(one, seen) for (_, one), seen in zip(self._open, looks, strict=True)]
-        for others in islice(other_inputs(arrays, first=self._first(len(arrays))), NEAR):
-            # Where nothing comes from but through ReLUs that are guided there is nothing to find.
-            led = [any(derived.any() for derived in seen[0][1]) for seen in looks]
-            open_ones = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.UNSETTLED and led[index]]
+        first = self._first(len(arrays))
+        near, further = islice(other_inputs(arrays, first), NEAR), further_inputs(arrays, first)
+        for turn, others in enumerate(chain(near, further), 1):
+            open_ones = [
+                index
+                for index, verdict in enumerate(verdicts)
+                if verdict is Verdict.UNSETTLED and self._is_doubtful(index, looks[index], turn)
+            ]
             if not open_ones:
                 break
             try:
@@ -74,6 +78,13 @@ class Behind:
                 verdicts[index] = _verdict(self._open[index][1], looks[index])
         return verdicts
 
+    def _is_doubtful(self, index: int, seen: Sequence[Towards], turn: int) -> bool:
+        """Tell whether other images may say more of a candidate, after so many looks."""
+        values, derivatives = seen[0]
+        # Where nothing comes from but through ReLUs that are guided there is nothing to find.
+        is_led = any(derived.any() for derived in derivatives)
+        return is_led and (turn <= NEAR or needs_more_images(turn, values[0].shape, self._open[index][1].ranks))
+
     def _looking(self) -> _Look:
         """Return what sees the values that are asked for, and all derivatives towards them."""
         pairs = [self._asked(number, one) for number, one in self._open]
@@ -81,7 +92,8 @@ class Behind:
         stopped = [index for index, (_, one) in enumerate(self._open) if one.is_stopped]
         if not stopped:
             return around
-        further = [self._derivatives.towards([pairs[index] for index in stopped], way) for way in (Way.OWN, Way.TOTAL)]
+        ways = [Way.OWN, Way.TOTAL, *([Way.UNROUNDED] if self._derivatives.has_rounding else [])]
+        further = [self._derivatives.towards([pairs[index] for index in stopped], way) for way in ways]
 
         def look(arrays: Sequence[tf.Tensor]) -> list[Towards]:
             seen = around(arrays)
@@ -105,12 +117,22 @@ def _verdict(candidate: Candidate, looks: Sequence[Towards]) -> Verdict:
     x, derivative = joined([(values[0], derivatives[0]) for values, derivatives in looks])
     ranks, has_sign = candidate.ranks, bool(candidate.sign)
     is_bound = candidate.is_bounded
-    verdict = _of_bound(looks) if is_bound else judge_weighed(x, derivative, ranks, is_of_one_sign=has_sign)
+    verdict = (
+        _of_bound(looks)
+        if is_bound
+        else judge_weighed(x, derivative, ranks, is_of_one_sign=has_sign, least_rows=MANY_ROWS)
+    )
     if not candidate.is_stopped or verdict is Verdict.PARTIAL:
         return verdict
-    stopped = [(values[0], derivatives[-2], derivatives[-1]) for values, derivatives in looks]
-    hidden = judge_stopped(stopped, ranks, is_of_one_sign=has_sign)
-    return verdict if hidden is Verdict.NONE else hidden
+    # Behind those that were asked for come the model's own, and then as if nothing stopped or rounded.
+    asked = len(candidate.refs) + candidate.is_bounded
+    for way in range(asked + 1, len(looks[0][1])):
+        stopped = [(values[0], derivatives[asked], derivatives[way]) for values, derivatives in looks]
+        hidden = judge_stopped(stopped, ranks, is_of_one_sign=has_sign, least_rows=MANY_ROWS)
+        if hidden is Verdict.PARTIAL:
+            return hidden
+        verdict = verdict if hidden is Verdict.NONE else hidden
+    return verdict
 
 
 def _of_bound(looks: Sequence[Towards]) -> Verdict:

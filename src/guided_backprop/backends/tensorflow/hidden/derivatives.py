@@ -11,6 +11,7 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.spelling import Shut
 from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_gradients_pass, renamed
+from guided_backprop.backends.tensorflow.hidden.unrounded import ROUNDINGS, let_pass_unrounded
 from guided_backprop.rules import Plain
 
 #: Puts a graph into the one that is being built, on inputs, and returns the tensors of some names.
@@ -28,6 +29,8 @@ class Way(Enum):
     OWN = auto()
     #: As if nothing stopped them.
     TOTAL = auto()
+    #: The same, and as if nothing rounded.
+    UNROUNDED = auto()
 
 
 class Derivatives:
@@ -41,6 +44,11 @@ class Derivatives:
 
     def __init__(self, graph_def: GraphDef, specs: Sequence[tf.TensorSpec], bring: Import) -> None:
         self._graph_def, self._specs, self._bring = graph_def, specs, bring
+
+    @property
+    def has_rounding(self) -> bool:
+        """Whether there may be something in the graph that rounds."""
+        return any(node.op in ROUNDINGS for node in self._graph_def.node)
 
     def led(self, wanted: Mapping[str, Sequence[str]], arrays: Sequence[tf.Tensor]) -> NumpyArray:
         """Tell for each value to which of some others, in their order, a gradient with respect to it comes."""
@@ -86,6 +94,8 @@ class Derivatives:
         graph_def = renamed(self._graph_def)
         if way is Way.TOTAL:
             let_gradients_pass(graph_def)
+        elif way is Way.UNROUNDED:
+            let_pass_unrounded(graph_def)
         editor = Editor(Shut() if way is Way.AROUND else Plain(), {})
 
         def run(*inputs: tf.Tensor) -> object:

@@ -1,12 +1,12 @@
 """What is looked at besides the images, and what several looks show together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.evidence import other_images
+from guided_backprop.backends.evidence import further_images, other_images
 from guided_backprop.backends.rows import groupings
 
 
@@ -35,10 +35,12 @@ def together(looks: list[NumpyArray]) -> NumpyArray:
     return np.concatenate([look.ravel() for look in looks])
 
 
-def other_inputs(arrays: Sequence[tf.Tensor], first: int) -> Iterator[list[tf.Tensor]]:
+def other_inputs(
+    arrays: Sequence[tf.Tensor], first: int, made_by: Callable[[NumpyArray], Iterator[NumpyArray]] = other_images
+) -> Iterator[list[tf.Tensor]]:
     """Yield other images, the numbers among the inputs being others, from the ``first`` input on."""
     every = [
-        list(other_images(array.numpy())) if array.dtype.is_floating and position >= first else None
+        list(made_by(array.numpy())) if array.dtype.is_floating and position >= first else None
         for position, array in enumerate(arrays)
     ]
     for turn in range(max(len(others) for others in every if others is not None)):
@@ -46,6 +48,11 @@ def other_inputs(arrays: Sequence[tf.Tensor], first: int) -> Iterator[list[tf.Te
             given if others is None else tf.constant(others[turn], given.dtype)
             for given, others in zip(arrays, every, strict=True)
         ]
+
+
+def further_inputs(arrays: Sequence[tf.Tensor], first: int) -> Iterator[list[tf.Tensor]]:
+    """Yield more of them, for what a handful of rows cannot tell."""
+    return other_inputs(arrays, first, further_images)
 
 
 def turned_in_sign(x: NumpyArray) -> NumpyArray:

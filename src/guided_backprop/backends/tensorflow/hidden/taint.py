@@ -14,7 +14,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.backends import notes
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.nomination import Step, activation
+from guided_backprop.backends.nomination import PRELU, Step, activation
 from guided_backprop.backends.notes import MOST_WEIGHTS, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import Match
@@ -30,7 +30,7 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
     word_of,
 )
 from guided_backprop.backends.tensorflow.graph.operations import COMPARISONS, OPERATIONS, SHAPES
-from guided_backprop.backends.tensorflow.graph.weights import Weights
+from guided_backprop.backends.tensorflow.graph.weights import Weights, slopes_of
 from guided_backprop.backends.tensorflow.hidden.signs import exponent_of, shift_of, sign_of_node
 from guided_backprop.backends.tensorflow.hidden.traces import (
     Body,
@@ -42,6 +42,7 @@ from guided_backprop.backends.tensorflow.hidden.traces import (
     passing_refs,
     reached_in,
 )
+from guided_backprop.backends.tensorflow.hidden.unrounded import is_rounding
 
 # Whose number of values depends on values.
 _SIZED = frozenset("DynamicPartition Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Where".split())
@@ -149,6 +150,9 @@ class Taint:
         operands = [self._operand(body, node, ref) for ref in refs]
         if node.op in _PADS:
             operands.append(Operand())
+        if composite is not None and composite.name == PRELU:
+            is_sparse = partial(self._weights.may_have_zeros, graph, slopes_of(graph, node), is_outermost=not body.name)
+            operands.append(Operand(has_zeros=is_sparse))
         passes = passes and any(operand.is_active for operand in operands)
         exponent, is_shifted = exponent_of(graph, node), bool(shift_of(graph, node))
         return Step(
@@ -161,6 +165,9 @@ class Taint:
             exponent=exponent,
             is_shifted=is_shifted,
             has_pole=_has_pole(body, node),
+            is_rounded=is_rounding(
+                node.op, map(graph.kind_of, operand_refs(node)), map(graph.kind_of, graph.outputs_of(node))
+            ),
         )
 
     def _sign(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> Sign:

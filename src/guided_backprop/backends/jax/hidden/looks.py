@@ -1,0 +1,101 @@
+"""What is seen of a program on the first images, and on others where those are no evidence."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.evidence import FURTHER, NEAR, further_images, other_images
+from guided_backprop.backends.jax.graph.program import Block, Program, Value
+from guided_backprop.backends.jax.hidden.taint import Nominee
+from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, watched
+
+#: The images themselves, and those that are made of them; what is far larger is looked at alone, and last.
+NEAR_LOOKS = 1 + NEAR
+#: Behind that one the further ones begin, and end before this one.
+FURTHER_LOOKS = NEAR_LOOKS + 1
+ALL_LOOKS = FURTHER_LOOKS + FURTHER
+
+
+class Looks:
+    """Runs one program on one set of images after the other, and keeps what was asked for.
+
+    Args:
+        program: the program.
+        images: the first images, one array for each input.
+
+    Attributes:
+        nominees: what is to be judged, of which values may be asked for.
+    """
+
+    def __init__(self, program: Program, images: Sequence[jax.Array]) -> None:
+        self.nominees: Mapping[Value, Nominee] = {}
+        self._program, self._images = program, images
+        self._seen: list[dict[Asked, NumpyArray | None]] = []
+        self._runs: dict[tuple[Asked, ...], Values] = {}
+        # The inputs of each look: the images, and what is computed in front of where the gradient begins.
+        self._given: dict[int, list[jax.Array]] = {}
+
+    def seen(self, value: Value, looks: int, first: int = 0) -> NumpyArray | None:
+        """Return what a value was on so many sets of images, one set behind the other; None if it was not computed.
+
+        What came before the ``first`` set is left out.
+        """
+        while len(self._seen) < looks:
+            self._seen.append(self.look(len(self._seen), self._wanted()))
+        return _joined([look[value] for look in self._seen[first:looks]])
+
+    def derivative(self, y: Value, x: Value, looks: int) -> NumpyArray | None:
+        """Return the derivative of y towards x on so many sets of images; None if it was not computed."""
+        pair = (x, y)
+        return _joined([self.look(number, [pair])[pair] for number in range(looks)])
+
+    def look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
+        """Run the program on the images, the first time; on others that are made of them after that."""
+        key = tuple(asked)
+        if key not in self._runs:
+            self._runs[key] = watched(self._program.block, asked, self._places())
+        if number not in self._given:
+            self._given[number] = self._inputs(number)
+        return self._runs[key](self._program.constants, self._given[number])
+
+    def _wanted(self) -> list[Asked]:
+        wanted = [value for y, nominee in self.nominees.items() for value in (y, *nominee.compared)]
+        return list(dict.fromkeys(wanted))
+
+    def _places(self) -> dict[Asked, Block]:
+        places: dict[Asked, Block] = {}
+        for y, nominee in self.nominees.items():
+            for x in nominee.compared:
+                places |= dict.fromkeys((y, x, (x, y), *(Seeded(x, y, way) for way in Way)), nominee.block)
+        return places
+
+    def _inputs(self, number: int) -> list[jax.Array]:
+        first, given = self._program.first, self._images
+        if first is None:
+            return [_others(images, number) for images in given]
+        # Other values there, where the gradient begins: tokens have no others.
+        inside = watched(first, [first.outputs[0]], {first.outputs[0]: first})(self._program.constants, list(given))
+        (value,) = inside.values()
+        begin = jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)
+        return [*given, _others(begin, number)]
+
+
+def _joined(looks: Sequence[NumpyArray | None]) -> NumpyArray | None:
+    computed = [look for look in looks if look is not None]
+    return np.concatenate([np.atleast_1d(look) for look in computed]) if computed else None
+
+
+def _others(images: jax.Array, number: int) -> jax.Array:
+    """Return the images, or others of the same kind; integers stay what they are."""
+    if number == 0 or not jnp.issubdtype(images.dtype, jnp.floating):
+        return images
+    array = np.asarray(images, np.float64)
+    if number >= FURTHER_LOOKS:
+        return jnp.asarray([*further_images(array)][number - FURTHER_LOOKS], images.dtype)
+    others: Iterator[NumpyArray] = other_images(array)
+    # Of several sizes as well: of two values alone nothing can be told.
+    sizes = 1 + 0.5 * np.sin(np.arange(images.size, dtype=np.float64)).reshape(images.shape)
+    return jnp.asarray([*others][number - 1] * sizes, images.dtype)

@@ -1,0 +1,84 @@
+"""What is rounded, or goes through integers or bits, has no gradient, and its values go on: it may hide a ReLU."""
+
+import numpy as np
+import pytest
+
+from guided_backprop import GuidedBackprop
+from guided_backprop.errors import OpaqueRegionError
+from networks_hidden import ROWS, WEIGHTS, oracle
+
+FRAMEWORKS = ["jax", "tensorflow"]
+#: So fine is what is rounded.
+FINE = 65536.0
+
+
+class Library:
+    """What the spellings need of a framework, under one name each."""
+
+    def __init__(self, framework):
+        self.xp = pytest.importorskip({"jax": "jax.numpy"}.get(framework, framework))
+        if framework == "jax":
+            jax = pytest.importorskip("jax")
+            self.relu, self.stopped, self.array = jax.nn.relu, jax.lax.stop_gradient, self.xp.asarray
+            self.cast, self.bits = (lambda x, kind: x.astype(kind)), jax.lax.bitcast_convert_type
+        else:
+            self.relu, self.stopped, self.array = self.xp.nn.relu, self.xp.stop_gradient, self.xp.constant
+            self.cast, self.bits = self.xp.cast, self.xp.bitcast
+
+    def whole(self, x):
+        return self.cast(FINE * x, "int32")
+
+    def number(self, whole):
+        return self.cast(whole, "float32") / FINE
+
+    def same_bits(self, x):
+        return self.bits(self.bits(x, self.xp.int32), self.xp.float32)
+
+
+#: Each is ``relu(x) @ w``.
+HIDDEN = {
+    "rounded behind weights": lambda lib, x, w: x @ w + lib.xp.round(FINE * ((lib.relu(x) - x) @ w)) / FINE,
+    "integers before weights": lambda lib, x, w: x @ w + lib.number(lib.whole(lib.relu(x) - x)) @ w,
+    "the larger of integers": lambda lib, x, w: x @ w + lib.number(lib.xp.maximum(lib.whole(-x), 0)) @ w,
+    "bits": lambda lib, x, w: x @ w + lib.same_bits((lib.relu(x) - x) @ w),
+    "integers without weights": lambda lib, x, w: (x + lib.number(lib.whole(lib.relu(x) - x))) @ w,
+}
+#: None is: what is rounded is what it was, or another value.
+ORDINARY = {
+    "rounded, with its gradient": lambda lib, x, w: (x + lib.stopped(lib.xp.round(4 * x) / 4 - x)) @ w,
+    "quantised behind weights": lambda lib, x, w: (
+        x @ w + lib.stopped(lib.cast(lib.cast(4 * (x @ w), "int32"), "float32") / 4 - x @ w)
+    ),
+    "a fraction": lambda lib, x, w: (x - lib.xp.floor(x)) @ w,
+}
+
+
+def explained(framework, spelled):
+    lib = Library(framework)
+    first, second, third, images = map(lib.array, (*WEIGHTS, ROWS))
+    model = lambda x: lib.xp.tanh(spelled(lib, lib.relu(x @ first) @ second - 0.2, third))  # noqa: E731
+    return np.asarray(GuidedBackprop(model).explain(images, labels=1))
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_is_rounded_hides_no_relu(framework, name):
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(framework, HIDDEN[name])
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_is_rounded_otherwise_is_plain(framework, name):
+    assert np.isfinite(explained(framework, ORDINARY[name])).all()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_what_rounds_stops_the_look_leaves_a_wrong_map(framework, monkeypatch):
+    behind = pytest.importorskip(f"guided_backprop.backends.{framework}.hidden.behind")
+    if framework == "jax":
+        monkeypatch.setattr(behind, "has_rounding", lambda block: False)
+    else:
+        monkeypatch.setattr(behind.Derivatives, "has_rounding", False)
+    found = explained(framework, HIDDEN["integers before weights"])
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()

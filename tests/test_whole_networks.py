@@ -22,7 +22,7 @@ from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.tensorflow.graph import weights
 from guided_backprop.backends.tensorflow.hidden import values
 from guided_backprop.backends.torch.graph import nodes
-from guided_backprop.backends.torch.hidden import watch
+from guided_backprop.backends.torch.hidden import case, spelled, watch
 from guided_backprop.backends.torch.hidden.derivatives import leads_around
 
 RNG = np.random.default_rng(5)
@@ -41,6 +41,7 @@ class Part(nn.Module):
         torch.manual_seed(0)
         self.first, self.mix = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(2, 1, 3)
         self.norm, self.attend = nn.LayerNorm(1), nn.Linear(1, 1)
+        self.query, self.place = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 1))
         self.part, self.runs = part, 0
         self.double().eval()
 
@@ -79,11 +80,19 @@ def reshaped(model, relu):
     return ((heads @ heads.mT).softmax(-1) @ heads).mT.reshape(len(relu), 8, -1)
 
 
+def additive_attention(model, relu):
+    """SwiftFormer's attention: places are weighed by a row of numbers of one sign, whose length is 1."""
+    tokens = F.normalize(relu.flatten(2).mT @ model.query, dim=2)
+    weights = F.normalize(tokens @ model.place + 3.0, dim=1)
+    mean = (weights * tokens).sum(1, keepdim=True)
+    return mean * tokens @ model.query + tokens
+
+
 PARTS = [pool_of_padded, norm_of_one, reshaped]
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [*PARTS, additive_attention])
 def test_a_part_is_plain(part, count):
     model, x = Part(part), torch.tensor(IMAGES[:count])
     explained = GuidedBackprop(model).explain(x, 1)
@@ -121,6 +130,29 @@ def test_later_calls_are_not_watched(part):
 def test_planted_fault_a_reshape_has_another_name_where_it_is_watched(monkeypatch):
     monkeypatch.setattr(nodes, "_SAME", {})
     assert runs_later(reshaped) == 2
+
+
+def derivatives_by_call(monkeypatch):
+    """Return how many derivatives are taken to judge what its images never tell, in each of three explanations."""
+    taken, found = [], case.derivative
+    monkeypatch.setattr(case, "derivative", lambda *args, **named: taken.append(args) or found(*args, **named))
+    method, counts = GuidedBackprop(Part(additive_attention)), [0]
+    for _ in range(3):
+        method.explain(torch.tensor(IMAGES), 1)
+        counts.append(len(taken))
+    return np.diff(counts)
+
+
+def test_what_was_plain_once_is_not_judged_again(monkeypatch):
+    first, *later = derivatives_by_call(monkeypatch)
+    assert first > 10
+    assert max(later) < first / 5
+
+
+def test_planted_fault_what_was_plain_is_forgotten(monkeypatch):
+    monkeypatch.setattr(spelled, "_key", lambda way, suspect: object())
+    first, *later = derivatives_by_call(monkeypatch)
+    assert min(later) > first / 5
 
 
 def test_what_comes_through_relus_alone_is_not_reached():

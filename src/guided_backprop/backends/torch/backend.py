@@ -38,7 +38,7 @@ from guided_backprop.backends.torch.hidden.chance import (
     is_vouched,
     random_error,
 )
-from guided_backprop.backends.torch.hidden.spelled import Seen, settle
+from guided_backprop.backends.torch.hidden.spelled import Before, Seen, settle
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
@@ -92,7 +92,7 @@ class TorchBackend(Backend):
         self._watched: Watched = "everything"
         # The graphs, by what their nodes are, of which it is known that nothing hides a ReLU there.
         self._clear: set[int] = set()
-        self._tried: set[str] = set()
+        self._before = Before()
 
     @classmethod
     def network_of(cls, model: Any) -> Network:
@@ -222,7 +222,7 @@ class TorchBackend(Backend):
         """Settle what is nominated; what is a ReLU on these images alone is none, and what follows it counts."""
         while True:
             again = partial(self._again, inputs, run, rules)
-            settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, again, tried=self._tried)
+            settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, again, before=self._before)
             known = watch.known.joined(settled.refuted, settled.raised)
             if known is None:
                 break

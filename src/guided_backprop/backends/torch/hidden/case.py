@@ -289,6 +289,9 @@ class Case:
             return self._answer_of_difference(self.node, x, less)
         if x.is_bounded:
             return self._answer_of_bound(self.node, x)
+        if not self.behind and self._is_of_one_side:
+            # Where x is on one side of 0 alone its derivative tells nothing.
+            return "unsure"
         if self.weighed is None:
             return "unsure"
         verdict = judge_weighed(*self.weighed, x.ranks, is_of_one_sign=bool(x.sign))
@@ -296,6 +299,12 @@ class Case:
             # The larger of x and what is made of it is open for most of the positive ones: few may be all of these.
             return "unsure"
         return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
+
+    @property
+    def _is_of_one_side(self) -> bool:
+        """Whether no value of x lies below 0, or none above it, on these images; of others nothing is known."""
+        x = as_numpy(self.suspect.x.tensor)
+        return not (self.suspect.x.sign or self.suspect.x.ranks is Ranks.ALL or ((x > 0).any() and (x < 0).any()))
 
     def _answer_of_difference(self, node: Node, x: Value, less: Value) -> Answer:
         """Say whether it is made of a ReLU of x less another value, behind weights."""

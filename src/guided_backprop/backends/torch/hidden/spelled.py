@@ -4,8 +4,8 @@ A result that values show to be a ReLU is guided where the graph agrees with the
 passes on to x as a ReLU would let it; else it is refused. What no value tells is tried on other images.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 from typing import Protocol, TypeVar
@@ -65,8 +65,21 @@ class Settled:
     unsettled: str = ""
 
 
+@dataclass(frozen=True)
+class Before:
+    """What earlier calls showed of places behind weights, so that later ones need not ask again; each call adds to it.
+
+    Attributes:
+        tried: those, by name, of which other images were asked, which does not help again.
+        plain: those that are no ReLU, by the way through the model and their place on it.
+    """
+
+    tried: set[str] = field(default_factory=set)
+    plain: set[Hashable] = field(default_factory=set)
+
+
 def settle(
-    watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, again: Again, *, tried: set[str]
+    watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, again: Again, *, before: Before
 ) -> Settled:
     """Say of each suspect whether it is a ReLU.
 
@@ -76,7 +89,7 @@ def settle(
         inside: the nodes that belong to composite activations.
         vouch: what the user says of operations.
         again: how the model is run again.
-        tried: what other images were asked of before, which does not help again; what they are asked of now is added.
+        before: what earlier calls showed.
 
     Raises:
         OpaqueRegionError: a ReLU is spelled so that it cannot be guided, or nothing tells whether it is one.
@@ -107,7 +120,7 @@ def settle(
         raised = {case.suspect.place: sign_of(case.judgement, case.values[0]) for case in cases if case.is_raised}
         if not raised.keys() <= watch.known.raised.keys():
             return Settled([], frozenset(), raised, is_sure=False)
-        return _settled(cases, path, raised, elsewhere, tried)
+        return _settled(cases, path, raised, elsewhere, before)
 
 
 def _elsewhere(
@@ -134,7 +147,7 @@ def _check_relus(
 
 
 def _settled(
-    cases: Sequence[Case], path: Path, raised: Mapping[Place, Sign], elsewhere: Elsewhere, tried: set[str]
+    cases: Sequence[Case], path: Path, raised: Mapping[Place, Sign], elsewhere: Elsewhere, before: Before
 ) -> Settled:
     relus, refuted, is_sure, unsettled = dict[Place, Spelled](), set[Place](), True, ""
     unfinished: list[tuple[Suspect, Node]] = []
@@ -160,31 +173,41 @@ def _settled(
             unsettled = case.suspect.named if "open" in answers else unsettled
             refuted |= none
     _refuse_unfinished(unfinished, {relu.node for relu in relus.values()}, path)
-    is_sure &= not _refuse_weighed(weighed, relus, elsewhere, tried)
+    is_sure &= not _refuse_weighed(weighed, relus, elsewhere, before, path.signature)
     return Settled(list(relus.values()), frozenset(refuted), raised, is_sure=is_sure and not relus, unsettled=unsettled)
 
 
 def _refuse_weighed(
-    cases: Sequence[Case], relus: Mapping[Place, Spelled], elsewhere: Elsewhere, tried: set[str]
+    cases: Sequence[Case], relus: Mapping[Place, Spelled], elsewhere: Elsewhere, before: Before, way: int
 ) -> bool:
     """Raise if a ReLU lies behind weights; return whether that is not sure of some cases.
 
     Nothing passes those that are guided, which are spelled in front of them.
     """
     known = {case.suspect.place: case for case in cases}
+    keys = {place: _key(way, case.suspect) for place, case in known.items()}
     with closed([relu.node for relu in relus.values()]):
-        answers = {place: case.answer() for place, case in known.items()}
-        places = {place for place in known if answers[place] == "unsure" and known[place].runs}
-        # They were asked before.
-        places -= {place for place in places if known[place].suspect.named in tried}
-        tried |= {known[place].suspect.named for place in places}
+        answers: dict[Place, Spelled | Answer] = {
+            place: "plain" if keys[place] in before.plain else case.answer() for place, case in known.items()
+        }
+        # Some were asked before.
+        unsure = [place for place in known if answers[place] == "unsure"]
+        unsure = [place for place in unsure if known[place].suspect.named not in before.tried]
+        places = {place for place in unsure if known[place].runs}
+        before.tried.update(known[place].suspect.named for place in places)
         _ask_others(known, answers, places, frozenset(relus), elsewhere)
-    plain = [known[place] for place, answer in answers.items() if answer == "plain"]
+    plain = [place for place, answer in answers.items() if answer == "plain"]
+    before.plain.update(keys[place] for place in plain)
     for place, answer in answers.items():
         # Of x and 0.2 * x the larger one is a ReLU of neither: towards x nothing is closed.
-        if answer == "refused" and not any(known[place].closes_what_is_open(other) for other in plain):
+        if answer == "refused" and not any(known[place].closes_what_is_open(known[other]) for other in plain):
             raise spelled({known[place].suspect.named}, "torch.relu")
     return "unsure" in answers.values()
+
+
+def _key(way: int, suspect: Suspect) -> Hashable:
+    """Return what tells a place behind weights from all others, in whichever call."""
+    return way, suspect.place, suspect.named, suspect.x.tensor.shape[1:], suspect.values[0].shape[1:]
 
 
 def _ask_others(

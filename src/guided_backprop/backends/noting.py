@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Final
+from typing import ClassVar, Final
 
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
@@ -19,7 +19,13 @@ _PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter
 
 
 class Noting(Given[Ref]):
-    """One operation, of whose results something is noted."""
+    """One operation, of whose results something is noted.
+
+    Attributes:
+        SEES_SUMS: whether derivatives tell what is added to a ReLU that is written: values alone do not.
+    """
+
+    SEES_SUMS: ClassVar[bool] = False
 
     def note(self, size: int | None = None, *, sign: Sign = Sign.UNKNOWN, is_falling: bool = False) -> Note[Ref]:
         """Return what is known of a result, if it is not guided.
@@ -102,7 +108,7 @@ class Noting(Given[Ref]):
 
         What is put together before is added up as well.
         """
-        if self.row.kind is not Kind.LINEAR or self.row.word in ("div", "mul"):
+        if not self.SEES_SUMS or self.row.kind is not Kind.LINEAR or self.row.word in ("div", "mul"):
             return []
         found = []
         for one in self._read:

@@ -63,7 +63,8 @@ class Watch:
     ) -> None:
         self._constants, self._way = constants, way
         self._asked: dict[int, list[Asked]] = {}
-        for key in asked:
+        # What is asked for twice is answered once.
+        for key in dict.fromkeys(asked):
             self._asked.setdefault(id(places[key]), []).append(key)
 
     def run(self, block: Block, inputs: Sequence[Array]) -> tuple[dict[Value, Array], Found]:

@@ -51,6 +51,8 @@ class Step(nomination.Step[Value]):
         is_ended: whether it leaves out what lies behind a place that an image may tell.
     """
 
+    SEES_SUMS = True
+
     def __init__(
         self,
         name: str,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar, Final
 
-from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Ref, differences_of, first_of
+from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Operand, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SHIFTS, SUMMARIES, Given, notes_of
@@ -113,12 +113,16 @@ class Noting(Given[Ref]):
         found = []
         for one in self._read:
             own = [] if one.note is None or one.ref is None else [Candidate(one.ref, one.size), *one.note.lines]
-            others = [other.note for other in self._read if other.note and (other is not one or other.note.is_stacked)]
+            others = [other.note for other in self._read if other.note and (other is not one or self._adds_parts(one))]
             weights = {relu.key: relu.weights for note in others for relu in note.relus}
             found += [
                 line._replace(weights=max(line.weights, weights[line.key])) for line in own if line.key in weights
             ]
         return [self._further(one._replace(is_beside=True)) for one in found]
+
+    def _adds_parts(self, operand: Operand[Ref]) -> bool:
+        """Tell whether it adds up what a value was put together of, which what works value by value does not."""
+        return self._is_mixing and operand.note is not None and operand.note.is_stacked
 
     def beside(self, size: int | None) -> list[Candidate[Ref]]:
         """Return what a sum may be a ReLU of, as of ``x + relu(-x)``, and behind weights.

@@ -548,7 +548,23 @@ def test_what_is_written_over_what_a_custom_function_gave_is_refused():
         method.explain(images(), LABELS)
 
 
+def beside_what_was_changed(x):
+    """Return a part of what was changed in place elsewhere, once something was made of it."""
+    whole = torch.cat([x, x], 1)
+    part = whole[:, : x.shape[1]]
+    whole[:, x.shape[1] :] = 0
+    return part + 0 * torch.tanh(part)
+
+
+class Compared(nn.Module):
+    """Leaves out a value that no image has, as a mask of what is padded does."""
+
+    def forward(self, x):
+        return torch.where(x == 1000, 0.0, x)
+
+
 LEGITIMATE = {
+    "a part beside what was changed": beside_what_was_changed,
     "NaN guard": lambda x: torch.where(torch.isnan(x), 0.0, x),
     "NaN guard of positive values": lambda x: torch.where(torch.isfinite(x.exp()), x.exp(), 0.0),
     "fixed mask": lambda x: x * (torch.arange(x[0].numel()).view_as(x[0]) % 2),
@@ -582,6 +598,14 @@ def test_what_is_no_relu_is_not_refused(mask):
     leaf = images().requires_grad_()
     (gradient,) = torch.autograd.grad(by_hand(leaf)[range(4), LABELS].sum(), leaf)
     np.testing.assert_allclose(GuidedBackprop(model).explain(images(), LABELS), gradient, **TOLERANCE)
+
+
+def test_images_that_are_compared_before_anything_is_made_of_them_lie_where_they_did():
+    """A comparison is given no node, and the last one is that of the images."""
+    model = Net(nn.ReLU())
+    expected = GuidedBackprop(model).explain(images(), LABELS)
+    compared = GuidedBackprop(nn.Sequential(Compared(), model)).explain(images(), LABELS)
+    np.testing.assert_allclose(compared, expected, **TOLERANCE)
 
 
 def test_the_same_image_twice_is_normalised_as_once():

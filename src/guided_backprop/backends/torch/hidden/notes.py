@@ -198,11 +198,12 @@ class Notes:
     def is_elsewhere(self, tensor: torch.Tensor, node: Node) -> bool:
         """Tell whether a value does not lie where its node gave it, as what is set to other data does.
 
-        What a backward pass unpacks does, though the tensor is another one; and of a view that its base changed nothing
-        is known but that there is such a value.
+        What a backward pass unpacks does, though the tensor is another one. Of a view of what was changed in place
+        nothing is known but that there is such a value: its node is made when it is asked for, by no operation.
         """
         places = self._given.get(node._sequence_nr())
-        if places is None or tensor.layout is not torch.strided:
+        is_changed = tensor._is_view() and tensor._version > 0
+        if places is None or is_changed or tensor.layout is not torch.strided:
             return not self.is_active(tensor)
         return tensor.untyped_storage()._cdata not in places
 

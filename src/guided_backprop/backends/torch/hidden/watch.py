@@ -96,6 +96,9 @@ class ForwardWatch(Dispatched):
         self.behind: list[Written] = []
         self.lost: Ranks | None = None
         self._count = 0
+        # The place in time of the last node before this operation, and of that which was made for it.
+        self._last = _last_number()
+        self._made: int | None = None
         # A number of the images that the model may know in Python, where a row is to end.
         self._read: Operand | None = None
         self._notes = Notes()
@@ -105,7 +108,8 @@ class ForwardWatch(Dispatched):
     def follow(self, images: torch.Tensor) -> None:
         """Say what the forward pass starts from: only what depends on it can be a ReLU of it."""
         self._notes.put(images, Note())
-        self._notes.put_active(images)
+        node = images.grad_fn
+        self._notes.put_active(images, None if node is None else node._sequence_nr())
 
     @property
     def values(self) -> dict[Place, tuple[NumpyArray, NumpyArray]]:
@@ -120,7 +124,16 @@ class ForwardWatch(Dispatched):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        # What has no derivative, as a comparison, is given no node: the last one is another value's.
+        number = _last_number()
+        self._made = number if number > self._last else None
+        try:
+            return self._seen(func, args, kwargs or {})
+        finally:
+            self._last = _last_number()
+
+    def _seen(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operation, and look at it."""
         name = dispatched(func.overloadpacket.__name__)
         if name in _SUMS:
             self._note_shift(args)
@@ -218,7 +231,7 @@ class ForwardWatch(Dispatched):
         has_gradient = torch.is_grad_enabled() or func.namespace != "aten"
         has_node = step.passes or (has_gradient and any(tensor.requires_grad for tensor in tensors))
         for tensor in results if has_node else ():
-            self._notes.put_active(tensor, _last_number())
+            self._notes.put_active(tensor, self._made)
         for output, result in enumerate(results):
             is_shared = not func._schema.is_mutable and any(_is_shared(result, tensor) for tensor in tensors)
             is_piece = is_shared and self._notes.is_unwritten(result)

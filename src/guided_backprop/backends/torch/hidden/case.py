@@ -189,6 +189,8 @@ class Case:
             is_told = (
                 self.is_settled or bool(suspect.x.sign) or is_bounded or is_constant or suspect.x.ranks is Ranks.ALL
             )
+            # A ReLU that is written there is guided as it is, as long as no value shows that it makes another one.
+            is_told |= suspect.x.is_beside
             return "unsure" if is_told or not self._is_direct else "refused"
         if self.is_gate and not (self.is_settled or is_thin(self.values[1])) and self.node is not None:
             y = suspect.values[0]
@@ -210,7 +212,8 @@ class Case:
         """Whether what is closed of ``x + relu(-x)`` is so because both derivatives cancel there, or nothing is closed.
 
         Then x alone passes all that is open, times one number, and what is closed too, which lies on one side of all
-        that is open. What is closed by a ReLU that is written there, or by other values besides, is none of x.
+        that is open. What is closed by a ReLU that is written there, or by other values besides, is none of x. Of a
+        handful of values a ReLU that is written there may shut or open all as well: they tell nothing.
         """
         if self.own is None or self._shut is None:
             return False
@@ -218,13 +221,18 @@ class Case:
         is_alone = is_open.any() and is_multiple(self.own[is_open], self._shut[is_open])
         is_told = evidence.is_passing(self._shut).reshape(-1)
         x, own = as_numpy(self.suspect.x.tensor).reshape(-1)[is_told], self.own.reshape(-1)[is_told]
+        if is_thin(x):
+            return False
         is_apart = is_told[~is_open.reshape(-1)].any() and evidence.is_apart(x, own)
         return bool(is_open.all() or (is_alone and is_apart))
 
     @property
     def _is_of_others(self) -> bool:
-        """Whether a sum with a ReLU that is written there is closed by what else is added."""
-        return self.suspect.x.is_beside and not (self._is_cancelled and self._is_closed_for_both)
+        """Whether a sum with a ReLU that is written there is closed by what else is added, or is more than a ReLU."""
+        if not self.suspect.x.is_beside:
+            return False
+        is_more = self.judgement.verdict is Verdict.PARTIAL
+        return is_more or not (self._is_cancelled and self._is_closed_for_both)
 
     @property
     def _is_closed_for_both(self) -> bool:

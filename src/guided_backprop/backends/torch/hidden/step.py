@@ -34,8 +34,9 @@ _IN_PIECES: Final = frozenset({"hardshrink", "hardsigmoid", "softshrink"})
 _BOUNDED: Final = frozenset({"binary_cross_entropy", "renorm"})
 # They take what is smaller than a tolerance for nothing.
 _BY_TOLERANCE: Final = frozenset({"linalg_lstsq", "linalg_pinv"})
-# Where they end is a number, which may be one of the images.
+# Where they end is a number, which may be one of the images; of one place nothing ends.
 _ENDS: Final = frozenset({"slice", "split"})
+_OF_ONE_PLACE: Final = frozenset({"select", "unbind"})
 # Of so few values of a row, made the same length, the signs are told.
 _FEW: Final = 3
 # What a softmax is lessened by; and what leaves that as it is.
@@ -67,7 +68,7 @@ class Step(nomination.Step[Value]):
         """Show an operation; ``read`` is a number of the images that the model may know, as where a row ends."""
         self.name, self._args, self._named, self._tensors = name, args, named, operands
         row = _row(name, args, named)
-        ends = [read] if read is not None and row.word in _ENDS else []
+        ends = [read] if read is not None and row.word in _ENDS and name not in _OF_ONE_PLACE else []
         row, self.is_ended = (Operation(Kind.MASKS, "gather"), True) if ends else (row, False)
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
         # What is optimised runs in functions of this library's, which give their results a gradient.

@@ -29,6 +29,12 @@ IMAGES = ("x", "z")
 SIZES = {"stack": 16, "mean": 1, "row": 1, "half": 4}
 
 
+class Seeing(Step):
+    """A step whose derivatives tell what is added to a written ReLU, as those of PyTorch do."""
+
+    SEES_SUMS = True
+
+
 class Followed:
     """A program that is followed: lines as "y = word operand operand".
 
@@ -63,7 +69,7 @@ class Followed:
         given = [self._operand(operand) for operand in operands]
         passes = row.kind is not Kind.COMPARES and any(operand.is_active for operand in given)
         held = [self.notes[operand] for operand in operands if operand.startswith("inside")]
-        step = Step(row, given, passes, is_relu=word == "relu", held=held, place=name)
+        step = Seeing(row, given, passes, is_relu=word == "relu", held=held, place=name)
         size = self._operand(name).size
         self.nominated[name] = step.nominates(size)
         self.candidates[name] = {candidate.ref for candidate in step.candidates() if candidate.size == size}

@@ -6,6 +6,7 @@ import pytest
 from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError, RectGrad
 from guided_backprop.backends.noting import Noting
 from networks_hidden import ROWS, WEIGHTS, oracle
+from spellings.functions import HandGuided
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -66,20 +67,6 @@ def in_place(x, relu):
     return y
 
 
-class Guided(torch.autograd.Function):
-    """A ReLU whose backward pass is the rule's."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * (x > 0) * (g > 0)
-
-
 def network_of(spelled, relu=F.relu):
     """Return a model with a ReLU of its own in front of what is spelled, and its images."""
     first, second, third, images = map(torch.as_tensor, (*WEIGHTS, ROWS))
@@ -109,7 +96,7 @@ def test_what_cannot_be_put_under_the_rule_is_refused(name, count):
 @pytest.mark.parametrize("name", ORDINARY)
 def test_what_is_none_is_guided_as_it_is_written(name, count):
     found = explained(lambda x, w: ORDINARY[name](x, w, F.relu), count)
-    model, images = network_of(lambda x, w: ORDINARY[name](x, w, Guided.apply), Guided.apply)
+    model, images = network_of(lambda x, w: ORDINARY[name](x, w, HandGuided.apply), HandGuided.apply)
     leaf = images[:count].clone().requires_grad_()
     (expected,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)

@@ -9,29 +9,9 @@ from guided_backprop.backends.choices import MANY_ROWS, judge_weighed
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.errors import OpaqueRegionError
-from networks_hidden import ROWS, WEIGHTS, oracle
+from networks_hidden import ROWS, WEIGHTS, Library, oracle
 
 FRAMEWORKS = ["jax", "tensorflow"]
-
-
-class Library:
-    """What the masks need of a framework, under one name each."""
-
-    def __init__(self, framework):
-        self.xp = pytest.importorskip({"jax": "jax.numpy"}.get(framework, framework))
-        if framework == "jax":
-            jax = pytest.importorskip("jax")
-            self.relu, self.stopped, self.array = jax.nn.relu, jax.lax.stop_gradient, self.xp.asarray
-            self.number = lambda mask: mask.astype("float32")
-            self.sum, self.max = (lambda x: x.sum(1)[:, None]), (lambda x: x.max(1)[:, None])
-        else:
-            self.relu, self.stopped, self.array = self.xp.nn.relu, self.xp.stop_gradient, self.xp.constant
-            self.number = lambda mask: self.xp.cast(mask, "float32")
-            self.sum, self.max = (
-                (lambda x: self.xp.reduce_sum(x, 1)[:, None]),
-                (lambda x: self.xp.reduce_max(x, 1)[:, None]),
-            )
-
 
 #: Each opens what is above 0, and compares values of a row with each other.
 THRESHOLDS = {
@@ -48,11 +28,11 @@ RANKS = {
 
 
 def in_weights(lib, mask, x, w):
-    return lib.xp.einsum("nk,nkm->nm", x, lib.number(mask(lib, x))[..., None] * w)
+    return lib.xp.einsum("nk,nkm->nm", x, lib.cast(mask(lib, x), "float32")[..., None] * w)
 
 
 def detached(lib, mask, x, w):
-    return x @ w + lib.stopped((x * lib.number(mask(lib, x)) - x) @ w)
+    return x @ w + lib.stopped((x * lib.cast(mask(lib, x), "float32") - x) @ w)
 
 
 def explained(framework, spelled, mask):

@@ -5,25 +5,15 @@ import pytest
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.errors import OpaqueRegionError
-from networks_hidden import ROWS, WEIGHTS, oracle
+from networks_hidden import ROWS, WEIGHTS, Library, oracle
 
 FRAMEWORKS = ["jax", "tensorflow"]
 #: So fine is what is rounded.
 FINE = 65536.0
 
 
-class Library:
-    """What the spellings need of a framework, under one name each."""
-
-    def __init__(self, framework):
-        self.xp = pytest.importorskip({"jax": "jax.numpy"}.get(framework, framework))
-        if framework == "jax":
-            jax = pytest.importorskip("jax")
-            self.relu, self.stopped, self.array = jax.nn.relu, jax.lax.stop_gradient, self.xp.asarray
-            self.cast, self.bits = (lambda x, kind: x.astype(kind)), jax.lax.bitcast_convert_type
-        else:
-            self.relu, self.stopped, self.array = self.xp.nn.relu, self.xp.stop_gradient, self.xp.constant
-            self.cast, self.bits = self.xp.cast, self.xp.bitcast
+class Rounding(Library):
+    """What rounds, besides."""
 
     def whole(self, x):
         return self.cast(FINE * x, "int32")
@@ -54,7 +44,7 @@ ORDINARY = {
 
 
 def explained(framework, spelled):
-    lib = Library(framework)
+    lib = Rounding(framework)
     first, second, third, images = map(lib.array, (*WEIGHTS, ROWS))
     model = lambda x: lib.xp.tanh(spelled(lib, lib.relu(x @ first) @ second - 0.2, third))  # noqa: E731
     return np.asarray(GuidedBackprop(model).explain(images, labels=1))

@@ -85,9 +85,10 @@ def leads_around(path: Path, node: Node, ends: Container[Node]) -> bool:
         one = stack.pop()
         if one in ends:
             return True
-        parents = [] if relu_of(one, path.members) else [parent for parent, _ in one.next_functions]
-        stack += [parent for parent in parents if parent is not None and parent not in seen]
-        seen.update(stack)
+        parents = () if relu_of(one, path.members) else one.next_functions
+        new = {parent for parent, _ in parents if parent is not None and parent not in seen}
+        stack += new
+        seen |= new
     return False
 
 

@@ -30,14 +30,7 @@ from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, Graph, composites_of, inside_of, needs_shifts
 from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.hidden.case import Spelled
-from guided_backprop.backends.torch.hidden.chance import (
-    ANY_DRAW,
-    Draws,
-    Generators,
-    have_drawn,
-    is_vouched,
-    random_error,
-)
+from guided_backprop.backends.torch.hidden.chance import Generators, have_drawn, refuse_draws
 from guided_backprop.backends.torch.hidden.spelled import Before, Seen, settle
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
@@ -53,6 +46,9 @@ from guided_backprop.rules import PLAIN, ReluRule
 
 #: Runs a model's forward function on images.
 Runner = Callable[[Callable[[Any], Any], Any], Any]
+
+# Of so many images one is looked at before all are explained: what is watched is kept, twice what a gradient needs.
+_MANY = 8
 
 _DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 _DTYPES_OF_ARRAYS = {"float64", "float32", "float16"}
@@ -123,6 +119,8 @@ class TorchBackend(Backend):
             undoes = self.setup.undo_head and score is None
             given = inputs.map(partial(placed, self.network.model))
             self._check_runs(given)
+            if not self._is_known:
+                self._look_at_few(given, rules, undoes_head=undoes)
             run, watch = self._run(given, rules, undoes_head=undoes)
             last = nodes.head_behind(run.output.grad_fn) if undoes else None
             head = None if last is None else Head.of(last, watch)
@@ -188,6 +186,18 @@ class TorchBackend(Backend):
         left = iter(gradients)
         return inputs.map(lambda array: like(next(left), array) if self.is_floating(array) else None)
 
+    def _look_at_few(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> None:
+        """Look at a part of many images: a way through the model that hides nothing there is not watched for all.
+
+        What draws by somebody's leave draws for all of them at once, and what leaves something open is watched whole.
+        """
+        if self.setup.vouch or inputs.count < _MANY or not any(rule.needs_every_relu for rule in rules):
+            return
+        with suppress(GuidedBackpropError):
+            self._run(inputs.rows(slice(inputs.count // _MANY)), rules, undoes_head=undoes_head)
+        if not self._clear:
+            self._watched, self._before = "everything", Before()
+
     def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
         """Run forward; once more, watched, if the graph leaves open what only the values can tell."""
         if not self.begins_inside:
@@ -200,7 +210,9 @@ class TorchBackend(Backend):
         run = self._forward_pass(inputs, watch, rules)
         if have_drawn(before, self._generators.states(of_torch_alone=is_known)):
             self._is_known = False
-            self._refuse_random(inputs, run.output, rules)
+            refuse_draws(
+                self._generators, run.output, lambda: self._forward_pass(inputs, None, rules).output, self.setup.vouch
+            )
         refuse_opaque(run.path, self.setup.vouch, is_gating=is_gating)
         graph = Graph(run.path)
         needed = _needed(run.output.grad_fn, graph, undoes_head=undoes_head)
@@ -247,22 +259,6 @@ class TorchBackend(Backend):
             with suppress(GuidedBackpropError):
                 path = self._forward_pass(given, watch, rules, begin).path
             yield watch, path
-
-    def _refuse_random(self, inputs: Inputs, output: torch.Tensor, rules: Sequence[ReluRule]) -> None:
-        """Raise if the model draws random numbers, told by another run; no more than that is known of a generator.
-
-        What draws nothing in this run drew to be built in the first one, or begins with the same seed in each. And it
-        may be another thread that draws, where no operation here did and the output is the same.
-        """
-        if ANY_DRAW in self.setup.vouch:
-            return
-        before, draws = self._generators.states(), Draws(self._generators)
-        with draws:
-            again = self._forward_pass(inputs, None, rules).output
-        has_drawn = have_drawn(before, self._generators.states())
-        is_drawing = has_drawn and (draws.names or not torch.equal(again, output))
-        if is_drawing and not is_vouched(draws.names, self.setup.vouch):
-            raise random_error(draws.names)
 
     def _forward_pass(
         self, inputs: Inputs, watch: Seen | None, rules: Sequence[ReluRule], begin: torch.Tensor | None = None

@@ -2,7 +2,7 @@
 
 import ctypes
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -105,6 +105,32 @@ class Draws(Dispatched):
         return result
 
 
+def refuse_draws(generators: Generators, output: torch.Tensor, again: Callable[[], torch.Tensor], vouch: Vouch) -> None:
+    """Raise if a model draws random numbers, told by another run; no more than that is known of a generator.
+
+    What draws nothing in this run drew to be built in the first one, or begins with the same seed in each. And it
+    may be another thread that draws, where no operation here did and the output is the same.
+
+    Args:
+        generators: what it drew from.
+        output: what it gave.
+        again: runs it again.
+        vouch: what the user says of operations.
+
+    Raises:
+        ModelError: it draws, and nobody vouches for that.
+    """
+    if ANY_DRAW in vouch:
+        return
+    before, draws = generators.states(), Draws(generators)
+    with draws:
+        other = again()
+    has_drawn = have_drawn(before, generators.states())
+    is_drawing = has_drawn and (draws.names or not torch.equal(other, output))
+    if is_drawing and not is_vouched(draws.names, vouch):
+        raise _random_error(draws.names)
+
+
 def is_vouched(names: Collection[str], vouch: Vouch) -> bool:
     """Tell whether the user says of all that draws that it may, by its name or by ``random``."""
     return ANY_DRAW in vouch or (bool(names) and all(name in vouch or _word_of(name) in vouch for name in names))
@@ -114,7 +140,7 @@ def _word_of(name: str) -> str:
     return OPERATIONS[name].word
 
 
-def random_error(names: Collection[str]) -> ModelError:
+def _random_error(names: Collection[str]) -> ModelError:
     """Return the error for a model that draws; no name where no operation of torch did."""
     name = min(names, default=ANY_DRAW)
     vouched = f'or pass vouch={{"{name}": "plain"}} to explain one draw.'

@@ -194,7 +194,6 @@ def _refuse_weighed(
         unsure = [place for place in known if answers[place] == "unsure"]
         unsure = [place for place in unsure if known[place].suspect.named not in before.tried]
         places = {place for place in unsure if known[place].runs}
-        before.tried.update(known[place].suspect.named for place in places)
         _ask_others(known, answers, places, frozenset(relus), elsewhere)
     plain = [place for place, answer in answers.items() if answer == "plain"]
     before.plain.update(keys[place] for place in plain)
@@ -202,6 +201,8 @@ def _refuse_weighed(
         # Of x and 0.2 * x the larger one is a ReLU of neither: towards x nothing is closed.
         if answer == "refused" and not any(known[place].closes_what_is_open(known[other]) for other in plain):
             raise spelled({known[place].suspect.named}, "torch.relu")
+    # What was refused is asked again, and refused again.
+    before.tried.update(known[place].suspect.named for place in places)
     return "unsure" in answers.values()
 
 

@@ -1,8 +1,9 @@
 """An exported graph behind a server: KServe's V1 ``:explain`` and V2 ``infer``; what waits is explained together.
 
-    python examples/serve.py map.onnx --port 8080
+    python examples/serve.py map.onnx --port 8080 --engine openvino
 
-It needs fastapi, uvicorn, numpy and onnxruntime, and neither PyTorch nor guided-backprop.
+It needs serve_engines.py beside it, fastapi, uvicorn, numpy and the engine, onnxruntime or openvino; and neither PyTorch
+nor guided-backprop.
 """
 
 import argparse
@@ -14,20 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-Arrays = dict[str, np.ndarray]
+from serve_engines import ENGINES, Arrays
+
 # What KServe calls kinds of numbers.
 KINDS = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "UINT8": np.dtype("u1"), "BOOL": np.dtype("?")}
 NAMES = {dtype: name for name, dtype in KINDS.items()}
-ONNX = {
-    "tensor(float)": KINDS["FP32"],
-    "tensor(int64)": KINDS["INT64"],
-    "tensor(uint8)": KINDS["UINT8"],
-    "tensor(bool)": KINDS["BOOL"],
-}
 LENGTH = "Inference-Header-Content-Length"
 
 
@@ -42,12 +37,9 @@ class RefusedError(Exception):
 class Graph:
     """A file that ``method.export`` wrote: its name, its inputs, and what it makes of them."""
 
-    def __init__(self, path: Path) -> None:
-        self.name = path.stem
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self.inputs = {port.name: port for port in self._session.get_inputs()}
-        self.outputs = {port.name: port for port in self._session.get_outputs()}
-        self.about: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+    def __init__(self, path: Path, engine: str) -> None:
+        self.name, self.platform = path.stem, f"{engine}_onnx"
+        self.inputs, self.outputs, self.about, self._run = ENGINES[engine](path)
 
     def checked(self, given: Arrays, most: int) -> Arrays:
         """Return what a request gives, as the graph takes it; labels that are left out are those of the top class."""
@@ -59,22 +51,22 @@ class Graph:
         count = len(given[images[0]]) if given[images[0]].ndim else 0
         if not 1 <= count <= most:
             raise RefusedError(f"a request must have 1 to {most} images; received {count}. Send several requests.")
-        if "labels" not in given and len(self.inputs["labels"].shape) == 1:
+        if "labels" not in given and len(self.inputs["labels"].sizes) == 1:
             given = {**given, "labels": np.full(count, -1)}
         return {name: self._fitting(name, given.get(name), count) for name in self.inputs}
 
     def _fitting(self, name: str, array: np.ndarray | None, count: int) -> np.ndarray:
         port = self.inputs[name]
-        sizes = [count, *port.shape[1:]]
+        sizes = [count, *port.sizes[1:]]
         if array is None or len(array.shape) != len(sizes) or any(
-            isinstance(size, int) and size != received for size, received in zip(sizes, array.shape, strict=True)
+            size not in (-1, received) for size, received in zip(sizes, array.shape, strict=True)
         ):  # fmt: skip
             received = "nothing" if array is None else f"shape {array.shape}"
-            shape = ", ".join(map(str, sizes))
+            shape = ", ".join("any" if size == -1 else str(size) for size in sizes)
             raise RefusedError(
                 f"{name} must be of shape ({shape}); received {received}. Send them as the model was shown them."
             )
-        dtype = ONNX[port.type]
+        dtype = port.kind
         if dtype.kind in "iu":
             if array.dtype.kind not in "iu":
                 send = "class ids, or -1" if name == "labels" else "pixels of 0 to 255"
@@ -86,7 +78,7 @@ class Graph:
 
     def run(self, given: Arrays) -> Arrays:
         """Explain; threads may call this at once."""
-        return dict(zip(self.outputs, self._session.run(None, given), strict=True))
+        return dict(zip(self.outputs, self._run(given), strict=True))
 
 
 class Waiting(NamedTuple):
@@ -238,7 +230,15 @@ def written_v2(name: str, results: Arrays, asked: Mapping[str, bool] | None, req
     return Response(head + b"".join(tail), headers={LENGTH: str(len(head))}, media_type="application/octet-stream")
 
 
-def application(path: Path, most: int = 16, patience: float = 0.005, places: int = 64, largest: int = 2**26) -> FastAPI:
+def application(
+    path: Path,
+    most: int = 16,
+    patience: float = 0.005,
+    places: int = 64,
+    largest: int = 2**26,
+    *,
+    engine: str = "onnxruntime",
+) -> FastAPI:
     """Return the server's application.
 
     Args:
@@ -247,8 +247,9 @@ def application(path: Path, most: int = 16, patience: float = 0.005, places: int
         patience: for how many seconds a request waits for others.
         places: how many requests may wait; one more is told to come again, by status 503.
         largest: how many bytes a request may have.
+        engine: "onnxruntime" or "openvino".
     """
-    graph = Graph(path)
+    graph = Graph(path, engine)
     batches = Batches(graph, most, patience, places)
 
     @asynccontextmanager
@@ -291,19 +292,12 @@ def application(path: Path, most: int = 16, patience: float = 0.005, places: int
     @app.get(f"/v2/models/{graph.name}")
     async def about() -> Response:
         ports = {
-            side: [
-                {"name": port.name, "datatype": NAMES[ONNX[port.type]], "shape": _sizes(port.shape)}
-                for port in of.values()
-            ]
+            side: [{"name": name, "datatype": NAMES[port.kind], "shape": port.sizes} for name, port in of.items()]
             for side, of in (("inputs", graph.inputs), ("outputs", graph.outputs))
         }
-        return _answered({"name": graph.name, "platform": "onnxruntime_onnx", **ports, "parameters": dict(graph.about)})
+        return _answered({"name": graph.name, "platform": graph.platform, **ports, "parameters": dict(graph.about)})
 
     return app
-
-
-def _sizes(shape: Sequence[int | str]) -> list[int]:
-    return [size if isinstance(size, int) else -1 for size in shape]
 
 
 def _answered(said: Mapping[str, Any], status: int = 200) -> Response:
@@ -361,13 +355,14 @@ def main() -> None:
     """Serve until it is ended."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, help="what guided-backprop export wrote")
+    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--most", type=int, default=16, help="images explained at once")
     parser.add_argument("--patience", type=float, default=0.005, help="seconds that a request waits for others")
     parser.add_argument("--places", type=int, default=64, help="requests that may wait")
     given = parser.parse_args()
-    app = application(given.path, given.most, given.patience, given.places)
+    app = application(given.path, given.most, given.patience, given.places, engine=given.engine)
     uvicorn.run(app, host=given.host, port=given.port)
 
 

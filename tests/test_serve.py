@@ -62,9 +62,10 @@ class Served:
         self._thread.join(30)
 
 
-@pytest.fixture(scope="module")
-def served(path: Path) -> Iterator[Served]:
-    with Served(path, patience=0.05, largest=100_000) as running:
+@pytest.fixture(scope="module", params=serve.ENGINES)
+def served(path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
+    with Served(path, patience=0.05, largest=100_000, engine=request.param) as running:
+        running.engine = request.param
         yield running
 
 
@@ -117,9 +118,16 @@ def test_the_second_protocol(served, method):
 
 
 def test_it_says_what_it_is(served):
+    """Whichever engine has the file open."""
     about = served.client.get("/v2/models/map").json()
     assert about["inputs"][0] == {"name": "images", "datatype": "FP32", "shape": [-1, *SHAPE]}
+    assert about["inputs"][1] == {"name": "labels", "datatype": "INT64", "shape": [-1]}
+    assert [(port["name"], port["datatype"]) for port in about["outputs"]] == [
+        ("outputs", "FP32"), ("attribution", "FP32"), ("scores", "FP32"), ("is_finite", "BOOL")
+    ]  # fmt: skip
+    assert about["platform"] == f"{served.engine}_onnx"
     assert about["parameters"]["method"] == "GuidedBackprop"
+    assert json.loads(about["parameters"]["coverage"]) == [["relu", 1, "guided"]]
     assert served.client.get("/v2/health/ready").status_code == 200
 
 

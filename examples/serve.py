@@ -2,8 +2,8 @@
 
     python examples/serve.py map.onnx --port 8080 --engine openvino
 
-It needs serve_engines.py beside it, fastapi, uvicorn, numpy and the engine, onnxruntime or openvino; and neither PyTorch
-nor guided-backprop.
+It needs serve_engines.py beside it, fastapi, uvicorn, numpy and the engine, onnxruntime or openvino; and neither
+PyTorch nor guided-backprop.
 """
 
 import argparse

@@ -205,6 +205,11 @@ CHANGES = {
     "an option": lambda model: setattr(model.middle[0], "note", 3),
     "what is in a list": lambda model: model.middle[0].list[0].add_(1),
     "a layer": lambda model: setattr(model, "first", nn.LeakyReLU()),
+    "its mode": lambda model: model.middle.train(),
+    "a name": lambda model: vars(model.middle[0]).update(other=vars(model.middle[0]).pop("factor")),
+    "its namespace": lambda model: setattr(
+        model.stem, "__dict__", vars(model.stem) | {"_parameters": {"weight": model.stem.weight.neg(), "bias": None}}
+    ),
 }
 
 
@@ -215,12 +220,9 @@ def of_a_copy(net, compiled):
     return copied, GuidedBackprop(copied).compile(IMAGES_32[:2], "onnxruntime")
 
 
-@pytest.mark.parametrize("is_beside", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_model_that_changed_is_an_error(change, is_beside, of_a_copy):
-    """Whether it is looked at before the engine runs, or meanwhile."""
+def test_a_model_that_changed_is_an_error(change, of_a_copy):
     model, method = of_a_copy
-    method.compiled._is_beside = is_beside
     np.testing.assert_allclose(method.explain(IMAGES_32, LABELS), oracle(), **TOLERANCE)
     CHANGES[change](model)
     for labels in (LABELS, 99, lambda output: output[:, 0]):
@@ -268,6 +270,36 @@ def test_a_second_start_opens_what_was_kept(net, compiled):
     for other, images in ((DeconvNet(net), IMAGES_32), (GuidedBackprop(net), IMAGES_32[..., 1:])):
         with pytest.raises(NotKept):
             other.compile(images, "onnxruntime")
+
+
+@pytest.mark.usefixtures("not_recorded", "compiled")
+def test_what_older_code_recorded_is_recorded_anew(net, monkeypatch):
+    monkeypatch.setattr(cache, "digest_of_code", lambda: "of other code")
+    with pytest.raises(NotKept):
+        GuidedBackprop(net).compile(IMAGES_32[:2], "onnxruntime")
+
+
+def test_a_digest_of_code_is_of_every_file(tmp_path):
+    def digest():
+        return cache.digest_of_code.__wrapped__(tmp_path)
+
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room/words.py").write_text("a = 1")
+    found = [digest(), digest()]
+    (tmp_path / "room/words.py").write_text("a = 2")
+    found.append(digest())
+    (tmp_path / "room/words.py").rename(tmp_path / "words.py")
+    found.append(digest())
+    (tmp_path / "rules.py").write_text("")
+    found.append(digest())
+    (tmp_path / "page.html").write_text("is no code")
+    found.append(digest())
+    assert found[0] == found[1]
+    assert found[-2] == found[-1]
+    assert len(set(found)) == 4
+    # Its own: read once, and of some hundred files.
+    assert cache.digest_of_code() == cache.digest_of_code() == cache.digest_of_code.__wrapped__(cache._CODE)
+    assert cache._CODE.name == "guided_backprop"
 
 
 def test_for_another_number_of_images_nothing_is_recorded_again(net, monkeypatch):

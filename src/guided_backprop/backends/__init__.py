@@ -2,7 +2,8 @@
 
 import sys
 from importlib import import_module
-from typing import NamedTuple
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from guided_backprop.arrays import Array, Images, Model
 from guided_backprop.backends.base import Backend
@@ -31,6 +32,9 @@ FRAMEWORKS = {
     "jax": Framework("JaxBackend", frozenset({"jax", "jaxlib", "flax", "equinox", "haiku"})),
 }
 
+# By type, for each call asks for it: of a type that nobody holds nothing is kept.
+_OWNERS: Final[WeakKeyDictionary[type, frozenset[str]]] = WeakKeyDictionary()
+
 
 def framework_of(model: Model, *images: Images) -> str | None:
     """Return the name of the framework; None if neither model nor images tell.
@@ -57,10 +61,10 @@ def framework_of(model: Model, *images: Images) -> str | None:
                 "Set KERAS_BACKEND before Keras is imported."
             )
         return under_keras
-    owners = _owners(type(model)) or set().union(*(_owners(type(image)) for image in images))
+    owners = _owners(type(model)) or frozenset().union(*(_owners(type(image)) for image in images))
     if len(owners) != 1 and len(imported) == 1:
         return imported[0]
-    return owners.pop() if len(owners) == 1 else None
+    return next(iter(owners)) if len(owners) == 1 else None
 
 
 def framework_of_array(array: Array) -> str | None:
@@ -74,7 +78,11 @@ def backend_of(framework: str) -> type[Backend]:
     return kind
 
 
-def _owners(kind: type) -> set[str]:
+def _owners(kind: type) -> frozenset[str]:
     """Return the frameworks that a type, or a type that it is derived from, was defined by."""
-    packages = {base.__module__.partition(".")[0] for base in kind.__mro__}
-    return {name for name, framework in FRAMEWORKS.items() if framework.packages & packages}
+    known = _OWNERS.get(kind)
+    if known is None:
+        packages = {base.__module__.partition(".")[0] for base in kind.__mro__}
+        known = frozenset(name for name, framework in FRAMEWORKS.items() if framework.packages & packages)
+        _OWNERS[kind] = known
+    return known

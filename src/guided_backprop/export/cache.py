@@ -9,12 +9,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from guided_backprop.export.extra import package
 
 _FILE, _SAID = "map.onnx", "entry.json"
+# Where all of this library's own code is.
+_CODE = Path(__file__).parents[1]
 
 
 class Entry(NamedTuple):
@@ -72,6 +75,21 @@ def _digest(path: Path) -> str:
     with path.open("rb") as file:
         digest: str = hashlib.file_digest(file, package("xxhash").xxh3_128).hexdigest()
     return digest
+
+
+@lru_cache
+def digest_of_code(folder: Path = _CODE) -> str:
+    """Return a digest of all Python files in a folder: what older code of this library made is made anew.
+
+    All of them are read, once in a process, for what a graph says depends on most: what is a ReLU, what leaves it, how
+    it is recorded and written. A version says less, as where the library is worked on. Where there are no files, as in
+    an archive, it is that of nothing, and the version alone says it.
+    """
+    known = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        known.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size} ".encode())
+        known.update(path.read_bytes())
+    return known.hexdigest()
 
 
 def keep(key: str, write: Callable[[Path], Mapping[str, Any]]) -> Entry:

@@ -24,7 +24,6 @@ class Program(ABC):
         outputs: what its results are called.
         coverage: what was done with each non-linearity.
         compiles_each_count: whether it takes long for a number of images that has not been before.
-        are_many: whether it takes longer to look at the weights than to begin to, in a thread of its own.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Program(ABC):
     outputs: Sequence[str]
     coverage: Coverage
     compiles_each_count: bool
-    are_many: bool = False
 
     @abstractmethod
     def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:

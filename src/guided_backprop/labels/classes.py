@@ -1,8 +1,8 @@
 """Labels that are classes, summed over their positions: by their ids, or those with the highest scores."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Self, final
+from dataclasses import dataclass, field
+from typing import Final, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from guided_backprop.arrays import Labels, NumpyArray
 from guided_backprop.errors import LabelError
 from guided_backprop.labels.label import Label, Weighting, moved, shape_text, weight_at
 from guided_backprop.labels.mask import Mask, refuse_mask
+
+_FEW: Final = 64
 
 
 class ClassLabel(Label):
@@ -50,9 +52,14 @@ class ClassIds(ClassLabel):
 
     given: NumpyArray
     mask: Mask | None
+    # Among how many classes all of them are: asked several times in a call.
+    _among: set[int] = field(default_factory=set, init=False, repr=False)
 
     def check(self, outputs: NumpyArray, channel_axis: int = 1) -> None:
-        _check_ids(self.given, moved(outputs, channel_axis, 1))
+        channels = moved(outputs, channel_axis, 1)
+        if _classes(channels) not in self._among:
+            _check_ids(self.given, channels)
+            self._among.add(_classes(channels))
 
     def ids(self, channels: NumpyArray, start: int) -> NDArray[np.int64]:
         self.check(channels)
@@ -130,6 +137,9 @@ def _classes(channels: NumpyArray) -> int:
 
 def _check_ids(ids: NumpyArray, channels: NumpyArray) -> None:
     classes, is_fractional = _classes(channels), ids.dtype.kind == "f"
+    # Of a few, Python's own numbers tell that faster than an array does.
+    if not is_fractional and ids.size <= _FEW and all(0 <= one < classes for one in ids.ravel().tolist()):
+        return
     is_wrong = np.ones(ids.shape, bool) if is_fractional else (ids < 0) | (ids >= classes)
     if is_wrong.any():
         first = tuple(int(axis) for axis in np.argwhere(is_wrong)[0])

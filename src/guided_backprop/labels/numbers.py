@@ -1,6 +1,6 @@
 """Labels that are numbers: class ids, or weights of the model's output; which of these, the output's shape tells."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, final
 
 import numpy as np
@@ -20,6 +20,8 @@ class Numbers(Label):
 
     given: NumpyArray
     mask: Mask | None
+    # What they are beside outputs of a shape: asked several times in a call.
+    _known: "dict[tuple[int, ...], ClassIds | Weights]" = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def parse(cls, labels: Labels, count: int, mask: Mask | None) -> Self | None:
@@ -61,10 +63,15 @@ class Numbers(Label):
 
     def _resolved(self, outputs: NumpyArray) -> "ClassIds | Weights":
         """Return what the numbers are beside these outputs."""
-        if not _is_weights(self.given, outputs):
-            return ClassIds(self.given, self.mask)
-        refuse_mask(self.mask, "weights")
-        return Weights(self.given)
+        known = self._known.get(outputs.shape)
+        if known is None:
+            if _is_weights(self.given, outputs):
+                refuse_mask(self.mask, "weights")
+                known = Weights(self.given)
+            else:
+                known = ClassIds(self.given, self.mask)
+            self._known[outputs.shape] = known
+        return known
 
 
 @final

@@ -53,7 +53,9 @@ def parse_label(labels: Labels, count: int, mask: Array | None = None) -> Label:
         [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
     """
     positions = None if mask is None else Mask.parse(mask, count)
-    for form in _FORMS:
+    # An array is of numbers, and no other form; a string of NumPy's is one of words.
+    is_array = hasattr(labels, "__array__") and not isinstance(labels, str)
+    for form in _FORMS[-1:] if is_array else _FORMS:
         label = form(labels, count, positions)
         if label is not None:
             return label

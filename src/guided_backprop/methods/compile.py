@@ -114,7 +114,8 @@ class _Making:
         model = method.subject.model
         # Of a copy, which names its layers.
         about = [repr(method.around(model)), method.rule, self._torch.key_of(model), kind_of(self._inputs)]
-        about += [__version__, version("torch"), *[(name, required(name).__version__) for name in self._wanted]]
+        about += [__version__, cache.digest_of_code(), version("torch")]
+        about += [(name, required(name).__version__) for name in self._wanted]
         return sha256(repr(about).encode()).hexdigest()[:40]
 
     def _known(self, entry: cache.Entry) -> Compiled | None:
@@ -172,7 +173,7 @@ class _Making:
         return explained.engine == compiled.engine and is_near
 
     def _in_engine(self, entry: cache.Entry, engine: Engine) -> InEngine:
-        return InEngine(engine, entry.said, self._weights, self._inputs, self._threads)
+        return InEngine(engine, entry.said, self._weights, self._inputs)
 
     def _own(self) -> Optimized:
         return Optimized(self._method.optimize(self._inputs.rows(slice(1)).images), f"torch {version('torch')}")

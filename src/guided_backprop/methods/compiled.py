@@ -1,11 +1,8 @@
 """What a compiled method is computed by: a graph that is open in an engine, or PyTorch's optimised run."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
-from threading import Thread
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -31,13 +28,7 @@ AsItIs = Callable[[Backend, Inputs, Weigh, Score | None], Attributed]
 
 
 class Weights(Protocol):
-    """What is known of a model's weights.
-
-    Attributes:
-        are_many: whether it takes longer to look at them than to begin to.
-    """
-
-    are_many: bool
+    """What is known of a model's weights."""
 
     def are_the_same(self) -> bool:
         """Tell whether nothing changed."""
@@ -123,19 +114,15 @@ class InEngine(Compiled):
         said: what was said of the graph when it was recorded.
         weights: of the model that it was recorded of.
         like: images such as it takes.
-        threads: how many threads the engine uses; 0 for as many as there are cores.
     """
 
     # The graph looks at the images as well, so nobody has to do so before.
     sees_values = True
 
-    def __init__(
-        self, engine: Runner, said: Mapping[str, Any], weights: Weights, like: Inputs, threads: int = 0
-    ) -> None:
+    def __init__(self, engine: Runner, said: Mapping[str, Any], weights: Weights, like: Inputs) -> None:
         self.engine, self.times = engine.name, {}
         self._engine, self._said, self._weights = engine, said, weights
         self._kind = kind_of(like)
-        self._is_beside = weights.are_many and _cores() > threads > 0
         self._coverage = Coverage([Nonlinearity(*one) for one in said["coverage"]])
         self._maps = [name for name in said["outputs"] if name.startswith("attribution")]
 
@@ -147,15 +134,11 @@ class InEngine(Compiled):
         Raises:
             ModelError: the model is another one by now.
         """
-        if not self._is_beside:
-            _require_the_same(self._weights.are_the_same())
-            return self._attributed(backend, inputs, weigh, score, as_it_is)
-        are_the_same = _beside(self._weights)
-        try:
-            return self._attributed(backend, inputs, weigh, score, as_it_is)
-        finally:
-            # What was made meanwhile of another model, an error included, is nobody's.
-            _require_the_same(are_the_same())
+        # Not in a thread beside the engine: one that holds the interpreter while others have its processor would keep
+        # the call waiting for longer than all weights take to read.
+        if not self._weights.are_the_same():
+            raise changed()
+        return self._attributed(backend, inputs, weigh, score, as_it_is)
 
     def _attributed(
         self, backend: Backend, inputs: Inputs, weigh: Weigh, score: Score | None, as_it_is: AsItIs
@@ -196,7 +179,7 @@ class InEngine(Compiled):
             result = self._engine.run(self._told(arrays, known))
             outputs = result["outputs"]
             weigh.check(outputs)
-            if not (known == TOP).any() or _is_clear(outputs, backend.channel_axis(outputs) or 1):
+            if TOP not in known.tolist() or _is_clear(outputs, backend.channel_axis(outputs) or 1):
                 # Without positions the score of a class is the output itself.
                 weights = None if outputs.ndim <= _PLAIN else weigh(outputs)
                 return self._found([result], outputs, weights, backend, inputs)
@@ -241,33 +224,6 @@ class InEngine(Compiled):
 
 def _nothing() -> None:
     return None
-
-
-def _cores() -> int:
-    """Return how many threads of this process can run at once."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _require_the_same(are_the_same: bool) -> None:
-    if not are_the_same:
-        raise changed()
-
-
-def _beside(weights: Weights) -> Callable[[], bool]:
-    """Look at weights while an engine computes; return what waits for whether they are the same.
-
-    A thread of this call alone: of one that is kept nothing would be left behind a fork.
-    """
-    told: Future[bool] = Future()
-
-    def look() -> None:
-        try:
-            told.set_result(weights.are_the_same())
-        except BaseException as error:
-            told.set_exception(error)
-
-    Thread(target=look, name="guided_backprop_weights", daemon=True).start()
-    return told.result
 
 
 def kind_of(inputs: Inputs) -> Hashable:

@@ -82,7 +82,8 @@ def is_data(images: Images) -> bool:
     """Tell whether this holds batches, or single images, and is none of them itself."""
     if isinstance(images, list):
         return bool(images) and all(isinstance(pair, tuple) for pair in images)
-    if isinstance(images, (tuple, Mapping, Inputs, str, bytes, os.PathLike)) or hasattr(images, "shape"):
+    # An array first: to ask whether it is a mapping, or a path, takes longer.
+    if hasattr(images, "shape") or isinstance(images, (tuple, Mapping, Inputs, str, bytes, os.PathLike)):
         return False
     return hasattr(images, "__iter__") or _is_sequence(images)
 

@@ -1,14 +1,13 @@
 """What a compiled graph depends on: a model's weights, and what it is made of, looked at in each call.
 
-Weights can be changed in ways that nothing counts, so all of their memory is read. That is as fast as memory is, and
-can be done while an engine computes.
+Weights can be changed in ways that nothing counts, so all of their memory is read. That is as fast as memory is.
 """
 
 import operator
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -19,11 +18,16 @@ from guided_backprop.arrays import Model
 from guided_backprop.errors import ModelError
 from guided_backprop.export.extra import package
 
-# What is read in the time that it takes to start a thread for it.
-_LITTLE: Final = 4 << 20
 # What nothing holds.
 _END: Final = object()
 _LITERALS: Final = frozenset({bool, int, float, str, bytes, type(None)})
+# What each module begins with; and what of it has nothing to say of the module.
+_FIRST: Final = frozenset(vars(nn.Module()))
+_INTERNAL: Final = _FIRST - {"training"}
+# What of a namespace counts beside its own end: and where weights, layers and hooks are.
+_ROOMS: Final = operator.itemgetter(
+    "training", "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"
+)
 
 
 class _State(NamedTuple):
@@ -51,8 +55,9 @@ class _State(NamedTuple):
         for module in modules:
             held = module.__dict__
             made_of += (id(module), type(module), *map(id, chain(*_hooks_of(module))))
-            own = [value for name, value in held.items() if name not in _INTERNAL]
-            for value in _flat([*held["_parameters"].values(), *held["_buffers"].values(), *own]):
+            own = {name: value for name, value in held.items() if name not in _INTERNAL}
+            made_of += (*held["_parameters"], *held["_buffers"], *held["_modules"], *own)
+            for value in _flat([*held["_parameters"].values(), *held["_buffers"].values(), *own.values()]):
                 if isinstance(value, torch.Tensor):
                     tensors.append(value)
                 elif isinstance(value, np.ndarray):
@@ -76,36 +81,62 @@ def _hooks_of(module: nn.Module) -> Iterator[Iterable[object]]:
 class _Makeup:
     """Whether a model holds the very objects that it held, told faster than by a look at all of them.
 
+    Most of what a module's namespace holds says nothing of its output; what does is a few rooms, and what was put
+    behind all that a module begins with. So the ends of namespaces are read, where nothing else stands there.
+
     Args:
         state: of the model.
     """
 
     def __init__(self, state: _State) -> None:
         self._parts, self._types = state.modules, list(map(type, state.modules))
-        self._sources = list(chain.from_iterable(map(_sources_of, state.modules)))
-        self._held = [*chain.from_iterable(self._sources), _END]
+        self._spaces = list(map(vars, state.modules))
+        self._sizes, self._ends = list(map(len, self._spaces)), list(map(_end_of, self._spaces))
+        self._values = [space.values() for space in self._spaces]
+        sources = list(chain.from_iterable(map(_sources_of, state.modules)))
+        # What holds nothing is asked that alone.
+        self._empty = [source for source in sources if not source]
+        self._sources = [source for source in sources if source]
+        self._held = list(self._now())
+
+    def _now(self) -> Iterator[object]:
+        """Return what can tell that something is another one."""
+        names = map(islice, map(reversed, self._spaces), self._ends)
+        values = map(islice, map(reversed, self._values), self._ends)
+        # What is longer or shorter by now meets the end of the other.
+        parts = (map(_ROOMS, self._spaces), names, values, self._sources, ((_END,),))
+        return chain.from_iterable(chain.from_iterable(parts))
 
     def is_same(self) -> bool:
         """Tell whether each name, and each place in a list, holds what it held."""
-        # What is longer or shorter by now meets the end of the other.
-        held = chain(chain.from_iterable(self._sources), (_END,))
-        return all(map(operator.is_, held, self._held)) and all(map(operator.is_, map(type, self._parts), self._types))
+        return (
+            all(map(operator.is_, map(vars, self._parts), self._spaces))
+            and list(map(len, self._spaces)) == self._sizes
+            and not any(self._empty)
+            and all(map(operator.is_, map(type, self._parts), self._types))
+            and all(map(operator.is_, self._now(), self._held))
+        )
 
 
-def _sources_of(module: nn.Module) -> Iterator[Iterable[object]]:
-    """Yield what can be gone through again and again, to find all that a module holds by then."""
+def _end_of(space: dict[str, object]) -> int:
+    """Return how many names at the end of a namespace are the module's own; all where others are among these."""
+    count = sum(name not in _FIRST for name in space)
+    return count if _FIRST.isdisjoint(islice(reversed(space), count)) else len(space)
+
+
+def _sources_of(module: nn.Module) -> Iterator[Collection[object]]:
+    """Yield what can be gone through again and again, to find all that a module holds by then in something else."""
     held = module.__dict__
-    hooks = (held["_forward_hooks"], held["_forward_pre_hooks"])
-    waiting = [held, held["_parameters"], held["_buffers"], held["_modules"], *hooks]
-    waiting += [value for name, value in held.items() if name not in _INTERNAL]
+    waiting = [*_ROOMS(held)[1:], *[value for name, value in held.items() if name not in _INTERNAL]]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             yield from (value, value.values())
-        elif isinstance(value, list):
-            yield value
-        if value is not held and isinstance(value, dict | list | tuple):
-            waiting += value.values() if isinstance(value, dict) else value
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+            if isinstance(value, list):
+                yield value
 
 
 class _Memory:
@@ -167,9 +198,6 @@ class Weights:
 
     Raises:
         ModelError: it is none, or its weights are on another device than the processor, or not in single precision.
-
-    Attributes:
-        are_many: whether it takes longer to read them than to begin to.
     """
 
     def __init__(self, model: Model) -> None:
@@ -186,7 +214,6 @@ class Weights:
                 "model must be in single precision, on the processor, to be compiled; received "
                 f"{', '.join(sorted(f'{dtype} on {device}' for device, dtype in kinds))}. Take optimize(images)."
             )
-        self.are_many = sum(tensor.nbytes for tensor in state.tensors) > _LITTLE
         self._made_of = state.made_of
         self._makeup, self._memory = _Makeup(state), _Memory(state.tensors)
         self._digests = self._memory.digests()
@@ -207,10 +234,6 @@ class Weights:
 def threads() -> int:
     """Return how many threads a call may use."""
     return torch.get_num_threads()
-
-
-# What each module has to say of itself, but for whether it is in training.
-_INTERNAL: Final = frozenset(vars(nn.Module())) - {"training"}
 
 
 def _flat(values: Iterable[object]) -> Iterator[object]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from guided_backprop import GuidedBackprop, ModelError
-from guided_backprop.backends.torch.export import attention, borders, decompose, windows
+from guided_backprop.backends.torch.export import attention, borders, decompose, values, windows
 from guided_backprop.export.engine import OnnxRuntime
 
 
@@ -67,6 +67,17 @@ GROUPS = {
         nn.Softsign(),
         Own(lambda x: x.sqrt().clamp(max=1)),
         Own(lambda x: x * torch.linspace(-1, 1, 5)),
+        Own(lambda x: (3 * x).fmod(0.7) + (2 * x - 1).remainder(0.3) + (4 * x).frac()),
+        Own(lambda x: torch.hypot(x, x.flip(1) + 0.1) + torch.atan2(x - 0.3, x.flip(1) - 0.2)),
+        Own(lambda x: x.erfc() + x.exp2() + x.ldexp(torch.tensor(2))),
+    ],
+    "products": [
+        Own(lambda x, layer: layer(x, x.flip(1)), nn.Bilinear(5, 5, 3)),
+        Own(lambda x: torch.kron(x, torch.tensor([[1.0, -2.0]], dtype=x.dtype))),
+        Own(lambda x: torch.kron(x, x.new_tensor([[[[1.0]], [[3.0]]]]))),
+        Own(lambda x: torch.take_along_dim(x, torch.tensor([2, 0])[None, :, None, None], 1)),
+        Own(lambda x: torch.take_along_dim(x, x.topk(2, 1).indices, 1)),
+        nn.RMSNorm(5),
     ],
     "attention": [
         Own(
@@ -112,12 +123,19 @@ def _without_front(x, axis, count):
     return 0 * x.expand([count if axis == other else size for other, size in enumerate(x.shape)])
 
 
+def _twice(x, axes):
+    for axis in sorted(axes):
+        x = x.unsqueeze(axis)
+    return 2 * x
+
+
 # By group: which layer of it, what is changed, and to what.
 FAULTS = {
     "borders": (1, borders, "_times", _without_front),
     "pools": (1, windows, "gated", lambda g, is_open: g * torch.ones_like(is_open)),
     "windows": (0, windows, "both", lambda before, after: [0, 0, *after, *before][-4:]),
     "value by value": (2, decompose, "_SIXTH", 1 / 6),
+    "products": (0, values, "_spread", _twice),
     "attention": (1, attention, "_scores", lambda query, key, *rest: (query * rest[-1]) @ key.transpose(-2, -1)),
 }
 
@@ -143,6 +161,9 @@ def test_what_has_no_word_is_refused_by_name(tmp_path):
     layer = Own(lambda x, pool, back: back(*pool(x[..., :4])), *pools)
     with pytest.raises(ModelError, match=r"max_pool2d_with_indices\.default with the places of its largest values"):
         GuidedBackprop(Sum([layer])).export(tmp_path / "map.onnx", PICTURES)
+    norm = nn.CrossMapLRN2d(3)
+    with pytest.raises(ModelError, match=r"received CrossMapLRN2d, which asks .* Take torch.nn.LocalResponseNorm"):
+        GuidedBackprop(Sum([norm])).export(tmp_path / "map.onnx", PICTURES)
     layer = Own(lambda x, recurrent: recurrent(x.flatten(2))[0], nn.LSTM(20, 3, batch_first=True))
     with pytest.raises(ModelError, match="no recurrent layer to be exported; received lstm"):
         GuidedBackprop(Sum([layer])).export(tmp_path / "map.onnx", PICTURES)

@@ -1,6 +1,6 @@
 """What a model's graph is made of while it is traced: the nodes that a run of the model has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -8,12 +8,21 @@ import torch.nn.functional as F
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
+from guided_backprop.backends.torch.export.asking import Asking
 from guided_backprop.backends.torch.own import Arguments, Function, Named
 from guided_backprop.errors import ModelError
 
 
 class AsItRuns(TorchFunctionMode):
-    """Runs in C++ what torch would run in Python for a trace's sake: there it is made of other nodes."""
+    """Runs in C++ what torch would run in Python for a trace's sake: there it is made of other nodes.
+
+    Args:
+        asking: what is asked of the number of images; what asks for one number is refused by name.
+    """
+
+    def __init__(self, asking: Asking) -> None:
+        super().__init__()
+        self._asking = asking
 
     def __torch_function__(
         self, func: Function, types: Sequence[type], args: Arguments = (), kwargs: Named | None = None
@@ -24,14 +33,22 @@ class AsItRuns(TorchFunctionMode):
                 f"model must have no recurrent layer to be exported; received {name}, which reads the number of "
                 "images. Write it by its cell, step by step."
             )
-        if name == "__getitem__" and isinstance(args[1], tuple) and all(map(_is_index, args[1])):
-            return _indexed(args[0], args[1])
-        if name == "interpolate":
-            func = _interpolated
-        elif name not in _IN_PYTHON:
-            return func(*args, **(kwargs or {}))
-        with torch._C._DisablePythonDispatcher():
-            return func(*args, **(kwargs or {}))
+        result = _run(name, func, args, kwargs or {})
+        self._asking.refuse(name)
+        return result
+
+
+def _run(name: str, func: Function, args: Arguments, kwargs: Named) -> object:
+    if name == "__getitem__" and isinstance(args[1], tuple) and all(map(_is_index, args[1])):
+        return _indexed(args[0], args[1])
+    if name in _IN_WORDS:
+        return _IN_WORDS[name](*args, **kwargs)
+    if name == "interpolate":
+        func = _interpolated
+    elif name not in _IN_PYTHON:
+        return func(*args, **kwargs)
+    with torch._C._DisablePythonDispatcher():
+        return func(*args, **kwargs)
 
 
 # What has two forms, beside what resizes.
@@ -114,3 +131,30 @@ def _interpolated(  # noqa: PLR0917 - as torch has them
 def _scaled(length: Any, factor: float) -> Any:
     """Return a size times a factor: a whole one leaves a size that varies one of whole numbers."""
     return length * int(factor) if float(factor).is_integer() else int(length * factor)
+
+
+# What C++ does by sizes that have to be numbers, by the same operations.
+
+
+def _kron(input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as it is called
+    axes = max(input.ndim, other.ndim)
+    sizes = [[1] * (axes - one.ndim) + list(one.shape) for one in (input, other)]
+    pairs = list(zip(*sizes, strict=True))
+    spread = input.reshape([size for one, _ in pairs for size in (one, 1)])
+    product = spread * other.reshape([size for _, one in pairs for size in (1, one)])
+    joined: torch.Tensor = torch.ops.aten._unsafe_view.default(product, [one * size for one, size in pairs])
+    return joined
+
+
+def _take_along_dim(input: torch.Tensor, indices: torch.Tensor, dim: int | None = None) -> torch.Tensor:  # noqa: A002
+    if dim is None:
+        return input.reshape(-1).gather(0, indices.reshape(-1))
+    dim %= input.ndim
+    pairs = enumerate(zip(input.shape, indices.shape, strict=True))
+    sizes = [size if axis == dim or (isinstance(many, int) and many == 1) else many for axis, (many, size) in pairs]
+    # Along the axis each has its own size.
+    around = [*sizes[:dim], input.shape[dim], *sizes[dim + 1 :]]
+    return input.expand(around).gather(dim, indices.expand(sizes))
+
+
+_IN_WORDS: Final[Mapping[str, Callable[..., torch.Tensor]]] = {"kron": _kron, "take_along_dim": _take_along_dim}

@@ -2,13 +2,14 @@
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import sympy
 import torch
 from torch.fx import Graph, Node
 
+from guided_backprop.backends.torch.export.asking import is_of_one_number, of_number
 from guided_backprop.backends.torch.export.trace import Free, Trace
 from guided_backprop.errors import ModelError
 
@@ -20,8 +21,6 @@ _TRIED: Final = (*range(2, _DENSE + 1), *range(_DENSE + 1, 1100, 37), 1 << 14, (
 # Of sizes that are asked about together, and for how many images: whether it is one is asked of the memory's order, and
 # what is done then is tried.
 _SOME, _COUNTS = (0, 1, 2, 3, 5, 8, 13, 31, 32, 33, 100, 256, 991), (2, 17)
-# By their names: SymPy, whose they are, has no types.
-_EQUALITIES: Final = frozenset({"Equality", "Unequality"})
 
 
 def turns_of(trace: Trace) -> list[int]:
@@ -34,30 +33,18 @@ def turns_of(trace: Trace) -> list[int]:
     for guard in trace.guards:
         if guard.free_symbols != {trace.symbol}:
             continue
-        if any(type(part).__name__ in _EQUALITIES for part in _parts(guard)):
-            raise _of_number(
-                str(guard), "Take out what is done for one number alone; ask for x.shape[0] instead of len(x)."
-            )
+        if is_of_one_number(guard):
+            raise of_number(f"one that asks whether {guard}")
         answers = [bool(guard.subs(trace.symbol, count)) for count in range(1, _MOST_IMAGES + 2)]
         pairs = enumerate(itertools.pairwise(answers), start=2)
         turns |= {count for count, (before, after) in pairs if before != after}
         far = bool(guard.subs(trace.symbol, 1 << 20))
         if far != answers[-1]:
-            raise _of_number(str(guard), f"Take out what depends on there being more than {_MOST_IMAGES} images.")
+            raise of_number(
+                f"one that asks whether {guard}",
+                f"Take out what depends on there being more than {_MOST_IMAGES} images.",
+            )
     return sorted(turns)
-
-
-def _parts(guard: Any) -> Iterator[Any]:
-    yield guard
-    for part in guard.args:
-        yield from _parts(part)
-
-
-def _of_number(guard: str, advice: str) -> ModelError:
-    return ModelError(
-        f"model must do the same for any number of images to be exported; received one that asks whether {guard}. "
-        f"{advice}"
-    )
 
 
 def least_of(trace: Trace, least: Mapping[Free, int]) -> Mapping[Free, int]:

@@ -18,6 +18,7 @@ from guided_backprop.backends.torch.export.any_size import cut, of_one_size, sli
 from guided_backprop.backends.torch.export.attention import ATTENTION
 from guided_backprop.backends.torch.export.borders import BORDERS
 from guided_backprop.backends.torch.export.pools import POOLS, gated, interleaved, resized_to_nearest, resizing
+from guided_backprop.backends.torch.export.values import VALUES
 from guided_backprop.backends.torch.export.windows import WINDOWS
 
 aten = torch.ops.aten
@@ -379,6 +380,7 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     **POOLS,
     **WINDOWS,
     **BORDERS,
+    **VALUES,
     **resizing(),
     aten.upsample_nearest2d.default: resized_to_nearest,
 }

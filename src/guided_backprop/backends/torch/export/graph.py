@@ -50,10 +50,18 @@ def copied(model: Model, *, in_double: bool) -> Model | None:
         return None
     try:
         private = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return private.double() if in_double else private
+        return _doubled(private) if in_double else private
     except Exception:
         # What cannot be copied is recorded as it is.
         return None
+
+
+def _doubled(model: torch.nn.Module) -> torch.nn.Module:
+    """Return a model in double precision, which adds what it added: a norm that is not told takes what its kind has."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.RMSNorm) and module.eps is None and module.weight is not None:
+            module.eps = torch.finfo(module.weight.dtype).eps
+    return model.double()
 
 
 class Asked(NamedTuple):

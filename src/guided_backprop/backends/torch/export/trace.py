@@ -18,6 +18,7 @@ from guided_backprop.backends.refusals import unsettled
 from guided_backprop.backends.torch.backend import TorchBackend
 from guided_backprop.backends.torch.editor import Editor, Head
 from guided_backprop.backends.torch.export.as_it_runs import AsItRuns
+from guided_backprop.backends.torch.export.asking import Asking, own_functions
 from guided_backprop.backends.torch.export.decompose import as_it_runs, decompositions, may_be_infinite
 from guided_backprop.backends.torch.export.simplify import random_operations, simplify, written_constants
 from guided_backprop.backends.torch.export.twins import Marks, Results, TwinEditor
@@ -86,8 +87,8 @@ class Recorder(TorchBackend):
         leaves = [tensor for tensor in inputs.arrays if tensor.requires_grad]
         firsts = [tensor.grad_fn for tensor in given.arrays if tensor.requires_grad]
         start = Beginning(lambda value: None, ()) if self.begins_inside else None
-        results = Results()
-        with results, AsItRuns():
+        results, asking = Results(), Asking(given.arrays[0])
+        with results, AsItRuns(asking):
             output = self._output_of(given, start)
         if start is not None:
             leaves, firsts = start.leaves, [torch.autograd.graph.get_gradient_edge(leaf).node for leaf in start.leaves]
@@ -99,6 +100,7 @@ class Recorder(TorchBackend):
             editor = TwinEditor(self._marks, path, results, rule, self.setup.vouch)
             with results, editor, editor.watch or nullcontext():
                 gradients = torch.autograd.grad(output, leaves, weights, materialize_grads=True, retain_graph=True)
+            asking.refuse(own_functions(path.nodes))
             scored = (output if editor.logits is None else editor.logits).detach()
             scores = (weights.flatten(1) * scored.flatten(1)).sum(1) if output.ndim > 1 else weights * scored
             return Passed(editor.coverage(), output, gradients, inside, weights, scores)

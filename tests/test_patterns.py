@@ -108,6 +108,14 @@ COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
     "leaky ReLU with a threshold": ("leaky_relu", lambda x: op("relu", x) - 0.1 * op("relu", -x + 0.5)),
     "PReLU": ("prelu", lambda x: op("relu", x) + SLOPE * op("relu", -x)),
     "PReLU, subtracted": ("prelu", lambda x: op("relu", x) - SLOPE * op("relu", -x)),
+    "leaky ReLU of what is left": ("leaky_relu", lambda x: op("relu", x) + 0.1 * (x - op("relu", x))),
+    "PReLU of what is left": ("prelu", lambda x: op("relu", x) + SLOPE * (x - op("relu", x))),
+    "leaky ReLU of the smaller": ("leaky_relu", lambda x: op("relu", x) + 0.1 * op("minimum", x, 0.0)),
+    "PReLU of the smaller": ("prelu", lambda x: op("relu", x) + SLOPE * op("minimum", x, 0.0)),
+    "leaky ReLU of a magnitude": ("leaky_relu", lambda x: op("relu", x) + 0.05 * (x - op("abs", x))),
+    "leaky ReLU of half a magnitude": ("leaky_relu", lambda x: op("relu", x) + 0.5 * (0.1 * (x - op("abs", x)))),
+    "PReLU of half a magnitude": ("prelu", lambda x: op("relu", x) + SLOPE * ((x - op("abs", x)) / 2.0)),
+    "PReLU of a magnitude": ("prelu", lambda x: op("relu", x) + SLOPE * (x - op("abs", x)) * 0.5),
     "CELU": ("celu", lambda x: op("maximum", x, 0.0) + 2.0 * op("expm1", op("minimum", x, 0.0) / 2.0)),
     "CELU by a ReLU": ("celu", lambda x: op("relu", x) + 2.0 * op("expm1", op("minimum", x, 0.0) / 2.0)),
     "softsign": ("softsign", lambda x: x / (op("abs", x) + 1.0)),
@@ -150,6 +158,8 @@ NEARLY: dict[str, Callable[[Expression], Expression]] = {
     "a hard-sigmoid up to 0": lambda x: relu6((-x * 0.1 + 3.0) + 3.0) / 6.0,
     "a hard-swish from 0 on": lambda x: (lambda y: y * relu6(y + 3.0) / 6.0)(x - 3.0),
     "a SiLU as steep as a step": lambda x: x * op("sigmoid", x * 1e6),
+    "a rest times 0": lambda x: op("relu", x) + 0.0 * (x - op("relu", x)),
+    "a rest of another value": lambda x: op("relu", x) + 0.1 * (op("sin", x) - op("relu", x)),
     "a leak of nearly nothing": lambda x: op("relu", x) - op("relu", -x) * 1e-30,
 }
 

@@ -175,7 +175,7 @@ def judge_weighed(
         # Other rows may be no part of the sum, as where rows are multiplied one by one.
         is_part = derivative.reshape(len(x), -1).any(1)
         x, derivative = x[is_part], derivative[is_part]
-    is_open = is_passing(derivative)
+    is_open = is_passing(derivative, x)
     is_told = bool((x > 0).any() and (x < 0).any())
     if not is_open.any() or not is_told:
         return Verdict.NONE if is_told else Verdict.UNSETTLED

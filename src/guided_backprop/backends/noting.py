@@ -100,7 +100,10 @@ class Noting(Given[Ref]):
         if is_product or not (self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"):
             return ()
         every = [*self._all_read(), *(one for note in notes_of(self._read) for one in note.lines)]
-        return first_of(one for one in map(self._further, every) if one.weights <= MOST_WEIGHTS)
+        # Beside other values no value of a sum tells of it, as behind weights: its derivatives do.
+        least = int(self.row.kind is Kind.LINEAR and len(self.dependent) > 1)
+        further = (self._further(one) for one in every)
+        return first_of(one._replace(weights=max(least, one.weights)) for one in further if one.weights <= MOST_WEIGHTS)
 
     @cached_property
     def _joined(self) -> list[Candidate[Ref]]:
@@ -253,12 +256,19 @@ class Noting(Given[Ref]):
         is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
         # What is added beside x may be made of a multiple of x.
         roots = self._roots_behind()
+        if self.has_rows:
+            # Beside other numbers of a row it tells the sign of none; what these were put together of may be one value.
+            candidates, roots = self._parts_read, []
         if is_relu or self.row.kind is Kind.COMPARES:
             return [*candidates, *roots]
         # A norm of a row adds up its magnitudes.
         is_sum = self.row.word == "norm" and all(one.size is None or one.size != size for one in self._read)
         behind = [*curves, *candidates] if is_sum else curves
         return [*candidates, *(one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind), *roots]
+
+    @property
+    def _parts_read(self) -> list[Candidate[Ref]]:
+        return [part for note in notes_of(self._read) for part in note.parts]
 
     @property
     def _is_of_a_bound(self) -> bool:

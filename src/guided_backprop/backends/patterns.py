@@ -145,6 +145,11 @@ _ROUNDING = 1e-5
 LARGEST = Variable("largest")
 _LOG_OF_POWERS = Moved(("log", Moved(("abs", Moved(("sum", ("exp", ("sub", X, Moved(LARGEST)))))))))
 
+# What is below 0 of x, as people write it for a leaky ReLU, and twice that.
+_RESTS: tuple[Form, ...] = (("sub", X, ("relu", X)), ("minimum", X, Number(0.0)))
+_TWICE = ("sub", X, ("abs", X))
+_SLOPE = Constant(is_known=True)
+_SLOPES = Constant(is_known=False)
 _RELU6_OF_SHIFTED = ("relu6", ("add", X, Number(3.0)))
 
 
@@ -176,6 +181,12 @@ PATTERNS: tuple[Pattern, ...] = (
     ),
     Pattern("prelu", ("add", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
     Pattern("prelu", ("sub", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
+    *(
+        Pattern("leaky_relu", ("add", ("relu", X), ("mul", _SLOPE, rest)))
+        for rest in (*_RESTS, _TWICE, ("mul", _SLOPE, _TWICE))
+    ),
+    *(Pattern("prelu", ("add", ("relu", X), ("mul", _SLOPES, rest))) for rest in (*_RESTS, Times(_TWICE, 0.5))),
+    Pattern("prelu", ("add", ("relu", X), Times(("mul", _SLOPES, _TWICE), 0.5))),
     Pattern(
         "celu",
         ("add", ("maximum", X, Number(0.0)), Times(("expm1", Times(("minimum", X, Number(0.0)))))),

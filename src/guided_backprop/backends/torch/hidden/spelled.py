@@ -28,8 +28,9 @@ from guided_backprop.backends.torch.hidden.suspect import Suspect
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch
 
-#: Runs the model on one set of other images after the other, watched for some places.
-Elsewhere = Callable[[frozenset[Place]], Iterator[tuple[ForwardWatch, Path | None]]]
+#: Runs the model on one set of other images after the other, watched for some places; the nodes inside of composite
+#: activations are told as well.
+Elsewhere = Callable[[frozenset[Place]], Iterator[tuple[ForwardWatch, Path | None, Set[Node]]]]
 #: What watches a run.
 Seen = TypeVar("Seen", ForwardWatch, TotalWatch)
 
@@ -106,8 +107,9 @@ def settle(
     if not suspects:
         return Settled([], frozenset(), {}, is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
-    elsewhere = partial(_elsewhere, again, partial(ForwardWatch, "everything", vouch, known=Known(taken=watch.taken)))
-    looks = (run.values for run, _ in elsewhere(places))
+    look = partial(ForwardWatch, "everything", vouch, known=Known(taken=watch.taken))
+    elsewhere = partial(_elsewhere, again, look, path, inside)
+    looks = (run.values for run, *_ in elsewhere(places))
     others = list(islice(looks, NEAR)) if places else []
     cases = [
         Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled).asked()
@@ -116,7 +118,7 @@ def settle(
     if any(case.is_in_doubt for case in cases):
         far = next(looks)
         cases = [replace(case, far=far.get(case.suspect.place)) if case.is_in_doubt else case for case in cases]
-    with shut(path):
+    with shut(path, inside):
         raised = {case.suspect.place: sign_of(case.judgement, case.values[0]) for case in cases if case.is_raised}
         if not raised.keys() <= watch.known.raised.keys():
             return Settled([], frozenset(), raised, is_sure=False)
@@ -124,10 +126,13 @@ def settle(
 
 
 def _elsewhere(
-    again: Again, look: Callable[..., ForwardWatch], places: frozenset[Place]
-) -> Iterator[tuple[ForwardWatch, Path | None]]:
+    again: Again, look: Callable[..., ForwardWatch], path: Path, inside: Set[Node], places: frozenset[Place]
+) -> Iterator[tuple[ForwardWatch, Path | None, Set[Node]]]:
     """Run the model on other images, watched for some places."""
-    return again(partial(look, wanted=places), is_elsewhere=True)
+    for watch, other in again(partial(look, wanted=places), is_elsewhere=True):
+        is_alike = other is not None and inside and other.signature == path.signature
+        pairs = zip(path.nodes, other.nodes, strict=True) if other is not None and is_alike else ()
+        yield watch, other, {there for here, there in pairs if here in inside}
 
 
 def _check_relus(
@@ -220,8 +225,8 @@ def _ask_others(
 ) -> None:
     """Look at some cases on other images, which may tell what few images do not, and at what stands beside them."""
     wanted = {place for place in known if any(place[:2] == one[:2] for one in places)}
-    for watch, path in elsewhere(relus.union(wanted)) if places else ():
-        for place, look in _behind(watch, path, wanted, relus).items():
+    for watch, path, inside in elsewhere(relus.union(wanted)) if places else ():
+        for place, look in _behind(watch, path, inside, wanted, relus).items():
             known[place] = replace(known[place], behind=[*known[place].behind, look])
             answers[place] = known[place].answer() if place in places else answers[place]
         if not any(answers[place] == "unsure" for place in places):
@@ -229,7 +234,7 @@ def _ask_others(
 
 
 def _behind(
-    watch: ForwardWatch, path: Path | None, wanted: Set[Place], relus: Set[Place]
+    watch: ForwardWatch, path: Path | None, inside: Set[Node], wanted: Set[Place], relus: Set[Place]
 ) -> dict[Place, tuple[NumpyArray, NumpyArray]]:
     """Return what may be a ReLU behind weights and its derivative, by their place, in a run on other images."""
     if path is None:
@@ -241,7 +246,7 @@ def _behind(
         if suspect.place in wanted
     ]
     nodes = [numbers.get(suspect.number) for suspect in watch.suspects if suspect.place in relus]
-    with shut(path), closed([node for node in nodes if node is not None]):
+    with shut(path, inside), closed([node for node in nodes if node is not None]):
         pairs = [(case.suspect.place, as_numpy(case.suspect.x.tensor), case.towards_x) for case in cases]
     return {place: (x, towards) for place, x, towards in pairs if towards is not None}
 

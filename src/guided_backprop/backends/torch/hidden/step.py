@@ -39,6 +39,8 @@ _ENDS: Final = frozenset({"slice", "split"})
 _OF_ONE_PLACE: Final = frozenset({"select", "unbind"})
 # Of so few values of a row, made the same length, the signs are told.
 _FEW: Final = 3
+# Beside so large a part of a row's norm the others show.
+_MOST: Final = 0.99
 # What a softmax is lessened by; and what leaves that as it is.
 _EXTREMES: Final = frozenset({"amax", "amin", "max", "min"})
 _COPIES: Final = _DETACHES | {"clone"}
@@ -84,6 +86,7 @@ class Step(nomination.Step[Value]):
             has_pieces=name in _IN_PIECES,
             has_bound=name in _BOUNDED,
             has_pole=_has_pole(name, row.word, operands),
+            has_rows=name == "linalg_vector_norm" and _has_rows(*args),
             exponent=exponent_of(name, args),
             is_shifted=bool(self._shift(row.word)),
             # What is written over is not read: it may be memory that nothing was written to before.
@@ -225,6 +228,15 @@ def _has_pole(name: str, word: str, operands: Sequence[Operand]) -> bool:
     """Tell whether an operation divides by what may have either sign; what a number divides is all that is given."""
     divides = word == "div" and (name == "reciprocal" or len(operands) > 1)
     return divides and operands[-1].note is not None and operands[-1].sign is Sign.UNKNOWN
+
+
+def _has_rows(x: torch.Tensor, order: float = 2, axes: Sequence[int] | None = None, *_: Any) -> bool:
+    """Tell whether a norm is the root of the squares of rows, of each of which no number is nearly all."""
+    if order != 2 or not x.is_floating_point() or x.numel() == 0:
+        return False
+    every = tuple(range(x.ndim)) if axes is None else tuple(axes)
+    norm = torch.linalg.vector_norm(x, 2, every)
+    return bool(every) and bool((x.abs().amax(every) <= _MOST * norm).all())
 
 
 def _tells_signs(name: str, kind: Kind, args: Sequence[Any]) -> bool:

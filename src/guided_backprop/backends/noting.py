@@ -247,28 +247,25 @@ class Noting(Given[Ref]):
         # What a curve or a factor made of x before it another one may undo behind it.
         curves = [one for note in notes_of(self._read) for one in note.curves]
         if self._is_bounding:
-            return [candidate._replace(is_bounded=True) for candidate in [*candidates, *curves]]
+            # What closes nothing tells of no weights that take it away again.
+            weights = MOST_WEIGHTS + 1 if self.is_idle else 0
+            return [one._replace(is_bounded=True, weights=max(weights, one.weights)) for one in [*candidates, *curves]]
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
             return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
-        if not self.starts:
+        # Beside other numbers of a row it tells the sign of none, unless all were put together of one value.
+        is_of_many = self.has_rows and not any(note.is_stacked for note in self._notes)
+        if is_of_many or not self.starts:
             return ()
         is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
         # What is added beside x may be made of a multiple of x.
         roots = self._roots_behind()
-        if self.has_rows:
-            # Beside other numbers of a row it tells the sign of none; what these were put together of may be one value.
-            candidates, roots = self._parts_read, []
         if is_relu or self.row.kind is Kind.COMPARES:
             return [*candidates, *roots]
         # A norm of a row adds up its magnitudes.
         is_sum = self.row.word == "norm" and all(one.size is None or one.size != size for one in self._read)
         behind = [*curves, *candidates] if is_sum else curves
         return [*candidates, *(one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind), *roots]
-
-    @property
-    def _parts_read(self) -> list[Candidate[Ref]]:
-        return [part for note in notes_of(self._read) for part in note.parts]
 
     @property
     def _is_of_a_bound(self) -> bool:

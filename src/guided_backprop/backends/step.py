@@ -59,6 +59,7 @@ class Given(Generic[Ref]):
         overwritten: how many of the first operands are not read: they may be memory that nothing was written to.
         has_pole: whether it divides by what may have either sign: then on the two sides of 0 it tells the sign.
         has_rows: whether it is a root of sums of squares of rows, of which no number is all that its row is.
+        is_idle: whether it is a bound that closes nothing.
         is_rounded: whether it gives what it was given without a derivative, or a number beside it, as an integer.
         is_by_rank: whether all that chose among what it gives compared values of the images with each other.
     """
@@ -77,6 +78,7 @@ class Given(Generic[Ref]):
     place: Hashable = None
     has_pole: bool = False
     has_rows: bool = False
+    is_idle: bool = False
     is_rounded: bool = False
     is_by_rank: bool = field(init=False)
 

@@ -39,6 +39,7 @@ _ENDS: Final = frozenset({"slice", "split"})
 _OF_ONE_PLACE: Final = frozenset({"select", "unbind"})
 # Of so few values of a row, made the same length, the signs are told.
 _FEW: Final = 3
+_BOUNDS: Final = frozenset({"clamp", "clamp_max", "clamp_min"})
 # Beside so large a part of a row's norm the others show.
 _MOST: Final = 0.99
 # What a softmax is lessened by; and what leaves that as it is.
@@ -87,6 +88,7 @@ class Step(nomination.Step[Value]):
             has_bound=name in _BOUNDED,
             has_pole=_has_pole(name, row.word, operands),
             has_rows=name == "linalg_vector_norm" and _has_rows(*args),
+            is_idle=name in _BOUNDS and _is_idle(operands, _bounds_of(name, args, named)),
             exponent=exponent_of(name, args),
             is_shifted=bool(self._shift(row.word)),
             # What is written over is not read: it may be memory that nothing was written to before.
@@ -228,6 +230,24 @@ def _has_pole(name: str, word: str, operands: Sequence[Operand]) -> bool:
     """Tell whether an operation divides by what may have either sign; what a number divides is all that is given."""
     divides = word == "div" and (name == "reciprocal" or len(operands) > 1)
     return divides and operands[-1].note is not None and operands[-1].sign is Sign.UNKNOWN
+
+
+def _bounds_of(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return what an operation bounds by from below and from above, None if by nothing."""
+    if name in ("clamp_min", "clamp_max"):
+        bounds = (args[1], None)
+        return bounds if name == "clamp_min" else bounds[::-1]
+    low, high, *_ = [*args[1:], None, None]
+    return named.get("min", low), named.get("max", high)
+
+
+def _is_idle(operands: Sequence[Operand], bounds: tuple[Any, Any]) -> bool:
+    """Tell whether all numbers of a value lie within bounds, which are numbers."""
+    x = operands[0].tensor
+    if len(operands) > 1 or x.numel() == 0 or x.layout is not torch.strided:
+        return False
+    (least, most), (low, high) = x.aminmax(), bounds
+    return bool((low is None or low < least) and (high is None or most < high))
 
 
 def _has_rows(x: torch.Tensor, order: float = 2, axes: Sequence[int] | None = None, *_: Any) -> bool:

@@ -9,6 +9,7 @@ from networks_hidden import ROWS, WEIGHTS, oracle
 from spellings.functions import HandGuided
 
 torch = pytest.importorskip("torch")
+step = pytest.importorskip("guided_backprop.backends.torch.hidden.step")
 F = torch.nn.functional
 
 
@@ -142,3 +143,29 @@ def test_what_is_a_leaky_relu_is_one_activation():
         found = explained(lambda x, w, each=each: each(x) @ w)
         expected = explained(lambda x, w, slope=slope: F.prelu(x, torch.as_tensor(slope)) @ w)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def of_multiples(x):
+    """Return ``relu(x)`` by the norm of rows that are made of one number each."""
+    column = torch.linspace(-1, 2, 6)[None]
+    return (x + (x[..., None] @ column).norm(dim=-1) / column.norm()) / 2
+
+
+def test_the_norm_of_rows_of_one_number_each_is_a_magnitude(monkeypatch):
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(lambda x, w: of_multiples(x) @ w)
+    # A planted fault.
+    monkeypatch.setattr(step, "_are_multiples", lambda *_: False)
+    assert np.abs(explained(lambda x, w: of_multiples(x) @ w) - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def test_rows_of_many_numbers_are_told_from_multiples_of_one():
+    rows = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert step._has_rows(rows, 2, [-1])
+    assert step._has_rows(rows.double(), 2, [0, 1])
+    # By its magnitudes it tells the sign of each; of one row nobody knows, nor of one number beside small ones.
+    assert not step._has_rows(rows, 1, [-1])
+    assert not step._has_rows(rows, 2, None)
+    assert not step._has_rows(rows, 2, [0, 1, 2])
+    assert not step._has_rows(rows * torch.tensor([1000, 1, 1, 1, 1]), 2, [-1])
+    assert not step._has_rows(rows[..., :1] * torch.linspace(1, 2, 5), 2, [-1])

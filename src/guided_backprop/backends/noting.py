@@ -253,9 +253,7 @@ class Noting(Given[Ref]):
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
             return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
-        # Beside other numbers of a row it tells the sign of none, unless all were put together of one value.
-        is_of_many = self.has_rows and not any(note.is_stacked for note in self._notes)
-        if is_of_many or not self.starts:
+        if not self.starts:
             return ()
         is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
         # What is added beside x may be made of a multiple of x.

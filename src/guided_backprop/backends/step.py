@@ -131,6 +131,9 @@ class Given(Generic[Ref]):
     @property
     def chooses(self) -> bool:
         """Whether it chooses among values by their size, or tells it."""
+        if self.has_rows and not any(note.is_stacked for note in self._notes):
+            # Beside other numbers of a row it tells the sign of none, unless all were put together of one value.
+            return False
         # A whole power tells no size.
         is_whole = self.exponent is not None and self.exponent >= 0 and self.exponent == int(self.exponent)
         is_bent = self.row.word in _BENT and not (self.row.word == "pow" and is_whole)

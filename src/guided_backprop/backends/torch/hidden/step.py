@@ -15,13 +15,14 @@ from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Extreme, Note, Operand, Value, is_inside_own
-from guided_backprop.backends.torch.hidden.signs import exponent_of, sign_of_result
+from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
 # They choose among values that come to one place.
 _REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
 # So does this one, if it is told to; else it adds up, as by a matrix of ones.
 _COMPARED: Final = frozenset({"max", "min", "prod"})
+_GUARD: Final = Operation(Kind.MOVES, "copy")
 _ADDS: Final = Operation(Kind.LINEAR, "matmul")
 # Where they look depends on this one of what they are given, and no result is linear in that.
 _PLACED_BY: Final = {
@@ -42,6 +43,9 @@ _FEW: Final = 3
 _BOUNDS: Final = frozenset({"clamp", "clamp_max", "clamp_min"})
 # Beside so large a part of a row's norm the others show.
 _MOST: Final = 0.99
+# By so many units in the last place rounding may turn a row, and so large a part of all rows are many.
+_TURNED: Final = 64
+_MANY: Final = 0.25
 # What a softmax is lessened by; and what leaves that as it is.
 _EXTREMES: Final = frozenset({"amax", "amin", "max", "min"})
 _COPIES: Final = _DETACHES | {"clone"}
@@ -70,7 +74,7 @@ class Step(nomination.Step[Value]):
     ) -> None:
         """Show an operation; ``read`` is a number of the images that the model may know, as where a row ends."""
         self.name, self._args, self._named, self._tensors = name, args, named, operands
-        row = _row(name, args, named)
+        row = _GUARD if _is_guard(name, args, operands) else _row(name, args, named)
         ends = [read] if read is not None and row.word in _ENDS and name not in _OF_ONE_PLACE else []
         row, self.is_ended = (Operation(Kind.MASKS, "gather"), True) if ends else (row, False)
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
@@ -232,6 +236,13 @@ def _has_pole(name: str, word: str, operands: Sequence[Operand]) -> bool:
     return divides and operands[-1].note is not None and operands[-1].sign is Sign.UNKNOWN
 
 
+def _is_guard(name: str, args: Sequence[Any], operands: Sequence[Operand]) -> bool:
+    """Tell whether an operation keeps the norm of rows, or another measure of them, from being 0, and changes none."""
+    note = operands[0].note if is_floor(name, args) else None
+    is_measure = note is not None and note.is_summary and not note.is_tainted and note.sign is Sign.NOT_NEGATIVE
+    return is_measure and _is_idle(operands[:1], (args[1], None))
+
+
 def _bounds_of(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return what an operation bounds by from below and from above, None if by nothing."""
     if name in ("clamp_min", "clamp_max"):
@@ -251,12 +262,26 @@ def _is_idle(operands: Sequence[Operand], bounds: tuple[Any, Any]) -> bool:
 
 
 def _has_rows(x: torch.Tensor, order: float = 2, axes: Sequence[int] | None = None, *_: Any) -> bool:
-    """Tell whether a norm is the root of the squares of rows, of each of which no number is nearly all."""
-    if order != 2 or not x.is_floating_point() or x.numel() == 0:
+    """Tell whether a norm is the root of the squares of rows of many numbers, which are no multiples of one row.
+
+    Of these it is the magnitude of what they are multiples by; and where one number is nearly all of a row, of that.
+    """
+    if order != 2 or axes is None or not x.is_floating_point() or x.numel() == 0:
         return False
-    every = tuple(range(x.ndim)) if axes is None else tuple(axes)
-    norm = torch.linalg.vector_norm(x, 2, every)
-    return bool(every) and bool((x.abs().amax(every) <= _MOST * norm).all())
+    along = sorted({axis % x.ndim for axis in axes})
+    others = [axis for axis in range(x.ndim) if axis not in along and x.shape[axis] > 1]
+    norm = torch.linalg.vector_norm(x, 2, along, keepdim=True)
+    is_one = not along or not others or bool((x.abs().amax(along, keepdim=True) > _MOST * norm).any())
+    return not is_one and not any(_are_multiples(x, norm, along, axis) for axis in others)
+
+
+def _are_multiples(x: torch.Tensor, norm: torch.Tensor, along: list[int], axis: int) -> bool:
+    """Tell whether many rows are multiples of their neighbours; rows that lie by themselves are none by chance."""
+    first, second = (torch.arange(place, x.shape[axis] - 1 + place, device=x.device) for place in (0, 1))
+    products = (x.index_select(axis, first) * x.index_select(axis, second)).sum(along, keepdim=True).abs()
+    sizes = norm.index_select(axis, first) * norm.index_select(axis, second)
+    is_multiple = (products >= (1 - _TURNED * torch.finfo(x.dtype).eps) * sizes)[sizes > 0]
+    return bool(is_multiple.any()) and float(is_multiple.double().mean()) > _MANY
 
 
 def _tells_signs(name: str, kind: Kind, args: Sequence[Any]) -> bool:

@@ -145,11 +145,11 @@ _ROUNDING = 1e-5
 LARGEST = Variable("largest")
 _LOG_OF_POWERS = Moved(("log", Moved(("abs", Moved(("sum", ("exp", ("sub", X, Moved(LARGEST)))))))))
 
-# What is below 0 of x, as people write it for a leaky ReLU, and twice that.
+# Any number but 0, and an array. Then what is below 0 of x, as people write it for a leaky ReLU, and twice that.
+_SLOPE, _SLOPES = Constant(is_known=True), Constant(is_known=False)
 _RESTS: tuple[Form, ...] = (("sub", X, ("relu", X)), ("minimum", X, Number(0.0)))
 _TWICE = ("sub", X, ("abs", X))
-_SLOPE = Constant(is_known=True)
-_SLOPES = Constant(is_known=False)
+_DOUBLED: tuple[Form, ...] = (_TWICE, ("mul", _SLOPE, _TWICE))
 _RELU6_OF_SHIFTED = ("relu6", ("add", X, Number(3.0)))
 
 
@@ -172,19 +172,12 @@ PATTERNS: tuple[Pattern, ...] = (
     # Not with a slope that may be 0, for then it is a ReLU.
     Pattern("leaky_relu", ("maximum", X, ("mul", X, Constant(is_known=True)))),
     Pattern("leaky_relu", ("maximum", X, ("div", X, Constant(is_known=True)))),
-    Pattern("leaky_relu", ("add", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("neg", X))))),
-    Pattern("leaky_relu", ("sub", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("neg", X))))),
+    Pattern("leaky_relu", ("add", ("relu", X), ("mul", _SLOPE, ("relu", ("neg", X))))),
+    Pattern("leaky_relu", ("sub", ("relu", X), ("mul", _SLOPE, ("relu", ("neg", X))))),
     # Keras' own, with a threshold.
-    Pattern(
-        "leaky_relu",
-        ("sub", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("add", ("neg", X), Constant(is_known=True))))),
-    ),
-    Pattern("prelu", ("add", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
-    Pattern("prelu", ("sub", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
-    *(
-        Pattern("leaky_relu", ("add", ("relu", X), ("mul", _SLOPE, rest)))
-        for rest in (*_RESTS, _TWICE, ("mul", _SLOPE, _TWICE))
-    ),
+    Pattern("leaky_relu", ("sub", ("relu", X), ("mul", _SLOPE, ("relu", ("add", ("neg", X), _SLOPE))))),
+    *(Pattern("prelu", (word, ("relu", X), ("mul", _SLOPES, ("relu", ("neg", X))))) for word in ("add", "sub")),
+    *(Pattern("leaky_relu", ("add", ("relu", X), ("mul", _SLOPE, rest))) for rest in (*_RESTS, *_DOUBLED)),
     *(Pattern("prelu", ("add", ("relu", X), ("mul", _SLOPES, rest))) for rest in (*_RESTS, Times(_TWICE, 0.5))),
     Pattern("prelu", ("add", ("relu", X), Times(("mul", _SLOPES, _TWICE), 0.5))),
     Pattern(

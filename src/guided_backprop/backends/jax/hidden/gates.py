@@ -20,8 +20,9 @@ from guided_backprop.backends.jax.graph.program import CUSTOM, Gate, Program, St
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.behind import Behind
 from guided_backprop.backends.jax.hidden.looks import NEAR_LOOKS, Looks
-from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of, snapped
+from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, as_told, gate_of, snapped
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
+from guided_backprop.backends.jax.hidden.sums import BlockSums, blocks_of
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
 from guided_backprop.backends.jax.hidden.watch import steps_between
 from guided_backprop.backends.nomination import PRELU
@@ -91,6 +92,11 @@ class Judge:
             is_explicit = nominee.step.word in _EXPLICIT
             if not is_explicit and not any(self._leads(y, gate) for gate in findings.gates):
                 findings.spelled.append(nominee.step)
+        for block in blocks_of(self._program.block):
+            sums = BlockSums(block, self._facts, self._taint.is_vouched)
+            while gates := sums.gates():
+                findings.gates |= gates
+            findings.spelled += sums.refused()
         return findings
 
     def _has_zeros_in_bound(self, step: Step) -> bool:
@@ -153,8 +159,14 @@ class Judge:
             # No image took this branch; but curves, sums and multiples of one value gate nothing.
             return plain if all(map(_is_of_one, between)) else refused
         is_curve = verdict is Verdict.UNSETTLED and closed is None and not _may_be_one(ys, xs)
-        if not slopes.any() or is_curve:
+        is_none = nominee.is_moved or (closed is None and self._is_of_two_that_change(nominee, looks))
+        if not slopes.any() or is_curve or (verdict is Verdict.UNSETTLED and is_none):
+            # What was put beside each other was made before, and judged there.
             return plain
+        if verdict is Verdict.PARTIAL:
+            verdict = self._judged(y, x, nominee, ys, as_told(xs, ys, slopes, y)).verdict
+            if verdict is Verdict.NONE:
+                return plain
         is_gate = verdict in (Verdict.CONVEX, Verdict.CONCAVE) and not is_thin(xs)
         if not is_gate or closed is None or _is_never_guided(nominee.step):
             return plain if _is_of_one(nominee.step) else refused
@@ -162,6 +174,14 @@ class Judge:
         if gate is None:
             return refused
         return (_Finding.GUIDED, gate) if verdict is Verdict.CONVEX else (_Finding.CONCAVE, None)
+
+    def _is_of_two_that_change(self, nominee: Nominee, looks: int) -> bool:
+        """Tell the larger or smaller of two values neither of which is one number, as the 0 of a ReLU is."""
+        operands = nominee.step.inputs
+        if not nominee.is_of_two or not all(one in nominee.candidates for one in operands):
+            return False
+        seen = [self._looks.seen(one, looks) for one in operands]
+        return all(values is not None and bool(np.ptp(values)) for values in seen)
 
     def _verdict(self, y: Value, x: Value, nominee: Nominee) -> tuple[Verdict, NumpyArray | None, int]:
         """Return what values say, where the gate is closed, and of how many sets of images they are."""

@@ -158,15 +158,9 @@ class Judge:
         if ys is None or xs is None or slopes is None:
             # No image took this branch; but curves, sums and multiples of one value gate nothing.
             return plain if all(map(_is_of_one, between)) else refused
-        is_curve = verdict is Verdict.UNSETTLED and closed is None and not _may_be_one(ys, xs)
-        is_none = nominee.is_moved or (closed is None and self._is_of_two_that_change(nominee, looks))
-        if not slopes.any() or is_curve or (verdict is Verdict.UNSETTLED and is_none):
-            # What was put beside each other was made before, and judged there.
+        verdict = self._told(y, x, nominee, Judgement(verdict, closed), seen=(ys, xs, slopes), looks=looks)
+        if verdict is Verdict.NONE:
             return plain
-        if verdict is Verdict.PARTIAL:
-            verdict = self._judged(y, x, nominee, ys, as_told(xs, ys, slopes, y)).verdict
-            if verdict is Verdict.NONE:
-                return plain
         is_gate = verdict in (Verdict.CONVEX, Verdict.CONCAVE) and not is_thin(xs)
         if not is_gate or closed is None or _is_never_guided(nominee.step):
             return plain if _is_of_one(nominee.step) else refused
@@ -174,6 +168,29 @@ class Judge:
         if gate is None:
             return refused
         return (_Finding.GUIDED, gate) if verdict is Verdict.CONVEX else (_Finding.CONCAVE, None)
+
+    def _told(
+        self,
+        y: Value,
+        x: Value,
+        nominee: Nominee,
+        judgement: Judgement,
+        *,
+        seen: tuple[NumpyArray, NumpyArray, NumpyArray],
+        looks: int,
+    ) -> Verdict:
+        """Return what values say where the derivative, and what rounding hides of them, is known as well."""
+        ys, xs, slopes = seen
+        if not slopes.any():
+            return Verdict.NONE
+        if judgement.verdict is Verdict.PARTIAL:
+            return self._judged(y, x, nominee, ys, as_told(xs, ys, slopes, y)).verdict
+        is_closed_nowhere = judgement.closed is None
+        is_curve = is_closed_nowhere and not _may_be_one(ys, xs)
+        # What was put beside each other was made before, and judged there.
+        is_none = nominee.is_moved or (is_closed_nowhere and self._is_of_two_that_change(nominee, looks))
+        is_none_yet = judgement.verdict is Verdict.UNSETTLED and (is_curve or is_none)
+        return Verdict.NONE if is_none_yet else judgement.verdict
 
     def _is_of_two_that_change(self, nominee: Nominee, looks: int) -> bool:
         """Tell the larger or smaller of two values neither of which is one number, as the 0 of a ReLU is."""

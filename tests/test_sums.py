@@ -147,6 +147,16 @@ def test_what_is_none_is_guided_as_it_is_written(framework):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_in_jax_a_loop_is_looked_into_whatever_its_weights_are():
+    import jax
+
+    lib = Library("jax")
+    turns = np.ones((2, 20), np.float32)
+    found = explained(lambda x, w: jax.lax.scan(lambda y, v: (turned(y * v, lib), None), x, turns)[0] @ w, lib)
+    relu = by_hand(lib)
+    np.testing.assert_allclose(found, right(lambda x, w: relu(x) @ w, lib), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_leaky_relu_of_two_keeps_its_derivative(framework):
     lib = Library(framework)

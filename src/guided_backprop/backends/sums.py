@@ -83,9 +83,19 @@ class Sums(ABC, Generic[Ref]):
     relus: Mapping[Ref, Ref]
     found: Collection[Ref]
 
-    @abstractmethod
+    def __init__(self) -> None:
+        # They are asked for again and again.
+        self._terms: dict[Ref, Sequence[Ref]] = {}
+
     def terms(self, value: Ref) -> Sequence[Ref]:
         """Return what a value is linear in, all that depends on the images; nothing if it is anything else."""
+        if value not in self._terms:
+            self._terms[value] = self.terms_of(value)
+        return self._terms[value]
+
+    @abstractmethod
+    def terms_of(self, value: Ref) -> Sequence[Ref]:
+        """Say it of one value; it is asked once."""
 
     @abstractmethod
     def is_alike(self, value: Ref) -> bool:

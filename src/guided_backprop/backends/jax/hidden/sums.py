@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from guided_backprop.backends.sums import FAR, Join, Sums, is_alike, is_linear, 
 # They go by the word of what they are like.
 _MULTIPLIES = frozenset({"scatter-mul", "scatter_mul"})
 
+# What works across devices takes these, and runs on all of them alone.
+_ACROSS = frozenset({"axis_index_groups", "axis_name"})
+
 
 class BlockSums(Sums[Value]):
     """What is linear in one block.
@@ -28,17 +32,18 @@ class BlockSums(Sums[Value]):
     """
 
     def __init__(self, block: Block, facts: Facts, is_vouched: Callable[[Step], bool]) -> None:
+        super().__init__()
         self._block, self._facts, self._is_vouched = block, facts, is_vouched
         self._results = {id(value) for value in block.outputs}
         self._known: dict[Hashable, Judgement] = {}
         self.found: set[Value] = set()
         self.relus = dict(self._relus())
 
-    def terms(self, value: Value) -> Sequence[Value]:
+    def terms_of(self, value: Value) -> Sequence[Value]:
         step = value.step
         if step is None or value in self.relus or value.gate is not None or step.is_known or step.jitted:
             return ()
-        if self._is_vouched(step):
+        if self._is_vouched(step) or step.word == "mark" or _ACROSS & step.eqn.params.keys():
             return ()
         places = [place for place, operand in enumerate(step.inputs) if operand.depends]
         depending = [step.inputs[place] for place in places]
@@ -65,6 +70,7 @@ class BlockSums(Sums[Value]):
         for y, gate in gates.items():
             y.gate = gate
         self.found |= gates.keys()
+        self._terms.clear()
         self.relus = dict(self._relus())
         return gates
 
@@ -93,14 +99,10 @@ class BlockSums(Sums[Value]):
 
     def _run(self, join: Join[Value], asked: Sequence[Value]) -> list[Judgement]:
         """Judge what sums are far from 0."""
-        nothing = [Judgement(Verdict.NONE) for _ in asked]
-        try:
-            runs = _Runs(self._block, self._facts, join, asked)
-            far = runs.far() if asked else None
-        except _UnknownError:
-            return nothing
+        runs = _Runs(self._block, self._facts, join, asked)
+        far = runs.far() if asked else None
         if far is None:
-            return nothing
+            return [Judgement(Verdict.NONE) for _ in asked]
         values = [runs.run(place * far) for place in FAR]
         lines = [runs.run(place * far, has_relus=False) for place in FAR[2:]]
         x = np.stack([_numbers(run[join.x]) for run in values])
@@ -137,10 +139,6 @@ class Judged:
         return Gate(judgement.closed, 0.0, self.x, float(judgement.slope), is_at_zero=True)
 
 
-class _UnknownError(Exception):
-    """A constant is not known before the program is run."""
-
-
 class _Runs:
     """What is linear in some roots, run for values of these; all else is 0.
 
@@ -155,6 +153,8 @@ class _Runs:
         self._facts, self._join = facts, join
         self._first, self._steps = (_leading(block, join, needed) for needed in ([join.x], [join.x, *asked]))
         self._raised: list[jax.Array] = []
+        # Constants, and in the place of those that a loop changes others: a ReLU is one whatever they are.
+        self._any: dict[Value, jax.Array] = {}
         self.is_shifted = False
 
     def far(self) -> float | None:
@@ -194,10 +194,17 @@ class _Runs:
             return arrays[value]
         if value.depends:
             return _nothing(value)
+        if value not in self._any:
+            self._any[value] = jnp.asarray(self._constant(value), value.aval.dtype)
+        return self._any[value]
+
+    def _constant(self, value: Value) -> Any:
         known = self._facts.known(value)
-        if known is None:
-            raise _UnknownError
-        return jnp.asarray(known, value.aval.dtype)
+        if known is None and value.step is not None:
+            results = value.step.run([self._read(operand, {}) for operand in value.step.inputs])
+            return results[value.step.outputs.index(value)]
+        drawn = np.random.default_rng(len(self._any))
+        return drawn.uniform(0.5, 1.5, value.aval.shape) if known is None else known
 
 
 def blocks_of(block: Block) -> Iterator[Block]:

@@ -54,12 +54,13 @@ class GraphSums(Sums[str]):
     """
 
     def __init__(self, taint: Taint, vouch: Vouch) -> None:
+        super().__init__()
         self._taint, self._body, self._vouch = taint, taint.body, vouch
         self._graph = self._body.graph
         self.found: Collection[str] = ()
         self.relus = dict(_relus(self._body))
 
-    def terms(self, value: str) -> Sequence[str]:
+    def terms_of(self, value: str) -> Sequence[str]:
         node = self._graph.node(value)
         if node is None or self._graph.role(node) or self._is_vouched(node):
             return ()

@@ -31,6 +31,7 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, REARRANGES
 from guided_backprop.backends.tensorflow.graph.relus import Relu, relus_of
 from guided_backprop.backends.tensorflow.graph.weights import Weights
+from guided_backprop.backends.tensorflow.hidden.sums import GraphSums, Joined
 from guided_backprop.backends.tensorflow.hidden.taint import Taint
 from guided_backprop.backends.tensorflow.hidden.traces import Place
 from guided_backprop.errors import ModelError
@@ -69,12 +70,14 @@ class Findings:
     Attributes:
         graph: the function.
         places: the operations that may be ReLUs for all that their names say.
+        sums: those that add up a value and ReLUs of it.
     """
 
     def __init__(self, graph: Graph, nested: Mapping[str, FunctionDef], vouch: Vouch, weights: Weights) -> None:
         self.graph, self._weights = graph, weights
         self._vouch = vouch
         self.places: list[Place] = []
+        self.sums: list[Joined] = []
         self._nested = nested
         self._composites: Mapping[str, Match[str]] = {}
         # Of each function, the outermost being without a name, its graph and its composite activations.
@@ -107,6 +110,7 @@ class Findings:
         self._composites = self._read(self.graph)
         taint = Taint(self._nested, self._graph_of, self._activations, self._vouch, self._weights)
         self.places = taint.places(self.graph, images, begin)
+        self.sums = list(GraphSums(taint, self._vouch).joined())
 
     def _graph_of(self, name: str) -> Graph:
         """Return the graph of a function that is held by another; a condition's has not been looked at."""

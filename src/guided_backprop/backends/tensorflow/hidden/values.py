@@ -27,6 +27,7 @@ from guided_backprop.backends.tensorflow.graph.nodes import Graph
 from guided_backprop.backends.tensorflow.hidden.behind import Behind
 from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Import
 from guided_backprop.backends.tensorflow.hidden.looks import is_straight, other_inputs, together, turned_in_sign
+from guided_backprop.backends.tensorflow.hidden.sums import Joined, SumsWatch
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
 #: How many images are looked at, and how many values of one place inside of a loop.
@@ -46,6 +47,7 @@ class Watch:
         specs: the signatures of its inputs; the last is of what the gradient begins at, if that is inside.
         bring: puts a graph into the one that is being built, on inputs, and returns the tensors of these names; what
             stands in the place of some, by their names, comes last.
+        sums: what adds up a value and ReLUs of it.
         begins_inside: whether it is.
     """
 
@@ -57,6 +59,7 @@ class Watch:
         specs: Sequence[tf.TensorSpec],
         bring: Import,
         *,
+        sums: Sequence[Joined],
         begins_inside: bool,
     ) -> None:
         self._begins_inside = begins_inside
@@ -64,6 +67,7 @@ class Watch:
         self._specs, self._bring = specs, bring
         self._derivatives = Derivatives(graph_def, specs, bring)
         self._behind = Behind(places, self._derivatives, self._flat, self._first)
+        self._sums = SumsWatch(sums, graph_def, specs, bring, self._flat)
         self._open: dict[Pair, None] = dict.fromkeys(
             (number, index) for number, place in enumerate(places) for index, _ in enumerate(place.candidates)
         )
@@ -76,7 +80,7 @@ class Watch:
     @property
     def is_open(self) -> bool:
         """Whether there is a place that values may still show to be a ReLU."""
-        return bool(self._open) or self._behind.is_open
+        return bool(self._open) or self._behind.is_open or self._sums.is_open
 
     @property
     def unsettled(self) -> str:
@@ -91,7 +95,7 @@ class Watch:
             if not self.is_open:
                 return []
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
-            taken = self._behind.found(few)
+            taken, sums = self._behind.found(few), self._sums.found(few)
             verdicts = self._judged(few) if self._open else {}
             if self._idle and len(few[0]) < len(arrays[0]):
                 # Another image may take the branch that these do not.
@@ -114,7 +118,7 @@ class Watch:
             self._seen.clear()
             self._firsts.clear()
             numbers = sorted(taken.union(number for number, _ in refused))
-            return [self._places[number] for number in numbers]
+            return [*sums, *(self._places[number] for number in numbers)]
 
     def _is_doubtful(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether other images may say more: what compares values with each other may be a gate by chance."""

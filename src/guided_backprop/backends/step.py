@@ -110,6 +110,18 @@ class Given(Generic[Ref]):
         by_sums = [note.summed for note in self._notes] if self.starts else []
         return frozenset({self.place} if is_own else ()).union(*before, *by_sums)
 
+    def ranks_behind(self, candidate: Candidate[Ref]) -> Ranks:
+        """Return it of a candidate behind weights: where another value was larger it is shut there, be it positive."""
+        known = self.ranks(candidate)
+        return Ranks.SOME if known is Ranks.NONE and self.compared() - candidate.ranked else known
+
+    def compared(self) -> frozenset[Hashable]:
+        """Return the operations, up to this one, that gave the largest of a window, or the larger of two values."""
+        actives = sum(operand.is_active for operand in self.dependent)
+        is_own = self.row.word == "max_pool" or (self.row.kind is Kind.CLIP and actives > 1)
+        before = [note.compared for note in [*self._notes, *self.held]]
+        return frozenset({self.place} if is_own else ()).union(*before)
+
     def summed(self, size: int | None = None) -> frozenset[Hashable]:
         """Return the operations, up to this one, that added values of the images up along rows."""
         is_own = self.row.word in SUMMARIES - RANKS and self._is_of_values and not self._chooses_of_two(size)

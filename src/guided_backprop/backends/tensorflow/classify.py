@@ -15,6 +15,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.backends.patterns import Match
+from guided_backprop.backends.tensorflow.graph.compiled import CONVOLUTIONS
 from guided_backprop.backends.tensorflow.graph.composites import composites_of
 from guided_backprop.backends.tensorflow.graph.custom import custom_name, is_recomputation, registered
 from guided_backprop.backends.tensorflow.graph.nodes import (
@@ -163,7 +164,7 @@ class Findings:
 
 
 def _mark_rest(graph: Graph, node: NodeDef) -> None:
-    """Mark a bound that only the run tells, what nobody has heard of, what is only listed, what becomes complex."""
+    """Mark a bound that only the run tells, what nobody has heard of, what is only listed, and what else is our own."""
     row, bound, listed = OPERATIONS[node.op], _unknown_bound(graph, node), _listed(graph, node) or ""
     if bound is not None:
         graph.mark(node, "bound", row.word, bound, listed=listed)
@@ -171,6 +172,8 @@ def _mark_rest(graph: Graph, node: NodeDef) -> None:
         graph.mark(node, "unknown", row.word)
     elif listed:
         graph.mark(node, "plain", listed)
+    elif node.op in CONVOLUTIONS:
+        graph.mark(node, "conv")
     elif node.op == "Cast" and attribute(node, "SrcT").type in FLOATS and attribute(node, "DstT").type in COMPLEX:
         graph.mark(node, "complex")
 

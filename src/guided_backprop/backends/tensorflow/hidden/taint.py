@@ -329,7 +329,7 @@ def _candidates(
         less = "" if candidate.less is None else body.graph.copied(candidate.less)
         key = body.graph.copied(candidate.ref), candidate.choice, less
         bounded[key] = candidate.is_bounded and bounded.get(key, True)
-        ranks[key] = step.ranks(candidate)
+        ranks[key] = (step.ranks_behind if candidate.choice is Choice.BEHIND else step.ranks)(candidate)
         if candidate.is_stopped:
             stopped.add(key)
     reached = reached_in(body, node)

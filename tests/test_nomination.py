@@ -187,6 +187,8 @@ SUMS = {
     "a sum of masked values": (["is = greater x 0", "a = mul x is", "mean = mean a", "y = sub a mean"], Ranks.NONE),
     "a sum of places": (["is = greater x 0", "is_mean = mean is", "a = mul x is", "y = mul a is_mean"], Ranks.NONE),
     "the largest of places": (["is = greater x 0", "is_row = max is", "a = mul x is", "y = mul a is_row"], Ranks.NONE),
+    "a pool of what was chosen": (["a = maximum x z", "half = max_pool a", "y = matmul half 2"], Ranks.SOME),
+    "a pool behind a ReLU": (["a = relu x", "half = max_pool a", "b = abs x", "y = mul b half"], Ranks.NONE),
     "a sum before": (["mean = mean z", "x2 = sub x mean", "is = greater x2 0", "y = mul x2 is"], Ranks.NONE),
 }
 

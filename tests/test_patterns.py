@@ -81,6 +81,10 @@ def relu6(x: Expression) -> Expression:
     return op("relu6", x)
 
 
+def relu1(x: Expression) -> Expression:
+    return op("relu1", x)
+
+
 def softmax(x: Expression) -> Expression:
     powers = op("exp", x)
     return powers / op("broadcast", op("sum", powers))
@@ -101,6 +105,16 @@ COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
     "hard-swish": ("hardswish", lambda x: x * (relu6(x + 3.0) * (1 / 6))),
     "hard-swish, divided at last": ("hardswish", lambda x: x * relu6(x + 3.0) / 6.0),
     "hard-swish of an operation": ("hardswish", lambda x: x * op("hardsigmoid", x)),
+    "hard-sigmoid, the older one": ("hardsigmoid", lambda x: relu1(0.2 * x + 0.5)),
+    "hard-swish by the older one": ("hardswish", lambda x: x * relu1(0.2 * x + 0.5)),
+    "leaky ReLU of what lies below 0": ("leaky_relu", lambda x: op("relu", x) + 0.1 * op("minimum", x, 0.0)),
+    "PReLU of what lies below 0": ("prelu", lambda x: op("relu", x) + SLOPE * op("minimum", 0.0, x)),
+    "what lies below 0, subtracted": ("leaky_relu", lambda x: op("relu", x) - -0.1 * op("minimum", x, 0.0)),
+    "PReLU, what is below subtracted": ("prelu", lambda x: op("relu", x) - SLOPE * op("minimum", x, 0.0)),
+    "PReLU by a magnitude": ("prelu", lambda x: op("relu", x) + (SLOPE * (x - op("abs", x))) * 0.5),
+    "PReLU by half of a magnitude": ("prelu", lambda x: op("relu", x) + SLOPE * (0.5 * (x - op("abs", x)))),
+    "ELU": ("elu", lambda x: op("relu", x) + op("minimum", 1.2 * (op("exp", x) - 1.0), 0.0)),
+    "ELU by expm1": ("elu", lambda x: op("relu", x) + op("minimum", op("expm1", x), 0.0)),
     "leaky ReLU by a quotient": ("leaky_relu", lambda x: op("maximum", x / 10.0, x)),
     "leaky ReLU of two, added": ("leaky_relu", lambda x: op("relu", x) + op("relu", -x) * -0.1),
     "leaky ReLU": ("leaky_relu", lambda x: op("maximum", x, 0.1 * x)),
@@ -132,6 +146,10 @@ NEARLY: dict[str, Callable[[Expression], Expression]] = {
     "a ReLU6": lambda x: op("minimum", op("maximum", x, 0.0), 6.0),
     "a ReLU6 of a shifted value": lambda x: relu6(x + 3.0),
     "a ReLU6 with another shift": lambda x: relu6(x + 2.0) / 6.0,
+    "a bound of 1, less steep": lambda x: relu1(0.1 * x + 0.5),
+    "a bound of 1 with another shift": lambda x: relu1(0.2 * x + 0.4),
+    "a ReLU and what lies below another value": lambda x: op("relu", x) + 0.1 * op("minimum", x + 1.0, 0.0),
+    "a ReLU and none of what lies below 0": lambda x: op("relu", x) + 0.0 * op("minimum", x, 0.0),
     "a ReLU6 with an unknown shift": lambda x: relu6(x + SLOPE) / 6.0,
     "a ReLU6 with another scale": lambda x: relu6(x + 3.0) / 5.0,
     "a ReLU times its input": lambda x: x * relu6(x),

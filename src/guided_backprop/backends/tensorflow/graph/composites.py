@@ -46,7 +46,7 @@ class GraphView:
             return None
         relu = self._relus.get(node.name)
         if relu is not None:
-            return "relu6" if (relu.low, relu.high) == (0, 6) else "relu", [self._input(node, relu)]
+            return relu.name, [self._input(node, relu)]
         word = word_of(node)
         operands: list[str | float] = [self._graph.copied(ref) for ref in operand_refs(node)]
         if node.op in _VALUE_LAST:

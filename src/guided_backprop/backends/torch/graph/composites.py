@@ -158,7 +158,7 @@ def needs_shifts(graph: Graph) -> bool:
     """
     for node in graph.path.doubts:
         match graph.made(node) if operation(node) not in _MADE_OF_TWO else None:
-            case ("relu6", [x]) if graph.is_shifted(x):
+            case ("relu1" | "relu6", [x]) if graph.is_shifted(x):
                 return True
     return False
 
@@ -173,6 +173,7 @@ def _attributes(node: Node, word: str) -> list[float]:
         exponent = saved(node, "exponent")
         return [_UNKNOWN if isinstance(exponent, complex) else float(exponent)]
     if word in ("maximum", "minimum"):
-        bound = saved(node, word[:3])
+        # A clamp of one bound keeps it as the other's name says.
+        bound = saved(node, "min" if word == "maximum" else "max")
         return [float(bound)] if isinstance(bound, (int, float)) else []
     return []

@@ -8,7 +8,9 @@ import torch
 from torch.autograd.graph import GradientEdge, Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
+from guided_backprop.backends.patterns import composites
 from guided_backprop.backends.spelling import Judgement, Shut
+from guided_backprop.backends.torch.graph.composites import Graph
 from guided_backprop.backends.torch.graph.nodes import Path, is_in_place_on_view
 from guided_backprop.backends.torch.graph.relus import relu_of
 from guided_backprop.backends.torch.hidden.audit import BackwardWatch
@@ -18,9 +20,15 @@ from guided_backprop.backends.torch.hidden.suspect import Suspect
 
 @contextmanager
 def shut(path: Path) -> Iterator[None]:
-    """Let no gradient pass the ReLUs that are operations of their own: what is left of one went around them."""
+    """Let no gradient pass the ReLUs that are operations of their own: what is left of one went around them.
+
+    Those that composite activations are made of are none: half of a leaky ReLU would be left.
+    """
     watch = BackwardWatch(Shut(), lambda name, treatment: None)
-    handles = [node.register_prehook(_nothing) for node in path.concerns if relu_of(node, path.members) is not None]
+    relus = [node for node in path.concerns if relu_of(node, path.members) is not None]
+    matches = composites(Graph(path), path.ends).values() if relus else ()
+    inside = frozenset[object]().union(*(match.parts for match in matches))
+    handles = [node.register_prehook(_nothing) for node in relus if node not in inside]
     hidden = [node for node in path.concerns if is_in_place_on_view(node)]
     handles += [node.register_prehook(watch.enter) for node in hidden]
     handles += [node.register_hook(watch.leave) for node in hidden]

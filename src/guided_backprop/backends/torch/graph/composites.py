@@ -173,7 +173,6 @@ def _attributes(node: Node, word: str) -> list[float]:
         exponent = saved(node, "exponent")
         return [_UNKNOWN if isinstance(exponent, complex) else float(exponent)]
     if word in ("maximum", "minimum"):
-        # A clamp of one bound keeps it as the other's name says.
         bound = saved(node, "min" if word == "maximum" else "max")
         return [float(bound)] if isinstance(bound, (int, float)) else []
     return []

@@ -231,6 +231,8 @@ def _said(
     is_sure = gate.evidence >= needed
     is_clear = is_sure or (gate.is_at_zero and not (has_ranks and gate.is_full))
     if slopes is not None and gate.is_in_all_rows and is_clear:
+        if not has_ranks and gate.is_window(evidence):
+            return Judgement(Verdict.PARTIAL)
         is_few = gate.evidence < min(needed, _AT_ZERO)
         if is_few or gate.has_closed_one or (has_ranks and not gate.is_full):
             # Few values may lie so by chance. What is one number wherever it is closed was a gate before, as a

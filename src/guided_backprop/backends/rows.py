@@ -92,7 +92,7 @@ class Gate:
         return len(self.y) == 1 and not is_wrong.any()
 
     def is_window(self, evidence: float) -> bool:
-        """Tell whether a second mask is one of x too: all that it closes lies above all that is open, and not by chance.
+        """Tell whether a second mask is one of x too: all that it closes lies above all that is open, not by chance.
 
         As of half of a hat, of which a spline is made.
         """

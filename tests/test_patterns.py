@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guided_backprop import GuidedBackprop
+from guided_backprop import GuidedBackprop, OpaqueRegionError
 from guided_backprop.backends.operations import NONLINEARITIES, Kind, Operation, Table
 from guided_backprop.backends.patterns import PATTERNS, composites, match_of
 
@@ -214,6 +214,55 @@ def test_planted_fault_a_map_by_operations_alone_is_wrong(monkeypatch):
     wrong = GuidedBackprop(lambda x: model(x)).explain(jnp.asarray(x), weights)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         np.testing.assert_allclose(wrong, expected, rtol=1e-4, atol=1e-4)
+
+
+# Of some values the slope is 0: there it is a ReLU.
+PARTLY = np.where(np.arange(8) < 4, 0, 0.2).astype("float32")
+
+
+def in_torch():
+    torch = pytest.importorskip("torch")
+    slopes = torch.as_tensor(PARTLY)
+    forms = [
+        lambda x: torch.nn.functional.prelu(x, slopes),
+        lambda x: torch.relu(x) - slopes * torch.relu(-x),
+        lambda x: torch.relu(x) + slopes * x.clamp(max=0),
+        lambda x: torch.relu(x) + slopes * (x - x.abs()) * 0.5,
+    ]
+    return torch.relu, torch.as_tensor, forms
+
+
+def in_tensorflow():
+    tf = pytest.importorskip("tensorflow")
+    slopes = tf.Variable(PARTLY)
+    forms = [
+        lambda x: tf.nn.relu(x) + slopes * tf.minimum(x, 0),
+        lambda x: tf.nn.relu(x) + slopes * (x - tf.abs(x)) * 0.5,
+    ]
+    return tf.nn.relu, tf.constant, forms
+
+
+def in_jax():
+    forms = [
+        lambda x: jax.nn.relu(x) + PARTLY * jnp.minimum(x, 0),
+        lambda x: jax.nn.relu(x) + PARTLY * (x - jnp.abs(x)) * 0.5,
+    ]
+    return jax.nn.relu, jnp.asarray, forms
+
+
+@pytest.mark.parametrize(
+    ("framework", "form"), [(in_torch, 0), (in_torch, 1), (in_torch, 2), (in_torch, 3)]
+    + [(framework, form) for framework in (in_tensorflow, in_jax) for form in (0, 1)]
+)  # fmt: skip
+def test_a_prelu_some_of_whose_slopes_are_0_is_refused(framework, form):
+    relu, array, forms = framework()
+    draw = np.random.default_rng(0)
+    images, first, second, last = (
+        draw.normal(size=shape).astype("float32") for shape in [(20, 6), (6, 8), (8, 8), (8, 3)]
+    )
+    model = lambda x: relu(forms[form](x @ array(first)) @ array(second)) @ array(last)  # noqa: E731
+    with pytest.raises(OpaqueRegionError):
+        GuidedBackprop(model).explain(array(images), 1)
 
 
 def test_every_row_is_tried_and_named_by_the_vocabulary():

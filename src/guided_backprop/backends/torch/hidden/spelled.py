@@ -10,17 +10,20 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Protocol, TypeVar
 
+import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.evidence import NEAR
+from guided_backprop.backends.nomination import PRELU
 from guided_backprop.backends.notes import Choice
+from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import behind, is_plain, spelled
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.torch.graph.nodes import Path
-from guided_backprop.backends.torch.graph.operations import operation_of
-from guided_backprop.backends.torch.graph.relus import relu_of
+from guided_backprop.backends.torch.graph.nodes import Path, parents
+from guided_backprop.backends.torch.graph.operations import operation_of, row
+from guided_backprop.backends.torch.graph.relus import is_constant, relu_of, saved
 from guided_backprop.backends.torch.hidden.case import Answer, Case, Spelled
 from guided_backprop.backends.torch.hidden.derivatives import closed, shut
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
@@ -96,6 +99,7 @@ def settle(
     """
     numbers = {node._sequence_nr(): node for node in path.nodes}
     _check_relus(watch, numbers, path, inside, vouch)
+    _check_slopes(path, inside, vouch)
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
     suspects = {
@@ -144,6 +148,25 @@ def _check_relus(
         is_vouched = name in vouch or f"{name} at {line}" in vouch
         if node is not None and is_this and not is_vouched and relu_of(node, path.members) is None:
             raise spelled({f"{name} at {line}"}, "torch.relu")
+
+
+def _check_slopes(path: Path, inside: Set[Node], vouch: Vouch) -> None:
+    """Raise if some slopes of a PReLU are 0: of these values it is a ReLU, and of the others none."""
+    for node in path.nodes:
+        slopes = []
+        if row(node).word == PRELU and relu_of(node, path.members) is None:
+            slopes = [saved(node, "weight")]
+        elif row(node).word == "mul" and node in inside and any(_is_half(parent, path) for parent in parents(node)):
+            places = [place for place in range(len(node.next_functions)) if is_constant(node, place, path.members)]
+            slopes = [saved(node, ("self", "other")[place]) for place in places]
+        is_part = any(isinstance(one, torch.Tensor) and (one == 0).any() for one in slopes)
+        if is_part and not is_plain(PRELU, vouch, "torch.relu"):
+            raise spelled({PRELU}, "torch.relu")
+
+
+def _is_half(node: Node, path: Path) -> bool:
+    """Tell whether a node is what lies below 0 of something, as a PReLU is made of it."""
+    return row(node).kind is Kind.CLIP or row(node).word == "sub" or relu_of(node, path.members) is not None
 
 
 def _settled(

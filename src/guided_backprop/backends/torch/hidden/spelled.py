@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.autograd.graph import Node
@@ -152,16 +152,23 @@ def _check_relus(
 
 def _check_slopes(path: Path, inside: Set[Node], vouch: Vouch) -> None:
     """Raise if some slopes of a PReLU are 0: of these values it is a ReLU, and of the others none."""
+    if is_plain(PRELU, vouch, "torch.relu"):
+        return
     for node in path.nodes:
-        slopes = []
-        if row(node).word == PRELU and relu_of(node, path.members) is None:
-            slopes = [saved(node, "weight")]
-        elif row(node).word == "mul" and node in inside and any(_is_half(parent, path) for parent in parents(node)):
-            places = [place for place in range(len(node.next_functions)) if is_constant(node, place, path.members)]
-            slopes = [saved(node, ("self", "other")[place]) for place in places]
-        is_part = any(isinstance(one, torch.Tensor) and (one == 0).any() for one in slopes)
-        if is_part and not is_plain(PRELU, vouch, "torch.relu"):
-            raise spelled({PRELU}, "torch.relu")
+        for slopes in _slopes(node, inside, path):
+            if isinstance(slopes, torch.Tensor) and (slopes == 0).any():
+                raise spelled({PRELU}, "torch.relu")
+
+
+def _slopes(node: Node, inside: Set[Node], path: Path) -> list[Any]:
+    """Return the slopes of a PReLU; where it is written out, what half of it is multiplied by."""
+    word = row(node).word
+    if word == PRELU:
+        return [] if relu_of(node, path.members) else [saved(node, "weight")]
+    if word != "mul" or node not in inside or not any(_is_half(parent, path) for parent in parents(node)):
+        return []
+    places = [place for place in range(len(node.next_functions)) if is_constant(node, place, path.members)]
+    return [saved(node, ("self", "other")[place]) for place in places]
 
 
 def _is_half(node: Node, path: Path) -> bool:

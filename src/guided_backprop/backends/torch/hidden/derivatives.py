@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from torch.autograd.graph import GradientEdge, Node
+from torch.utils._python_dispatch import _disable_current_modes
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.patterns import composites
@@ -26,7 +27,9 @@ def shut(path: Path) -> Iterator[None]:
     """
     watch = BackwardWatch(Shut(), lambda name, treatment: None)
     relus = [node for node in path.concerns if relu_of(node, path.members) is not None]
-    matches = composites(Graph(path), path.ends).values() if relus else ()
+    # What watches another graph's gradient must not see the numbers that are looked at.
+    with _disable_current_modes():
+        matches = list(composites(Graph(path), path.ends).values()) if relus else []
     inside = frozenset[object]().union(*(match.parts for match in matches))
     handles = [node.register_prehook(_nothing) for node in relus if node not in inside]
     hidden = [node for node in path.concerns if is_in_place_on_view(node)]

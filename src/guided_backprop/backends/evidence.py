@@ -115,6 +115,11 @@ def surprise(is_closed: NumpyArray, is_told: NumpyArray) -> float:
     return float(sum(_ways(n, k) for n, k in zip(sizes, closed, strict=True)))
 
 
+def surprise_above(closed: int, opened: int) -> float:
+    """Return minus the logarithm of the chance that all that a mask of its own closes lies above all that is open."""
+    return _ways(closed + opened, closed)
+
+
 def surprise_at_zero(x: NumpyArray, is_open: NumpyArray) -> float:
     """Return minus the logarithm of the chance that nothing below 0 is among what is open, by a mask of its own."""
     opened = int(is_open.sum())

@@ -90,7 +90,7 @@ class Note(Generic[Ref]):
         is_stopped: whether a gradient was stopped on the way.
         is_step: whether it may be a step of what it was made of, as a mask is, though a gradient of zeros passes it.
         has_relus: whether the rule guided something on the way, in loops and branches as well.
-        ranked: the operations that may have compared values of the images with each other; pools are none.
+        ranked: the operations that may have compared values of the images with each other; of pools those of choices.
         summed: those that added some up: what is chosen by that compares values with each other.
         compared: those that gave the largest of a window, or the larger of two: behind weights it opens by the others.
         is_pooled: whether all of that was the largest of values, none of which was put there: that zeroes none of them.

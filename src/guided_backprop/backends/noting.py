@@ -313,7 +313,8 @@ class Noting(Given[Ref]):
         if self.row.kind in CURVES and not any(note.is_stacked or note.has_constants for note in self._notes):
             # What is moved alone is as what comes without: a curve of it is no ReLU of it.
             return ()
-        return () if self._is_mixing else tuple(part for note in notes_of(self._read) for part in note.parts)
+        # Each once: where a value meets what was made of it, over and over, there would be twice as many each time.
+        return () if self._is_mixing else first_of(part for note in notes_of(self._read) for part in note.parts)
 
     @property
     def _has_constants(self) -> bool:

@@ -105,7 +105,7 @@ class Given(Generic[Ref]):
         something is chosen by it.
         """
         is_own = self.row.word in RANKS - {"max_pool"} and self._is_of_values and not self._chooses_of_two(size)
-        is_own |= self.row.kind is Kind.COMPARES and self._compares_many
+        is_own |= (self.row.kind is Kind.COMPARES and self._compares_many) or self._pools_chosen
         before = [note.ranked for note in [*self._notes, *self.held]]
         by_sums = [note.summed for note in self._notes] if self.starts else []
         return frozenset({self.place} if is_own else ()).union(*before, *by_sums)
@@ -126,6 +126,14 @@ class Given(Generic[Ref]):
         """Return the operations, up to this one, that added values of the images up along rows."""
         is_own = self.row.word in SUMMARIES - RANKS and self._is_of_values and not self._chooses_of_two(size)
         return frozenset({self.place} if is_own else ()).union(*(note.summed for note in [*self._notes, *self.held]))
+
+    @property
+    def _pools_chosen(self) -> bool:
+        """Whether it is a pool of what was chosen before, as of a maxout: of more values the largest are left.
+
+        A pool alone is told by what it is; of values that were put side by side it may choose among two at one place.
+        """
+        return self.row.word == "max_pool" and self.is_tainted and not any(note.is_stacked for note in self._notes)
 
     @property
     def _is_of_values(self) -> bool:

@@ -277,9 +277,14 @@ def _fill(one: list[set[int]], other: list[set[int]]) -> bool:
 
 
 def _slopes(step: Step) -> Value:
-    """Return the slopes of the PReLU that a step ends."""
-    products = [value.step for value in step.inputs if value.step is not None and value.step.word == "mul"]
-    return next(value for product in products for value in product.inputs if not value.depends)
+    """Return the slopes of the PReLU that a step ends, of which half may be taken: that is one number."""
+    products = _products(step)
+    inner = [one for product in products for one in _products(product)]
+    return max((value for one in [*products, *inner] for value in one.inputs if not value.depends), key=_size)
+
+
+def _products(step: Step) -> list[Step]:
+    return [value.step for value in step.inputs if value.step is not None and value.step.word == "mul"]
 
 
 def _is_undefined(step: Step) -> bool:

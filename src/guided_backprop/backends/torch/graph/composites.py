@@ -155,7 +155,7 @@ def needs_shifts(graph: Graph) -> bool:
     """Tell whether a number that was added decides what the graph is, as of ``relu6(x + 3) / 6`` and of a softsign."""
     for node in graph.path.doubts:
         match graph.made(node) if operation(node) not in _MADE_OF_TWO else None:
-            case ("relu6", [x]) if graph.is_shifted(x):
+            case ("relu1" | "relu6", [x]) if graph.is_shifted(x):
                 return True
             case ("abs", [x]):
                 totals = [total for total in graph.users(node) if graph.is_shifted(total)]

@@ -9,6 +9,7 @@ from networks_hidden import ROWS, WEIGHTS, oracle
 from spellings.functions import HandGuided
 
 torch = pytest.importorskip("torch")
+step = pytest.importorskip("guided_backprop.backends.torch.hidden.step")
 F = torch.nn.functional
 
 
@@ -37,6 +38,10 @@ REFUSED = {
     "a magnitude of two ReLUs": lambda x, w: ((x + F.relu(x) + turned(x)) / 2) @ w,
     "weights": lambda x, w: x @ w + turned(x) @ w,
     "weights of what was put together": lambda x, w: torch.cat([x, turned(x)], 1) @ torch.cat([w, w]),
+    "other values between": lambda x, w: (lambda a, b: (a + b + turned(a)) @ w[:14])(x[:, :14], x[:, 6:]),
+    "other values between, behind weights": lambda x, w: (lambda a, b: (a + b) @ w[:14] + turned(a) @ w[:14])(
+        x[:, :14], x[:, 6:]
+    ),
     "the negative rest": lambda x, w: (x - F.relu(x)) @ w,
     "the negative rest behind weights": lambda x, w: x @ w - F.relu(x) @ w,
 }
@@ -50,6 +55,10 @@ ORDINARY = {
     "two of them": lambda x, w, relu: (lambda y: (y + relu(y) @ w @ w.T) @ w)(x + relu(x) @ w @ w.T),
     "half of the opposite": lambda x, w, relu: x @ w + 0.5 * (relu(-x) @ w),
     "weights of its own": lambda x, w, relu: x @ w + relu(-x) @ w.flip(0),
+    "other values between": lambda x, w, relu: (lambda a, b: (a + b + relu(a)) @ w[:14])(x[:, :14], x[:, 6:]),
+    "a ReLU of other values between": lambda x, w, relu: (lambda a, b: (a + b + relu(-b)) @ w[:14])(
+        x[:, :14], relu(x[:, 6:])
+    ),
     "a ReLU of a difference": lambda x, w, relu: (lambda r: (r + relu(r - x)) @ w)(relu(x.roll(1, 1))),
     "what is taken away again": lambda x, w, relu: (lambda d: (x + d + relu(d)) @ w)(relu(x.roll(1, 1)) - x),
     "the larger of two": lambda x, w, relu: (lambda r: (x + relu(r - x)) @ w)(relu(x.roll(1, 1))),
@@ -113,3 +122,50 @@ def test_another_rule_acts_on_the_sum_as_on_a_relu():
 def test_planted_fault_what_joins_a_guided_relu_is_not_looked_at(spelled, monkeypatch):
     monkeypatch.setattr(Noting, "beside", lambda self, size: [])
     assert np.abs(explained(spelled) - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def test_planted_fault_what_other_values_are_added_to_is_forgotten(monkeypatch):
+    monkeypatch.setattr(Noting, "_lines", lambda self: ())
+    found = explained(REFUSED["other values between"])
+    right = explained(lambda x, w: (F.relu(x[:, :14]) + x[:, 6:]) @ w[:14])
+    assert np.abs(found - right).max() > 0.2 * np.abs(right).max()
+
+
+def test_what_is_a_leaky_relu_is_one_activation():
+    slopes = torch.linspace(0.1, 0.5, 20)
+    written = [
+        lambda x: F.relu(x) + 0.1 * (x - F.relu(x)),
+        lambda x: F.relu(x) + 0.1 * x.clamp(max=0),
+        lambda x: F.relu(x) + slopes * (x - F.relu(x)),
+        lambda x: F.relu(x) + slopes * (x - x.abs()) * 0.5,
+    ]
+    for each, slope in zip(written, [0.1, 0.1, slopes, slopes], strict=True):
+        found = explained(lambda x, w, each=each: each(x) @ w)
+        expected = explained(lambda x, w, slope=slope: F.prelu(x, torch.as_tensor(slope)) @ w)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def of_multiples(x):
+    """Return ``relu(x)`` by the norm of rows that are made of one number each."""
+    column = torch.linspace(-1, 2, 6)[None]
+    return (x + (x[..., None] @ column).norm(dim=-1) / column.norm()) / 2
+
+
+def test_the_norm_of_rows_of_one_number_each_is_a_magnitude(monkeypatch):
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(lambda x, w: of_multiples(x) @ w)
+    # A planted fault.
+    monkeypatch.setattr(step, "_are_multiples", lambda *_: False)
+    assert np.abs(explained(lambda x, w: of_multiples(x) @ w) - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def test_rows_of_many_numbers_are_told_from_multiples_of_one():
+    rows = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert step._has_rows(rows, 2, [-1])
+    assert step._has_rows(rows.double(), 2, [0, 1])
+    # By its magnitudes it tells the sign of each; of one row nobody knows, nor of one number beside small ones.
+    assert not step._has_rows(rows, 1, [-1])
+    assert not step._has_rows(rows, 2, None)
+    assert not step._has_rows(rows, 2, [0, 1, 2])
+    assert not step._has_rows(rows * torch.tensor([1000, 1, 1, 1, 1]), 2, [-1])
+    assert not step._has_rows(rows[..., :1] * torch.linspace(1, 2, 5), 2, [-1])

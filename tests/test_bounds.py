@@ -42,6 +42,15 @@ def test_a_length_that_a_small_number_keeps_from_0_leaves_more():
     assert not judge_bounded(clipped + 1e-3 * (X < 0) * X, far).is_gate
 
 
+def test_few_values_of_a_bound_leave_it_open():
+    norm = np.array([[96.4, 100.1, 98.0]])
+    assert judge_bounded(np.maximum(100 - norm, 0), norm).verdict is Verdict.UNSETTLED
+    norm = np.concatenate([norm, [[103.6, 99.9, 102.0]], [[99.0, 102.2, 96.5]]])
+    assert judge_bounded(np.maximum(100 - norm, 0), norm).is_gate
+    # What is closed in between, and a curve, are none.
+    assert judge_bounded(np.array([[0.0, 1.0, 2.0]]), np.array([[98.0, 96.4, 100.1]])).verdict is Verdict.NONE
+
+
 def test_a_bound_is_a_relu_where_its_weights_take_it_away_again():
     w, seeds = RNG.normal(size=(12, 4)), np.array([0.7, 1.2, 1.9, 1.4])
     far = X + 5

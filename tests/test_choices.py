@@ -65,6 +65,17 @@ def test_what_is_never_negative_is_closed_by_nothing():
 
 def test_to_put_in_order_closes_nothing():
     assert verdict(beside(0.0), lambda look: np.sort(look, -1)) is Verdict.NONE
+    # So it is turned in sign, as of the largest opposites.
+    assert verdict(beside(0.0), lambda look: np.sort(-look, -1)) is Verdict.NONE
+
+
+def test_what_is_met_elsewhere_too_is_no_constant_by_chance(monkeypatch):
+    steps = np.round(2 * np.abs(PAIRS)) / 2 + 1
+    steps[:, 0, 0] = 1.5
+    assert verdict(steps) is Verdict.NONE
+    # A planted fault.
+    monkeypatch.setattr(np, "setdiff1d", lambda one, other: np.unique(one))
+    assert verdict(steps) is not Verdict.NONE
 
 
 def test_a_pool_sees_what_is_around():

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, Saliency, compare
+from guided_backprop.backends.jax.graph.program import Value
 from guided_backprop.backends.jax.hidden import looks, taint
+from guided_backprop.backends.jax.hidden.opening import ROUNDING, as_told, snapped
+from guided_backprop.backends.spelling import Verdict, judge
 from guided_backprop.errors import ModelError, NoReluError, OpaqueRegionError
 from networks import mlp
 from networks_jax import to_jax
@@ -88,6 +91,17 @@ def test_what_is_no_relu_keeps_its_derivative(program):
     found = explained(model)
     expected = gradient(ruled)
     np.testing.assert_allclose(found.attribution, expected, **TOLERANCE)
+
+
+def test_what_is_rounded_off_beside_larger_values_closes_nothing():
+    drawn = np.random.default_rng(3)
+    x = (0.2 * drawn.normal(size=176) + 1e-4 * drawn.normal(size=(16, 176))).astype(np.float32)
+    y = (x + np.maximum(drawn.normal(size=x.shape) * 10, 0)).astype(np.float32).astype(float)
+    value, x = Value(jax.ShapeDtypeStruct(x.shape, np.float32)), x.astype(float)
+    told = as_told(x, y, np.ones(x.shape), value)
+    assert judge(snapped(y, value), snapped(told, value), ROUNDING).verdict is Verdict.NONE
+    # As finely as they are known, values that come out alike seem to be closed.
+    assert judge(snapped(y, value), snapped(x, value), ROUNDING).verdict is Verdict.PARTIAL
 
 
 def test_where_nothing_is_nominated_nothing_is_run(monkeypatch):

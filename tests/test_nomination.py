@@ -3,7 +3,7 @@
 import pytest
 
 from guided_backprop.backends.nomination import Step
-from guided_backprop.backends.notes import Note, Operand, Ranks
+from guided_backprop.backends.notes import MOST_SOURCES, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 
 KINDS = {
@@ -187,6 +187,8 @@ SUMS = {
     "a sum of masked values": (["is = greater x 0", "a = mul x is", "mean = mean a", "y = sub a mean"], Ranks.NONE),
     "a sum of places": (["is = greater x 0", "is_mean = mean is", "a = mul x is", "y = mul a is_mean"], Ranks.NONE),
     "the largest of places": (["is = greater x 0", "is_row = max is", "a = mul x is", "y = mul a is_row"], Ranks.NONE),
+    "a pool of what was chosen": (["a = maximum x z", "half = max_pool a", "y = matmul half 2"], Ranks.SOME),
+    "a pool behind a ReLU": (["a = relu x", "half = max_pool a", "b = abs x", "y = mul b half"], Ranks.NONE),
     "a sum before": (["mean = mean z", "x2 = sub x mean", "is = greater x2 0", "y = mul x2 is"], Ranks.NONE),
 }
 
@@ -196,6 +198,17 @@ def test_a_sum_compares_values_where_something_is_chosen_by_it(program):
     lines, ranks = SUMS[program]
     followed = Followed(*lines)
     assert followed.ranks["y"].get("x2", followed.ranks["y"].get("x")) is ranks
+
+
+def test_what_is_known_does_not_grow_with_each_turn():
+    # As a bisection halves an interval, whose ends were put together of several values.
+    lines = ["stack_low = stack x z", "stack_high = stack z x"]
+    for turn in range(8):
+        lines += [f"stack{turn} = add stack_low stack_high", f"is = greater stack{turn} 0"]
+        lines += [f"stack_low = where is stack{turn} stack_low", f"stack_high = where is stack_high stack{turn}"]
+    note = Followed(*lines).notes["stack_low"]
+    assert {part.ref for part in note.parts} >= {"x", "z"}
+    assert all(len(known) <= MOST_SOURCES for known in vars(note).values() if isinstance(known, tuple))
 
 
 def test_what_is_joined_is_the_less_certain():

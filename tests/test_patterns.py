@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guided_backprop import GuidedBackprop
+from guided_backprop import GuidedBackprop, OpaqueRegionError
 from guided_backprop.backends.operations import NONLINEARITIES, Kind, Operation, Table
 from guided_backprop.backends.patterns import PATTERNS, composites, match_of
 
@@ -81,6 +81,10 @@ def relu6(x: Expression) -> Expression:
     return op("relu6", x)
 
 
+def relu1(x: Expression) -> Expression:
+    return op("relu1", x)
+
+
 def softmax(x: Expression) -> Expression:
     powers = op("exp", x)
     return powers / op("broadcast", op("sum", powers))
@@ -101,6 +105,16 @@ COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
     "hard-swish": ("hardswish", lambda x: x * (relu6(x + 3.0) * (1 / 6))),
     "hard-swish, divided at last": ("hardswish", lambda x: x * relu6(x + 3.0) / 6.0),
     "hard-swish of an operation": ("hardswish", lambda x: x * op("hardsigmoid", x)),
+    "hard-sigmoid, the older one": ("hardsigmoid", lambda x: relu1(0.2 * x + 0.5)),
+    "hard-swish by the older one": ("hardswish", lambda x: x * relu1(0.2 * x + 0.5)),
+    "leaky ReLU of what lies below 0": ("leaky_relu", lambda x: op("relu", x) + 0.1 * op("minimum", x, 0.0)),
+    "PReLU of what lies below 0": ("prelu", lambda x: op("relu", x) + SLOPE * op("minimum", 0.0, x)),
+    "what lies below 0, subtracted": ("leaky_relu", lambda x: op("relu", x) - -0.1 * op("minimum", x, 0.0)),
+    "PReLU, what is below subtracted": ("prelu", lambda x: op("relu", x) - SLOPE * op("minimum", x, 0.0)),
+    "PReLU by a magnitude": ("prelu", lambda x: op("relu", x) + (SLOPE * (x - op("abs", x))) * 0.5),
+    "PReLU by half of a magnitude": ("prelu", lambda x: op("relu", x) + SLOPE * (0.5 * (x - op("abs", x)))),
+    "ELU": ("elu", lambda x: op("relu", x) + op("minimum", 1.2 * (op("exp", x) - 1.0), 0.0)),
+    "ELU by expm1": ("elu", lambda x: op("relu", x) + op("minimum", op("expm1", x), 0.0)),
     "leaky ReLU by a quotient": ("leaky_relu", lambda x: op("maximum", x / 10.0, x)),
     "leaky ReLU of two, added": ("leaky_relu", lambda x: op("relu", x) + op("relu", -x) * -0.1),
     "leaky ReLU": ("leaky_relu", lambda x: op("maximum", x, 0.1 * x)),
@@ -108,6 +122,14 @@ COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
     "leaky ReLU with a threshold": ("leaky_relu", lambda x: op("relu", x) - 0.1 * op("relu", -x + 0.5)),
     "PReLU": ("prelu", lambda x: op("relu", x) + SLOPE * op("relu", -x)),
     "PReLU, subtracted": ("prelu", lambda x: op("relu", x) - SLOPE * op("relu", -x)),
+    "leaky ReLU of what is left": ("leaky_relu", lambda x: op("relu", x) + 0.1 * (x - op("relu", x))),
+    "PReLU of what is left": ("prelu", lambda x: op("relu", x) + SLOPE * (x - op("relu", x))),
+    "leaky ReLU of the smaller": ("leaky_relu", lambda x: op("relu", x) + 0.1 * op("minimum", x, 0.0)),
+    "PReLU of the smaller": ("prelu", lambda x: op("relu", x) + SLOPE * op("minimum", x, 0.0)),
+    "leaky ReLU of a magnitude": ("leaky_relu", lambda x: op("relu", x) + 0.05 * (x - op("abs", x))),
+    "leaky ReLU of half a magnitude": ("leaky_relu", lambda x: op("relu", x) + 0.5 * (0.1 * (x - op("abs", x)))),
+    "PReLU of half a magnitude": ("prelu", lambda x: op("relu", x) + SLOPE * ((x - op("abs", x)) / 2.0)),
+    "PReLU of a magnitude": ("prelu", lambda x: op("relu", x) + SLOPE * (x - op("abs", x)) * 0.5),
     "CELU": ("celu", lambda x: op("maximum", x, 0.0) + 2.0 * op("expm1", op("minimum", x, 0.0) / 2.0)),
     "CELU by a ReLU": ("celu", lambda x: op("relu", x) + 2.0 * op("expm1", op("minimum", x, 0.0) / 2.0)),
     "softsign": ("softsign", lambda x: x / (op("abs", x) + 1.0)),
@@ -132,6 +154,10 @@ NEARLY: dict[str, Callable[[Expression], Expression]] = {
     "a ReLU6": lambda x: op("minimum", op("maximum", x, 0.0), 6.0),
     "a ReLU6 of a shifted value": lambda x: relu6(x + 3.0),
     "a ReLU6 with another shift": lambda x: relu6(x + 2.0) / 6.0,
+    "a bound of 1, less steep": lambda x: relu1(0.1 * x + 0.5),
+    "a bound of 1 with another shift": lambda x: relu1(0.2 * x + 0.4),
+    "a ReLU and what lies below another value": lambda x: op("relu", x) + 0.1 * op("minimum", x + 1.0, 0.0),
+    "a ReLU and none of what lies below 0": lambda x: op("relu", x) + 0.0 * op("minimum", x, 0.0),
     "a ReLU6 with an unknown shift": lambda x: relu6(x + SLOPE) / 6.0,
     "a ReLU6 with another scale": lambda x: relu6(x + 3.0) / 5.0,
     "a ReLU times its input": lambda x: x * relu6(x),
@@ -150,6 +176,8 @@ NEARLY: dict[str, Callable[[Expression], Expression]] = {
     "a hard-sigmoid up to 0": lambda x: relu6((-x * 0.1 + 3.0) + 3.0) / 6.0,
     "a hard-swish from 0 on": lambda x: (lambda y: y * relu6(y + 3.0) / 6.0)(x - 3.0),
     "a SiLU as steep as a step": lambda x: x * op("sigmoid", x * 1e6),
+    "a rest times 0": lambda x: op("relu", x) + 0.0 * (x - op("relu", x)),
+    "a rest of another value": lambda x: op("relu", x) + 0.1 * (op("sin", x) - op("relu", x)),
     "a leak of nearly nothing": lambda x: op("relu", x) - op("relu", -x) * 1e-30,
 }
 
@@ -196,6 +224,55 @@ def test_planted_fault_a_map_by_operations_alone_is_wrong(monkeypatch):
     wrong = GuidedBackprop(lambda x: model(x)).explain(jnp.asarray(x), weights)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         np.testing.assert_allclose(wrong, expected, rtol=1e-4, atol=1e-4)
+
+
+# Of some values the slope is 0: there it is a ReLU.
+PARTLY = np.where(np.arange(8) < 4, 0, 0.2).astype("float32")
+
+
+def in_torch():
+    torch = pytest.importorskip("torch")
+    slopes = torch.as_tensor(PARTLY)
+    forms = [
+        lambda x: torch.nn.functional.prelu(x, slopes),
+        lambda x: torch.relu(x) - slopes * torch.relu(-x),
+        lambda x: torch.relu(x) + slopes * x.clamp(max=0),
+        lambda x: torch.relu(x) + slopes * (x - x.abs()) * 0.5,
+    ]
+    return torch.relu, torch.as_tensor, forms
+
+
+def in_tensorflow():
+    tf = pytest.importorskip("tensorflow")
+    slopes = tf.Variable(PARTLY)
+    forms = [
+        lambda x: tf.nn.relu(x) + slopes * tf.minimum(x, 0),
+        lambda x: tf.nn.relu(x) + slopes * (x - tf.abs(x)) * 0.5,
+    ]
+    return tf.nn.relu, tf.constant, forms
+
+
+def in_jax():
+    forms = [
+        lambda x: jax.nn.relu(x) + PARTLY * jnp.minimum(x, 0),
+        lambda x: jax.nn.relu(x) + PARTLY * (x - jnp.abs(x)) * 0.5,
+    ]
+    return jax.nn.relu, jnp.asarray, forms
+
+
+@pytest.mark.parametrize(
+    ("framework", "form"), [(in_torch, 0), (in_torch, 1), (in_torch, 2), (in_torch, 3)]
+    + [(framework, form) for framework in (in_tensorflow, in_jax) for form in (0, 1)]
+)  # fmt: skip
+def test_a_prelu_some_of_whose_slopes_are_0_is_refused(framework, form):
+    relu, array, forms = framework()
+    draw = np.random.default_rng(0)
+    images, first, second, last = (
+        draw.normal(size=shape).astype("float32") for shape in [(20, 6), (6, 8), (8, 8), (8, 3)]
+    )
+    model = lambda x: relu(forms[form](x @ array(first)) @ array(second)) @ array(last)  # noqa: E731
+    with pytest.raises(OpaqueRegionError):
+        GuidedBackprop(model).explain(array(images), 1)
 
 
 def test_every_row_is_tried_and_named_by_the_vocabulary():

@@ -7,6 +7,7 @@ from guided_backprop import GuidedBackprop, OpaqueRegionError
 from guided_backprop.backends import spelling
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict, judge
+from guided_backprop.backends.step import Given
 
 RNG = np.random.default_rng(0)
 FRAMEWORKS = ["torch", "jax", "tensorflow"]
@@ -108,3 +109,35 @@ def test_planted_fault_what_asks_for_no_more_evidence_of_ranks_is_seen(framework
     monkeypatch.setattr(spelling, "Ranks", type("NoRanks", (), {"ALL": None, "NONE": Ranks.SOME}))
     found, right = explained(framework, 3, 8, 2)
     assert not np.allclose(found, right, rtol=1e-2)
+
+
+def maxout_of_pools():
+    """Return the map of one image by a network of maxouts and pools, and the right one: the gradient, and one ReLU."""
+    torch = pytest.importorskip("torch")
+    draw = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(*shape, generator=draw) / 3 for shape in [(12, 3, 3, 3), (16, 6, 3, 3)])
+    last, images = torch.randn(8, 2, generator=draw), torch.randn(1, 3, 8, 8, generator=draw)
+
+    def model(x, relu=torch.relu):
+        x = torch.maximum(*torch.conv2d(x, first, padding=1).chunk(2, 1))
+        x = torch.maximum(*torch.conv2d(torch.max_pool2d(x, 2), second, padding=1).chunk(2, 1))
+        return relu(x).mean((2, 3)) @ last
+
+    leaf = images.clone().requires_grad_()
+    gate = lambda x: x * (x > 0).detach()  # noqa: E731
+    # The ReLU comes last: what arrives there is the weights of the score.
+    guided = lambda x: gate(x) * (last[:, 0] > 0)[:, None, None]  # noqa: E731
+    model(leaf, guided)[:, 0].sum().backward()
+    return GuidedBackprop(model).explain(images, 0).attribution, leaf.grad
+
+
+def test_a_pool_of_maxouts_is_no_relu():
+    found, right = maxout_of_pools()
+    assert right.any()
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-7)
+
+
+def test_planted_fault_a_pool_that_compares_nothing_is_seen(monkeypatch):
+    monkeypatch.setattr(Given, "_pools_chosen", False)
+    with pytest.raises(OpaqueRegionError, match="max_pool"):
+        maxout_of_pools()

@@ -64,6 +64,7 @@ FORMULAS = {
     "swish": lambda x: x * sigmoid(BETA * x),
     "mish": lambda x: x * np.tanh(softplus(x)),
     "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "older hardswish": lambda x: x * np.clip(0.2 * x + 0.5, 0, 1),
     "softplus": softplus,
     "relu": lambda x: np.maximum(x, 0),
     "tanh": np.tanh,
@@ -146,6 +147,11 @@ def activation(name, **options):
     return lambda: layers.Activation(lambda x: getattr(keras.activations, name)(x, **options), dtype="float64")
 
 
+OLDER, LEAKY, PRELU, ELU = ("older hardswish", "hardswish"), ("leaky_relu",) * 2, ("prelu",) * 2, ("elu",) * 2
+# One for each unit, so that they are no known number.
+SLOPES, SLOPES_OF_JAX = torch.full((8,), SLOPE, dtype=torch.float64), np.full(8, SLOPE)
+VARIABLE = tf.Variable(np.full(8, SLOPE))
+
 # Framework and spelling: how to build it, the formula, and the name in the coverage.
 SPELLINGS = {
     "torch F.leaky_relu": (in_torch, lambda x: F.leaky_relu(x, SLOPE), "leaky_relu", "leaky_relu"),
@@ -174,6 +180,9 @@ SPELLINGS = {
     "torch x * tanh(softplus(x))": (in_torch, lambda x: x * torch.tanh(F.softplus(x, threshold=100)), "mish", "mish"),
     "torch F.hardswish": (in_torch, F.hardswish, "hardswish", "hardswish"),
     "torch x * hardsigmoid(x)": (in_torch, lambda x: x * F.hardsigmoid(x), "hardswish", "hardswish"),
+    "torch x * clamp(x / 5 + 1 / 2)": (in_torch, lambda x: x * (0.2 * x + 0.5).clamp(0, 1), *OLDER),
+    "torch clamp of both sides": (in_torch, lambda x: x.clamp(min=0) + SLOPE * x.clamp(max=0), *LEAKY),
+    "torch PReLU of both sides": (in_torch, lambda x: x.clamp_min(0) + SLOPES * x.clamp_max(0), *PRELU),
     "torch F.softplus": (in_torch, lambda x: F.softplus(x, threshold=100), "softplus", "softplus"),
     "tf leaky_relu": (in_tensorflow, lambda x: tf.nn.leaky_relu(x, SLOPE), "leaky_relu", "leaky_relu"),
     "tf maximum": (in_tensorflow, lambda x: tf.maximum(x, SLOPE * x), "leaky_relu", "leaky_relu"),
@@ -185,6 +194,10 @@ SPELLINGS = {
     "tf swish": (in_tensorflow, lambda x: tf.nn.silu(x, BETA), "swish", "silu"),
     "tf x * sigmoid(x)": (in_tensorflow, lambda x: x * tf.sigmoid(x), "silu", "silu"),
     "tf x * tanh(softplus(x))": (in_tensorflow, lambda x: x * tf.tanh(tf.math.softplus(x)), "mish", "mish"),
+    "tf x * clip(x / 5 + 1 / 2)": (in_tensorflow, lambda x: x * tf.clip_by_value(0.2 * x + 0.5, 0, 1), *OLDER),
+    "tf both sides": (in_tensorflow, lambda x: tf.maximum(x, 0) + SLOPE * tf.minimum(x, 0), *LEAKY),
+    "tf PReLU by a magnitude": (in_tensorflow, lambda x: tf.nn.relu(x) + VARIABLE * (x - abs(x)) * 0.5, *PRELU),
+    "tf ELU": (in_tensorflow, lambda x: tf.nn.relu(x) + tf.minimum(ALPHA * (tf.exp(x) - 1), 0), *ELU),
     "tf softplus": (in_tensorflow, tf.math.softplus, "softplus", "softplus"),
     "keras LeakyReLU": (in_keras, lambda: layers.LeakyReLU(SLOPE, dtype="float64"), "leaky_relu", "leaky_relu"),
     "keras PReLU": (in_keras, keras_prelu, "prelu", "prelu"),
@@ -210,6 +223,9 @@ SPELLINGS = {
     "jax mish": (in_jax, jax.nn.mish, "mish", "mish"),
     "jax x * tanh(softplus(x))": (in_jax, lambda x: x * jnp.tanh(jax.nn.softplus(x)), "mish", "mish"),
     "jax hard_swish": (in_jax, jax.nn.hard_swish, "hardswish", "hardswish"),
+    "jax x * clip(x / 5 + 1 / 2)": (in_jax, lambda x: x * jnp.clip(0.2 * x + 0.5, 0, 1), *OLDER),
+    "jax PReLU of both sides": (in_jax, lambda x: jnp.maximum(x, 0) + SLOPES_OF_JAX * jnp.minimum(x, 0), *PRELU),
+    "jax ELU": (in_jax, lambda x: jnp.maximum(x, 0) + jnp.minimum(ALPHA * (jnp.exp(x) - 1), 0), *ELU),
     "jax softplus": (in_jax, jax.nn.softplus, "softplus", "softplus"),
     "jax checkpoint": (in_jax, jax.checkpoint(jax.nn.silu), "silu", "silu"),
     "jax scan": (

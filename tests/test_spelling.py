@@ -30,6 +30,7 @@ CASES = {
     "beyond a channel's threshold": (lambda x: relu(x - BY_CHANNEL), Verdict.CONVEX),
     "closed to another number": (lambda x: np.where(x > 0, x, -0.5), Verdict.CONVEX),
     "with a second mask": (lambda x: np.where((x > 0) & ~IN_PLACES, x, 0), Verdict.CONVEX),
+    "a window": (lambda x: np.where((x > 0) & (x < 1), x, 0), Verdict.PARTIAL),
     "minimum": (lambda x: np.minimum(x, 0), Verdict.CONCAVE),
     "negative": (lambda x: -relu(x), Verdict.CONCAVE),
     "times numbers of both signs": (lambda x: relu(x) * BY_CHANNEL, Verdict.CONCAVE),

@@ -1,5 +1,7 @@
 """What is detached and added behind weights: a ReLU by its values, of which no gradient tells."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -171,3 +173,31 @@ def test_planted_fault_what_is_stopped_and_not_followed_leaves_a_wrong_map(frame
     model, images = network_of(framework, HIDDEN["what a ReLU changes"])
     found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
     assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def test_a_loop_without_a_gradient_back_is_refused_by_name():
+    """As a fixed point is looked for, and its last step alone differentiated: what leads there JAX does not tell."""
+    jax = pytest.importorskip("jax")
+    draw = np.random.default_rng(0)
+    first, second, last = (draw.normal(size=shape) / 3 for shape in [(6, 8), (8, 8), (8, 3)])
+    images = draw.normal(size=(2, 6))
+
+    def model(x):
+        x = x @ first
+        step = lambda state: (jax.numpy.tanh(state[0] @ second + x), state[1] + 1)  # noqa: E731
+        found = jax.lax.while_loop(lambda state: state[1] < 4, step, (0 * x, 0))[0]
+        return jax.nn.relu(jax.lax.stop_gradient(found) @ second + x) @ last
+
+    with jax.enable_x64(True):
+        with pytest.raises(OpaqueRegionError, match="vouch") as caught:
+            GuidedBackprop(model).explain(jax.numpy.asarray(images), 0)
+        place = re.search('vouch={"(.*?)"', str(caught.value)).group(1)
+        found = GuidedBackprop(model, vouch={place: "plain"}).explain(jax.numpy.asarray(images), 0)
+    x = images @ first
+    fixed = 0 * x
+    for _ in range(4):
+        fixed = np.tanh(fixed @ second + x)
+    is_open = (fixed @ second + x > 0) & (last[:, 0] > 0)
+    np.testing.assert_allclose(found, (last[:, 0] * is_open) @ first.T, rtol=1e-6, atol=1e-12)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(found, (last[:, 0] * (fixed @ second + x > 0)) @ first.T, rtol=1e-6, atol=1e-12)

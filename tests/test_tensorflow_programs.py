@@ -165,6 +165,21 @@ def test_a_program_that_hides_a_relu(before, hidden, after):
     assert outcome([*before, hidden, *after]) != "wrong"
 
 
+#: None has a ReLU but those that are written, and each looks like one on some values.
+ORDINARY_CHOICES = [
+    ["maxout", "pool around"],
+    ["split", "maxout", "gate of another"],
+    ["mask of another", "gate of another", "maxout"],
+    ["convolution", "top-k", "clip", "sort"],
+    ["layer norm", "relu in a loop", "straight through", "padded", "max"],
+]
+
+
+@pytest.mark.parametrize("names", ORDINARY_CHOICES, ids=" ".join)
+def test_what_opens_by_other_values_is_plain(names):
+    assert outcome(names) == "right"
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_among_constants_is_refused(name):
     assert outcome([name]) == "refused"

@@ -215,6 +215,13 @@ FOUND = {
         False,
     ),
     "what a spelled ReLU gives is never negative": (["relu", "leaky by where"], [SPELLED["(x + |x|) / 2"]], 1, 0, True),
+    "a bound closes what a pool chose, and no ReLU": (
+        "pool of what is padded, clamp, negative, relu, negative".split(", "),
+        [WRITTEN["clip by arrays"]],
+        5,
+        849,
+        True,
+    ),
 }
 
 
@@ -225,6 +232,12 @@ def test_what_a_random_program_found(name):
     assert (found is not None) is is_given, expected
     if found is not None:
         np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_planted_fault_what_lies_in_front_of_a_bound_is_believed_to_be_closed_by_itself(monkeypatch):
+    monkeypatch.setattr(Step, "_is_of_a_bound", False)
+    found, expected = compared(*FOUND["a bound closes what a pool chose, and no ReLU"][:4])
+    assert not np.allclose(found, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_a_mask_of_another_value_is_no_gate_of_few_numbers():

@@ -567,6 +567,10 @@ LEGITIMATE = {
     "a part beside what was changed": beside_what_was_changed,
     "NaN guard": lambda x: torch.where(torch.isnan(x), 0.0, x),
     "NaN guard of positive values": lambda x: torch.where(torch.isfinite(x.exp()), x.exp(), 0.0),
+    "cosine similarity": lambda x: x + F.cosine_similarity(x[:, :2], x[:, 2:])[:, None],
+    "cosine similarity of nothing": lambda x: (lambda y: x + F.cosine_similarity(y[:, :2], y[:, 2:])[:, None])(
+        x * (torch.arange(8) > 3)
+    ),
     "fixed mask": lambda x: x * (torch.arange(x[0].numel()).view_as(x[0]) % 2),
     "mask of ones": lambda x: x * torch.ones_like(x),
     "mask of the image's own brightness": lambda x: torch.where(x.mean(1, keepdim=True) > 0, x, 0.0),
@@ -590,6 +594,18 @@ LEGITIMATE = {
 }
 
 
+def test_a_norm_that_is_written_over_by_more_than_a_floor_is_refused():
+    def bounded(x, floor):
+        norm = x.norm(dim=1, keepdim=True) * 1.0
+        with torch.no_grad():
+            norm.clamp_min_(floor)
+        return x * norm
+
+    GuidedBackprop(Net(lambda x: bounded(x, 1e-8), nn.ReLU(), nn.ReLU())).explain(images(), LABELS)
+    with pytest.raises(OpaqueRegionError, match="changed without one"):
+        GuidedBackprop(Net(lambda x: bounded(x, 2.0), nn.ReLU(), nn.ReLU())).explain(images(), LABELS)
+
+
 @pytest.mark.parametrize("mask", LEGITIMATE)
 def test_what_is_no_relu_is_not_refused(mask):
     """The gradient of what stands in for the first ReLU stays plain, that of the true ReLUs is guided."""
@@ -598,6 +614,13 @@ def test_what_is_no_relu_is_not_refused(mask):
     leaf = images().requires_grad_()
     (gradient,) = torch.autograd.grad(by_hand(leaf)[range(4), LABELS].sum(), leaf)
     np.testing.assert_allclose(GuidedBackprop(model).explain(images(), LABELS), gradient, **TOLERANCE)
+
+
+def test_an_activation_that_a_number_tells_is_named_in_every_call():
+    method = GuidedBackprop(Net(F.softsign, nn.ReLU(), nn.ReLU()))
+    first, second = (str(method.explain(images(), LABELS).coverage) for _ in range(2))
+    assert first == second
+    assert "softsign x1 plain" in first
 
 
 def test_images_that_are_compared_before_anything_is_made_of_them_lie_where_they_did():

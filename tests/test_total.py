@@ -52,7 +52,20 @@ def out_of_memory_of_its_own(x, w):
     return x @ w + (copied.relu() - copied) @ w
 
 
-#: Each is ``relu(x) @ w``, and its gradient that of ``x @ w``.
+def anew_without(x, w):
+    y = x @ w @ w.T
+    with torch.no_grad():
+        z = x @ w @ w.T
+        missing = (z.relu() - z) @ w
+    return y @ w + missing
+
+
+def anew(x, w, missing):
+    """Return what is made of a value and of the same once more, without its gradient."""
+    return x @ w @ w.T @ w + missing(x @ w @ w.T, w).detach()
+
+
+#: Each is ``relu(x) @ w``, and its gradient that of ``x @ w``; of the last ones x is another layer's.
 HIDDEN = {
     "a straight-through estimator": lambda x, w: x @ w + ((x.relu() - x) @ w).detach(),
     "in front of the weights": lambda x, w: x @ w + (x.relu() - x).detach() @ w,
@@ -66,6 +79,8 @@ HIDDEN = {
     "put beside it": joined,
     "in the frequencies": in_frequencies,
     "detached in place": out_of_memory_of_its_own,
+    "worked out anew": lambda x, w: anew(x, w, lambda z, w: (z.relu() - z) @ w),
+    "worked out anew, in no_grad": anew_without,
     "of each row": lambda x, w: torch.vmap(lambda row: row @ w + ((row.relu() - row) @ w).detach())(x),
 }
 
@@ -101,6 +116,9 @@ ORDINARY = {
     "a mean": lambda x, w: (x - x.mean(1, keepdim=True).detach()) @ w,
     "attention without": lambda x, w: (x @ x.T).softmax(1).detach() @ x @ w,
     "a second derivative cut": lambda x, w: x @ w + 0.5 * (x.abs() @ w).detach(),
+    "a target worked out anew": lambda x, w: anew(x, w, lambda z, w: -0.9 * z.relu() @ w),
+    "half of a target worked out anew": lambda x, w: anew(x, w, lambda z, w: 0.5 * (z.relu() - z) @ w),
+    "a copy": lambda x, w: x @ w + 0.5 * ((x.detach().clone().relu() - x.detach()) @ w),
     "a length that is bounded": lambda x, w: x * (1 / x.norm(dim=1, keepdim=True)).clamp(max=1).detach() @ w,
 }
 
@@ -192,6 +210,15 @@ def test_planted_fault_without_the_total_derivative_the_map_is_wrong(name, monke
     model, images = network_of(HIDDEN[name])
     found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
     assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def test_planted_fault_what_is_worked_out_anew_is_another_value(monkeypatch):
+    monkeypatch.setattr(total, "_repeated", lambda watch, own, beside: iter(()))
+    model, images = network_of(HIDDEN["worked out anew"])
+    found = np.asarray(GuidedBackprop(model).explain(images, labels=1))
+    right, _ = network_of(lambda x, w: (x @ w @ w.T).relu() @ w)
+    expected = np.asarray(GuidedBackprop(right).explain(images, labels=1))
+    assert np.abs(found - expected).max() > 0.2 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("spelled", "count"), [(lambda x, w: x @ w, 1), (ORDINARY["a softmax"], 2)])

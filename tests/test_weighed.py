@@ -428,7 +428,7 @@ def test_other_images_are_asked_once():
 
 def test_planted_fault_without_other_images_few_rows_hide_a_relu(monkeypatch):
     spelled = pytest.importorskip("guided_backprop.backends.torch.hidden.spelled")
-    monkeypatch.setattr(spelled, "_behind", lambda watch, path, wanted, relus: {})
+    monkeypatch.setattr(spelled, "_behind", lambda watch, path, inside, wanted, relus: {})
     model, images = network_of("torch", HIDDEN["norms of rows"])
     GuidedBackprop(model).explain(images[:1], labels=1)
 

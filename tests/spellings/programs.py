@@ -165,6 +165,7 @@ FINE = {
     "interpolated": lambda x: jax.vmap(lambda v: jnp.interp(jnp.linspace(0, 7, 8), jnp.arange(8.0), v))(x),
     "max pooling": lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2), (1, 1), "SAME"),
     "maxout": lambda x: jnp.maximum(x @ WEIGHT, x @ WEIGHT.T),
+    "running maximum": lambda x: lax.associative_scan(jnp.maximum, x, axis=1),
     "signed root": lambda x: jnp.sign(x) * jnp.sqrt(abs(x)),
     "sorted": lambda x: jnp.sort(x, -1),
     "gate by the mean": lambda x: x * jax.nn.sigmoid(x.mean(-1, keepdims=True)),

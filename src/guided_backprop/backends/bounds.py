@@ -1,5 +1,6 @@
 """The judgement of a bound that is not 0: it is a ReLU where what is made of it is 0 there again."""
 
+from math import comb
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +12,8 @@ from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhe
 
 # There is no doubt that a bound closes at a threshold, so that fewer values tell where.
 _EVIDENCE: Final = 4.0
+# So many ways there are to choose those that are closed.
+_LEAST_WAYS: Final = 64
 # By so many units in the last place of the threshold rounding may miss 0.
 _LEFT: Final = 32
 # And where a length is bounded that a small number keeps from being 0.
@@ -39,9 +42,13 @@ def judge_bounded(
     left = max(_LEFT_OF_LENGTHS, _LEFT * float(np.finfo(y.dtype).eps)) if y.dtype.kind == "f" else 0.0
     if not judgement.is_gate or judgement.slope is None or judgement.closed is None:
         near = _undone(y, x, left)
-        is_relu = near is not None and judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE).slope is not None
-        left_over = Judgement(Verdict.NONE) if judgement.is_gate else judgement
-        return Judgement(Verdict.PARTIAL) if is_relu else left_over
+        undone = None if near is None else judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE)
+        if undone is not None and undone.slope is not None:
+            return Judgement(Verdict.PARTIAL)
+        if near is not None and comb(near.size, int((near == 0).sum())) < _LEAST_WAYS:
+            # So few may lie so by chance: more may tell.
+            return Judgement(Verdict.UNSETTLED, np.zeros((1,) * y.ndim))
+        return Judgement(Verdict.NONE) if judgement.is_gate else judgement
     turned = np.where(np.nan_to_num(judgement.slope) < 0, -1, 1) * x.reshape(y.shape)
     edge = np.abs(turned[(y == judgement.closed) & np.isfinite(turned)].max(initial=-np.inf))
     is_rounded = np.isfinite(edge) and not closes_elsewhere(_rounded(judgement.closed, left * edge))

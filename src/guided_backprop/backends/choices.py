@@ -66,11 +66,12 @@ def judge_choice(
     if len(pairs) < _LEAST_LOOKS:
         return Judgement(Verdict.UNSETTLED)
     y, x = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
-    if y.size == 0 or np.array_equal(np.sort(y, None), np.sort(x, None)):
-        # To put in order closes nothing.
+    if y.size == 0 or any(np.array_equal(np.sort(y, None), np.sort(side * x, None)) for side in (1, -1)):
+        # To put in order closes nothing, nor does what is turned in sign before and after.
         return Judgement(Verdict.NONE)
     is_still = (x == x[:1]).all(0)
-    still = np.unique(x[0][is_still])
+    # What is rounded may be the same number here and there by chance.
+    still = np.setdiff1d(x[0][is_still], x[:, ~is_still])
     still = still[np.isfinite(still)]
     constants = np.setdiff1d(still, [0.0]) if is_of_one_sign else np.union1d(still, [0.0])
     is_closed = np.isin(y, constants)
@@ -175,7 +176,7 @@ def judge_weighed(
         # Other rows may be no part of the sum, as where rows are multiplied one by one.
         is_part = derivative.reshape(len(x), -1).any(1)
         x, derivative = x[is_part], derivative[is_part]
-    is_open = is_passing(derivative)
+    is_open = is_passing(derivative, x)
     is_told = bool((x > 0).any() and (x < 0).any())
     if not is_open.any() or not is_told:
         return Verdict.NONE if is_told else Verdict.UNSETTLED

@@ -46,6 +46,7 @@ _FUNCTIONS: Final[Mapping[str, Function]] = {
     "neg": np.negative,
     "pow": np.power,
     "relu": lambda x: np.maximum(x, 0),
+    "relu1": lambda x: np.clip(x, 0, 1),
     "relu6": lambda x: np.clip(x, 0, 6),
     "sigmoid": lambda x: 0.5 * np.tanh(x / 2) + 0.5,
     "softplus": lambda x: np.logaddexp(x, 0),

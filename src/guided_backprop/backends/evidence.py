@@ -56,15 +56,24 @@ def is_thin(x: NumpyArray) -> bool:
     return int(np.count_nonzero(x)) < _FEW
 
 
-def is_passing(derivative: NumpyArray) -> NumpyArray:
-    """Tell where a gradient comes through, by the derivative of a sum."""
+def is_passing(derivative: NumpyArray, x: NumpyArray | None = None) -> NumpyArray:
+    """Tell where a gradient comes through, by the derivative of a sum, towards x if that is given."""
+    return np.asarray(np.abs(derivative) > _ROUNDING * _largest(derivative, x))
+
+
+def _largest(derivative: NumpyArray, x: NumpyArray | None) -> float:
+    """Return the size of the largest derivative.
+
+    Where x is 0, and a number next to 0 divides, it is no measure for the others.
+    """
     size = np.abs(derivative)
-    return np.asarray(size > _ROUNDING * size.max(initial=0.0))
+    told = size if x is None else size[(x != 0).reshape(size.shape)]
+    return float((told if told.any() else size).max(initial=0.0))
 
 
 def is_apart(x: NumpyArray, derivative: NumpyArray) -> bool:
     """Tell whether all values that a gradient comes to lie on one side of all others."""
-    is_open = is_passing(derivative).reshape(x.shape)
+    is_open = is_passing(derivative, x).reshape(x.shape)
     return any(side[~is_open].max(initial=-np.inf) <= side[is_open].min(initial=np.inf) for side in (x, -x))
 
 
@@ -80,7 +89,7 @@ def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, 
     """
     alike = [look for look in looks if look[0].shape == looks[-1][0].shape and look[0].ndim and look[1].any()]
     with np.errstate(all="ignore"):
-        shares = [(x, derivative.reshape(x.shape) / np.abs(derivative).max()) for x, derivative in alike]
+        shares = [(x, derivative.reshape(x.shape) / _largest(derivative, x)) for x, derivative in alike]
     if len(shares) < 2 or not all(np.isfinite(derivative).all() for _, derivative in shares):
         return looks[-1]
     # What has no rows of its own is one row on each.
@@ -104,6 +113,11 @@ def surprise(is_closed: NumpyArray, is_told: NumpyArray) -> float:
     """
     sizes, closed = is_told.sum(axis=1), (is_closed & is_told).sum(axis=1)
     return float(sum(_ways(n, k) for n, k in zip(sizes, closed, strict=True)))
+
+
+def surprise_above(closed: int, opened: int) -> float:
+    """Return minus the logarithm of the chance that all that a mask of its own closes lies above all that is open."""
+    return _ways(closed + opened, closed)
 
 
 def surprise_at_zero(x: NumpyArray, is_open: NumpyArray) -> float:

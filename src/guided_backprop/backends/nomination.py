@@ -111,10 +111,10 @@ class Step(Noting[Ref]):
         if not (self.starts or self._tainted or self._shifted_before):
             yield from self.beside(size)
             return
-        yield from self._given_to_it()
-        yield from self._shifted_before
         every = (source for note in notes_of(self._tainted) for source in note.sources)
-        yield from (source for source in every if source.choice is not Choice.BEHIND)
+        near = [*self._given_to_it(), *self._shifted_before, *(one for one in every if one.choice is not Choice.BEHIND)]
+        # What a bound alone was moved or shifted to is closed by that: what lies in front of it was judged there.
+        yield from (one._replace(is_bounded=True) for one in near) if self._is_of_a_bound else near
         yield from self._chosen_from()
         if self.row.kind is Kind.LINEAR and self.row.word not in ("div", "mul"):
             yield from self._taken_away()

@@ -50,6 +50,7 @@ class Noting(Given[Ref]):
             has_relus=any(note.has_relus for note in [*self._notes, *self.held]),
             ranked=self.ranked(size),
             summed=self.summed(size),
+            compared=self.compared(),
             is_pooled=self._is_pooled,
             is_bound=self.row.kind is Kind.CLIP or self.has_bound or self._is_of_a_bound,
             is_bent=self._is_bent,
@@ -100,7 +101,10 @@ class Noting(Given[Ref]):
         if is_product or not (self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"):
             return ()
         every = [*self._all_read(), *(one for note in notes_of(self._read) for one in note.lines)]
-        return first_of(one for one in map(self._further, every) if one.weights <= MOST_WEIGHTS)
+        # Beside other values no value of a sum tells of it, as behind weights: its derivatives do.
+        least = int(self.row.kind is Kind.LINEAR and len(self.dependent) > 1)
+        further = (self._further(one) for one in every)
+        return first_of(one._replace(weights=max(least, one.weights)) for one in further if one.weights <= MOST_WEIGHTS)
 
     @cached_property
     def _joined(self) -> list[Candidate[Ref]]:
@@ -244,7 +248,9 @@ class Noting(Given[Ref]):
         # What a curve or a factor made of x before it another one may undo behind it.
         curves = [one for note in notes_of(self._read) for one in note.curves]
         if self._is_bounding:
-            return [candidate._replace(is_bounded=True) for candidate in [*candidates, *curves]]
+            # What closes nothing tells of no weights that take it away again.
+            weights = MOST_WEIGHTS + 1 if self.is_idle else 0
+            return [one._replace(is_bounded=True, weights=max(weights, one.weights)) for one in [*candidates, *curves]]
         if self.row.word in RANKS:
             # What is the largest of its neighbours opens by these, and not by its sign.
             return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
@@ -307,7 +313,8 @@ class Noting(Given[Ref]):
         if self.row.kind in CURVES and not any(note.is_stacked or note.has_constants for note in self._notes):
             # What is moved alone is as what comes without: a curve of it is no ReLU of it.
             return ()
-        return () if self._is_mixing else tuple(part for note in notes_of(self._read) for part in note.parts)
+        # Each once: where a value meets what was made of it, over and over, there would be twice as many each time.
+        return () if self._is_mixing else first_of(part for note in notes_of(self._read) for part in note.parts)
 
     @property
     def _has_constants(self) -> bool:

@@ -6,7 +6,7 @@ explicit ``relu6(x + 3)`` is a ReLU. So the patterns are looked for before the R
 :class:`View`.
 
 A pattern is data: nested tuples ``(word, operand, ...)`` of the vocabulary in operations.py, variables (:data:`X`),
-constants, and the few other elements below. To know another composite activation is to write one row of
+constants, and the few other elements of forms.py. To know another composite activation is to write one row of
 :data:`PATTERNS`.
 """
 
@@ -17,6 +17,7 @@ from math import isclose, isnan
 from typing import Generic, Protocol, TypeVar
 
 from guided_backprop.backends.curves import is_other
+from guided_backprop.backends.forms import Constant, Curve, Form, Moved, Number, Times, Variable
 
 Ref = TypeVar("Ref", bound=Hashable)
 #: What stands for each variable of a pattern, and the values inside of it.
@@ -40,62 +41,6 @@ class View(Protocol[Ref]):
 
     def users(self, value: Ref) -> Sequence[Ref]:
         """Return the values that are made of a value directly, once for each time that they use it."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """A constant that is known to be this number."""
-
-    value: float
-
-
-@dataclass(frozen=True)
-class Constant:
-    """Any constant: a number, or a weight of the model's.
-
-    Args:
-        is_known: whether the graph has to tell which number it is (then not 0), or must not.
-    """
-
-    is_known: bool | None = None
-
-
-@dataclass(frozen=True)
-class Times:
-    """What ``inner`` stands for, times a constant: this number, or any if it is None, also none at all."""
-
-    inner: "Form"
-    value: float | None = None
-
-
-@dataclass(frozen=True)
-class Moved:
-    """What ``inner`` stands for, with its values repeated or put into another shape."""
-
-    inner: "Form"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Any function of one variable alone, value by value, that is made with all of some operations.
-
-    Args:
-        variable: what it is a function of.
-        holding: the operations, as words; of alternatives ``"a|b"`` one is enough.
-    """
-
-    variable: "Variable"
-    holding: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Variable:
-    """Any value that depends on the images; the same one wherever it stands in a pattern."""
-
-    name: str
-
-
-Form = Variable | Number | Constant | Times | Moved | Curve | tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -145,7 +90,14 @@ _ROUNDING = 1e-5
 LARGEST = Variable("largest")
 _LOG_OF_POWERS = Moved(("log", Moved(("abs", Moved(("sum", ("exp", ("sub", X, Moved(LARGEST)))))))))
 
+# Any number but 0, and an array. Then what is below 0 of x, as people write it for a leaky ReLU, and twice that.
+_SLOPE, _SLOPES = Constant(is_known=True), Constant(is_known=False)
+_BELOW, _LEFT = ("minimum", X, Number(0.0)), ("sub", X, ("relu", X))
+_TWICE = ("sub", X, ("abs", X))
+_DOUBLED: tuple[Form, ...] = (_TWICE, ("mul", _SLOPE, _TWICE))
 _RELU6_OF_SHIFTED = ("relu6", ("add", X, Number(3.0)))
+# Keras' own until its third version, and ONNX's.
+_OLDER_HARDSIGMOID = ("relu1", ("add", ("mul", X, Number(0.2)), Number(0.5)))
 
 
 def _gated(*operations: str) -> Form:
@@ -163,24 +115,31 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("mish", _gated("tanh", "exp", "log|log1p")),
     Pattern("hardswish", _gated("hardsigmoid")),
     Pattern("hardswish", ("mul", Times(X), Times(_RELU6_OF_SHIFTED))),
+    Pattern("hardswish", ("mul", Times(X), Times(_OLDER_HARDSIGMOID))),
     Pattern("hardsigmoid", Times(_RELU6_OF_SHIFTED, 1 / 6)),
+    Pattern("hardsigmoid", _OLDER_HARDSIGMOID),
     # Not with a slope that may be 0, for then it is a ReLU.
     Pattern("leaky_relu", ("maximum", X, ("mul", X, Constant(is_known=True)))),
     Pattern("leaky_relu", ("maximum", X, ("div", X, Constant(is_known=True)))),
-    Pattern("leaky_relu", ("add", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("neg", X))))),
-    Pattern("leaky_relu", ("sub", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("neg", X))))),
+    *(
+        Pattern(name, (word, ("relu", X), ("mul", slope, below)))
+        for name, slope in (("leaky_relu", _SLOPE), ("prelu", _SLOPES))
+        for word in ("add", "sub")
+        for below in (_BELOW, ("relu", ("neg", X)))
+    ),
     # Keras' own, with a threshold.
-    Pattern(
-        "leaky_relu",
-        ("sub", ("relu", X), ("mul", Constant(is_known=True), ("relu", ("add", ("neg", X), Constant(is_known=True))))),
+    Pattern("leaky_relu", ("sub", ("relu", X), ("mul", _SLOPE, ("relu", ("add", ("neg", X), _SLOPE))))),
+    *(Pattern("leaky_relu", ("add", ("relu", X), ("mul", _SLOPE, rest))) for rest in (_LEFT, *_DOUBLED)),
+    *(Pattern("prelu", ("add", ("relu", X), ("mul", _SLOPES, rest))) for rest in (_LEFT, Times(_TWICE, 0.5))),
+    Pattern("prelu", ("add", ("relu", X), Times(("mul", _SLOPES, _TWICE)))),
+    *(
+        Pattern("elu", ("add", ("relu", X), ("minimum", Times(below), Number(0.0))))
+        for below in (("sub", ("exp", X), Number(1.0)), ("expm1", X))
     ),
-    Pattern("prelu", ("add", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
-    Pattern("prelu", ("sub", ("relu", X), ("mul", Constant(is_known=False), ("relu", ("neg", X))))),
-    Pattern(
-        "celu",
-        ("add", ("maximum", X, Number(0.0)), Times(("expm1", Times(("minimum", X, Number(0.0)))))),
+    *(
+        Pattern("celu", ("add", above, Times(("expm1", Times(_BELOW)))))
+        for above in (("maximum", X, Number(0.0)), ("relu", X))
     ),
-    Pattern("celu", ("add", ("relu", X), Times(("expm1", Times(("minimum", X, Number(0.0))))))),
     Pattern("softsign", ("div", X, ("add", ("abs", X), Number(1.0)))),
     Pattern("log_sigmoid", ("neg", ("softplus", ("neg", X)))),
     Pattern("softmax", ("div", POWERS, Moved(("sum", POWERS)))),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.evidence import surprise, surprise_at_zero
+from guided_backprop.backends.evidence import surprise, surprise_above, surprise_at_zero
 from guided_backprop.backends.notes import Ranks
 
 
@@ -90,6 +90,16 @@ class Gate:
         is_closed = self.y == self.constants
         is_wrong = (~is_closed & (self.x < 0)) | (is_closed & (self.x > 0) & self.is_full)
         return len(self.y) == 1 and not is_wrong.any()
+
+    def is_window(self, evidence: float) -> bool:
+        """Tell whether a second mask is one of x too: all that it closes lies above all that is open, not by chance.
+
+        As of half of a hat, of which a spline is made.
+        """
+        is_closed = self.y == self.constants
+        closed, opened = self.x[is_closed & (self.x > 0)], self.x[~is_closed]
+        is_above = not self.is_full and closed.min(initial=np.inf) > opened.max(initial=-np.inf)
+        return is_above and surprise_above(closed.size, opened.size) >= evidence
 
     @property
     def has_closed_several(self) -> bool:

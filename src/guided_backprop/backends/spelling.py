@@ -212,12 +212,19 @@ def _gate(
         for side in (1.0, -1.0):
             gate = Gate.of(rows[0], side * rows[1], (y != 0).any(0) if is_one else None, ranks=ranks)
             said = None if gate is None else _said(gate, rounding, side, shape, ranks=ranks, evidence=evidence)
+            said = None if gate is None else _but_for_windows(said, gate, ranks, evidence)
             if said is not None and said.verdict in (Verdict.CONVEX, Verdict.CONCAVE):
                 return said
             weak = weak if said is None or (weak and weak.is_gate) else said
     if ranks is not Ranks.ALL and _is_gate_in_places(y, x):
         return Judgement(Verdict.PARTIAL)
     return weak
+
+
+def _but_for_windows(said: Judgement | None, gate: Gate, ranks: Ranks, evidence: float) -> Judgement | None:
+    """Return what rows say, but for a gate that closes again: a second mask that is one of x too."""
+    is_window = said is not None and said.is_gate and ranks is Ranks.NONE and gate.is_window(evidence)
+    return Judgement(Verdict.PARTIAL) if is_window else said
 
 
 def _said(

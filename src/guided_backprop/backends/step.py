@@ -58,6 +58,8 @@ class Given(Generic[Ref]):
         place: which operation it is, the same one each time that it is looked at.
         overwritten: how many of the first operands are not read: they may be memory that nothing was written to.
         has_pole: whether it divides by what may have either sign: then on the two sides of 0 it tells the sign.
+        has_rows: whether it is a root of sums of squares of rows, of which no number is all that its row is.
+        is_idle: whether it is a bound that closes nothing.
         is_rounded: whether it gives what it was given without a derivative, or a number beside it, as an integer.
         is_by_rank: whether all that chose among what it gives compared values of the images with each other.
     """
@@ -75,6 +77,8 @@ class Given(Generic[Ref]):
     overwritten: int = 0
     place: Hashable = None
     has_pole: bool = False
+    has_rows: bool = False
+    is_idle: bool = False
     is_rounded: bool = False
     is_by_rank: bool = field(init=False)
 
@@ -101,15 +105,35 @@ class Given(Generic[Ref]):
         something is chosen by it.
         """
         is_own = self.row.word in RANKS - {"max_pool"} and self._is_of_values and not self._chooses_of_two(size)
-        is_own |= self.row.kind is Kind.COMPARES and self._compares_many
+        is_own |= (self.row.kind is Kind.COMPARES and self._compares_many) or self._pools_chosen
         before = [note.ranked for note in [*self._notes, *self.held]]
         by_sums = [note.summed for note in self._notes] if self.starts else []
         return frozenset({self.place} if is_own else ()).union(*before, *by_sums)
+
+    def ranks_behind(self, candidate: Candidate[Ref]) -> Ranks:
+        """Return it of a candidate behind weights: where another value was larger it is shut there, be it positive."""
+        known = self.ranks(candidate)
+        return Ranks.SOME if known is Ranks.NONE and self.compared() - candidate.ranked else known
+
+    def compared(self) -> frozenset[Hashable]:
+        """Return the operations, up to this one, that gave the largest of a window, or the larger of two values."""
+        actives = sum(operand.is_active for operand in self.dependent)
+        is_own = self.row.word == "max_pool" or (self.row.kind is Kind.CLIP and actives > 1)
+        before = [note.compared for note in [*self._notes, *self.held]]
+        return frozenset({self.place} if is_own else ()).union(*before)
 
     def summed(self, size: int | None = None) -> frozenset[Hashable]:
         """Return the operations, up to this one, that added values of the images up along rows."""
         is_own = self.row.word in SUMMARIES - RANKS and self._is_of_values and not self._chooses_of_two(size)
         return frozenset({self.place} if is_own else ()).union(*(note.summed for note in [*self._notes, *self.held]))
+
+    @property
+    def _pools_chosen(self) -> bool:
+        """Whether it is a pool of what was chosen before, as of a maxout: of more values the largest are left.
+
+        A pool alone is told by what it is; of values that were put side by side it may choose among two at one place.
+        """
+        return self.row.word == "max_pool" and self.is_tainted and not any(note.is_stacked for note in self._notes)
 
     @property
     def _is_of_values(self) -> bool:
@@ -127,6 +151,9 @@ class Given(Generic[Ref]):
     @property
     def chooses(self) -> bool:
         """Whether it chooses among values by their size, or tells it."""
+        if self.has_rows and not any(note.is_stacked for note in self._notes):
+            # Beside other numbers of a row it tells the sign of none, unless all were put together of one value.
+            return False
         # A whole power tells no size.
         is_whole = self.exponent is not None and self.exponent >= 0 and self.exponent == int(self.exponent)
         is_bent = self.row.word in _BENT and not (self.row.word == "pow" and is_whole)

@@ -165,7 +165,13 @@ class TensorFlowBackend(Backend):
         size = copied.specs[0].shape[0]
         specs = [*copied.specs, *(tf.TensorSpec([size, *value.shape[1:]], value.dtype) for value in begins)]
         return Watch(
-            copied.places, copied.graph_def, copied.flat_names, specs, copied.bring, begins_inside=bool(begins)
+            copied.places,
+            copied.graph_def,
+            copied.flat_names,
+            specs,
+            copied.bring,
+            sums=copied.sums,
+            begins_inside=bool(begins),
         )
 
     def _refuse_spelled(self, kind: Kind, given: Inputs) -> None:
@@ -267,7 +273,8 @@ def _copy_of(traced: Traced, kind: Kind, vouch: Vouch) -> Copy:
     arguments = [arg.name for arg in signature.input_arg]
     output, *inside = (flat_names[made_by(traced.definition, arg.name)] for arg in signature.output_arg)
     first = inside[0] if inside else None
-    return Copy(kind.specs, traced, graph_def, arguments, output, first, findings.places, flat_names, head)
+    places, sums = findings.places, findings.sums
+    return Copy(kind.specs, traced, graph_def, arguments, output, first, places, sums, flat_names, head)
 
 
 def _check_bounds(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:

@@ -15,6 +15,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.backends.patterns import Match
+from guided_backprop.backends.tensorflow.graph.compiled import CONVOLUTIONS
 from guided_backprop.backends.tensorflow.graph.composites import composites_of
 from guided_backprop.backends.tensorflow.graph.custom import custom_name, is_recomputation, registered
 from guided_backprop.backends.tensorflow.graph.nodes import (
@@ -31,6 +32,7 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, REARRANGES
 from guided_backprop.backends.tensorflow.graph.relus import Relu, relus_of
 from guided_backprop.backends.tensorflow.graph.weights import Weights
+from guided_backprop.backends.tensorflow.hidden.sums import GraphSums, Joined
 from guided_backprop.backends.tensorflow.hidden.taint import Taint
 from guided_backprop.backends.tensorflow.hidden.traces import Place
 from guided_backprop.errors import ModelError
@@ -69,12 +71,14 @@ class Findings:
     Attributes:
         graph: the function.
         places: the operations that may be ReLUs for all that their names say.
+        sums: those that add up a value and ReLUs of it.
     """
 
     def __init__(self, graph: Graph, nested: Mapping[str, FunctionDef], vouch: Vouch, weights: Weights) -> None:
         self.graph, self._weights = graph, weights
         self._vouch = vouch
         self.places: list[Place] = []
+        self.sums: list[Joined] = []
         self._nested = nested
         self._composites: Mapping[str, Match[str]] = {}
         # Of each function, the outermost being without a name, its graph and its composite activations.
@@ -107,6 +111,7 @@ class Findings:
         self._composites = self._read(self.graph)
         taint = Taint(self._nested, self._graph_of, self._activations, self._vouch, self._weights)
         self.places = taint.places(self.graph, images, begin)
+        self.sums = list(GraphSums(taint, self._vouch).joined())
 
     def _graph_of(self, name: str) -> Graph:
         """Return the graph of a function that is held by another; a condition's has not been looked at."""
@@ -159,7 +164,7 @@ class Findings:
 
 
 def _mark_rest(graph: Graph, node: NodeDef) -> None:
-    """Mark a bound that only the run tells, what nobody has heard of, what is only listed, what becomes complex."""
+    """Mark a bound that only the run tells, what nobody has heard of, what is only listed, and what else is our own."""
     row, bound, listed = OPERATIONS[node.op], _unknown_bound(graph, node), _listed(graph, node) or ""
     if bound is not None:
         graph.mark(node, "bound", row.word, bound, listed=listed)
@@ -167,6 +172,8 @@ def _mark_rest(graph: Graph, node: NodeDef) -> None:
         graph.mark(node, "unknown", row.word)
     elif listed:
         graph.mark(node, "plain", listed)
+    elif node.op in CONVOLUTIONS:
+        graph.mark(node, "conv")
     elif node.op == "Cast" and attribute(node, "SrcT").type in FLOATS and attribute(node, "DstT").type in COMPLEX:
         graph.mark(node, "complex")
 

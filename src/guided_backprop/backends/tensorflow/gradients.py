@@ -15,6 +15,7 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.refusals import coverage_of, hidden, spelled
 from guided_backprop.backends.tensorflow.graph import nodes
 from guided_backprop.backends.tensorflow.graph.custom import SCOPE, original_gradient
+from guided_backprop.backends.tensorflow.graph.groups import convolution_gradient
 from guided_backprop.backends.tensorflow.graph.operations import COPIES
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import OpaqueRegionError
@@ -78,6 +79,8 @@ class Editor:
                 return self._listed(op, gradients, name)
             case "bound":
                 self._bounded(op, name)
+            case "conv":
+                return convolution_gradient(op, gradients)
             case "complex":
                 # As TensorFlow's own, which says in the log that it discards the imaginary part.
                 return [tf.cast(tf.math.real(gradients[0]), op.inputs[0].dtype)]

@@ -24,6 +24,7 @@ from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.custom import SCOPE
 from guided_backprop.backends.tensorflow.graph.functions import Traced, keep_functions, renamed
+from guided_backprop.backends.tensorflow.hidden.sums import Joined
 from guided_backprop.backends.tensorflow.hidden.traces import Place
 from guided_backprop.backends.tensorflow.model import CULPRITS, slopes
 from guided_backprop.rules import ReluRule
@@ -52,6 +53,7 @@ class Copy:
         output: the name of its output.
         inside: the name of the value that the gradient is taken at; None for the inputs.
         places: the operations that may be ReLUs for all that their names say.
+        sums: those that add up a value and ReLUs of it.
         flat_names: the names in the graph of what the traced function's nodes give.
         head: the final softmax or sigmoid that is undone.
         plans: what was made of it last.
@@ -64,6 +66,7 @@ class Copy:
     output: str
     inside: str | None
     places: Sequence[Place]
+    sums: Sequence[Joined]
     flat_names: Mapping[str, str]
     head: str | None
     plans: Kept = field(default_factory=Kept)

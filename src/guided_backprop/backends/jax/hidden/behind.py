@@ -9,12 +9,12 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.bounds import judge_bound_behind
 from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stopped, judge_weighed, needs_more_images
 from guided_backprop.backends.evidence import joined
-from guided_backprop.backends.jax.graph.program import Value
+from guided_backprop.backends.jax.graph.program import Step, Value
 from guided_backprop.backends.jax.hidden.looks import ALL_LOOKS, FURTHER_LOOKS, NEAR_LOOKS, Looks
 from guided_backprop.backends.jax.hidden.signs import Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee
 from guided_backprop.backends.jax.hidden.unrounded import has_rounding
-from guided_backprop.backends.jax.hidden.watch import Seeded, Way, seeds
+from guided_backprop.backends.jax.hidden.watch import Seeded, Way, seeds, steps_between
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.spelling import Verdict
 
@@ -81,6 +81,10 @@ class Behind:
 
     def _is_stopped(self, y: Value, x: Value, nominee: Nominee, *, is_of_one_sign: bool) -> bool:
         """Tell it by the values of both, where something stopped the gradient between them."""
+        if any(_is_one_way(step) for step in steps_between(x, y, nominee.block)):
+            # As if nothing was stopped it has no derivative in JAX: nobody knows what is hidden there.
+            self._weighed.add(x)
+            return True
         ways = (Way.TOTAL, Way.UNROUNDED) if has_rounding(nominee.block) else (Way.TOTAL,)
         return any(self._is_by(way, y, x, nominee, is_of_one_sign=is_of_one_sign) for way in ways)
 
@@ -120,6 +124,11 @@ class Behind:
         """Tell whether values were put somewhere, and nothing was added up so far."""
         placed = self._looks.seen(y, number + 1, first=number)
         return placed is not None and bool(np.isin(placed, [*x.ravel(), 0]).all())
+
+
+def _is_one_way(step: Step) -> bool:
+    """Tell whether no gradient comes back through a step, as through a loop that ends when a value says so."""
+    return step.name == "while" or any(_is_one_way(inner) for block in step.blocks for inner in block.steps)
 
 
 def _weighed(y: Value, nominee: Nominee) -> list[Seeded]:

@@ -20,8 +20,9 @@ from guided_backprop.backends.jax.graph.program import CUSTOM, Gate, Program, St
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.behind import Behind
 from guided_backprop.backends.jax.hidden.looks import NEAR_LOOKS, Looks
-from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, gate_of, snapped
+from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, as_told, gate_of, snapped
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
+from guided_backprop.backends.jax.hidden.sums import BlockSums, blocks_of
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
 from guided_backprop.backends.jax.hidden.watch import steps_between
 from guided_backprop.backends.nomination import PRELU
@@ -91,6 +92,11 @@ class Judge:
             is_explicit = nominee.step.word in _EXPLICIT
             if not is_explicit and not any(self._leads(y, gate) for gate in findings.gates):
                 findings.spelled.append(nominee.step)
+        for block in blocks_of(self._program.block):
+            sums = BlockSums(block, self._facts, self._taint.is_vouched)
+            while gates := sums.gates():
+                findings.gates |= gates
+            findings.spelled += sums.refused()
         return findings
 
     def _has_zeros_in_bound(self, step: Step) -> bool:
@@ -152,8 +158,8 @@ class Judge:
         if ys is None or xs is None or slopes is None:
             # No image took this branch; but curves, sums and multiples of one value gate nothing.
             return plain if all(map(_is_of_one, between)) else refused
-        is_curve = verdict is Verdict.UNSETTLED and closed is None and not _may_be_one(ys, xs)
-        if not slopes.any() or is_curve:
+        verdict = self._told(y, x, nominee, Judgement(verdict, closed), seen=(ys, xs, slopes), looks=looks)
+        if verdict is Verdict.NONE:
             return plain
         is_gate = verdict in (Verdict.CONVEX, Verdict.CONCAVE) and not is_thin(xs)
         if not is_gate or closed is None or _is_never_guided(nominee.step):
@@ -162,6 +168,37 @@ class Judge:
         if gate is None:
             return refused
         return (_Finding.GUIDED, gate) if verdict is Verdict.CONVEX else (_Finding.CONCAVE, None)
+
+    def _told(
+        self,
+        y: Value,
+        x: Value,
+        nominee: Nominee,
+        judgement: Judgement,
+        *,
+        seen: tuple[NumpyArray, NumpyArray, NumpyArray],
+        looks: int,
+    ) -> Verdict:
+        """Return what values say where the derivative, and what rounding hides of them, is known as well."""
+        ys, xs, slopes = seen
+        if not slopes.any():
+            return Verdict.NONE
+        if judgement.verdict is Verdict.PARTIAL:
+            return self._judged(y, x, nominee, ys, as_told(xs, ys, slopes, y)).verdict
+        is_closed_nowhere = judgement.closed is None
+        is_curve = is_closed_nowhere and not _may_be_one(ys, xs)
+        # What was put beside each other was made before, and judged there.
+        is_none = nominee.is_moved or (is_closed_nowhere and self._is_of_two_that_change(nominee, looks))
+        is_none_yet = judgement.verdict is Verdict.UNSETTLED and (is_curve or is_none)
+        return Verdict.NONE if is_none_yet else judgement.verdict
+
+    def _is_of_two_that_change(self, nominee: Nominee, looks: int) -> bool:
+        """Tell the larger or smaller of two values neither of which is one number, as the 0 of a ReLU is."""
+        operands = nominee.step.inputs
+        if not nominee.is_of_two or not all(one in nominee.candidates for one in operands):
+            return False
+        seen = [self._looks.seen(one, looks) for one in operands]
+        return all(values is not None and bool(np.ptp(values)) for values in seen)
 
     def _verdict(self, y: Value, x: Value, nominee: Nominee) -> tuple[Verdict, NumpyArray | None, int]:
         """Return what values say, where the gate is closed, and of how many sets of images they are."""

@@ -76,6 +76,16 @@ def snapped(array: NumpyArray, value: Value) -> NumpyArray:
     return snapped
 
 
+def as_told(x: NumpyArray, y: NumpyArray, slopes: NumpyArray, value: Value) -> NumpyArray:
+    """Return values of x as far as those of y tell them apart: beside far larger ones a sum rounds small ones off.
+
+    What differs by no more closes nothing.
+    """
+    step = _step(y, value) / float(np.abs(slopes).max())
+    told: NumpyArray = x if step == 0 else np.round(x / step) * step
+    return told
+
+
 def _threshold(seen: Seen, is_closed: NumpyArray) -> float:
     """Return the value of x that closed and open meet at."""
     closed, opened = seen.x[is_closed], seen.x[~is_closed]

@@ -36,6 +36,7 @@ class Nominee(NamedTuple):
         ranks: how values were compared by what chose between each of these and it.
         is_of_two: whether it is the larger or smaller of two values that depend on the images.
         choices: what it was chosen from, and how: numbers that may be constants, or two values by their difference.
+        is_moved: whether it is nothing but values that were made before, put beside each other.
     """
 
     step: Step
@@ -45,6 +46,7 @@ class Nominee(NamedTuple):
     ranks: Mapping[Value, Ranks]
     is_of_two: bool
     choices: tuple[Candidate[Value], ...]
+    is_moved: bool = False
 
     @property
     def compared(self) -> list[Value]:
@@ -87,9 +89,14 @@ class Taint:
         """Return what is known of a value; None if it does not depend on the images."""
         return self._notes.get(value, Note()) if value.depends else None
 
+    def is_vouched(self, step: Step) -> bool:
+        """Tell whether somebody says of a step that it is none."""
+        names = (custom_name(step), step.name, place_of(step)) if self._vouch else ()
+        return any(is_plain(name, self._vouch, "jax.nn.relu") for name in names)
+
     def _follow(self, step: Step, block: Block) -> None:
         held = self._visit_inside(step)
-        if step.relu is None and self._is_vouched(step):
+        if step.relu is None and self.is_vouched(step):
             return
         shown, is_excused = self._shown(step, held), self._is_excused(step)
         for value in step.outputs:
@@ -104,7 +111,9 @@ class Taint:
     def _shown(self, step: Step, held: Sequence[Note[Value]]) -> nomination.Step[Value]:
         """Return a step as nomination.py asks; an activation of several steps is one of its input."""
         row, operands = Operation(step.kind, step.word), [self._operand(value) for value in step.inputs]
-        if step.is_switch:
+        if parts := self._interleaved(step):
+            row, operands = Operation(Kind.MOVES, "concatenate"), [self._operand(value) for value in parts]
+        elif step.is_switch:
             row = Operation(Kind.UNKNOWN, step.word)
         elif step.activation is not None:
             row, operands = nomination.activation(step.activation.name), [self._operand(step.activation.x)]
@@ -124,6 +133,13 @@ class Taint:
             has_pole=self._has_pole(step),
             is_rounded=is_rounding(step),
         )
+
+    def _interleaved(self, step: Step) -> list[Value]:
+        """Return the values that a sum puts beside each other: each is padded with zeros where the other one is."""
+        pads = [value.step for value in step.inputs if value.step is not None and value.step.word == "pad"]
+        if step.word != "add" or len(pads) < 2 or not all(self._facts.is_zero(pad.inputs[1]) for pad in pads):
+            return []
+        return [pad.inputs[0] for pad in pads] if _fill(*map(_places, pads)) else []
 
     def _has_pole(self, step: Step) -> bool:
         divisor = step.inputs[-1] if step.word == "div" else None
@@ -148,10 +164,6 @@ class Taint:
         known = self._facts.known(value)
         # As NumPy's: of JAX's own NumPy asks JAX, which compiles the question for each shape.
         return is_unknown_one if known is None else not bool(np.all(np.asarray(known)))
-
-    def _is_vouched(self, step: Step) -> bool:
-        names = (custom_name(step), step.name, place_of(step)) if self._vouch else ()
-        return any(is_plain(name, self._vouch, "jax.nn.relu") for name in names)
 
     def _is_excused(self, step: Step) -> bool:
         """Tell whether it is known what a step is, whatever is made of its results."""
@@ -223,7 +235,10 @@ class Taint:
         if ordered or choices:
             bounded = frozenset(value for value in ordered if candidates[value])
             ranks = {one.ref: shown.ranks(one, _size(y)) for one in every}
-            self.nominees[y] = Nominee(step, block, tuple(ordered), bounded, ranks, shown.is_of_two, tuple(choices))
+            is_moved = shown.row.kind is Kind.MOVES
+            self.nominees[y] = Nominee(
+                step, block, tuple(ordered), bounded, ranks, shown.is_of_two, tuple(choices), is_moved
+            )
 
     def _reached(self, step: Step, wanted: Iterable[Value]) -> set[Value]:
         """Return which of some values of a block a gradient comes to from a step, if none passes what is guided."""
@@ -243,10 +258,33 @@ class Taint:
         return reached
 
 
+def _places(pad: Step) -> list[set[int]]:
+    """Return for each axis where what is padded lies afterwards."""
+    sizes = zip(pad.inputs[0].aval.shape, pad.outputs[0].aval.shape, pad.eqn.params["padding_config"], strict=True)
+    return [
+        {low + place * (1 + between) for place in range(size)} & {*range(whole)}
+        for size, whole, (low, _, between) in sizes
+    ]
+
+
+def _fill(one: list[set[int]], other: list[set[int]]) -> bool:
+    """Tell whether two values fill all places of one axis, each its own, and all others alike."""
+    axes = [axis for axis, (mine, others) in enumerate(zip(one, other, strict=True)) if mine != others]
+    if len(axes) != 1 or any(mine != {*range(len(mine))} for axis, mine in enumerate(one) if axis not in axes):
+        return False
+    mine, others = one[axes[0]], other[axes[0]]
+    return not mine & others and mine | others == {*range(len(mine) + len(others))}
+
+
 def _slopes(step: Step) -> Value:
-    """Return the slopes of the PReLU that a step ends."""
-    products = [value.step for value in step.inputs if value.step is not None and value.step.word == "mul"]
-    return next(value for product in products for value in product.inputs if not value.depends)
+    """Return the slopes of the PReLU that a step ends, of which half may be taken: that is one number."""
+    products = _products(step)
+    inner = [one for product in products for one in _products(product)]
+    return max((value for one in [*products, *inner] for value in one.inputs if not value.depends), key=_size)
+
+
+def _products(step: Step) -> list[Step]:
+    return [value.step for value in step.inputs if value.step is not None and value.step.word == "mul"]
 
 
 def _is_undefined(step: Step) -> bool:

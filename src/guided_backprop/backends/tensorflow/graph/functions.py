@@ -18,6 +18,8 @@ from tensorflow.core.framework.op_def_pb2 import OpDef
 from tensorflow.python.eager import context
 from tensorflow.python.framework import op_def_registry
 
+from guided_backprop.backends.tensorflow.graph.compiled import is_compiled_whole, mark_compiled, run_compiled
+
 CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 # Where an inlined node came from, for gradients that refer to the tensors around it by name.
 PREFIX = "_guided_backprop_prefix"
@@ -57,8 +59,11 @@ class _Inliner:
     library: Mapping[str, FunctionDef]
     nested: dict[str, FunctionDef] = field(default_factory=dict)
 
-    def flatten(self, definition: FunctionDef, where: str = "") -> FunctionDef:
-        """Return a copy of ``definition`` without calls; its control flow uses copies of its own."""
+    def flatten(self, definition: FunctionDef, where: str = "", *, compiled: bool = False) -> FunctionDef:
+        """Return a copy of ``definition`` without calls; its control flow uses copies of its own.
+
+        Where it is ``compiled`` that is written on what has no other way to run.
+        """
         flat = FunctionDef()
         flat.CopyFrom(definition)
         del flat.node_def[:]
@@ -70,20 +75,24 @@ class _Inliner:
                 copy = flat.node_def.add()
                 copy.CopyFrom(node)
                 copy.attr.pop("_class", None)
-                self._copy_functions(copy, f"{where}{node.name}")
+                if compiled:
+                    mark_compiled(copy)
+                self._copy_functions(copy, f"{where}{node.name}", compiled=compiled)
                 continue
-            body = self.flatten(self.library[called], f"{where}{node.name}/")
+            function = self.library[called]
+            whole = compiled or is_compiled_whole(node) or is_compiled_whole(function)
+            body = self.flatten(function, f"{where}{node.name}/", compiled=whole)
             controls[node.name] = _inline(flat, node, body, renamed)
         _rewire(flat, renamed, controls)
         return flat
 
-    def _copy_functions(self, node: NodeDef, where: str) -> None:
+    def _copy_functions(self, node: NodeDef, where: str, *, compiled: bool) -> None:
         for name in sorted(node.attr):
             value = node.attr[name]
             functions = [value.func] if value.WhichOneof("value") == "func" else list(value.list.func)
             for index, function in enumerate(functions):
                 if function.name in self.library:
-                    copy = self.flatten(self.library[function.name], f"{where}/{name}{index}/")
+                    copy = self.flatten(self.library[function.name], f"{where}/{name}{index}/", compiled=compiled)
                     # Alike in two traces of one model; new names are given to each copy that TensorFlow gets to know.
                     function.name = copy.signature.name = f"guided_backprop_function_of_{len(self.nested)}"
                     self.nested[function.name] = copy
@@ -192,6 +201,7 @@ def graph_of(traced: Traced) -> tuple[GraphDef, dict[str, str]]:
         copy.CopyFrom(node)
         del copy.input[:]
         copy.input.extend(flat.get(ref, ref) for ref in node.input)
+    run_compiled(graph_def)
     return graph_def, flat
 
 

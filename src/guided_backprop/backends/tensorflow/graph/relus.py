@@ -86,8 +86,26 @@ def _masked(graph: Graph, node: NodeDef) -> Relu | None:
     return _above(graph, right, left, 0) or _above(graph, left, right, 1)
 
 
+def _added(graph: Graph, node: NodeDef) -> Relu | None:
+    """``x + relu(-x)``."""
+    refs = [graph.copied(ref) for ref in operand_refs(node)]
+    for operand, other in ((0, refs[1]), (1, refs[0])):
+        inner = graph.node(other)
+        spelling = None if inner is None or OVERRIDE in inner.attr else RECOGNISERS.get(inner.op)
+        relu = None if inner is None or spelling is None else spelling(graph, inner)
+        if inner is None or relu is None or (relu.low, relu.high) != (0, _INFINITY):
+            continue
+        turned = graph.node(graph.copied(operand_refs(inner)[relu.operand]))
+        is_turned = turned is not None and word_of(turned) == "neg"
+        if turned is not None and is_turned and graph.copied(operand_refs(turned)[0]) == refs[operand]:
+            return Relu(operand)
+    return None
+
+
 #: How each operation that may be a ReLU is told to be one.
 RECOGNISERS: dict[str, Callable[[Graph, NodeDef], Relu | None]] = {
+    "Add": _added,
+    "AddV2": _added,
     "ClipByValue": _clip,
     "LeakyRelu": _leaky,
     "Maximum": _maximum,

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.python.framework import ops
 
+from guided_backprop.backends.tensorflow.graph.compiled import is_compiled_whole
 from guided_backprop.backends.tensorflow.graph.functions import CALLS, Traced, flattened
 from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE
 
@@ -35,6 +36,9 @@ def trace(model: Callable[..., tf.Tensor], specs: Sequence[tf.TensorSpec], *, au
             forget_gradients(own_gradients(graph.as_graph_def(), before))
         raise
     graph_def = concrete.graph.as_graph_def()
+    if any(is_compiled_whole(function) for function in graph_def.library.function):
+        # What is called again has no shapes but those that are written on it.
+        graph_def = concrete.graph.as_graph_def(add_shapes=True)
     library = {function.signature.name: function for function in graph_def.library.function}
     traced = flattened(concrete.function_def, library, concrete.captured_inputs)
     traced.gradients = own_gradients(graph_def, before)

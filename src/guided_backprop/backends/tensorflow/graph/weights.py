@@ -74,7 +74,13 @@ class Weights:
 
 
 def slopes_of(graph: Graph, node: NodeDef) -> str:
-    """Return the slopes of the PReLU that a node ends."""
-    products = [graph.node(ref) for ref in operand_refs(node)]
-    factors = [ref for one in products if one is not None and word_of(one) == "mul" for ref in operand_refs(one)]
-    return next(ref for ref in factors if not graph.depends(ref))
+    """Return the slopes of the PReLU that a node ends, of which half may be taken: that is one number."""
+    products = _products(graph, node)
+    inner = [one for product in products for one in _products(graph, product)]
+    factors = [ref for one in [*products, *inner] for ref in operand_refs(one) if not graph.depends(ref)]
+    return next(ref for ref in factors if isnan(graph.constant(ref) or 0))
+
+
+def _products(graph: Graph, node: NodeDef) -> list[NodeDef]:
+    made = [graph.node(ref) for ref in operand_refs(node)]
+    return [one for one in made if one is not None and word_of(one) == "mul"]

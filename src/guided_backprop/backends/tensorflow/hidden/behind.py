@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
+from typing import Final
 
 import numpy as np
 import tensorflow as tf
 
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.bounds import judge_bound_behind
 from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stopped, judge_weighed, needs_more_images
 from guided_backprop.backends.evidence import NEAR, joined
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Towards, Way
+from guided_backprop.backends.tensorflow.hidden.differences import Differences
 from guided_backprop.backends.tensorflow.hidden.looks import further_inputs, other_inputs
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
+# So small a part of the model's own derivative is what rounding left of opposite ones.
+_LEFT: Final = 1e-5
 #: What is seen of each candidate on some images.
 _Look = Callable[[Sequence[tf.Tensor]], list[Towards]]
 
@@ -26,15 +31,22 @@ class Behind:
         derivatives: those in the graph that the places are in.
         flat: says the name in that graph of what a node of the function gives.
         first: from which input on others are made of the images.
+        differences: changes of values in that graph.
 
     Attributes:
         led: the places that no image has settled so far, by number.
     """
 
     def __init__(
-        self, places: Sequence[Place], derivatives: Derivatives, flat: Callable[[str], str], first: Callable[[int], int]
+        self,
+        places: Sequence[Place],
+        derivatives: Derivatives,
+        flat: Callable[[str], str],
+        first: Callable[[int], int],
+        differences: Differences,
     ) -> None:
         self._places, self._derivatives, self._flat, self._first = places, derivatives, flat, first
+        self._differences = differences
         self._open = [(number, one) for number, place in enumerate(places) for one in place.behind]
         self.led: list[int] = []
 
@@ -76,7 +88,31 @@ class Behind:
             for index in open_ones:
                 looks[index].append(seen_now[index])
                 verdicts[index] = _verdict(self._open[index][1], looks[index])
+        for index, (number, one) in enumerate(self._open):
+            if one.is_stopped and verdicts[index] is not Verdict.PARTIAL and _is_lost(one, looks[index]):
+                verdicts[index] = self._told_by_values(number, one, arrays)
         return verdicts
+
+    def _told_by_values(self, number: int, candidate: Candidate, arrays: Sequence[tf.Tensor]) -> Verdict:
+        """Return what changes of values say, where what was detached has values and no derivative."""
+        y, x = self._asked(number, candidate)[:2]
+        changes, own = self._differences.towards(y, x), self._derivatives.towards([(y, x)], Way.OWN)
+        looks, verdict, first = (
+            list[tuple[NumpyArray, NumpyArray, NumpyArray]](),
+            Verdict.NONE,
+            self._first(len(arrays)),
+        )
+        for others in chain([arrays], islice(other_inputs(arrays, first), NEAR), further_inputs(arrays, first)):
+            try:
+                places, slopes = changes(others)
+                ((values, (derived,)),) = own(others)
+            except tf.errors.OpError:
+                continue
+            looks.append((values[0].ravel()[places], derived.ravel()[places], slopes))
+            verdict = judge_stopped(looks, candidate.ranks, is_of_one_sign=bool(candidate.sign), least_rows=MANY_ROWS)
+            if verdict is not Verdict.UNSETTLED:
+                break
+        return verdict
 
     def _is_doubtful(self, index: int, seen: Sequence[Towards], turn: int) -> bool:
         """Tell whether other images may say more of a candidate, after so many looks."""
@@ -133,6 +169,14 @@ def _verdict(candidate: Candidate, looks: Sequence[Towards]) -> Verdict:
             return hidden
         verdict = verdict if hidden is Verdict.NONE else hidden
     return verdict
+
+
+def _is_lost(candidate: Candidate, looks: Sequence[Towards]) -> bool:
+    """Tell whether a gradient of the model's own comes to a value, and none as if nothing was stopped."""
+    asked = len(candidate.refs) + candidate.is_bounded
+    own, *totals = looks[0][1][asked:]
+    left = _LEFT * np.abs(own).max(initial=0.0)
+    return bool(left > 0 and any((np.abs(total) <= left).all() for total in totals))
 
 
 def _of_bound(looks: Sequence[Towards]) -> Verdict:

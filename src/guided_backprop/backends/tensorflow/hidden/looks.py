@@ -55,7 +55,6 @@ def further_inputs(arrays: Sequence[tf.Tensor], first: int) -> Iterator[list[tf.
     return other_inputs(arrays, first, further_images)
 
 
-def turned_in_sign(x: NumpyArray) -> NumpyArray:
-    """Return the numbers with the signs of about half of them turned."""
-    _, turned, *_ = other_images(x)
-    return turned
+def turned(x: NumpyArray) -> NumpyArray:
+    """Return the numbers with the signs of about half of them turned, and of other sizes."""
+    return next(further_images(x))

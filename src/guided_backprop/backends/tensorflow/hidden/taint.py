@@ -82,6 +82,7 @@ class Taint:
         self._weights = weights
         self._places: dict[tuple[str, str], Place] = {}
         self._begin = ""
+        self.body: Body
         # Of each function what a gradient comes to in it, and which node of which function holds it.
         self._leading: dict[str, set[str]] = {}
         self._holders: dict[str, tuple[str, str]] = {}
@@ -91,12 +92,12 @@ class Taint:
         self._places, self._begin = {}, begin
         # What the images alone decide is a constant then.
         arguments = {} if begin else {name: Trace(Note(), graph.kind_of(name) in VALUES) for name in images}
-        self._follow(graph, "", "", arguments)
-        return [place for place in self._places.values() if self._leads(place.function, producer(place.ref))]
+        self.body = self._follow(graph, "", "", arguments)
+        return [place for place in self._places.values() if self.leads(place.function, producer(place.ref))]
 
-    def _leads(self, function: str, node: str) -> bool:
+    def leads(self, function: str, node: str) -> bool:
         """Tell whether a gradient comes to a node."""
-        return node in self._leading[function] and (not function or self._leads(*self._holders[function]))
+        return node in self._leading[function] and (not function or self.leads(*self._holders[function]))
 
     def _follow(self, graph: Graph, name: str, path: str, arguments: Mapping[str, Trace]) -> Body:
         body = Body(graph, name, path, arguments)
@@ -178,7 +179,7 @@ class Taint:
 
     def _is_ended(self, body: Body, node: NodeDef) -> bool:
         """Tell whether somebody says what a node is: a custom gradient of its own is refused, or vouched for."""
-        names = word_of(node), _called(body, node)
+        names = word_of(node), called(body, node)
         if OPERATIONS[node.op].kind is Kind.UNKNOWN:
             return any(name in self._vouch for name in names)
         is_vouched = any(is_plain(name, self._vouch, "tf.nn.relu") for name in names)
@@ -200,7 +201,7 @@ class Taint:
         for ref in refs if candidates or behind else ():
             if body.graph.kind_of(ref) in FLOATS:
                 is_explicit = _is_explicit(body.graph, node)
-                place = Place(_called(body, node), word_of(node), body.name, ref, candidates, is_explicit, behind)
+                place = Place(called(body, node), word_of(node), body.name, ref, candidates, is_explicit, behind)
                 self._places[body.name, ref] = place
 
     def _is_excused(self, body: Body, node: NodeDef) -> bool:
@@ -328,7 +329,7 @@ def _candidates(
         less = "" if candidate.less is None else body.graph.copied(candidate.less)
         key = body.graph.copied(candidate.ref), candidate.choice, less
         bounded[key] = candidate.is_bounded and bounded.get(key, True)
-        ranks[key] = step.ranks(candidate)
+        ranks[key] = (step.ranks_behind if candidate.choice is Choice.BEHIND else step.ranks)(candidate)
         if candidate.is_stopped:
             stopped.add(key)
     reached = reached_in(body, node)
@@ -350,7 +351,7 @@ def _is_shift(graph: Graph, node: NodeDef) -> bool:
     return bool(users) and node.name not in graph.returned and all(word_of(user) == "exp" for user in users)
 
 
-def _called(body: Body, node: NodeDef) -> str:
+def called(body: Body, node: NodeDef) -> str:
     """Return what people read of a node, and vouch for."""
     return f"{word_of(node)} at {body.path}{node.name}"
 

@@ -26,7 +26,9 @@ from guided_backprop.backends.tensorflow.graph.functions import keep_functions, 
 from guided_backprop.backends.tensorflow.graph.nodes import Graph
 from guided_backprop.backends.tensorflow.hidden.behind import Behind
 from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Import
-from guided_backprop.backends.tensorflow.hidden.looks import is_straight, other_inputs, together, turned_in_sign
+from guided_backprop.backends.tensorflow.hidden.differences import Differences
+from guided_backprop.backends.tensorflow.hidden.looks import is_straight, other_inputs, together, turned
+from guided_backprop.backends.tensorflow.hidden.sums import Joined, SumsWatch
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
 #: How many images are looked at, and how many values of one place inside of a loop.
@@ -46,6 +48,7 @@ class Watch:
         specs: the signatures of its inputs; the last is of what the gradient begins at, if that is inside.
         bring: puts a graph into the one that is being built, on inputs, and returns the tensors of these names; what
             stands in the place of some, by their names, comes last.
+        sums: what adds up a value and ReLUs of it.
         begins_inside: whether it is.
     """
 
@@ -57,13 +60,15 @@ class Watch:
         specs: Sequence[tf.TensorSpec],
         bring: Import,
         *,
+        sums: Sequence[Joined],
         begins_inside: bool,
     ) -> None:
         self._begins_inside = begins_inside
         self._places, self._graph_def, self._flat_names = places, graph_def, flat_names
         self._specs, self._bring = specs, bring
         self._derivatives = Derivatives(graph_def, specs, bring)
-        self._behind = Behind(places, self._derivatives, self._flat, self._first)
+        self._behind = Behind(places, self._derivatives, self._flat, self._first, Differences(graph_def, specs, bring))
+        self._sums = SumsWatch(sums, graph_def, specs, bring, self._flat)
         self._open: dict[Pair, None] = dict.fromkeys(
             (number, index) for number, place in enumerate(places) for index, _ in enumerate(place.candidates)
         )
@@ -76,7 +81,7 @@ class Watch:
     @property
     def is_open(self) -> bool:
         """Whether there is a place that values may still show to be a ReLU."""
-        return bool(self._open) or self._behind.is_open
+        return bool(self._open) or self._behind.is_open or self._sums.is_open
 
     @property
     def unsettled(self) -> str:
@@ -91,7 +96,7 @@ class Watch:
             if not self.is_open:
                 return []
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
-            taken = self._behind.found(few)
+            taken, sums = self._behind.found(few), self._sums.found(few)
             verdicts = self._judged(few) if self._open else {}
             if self._idle and len(few[0]) < len(arrays[0]):
                 # Another image may take the branch that these do not.
@@ -114,7 +119,7 @@ class Watch:
             self._seen.clear()
             self._firsts.clear()
             numbers = sorted(taken.union(number for number, _ in refused))
-            return [self._places[number] for number in numbers]
+            return [*sums, *(self._places[number] for number in numbers)]
 
     def _is_doubtful(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether other images may say more: what compares values with each other may be a gate by chance."""
@@ -187,30 +192,41 @@ class Watch:
         return judged.verdict
 
     def _tried(self, verdicts: Mapping[Pair, Verdict], arrays: Sequence[tf.Tensor]) -> dict[Pair, Verdict]:
-        """Try what no image tells on other values of x: what is made of nothing but x can be run alone."""
-        by_x: dict[str, list[Pair]] = defaultdict(list)
+        """Try what no image tells on other values: what is made of nothing but one value can be run alone."""
+        by_cut: dict[str, list[Pair]] = defaultdict(list)
         for pair, verdict in verdicts.items():
             is_open = verdict is Verdict.UNSETTLED and not self._is_told(pair, verdict)
-            if is_open and not self._places[pair[0]].function and self._comes_through(pair):
-                by_x[self._flat(self._candidate(pair).ref)].append(pair)
+            if is_open and not self._places[pair[0]].function and (cut := self._cut(pair)):
+                by_cut[cut].append(pair)
         revised = dict(verdicts)
-        for x, pairs in by_x.items():
+        for cut, pairs in by_cut.items():
+            refs = [[self._places[pair[0]].ref, *self._candidate(pair).refs] for pair in pairs]
             try:
-                first, second = self._alone(x, [self._flat(self._places[number].ref) for number, _ in pairs], arrays)
+                then, now = self._alone(cut, [self._flat(ref) for each in refs for ref in each], arrays)
             except tf.errors.OpError:
-                # There are no such values of x.
+                # There are no such values.
                 continue
-            (x_then, *ys_then), (x_now, *ys_now) = first, second
-            for pair, then, now in zip(pairs, ys_then, ys_now, strict=True):
-                if is_evidence(now, then):
-                    revised[pair] = self._judge(together([then, now]), together([x_then, x_now]), self._candidate(pair))
+            left = iter(then), iter(now)
+            for pair in pairs:
+                ys = [next(values) for values in left]
+                xs = [self._candidate(pair).fits(values, y) for values, y in zip(left, ys, strict=True)]
+                fitting = [x for x in xs if x is not None]
+                if is_evidence(ys[1], ys[0]) and len(fitting) == len(ys):
+                    revised[pair] = self._judge(together(ys), together(fitting), self._candidate(pair))
         return self._not_refuted(revised)
 
-    def _comes_through(self, pair: Pair) -> bool:
+    def _cut(self, pair: Pair) -> str:
+        """Return the value through which y has all that it has of the images: x, or another one; empty if none is."""
+        place = self._places[pair[0]]
+        known = [self._candidate(pair), *(one for one in place.candidates if not one.less)]
+        refs = dict.fromkeys(self._flat(one.ref) for one in known)
+        return next((ref for ref in refs if self._comes_through(ref, self._flat(place.ref))), "")
+
+    def _comes_through(self, x: str, y: str) -> bool:
         """Tell whether all that y has of the images, it has of x."""
         nodes = {node.name: node for node in self._graph_def.node}
         images = [node.name for node in self._graph_def.node if node.op == "Placeholder"][: len(self._specs)]
-        seen, stack = {self._flat(self._candidate(pair).ref)}, [self._flat(self._places[pair[0]].ref)]
+        seen, stack = {x}, [y]
         while stack:
             ref = stack.pop()
             name = ref.partition(":")[0]
@@ -221,15 +237,16 @@ class Watch:
             seen.add(ref)
         return True
 
-    def _alone(self, x: str, ys: list[str], arrays: Sequence[tf.Tensor]) -> list[list[NumpyArray]]:
-        """Return x and what is made of it: as it is, and where half of x is turned in sign."""
+    def _alone(self, x: str, names: list[str], arrays: Sequence[tf.Tensor]) -> list[list[NumpyArray]]:
+        """Return values of these names: as they are, and where x has other signs and sizes."""
         graph_def, turning = renamed(self._graph_def), list[CallOut]()
 
         def both(*inputs: tf.Tensor) -> list[list[tf.Tensor]]:
-            first = self._bring(graph_def, inputs, [x, *ys])
-            turning.append(CallOut(turned_in_sign, first[0].dtype))
-            turned = tf.ensure_shape(turning[0](first[:1])[0], first[0].shape)
-            return [first, [turned, *self._bring(graph_def, inputs, ys, instead={x: turned})]]
+            value, *first = self._bring(graph_def, inputs, [x, *names])
+            turning.append(CallOut(turned, value.dtype))
+            other = tf.ensure_shape(turning[0]([value])[0], value.shape)
+            second = iter(self._bring(graph_def, inputs, [name for name in names if name != x], instead={x: other}))
+            return [first, [other if name == x else next(second) for name in names]]
 
         concrete = tf.function(both, input_signature=self._specs, autograph=False).get_concrete_function()
         keep_functions(graph_def, concrete)

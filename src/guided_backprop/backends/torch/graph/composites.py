@@ -152,18 +152,19 @@ def inside_of(activations: Mapping[Node, Composite]) -> frozenset[Node]:
 
 
 def needs_shifts(graph: Graph) -> bool:
-    """Tell whether a number that was added decides what the graph is, as in ``relu6(x + 3) / 6``.
-
-    Any other activation of the list is the same whatever is added inside of it, or is looked at anyway.
-    """
+    """Tell whether a number that was added decides what the graph is, as of ``relu6(x + 3) / 6`` and of a softsign."""
     for node in graph.path.doubts:
         match graph.made(node) if operation(node) not in _MADE_OF_TWO else None:
-            case ("relu6", [x]) if graph.is_shifted(x):
+            case ("relu1" | "relu6", [x]) if graph.is_shifted(x):
                 return True
+            case ("abs", [x]):
+                totals = [total for total in graph.users(node) if graph.is_shifted(total)]
+                if any(graph.made(use) == ("div", [x, total]) for total in totals for use in graph.users(total)):
+                    return True
     return False
 
 
-# Where no ReLU6 is to be found: most of what is looked at is of these.
+# Where none of these is to be found: most of what is looked at is of these.
 _MADE_OF_TWO: Final = OPERATIONS.called("mul", "div", "pow")
 
 
@@ -172,7 +173,5 @@ def _attributes(node: Node, word: str) -> list[float]:
     if word == "pow" and operation(node) not in _OWN_WORDS and not hasattr(node, "_raw_saved_exponent"):
         exponent = saved(node, "exponent")
         return [_UNKNOWN if isinstance(exponent, complex) else float(exponent)]
-    if word in ("maximum", "minimum"):
-        bound = saved(node, word[:3])
-        return [float(bound)] if isinstance(bound, (int, float)) else []
-    return []
+    bound = saved(node, {"maximum": "min", "minimum": "max"}.get(word, ""))
+    return [float(bound)] if isinstance(bound, (int, float)) else []

@@ -17,10 +17,14 @@ from guided_backprop.backends.torch.hidden.suspect import Suspect
 
 
 @contextmanager
-def shut(path: Path) -> Iterator[None]:
-    """Let no gradient pass the ReLUs that are operations of their own: what is left of one went around them."""
+def shut(path: Path, inside: Container[Node] = ()) -> Iterator[None]:
+    """Let no gradient pass the ReLUs that are operations of their own: what is left of one went around them.
+
+    Those ``inside`` of composite activations are none.
+    """
     watch = BackwardWatch(Shut(), lambda name, treatment: None)
-    handles = [node.register_prehook(_nothing) for node in path.concerns if relu_of(node, path.members) is not None]
+    relus = [node for node in path.concerns if node not in inside and relu_of(node, path.members) is not None]
+    handles = [node.register_prehook(_nothing) for node in relus]
     hidden = [node for node in path.concerns if is_in_place_on_view(node)]
     handles += [node.register_prehook(watch.enter) for node in hidden]
     handles += [node.register_hook(watch.leave) for node in hidden]

@@ -22,6 +22,8 @@ _UNLIKE_THEIR_WORD: Final = frozenset(
 _SQUARES: Final = frozenset({"mse_loss", "var"})
 # Numbers among what they are given are values, and no sizes or places.
 _OF_NUMBERS: Final = frozenset("add clamp div maximum minimum modulo mul pow rsub sub where".split())
+# Up to here a number is next to 0.
+_FLOOR: Final = 1e-4
 # So many numbers are looked at first.
 _SAMPLE: Final = 64
 # The last thing that they are given may be such a number.
@@ -56,6 +58,19 @@ def sign_of_result(
     if row.word == "gather":
         of = of[:1]
     return sign_of(row, of, exponent_of(name, args), is_square=name == "mul" and _is_square(tensors))
+
+
+def is_floor(name: str, args: Sequence[Any]) -> bool:
+    """Tell whether an operation keeps numbers from being 0, as a cosine similarity does with its norms.
+
+    What it leaves out of what is never negative lies between 0 and a number next to it: nothing is closed there.
+    """
+    if name != "clamp_min":
+        return False
+    floor = args[1]
+    # PyTorch itself passes a tensor of one number.
+    is_number = floor.ndim == 0 if isinstance(floor, torch.Tensor) else _is_number(floor)
+    return is_number and bool(0 < floor <= _FLOOR)
 
 
 def sign_of_tensor(tensor: torch.Tensor) -> Sign:

@@ -8,19 +8,22 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.evidence import NEAR
+from guided_backprop.backends.nomination import PRELU
 from guided_backprop.backends.notes import Choice
+from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import behind, is_plain, spelled
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.torch.graph.nodes import Path
-from guided_backprop.backends.torch.graph.operations import operation_of
-from guided_backprop.backends.torch.graph.relus import relu_of
+from guided_backprop.backends.torch.graph.nodes import Path, parents
+from guided_backprop.backends.torch.graph.operations import operation_of, row
+from guided_backprop.backends.torch.graph.relus import is_constant, relu_of, saved
 from guided_backprop.backends.torch.hidden.case import Answer, Case, Spelled
 from guided_backprop.backends.torch.hidden.derivatives import closed, shut
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
@@ -28,8 +31,9 @@ from guided_backprop.backends.torch.hidden.suspect import Suspect
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch
 
-#: Runs the model on one set of other images after the other, watched for some places.
-Elsewhere = Callable[[frozenset[Place]], Iterator[tuple[ForwardWatch, Path | None]]]
+#: Runs the model on one set of other images after the other, watched for some places; the nodes inside of composite
+#: activations are told as well.
+Elsewhere = Callable[[frozenset[Place]], Iterator[tuple[ForwardWatch, Path | None, Set[Node]]]]
 #: What watches a run.
 Seen = TypeVar("Seen", ForwardWatch, TotalWatch)
 
@@ -96,6 +100,7 @@ def settle(
     """
     numbers = {node._sequence_nr(): node for node in path.nodes}
     _check_relus(watch, numbers, path, inside, vouch)
+    _check_slopes(path, inside, vouch)
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
     suspects = {
@@ -106,8 +111,9 @@ def settle(
     if not suspects:
         return Settled([], frozenset(), {}, is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
-    elsewhere = partial(_elsewhere, again, partial(ForwardWatch, "everything", vouch, known=Known(taken=watch.taken)))
-    looks = (run.values for run, _ in elsewhere(places))
+    look = partial(ForwardWatch, "everything", vouch, known=Known(taken=watch.taken))
+    elsewhere = partial(_elsewhere, again, look, path, inside)
+    looks = (run.values for run, *_ in elsewhere(places))
     others = list(islice(looks, NEAR)) if places else []
     cases = [
         Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled).asked()
@@ -116,7 +122,7 @@ def settle(
     if any(case.is_in_doubt for case in cases):
         far = next(looks)
         cases = [replace(case, far=far.get(case.suspect.place)) if case.is_in_doubt else case for case in cases]
-    with shut(path):
+    with shut(path, inside):
         raised = {case.suspect.place: sign_of(case.judgement, case.values[0]) for case in cases if case.is_raised}
         if not raised.keys() <= watch.known.raised.keys():
             return Settled([], frozenset(), raised, is_sure=False)
@@ -124,10 +130,13 @@ def settle(
 
 
 def _elsewhere(
-    again: Again, look: Callable[..., ForwardWatch], places: frozenset[Place]
-) -> Iterator[tuple[ForwardWatch, Path | None]]:
+    again: Again, look: Callable[..., ForwardWatch], path: Path, inside: Set[Node], places: frozenset[Place]
+) -> Iterator[tuple[ForwardWatch, Path | None, Set[Node]]]:
     """Run the model on other images, watched for some places."""
-    return again(partial(look, wanted=places), is_elsewhere=True)
+    for watch, other in again(partial(look, wanted=places), is_elsewhere=True):
+        is_alike = other is not None and inside and other.signature == path.signature
+        pairs = zip(path.nodes, other.nodes, strict=True) if other is not None and is_alike else ()
+        yield watch, other, {there for here, there in pairs if here in inside}
 
 
 def _check_relus(
@@ -144,6 +153,32 @@ def _check_relus(
         is_vouched = name in vouch or f"{name} at {line}" in vouch
         if node is not None and is_this and not is_vouched and relu_of(node, path.members) is None:
             raise spelled({f"{name} at {line}"}, "torch.relu")
+
+
+def _check_slopes(path: Path, inside: Set[Node], vouch: Vouch) -> None:
+    """Raise if some slopes of a PReLU are 0: of these values it is a ReLU, and of the others none."""
+    if is_plain(PRELU, vouch, "torch.relu"):
+        return
+    for node in path.nodes:
+        for slopes in _slopes(node, inside, path):
+            if isinstance(slopes, torch.Tensor) and (slopes == 0).any():
+                raise spelled({PRELU}, "torch.relu")
+
+
+def _slopes(node: Node, inside: Set[Node], path: Path) -> list[Any]:
+    """Return the slopes of a PReLU; where it is written out, what half of it is multiplied by."""
+    word = row(node).word
+    if word == PRELU:
+        return [] if relu_of(node, path.members) else [saved(node, "weight")]
+    if word != "mul" or node not in inside or not any(_is_half(parent, path) for parent in parents(node)):
+        return []
+    places = [place for place in range(len(node.next_functions)) if is_constant(node, place, path.members)]
+    return [saved(node, ("self", "other")[place]) for place in places]
+
+
+def _is_half(node: Node, path: Path) -> bool:
+    """Tell whether a node is what lies below 0 of something, as a PReLU is made of it."""
+    return row(node).kind is Kind.CLIP or row(node).word == "sub" or relu_of(node, path.members) is not None
 
 
 def _settled(
@@ -220,8 +255,8 @@ def _ask_others(
 ) -> None:
     """Look at some cases on other images, which may tell what few images do not, and at what stands beside them."""
     wanted = {place for place in known if any(place[:2] == one[:2] for one in places)}
-    for watch, path in elsewhere(relus.union(wanted)) if places else ():
-        for place, look in _behind(watch, path, wanted, relus).items():
+    for watch, path, inside in elsewhere(relus.union(wanted)) if places else ():
+        for place, look in _behind(watch, path, inside, wanted, relus).items():
             known[place] = replace(known[place], behind=[*known[place].behind, look])
             answers[place] = known[place].answer() if place in places else answers[place]
         if not any(answers[place] == "unsure" for place in places):
@@ -229,7 +264,7 @@ def _ask_others(
 
 
 def _behind(
-    watch: ForwardWatch, path: Path | None, wanted: Set[Place], relus: Set[Place]
+    watch: ForwardWatch, path: Path | None, inside: Set[Node], wanted: Set[Place], relus: Set[Place]
 ) -> dict[Place, tuple[NumpyArray, NumpyArray]]:
     """Return what may be a ReLU behind weights and its derivative, by their place, in a run on other images."""
     if path is None:
@@ -241,7 +276,7 @@ def _behind(
         if suspect.place in wanted
     ]
     nodes = [numbers.get(suspect.number) for suspect in watch.suspects if suspect.place in relus]
-    with shut(path), closed([node for node in nodes if node is not None]):
+    with shut(path, inside), closed([node for node in nodes if node is not None]):
         pairs = [(case.suspect.place, as_numpy(case.suspect.x.tensor), case.towards_x) for case in cases]
     return {place: (x, towards) for place, x, towards in pairs if towards is not None}
 

@@ -15,13 +15,14 @@ from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Extreme, Note, Operand, Value, is_inside_own
-from guided_backprop.backends.torch.hidden.signs import exponent_of, sign_of_result
+from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
 # They choose among values that come to one place.
 _REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
 # So does this one, if it is told to; else it adds up, as by a matrix of ones.
 _COMPARED: Final = frozenset({"max", "min", "prod"})
+_GUARD: Final = Operation(Kind.MOVES, "copy")
 _ADDS: Final = Operation(Kind.LINEAR, "matmul")
 # Where they look depends on this one of what they are given, and no result is linear in that.
 _PLACED_BY: Final = {
@@ -39,6 +40,12 @@ _ENDS: Final = frozenset({"slice", "split"})
 _OF_ONE_PLACE: Final = frozenset({"select", "unbind"})
 # Of so few values of a row, made the same length, the signs are told.
 _FEW: Final = 3
+_BOUNDS: Final = frozenset({"clamp", "clamp_max", "clamp_min"})
+# Beside so large a part of a row's norm the others show.
+_MOST: Final = 0.99
+# By so many units in the last place rounding may turn a row, and so large a part of all rows are many.
+_TURNED: Final = 64
+_MANY: Final = 0.25
 # What a softmax is lessened by; and what leaves that as it is.
 _EXTREMES: Final = frozenset({"amax", "amin", "max", "min"})
 _COPIES: Final = _DETACHES | {"clone"}
@@ -67,7 +74,7 @@ class Step(nomination.Step[Value]):
     ) -> None:
         """Show an operation; ``read`` is a number of the images that the model may know, as where a row ends."""
         self.name, self._args, self._named, self._tensors = name, args, named, operands
-        row = _row(name, args, named)
+        row = _GUARD if _is_guard(name, args, operands) else _row(name, args, named)
         ends = [read] if read is not None and row.word in _ENDS and name not in _OF_ONE_PLACE else []
         row, self.is_ended = (Operation(Kind.MASKS, "gather"), True) if ends else (row, False)
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
@@ -84,6 +91,8 @@ class Step(nomination.Step[Value]):
             has_pieces=name in _IN_PIECES,
             has_bound=name in _BOUNDED,
             has_pole=_has_pole(name, row.word, operands),
+            has_rows=name == "linalg_vector_norm" and _has_rows(*args),
+            is_idle=name in _BOUNDS and _is_idle(operands, _bounds_of(name, args, named)),
             exponent=exponent_of(name, args),
             is_shifted=bool(self._shift(row.word)),
             # What is written over is not read: it may be memory that nothing was written to before.
@@ -225,6 +234,54 @@ def _has_pole(name: str, word: str, operands: Sequence[Operand]) -> bool:
     """Tell whether an operation divides by what may have either sign; what a number divides is all that is given."""
     divides = word == "div" and (name == "reciprocal" or len(operands) > 1)
     return divides and operands[-1].note is not None and operands[-1].sign is Sign.UNKNOWN
+
+
+def _is_guard(name: str, args: Sequence[Any], operands: Sequence[Operand]) -> bool:
+    """Tell whether an operation keeps the norm of rows, or another measure of them, from being 0, and changes none."""
+    note = operands[0].note if is_floor(name, args) else None
+    is_measure = note is not None and note.is_summary and not note.is_tainted and note.sign is Sign.NOT_NEGATIVE
+    return is_measure and _is_idle(operands[:1], (args[1], None))
+
+
+def _bounds_of(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return what an operation bounds by from below and from above, None if by nothing."""
+    if name in ("clamp_min", "clamp_max"):
+        bounds = (args[1], None)
+        return bounds if name == "clamp_min" else bounds[::-1]
+    low, high, *_ = [*args[1:], None, None]
+    return named.get("min", low), named.get("max", high)
+
+
+def _is_idle(operands: Sequence[Operand], bounds: tuple[Any, Any]) -> bool:
+    """Tell whether all numbers of a value lie within bounds, which are numbers."""
+    x = operands[0].tensor
+    if len(operands) > 1 or x.numel() == 0 or x.layout is not torch.strided:
+        return False
+    (least, most), (low, high) = x.aminmax(), bounds
+    return bool((low is None or low < least) and (high is None or most < high))
+
+
+def _has_rows(x: torch.Tensor, order: float = 2, axes: Sequence[int] | None = None, *_: Any) -> bool:
+    """Tell whether a norm is the root of the squares of rows of many numbers, which are no multiples of one row.
+
+    Of these it is the magnitude of what they are multiples by; and where one number is nearly all of a row, of that.
+    """
+    if order != 2 or axes is None or not x.is_floating_point() or x.numel() == 0:
+        return False
+    along = sorted({axis % x.ndim for axis in axes})
+    others = [axis for axis in range(x.ndim) if axis not in along and x.shape[axis] > 1]
+    norm = torch.linalg.vector_norm(x, 2, along, keepdim=True)
+    is_one = not along or not others or bool((x.abs().amax(along, keepdim=True) > _MOST * norm).any())
+    return not is_one and not any(_are_multiples(x, norm, along, axis) for axis in others)
+
+
+def _are_multiples(x: torch.Tensor, norm: torch.Tensor, along: list[int], axis: int) -> bool:
+    """Tell whether many rows are multiples of their neighbours; rows that lie by themselves are none by chance."""
+    first, second = (torch.arange(place, x.shape[axis] - 1 + place, device=x.device) for place in (0, 1))
+    products = (x.index_select(axis, first) * x.index_select(axis, second)).sum(along, keepdim=True).abs()
+    sizes = norm.index_select(axis, first) * norm.index_select(axis, second)
+    is_multiple = (products >= (1 - _TURNED * torch.finfo(x.dtype).eps) * sizes)[sizes > 0]
+    return bool(is_multiple.any()) and float(is_multiple.double().mean()) > _MANY
 
 
 def _tells_signs(name: str, kind: Kind, args: Sequence[Any]) -> bool:

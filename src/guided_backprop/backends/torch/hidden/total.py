@@ -7,8 +7,9 @@ own values alone. Where a result is closed on one side of x by its total derivat
 own, it is a ReLU of x that the model's gradient passes by.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -83,6 +84,7 @@ class TotalWatch(TorchFunctionMode):
         near: the nodes of all of these, also of those that are only put together.
         beside: the nodes of the twins, which the model's own gradient passes by.
         values: the values that have a gradient, by their node and which of its results they are.
+        twins: the twins, likewise.
     """
 
     def __init__(self, vouch: Vouch) -> None:
@@ -92,6 +94,7 @@ class TotalWatch(TorchFunctionMode):
         self.near: set[Node] = set()
         self.beside: set[Node] = set()
         self.values: dict[tuple[Node, int], Place] = {}
+        self.twins: dict[tuple[Node, int], Place] = {}
         # By the number of what the model sees, which is kept, so that no other gets its number.
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._met: dict[int, Place] = {}
@@ -181,6 +184,8 @@ class TotalWatch(TorchFunctionMode):
         if node is not None and not _is_active(tensor):
             self._twins[id(tensor)] = tensor, twin
             self.beside.add(node)
+            place = Place.of(_bare(twin))
+            self.twins[node, place.edge.output_nr] = place
 
     def _note(self, results: Sequence[torch.Tensor], given: Sequence[torch.Tensor], *, is_meeting: bool) -> None:
         """Note values that have a gradient, by their place in the graph, and which of them are to be looked at."""
@@ -276,21 +281,30 @@ def _looks(
         for meet, values, totals in cases:
             for (key, x), total, own in zip(values.items(), totals, _derivatives(meet, values.values()), strict=True):
                 if total is not None and own is not None:
-                    yield key, meet.name, (as_numpy(x.tensor), as_numpy(own), as_numpy(total))
+                    yield key, meet.name, (as_numpy(x[0].tensor), as_numpy(own), as_numpy(total))
 
 
-def _values_beside(watch: TotalWatch, meet: Place) -> Iterator[Place]:
-    """Yield the values that a result is made of, and that what lost its gradient in front of it was made of."""
-    for edge in _edges_beside(watch, meet.edge.node):
+def _values_beside(watch: TotalWatch, meet: Place) -> Iterator[list[Place]]:
+    """Yield the values that a result is made of, and that what lost its gradient in front of it was made of.
+
+    Behind one that the model works out once more comes what that gives: it is the same value.
+    """
+    own = _own_of(meet.edge.node, watch.beside)
+    edges, beside = _ways_beside(watch, meet.edge.node, own)
+    for edge in edges:
         x = watch.values.get(edge)
-        is_real = x is not None and x.tensor.is_floating_point() and x.tensor.numel() > 1
-        if x is not None and is_real and x.tensor._version == x.version:
-            yield x
+        if x is not None and _is_told(x):
+            yield [x]
+    yield from _repeated(watch, own, beside)
 
 
-def _edges_beside(watch: TotalWatch, last: Node) -> Iterable[tuple[Node, int]]:
-    """Return where the ways of twins to a node begin, among what the model's own gradient comes to."""
-    own = _own_of(last, watch.beside)
+def _is_told(x: Place) -> bool:
+    """Tell whether a value may have a ReLU: of several real numbers, that are as they were."""
+    return x.tensor.is_floating_point() and x.tensor.numel() > 1 and x.tensor._version == x.version
+
+
+def _ways_beside(watch: TotalWatch, last: Node, own: Set[Node]) -> tuple[Iterable[tuple[Node, int]], Set[Node]]:
+    """Return where the ways of twins to a node begin, among what the model's own gradient comes to, and their nodes."""
     edges, seen = dict[tuple[Node, int], None](), {last}
     for node in (stack := [last]):
         for parent, output in node.next_functions:
@@ -301,7 +315,38 @@ def _edges_beside(watch: TotalWatch, last: Node) -> Iterable[tuple[Node, int]]:
             elif parent not in seen and (parent not in own or parent in watch.near or (parent, 0) not in watch.values):
                 seen.add(parent)
                 stack.append(parent)
-    return edges
+    return edges, seen - own
+
+
+def _repeated(watch: TotalWatch, own: Set[Node], beside: Set[Node]) -> Iterator[list[Place]]:
+    """Yield the values of the model's own that are worked out anew on the ways of twins, each with that."""
+    anew = {key: place for key, place in (watch.values | watch.twins).items() if key[0] in beside and _is_told(place)}
+    if not anew:
+        return
+    sizes, known = {place.tensor.shape for place in anew.values()}, dict[Hashable, list[Place]]()
+    for (node, _), x in watch.values.items():
+        if node in own and x.tensor.shape in sizes and _is_told(x):
+            known.setdefault(_digest(x.tensor), []).append(x)
+    for twin in anew.values():
+        for x in known.get(_digest(twin.tensor), ()):
+            nodes = x.edge.node, twin.edge.node
+            # What is made of x itself, as what is detached, has its own way to it.
+            if torch.equal(x.tensor, twin.tensor) and not (_leads(*nodes) or _leads(*nodes[::-1])):
+                yield [x, twin]
+
+
+def _digest(tensor: torch.Tensor) -> Hashable:
+    return tensor.shape, tensor.dtype, float(tensor.detach().sum())
+
+
+def _leads(last: Node, first: Node) -> bool:
+    """Tell whether a gradient comes from one node to another, twins among them."""
+    seen = {last}
+    for node in (stack := [last]):
+        new = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= new
+        stack += new
+    return first in seen
 
 
 def _own_of(last: Node, beside: Set[Node]) -> set[Node]:
@@ -314,13 +359,15 @@ def _own_of(last: Node, beside: Set[Node]) -> set[Node]:
     return own
 
 
-def _derivatives(meet: Place, values: Iterable[Place]) -> list[torch.Tensor | None]:
+def _derivatives(meet: Place, values: Iterable[list[Place]]) -> list[torch.Tensor | None]:
     """Return the derivative of a result towards each value: of a sum, each number of it times one of its own."""
     seed = torch.as_tensor(seeds(tuple(meet.tensor.shape)), dtype=meet.tensor.dtype, device=meet.tensor.device)
+    groups = list(values)
+    edges = [x.edge for group in groups for x in group]
     try:
-        edges = [x.edge for x in values]
-        return (
-            list(torch.autograd.grad([meet.edge], edges, [seed], retain_graph=True, allow_unused=True)) if edges else []
-        )
+        every = torch.autograd.grad([meet.edge], edges, [seed], retain_graph=True, allow_unused=True) if edges else ()
     except RuntimeError:
-        return [None for _ in values]
+        return [None for _ in groups]
+    left = iter(every)
+    towards = [[g for g in islice(left, len(group)) if g is not None] for group in groups]
+    return [sum(group[1:], group[0]) if group else None for group in towards]

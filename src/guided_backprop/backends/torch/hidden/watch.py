@@ -28,6 +28,7 @@ from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatch
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.known import Known, Place, Result, shared, sign_of
 from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, is_inside_own
+from guided_backprop.backends.torch.hidden.signs import is_floor
 from guided_backprop.backends.torch.hidden.step import Step
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
 
@@ -149,7 +150,7 @@ class ForwardWatch(Dispatched):
         operands = [
             self._notes.operand(tensor, note, is_kept=is_kept) for tensor, note in zip(tensors, notes, strict=True)
         ]
-        behind = self._written_behind(tensors) if is_kept and is_dependent else []
+        behind = self._written_behind(name, args, tensors) if is_kept and is_dependent else []
         result = func(*args, **kwargs)
         results = _tensors_in(result)
         self._note_behind(name, operands, tensors, behind)
@@ -170,8 +171,11 @@ class ForwardWatch(Dispatched):
             if isinstance(node, torch.autograd.function.BackwardCFunction) and opaque_name(node) in self._vouch:
                 self._notes.put(tensor, Note())
 
-    def _written_behind(self, tensors: Sequence[torch.Tensor]) -> list[bool]:
+    def _written_behind(self, name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor]) -> list[bool]:
         """Tell where a write would change a value that has a gradient, while its edge stays as it was."""
+        note = self._notes.of(tensors[0]) if is_floor(name, args) else None
+        if note is not None and note.sign is Sign.NOT_NEGATIVE:
+            return []
         # What is optimised runs in functions of this library's, which give their results a gradient.
         is_off = not (torch.is_grad_enabled() or is_inside_own())
         return [

@@ -1,0 +1,197 @@
+"""A ReLU of x, made of x and of one that is written, where a program shows how: ``x + relu(-x)`` in JAX and TensorFlow.
+
+PyTorch tells it by values and derivatives, see test_beside.py.
+"""
+
+import numpy as np
+import pytest
+
+from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError
+from guided_backprop.backends import sums
+from networks_hidden import ROWS, WEIGHTS, Library
+
+FRAMEWORKS = ["jax", "tensorflow"]
+#: Each is ``relu(x)``; in TensorFlow the first ones are guided, and all others refused.
+SPELLED = {
+    "a sum": lambda x, lib: x + lib.relu(-x),
+    "the other way round": lambda x, lib: lib.xp.maximum(-x, 0.0) + x,
+    "a difference": lambda x, lib: x - (-lib.relu(-x)),
+    "the opposite of the rest": lambda x, lib: -((-x) - lib.relu(-x)),
+    "a multiple": lambda x, lib: (3 * x + lib.relu(-3 * x)) / 3,
+    "several of them": lambda x, lib: x + lib.relu(-x) * 0.5 + lib.relu(-x) * 0.5,
+    "a magnitude": lambda x, lib: (x + lib.relu(x) + lib.relu(-x)) / 2,
+    "a sum of a stack": lambda x, lib: total(lib.xp.stack([x, lib.relu(-x)]), lib),
+    "parts of what was put together": lambda x, lib: (lambda b: b[:, :20] + b[:, 20:])(joined([lib.relu(-x), x], lib)),
+    "another shape": lambda x, lib: lib.xp.reshape(turned(lib.xp.reshape(x, (-1, 4, 5)), lib), (-1, 20)),
+    "beside a number": lambda x, lib: (x + 1 + lib.relu(-x)) - 1,
+    "of a difference": lambda x, lib: (lambda a, b: (a - b) + lib.relu(b - a))(2 * x, lib.xp.tanh(x) + x),
+}
+WRITTEN = {"of a difference": lambda x, relu, lib: relu(x - lib.xp.tanh(x))}
+AS_ONE_OPERATION = ["a sum", "the other way round", "another shape"]
+#: What cannot be put under the rule, or behind weights: each is refused.
+REFUSED = {
+    "weights": lambda x, w, lib: x @ w + lib.relu(-x) @ w,
+    "weights of what was put together": lambda x, w, lib: joined([x, lib.relu(-x)], lib) @ np.concatenate([w, w]),
+    "the negative rest": lambda x, w, lib: (x - lib.relu(x)) @ w,
+    "another value in between": lambda x, w, lib: (lambda u: (x + u + lib.relu(-u)) @ w)(lib.xp.tanh(x)),
+    "in some columns": lambda x, w, lib: (x + (np.arange(20) % 2).astype("float32") * lib.relu(-x)) @ w,
+}
+#: None is one, and each ReLU is guided as it is written.
+ORDINARY = {
+    "the sizes": lambda x, w, relu: (relu(x) + relu(-x)) @ w,
+    "one with the rest": lambda x, w, relu: (relu(x) + 0.2 * (x - relu(x))) @ w,
+    "one with a part of the opposite": lambda x, w, relu: (x + 0.9 * relu(-x)) @ w,
+    "a magnitude": lambda x, w, relu: (x + 2 * relu(-x)) @ w,
+    "a skip": lambda x, w, relu: (x + relu(x)) @ w,
+    "a skip past weights": lambda x, w, relu: (x + relu(x) @ w @ w.T) @ w,
+    "a skip past a layer": lambda x, w, relu: (x + relu(x @ (w @ w.T))) @ w,
+    "a skip past a layer and its ReLU": lambda x, w, relu: (x + relu(-2 * x) @ (w @ w.T)) @ w,
+    "half of the opposite": lambda x, w, relu: x @ w + 0.5 * (relu(-x) @ w),
+    "weights of its own": lambda x, w, relu: x @ w + relu(-x) @ w[::-1],
+    "the larger of two": lambda x, w, relu: (lambda r: (x + relu(r - x)) @ w)(relu(x[:, ::-1])),
+    "a bound": lambda x, w, relu: (x + relu(1 - x)) @ w,
+    "both, apart": lambda x, w, relu: relu(-x) @ w + x @ w[::-1],
+}
+
+
+def turned(x, lib):
+    return x + lib.relu(-x)
+
+
+def joined(values, lib):
+    return lib.xp.concat(values, axis=1)
+
+
+def total(stack, lib):
+    return (lib.xp.sum if hasattr(lib.xp, "sum") else lib.xp.reduce_sum)(stack, 0)
+
+
+def by_hand(lib):
+    """Return a ReLU with the guided rule, written for a framework."""
+    if lib.xp.__name__ == "tensorflow":
+
+        @lib.xp.custom_gradient
+        def guided(x):
+            return lib.relu(x), lambda g: lib.relu(g) * lib.xp.cast(x > 0, g.dtype)
+
+        return guided
+    import jax
+
+    guided = jax.custom_vjp(lib.relu)
+    guided.defvjp(lambda x: (lib.relu(x), x), lambda x, g: (lib.relu(g) * (x > 0),))
+    return guided
+
+
+def network_of(spelled, relu):
+    """Return a model with a ReLU of its own in front of what is spelled."""
+    first, second, third = WEIGHTS
+    return lambda x: spelled(relu(x @ first) @ second - 0.2, third)
+
+
+def right(spelled, lib):
+    """Return the map of a model whose ReLUs are all guided by hand, by the framework alone."""
+    model, images = network_of(spelled, by_hand(lib)), lib.array(ROWS)
+    if lib.xp.__name__ == "tensorflow":
+        with lib.xp.GradientTape() as tape:
+            tape.watch(images)
+            score = lib.xp.reduce_sum(model(images)[:, 1])
+        return np.asarray(tape.gradient(score, images))
+    import jax
+
+    return np.asarray(jax.grad(lambda x: model(x)[:, 1].sum())(images))
+
+
+def explained(spelled, lib, method=GuidedBackprop, **options):
+    found = method(network_of(spelled, lib.relu), **options).explain(lib.array(ROWS), labels=1)
+    return np.asarray(found.attribution)
+
+
+def together(names, write):
+    """Return one model of all: as many maps, added up, each by weights of its own."""
+    return lambda x, w: sum(write(name)(x) @ np.roll(w, place, 0) for place, name in enumerate(names))
+
+
+def compare(names, lib):
+    found = explained(together(names, lambda name: lambda x: SPELLED[name](x, lib)), lib)
+    plain, relu = (lambda x, relu, lib: relu(x)), by_hand(lib)
+    expected = right(together(names, lambda name: lambda x: WRITTEN.get(name, plain)(x, relu, lib)), lib)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("framework", "names"), [("jax", [*SPELLED]), ("tensorflow", AS_ONE_OPERATION)])
+def test_what_is_a_relu_with_the_one_that_is_added_is_guided(framework, names):
+    compare(names, Library(framework))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_put_under_the_rule_is_refused(name, framework):
+    lib = Library(framework)
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(lambda x, w: REFUSED[name](x, w, lib), lib)
+
+
+@pytest.mark.parametrize("name", [name for name in SPELLED if name not in AS_ONE_OPERATION])
+def test_tensorflow_refuses_what_is_no_single_sum(name):
+    lib = Library("tensorflow")
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(lambda x, w: SPELLED[name](x, lib) @ w, lib)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_is_none_is_guided_as_it_is_written(framework):
+    lib = Library(framework)
+    relu = by_hand(lib)
+    found = explained(lambda x, w: sum(write(x, w, lib.relu) for write in ORDINARY.values()), lib)
+    expected = right(lambda x, w: sum(write(x, w, relu) for write in ORDINARY.values()), lib)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_in_jax_a_loop_is_looked_into_whatever_its_weights_are():
+    import jax
+
+    lib = Library("jax")
+    turns = np.ones((2, 20), np.float32)
+    found = explained(lambda x, w: jax.lax.scan(lambda y, v: (turned(y * v, lib), None), x, turns)[0] @ w, lib)
+    relu = by_hand(lib)
+    np.testing.assert_allclose(found, right(lambda x, w: relu(x) @ w, lib), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_leaky_relu_of_two_keeps_its_derivative(framework):
+    lib = Library(framework)
+    found = explained(lambda x, w: (lib.relu(x) - 0.1 * lib.relu(-x)) @ w, lib)
+    np.testing.assert_allclose(found, right(lambda x, w: lib.xp.maximum(x, 0.1 * x) @ w, lib), rtol=1e-4, atol=1e-5)
+
+
+def test_another_rule_acts_on_the_sum_as_on_a_relu():
+    lib = Library("jax")
+    found = explained(lambda x, w: turned(x, lib) @ w, lib, DeconvNet)
+    np.testing.assert_allclose(found, explained(lambda x, w: lib.relu(x) @ w, lib, DeconvNet), rtol=1e-5)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_who_vouches_for_a_sum_has_its_relus_guided_as_they_are_written(framework):
+    lib = Library(framework)
+    write = REFUSED["the negative rest"]
+    found = explained(lambda x, w: write(x, w, lib), lib, vouch={"sub": "plain"})
+    hand = by_hand(lib)
+    expected = right(lambda x, w: (x - hand(x)) @ w, lib)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", ["weights", "the negative rest"])
+def test_planted_fault_sums_are_not_looked_at(name, framework, monkeypatch):
+    monkeypatch.setattr(sums.Sums, "joins", lambda self: iter(()))
+    lib = Library(framework)
+    relu = by_hand(lib)
+    expected = right(lambda x, w: relu(x) @ w, lib)
+    found = explained(lambda x, w: REFUSED[name](x, w, lib), lib)
+    assert np.abs(found - expected).max() > 0.2 * np.abs(expected).max()
+
+
+def test_planted_fault_in_jax_a_sum_is_guided_where_it_is_written(monkeypatch):
+    monkeypatch.setattr(sums.Sums, "joins", lambda self: iter(()))
+    with pytest.raises(AssertionError):
+        compare(["a sum"], Library("jax"))

@@ -16,6 +16,8 @@ ROUNDING, MOST = 1e-6, 0.1
 
 # A number of images beyond which nothing is done otherwise, as far as is known: PyTorch chooses kernels up to 16.
 _MANY: Final = 17
+#: In double precision that many are enough: it says what the graph computes, which an engine is compared with for all.
+ENOUGH: Final = _MANY
 # Of copies so many images at least.
 _FEW: Final = 3
 

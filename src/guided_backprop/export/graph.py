@@ -19,8 +19,10 @@ class Ports(Protocol):
         outputs: what its results are called.
     """
 
-    inputs: Sequence[str]
-    outputs: Sequence[str]
+    @property
+    def inputs(self) -> Sequence[str]: ...
+    @property
+    def outputs(self) -> Sequence[str]: ...
 
 
 class Graph(ABC):

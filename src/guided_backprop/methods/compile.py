@@ -3,11 +3,12 @@
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from guided_backprop.arrays import Images, Inputs, NumpyArray, as_numpy, dtype_name
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
@@ -15,6 +16,7 @@ from guided_backprop.explanations import Explanations
 from guided_backprop.export import cache
 from guided_backprop.export.agreement import difference
 from guided_backprop.export.engine import ENGINES, Engine, EngineName, installed, required
+from guided_backprop.export.graph import Ports
 from guided_backprop.methods.compiled import (
     Compilable,
     Compiled,
@@ -29,7 +31,7 @@ from guided_backprop.methods.options import Requirement, require
 from guided_backprop.methods.program import in_program
 from guided_backprop.methods.recording import recorded
 from guided_backprop.methods.timing import timed
-from guided_backprop.methods.trial import compared, opened
+from guided_backprop.methods.trial import Batch, Trial, compared, opened
 from guided_backprop.version import __version__
 
 # By how much of its norm what was kept may differ, beside what was measured when it was made; else it is made anew.
@@ -101,7 +103,7 @@ class _Making:
         if known is not None:
             return known
         entry = cache.keep(key, self._write)
-        made = self._fastest(entry, {name: self._made(entry, name) for name in list(self._open)})
+        made = self._fastest(entry, {name: self._made(entry, name) for name in entry.said["differences"]})
         if not self._weights.are_the_same():
             raise ModelError(
                 "model must stay as it is when it is run, to be compiled; received one whose weights or options "
@@ -137,13 +139,13 @@ class _Making:
 
     def _made(self, entry: cache.Entry, name: str) -> Compiled:
         """Return what was compared, or the same for as many images as were given, if that is faster and right."""
-        if ENGINES[cast(EngineName, name)].favours_count:
-            any_number = self._open[name]
+        kind = ENGINES[cast(EngineName, name)]
+        if kind.favours_count:
             with suppress(ModelError):
                 faster = self._kept(entry, name)
                 if self._is_right(faster, entry.said["differences"][name]):
                     return faster
-            self._open[name] = any_number
+        self._open[name] = opened(entry.path, entry.said["outputs"], kind, self._threads)
         return self._in_engine(entry, self._open[name])
 
     def _kept(self, entry: cache.Entry, name: str) -> Compiled:
@@ -202,23 +204,39 @@ class _Making:
         return contestants[fastest]
 
     def _write(self, path: Path) -> Mapping[str, Any]:
-        graph, trial, metadata = recorded(self._method, self._inputs, "both")
-        batches = trial.batches(graph.turns)
-        compared(graph, trial, batches)
-        graph.write(path, metadata.texts())
+        ports, trial, batches, said = self._recorded(path)
         differences: dict[str, float] = {}
         problem: ModelError | None = None
         for name in self._wanted:
             try:
-                engine = opened(path, graph.outputs, ENGINES[name], self._threads)
-                differences[name] = trial.compare(engine, graph, batches)
-                self._open[name] = engine
+                # Not kept open: what it took for many images it would hold.
+                engine = opened(path, ports.outputs, ENGINES[name], self._threads)
+                differences[name] = trial.compare(engine, ports, batches)
             except ModelError as error:
                 problem = problem or error
-        if problem is not None and not self._open:
+        if problem is not None and not differences:
             raise problem
-        return {
-            "differences": differences, "times": {}, "head": metadata.head,
-            "coverage": [list(one) for one in graph.coverage], "shape": list(trial.explained.outputs.shape[1:]),
+        return {**said, "differences": differences, "times": {}}
+
+    def _recorded(self, path: Path) -> tuple[Ports, Trial, Sequence[Batch], Mapping[str, Any]]:
+        """Write the graph; return what an engine that opens it is compared with, and what is kept beside it.
+
+        The model and the graph in double precision are let go of: they are four times the weights.
+        """
+        graph, trial, metadata = recorded(self._method, self._inputs, "both")
+        batches = trial.batches(graph.turns)
+        compared(graph, trial, batches)
+        graph.write(path, metadata.texts())
+        said = {
             "inputs": list(graph.inputs), "outputs": list(graph.outputs),
+            "coverage": [list(one) for one in graph.coverage], "shape": list(trial.explained.outputs.shape[1:]),
+            "head": metadata.head,
         }  # fmt: skip
+        return _Names(graph.inputs, graph.outputs), replace(trial, precise=None), batches, said
+
+
+class _Names(NamedTuple):
+    """What a graph's inputs and outputs are called."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]

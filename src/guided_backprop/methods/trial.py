@@ -1,8 +1,9 @@
 """Whether a graph explains as its method does: both are run on the same images, and all they give is compared."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -13,6 +14,7 @@ from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.agreement import (
     DOUBLE,
+    ENOUGH,
     MOST,
     ROUNDING,
     SINGLE,
@@ -101,6 +103,13 @@ class Batch:
         """The photos that the images were."""
         assert self.photos is not None
         return self.photos.pixels(self.images.arrays[0])
+
+    def first(self, count: int) -> "Batch":
+        """Return the first images alone."""
+        rows = slice(count)
+        labels = None if self.labels is None else as_numpy(self.labels)[rows]
+        told = [array[rows] for array in self.told]
+        return replace(self, images=self.images.rows(rows), own=self.own.rows(rows), told=told, labels=labels)
 
     @property
     def told_of(self) -> str:
@@ -282,13 +291,16 @@ class Trial:
 def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | None:
     """Compare the graph itself, in double precision; None where the model has none.
 
+    For many images it is compared for the first of them alone: what it does for more is compared in an engine.
+
     Raises:
         ModelError: its maps are not the method's.
     """
     if trial.precise is None:
         return None
     largest = 0.0
-    for batch in batches:
+    most = inf if trial.plan.noise is not None else max([ENOUGH, *graph.turns])
+    for batch in (one if one.images.count <= most else one.first(int(most)) for one in batches):
         try:
             results = graph.run(batch.given_in_double)
         except Exception as error:

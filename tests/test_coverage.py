@@ -212,6 +212,18 @@ ROWS: dict[str, tuple[str, Function, Function, Function]] = {
     "silu": ("silu x1", F.silu, tf.nn.silu, jax.nn.silu),
     "elu": ("elu x1", F.elu, tf.nn.elu, jax.nn.elu),
     "leaky ReLU": ("leaky_relu x1", F.leaky_relu, tf.nn.leaky_relu, jax.nn.leaky_relu),
+    "leaky ReLU, written out with a cap": (
+        "leaky_relu x1",
+        lambda x: F.relu6(x) - 0.1 * F.relu(-x),
+        lambda x: tf.nn.relu6(x) - 0.1 * tf.nn.relu(-x),
+        lambda x: jax.nn.relu6(x) - 0.1 * jax.nn.relu(-x),
+    ),
+    "leaky ReLU, written out with a cap of its ReLU": (
+        "leaky_relu x1",
+        lambda x: F.relu(x).clamp(0, 4) - 0.1 * F.relu(-x),
+        lambda x: tf.clip_by_value(tf.nn.relu(x), 0, 4) - 0.1 * tf.nn.relu(-x),
+        lambda x: jnp.clip(jax.nn.relu(x), 0, 4) - 0.1 * jax.nn.relu(-x),
+    ),
     "softplus": ("softplus x1", F.softplus, tf.math.softplus, jax.nn.softplus),
     "softsign": ("softsign x1", F.softsign, tf.nn.softsign, jax.nn.soft_sign),
     "sigmoid": (

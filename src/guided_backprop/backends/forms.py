@@ -37,6 +37,13 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class Clipped:
+    """A ReLU of what ``inner`` stands for, or a ReLU of that, with whatever cap and threshold."""
+
+    inner: "Form"
+
+
+@dataclass(frozen=True)
 class Curve:
     """Any function of one variable alone, value by value, that is made with all of some operations.
 
@@ -57,4 +64,4 @@ class Variable:
 
 
 #: What a value may be; an operation is a tuple of its word and of the forms of its operands.
-Form = Variable | Number | Constant | Times | Moved | Curve | tuple[object, ...]
+Form = Variable | Number | Constant | Times | Moved | Clipped | Curve | tuple[object, ...]

@@ -17,7 +17,7 @@ from math import isclose, isnan
 from typing import Generic, Protocol, TypeVar
 
 from guided_backprop.backends.curves import is_other
-from guided_backprop.backends.forms import Constant, Curve, Form, Moved, Number, Times, Variable
+from guided_backprop.backends.forms import Clipped, Constant, Curve, Form, Moved, Number, Times, Variable
 
 Ref = TypeVar("Ref", bound=Hashable)
 #: What stands for each variable of a pattern, and the values inside of it.
@@ -81,7 +81,9 @@ _POINTWISE = frozenset(
     """.split()
 )
 # What is a ReLU if it does not belong to a composite activation: used elsewhere as well, it is one of its own.
-_RELUS = frozenset({"clamp", "maximum", "minimum", "relu", "relu6"})
+_RELUS = frozenset({"clamp", "maximum", "minimum"})
+# What those are called that the graph knows as such: "relu6", "threshold(0.5)".
+_CLIPPED = ("relu", "threshold")
 # A written-out GELU has about twenty operations; a chain of many more is something else.
 _MOST_PARTS = 40
 _ROUNDING = 1e-5
@@ -122,15 +124,15 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("leaky_relu", ("maximum", X, ("mul", X, Constant(is_known=True)))),
     Pattern("leaky_relu", ("maximum", X, ("div", X, Constant(is_known=True)))),
     *(
-        Pattern(name, (word, ("relu", X), ("mul", slope, below)))
+        Pattern(name, (word, Clipped(X), ("mul", slope, below)))
         for name, slope in (("leaky_relu", _SLOPE), ("prelu", _SLOPES))
         for word in ("add", "sub")
         for below in (_BELOW, ("relu", ("neg", X)))
     ),
     # Keras' own, with a threshold.
-    Pattern("leaky_relu", ("sub", ("relu", X), ("mul", _SLOPE, ("relu", ("add", ("neg", X), _SLOPE))))),
-    *(Pattern("leaky_relu", ("add", ("relu", X), ("mul", _SLOPE, rest))) for rest in (_LEFT, *_DOUBLED)),
-    *(Pattern("prelu", ("add", ("relu", X), ("mul", _SLOPES, rest))) for rest in (_LEFT, Times(_TWICE, 0.5))),
+    Pattern("leaky_relu", ("sub", Clipped(X), ("mul", _SLOPE, ("relu", ("add", ("neg", X), _SLOPE))))),
+    *(Pattern("leaky_relu", ("add", Clipped(X), ("mul", _SLOPE, rest))) for rest in (_LEFT, *_DOUBLED)),
+    *(Pattern("prelu", ("add", Clipped(X), ("mul", _SLOPES, rest))) for rest in (_LEFT, Times(_TWICE, 0.5))),
     Pattern("prelu", ("add", ("relu", X), Times(("mul", _SLOPES, _TWICE)))),
     *(
         Pattern("elu", ("add", ("relu", X), ("minimum", Times(below), Number(0.0))))
@@ -158,6 +160,8 @@ PATTERNS: tuple[Pattern, ...] = (
 def _words(form: Form) -> frozenset[str] | None:
     """Return the operations, as words, one of which makes a value that is what a form says; None if any may."""
     match form:
+        case Clipped():
+            return None
         case Times(inner) | Moved(inner):
             words = _words(inner)
             return None if words is None else words | ({"div", "mul", "neg"} if isinstance(form, Times) else MOVES)
@@ -219,7 +223,7 @@ def _stands_alone(last: Ref, parts: frozenset[Ref | float], view: View[Ref]) -> 
     """Tell whether no ReLU inside of a match is used outside of it."""
     for part in parts:
         made = _made(part, view)
-        is_relu = part != last and made is not None and made[0] in _RELUS
+        is_relu = part != last and made is not None and (made[0] in _RELUS or made[0].startswith(_CLIPPED))
         if is_relu and not isinstance(part, float) and not parts.issuperset(view.users(part)):
             return False
     return True
@@ -237,6 +241,8 @@ def _fits(form: Form, value: Ref | float, view: View[Ref], bound: Bound[Ref]) ->
             yield from _fits_times(inner, number, value, view, bound)
         case Moved(inner):
             yield from _fits_moved(inner, value, view, bound)
+        case Clipped(inner):
+            yield from _fits_clipped(inner, value, view, bound)
         case Curve(variable, holding):
             yield from _fits_curve(variable, holding, value, view, bound)
         case (str(word), *operands):
@@ -288,6 +294,12 @@ def _fits_moved(inner: Form, value: Ref | float, view: View[Ref], bound: Bound[R
         if made is None or made[0] not in MOVES:
             return
         bound, value = _with(bound, value), made[1][0]
+
+
+def _fits_clipped(inner: Form, value: Ref | float, view: View[Ref], bound: Bound[Ref]) -> Iterator[Bound[Ref]]:
+    while (made := _made(value, view)) is not None and made[0].startswith(_CLIPPED):
+        bound, value = _with(bound, value), made[1][0]
+        yield from _fits(inner, value, view, bound)
 
 
 def _fits_curve(

@@ -1,6 +1,7 @@
 """From a method to one whose explanations are computed by what is fastest: recorded, compared, timed, kept."""
 
 import copy
+import gc
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -205,6 +206,8 @@ class _Making:
 
     def _write(self, path: Path) -> Mapping[str, Any]:
         ports, trial, batches, said = self._recorded(path)
+        # A recorded graph and its module hold each other.
+        gc.collect()
         differences: dict[str, float] = {}
         problem: ModelError | None = None
         for name in self._wanted:

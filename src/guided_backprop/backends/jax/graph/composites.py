@@ -68,10 +68,11 @@ class Graph:
         return int(np.prod([step.inputs[0].aval.shape[axis] for axis in step.eqn.params["axes"]]))
 
     def users(self, value: Value) -> Sequence[Value]:
-        """Return the values that are made of a value directly; what a block gives out is one of them."""
+        """Return the values that are made of a value directly, a ReLU as a whole; what a block gives out is one."""
         users = [Value(value.aval)] if id(value) in self._facts.results else []
         for step in value.uses:
-            users += self.users(step.outputs[0]) if step.word in _UNSEEN else step.outputs
+            is_unseen = step.word in _UNSEEN or step.is_inside
+            users += self.users(step.outputs[0]) if is_unseen else step.outputs
         return users
 
     def source(self, value: Value) -> Value:

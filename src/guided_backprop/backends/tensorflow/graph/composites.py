@@ -46,12 +46,7 @@ class GraphView:
             return None
         relu = self._relus.get(node.name)
         if relu is not None:
-            x = self._input(node, relu)
-            # A leaky ReLU may have any cap; those of hard sigmoids are of shifted products.
-            shifted = self.made(x) if relu.name == "relu1" else None
-            products = [self.made(one) for one in shifted[1] if isinstance(one, str)] if shifted is not None else []
-            is_named = relu.name == "relu6" or any(made is not None and made[0] == "mul" for made in products)
-            return relu.name if is_named else "relu", [x]
+            return relu.name, [self._input(node, relu)]
         word = word_of(node)
         operands: list[str | float] = [self._graph.copied(ref) for ref in operand_refs(node)]
         if node.op in _VALUE_LAST:

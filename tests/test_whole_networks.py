@@ -80,19 +80,24 @@ def reshaped(model, relu):
     return ((heads @ heads.mT).softmax(-1) @ heads).mT.reshape(len(relu), 8, -1)
 
 
-def additive_attention(model, relu):
+def additive_attention(model, relu, order=2.0):
     """SwiftFormer's attention: places are weighed by a row of numbers of one sign, whose length is 1."""
-    tokens = F.normalize(relu.flatten(2).mT @ model.query, dim=2)
-    weights = F.normalize(tokens @ model.place + 3.0, dim=1)
+    tokens = F.normalize(relu.flatten(2).mT @ model.query, order, dim=2)
+    weights = F.normalize(tokens @ model.place + 3.0, order, dim=1)
     mean = (weights * tokens).sum(1, keepdim=True)
     return mean * tokens @ model.query + tokens
 
 
-PARTS = [pool_of_padded, norm_of_one, reshaped]
+def attention_by_magnitudes(model, relu):
+    """The same, by lengths that are sums of magnitudes, each of which might be half of a ReLU."""
+    return additive_attention(model, relu, order=1.0)
+
+
+PARTS = [pool_of_padded, norm_of_one, reshaped, additive_attention]
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("part", [*PARTS, additive_attention])
+@pytest.mark.parametrize("part", [*PARTS, attention_by_magnitudes])
 def test_a_part_is_plain(part, count):
     model, x = Part(part), torch.tensor(IMAGES[:count])
     explained = GuidedBackprop(model).explain(x, 1)
@@ -136,7 +141,7 @@ def derivatives_by_call(monkeypatch):
     """Return how many derivatives are taken to judge what its images never tell, in each of three explanations."""
     taken, found = [], case.derivative
     monkeypatch.setattr(case, "derivative", lambda *args, **named: taken.append(args) or found(*args, **named))
-    method, counts = GuidedBackprop(Part(additive_attention)), [0]
+    method, counts = GuidedBackprop(Part(attention_by_magnitudes)), [0]
     for _ in range(3):
         method.explain(torch.tensor(IMAGES), 1)
         counts.append(len(taken))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from guided_backprop import GuidedBackprop, OpaqueRegionError, Saliency
+from guided_backprop import GuidedBackprop, ModelError, OpaqueRegionError, Saliency
 from guided_backprop.backends.torch.backend import TorchBackend
 from guided_backprop.backends.torch.hidden.spelled import Before
 
@@ -19,7 +19,7 @@ WEIGHTS = [torch.from_numpy(DRAWN.normal(size=shape)) for shape in ((12, 12), (1
 class Everything(set):
     """What is known of all."""
 
-    def __contains__(self, way):
+    def __contains__(self, name):
         return True
 
 
@@ -89,12 +89,61 @@ def test_planted_fault_what_a_part_showed_holds_for_every_way(monkeypatch):
 
     def look(backend, *args, **named):
         real(backend, *args, **named)
-        backend._clear, backend._watched = Everything(), None
+        backend._watched = None
 
     monkeypatch.setattr(TorchBackend, "_look_at_few", look)
+    monkeypatch.setattr(Before, "is_clear", lambda before, way, count: True)
     found = GuidedBackprop(Model(lambda x: spelled(x) if len(x) > 4 else torch.relu(x))).explain(IMAGES, 1)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(found.attribution, wanted(), **TOLERANCE)
+
+
+# Few units, of which one image tells too little; and what each is made of x, a ReLU of it.
+FEW = torch.from_numpy(DRAWN.normal(size=(12, 6)))
+LAST = torch.from_numpy(DRAWN.normal(size=(6, 3)))
+OF_FEW = {
+    "the opposite": lambda x: (x + torch.relu(-x)) @ LAST,
+    "the opposite behind weights": lambda x: x @ LAST + torch.relu(-x) @ LAST,
+    "a bound behind weights": lambda x: (x + 5).clamp(min=5) @ LAST - 5 * LAST.sum(0),
+}
+
+
+def explained_of_few(write, *counts):
+    """Return the last map of so many images after another, and what is right; None where it is refused."""
+    method, found = GuidedBackprop(lambda images: write(torch.relu(images @ WEIGHTS[0]) @ FEW)), None
+    for count in counts:
+        try:
+            found = method.explain(IMAGES[:count], 1).attribution.numpy()
+        except OpaqueRegionError:
+            found = None
+    first = IMAGES[: counts[-1]].numpy() @ WEIGHTS[0].numpy()
+    g = np.maximum(LAST.numpy()[:, 1], 0) * (np.maximum(first, 0) @ FEW.numpy() > 0) @ FEW.numpy().T
+    return found, np.maximum(g, 0) * (first > 0) @ WEIGHTS[0].numpy().T
+
+
+@pytest.mark.parametrize("counts", [(8,), (15,), (16,), (1, 8), (1, 16)])
+@pytest.mark.parametrize("spelling", OF_FEW)
+def test_what_one_image_tells_too_little_of_is_watched_whole(spelling, counts):
+    found, expected = explained_of_few(OF_FEW[spelling], *counts)
+    if found is not None:
+        np.testing.assert_allclose(found, expected, **TOLERANCE)
+
+
+def test_planted_fault_one_image_tells_of_all(monkeypatch):
+    monkeypatch.setattr(Before, "is_clear", lambda before, way, count: way in before.clear)
+    found, expected = explained_of_few(OF_FEW["the opposite behind weights"], 1, 16)
+    assert found is not None
+    assert abs(found - expected).max() > 0.1
+
+
+def test_a_model_that_draws_is_refused_where_a_part_fails():
+    def drawn(images):
+        if len(images) < 2:
+            raise ValueError
+        return torch.relu(images @ WEIGHTS[0]) * float(np.random.rand())
+
+    with pytest.raises(ModelError, match="random"):
+        GuidedBackprop(drawn).explain(IMAGES, 1)
 
 
 def test_a_model_that_takes_so_many_images_alone_is_watched_whole():

@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, product
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ from guided_backprop.rules import PLAIN, ReluRule
 Runner = Callable[[Callable[[Any], Any], Any], Any]
 
 # Of so many images one is looked at before all are explained: what is watched is kept, twice what a gradient needs.
-_MANY = 8
+_MANY: Final = 8
 
 _DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 _DTYPES_OF_ARRAYS = {"float64", "float32", "float16"}
@@ -86,8 +86,6 @@ class TorchBackend(Backend):
         self._is_known = False
         # What of the next pass is watched: all, as long as nothing is known of the model.
         self._watched: Watched = "everything"
-        # The graphs, by what their nodes are, of which it is known that nothing hides a ReLU there.
-        self._clear: set[int] = set()
         self._before = Before()
 
     @classmethod
@@ -187,15 +185,16 @@ class TorchBackend(Backend):
         return inputs.map(lambda array: like(next(left), array) if self.is_floating(array) else None)
 
     def _look_at_few(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> None:
-        """Look at a part of many images: a way through the model that hides nothing there is not watched for all.
+        """Look at a part of many images: a way on which none of their values may be a ReLU's is not watched for all.
 
-        What draws by somebody's leave draws for all of them at once, and what leaves something open is watched whole.
+        What draws by somebody's leave draws for all of them at once, and what leaves anything open is watched whole.
         """
         if self.setup.vouch or inputs.count < _MANY or not any(rule.needs_every_relu for rule in rules):
             return
         with suppress(GuidedBackpropError):
             self._run(inputs.rows(slice(inputs.count // _MANY)), rules, undoes_head=undoes_head)
-        if not self._clear:
+        self._is_known = False
+        if not self._before.is_clear_for_all:
             self._watched, self._before = "everything", Before()
 
     def _run(self, inputs: Inputs, rules: Sequence[ReluRule], *, undoes_head: bool) -> tuple[_Run, ForwardWatch | None]:
@@ -216,7 +215,7 @@ class TorchBackend(Backend):
         refuse_opaque(run.path, self.setup.vouch, is_gating=is_gating)
         graph = Graph(run.path)
         needed = _needed(run.output.grad_fn, graph, undoes_head=undoes_head)
-        is_open = is_gating and run.path.signature not in self._clear
+        is_open = is_gating and not self._before.is_clear(run.path.signature, inputs.count)
         if (is_open and watched != "everything") or (needed and watched is None):
             watch = ForwardWatch("everything" if is_open else needed, self.setup.vouch)
             run = self._forward_pass(inputs, watch, rules)
@@ -232,6 +231,7 @@ class TorchBackend(Backend):
         self, run: _Run, watch: ForwardWatch, inputs: Inputs, rules: Sequence[ReluRule]
     ) -> tuple[_Run, ForwardWatch]:
         """Settle what is nominated; what is a ReLU on these images alone is none, and what follows it counts."""
+        self._before.look(inputs.count)
         while True:
             again = partial(self._again, inputs, run, rules)
             settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, again, before=self._before)
@@ -242,7 +242,7 @@ class TorchBackend(Backend):
             run = self._forward_pass(inputs, watch, rules)
             run = replace(run, activations=composites_of(Graph(run.path), watch.shifts))
         if settled.is_sure and inputs.count:
-            self._clear.add(run.path.signature)
+            self._before.note(run.path.signature, watch, inputs.count)
         return replace(run, spelled=settled.relus, unsettled=settled.unsettled), watch
 
     def _again(

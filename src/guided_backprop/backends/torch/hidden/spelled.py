@@ -8,7 +8,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
-from typing import Any, Protocol, TypeVar
+from math import inf
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 from torch.autograd.graph import Node
@@ -30,6 +31,9 @@ from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
 from guided_backprop.backends.torch.hidden.suspect import Suspect
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch
+
+# More images than that tell no more of what might have been a ReLU.
+_ENOUGH: Final = 16
 
 #: Runs the model on one set of other images after the other, watched for some places; the nodes inside of composite
 #: activations are told as well.
@@ -69,17 +73,41 @@ class Settled:
     unsettled: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Before:
-    """What earlier calls showed of places behind weights, so that later ones need not ask again; each call adds to it.
+    """What earlier calls showed, so that later ones need not ask again; each call adds to it.
 
     Attributes:
+        count: of how many images the most.
+        clear: the ways through the model on which nothing hides a ReLU, and of how many images that is known.
         tried: those, by name, of which other images were asked, which does not help again.
         plain: those that are no ReLU, by the way through the model and their place on it.
     """
 
+    count: int = 0
+    clear: dict[int, float] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     plain: set[Hashable] = field(default_factory=set)
+
+    @property
+    def is_clear_for_all(self) -> bool:
+        """Whether there is a way on which no value looked as if it might be a ReLU's."""
+        return inf in self.clear.values()
+
+    def look(self, count: int) -> None:
+        """Forget what fewer images showed of what more may show to be another."""
+        if self.count < min(count, _ENOUGH):
+            self.count = count
+            self.tried.clear()
+            self.plain.clear()
+
+    def is_clear(self, way: int, count: int) -> bool:
+        """Tell whether so many images need not be watched on a way."""
+        return self.clear.get(way, 0) >= max(1, min(count, _ENOUGH))
+
+    def note(self, way: int, watch: ForwardWatch, count: int) -> None:
+        """Note that nothing hides a ReLU on a way: what values contradict is none on any; of the rest more may tell."""
+        self.clear[way] = count if watch.suspects or watch.lost is not None else inf
 
 
 def settle(

@@ -218,6 +218,7 @@ class TorchBackend(Backend):
         is_open = is_gating and not self._before.is_clear(run.path.signature, inputs.count)
         if (is_open and watched != "everything") or (needed and watched is None):
             watch = ForwardWatch("everything" if is_open else needed, self.setup.vouch)
+            del run, graph  # frees what they keep
             run = self._forward_pass(inputs, watch, rules)
             graph = Graph(run.path)
         run = replace(run, activations=composites_of(graph, {} if watch is None else watch.shifts))

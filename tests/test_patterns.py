@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError
+from guided_backprop.backends.curves import is_partly_relu
 from guided_backprop.backends.operations import NONLINEARITIES, Kind, Operation, Table
-from guided_backprop.backends.patterns import PATTERNS, composites, match_of
+from guided_backprop.backends.patterns import PATTERNS, Slopes, composites, match_of
 
 
 @dataclass(eq=False)
@@ -226,53 +227,140 @@ def test_planted_fault_a_map_by_operations_alone_is_wrong(monkeypatch):
         np.testing.assert_allclose(wrong, expected, rtol=1e-4, atol=1e-4)
 
 
-# Of some values the slope is 0: there it is a ReLU.
-PARTLY = np.where(np.arange(8) < 4, 0, 0.2).astype("float32")
+STEEP = np.linspace(0.1, 0.4, 8).astype("float32")
+HALF = np.arange(8) < 4
+# Where a slope is 0, or nearly, it is a ReLU.
+CLOSED = {
+    "0 in half of them": np.where(HALF, 0, STEEP),
+    "next to 0 in half of them": np.where(HALF, 1e-12, STEEP),
+    "next to 0": np.full(8, 1e-12),
+    "just below the bound": np.where(HALF, 9e-7, STEEP),
+}
 
 
 def in_torch():
     torch = pytest.importorskip("torch")
-    slopes = torch.as_tensor(PARTLY)
-    forms = [
-        lambda x: torch.nn.functional.prelu(x, slopes),
-        lambda x: torch.relu(x) - slopes * torch.relu(-x),
-        lambda x: torch.relu(x) + slopes * x.clamp(max=0),
-        lambda x: torch.relu(x) + slopes * (x - x.abs()) * 0.5,
-    ]
-    return torch.relu, torch.as_tensor, forms
+    return torch.as_tensor, torch.relu, torch.abs, lambda x: x.clamp(max=0)
 
 
 def in_tensorflow():
     tf = pytest.importorskip("tensorflow")
-    slopes = tf.Variable(PARTLY)
-    forms = [
-        lambda x: tf.nn.relu(x) + slopes * tf.minimum(x, 0),
-        lambda x: tf.nn.relu(x) + slopes * (x - tf.abs(x)) * 0.5,
-    ]
-    return tf.nn.relu, tf.constant, forms
+    return tf.Variable, tf.nn.relu, tf.abs, lambda x: tf.minimum(x, 0.0)
 
 
 def in_jax():
-    forms = [
-        lambda x: jax.nn.relu(x) + PARTLY * jnp.minimum(x, 0),
-        lambda x: jax.nn.relu(x) + PARTLY * (x - jnp.abs(x)) * 0.5,
-    ]
-    return jax.nn.relu, jnp.asarray, forms
+    return jnp.asarray, jax.nn.relu, jnp.abs, lambda x: jnp.minimum(x, 0)
 
 
-@pytest.mark.parametrize(
-    ("framework", "form"), [(in_torch, 0), (in_torch, 1), (in_torch, 2), (in_torch, 3)]
-    + [(framework, form) for framework in (in_tensorflow, in_jax) for form in (0, 1)]
-)  # fmt: skip
-def test_a_prelu_some_of_whose_slopes_are_0_is_refused(framework, form):
-    relu, array, forms = framework()
+FRAMEWORKS = [in_torch, in_tensorflow, in_jax]
+#: What is added to relu(x), of the slopes, of halves of some shape, and of what a framework has.
+RESTS = {
+    "the smaller": lambda x, slopes, half, relu, size, below: slopes * below(x),
+    "what is left": lambda x, slopes, half, relu, size, below: slopes * (x - relu(x)),
+    "the other side": lambda x, slopes, half, relu, size, below: -slopes * relu(-x),
+    "half at last": lambda x, slopes, half, relu, size, below: slopes * (x - size(x)) * 0.5,
+    "half first": lambda x, slopes, half, relu, size, below: slopes * (0.5 * (x - size(x))),
+    "half by a quotient": lambda x, slopes, half, relu, size, below: slopes * ((x - size(x)) / 2),
+    "slopes at last": lambda x, slopes, half, relu, size, below: (0.5 * (x - size(x))) * slopes,
+}
+HALVES = {
+    "half of all": lambda x, slopes, half, relu, size, below: half * (slopes * (x - size(x))),
+    "all of half": lambda x, slopes, half, relu, size, below: slopes * (half * (x - size(x))),
+}
+
+
+def explained(framework, rest, slopes, shape=(8,), count=1):
+    """Return the map of a model with a PReLU, and that by NumPy."""
+    array, relu, magnitude, below = framework()
     draw = np.random.default_rng(0)
     images, first, second, last = (
-        draw.normal(size=shape).astype("float32") for shape in [(20, 6), (6, 8), (8, 8), (8, 3)]
+        draw.normal(size=size).astype("float32") for size in [(count, 6), (6, 8), (8, 8), (8, 3)]
     )
-    model = lambda x: relu(forms[form](x @ array(first)) @ array(second)) @ array(last)  # noqa: E731
+    given, half = array(slopes.astype("float32")), array(np.full(shape, 0.5, "float32"))
+    weights = [array(one) for one in (first, second, last)]
+
+    def model(x):
+        y = x @ weights[0]
+        return relu((relu(y) + rest(y, given, half, relu, magnitude, below)) @ weights[1]) @ weights[2]
+
+    y = images @ first
+    z = np.where(y > 0, y, slopes * y) @ second
+    g = np.where(z > 0, np.maximum(last[:, 1], 0), 0) @ second.T
+    return np.asarray(GuidedBackprop(model).explain(array(images) + 0, 1)), (g * np.where(y > 0, 1, slopes)) @ first.T
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("form", RESTS)
+def test_a_prelu_that_is_written_out_keeps_its_slopes(framework, form):
+    found, expected = explained(framework, RESTS[form], STEEP)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("slopes", "form"),
+    [*((slopes, "half first") for slopes in CLOSED), *(("next to 0 in half of them", form) for form in RESTS)],
+)
+def test_a_prelu_some_of_whose_slopes_are_as_0_is_refused(framework, slopes, form):
     with pytest.raises(OpaqueRegionError):
-        GuidedBackprop(model).explain(array(images), 1)
+        explained(framework, RESTS[form], CLOSED[slopes])
+
+
+@pytest.mark.parametrize("form", HALVES)
+@pytest.mark.parametrize(
+    ("framework", "shape"), [*((framework, (8,)) for framework in FRAMEWORKS), (in_torch, (20, 8)), (in_jax, (20, 8))]
+)
+def test_a_prelu_of_several_arrays_is_no_pattern(framework, form, shape):
+    with pytest.raises(OpaqueRegionError):
+        explained(framework, HALVES[form], CLOSED["0 in half of them"], shape, 20)
+
+
+@pytest.mark.parametrize("slopes", CLOSED)
+def test_a_prelu_in_one_operation_some_of_whose_slopes_are_as_0_is_refused(slopes):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.PReLU(8), torch.nn.Linear(8, 3)).eval()
+    model[1].weight.data = torch.as_tensor(CLOSED[slopes].astype("float32"))
+    with pytest.raises(OpaqueRegionError):
+        GuidedBackprop(model).explain(torch.ones(1, 6), 1)
+
+
+def test_slopes_that_a_loop_is_given_one_by_one_are_looked_at():
+    slopes, images = np.stack([CLOSED["0 in half of them"], STEEP]), jnp.ones((1, 8))
+
+    def body(x, slope):
+        y = x - 0.5
+        return jax.nn.relu(y) + slope * (y - jnp.abs(y)) * 0.5, None
+
+    def model(x, slopes):
+        return jax.lax.scan(body, jax.nn.relu(x), slopes)[0]
+
+    with pytest.raises(OpaqueRegionError):
+        GuidedBackprop(lambda x: model(x, jnp.asarray(slopes))).explain(images, 1)
+    assert GuidedBackprop(lambda x: model(x, jnp.stack([STEEP, STEEP]))).explain(images, 1).shape == (1, 8)
+
+
+FAULTS = {in_torch: "torch.hidden.spelled", in_tensorflow: "tensorflow.graph.weights", in_jax: "jax.hidden.taint"}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("form", ["half first", "half by a quotient", "what is left"])
+def test_planted_fault_slopes_that_nobody_looks_at_give_a_map(framework, form, monkeypatch):
+    monkeypatch.setattr(f"guided_backprop.backends.{FAULTS[framework]}.is_partly_relu", lambda *_: False)
+    explained(framework, RESTS[form], CLOSED["next to 0 in half of them"])
+
+
+def test_slopes_next_to_0_are_as_0_also_by_a_number_beside_them():
+    assert not is_partly_relu(STEEP)
+    assert is_partly_relu(STEEP, 1e-6)
+    assert is_partly_relu(STEEP, 0.0)
+    assert is_partly_relu(STEEP, 1e8)
+    assert not is_partly_relu(STEEP * 1e-8, -1e7)
+
+
+def test_a_match_tells_the_slopes_and_what_they_are_multiplied_by():
+    graph = Graph(op("relu", x := Expression()) + (SLOPE * ((x - op("abs", x)) * 0.5)) / -4.0)
+    (match,) = composites(graph, graph.values).values()
+    assert match.slopes == Slopes(SLOPE, -0.125)
 
 
 def test_every_row_is_tried_and_named_by_the_vocabulary():

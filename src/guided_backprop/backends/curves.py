@@ -74,6 +74,12 @@ def is_other(name: str, last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     return is_relu(last, x, view) or (name != "clamp" and is_switch(last, x, view))
 
 
+def is_partly_relu(slopes: NumpyArray, factor: float = 1.0) -> bool:
+    """Tell whether some slopes of a PReLU, times a number, are as 0 beside the 1 above 0, or that beside them."""
+    sizes = np.abs(np.asarray(slopes, np.float64) * factor)
+    return bool(((sizes <= _NOTHING) | (sizes > 1 / _NOTHING)).any())
+
+
 def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     """Tell whether a curve of x is a ReLU of it, or the negative of one, by the numbers that are in it.
 

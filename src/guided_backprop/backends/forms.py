@@ -16,17 +16,26 @@ class Constant:
 
     Args:
         is_known: whether the graph has to tell which number it is (then not 0), or must not.
+        name: what a match calls what stands for it; nothing if nobody asks.
     """
 
     is_known: bool | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Times:
-    """What ``inner`` stands for, times a constant: this number, or any if it is None, also none at all."""
+    """What ``inner`` stands for, times a constant: this number, or any if it is None, also none at all.
+
+    Args:
+        inner: what is multiplied.
+        value: by what.
+        is_told: whether a match tells the constant; then it has to be a number that the graph tells.
+    """
 
     inner: "Form"
     value: float | None = None
+    is_told: bool = False
 
 
 @dataclass(frozen=True)

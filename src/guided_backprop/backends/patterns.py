@@ -52,6 +52,14 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class Slopes(Generic[Ref]):
+    """Slopes of a PReLU: an array of weights, times a number."""
+
+    array: Ref
+    factor: float
+
+
+@dataclass(frozen=True)
 class Match(Generic[Ref]):
     """A composite activation in a graph.
 
@@ -66,6 +74,12 @@ class Match(Generic[Ref]):
     last: Ref
     bound: Mapping[str, Ref | float]
     parts: frozenset[Ref | float]
+
+    @property
+    def slopes(self) -> "Slopes[Ref] | None":
+        """The slopes below 0 of a PReLU that is written out: what is 0 in them is a ReLU; None of all else."""
+        array, factor = self.bound.get(_SLOPES.name), self.bound.get(_FACTOR, 1.0)
+        return None if array is None or isinstance(array, float) else Slopes(array, float(factor))  # type: ignore[arg-type]
 
 
 X = Variable("x")
@@ -92,14 +106,20 @@ _ROUNDING = 1e-5
 LARGEST = Variable("largest")
 _LOG_OF_POWERS = Moved(("log", Moved(("abs", Moved(("sum", ("exp", ("sub", X, Moved(LARGEST)))))))))
 
+# By this a match calls what the slopes are multiplied by besides.
+_FACTOR = "factor"
 # Any number but 0, and an array. Then what is below 0 of x, as people write it for a leaky ReLU, and twice that.
-_SLOPE, _SLOPES = Constant(is_known=True), Constant(is_known=False)
+_SLOPE, _SLOPES = Constant(is_known=True), Constant(is_known=False, name="slopes")
 _BELOW, _LEFT = ("minimum", X, Number(0.0)), ("sub", X, ("relu", X))
 _TWICE = ("sub", X, ("abs", X))
 _DOUBLED: tuple[Form, ...] = (_TWICE, ("mul", _SLOPE, _TWICE))
 _RELU6_OF_SHIFTED = ("relu6", ("add", X, Number(3.0)))
 # Keras' own until its third version, and ONNX's.
 _OLDER_HARDSIGMOID = ("relu1", ("add", ("mul", X, Number(0.2)), Number(0.5)))
+
+
+def _told(form: Form) -> Form:
+    return Times(form, is_told=True)
 
 
 def _gated(*operations: str) -> Form:
@@ -132,8 +152,9 @@ PATTERNS: tuple[Pattern, ...] = (
     # Keras' own, with a threshold.
     Pattern("leaky_relu", ("sub", Clipped(X), ("mul", _SLOPE, ("relu", ("add", ("neg", X), _SLOPE))))),
     *(Pattern("leaky_relu", ("add", Clipped(X), ("mul", _SLOPE, rest))) for rest in (_LEFT, *_DOUBLED)),
-    *(Pattern("prelu", ("add", Clipped(X), ("mul", _SLOPES, rest))) for rest in (_LEFT, Times(_TWICE, 0.5))),
-    Pattern("prelu", ("add", ("relu", X), Times(("mul", _SLOPES, _TWICE)))),
+    Pattern("prelu", ("add", Clipped(X), ("mul", _SLOPES, _LEFT))),
+    # All that it is multiplied by is a slope of it: one array, and numbers that the graph tells.
+    Pattern("prelu", ("add", Clipped(X), _told(("mul", _SLOPES, _told(_TWICE))))),
     *(
         Pattern("elu", ("add", ("relu", X), ("minimum", Times(below), Number(0.0))))
         for below in (("sub", ("exp", X), Number(1.0)), ("expm1", X))
@@ -236,9 +257,10 @@ def _fits(form: Form, value: Ref | float, view: View[Ref], bound: Bound[Ref]) ->
             yield from _fits_variable(name, value, view, bound)
         case Number() | Constant():
             if _is_constant(form, _constant(value, view)):
-                yield bound
-        case Times(inner, number):
-            yield from _fits_times(inner, number, value, view, bound)
+                name = form.name if isinstance(form, Constant) else ""
+                yield ({**bound[0], name: value}, bound[1]) if name else bound
+        case Times(inner):
+            yield from _fits_times(form, inner, value, view, bound)
         case Moved(inner):
             yield from _fits_moved(inner, value, view, bound)
         case Clipped(inner):
@@ -273,18 +295,26 @@ def _fits_operation(
 
 
 def _fits_times(
-    inner: Form, number: float | None, value: Ref | float, view: View[Ref], bound: Bound[Ref]
+    form: Times, inner: Form, value: Ref | float, view: View[Ref], bound: Bound[Ref]
 ) -> Iterator[Bound[Ref]]:
     """Undo products with constants one by one, until what is left is what is looked for."""
     factor, passed = 1.0, bound
     while True:
-        if number is None or isclose(factor, number, rel_tol=_ROUNDING):
-            yield from _fits(inner, value, view, passed)
+        if form.value is None or isclose(factor, form.value, rel_tol=_ROUNDING):
+            if not form.is_told:
+                yield from _fits(inner, value, view, passed)
+            elif not isnan(factor):
+                yield from _fits(inner, value, view, _multiplied(passed, factor))
         scaled = _scaled(value, view)
         if scaled is None:
             return
         passed = _with(passed, value)
         value, factor = scaled[0], factor * scaled[1]
+
+
+def _multiplied(bound: Bound[Ref], factor: float) -> Bound[Ref]:
+    variables, parts = bound
+    return {**variables, _FACTOR: float(variables.get(_FACTOR, 1.0)) * factor}, parts  # type: ignore[arg-type]
 
 
 def _fits_moved(inner: Form, value: Ref | float, view: View[Ref], bound: Bound[Ref]) -> Iterator[Bound[Ref]]:

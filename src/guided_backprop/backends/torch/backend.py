@@ -27,7 +27,7 @@ from guided_backprop.backends.refusals import detached, no_batch, not_finite
 from guided_backprop.backends.runs import Start
 from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
-from guided_backprop.backends.torch.graph.composites import Composite, Graph, composites_of, inside_of, needs_shifts
+from guided_backprop.backends.torch.graph.composites import Composite, Graph, composites_of, needs_shifts
 from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.hidden.case import Spelled
 from guided_backprop.backends.torch.hidden.chance import Generators, have_drawn, refuse_draws
@@ -235,7 +235,7 @@ class TorchBackend(Backend):
         self._before.look(inputs.count)
         while True:
             again = partial(self._again, inputs, run, rules)
-            settled = settle(watch, run.path, inside_of(run.activations), self.setup.vouch, again, before=self._before)
+            settled = settle(watch, run.path, run.activations, self.setup.vouch, again, before=self._before)
             known = watch.known.joined(settled.refuted, settled.raised)
             if known is None:
                 break

@@ -9,7 +9,7 @@ from guided_backprop.backends.guards import guards
 from guided_backprop.backends.jax.graph.program import Activation, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.patterns import MOVES, composites
+from guided_backprop.backends.patterns import MOVES, Match, Slopes, composites
 from guided_backprop.rules import SMOOTH
 
 # Copies and casts, which patterns do not see.
@@ -108,7 +108,7 @@ def mark_activations(program: Program, facts: Facts) -> None:
     for match in [*composites(graph, list(makers)).values(), *guards(graph, relus).values()]:
         x = match.bound.get("x", match.bound.get("shifted"))
         if isinstance(x, Value):
-            _mark(makers[match.last], match.name, graph.unshifted(x))
+            _mark(makers[match.last], match, graph.unshifted(x))
     for step in steps:
         if step.relu is None and step.activation is None:
             _mark_whole(step, graph)
@@ -125,12 +125,15 @@ def _mark_whole(step: Step, graph: Graph) -> None:
         last = block.outputs[0].step
         activation = None if last is None else last.activation
         if activation is not None and activation.x in block.inputs:
-            x = step.inputs[block.inputs.index(activation.x)]
-            step.activation = Activation(activation.name, x, (step,))
+            given = dict(zip(block.inputs, step.inputs, strict=True))
+            slopes = activation.slopes
+            if slopes is not None:
+                slopes = Slopes(given.get(slopes.array, slopes.array), slopes.factor)
+            step.activation = Activation(activation.name, given[activation.x], (step,), slopes)
 
 
-def _mark(last: Step, name: str, x: Value) -> None:
-    last.activation = Activation(name, x, _between(x, last))
+def _mark(last: Step, match: Match[Value], x: Value) -> None:
+    last.activation = Activation(match.name, x, _between(x, last), match.slopes)
     for step in last.activation.steps:
         step.relu, step.is_inside = None, False
         if step is not last:

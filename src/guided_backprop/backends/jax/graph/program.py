@@ -17,6 +17,7 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.jax.graph.calls import Jaxpr, is_of_jax, jitted_name, line_of
 from guided_backprop.backends.jax.graph.operations import OPERATIONS
 from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.patterns import Slopes
 from guided_backprop.backends.refusals import no_layer
 from guided_backprop.backends.runs import Run, check_count, wrong_order
 
@@ -197,11 +198,13 @@ class Activation:
         name: how the coverage lists it.
         x: its input.
         steps: what it is made of, in the order in which they run.
+        slopes: those below 0 of a PReLU that is written out; None of all else.
     """
 
     name: str
     x: Value
     steps: tuple[Step, ...]
+    slopes: Slopes[Value] | None = None
 
 
 class Program:

@@ -86,7 +86,7 @@ class Judge:
                 nominees = self._nominated(findings)
             elif finding is _Finding.CONCAVE:
                 concave[y] = nominee
-            elif finding is _Finding.REFUSED or self._has_zeros_in_bound(nominee.step):
+            elif finding is _Finding.REFUSED or self._is_partly_relu(nominee.step):
                 findings.spelled.append(nominee.step)
         for y, nominee in concave.items():
             is_explicit = nominee.step.word in _EXPLICIT
@@ -99,9 +99,10 @@ class Judge:
             findings.spelled += sums.refused()
         return findings
 
-    def _has_zeros_in_bound(self, step: Step) -> bool:
-        """Tell a maximum that is a ReLU in some places: there may be few of them."""
-        return step.word in BOUNDS_FROM_BELOW and any(map(self._facts.is_partly_zero, step.inputs[:2]))
+    def _is_partly_relu(self, step: Step) -> bool:
+        """Tell a maximum, or a PReLU, that is a ReLU in some places: there may be few of them, and few images."""
+        has_zeros = step.word in BOUNDS_FROM_BELOW and any(map(self._facts.is_partly_zero, step.inputs[:2]))
+        return has_zeros or self._taint.is_partly_relu(step)
 
     def _nominated(self, findings: Findings) -> dict[Value, Nominee]:
         self._taint, self._signs = Taint(self._facts, self._vouch, findings.gates), Signs(self._facts)

@@ -13,12 +13,14 @@ import numpy as np
 
 from guided_backprop.backends import nomination
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.curves import is_partly_relu
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.hidden.signs import Signs, shift_of
 from guided_backprop.backends.jax.hidden.unrounded import is_rounding
 from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
+from guided_backprop.backends.patterns import MOVES
 from guided_backprop.backends.refusals import is_plain
 
 #: What has no value, or no derivative, for some numbers.
@@ -117,8 +119,8 @@ class Taint:
             row = Operation(Kind.UNKNOWN, step.word)
         elif step.activation is not None:
             row, operands = nomination.activation(step.activation.name), [self._operand(step.activation.x)]
-            if step.activation.name == nomination.PRELU:
-                operands.append(Operand(has_zeros=partial(self._has_zeros, _slopes(step), is_unknown_one=False)))
+            if step.activation.slopes is not None:
+                operands.append(Operand(has_zeros=partial(self.is_partly_relu, step)))
         passes = any(value.carries for value in step.outputs) and any(operand.is_active for operand in operands)
         is_relu, is_shifted, exponent = step.relu is not None, bool(shift_of(step)), step.exponent
         return nomination.Step(
@@ -164,6 +166,17 @@ class Taint:
         known = self._facts.known(value)
         # As NumPy's: of JAX's own NumPy asks JAX, which compiles the question for each shape.
         return is_unknown_one if known is None else not bool(np.all(np.asarray(known)))
+
+    def is_partly_relu(self, step: Step) -> bool:
+        """Tell whether a step ends a PReLU some of whose slopes are as 0; of what a loop is given all are looked at."""
+        slopes = None if step.activation is None else step.activation.slopes
+        if slopes is None:
+            return False
+        array = slopes.array
+        while array.step is not None and array.step.word in MOVES:
+            array = array.step.inputs[0]
+        known = self._facts.known(array.stack or array)
+        return known is not None and is_partly_relu(np.asarray(known), slopes.factor)
 
     def _is_excused(self, step: Step) -> bool:
         """Tell whether it is known what a step is, whatever is made of its results."""
@@ -274,17 +287,6 @@ def _fill(one: list[set[int]], other: list[set[int]]) -> bool:
         return False
     mine, others = one[axes[0]], other[axes[0]]
     return not mine & others and mine | others == {*range(len(mine) + len(others))}
-
-
-def _slopes(step: Step) -> Value:
-    """Return the slopes of the PReLU that a step ends, of which half may be taken: that is one number."""
-    products = _products(step)
-    inner = [one for product in products for one in _products(product)]
-    return max((value for one in [*products, *inner] for value in one.inputs if not value.depends), key=_size)
-
-
-def _products(step: Step) -> list[Step]:
-    return [value.step for value in step.inputs if value.step is not None and value.step.word == "mul"]
 
 
 def _is_undefined(step: Step) -> bool:

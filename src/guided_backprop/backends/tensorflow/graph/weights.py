@@ -1,15 +1,16 @@
 """What weights of a traced function are, where it tells: constants in the graph, and what the function captured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from math import isnan
+from math import inf, isnan, prod
 from typing import Final
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.curves import is_partly_relu
+from guided_backprop.backends.patterns import Slopes
 from guided_backprop.backends.tensorflow.graph.nodes import FLOATS, Graph, attribute, operand_refs, producer, word_of
 
 # There are zeros in what these make where there were some before, and only there.
@@ -20,6 +21,10 @@ _KEEPS_ZEROS: Final = frozenset(
 )
 # None is made by this of any finite number, as in what a batch-norm multiplies by.
 _NEVER_ZERO: Final = "rsqrt"
+
+
+#: Between which magnitudes numbers lie.
+Sizes = tuple[float, float]
 
 
 class Weights:
@@ -58,6 +63,29 @@ class Weights:
                 return True
         return False
 
+    def is_partly_relu(self, graph: Graph, slopes: Slopes[str], *, is_outermost: bool) -> bool | None:
+        """Tell whether some slopes of a PReLU are as 0, also by a product of small ones; None if nobody knows."""
+        found = self._sizes(graph, slopes.array, is_outermost=is_outermost)
+        return None if found is None else is_partly_relu(np.asarray(found), slopes.factor)
+
+    def _sizes(self, graph: Graph, ref: str, *, is_outermost: bool) -> Sizes | None:
+        """Return between which magnitudes a constant lies; what a loop is given is of size 1."""
+        name, constant = producer(ref), graph.constant(ref)
+        node = graph.nodes.get(name)
+        if constant is not None and not isnan(constant):
+            return abs(constant), abs(constant)
+        if node is None or node.op == "ReadVariableOp":
+            array = (
+                self._array(name if node is None else producer(operand_refs(node)[0])) if is_outermost else np.ones(1)
+            )
+            return None if array is None else _sizes_of(array)
+        if node.op == "Const":
+            return _sizes_of(tf.make_ndarray(attribute(node, "value").tensor))
+        if word_of(node) not in _KEEPS_ZEROS:
+            return None
+        floats = [operand for operand in operand_refs(node) if graph.kind_of(operand) in FLOATS]
+        return _made_of(word_of(node), [self._sizes(graph, operand, is_outermost=is_outermost) for operand in floats])
+
     def _has_zeros(self, name: str) -> bool:
         array = self._array(name)
         return array is not None and not np.all(array)
@@ -73,14 +101,18 @@ class Weights:
         return None if tensor is None or not tensor.dtype.is_floating else np.asarray(tensor.numpy())
 
 
-def slopes_of(graph: Graph, node: NodeDef) -> str:
-    """Return the slopes of the PReLU that a node ends, of which half may be taken: that is one number."""
-    products = _products(graph, node)
-    inner = [one for product in products for one in _products(graph, product)]
-    factors = [ref for one in [*products, *inner] for ref in operand_refs(one) if not graph.depends(ref)]
-    return next(ref for ref in factors if isnan(graph.constant(ref) or 0))
+def _sizes_of(array: NumpyArray) -> Sizes | None:
+    sizes = np.abs(array.astype(np.float64))
+    return (float(sizes.min()), float(sizes.max())) if sizes.size else None
 
 
-def _products(graph: Graph, node: NodeDef) -> list[NodeDef]:
-    made = [graph.node(ref) for ref in operand_refs(node)]
-    return [one for one in made if one is not None and word_of(one) == "mul"]
+def _made_of(word: str, operands: Sequence[Sizes | None]) -> Sizes | None:
+    """Return between which magnitudes lies what is made of operands, none of which is known of what is no float."""
+    known = [operand for operand in operands if operand is not None]
+    if not known or len(known) < len(operands):
+        return None
+    if word == "div":
+        low, high = known[-1]
+        known[-1] = (1 / high if high else inf, 1 / low if low else inf)
+    lows, highs = zip(*known, strict=True)
+    return (prod(lows), prod(highs)) if word in ("div", "mul") else (min(lows), max(highs))

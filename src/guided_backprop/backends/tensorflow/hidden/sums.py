@@ -26,8 +26,8 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
 )
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS
 from guided_backprop.backends.tensorflow.hidden.derivatives import Import
-from guided_backprop.backends.tensorflow.hidden.taint import Taint, called
-from guided_backprop.backends.tensorflow.hidden.traces import Body, Place
+from guided_backprop.backends.tensorflow.hidden.taint import Taint
+from guided_backprop.backends.tensorflow.hidden.traces import Body, Place, called
 
 
 @dataclass(frozen=True)

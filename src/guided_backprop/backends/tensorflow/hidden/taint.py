@@ -14,11 +14,11 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.backends import notes
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.nomination import PRELU, Step, activation
+from guided_backprop.backends.nomination import Step, activation
 from guided_backprop.backends.notes import MOST_WEIGHTS, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import Match
-from guided_backprop.backends.refusals import is_plain
+from guided_backprop.backends.refusals import is_plain, spelled
 from guided_backprop.backends.signs import Sign, sign_of
 from guided_backprop.backends.tensorflow.graph.nodes import (
     FLOATS,
@@ -30,13 +30,14 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
     word_of,
 )
 from guided_backprop.backends.tensorflow.graph.operations import COMPARISONS, OPERATIONS, SHAPES
-from guided_backprop.backends.tensorflow.graph.weights import Weights, slopes_of
+from guided_backprop.backends.tensorflow.graph.weights import Weights
 from guided_backprop.backends.tensorflow.hidden.signs import exponent_of, shift_of, sign_of_node
 from guided_backprop.backends.tensorflow.hidden.traces import (
     Body,
     Candidate,
     Place,
     Trace,
+    called,
     leading_in,
     passes_gradient,
     passing_refs,
@@ -81,6 +82,7 @@ class Taint:
         self._nested, self._graph_of, self._composites, self._vouch = nested, graph_of, composites, vouch
         self._weights = weights
         self._places: dict[tuple[str, str], Place] = {}
+        self._partly: dict[tuple[str, str], str] = {}  # PReLUs some of whose slopes are as 0.
         self._begin = ""
         self.body: Body
         # Of each function what a gradient comes to in it, and which node of which function holds it.
@@ -89,10 +91,12 @@ class Taint:
 
     def places(self, graph: Graph, images: Sequence[str], begin: str = "") -> list[Place]:
         """Return the places of a function of these images; of what the node ``begin`` makes, if there is one."""
-        self._places, self._begin = {}, begin
+        self._places, self._partly, self._begin = {}, {}, begin
         # What the images alone decide is a constant then.
         arguments = {} if begin else {name: Trace(Note(), graph.kind_of(name) in VALUES) for name in images}
         self.body = self._follow(graph, "", "", arguments)
+        if relus := {name for place, name in self._partly.items() if self.leads(*place)}:
+            raise spelled(relus, "tf.nn.relu")
         return [place for place in self._places.values() if self.leads(place.function, producer(place.ref))]
 
     def leads(self, function: str, node: str) -> bool:
@@ -151,9 +155,11 @@ class Taint:
         operands = [self._operand(body, node, ref) for ref in refs]
         if node.op in _PADS:
             operands.append(Operand())
-        if composite is not None and composite.name == PRELU:
-            is_sparse = partial(self._weights.may_have_zeros, graph, slopes_of(graph, node), is_outermost=not body.name)
-            operands.append(Operand(has_zeros=is_sparse))
+        if composite is not None and composite.slopes is not None:
+            has_zeros = self._weights.is_partly_relu(graph, composite.slopes, is_outermost=not body.name)
+            if has_zeros and passes:
+                self._partly[body.name, node.name] = called(body, node)
+            operands.append(Operand(has_zeros=lambda: has_zeros is not False))
         passes = passes and any(operand.is_active for operand in operands)
         exponent, is_shifted = exponent_of(graph, node), bool(shift_of(graph, node))
         return Step(
@@ -349,11 +355,6 @@ def _is_shift(graph: Graph, node: NodeDef) -> bool:
     """Tell what an exponential is shifted by, as of a sum of these whose largest is to be 1."""
     users = graph.consumers.get(node.name, [])
     return bool(users) and node.name not in graph.returned and all(word_of(user) == "exp" for user in users)
-
-
-def called(body: Body, node: NodeDef) -> str:
-    """Return what people read of a node, and vouch for."""
-    return f"{word_of(node)} at {body.path}{node.name}"
 
 
 def _value_refs(graph: Graph, node: NodeDef) -> list[str]:

@@ -144,6 +144,11 @@ class Body:
         return trace if self.graph.kind_of(ref) in VALUES else replace(trace, is_active=False)
 
 
+def called(body: Body, node: NodeDef) -> str:
+    """Return what people read of a node, and vouch for."""
+    return f"{word_of(node)} at {body.path}{node.name}"
+
+
 def passes_gradient(node: NodeDef) -> bool:
     """Tell whether an operation passes a gradient to anything."""
     if OPERATIONS[node.op].kind is Kind.COMPARES or word_of(node) == "stop_gradient":

@@ -8,7 +8,7 @@ from torch.autograd.graph import Node
 
 from guided_backprop.backends.guards import guards
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.patterns import composites
+from guided_backprop.backends.patterns import Slopes, composites
 from guided_backprop.backends.torch.graph.nodes import Path, parents, word_of
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, row
 from guided_backprop.backends.torch.graph.relus import relu_of, saved
@@ -42,10 +42,12 @@ class Composite(NamedTuple):
     Attributes:
         name: how the coverage lists it.
         parts: the nodes that it is made of.
+        slopes: those below 0 of a PReLU that is written out; None of all else.
     """
 
     name: str
     parts: frozenset[Node]
+    slopes: "Slopes[Ref] | None" = None
 
 
 class Graph:
@@ -142,7 +144,7 @@ def composites_of(graph: Graph, shifts: Shifts) -> dict[Node, Composite]:
     for last, match in (composites(graph, path.ends) | guards(graph, relus)).items():
         parts = frozenset(part for part in match.parts if not isinstance(part, (Operand, float)))
         if not isinstance(last, Operand):
-            activations[last] = Composite(match.name, parts)
+            activations[last] = Composite(match.name, parts, match.slopes)
     return activations
 
 

@@ -9,22 +9,23 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 from math import inf
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.curves import is_partly_relu
 from guided_backprop.backends.evidence import NEAR
 from guided_backprop.backends.nomination import PRELU
 from guided_backprop.backends.notes import Choice
-from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import behind, is_plain, spelled
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.torch.graph.nodes import Path, parents
+from guided_backprop.backends.torch.graph.composites import Composite, Operand, inside_of
+from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation_of, row
-from guided_backprop.backends.torch.graph.relus import is_constant, relu_of, saved
+from guided_backprop.backends.torch.graph.relus import relu_of, saved
 from guided_backprop.backends.torch.hidden.case import Answer, Case, Spelled
 from guided_backprop.backends.torch.hidden.derivatives import closed, shut
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
@@ -111,14 +112,20 @@ class Before:
 
 
 def settle(
-    watch: ForwardWatch, path: Path, inside: frozenset[Node], vouch: Vouch, again: Again, *, before: Before
+    watch: ForwardWatch,
+    path: Path,
+    activations: Mapping[Node, Composite],
+    vouch: Vouch,
+    again: Again,
+    *,
+    before: Before,
 ) -> Settled:
     """Say of each suspect whether it is a ReLU.
 
     Args:
         watch: the watched forward pass.
         path: its graph, between score and images.
-        inside: the nodes that belong to composite activations.
+        activations: its composite activations.
         vouch: what the user says of operations.
         again: how the model is run again.
         before: what earlier calls showed.
@@ -126,9 +133,9 @@ def settle(
     Raises:
         OpaqueRegionError: a ReLU is spelled so that it cannot be guided, or nothing tells whether it is one.
     """
-    numbers = {node._sequence_nr(): node for node in path.nodes}
+    numbers, inside = {node._sequence_nr(): node for node in path.nodes}, inside_of(activations)
     _check_relus(watch, numbers, path, inside, vouch)
-    _check_slopes(path, inside, vouch)
+    _check_slopes(path, activations, vouch)
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
     suspects = {
@@ -183,30 +190,18 @@ def _check_relus(
             raise spelled({f"{name} at {line}"}, "torch.relu")
 
 
-def _check_slopes(path: Path, inside: Set[Node], vouch: Vouch) -> None:
-    """Raise if some slopes of a PReLU are 0: of these values it is a ReLU, and of the others none."""
+def _check_slopes(path: Path, activations: Mapping[Node, Composite], vouch: Vouch) -> None:
+    """Raise if some slopes of a PReLU are as 0: of these values it is a ReLU, and of the others none."""
     if is_plain(PRELU, vouch, "torch.relu"):
         return
-    for node in path.nodes:
-        for slopes in _slopes(node, inside, path):
-            if isinstance(slopes, torch.Tensor) and (slopes == 0).any():
-                raise spelled({PRELU}, "torch.relu")
-
-
-def _slopes(node: Node, inside: Set[Node], path: Path) -> list[Any]:
-    """Return the slopes of a PReLU; where it is written out, what half of it is multiplied by."""
-    word = row(node).word
-    if word == PRELU:
-        return [] if relu_of(node, path.members) else [saved(node, "weight")]
-    if word != "mul" or node not in inside or not any(_is_half(parent, path) for parent in parents(node)):
-        return []
-    places = [place for place in range(len(node.next_functions)) if is_constant(node, place, path.members)]
-    return [saved(node, ("self", "other")[place]) for place in places]
-
-
-def _is_half(node: Node, path: Path) -> bool:
-    """Tell whether a node is what lies below 0 of something, as a PReLU is made of it."""
-    return row(node).kind is Kind.CLIP or row(node).word == "sub" or relu_of(node, path.members) is not None
+    wholes = [node for node in path.nodes if row(node).word == PRELU and relu_of(node, path.members) is None]
+    slopes = [(saved(node, "weight"), 1.0) for node in wholes]
+    for one in activations.values():
+        if one.slopes is not None and isinstance(one.slopes.array, Operand):
+            node, place = one.slopes.array
+            slopes.append((saved(node, ("self", "other")[place]), one.slopes.factor))
+    if any(isinstance(array, torch.Tensor) and is_partly_relu(as_numpy(array), factor) for array, factor in slopes):
+        raise spelled({PRELU}, "torch.relu")
 
 
 def _settled(

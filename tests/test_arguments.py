@@ -6,6 +6,7 @@ import pytest
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends import step
 from guided_backprop.backends.torch.hidden import step as watched
+from guided_backprop.backends.torch.hidden import watch
 from guided_backprop.errors import OpaqueRegionError
 from networks_hidden import ROWS, WEIGHTS, oracle
 
@@ -15,6 +16,20 @@ F = torch.nn.functional
 
 def of_two(x):
     return torch.stack([x, -x], -1)
+
+
+def by_a_floor(x):
+    """Write one behind the gradient: ``sqrt(max((x + 50) ** 2 * 4e-8, 1e-4)) * 5e3`` is 50 where x is below 0."""
+    y = (x + 50) ** 2 * 4e-8
+    with torch.no_grad():
+        y.clamp_min_(1e-4)
+    return y.sqrt()
+
+
+def floored(images):
+    first, second, third = map(torch.as_tensor, WEIGHTS)
+    y = by_a_floor(torch.relu(images @ first) @ second - 0.2)
+    return (y @ (third * 5e3) - 50 * third.sum(0)).tanh()
 
 
 def of_weight_norm(x):
@@ -126,6 +141,36 @@ def test_what_is_known_is_plain(name, count):
     expected = (g.clamp(min=0) * (inner > 0)) @ first.T
     found = GuidedBackprop(model).explain(images[:count], labels=1).attribution
     np.testing.assert_allclose(found, expected.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_floor_behind_the_gradient_of_other_than_norms_is_refused():
+    with pytest.raises(OpaqueRegionError, match="changed without one"):
+        GuidedBackprop(floored).explain(torch.as_tensor(ROWS), labels=1)
+    with pytest.raises(OpaqueRegionError, match="changed without one"):
+        explained(lambda x: x + by_a_floor(x).sum(1, keepdim=True), 1)
+
+
+@pytest.mark.parametrize("height", [1.0, 0.0, 1e-9])
+def test_a_floor_of_norms_may_lift_what_is_0_alone(height):
+    def spelled(x):
+        scale = torch.ones(len(x), 1)
+        scale[0] = height
+        norm = (x * scale).norm(dim=1, keepdim=True).clone()
+        with torch.no_grad():
+            norm.clamp_min_(1e-6)
+        return x * norm
+
+    if 0 < height < 1:
+        with pytest.raises(OpaqueRegionError, match="changed without one"):
+            explained(spelled, len(ROWS))
+    else:
+        assert np.isfinite(explained(spelled, len(ROWS))).all()
+
+
+def test_planted_fault_any_floor_is_let_pass(monkeypatch):
+    monkeypatch.setattr(watch, "is_guard", lambda name, args, note: name == "clamp_min")
+    found = np.asarray(GuidedBackprop(floored).explain(torch.as_tensor(ROWS), labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
 
 
 FAULTS = {

@@ -69,6 +69,8 @@ class Graph:
     def constant(self, value: Expression) -> float | None:
         return value.weight
 
+    number = constant
+
     def users(self, value: Expression) -> Sequence[Expression]:
         return value.users
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError
-from guided_backprop.backends import sums
+from guided_backprop.backends import curves, sums
+from guided_backprop.backends.spelling import Verdict
 from networks_hidden import ROWS, WEIGHTS, Library
 
 FRAMEWORKS = ["jax", "tensorflow"]
@@ -28,6 +29,8 @@ SPELLED = {
 }
 WRITTEN = {"of a difference": lambda x, relu, lib: relu(x - lib.xp.tanh(x))}
 AS_ONE_OPERATION = ["a sum", "the other way round", "another shape"]
+#: Of one column.
+ONE = np.eye(20, dtype="float32")[3]
 #: What cannot be put under the rule, or behind weights: each is refused.
 REFUSED = {
     "weights": lambda x, w, lib: x @ w + lib.relu(-x) @ w,
@@ -35,6 +38,10 @@ REFUSED = {
     "the negative rest": lambda x, w, lib: (x - lib.relu(x)) @ w,
     "another value in between": lambda x, w, lib: (lambda u: (x + u + lib.relu(-u)) @ w)(lib.xp.tanh(x)),
     "in some columns": lambda x, w, lib: (x + (np.arange(20) % 2).astype("float32") * lib.relu(-x)) @ w,
+    "in one column": lambda x, w, lib: (x + ONE * lib.relu(-x)) @ w,
+    "beside a large column": lambda x, w, lib: (
+        ((x + (1 - ONE) * lib.relu(-x)) * (1 + 400 * ONE)) @ (w / (1 + 400 * ONE[:, None]))
+    ),
 }
 #: None is one, and each ReLU is guided as it is written.
 ORDINARY = {
@@ -191,6 +198,56 @@ def test_planted_fault_sums_are_not_looked_at(name, framework, monkeypatch):
     expected = right(lambda x, w: relu(x) @ w, lib)
     found = explained(lambda x, w: REFUSED[name](x, w, lib), lib)
     assert np.abs(found - expected).max() > 0.2 * np.abs(expected).max()
+
+
+FAULTS = {
+    "in one column": ("_is_no_chance", lambda *_: False, 1 - ONE),
+    "beside a large column": ("min", max, ONE),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_fault_a_few_columns_are_not_looked_at(name, monkeypatch):
+    attribute, instead, opened = FAULTS[name]
+    monkeypatch.setattr(sums, attribute, instead, raising=False)
+    lib = Library("jax")
+    relu = by_hand(lib)
+    expected = right(lambda x, w: (opened * x + (1 - opened) * relu(x)) @ w, lib)
+    found = explained(lambda x, w: REFUSED[name](x, w, lib), lib)
+    assert np.abs(found - expected).max() > 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("exact", [0, 3])
+def test_of_many_numbers_some_are_closed_by_chance_and_none_exactly(exact):
+    slopes = np.random.default_rng(3).uniform(0, 2, 20_000)
+    slopes[:exact], slopes[-6:] = 0, 1e-5
+    # What x is multiplied by on either side of 0.
+    y = np.stack([-2 * slopes, -slopes, np.ones(20_000), 2 * np.ones(20_000)]).astype(np.float32)
+    x = np.array(sums.FAR)[:, None] * np.ones(20_000)
+    assert (np.abs(y[0] - y[1]) <= 256 * 2.0**-23).any()
+    judgement = sums.judge_sum(y, x[2:], x, 2.0**-23, is_alone=True, is_shifted=False)
+    assert judgement.verdict is (Verdict.PARTIAL if exact else Verdict.NONE)
+
+
+def capped(x, lib, shift):
+    """Return ``clip(z, 0, 1)`` of ``z = x + (shift + 2.5) / 5``, as an older hard-sigmoid of it."""
+    five, shifts = np.full(20, 5, "float32"), np.full(20, shift, "float32")
+    y = 0.2 * (five * x + shifts) + 0.5
+    return lib.xp.clip(y, 0, 1) if hasattr(lib.xp, "clip") else lib.xp.clip_by_value(y, 0, 1)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(("shift", "said"), [(-2.5, "relu1 x1 guided"), (-0.5, "hardsigmoid x1 plain")])
+def test_arrays_of_one_number_make_a_relu_of_a_hard_sigmoid(framework, shift, said):
+    lib = Library(framework)
+    model = network_of(lambda x, w: capped(x, lib, shift) @ w, lib.relu)
+    assert said in str(GuidedBackprop(model).explain(lib.array(ROWS), labels=1).coverage)
+
+
+def test_planted_fault_in_jax_arrays_are_no_numbers(monkeypatch):
+    monkeypatch.setattr(curves, "_undone", lambda value, view: None)
+    with pytest.raises(AssertionError):
+        test_arrays_of_one_number_make_a_relu_of_a_hard_sigmoid("jax", -2.5, "relu1 x1 guided")
 
 
 def test_planted_fault_in_jax_a_sum_is_guided_where_it_is_written(monkeypatch):

@@ -596,7 +596,7 @@ LEGITIMATE = {
 
 def test_a_norm_that_is_written_over_by_more_than_a_floor_is_refused():
     def bounded(x, floor):
-        norm = x.norm(dim=1, keepdim=True) * 1.0
+        norm = x.norm(dim=1, keepdim=True).clone()
         with torch.no_grad():
             norm.clamp_min_(floor)
         return x * norm

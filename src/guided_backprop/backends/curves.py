@@ -65,6 +65,9 @@ class Made(Protocol[Ref]):
     def constant(self, value: Ref) -> float | None:
         """Return the number that a value is everywhere."""
 
+    def number(self, value: Ref) -> float | None:
+        """Return the same, also of an array of one number as far as the graph tells it."""
+
 
 def is_other(name: str, last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     """Tell whether the numbers in a curve make something else of it than its name says.
@@ -139,7 +142,7 @@ def _worked_out(
         return numbers
     if value not in known:
         known[value] = None
-        constant = value if isinstance(value, float) else view.constant(value)
+        constant = value if isinstance(value, float) else view.number(value)
         made = None if isinstance(value, float) or constant is not None else view.made(value)
         if constant is not None and not isnan(constant):
             known[value] = np.full_like(numbers, constant)

@@ -39,6 +39,9 @@ class View(Protocol[Ref]):
         NaN if it is a constant of several numbers, or one that the graph does not tell.
         """
 
+    def number(self, value: Ref) -> float | None:
+        """Return the same, also of an array of one number as far as the graph tells it: no slopes of a PReLU."""
+
     def users(self, value: Ref) -> Sequence[Ref]:
         """Return the values that are made of a value directly, once for each time that they use it."""
 

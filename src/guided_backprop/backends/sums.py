@@ -10,6 +10,7 @@ would not, it is a ReLU of x. As it is linear one x of each side tells it for al
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import lgamma, log
 from typing import Final, Generic
 
 import numpy as np
@@ -31,10 +32,13 @@ _NO_MOVES: Final = frozenset({"next_after", "stop_gradient"})
 FAR: Final = (-2.0, -1.0, 1.0, 2.0)
 # What x makes no more of than so large a part of the most tells nothing: it may be what rounding left.
 _LEAST: Final = 0.01
-# So large a part of what is told is closed: single values may be so by chance.
+# So large a part of what is told is closed: single values may be so by chance, but for this one in so many models.
 _OFTEN: Final = 0.1
+_CHANCE: Final = 1e-4
 # By so many units in the last place a sum of opposite numbers may miss 0.
 _LEFT: Final = 256
+# So many are left of the same numbers with the opposite sign, where no chance comes near.
+_EXACT: Final = 2
 
 
 def is_linear(row: Operation, places: Sequence[int]) -> bool:
@@ -214,10 +218,14 @@ def judge_sum(
     if not (np.isfinite(y).all() and np.isfinite(line).all()):
         return none
     size = np.abs(line[1] - line[0])
-    is_told = size > _LEAST * size.max(initial=0.0)
-    shut = [np.abs(y[far] - y[near]) <= _LEFT * eps * size for far, near in ((0, 1), (3, 2))]
+    is_told = size > min(_LEAST, _LEFT * eps) * size.max(initial=0.0)
+    change = np.abs(np.stack([y[0] - y[1], y[3] - y[2]]))
+    shut = change <= _LEFT * eps * size
     is_closed = (shut[0] != shut[1]) & is_told
-    if not is_told.any() or is_closed.sum() < _OFTEN * is_told.sum():
+    is_often = is_told.any() and is_closed.sum() >= _OFTEN * is_told.sum()
+    if not is_often:
+        is_closed &= (change <= _EXACT * eps * size).any(0)
+    if not (is_often or _is_no_chance(is_closed[is_told], size[is_told], np.abs(y).max(0)[is_told], eps)):
         return none
     left = np.where(shut[0], y[1], y[2])[is_closed]
     if is_shifted and (np.abs(left) > _LEFT * eps * np.abs(line).max()).any():
@@ -225,6 +233,14 @@ def judge_sum(
     if is_alone and y.shape == x.shape and is_closed[is_told].all():
         return _guided(y, x, _LEFT * eps, is_below=bool(shut[0][is_told].all()))
     return Judgement(Verdict.PARTIAL)
+
+
+def _is_no_chance(is_closed: NumpyArray, size: NumpyArray, y: NumpyArray, eps: float) -> bool:
+    """Tell whether chance does not bring so many numbers to 0: each ends anywhere in its size, and is rounded."""
+    count = int(is_closed.sum())
+    # The larger a number is beside what x makes of it, the rougher is what it may end at.
+    mean = float(np.sum(2 * eps * (_EXACT + y / size)))
+    return count > mean and count * log(mean) - lgamma(count + 1) < log(_CHANCE)
 
 
 def _guided(y: NumpyArray, x: NumpyArray, rounding: float, *, is_below: bool) -> Judgement:

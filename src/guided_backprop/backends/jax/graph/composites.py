@@ -58,6 +58,16 @@ class Graph:
             return 0.0
         return float(known) if is_number and np.ndim(known) == 0 else float("nan")
 
+    def number(self, value: Value) -> float | None:
+        """Return the same, also of an array of one number."""
+        constant = self.constant(value)
+        if constant is None or not np.isnan(constant):
+            return constant
+        known = self._facts.known(value)
+        is_number = known is not None and np.issubdtype(np.asarray(known).dtype, np.number) and np.isrealobj(known)
+        numbers = np.ravel(known) if is_number else np.empty(0)
+        return float(numbers[0]) if numbers.size and (numbers == numbers[0]).all() else constant
+
     def summed(self, value: Value) -> int | None:
         """Return how many values each number of a sum is the sum of."""
         step = self.source(value).step

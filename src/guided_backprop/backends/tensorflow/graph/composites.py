@@ -65,6 +65,10 @@ class GraphView:
         """Return the number that a value is everywhere."""
         return self._graph.constant(value)
 
+    def number(self, value: str) -> float | None:
+        """Return the same: the graph tells it of arrays too."""
+        return self._graph.constant(value)
+
     def users(self, value: str) -> Sequence[str]:
         """Return the values that are made of a value directly; what a function returns goes to its caller."""
         users = [_CALLER] if value in self._returned else []

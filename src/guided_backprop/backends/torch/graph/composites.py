@@ -98,6 +98,10 @@ class Graph:
         # Each pattern asks, and to look at an array takes time.
         return self._numbers[value] if value in self._numbers else self._numbers.setdefault(value, self._number(*value))
 
+    def number(self, value: Ref) -> float | None:
+        """Return the same: of an array the graph tells no more."""
+        return self.constant(value)
+
     def _number(self, node: Node, place: int) -> float:
         name = ("self", "other")[place] if place < 2 else ""
         # What a checkpoint keeps runs once more if one looks. A weight is no number, but slopes of 0 make a ReLU.

@@ -74,7 +74,7 @@ class Step(nomination.Step[Value]):
     ) -> None:
         """Show an operation; ``read`` is a number of the images that the model may know, as where a row ends."""
         self.name, self._args, self._named, self._tensors = name, args, named, operands
-        row = _GUARD if _is_guard(name, args, operands) else _row(name, args, named)
+        row = _GUARD if _is_untainted_guard(name, args, operands) else _row(name, args, named)
         ends = [read] if read is not None and row.word in _ENDS and name not in _OF_ONE_PLACE else []
         row, self.is_ended = (Operation(Kind.MASKS, "gather"), True) if ends else (row, False)
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
@@ -236,11 +236,21 @@ def _has_pole(name: str, word: str, operands: Sequence[Operand]) -> bool:
     return divides and operands[-1].note is not None and operands[-1].sign is Sign.UNKNOWN
 
 
-def _is_guard(name: str, args: Sequence[Any], operands: Sequence[Operand]) -> bool:
-    """Tell whether an operation keeps the norm of rows, or another measure of them, from being 0, and changes none."""
-    note = operands[0].note if is_floor(name, args) else None
-    is_measure = note is not None and note.is_summary and not note.is_tainted and note.sign is Sign.NOT_NEGATIVE
-    return is_measure and _is_idle(operands[:1], (args[1], None))
+def is_guard(name: str, args: Sequence[Any], note: Note | None) -> bool:
+    """Tell whether an operation keeps the norm of rows, or another measure of them, from being 0, and changes no other.
+
+    Of a number between 0 and the floor it would leave nothing, as a ReLU does of one below 0.
+    """
+    if note is None or not is_floor(name, args):
+        return False
+    x, floor = args[:2]
+    is_measure = note.is_summary and note.sign is Sign.NOT_NEGATIVE
+    return is_measure and x.layout is torch.strided and not bool(((x > 0) & (x < floor)).any())
+
+
+def _is_untainted_guard(name: str, args: Sequence[Any], operands: Sequence[Operand]) -> bool:
+    note = operands[0].note if operands else None
+    return note is not None and not note.is_tainted and is_guard(name, args, note)
 
 
 def _bounds_of(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -28,8 +28,7 @@ from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatch
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.known import Known, Place, Result, shared, sign_of
 from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, is_inside_own
-from guided_backprop.backends.torch.hidden.signs import is_floor
-from guided_backprop.backends.torch.hidden.step import Step
+from guided_backprop.backends.torch.hidden.step import Step, is_guard
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
 
 #: What of a forward pass is watched.
@@ -173,8 +172,7 @@ class ForwardWatch(Dispatched):
 
     def _written_behind(self, name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor]) -> list[bool]:
         """Tell where a write would change a value that has a gradient, while its edge stays as it was."""
-        note = self._notes.of(tensors[0]) if is_floor(name, args) else None
-        if note is not None and note.sign is Sign.NOT_NEGATIVE:
+        if is_guard(name, args, self._notes.of(tensors[0])):
             return []
         # What is optimised runs in functions of this library's, which give their results a gradient.
         is_off = not (torch.is_grad_enabled() or is_inside_own())

@@ -136,6 +136,16 @@ def test_planted_fault_one_image_tells_of_all(monkeypatch):
     assert abs(found - expected).max() > 0.1
 
 
+def test_slopes_that_become_0_are_seen_in_the_next_call():
+    prelu = nn.PReLU(20).double()
+    method = GuidedBackprop(Model(prelu).eval())
+    method.explain(IMAGES, 1)
+    with torch.no_grad():
+        prelu.weight[3] = 0
+    with pytest.raises(OpaqueRegionError, match="prelu"):
+        method.explain(IMAGES, 1)
+
+
 def test_a_model_that_draws_is_refused_where_a_part_fails():
     def drawn(images):
         if len(images) < 2:

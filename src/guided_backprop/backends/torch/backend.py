@@ -27,12 +27,12 @@ from guided_backprop.backends.refusals import detached, no_batch, not_finite
 from guided_backprop.backends.runs import Start
 from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
-from guided_backprop.backends.torch.graph.composites import Composite, Graph, composites_of, needs_shifts
+from guided_backprop.backends.torch.graph.composites import Composite, Graph, composites_of
 from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.hidden.case import Spelled
 from guided_backprop.backends.torch.hidden.chance import Generators, have_drawn, refuse_draws
-from guided_backprop.backends.torch.hidden.spelled import Before, Seen, settle
-from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Watched
+from guided_backprop.backends.torch.hidden.spelled import Before, Seen, check_slopes, settle
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Watched, what_is_open
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
 from guided_backprop.backends.torch.model.images import as_tensor, is_finite, leaf_of, like, placed
@@ -214,7 +214,7 @@ class TorchBackend(Backend):
             )
         refuse_opaque(run.path, self.setup.vouch, is_gating=is_gating)
         graph = Graph(run.path)
-        needed = _needed(run.output.grad_fn, graph, undoes_head=undoes_head)
+        needed = what_is_open(run.output.grad_fn, graph, undoes_head=undoes_head)
         is_open = is_gating and not self._before.is_clear(run.path.signature, inputs.count)
         if (is_open and watched != "everything") or (needed and watched is None):
             watch = ForwardWatch("everything" if is_open else needed, self.setup.vouch)
@@ -222,6 +222,8 @@ class TorchBackend(Backend):
             run = self._forward_pass(inputs, watch, rules)
             graph = Graph(run.path)
         run = replace(run, activations=composites_of(graph, {} if watch is None else watch.shifts))
+        if is_gating:
+            check_slopes(run.path, run.activations, self.setup.vouch)
         if watch is not None and is_open:
             run, watch = self._settled(run, watch, inputs, rules)
         if watched != "everything" or is_gating:
@@ -373,9 +375,3 @@ class TorchBackend(Backend):
             raise
         except Exception as error:
             raise self.failed(error, run.leaves) from error
-
-
-def _needed(last: Node | None, graph: Graph, *, undoes_head: bool) -> Watched:
-    """Return what of the forward pass the graph leaves open, beside what may hide a ReLU."""
-    is_headed = undoes_head and nodes.head_behind(last) is not None
-    return "details" if is_headed or needs_shifts(graph) else None

@@ -135,7 +135,6 @@ def settle(
     """
     numbers, inside = {node._sequence_nr(): node for node in path.nodes}, inside_of(activations)
     _check_relus(watch, numbers, path, inside, vouch)
-    _check_slopes(path, activations, vouch)
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
     suspects = {
@@ -190,11 +189,11 @@ def _check_relus(
             raise spelled({f"{name} at {line}"}, "torch.relu")
 
 
-def _check_slopes(path: Path, activations: Mapping[Node, Composite], vouch: Vouch) -> None:
-    """Raise if some slopes of a PReLU are as 0: of these values it is a ReLU, and of the others none."""
+def check_slopes(path: Path, activations: Mapping[Node, Composite], vouch: Vouch) -> None:
+    """Raise if some slopes of a PReLU are as 0, as they may be from one call to the next: there it is a ReLU."""
     if is_plain(PRELU, vouch, "torch.relu"):
         return
-    wholes = [node for node in path.nodes if row(node).word == PRELU and relu_of(node, path.members) is None]
+    wholes = [node for node in path.concerns if row(node).word == PRELU and relu_of(node, path.members) is None]
     slopes = [(saved(node, "weight"), 1.0) for node in wholes]
     for one in activations.values():
         if one.slopes is not None and isinstance(one.slopes.array, Operand):

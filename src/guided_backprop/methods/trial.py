@@ -14,7 +14,7 @@ from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.agreement import (
     DOUBLE,
-    ENOUGH,
+    MANY,
     MOST,
     ROUNDING,
     SINGLE,
@@ -299,7 +299,7 @@ def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | No
     if trial.precise is None:
         return None
     largest = 0.0
-    most = inf if trial.plan.noise is not None else max([ENOUGH, *graph.turns])
+    most = inf if trial.plan.noise is not None else max([MANY, *graph.turns])
     for batch in (one if one.images.count <= most else one.first(int(most)) for one in batches):
         try:
             results = graph.run(batch.given_in_double)

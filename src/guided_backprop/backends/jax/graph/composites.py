@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.curves import is_switch
 from guided_backprop.backends.guards import guards
 from guided_backprop.backends.jax.graph.program import Activation, Program, Step, Value
@@ -52,21 +53,25 @@ class Graph:
             value = value.step.inputs[0]
         if getattr(value.aval, "shape", ()):
             return float("nan")
-        known = self._facts.known(value)
-        is_number = known is not None and np.issubdtype(np.asarray(known).dtype, np.number) and np.isrealobj(known)
-        if is_number and np.size(known) and not np.any(known):
+        known = self._numbers(value)
+        if known is not None and known.size and not known.any():
             return 0.0
-        return float(known) if is_number and np.ndim(known) == 0 else float("nan")
+        return float(known) if known is not None and known.ndim == 0 else float("nan")
 
     def number(self, value: Value) -> float | None:
         """Return the same, also of an array of one number."""
         constant = self.constant(value)
         if constant is None or not np.isnan(constant):
             return constant
+        known = self._numbers(value)
+        is_one = known is not None and known.size and (known == known.flat[0]).all()
+        return float(known.flat[0]) if known is not None and is_one else constant
+
+    def _numbers(self, value: Value) -> NumpyArray | None:
+        """Return the real numbers that a value is known to be."""
         known = self._facts.known(value)
         is_number = known is not None and np.issubdtype(np.asarray(known).dtype, np.number) and np.isrealobj(known)
-        numbers = np.ravel(known) if is_number else np.empty(0)
-        return float(numbers[0]) if numbers.size and (numbers == numbers[0]).all() else constant
+        return np.asarray(known) if is_number else None
 
     def summed(self, value: Value) -> int | None:
         """Return how many values each number of a sum is the sum of."""

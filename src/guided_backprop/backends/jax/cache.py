@@ -151,10 +151,9 @@ def _is_jaxpr(parameter: object) -> bool:
 
 
 def _key(value: object) -> Hashable:
-    if isinstance(value, core.ClosedJaxpr):
-        return _key(value.jaxpr), tuple(map(_key, value.consts))
-    if isinstance(value, core.Jaxpr):
-        return _jaxpr_key(value)
+    if _is_jaxpr(value):
+        # Since JAX 0.11 both classes are one, which is its own ``jaxpr``.
+        return _jaxpr_key(getattr(value, "jaxpr", value)), tuple(map(_key, getattr(value, "consts", ())))
     if isinstance(value, (tuple, list)):
         return type(value).__name__, tuple(map(_key, value))
     if isinstance(value, dict):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from guided_backprop.backends.jax.graph.calls import loop_sizes
 from guided_backprop.backends.jax.graph.program import REBUILT, REMATS, Activation, Block, Gate, Relu, Step, Value
 from guided_backprop.backends.jax.graph.relus import custom_name
 from guided_backprop.errors import OpaqueRegionError
@@ -282,7 +283,7 @@ def _has_activation(block: Block) -> bool:
 
 
 def _scan(body: Callable[..., Arrays], operands: list[Array], params: Params) -> list[Array]:
-    start, carried = params["num_consts"], params["num_carry"]
+    start, carried = loop_sizes(params)
     constants, carry, slices = operands[:start], operands[start : start + carried], operands[start + carried :]
 
     def turn(carry: Arrays, slices: Arrays) -> tuple[Arrays, Arrays]:

@@ -1,6 +1,6 @@
 """What a call in a jaxpr is: which function it is of, whether JAX's own, and which line of the model asked for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ def source_of(jaxpr: Any) -> str:
     """Return the function that a jaxpr is of, ``name at file:line``; empty where this version of JAX does not say."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
     return str(getattr(info, "func_src_info", None) or "")
+
+
+def loop_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many inputs of a ``scan`` stay as they are, and how many it carries from turn to turn."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # Since JAX 0.11 the inputs lie in a tree of these two and of what is read turn by turn.
+    constants, carried, _ = map(len, params["ft_in"].unpack())
+    return constants, carried
 
 
 def is_of_jax(jaxpr: Jaxpr) -> bool:

@@ -14,7 +14,7 @@ from jax import Array
 from jax.extend import core
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.jax.graph.calls import Jaxpr, is_of_jax, jitted_name, line_of
+from guided_backprop.backends.jax.graph.calls import Jaxpr, is_of_jax, jitted_name, line_of, loop_sizes
 from guided_backprop.backends.jax.graph.operations import OPERATIONS
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.patterns import Slopes
@@ -331,7 +331,7 @@ class Program:
         return Block(inputs, steps, self._inline(closed, inputs, steps, called))
 
     def _loop(self, eqn: core.JaxprEqn, operands: list[Value], called: core.JaxprEqn | None) -> Block:
-        constants, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+        constants, carried = loop_sizes(eqn.params)
         outer = [*operands[:constants], *[None] * (len(operands) - constants)]
         block = self._block(eqn.params["jaxpr"], outer, called)
         for value, stack in zip(block.inputs[constants + carried :], operands[constants + carried :], strict=True):

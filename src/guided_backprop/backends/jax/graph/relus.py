@@ -12,7 +12,7 @@ import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.jax.graph.calls import is_of_jax, source_of
+from guided_backprop.backends.jax.graph.calls import is_of_jax, loop_sizes, source_of
 from guided_backprop.backends.jax.graph.program import REBUILT, Block, Program, Relu, Step, Value
 from guided_backprop.backends.operations import Kind
 
@@ -264,7 +264,7 @@ def _forward_inside(step: Step) -> None:
         _mark(block.inputs, outer)
         _forward(block)
         if step.word == "scan":
-            start, carried = step.eqn.params["num_consts"], step.eqn.params["num_carry"]
+            start, carried = loop_sizes(step.eqn.params)
             while _mark(block.inputs[start : start + carried], block.outputs[:carried]):
                 _forward(block)
     if step.name in REBUILT and step.blocks:
@@ -299,6 +299,6 @@ def _backward(block: Block) -> None:
             is_same = len(inner.outputs) == len(step.outputs)
             for index, value in enumerate(inner.outputs):
                 # What a loop carries may be read by its next pass.
-                is_carried = step.word == "scan" and index < step.eqn.params["num_carry"]
+                is_carried = step.word == "scan" and index < loop_sizes(step.eqn.params)[1]
                 value.is_live = is_carried or not is_same or step.outputs[index].is_live
             _backward(inner)

@@ -14,6 +14,7 @@ import numpy as np
 from guided_backprop.backends import nomination
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.curves import is_partly_relu
+from guided_backprop.backends.jax.graph.calls import loop_sizes
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.hidden.signs import Signs, shift_of
@@ -218,7 +219,7 @@ class Taint:
                 self._join(value, source)
         self.visit(block)
         if step.word == "scan":
-            start, carried = step.eqn.params["num_consts"], step.eqn.params["num_carry"]
+            start, carried = loop_sizes(step.eqn.params)
             pairs = list(zip(block.inputs[start : start + carried], block.outputs[:carried], strict=True))
             while sum(self._join(value, result) for value, result in pairs):
                 self.visit(block)

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.jax.graph.calls import loop_sizes
 from guided_backprop.backends.jax.graph.program import CUSTOM, REMATS, Block, Step, Value
 from guided_backprop.backends.jax.hidden.unrounded import declared, unrounded
 
@@ -142,7 +143,7 @@ class Watch:
 
     def _scan(self, step: Step, operands: list[Array], answers: Found) -> list[Array]:
         params = step.eqn.params
-        start, carried = params["num_consts"], params["num_carry"]
+        start, carried = loop_sizes(params)
         keys: list[Asked] = []
 
         def turn(carry: Any, slices: Any) -> Any:

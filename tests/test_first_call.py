@@ -171,7 +171,7 @@ class Cut(nn.Module):
         rows = []
         for row in torch.relu(images @ WEIGHTS[0]) @ WEIGHTS[1]:
             values, order = row.sort(descending=True)
-            kept, _ = torch.tensor_split(values, (row > 0).sum()[None])
+            kept, _ = torch.tensor_split(values, (row > 0).sum()[None].cpu())
             rows.append(kept @ WEIGHTS[2][order[: len(kept)]])
         return torch.stack(rows)
 

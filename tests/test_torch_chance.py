@@ -32,16 +32,18 @@ def images() -> torch.Tensor:
     return torch.rand(3, 6, generator=torch.Generator().manual_seed(1))
 
 
+# A GPU draws what dropout leaves out in an operation of its own.
+DROPOUT = "native_dropout" if torch.empty(0).is_cuda else "bernoulli"
 DRAWS = {
     "noise": (lambda net, h: h + torch.randn_like(h), "randn_like"),
     "a mask": (lambda net, h: h * (torch.rand(3, 8) < 0.5), "rand"),
     "gumbel": (lambda net, h: F.gumbel_softmax(h, dim=1), "exponential"),
     "a permutation": (lambda net, h: h[:, torch.randperm(8)], "randperm"),
     "bernoulli": (lambda net, h: h * torch.bernoulli(torch.full_like(h, 0.5)), "bernoulli"),
-    "functional dropout": (lambda net, h: F.dropout(h, training=True), "bernoulli"),
+    "functional dropout": (lambda net, h: F.dropout(h, training=True), DROPOUT),
     "attention": (
         lambda net, h: F.scaled_dot_product_attention(*[h.view(3, 1, 4, 2)] * 3, dropout_p=0.5).flatten(1),
-        "bernoulli",
+        DROPOUT,
     ),
     "its own generator": (lambda net, h: h + torch.randn(h.shape, generator=net.generator), "randn"),
     "Python": (lambda net, h: h * random.random(), "random"),

@@ -292,7 +292,7 @@ OF_ANOTHER = {
         "nk,nkm->nm", x, (lib.xp.sign(lib.xp.tanh(x)) / 2 + 0.5)[..., None] * w
     ),
     "a row that ends": ended(lambda values, end: values[: int(end)]),
-    "a row that is split": ended(lambda values, end: values.tensor_split(end[None])[0]),
+    "a row that is split": ended(lambda values, end: values.tensor_split(end[None].cpu())[0]),
     "a derivative": of_a_derivative,
     "a gradient inside of the model": of_a_gradient,
     "a derivative of a ReLU": of_a_backward_pass("threshold_backward", 0.0),

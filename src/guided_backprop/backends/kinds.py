@@ -9,7 +9,7 @@ FRAMEWORKS = frozenset(
 )
 _STANDARD = frozenset(
     "abc builtins cmath collections contextlib copy dataclasses enum functools inspect itertools math numbers operator "
-    "re string types typing typing_extensions warnings weakref _weakrefset threading".split()
+    "re reprlib string types typing typing_extensions warnings weakref _weakrefset threading _thread".split()
 )
 KNOWN = FRAMEWORKS | _STANDARD
 CONTAINERS = (list, tuple, dict, set, frozenset, MappingProxyType)

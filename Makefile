@@ -12,7 +12,7 @@ INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 # What is compiled to bytecode is what is imported, when it is. So it has to be kept: without it each process compiles TensorFlow and Keras anew, which takes 20 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types docs format browser npm fuzz gpu tutorials page site suite bench bench-jobs neurons trust pins
+.PHONY: demo test check lint types docs format browser npm fuzz gpu gpu-jax tutorials page site suite bench bench-jobs neurons trust pins
 .PHONY: audit clean
 .DEFAULT_GOAL := demo
 
@@ -35,6 +35,14 @@ fuzz: $(READY)
 GPU_TESTS := $(wildcard tests/test_torch_*.py) tests/test_optimize.py tests/test_properties.py
 gpu:
 	PYTHONPATH=src:suite/src:tests $(PYTHON) -m pytest -p on_gpu $(GPU_TESTS)
+
+# JAX's, which lie on a GPU by themselves: in the precision that the tests' tolerances are of, and compiled without trials.
+gpu-jax: export XLA_FLAGS := --xla_gpu_autotune_level=0
+gpu-jax: export XLA_PYTHON_CLIENT_PREALLOCATE := false
+gpu-jax: export JAX_DEFAULT_MATMUL_PRECISION := highest
+gpu-jax: export GUIDED_BACKPROP_DEVICE := cpu
+gpu-jax:
+	PYTHONPATH=src:suite/src:tests $(PYTHON) -m pytest -p on_gpu tests/test_jax.py tests/test_jax_spelled.py tests/test_jax_state.py
 
 # Side by side, for the tests often wait: for a browser, a process, a disk.
 check: $(READY)

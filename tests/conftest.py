@@ -5,6 +5,8 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
 # Set before anything computes, hence here: what is compiled here runs once, so it need not run fast.
 # Without its emitters of fused operations, XLA compiles such small programs in half the time.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
+# JAX 0.11 does not know it, and ends the process.
+if find_spec("jaxlib") and tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 # Processes side by side that have a thread for each core wait for one another; those that tests start inherit this.
 if "PYTEST_XDIST_WORKER" in os.environ:
     FLAGS += " --xla_cpu_multi_thread_eigen=false"

@@ -1,5 +1,6 @@
 """Rules in PyTorch: faster forms against the formula, and rules of a user's own in each way that a model is run."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from guided_backprop import GuidedBackprop, Method, OpaqueRegionError
 from guided_backprop.backends.torch import editor, lean, leaving
 from guided_backprop.backends.torch.fast.gated import GatedRelu
 from guided_backprop.backends.torch.graph import nodes
+from guided_backprop.backends.torch.hidden.audit import BackwardWatch
 from guided_backprop.backends.torch.own import own_function
 from guided_backprop.rules import DECONV, GUIDED, OPEN, PLAIN, Guided, Plain, ReluRule
 from own_rules import Functions, Rect
@@ -239,3 +241,28 @@ def test_a_rule_that_reads_values_needs_them():
 
     explanations = Blind(lambda x: OwnRelu.apply(x * 2), vouch={"OwnRelu": "relu"}).explain(torch.tensor(IMAGES), 1)
     np.testing.assert_array_equal(np.asarray(explanations)[:, 1], 2.0 * (IMAGES[:, 1] > 0))
+
+
+@pytest.mark.parametrize(("low", "high"), [(torch.ge, torch.le), (torch.gt, torch.lt)])
+def test_a_clamp_on_a_view_is_told_by_its_derivative(low, high):
+    """By that of PyTorch 2.15, too, which is shut at the bounds."""
+    x, g, said = torch.tensor([-1.0, 2.0, 3.0, 9.0]), torch.tensor([5.0, -5.0, 5.0, 5.0]), []
+    nothing = torch.zeros(4)
+    with torch.no_grad(), BackwardWatch(GUIDED, lambda *pair: said.append(pair)) as watch:
+        watch.enter(())
+        found = torch.where(torch.logical_and(low(x, 0), high(x, 6)), g, nothing)
+        watch.leave((), ())
+    assert found.tolist() == [0.0, 0.0, 5.0, 0.0]
+    assert said == [("relu6", GUIDED.name)]
+
+
+@pytest.mark.parametrize("compare", [torch.ge, torch.gt, torch.lt])
+def test_what_is_multiplied_by_a_comparison_on_a_view_is_refused(compare):
+    x = torch.tensor([-1.0, 2.0])
+    for rule in (GUIDED, PLAIN):
+        with torch.no_grad(), BackwardWatch(rule, lambda *pair: None) as watch:
+            watch.enter(())
+            refused = pytest.raises(OpaqueRegionError, match="received mul") if rule is GUIDED else nullcontext()
+            with refused:
+                x * compare(x, 0)
+            watch.leave((), ())

@@ -170,8 +170,13 @@ def relu_of_derivative(name: str, args: tuple[Any, ...]) -> str | None:
     return name_of(None if cap is None else args[cap]) if slope is None or args[slope] == 0 else None
 
 
+_SIDES = {"ge": "low", "gt": "low", "le": "high", "lt": "high"}
+
+
 class ClampDerivative:
     """Follows the one derivative that is dispatched as several operations: ``where(x >= low and x <= high, g, 0)``.
+
+    Since PyTorch 2.15 it is shut at a bound that is a number, ``x > low and x < high``, and another for tensors.
 
     Attributes:
         x: the clamp's input; None if there was no comparison.
@@ -183,30 +188,32 @@ class ClampDerivative:
 
     def takes(self, name: str, args: tuple[Any, ...]) -> bool:
         """Note an operation; tell whether it is one in front of the choice itself."""
-        if name in ("ge", "le"):
-            self.x, self._bounds[name] = args[0], args[1]
-        return name in ("ge", "le", "logical_and", "logical_and_")
+        side = _SIDES.get(name)
+        if side is None or (name in ("gt", "lt") and isinstance(args[1], torch.Tensor)):
+            return name in ("logical_and", "logical_and_")
+        self.x, self._bounds[side] = args[0], args[1]
+        return True
 
     @property
     def is_relu(self) -> bool:
         """Whether it is that of a ReLU, with a cap or without."""
-        return _is_zero(self._bounds.get("ge"))
+        return _is_zero(self._bounds.get("low"))
 
     @property
     def may_spell_relu(self) -> bool:
         """Whether a ReLU can be spelled with it, as with ``min(x, 0)``."""
-        low, high = self._bounds.get("ge"), self._bounds.get("le")
+        low, high = self._bounds.get("low"), self._bounds.get("high")
         return _is_zero(high) or _is_partly_zero(low) or _is_partly_zero(high)
 
     @property
     def cap(self) -> Bound:
         """The upper bound, if there is one."""
-        return self._bounds.get("le")
+        return self._bounds.get("high")
 
     @property
     def word(self) -> str:
         """How the coverage calls it."""
-        return "clamp" if len(self._bounds) == 2 else {"ge": "maximum", "le": "minimum"}[next(iter(self._bounds))]
+        return "clamp" if len(self._bounds) == 2 else {"low": "maximum", "high": "minimum"}[next(iter(self._bounds))]
 
 
 def is_called_as_relu(name: str, args: Sequence[Any], depends: Callable[[Any], bool]) -> bool:

@@ -52,8 +52,10 @@ class BackwardWatch(Dispatched):
         activation = dispatched(name.removesuffix("_backward"))
         kind, word = OPERATIONS[activation]
         # What is differentiated inside is a checkpoint's forward pass, run once more for what it saved.
-        is_passing = kind in _PASSING or activation in _PLACED or torch.is_grad_enabled() or _asks(func)
-        if not self._inside or is_passing or self._clamp.takes(name, args):
+        if not self._inside or torch.is_grad_enabled() or _asks(func) or self._clamp.takes(name, args):
+            return func(*args, **kwargs)
+        # What is multiplied after a comparison may be multiplied by it.
+        if (kind in _PASSING or activation in _PLACED) and self._clamp.x is None:
             return func(*args, **kwargs)
         if name == "where" and self._clamp.x is not None and not self._clamp.may_spell_relu:
             return self._leave_clamp(self._clamp.x, args[1], func(*args, **kwargs))

@@ -8,6 +8,7 @@ compiled of it. That is never stale, for it is found by what a new trace does, a
 """
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,9 +152,10 @@ def _is_jaxpr(parameter: object) -> bool:
 
 
 def _key(value: object) -> Hashable:
-    if _is_jaxpr(value):
+    if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
         # Since JAX 0.11 both classes are one, which is its own ``jaxpr``.
-        return _jaxpr_key(getattr(value, "jaxpr", value)), tuple(map(_key, getattr(value, "consts", ())))
+        inner: Any = value
+        return _jaxpr_key(getattr(inner, "jaxpr", inner)), tuple(map(_key, getattr(inner, "consts", ())))
     if isinstance(value, (tuple, list)):
         return type(value).__name__, tuple(map(_key, value))
     if isinstance(value, dict):

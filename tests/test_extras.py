@@ -12,6 +12,7 @@ import sys
 import tomllib
 import venv
 import zipfile
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -91,19 +92,26 @@ def requires(name):
     return distribution(INSTEAD.get(name, name)).requires or []
 
 
+@cache
+def is_shared(top):
+    """Tell whether several packages may share a folder, which is none by itself: what is in it is linked."""
+    folder = SITE / top
+    return folder.is_dir() and folder.suffix == "" and not (folder / "__init__.py").exists()
+
+
+@cache
+def parts(name):
+    """Return what a package put into the folder of packages, by the list that came with it."""
+    files = (file.parts for file in distribution(INSTEAD.get(name, name)).files or [])
+    found = {Path(*file[: 1 + is_shared(file[0])]) for file in files if file[0] not in ("..", "__pycache__")}
+    return [part for part in sorted(found) if (SITE / part).exists()]
+
+
 def link(names, packages):
-    """Link what packages hold, by the lists that came with them."""
-    for name in names:
-        for file in distribution(INSTEAD.get(name, name)).files or []:
-            if file.parts[0] in ("..", "__pycache__") or (packages / file.parts[0]).is_symlink():
-                continue
-            # Several packages may share a folder that is none by itself: what is in it is linked.
-            top = SITE / file.parts[0]
-            depth = 2 if top.is_dir() and top.suffix == "" and not (top / "__init__.py").exists() else 1
-            part = Path(*file.parts[:depth])
-            (packages / part).parent.mkdir(exist_ok=True)
-            if not (packages / part).is_symlink() and (SITE / part).exists():
-                os.symlink(SITE / part, packages / part)
+    """Link what packages hold."""
+    for part in dict.fromkeys(part for name in names for part in parts(name)):
+        (packages / part).parent.mkdir(exist_ok=True)
+        os.symlink(SITE / part, packages / part)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# One, or as many as there are panels, in rows.
-GivenAxes = "Axes | Sequence[Axes] | NDArray[np.object_]"
 Sharing = bool | Literal["none", "all", "row", "col"]
 
 
@@ -35,7 +33,7 @@ class Canvas:
 
     Attributes:
         size: width and height of a new figure in inches; None for what suits what is drawn.
-        given: axes of the user's to draw on; None for a new figure.
+        given: axes of the user's to draw on, one or as many as there are panels, in rows; None for a new figure.
     """
 
     size: tuple[float, float] | None = None

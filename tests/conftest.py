@@ -36,21 +36,28 @@ CHROMIUM += " --disable-component-update --disable-sync"
 # A camera that shows a test picture, and whose use is granted.
 CHROMIUM += " --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 
-# They take long, some of them though they hold few tests: begun last, they would be waited for.
+# They take longest, in this order, some of them though they hold few tests: begun last, they would be waited for.
 LONG = (
-    "test_keras_backends.py",
-    "test_tutorials.py",
-    "test_engines.py",
-    "test_export_spellings.py",
-    "test_tensorflow_programs.py",
-    "test_out_of_memory.py",
-    "test_export.py",
-    "test_examples.py",
-    "test_kernels.py",
-    "test_app.py",
-    "test_report.py",
     "test_jax_programs.py",
+    "test_engines.py",
+    "test_export_sizes.py",
+    "test_jax.py",
+    "test_tensorflow_programs.py",
+    "test_weighed.py",
+    "test_keras_backends.py",
+    "test_export_frameworks.py",
+    "test_tensorflow.py",
+    "test_kernels.py",
+    "test_export_spellings.py",
+    "test_tutorials.py",
+    "test_export_spellings_xla.py",
     "test_properties.py",
+    "test_jax_spelled.py",
+    "test_extras.py",
+    "test_app.py",
+    "test_keras_layers.py",
+    "test_examples.py",
+    "test_out_of_memory.py",
 )
 
 
@@ -67,14 +74,15 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest. A file is handed out whole: what it builds it builds once."""
-    sizes = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name not in LONG, -sizes[item.path]))
+    sizes, places = Counter(item.path for item in items), {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: (places.get(item.path.name, len(LONG)), -sizes[item.path]))
 
 
 def pytest_collection_finish() -> None:
     """Look through all that was imported once: the collector takes a second for it, and each test adds little."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 5, 5)
     gc.enable()
 
 

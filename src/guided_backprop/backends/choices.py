@@ -27,7 +27,7 @@ _ROUNDING: Final = 1e-5
 # Of one set of images and the sets: the orders of more axes are too many.
 _MOST_AXES: Final = 5
 # So many results, on images that are turned in sign, are on both sides of what could close them.
-_MANY: Final = 64
+_MANY_RESULTS: Final = 64
 # So many values of x closed and so many open, each on its side: a chance of 2**-24. Fewer are enough where no value of
 # either side is an exception, and there are so many ways to choose those that are open.
 _LEAST_SIDE: Final = 12
@@ -84,7 +84,7 @@ def judge_choice(
         return Judgement(Verdict.NONE)
     verdict = _side_of_all(np.where(is_closing, np.sign(y - closed), 0.0))
     is_at_border = is_around and 2 * np.mean(is_closing.any(0)) < 1
-    is_few = y.size < _MANY * _LEAST_OPEN
+    is_few = y.size < _MANY_RESULTS * _LEAST_OPEN
     bounds, moving = closed[0][is_closing], x[:, ~is_still]
     is_shut = {Verdict.PARTIAL: moving < bounds.max(), Verdict.CONCAVE: moving > bounds.min()}
     if verdict in is_shut and not is_shut[verdict].any():
@@ -102,7 +102,7 @@ def _verdict_of_none_closed(y: NumpyArray, still: NumpyArray, constants: NumpyAr
     """
     finite = y[np.isfinite(y)] if np.isfinite(y).any() else np.zeros(1)
     near = constants[np.abs(constants - finite.mean()) <= 2 * np.ptp(finite)]
-    if y[0].size >= _MANY or not np.isin(still, near).any():
+    if y[0].size >= _MANY_RESULTS or not np.isin(still, near).any():
         return Verdict.NONE
     return Verdict.UNSETTLED if is_around else Verdict.PARTIAL
 

@@ -92,7 +92,7 @@ class Note(Generic[Ref]):
         has_relus: whether the rule guided something on the way, in loops and branches as well.
         ranked: the operations that may have compared values of the images with each other; of pools those of choices.
         summed: those that added some up: what is chosen by that compares values with each other.
-        compared: those that gave the largest of a window, or the larger of two: behind weights it opens by the others.
+        maxima: those that gave the largest of a window, or the larger of two: behind weights it opens by the others.
         is_pooled: whether all of that was the largest of values, none of which was put there: that zeroes none of them.
         is_bound: whether it is what a bound made, or a multiple of that.
         is_bent: whether it is what a curve or a product made of that, value by value.
@@ -121,7 +121,7 @@ class Note(Generic[Ref]):
     has_relus: bool = False
     ranked: frozenset[Hashable] = frozenset()
     summed: frozenset[Hashable] = frozenset()
-    compared: frozenset[Hashable] = frozenset()
+    maxima: frozenset[Hashable] = frozenset()
     is_pooled: bool = True
     is_bound: bool = False
     is_bent: bool = False
@@ -147,13 +147,13 @@ class Note(Generic[Ref]):
         sources = () if ref is None or not self.is_tainted else (Candidate(ref, size),)
         none: tuple[Candidate[Ref], ...] = ()
         left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none, roots=none)
-        left = replace(left, ranked=frozenset(), summed=frozenset(), compared=frozenset())
+        left = replace(left, ranked=frozenset(), summed=frozenset(), maxima=frozenset())
         return replace(left, lines=none, sources=sources, is_off=False)
 
     @property
     def told(self) -> frozenset[Hashable]:
         """The operations that tell of many values: what is chosen by these is chosen by what came before it."""
-        return self.ranked | self.summed | self.compared
+        return self.ranked | self.summed | self.maxima
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
         """Return what is known of a value that is one or the other."""
@@ -165,7 +165,7 @@ class Note(Generic[Ref]):
             has_relus=self.has_relus or other.has_relus,
             ranked=self.ranked | other.ranked,
             summed=self.summed | other.summed,
-            compared=self.compared | other.compared,
+            maxima=self.maxima | other.maxima,
             is_pooled=self.is_pooled and other.is_pooled,
             is_bound=self.is_bound or other.is_bound,
             is_bent=self.is_bent or other.is_bent,

@@ -50,7 +50,7 @@ class Noting(Given[Ref]):
             has_relus=any(note.has_relus for note in [*self._notes, *self.held]),
             ranked=self.ranked(size),
             summed=self.summed(size),
-            compared=self.compared(),
+            maxima=self.maxima(),
             is_pooled=self._is_pooled,
             is_bound=self.row.kind is Kind.CLIP or self.has_bound or self._is_of_a_bound,
             is_bent=self._is_bent,

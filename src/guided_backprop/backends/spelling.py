@@ -87,7 +87,7 @@ _LEFT: Final = 32
 # So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
 _FEW: Final = 12
 # So many values of a maximum of two tell that the other value is 0.
-_MANY: Final = 32
+_MANY_OF_TWO: Final = 32
 
 
 def judge(
@@ -140,7 +140,7 @@ def judge(
         return Judgement(Verdict.NONE)
     if is_of_two and judgement.is_gate:
         # That the other value is 0 says nobody but these numbers: so it is not guided.
-        return Judgement(Verdict.PARTIAL if y.size >= _MANY else Verdict.UNSETTLED, judgement.closed)
+        return Judgement(Verdict.PARTIAL if y.size >= _MANY_OF_TWO else Verdict.UNSETTLED, judgement.closed)
     return judgement
 
 

@@ -113,13 +113,13 @@ class Given(Generic[Ref]):
     def ranks_behind(self, candidate: Candidate[Ref]) -> Ranks:
         """Return it of a candidate behind weights: where another value was larger it is shut there, be it positive."""
         known = self.ranks(candidate)
-        return Ranks.SOME if known is Ranks.NONE and self.compared() - candidate.ranked else known
+        return Ranks.SOME if known is Ranks.NONE and self.maxima() - candidate.ranked else known
 
-    def compared(self) -> frozenset[Hashable]:
+    def maxima(self) -> frozenset[Hashable]:
         """Return the operations, up to this one, that gave the largest of a window, or the larger of two values."""
         actives = sum(operand.is_active for operand in self.dependent)
         is_own = self.row.word == "max_pool" or (self.row.kind is Kind.CLIP and actives > 1)
-        before = [note.compared for note in [*self._notes, *self.held]]
+        before = [note.maxima for note in [*self._notes, *self.held]]
         return frozenset({self.place} if is_own else ()).union(*before)
 
     def summed(self, size: int | None = None) -> frozenset[Hashable]:

@@ -287,9 +287,11 @@ LEGITIMATE = {
     "layer norm by clip": lambda x: layer_norm(x, lambda variance: jnp.clip(variance, 0)),
     "standardize": jax.nn.standardize,
     "custom_jvp": jax.custom_jvp(lambda x: jnp.sin(x)),
+    "custom_jvp with a branch": jax.custom_jvp(lambda x: jax.lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x)),
     "custom_vjp": jax.custom_vjp(lambda x: jnp.sin(x)),
 }
 LEGITIMATE["custom_jvp"].defjvp(lambda x, t: (jnp.sin(x[0]), t[0] * 2))
+LEGITIMATE["custom_jvp with a branch"].defjvp(lambda x, t: (jnp.sin(x[0]), t[0] * 2))
 LEGITIMATE["custom_vjp"].defvjp(lambda x: (jnp.sin(x), None), lambda _, g: (g * 2,))
 
 

@@ -69,7 +69,11 @@ def pytest_collection() -> Generator[None, object, object]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fcntl.flock(lock, fcntl.LOCK_SH)
-        return (yield)
+        try:
+            return (yield)
+        finally:
+            # Closing it would not be enough if a process that was forked meanwhile is still there.
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -117,13 +117,13 @@ def _with_zeros(*slopes: str) -> Callable[[Node, Container[Node]], Relu | None]:
     """Return the recogniser of what has no slope left of 0 if all that it saved by these names is 0."""
 
     def recognise(node: Node, on_path: Container[Node]) -> Relu | None:
-        return Relu(node, "relu") if all(_is_zero(saved(node, slope)) for slope in slopes) else None
+        return Relu(node, "relu") if all(is_zero(saved(node, slope)) for slope in slopes) else None
 
     return recognise
 
 
 def _clamp(node: Node, on_path: Container[Node]) -> Relu | None:
-    if not _is_zero(saved(node, "min")):
+    if not is_zero(saved(node, "min")):
         return None
     # clamp_min has no upper bound to save.
     cap = saved(node, "max")
@@ -132,7 +132,7 @@ def _clamp(node: Node, on_path: Container[Node]) -> Relu | None:
 
 def _maximum(node: Node, on_path: Container[Node]) -> Relu | None:
     for operand, (x, other) in enumerate((("self", "other"), ("other", "self"))):
-        if is_constant(node, 1 - operand, on_path) and _is_zero(saved(node, other)):
+        if is_constant(node, 1 - operand, on_path) and is_zero(saved(node, other)):
             return Relu(node, "relu", operand, saved(node, x).detach())
     return None
 
@@ -151,70 +151,6 @@ _RECOGNISERS: Final = {
     "fmax": _maximum,
 }
 
-# The same for derivatives as they are dispatched: the argument that says it, if it has to be 0; and that with the cap.
-_DERIVATIVES: Final[dict[str, tuple[int | None, int | None]]] = {
-    "threshold_backward": (None, None),
-    "hardtanh_backward": (2, 3),
-    "leaky_relu_backward": (2, None),
-    "elu_backward": (1, None),
-}
-
-
-def relu_of_derivative(name: str, args: tuple[Any, ...]) -> str | None:
-    """Return the name of the ReLU that a derivative, as it is dispatched, is of; None if it is of none."""
-    if name == "rrelu_with_noise_backward":
-        return name_of(None) if args[3] == args[4] == 0 else None
-    if name not in _DERIVATIVES:
-        return None
-    slope, cap = _DERIVATIVES[name]
-    return name_of(None if cap is None else args[cap]) if slope is None or args[slope] == 0 else None
-
-
-_SIDES = {"ge": "low", "gt": "low", "le": "high", "lt": "high"}
-
-
-class ClampDerivative:
-    """Follows the one derivative that is dispatched as several operations: ``where(x >= low and x <= high, g, 0)``.
-
-    Since PyTorch 2.15 it is shut at a bound that is a number, ``x > low and x < high``, and another for tensors.
-
-    Attributes:
-        x: the clamp's input; None if there was no comparison.
-    """
-
-    def __init__(self) -> None:
-        self.x: torch.Tensor | None = None
-        self._bounds: dict[str, Bound] = {}
-
-    def takes(self, name: str, args: tuple[Any, ...]) -> bool:
-        """Note an operation; tell whether it is one in front of the choice itself."""
-        side = _SIDES.get(name)
-        if side is None or (name in ("gt", "lt") and isinstance(args[1], torch.Tensor)):
-            return name in ("logical_and", "logical_and_")
-        self.x, self._bounds[side] = args[0], args[1]
-        return True
-
-    @property
-    def is_relu(self) -> bool:
-        """Whether it is that of a ReLU, with a cap or without."""
-        return _is_zero(self._bounds.get("low"))
-
-    @property
-    def may_spell_relu(self) -> bool:
-        """Whether a ReLU can be spelled with it, as with ``min(x, 0)``."""
-        low, high = self._bounds.get("low"), self._bounds.get("high")
-        return _is_zero(high) or _is_partly_zero(low) or _is_partly_zero(high)
-
-    @property
-    def cap(self) -> Bound:
-        """The upper bound, if there is one."""
-        return self._bounds.get("high")
-
-    @property
-    def word(self) -> str:
-        """How the coverage calls it."""
-        return "clamp" if len(self._bounds) == 2 else {"low": "maximum", "high": "minimum"}[next(iter(self._bounds))]
-
 
 def is_called_as_relu(name: str, args: Sequence[Any], depends: Callable[[Any], bool]) -> bool:
     """Tell whether an operation that is being dispatched is a ReLU: what its node will be known by.
@@ -227,21 +163,16 @@ def is_called_as_relu(name: str, args: Sequence[Any], depends: Callable[[Any], b
     if name in ("relu", "threshold"):
         return True
     if name in ("leaky_relu", "prelu", "elu"):
-        return len(args) > 1 and not depends(args[1]) and _is_zero(args[1])
+        return len(args) > 1 and not depends(args[1]) and is_zero(args[1])
     if name in ("clamp", "clamp_min", "hardtanh"):
-        return len(args) > 1 and args[1] is not None and not depends(args[1]) and _is_zero(args[1])
+        return len(args) > 1 and args[1] is not None and not depends(args[1]) and is_zero(args[1])
     if name in ("maximum", "fmax"):
-        return any(not depends(arg) and _is_zero(arg) for arg in args[:2])
+        return any(not depends(arg) and is_zero(arg) for arg in args[:2])
     return False
 
 
-def _is_zero(bound: Bound) -> bool:
+def is_zero(bound: Bound) -> bool:
+    """Tell whether a bound is there, and 0 throughout."""
     if isinstance(bound, torch.Tensor):
         return not bool(bound.count_nonzero())
     return bound is not None and bound == 0
-
-
-def _is_partly_zero(bound: Bound) -> bool:
-    if not isinstance(bound, torch.Tensor):
-        return False
-    return 0 < int(bound.count_nonzero()) < bound.numel()

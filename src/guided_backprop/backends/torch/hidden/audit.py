@@ -12,7 +12,8 @@ import torch
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
-from guided_backprop.backends.torch.graph.relus import ClampDerivative, is_open, name_of, relu_of_derivative
+from guided_backprop.backends.torch.graph.relus import is_open, name_of
+from guided_backprop.backends.torch.hidden.dispatched import ClampDerivative, relu_of_derivative
 from guided_backprop.backends.torch.layouts import lies_channels_last, unambiguous
 from guided_backprop.backends.torch.leaving import leaving
 from guided_backprop.errors import ModelError, OpaqueRegionError

@@ -66,6 +66,8 @@ class Watch:
         self._begins_inside = begins_inside
         self._places, self._graph_def, self._flat_names = places, graph_def, flat_names
         self._specs, self._bring = specs, bring
+        # Whether it is enough to look at some of the images.
+        self._is_free = all(spec.shape[0] is None for spec in specs)
         self._derivatives = Derivatives(graph_def, specs, bring)
         self._behind = Behind(places, self._derivatives, self._flat, self._first, Differences(graph_def, specs, bring))
         self._sums = SumsWatch(sums, graph_def, specs, bring, self._flat)
@@ -96,30 +98,45 @@ class Watch:
             if not self.is_open:
                 return []
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
-            taken, sums = self._behind.found(few), self._sums.found(few)
-            verdicts = self._judged(few) if self._open else {}
-            if self._idle and len(few[0]) < len(arrays[0]):
-                # Another image may take the branch that these do not.
-                verdicts = self._judged(arrays)
-            idle = self._idle
-            for turn, others in enumerate(other_inputs(few, first=self._first(len(few)))):
-                if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
-                    break
-                try:
-                    verdicts = self._judged(others) if turn < NEAR else self._judged_alone(others, verdicts)
-                except tf.errors.OpError:
-                    # The model says of itself that it takes no such images.
-                    continue
-            verdicts = self._tried(verdicts, few)
-            # What is not run for these images passes no gradient of theirs; others may run it.
-            refused, closed = self._refused({pair: verdicts[pair] for pair in verdicts if pair not in idle}, arrays)
-            # Others may close what these images leave open of a choice.
-            choices = {pair for pair in verdicts if self._candidate(pair).is_choice}
-            self._open = dict.fromkeys(pair for pair in self._open if pair in refused | closed | idle | choices)
-            self._seen.clear()
-            self._firsts.clear()
-            numbers = sorted(taken.union(number for number, _ in refused))
-            return [*sums, *(self._places[number] for number in numbers)]
+            try:
+                return self._found(few, arrays)
+            except tf.errors.OpError:
+                if len(few[0]) == len(arrays[0]):
+                    raise
+            # Something in it is of the shape of all of them, though it was traced for any number.
+            self._is_free = False
+            self._forget()
+            return self._found(arrays, arrays)
+
+    def _found(self, few: Sequence[tf.Tensor], arrays: Sequence[tf.Tensor]) -> list[Place]:
+        """Return them by few of these images, and by all where these say too little."""
+        taken, sums = self._behind.found(few), self._sums.found(few)
+        verdicts = self._judged(few) if self._open else {}
+        if self._idle and len(few[0]) < len(arrays[0]):
+            # Another image may take the branch that these do not.
+            verdicts = self._judged(arrays)
+        idle = self._idle
+        for turn, others in enumerate(other_inputs(few, first=self._first(len(few)))):
+            if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
+                break
+            try:
+                verdicts = self._judged(others) if turn < NEAR else self._judged_alone(others, verdicts)
+            except tf.errors.OpError:
+                # The model says of itself that it takes no such images.
+                continue
+        verdicts = self._tried(verdicts, few)
+        # What is not run for these images passes no gradient of theirs; others may run it.
+        refused, closed = self._refused({pair: verdicts[pair] for pair in verdicts if pair not in idle}, arrays)
+        # Others may close what these images leave open of a choice.
+        choices = {pair for pair in verdicts if self._candidate(pair).is_choice}
+        self._open = dict.fromkeys(pair for pair in self._open if pair in refused | closed | idle | choices)
+        self._forget()
+        numbers = sorted(taken.union(number for number, _ in refused))
+        return [*sums, *(self._places[number] for number in numbers)]
+
+    def _forget(self) -> None:
+        self._seen.clear()
+        self._firsts.clear()
 
     def _is_doubtful(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether other images may say more: what compares values with each other may be a gate by chance."""
@@ -130,10 +147,6 @@ class Watch:
     def _idle(self) -> set[Pair]:
         """The pairs inside of branches that were not run yet."""
         return {pair for pair in self._open if self._places[pair[0]].function and pair[0] not in self._firsts}
-
-    @property
-    def _is_free(self) -> bool:
-        return all(spec.shape[0] is None for spec in self._specs)
 
     def _candidate(self, pair: Pair) -> Candidate:
         return self._places[pair[0]].candidates[pair[1]]

@@ -128,8 +128,10 @@ class Behind:
         stopped = [index for index, (_, one) in enumerate(self._open) if one.is_stopped]
         if not stopped:
             return around
-        ways = [Way.OWN, Way.TOTAL, *([Way.UNROUNDED] if self._derivatives.has_rounding else [])]
-        further = [self._derivatives.towards([pairs[index] for index in stopped], way) for way in ways]
+        asked = [pairs[index] for index in stopped]
+        own = self._derivatives.towards(asked, Way.OWN)
+        ways = [Way.TOTAL, *([Way.UNROUNDED] if self._derivatives.has_rounding else [])]
+        further = [own, *(self._undone(asked, way, own) for way in ways)]
 
         def look(arrays: Sequence[tf.Tensor]) -> list[Towards]:
             seen = around(arrays)
@@ -137,6 +139,26 @@ class Behind:
                 for index, (_, derived) in zip(stopped, towards(arrays), strict=True):
                     seen[index] = seen[index][0], [*seen[index][1], derived[0]]
             return seen
+
+        return look
+
+    def _undone(self, pairs: Sequence[Sequence[str]], way: Way, own: _Look) -> _Look:
+        """Return derivatives as if nothing stopped them; 0 where there are none, which then values tell."""
+
+        def none(arrays: Sequence[tf.Tensor]) -> list[Towards]:
+            return [(values, [np.zeros_like(one) for one in derived]) for values, derived in own(arrays)]
+
+        try:
+            towards = self._derivatives.towards(pairs, way)
+        except (LookupError, NotImplementedError, TypeError, ValueError):
+            # What the model stops a gradient in front of may have none.
+            return none
+
+        def look(arrays: Sequence[tf.Tensor]) -> list[Towards]:
+            try:
+                return towards(arrays)
+            except tf.errors.InvalidArgumentError:
+                return none(arrays)
 
         return look
 

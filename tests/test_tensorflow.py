@@ -656,7 +656,9 @@ FOR_ALL = {
     "slopes for each image": lambda x, h: h + tf.where(x > 0, x, SLOPES * x),
     "a part that asks for nine": lambda x, h: h + tf.concat(tf.split(tf.abs(x), 9), 0),
     "images that are counted while it is traced": lambda x, h: tf.reshape(h + tf.abs(x), [x.shape[0] or 1, -1]) @ W,
-    "a part that has no derivative": lambda x, h: h + (x + tf.stop_gradient(tf.linalg.lu(x[..., None, None])[0][..., 0, 0])) @ W,
+    "a part that has no derivative": lambda x, h: (
+        h + (x + tf.stop_gradient(tf.linalg.lu(x[..., None, None])[0][..., 0, 0])) @ W
+    ),
 }
 
 

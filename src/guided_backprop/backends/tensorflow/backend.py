@@ -27,6 +27,7 @@ from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.functions import Traced, graph_of, made_by
 from guided_backprop.backends.tensorflow.graph.nodes import producer
 from guided_backprop.backends.tensorflow.graph.tracing import trace
+from guided_backprop.backends.tensorflow.hidden.original import Original
 from guided_backprop.backends.tensorflow.hidden.values import Watch
 from guided_backprop.backends.tensorflow.model import HINTS, TensorFlowNetwork, callable_of, inside_of, reason_of_graph
 from guided_backprop.backends.tensorflow.plan import Call, Copy, Kind, OtherLabels, Plan, Rules, running
@@ -172,10 +173,8 @@ class TensorFlowBackend(Backend):
         specs = [*copied.specs, *(tf.TensorSpec([size, *value.shape[1:]], value.dtype) for value in begins)]
         return Watch(
             copied.places,
-            copied.graph_def,
+            Original(copied.graph_def, specs, copied.bring),
             copied.flat_names,
-            specs,
-            copied.bring,
             sums=copied.sums,
             begins_inside=bool(begins),
         )

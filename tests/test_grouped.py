@@ -94,9 +94,10 @@ def test_full_memory_is_no_missing_kernel(monkeypatch):
     def full(*_, **__):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM")
 
-    with monkeypatch.context() as patch, pytest.raises(tf.errors.ResourceExhaustedError):
+    with monkeypatch.context() as patch:
         patch.setattr(tf, "function", full)
-        groups._has_kernel(tf.float64, 4, "")
+        with pytest.raises(tf.errors.ResourceExhaustedError):
+            groups._has_kernel(tf.float64, 4, "")
     assert groups._has_kernel(tf.float64, 4, "") is False
 
 

@@ -27,8 +27,10 @@ class Differences:
     def __init__(self, original: Original) -> None:
         self._original = original
 
-    def towards(self, y: str, x: str) -> Callable[[Sequence[tf.Tensor]], tuple[NumpyArray, NumpyArray]]:
-        """Return what gives, for images, the places of some numbers of x, and the slopes of sums of y there."""
+    def towards(
+        self, y: str, x: str, like: Sequence[tf.Tensor]
+    ) -> Callable[[Sequence[tf.Tensor]], tuple[NumpyArray, NumpyArray]]:
+        """Return what gives, for images like some, places of numbers of x, and the slopes of sums of y there."""
 
         def both(bring: Import, *inputs: tf.Tensor) -> list[tf.Tensor]:
             return bring(inputs, [x, y])
@@ -36,9 +38,10 @@ class Differences:
         def changed(bring: Import, value: tf.Tensor, *inputs: tf.Tensor) -> tf.Tensor:
             return bring(inputs, [y], instead={x: value})[0]
 
-        as_it_is = self._original.built(both)
+        original = self._original.sized(like)
+        as_it_is = original.built(both)
         value = as_it_is.outputs[0]  # type: ignore[attr-defined]
-        again = self._original.built(changed, beside=[tf.TensorSpec(value.shape, value.dtype)])
+        again = original.built(changed, beside=[tf.TensorSpec(value.shape, value.dtype)])
 
         def slopes(arrays: Sequence[tf.Tensor]) -> tuple[NumpyArray, NumpyArray]:
             value, result = (tensor.numpy() for tensor in as_it_is(*arrays))

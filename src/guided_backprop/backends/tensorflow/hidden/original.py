@@ -1,7 +1,7 @@
 """The graph that is looked at: parts of copies of it are run, and differentiated."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,10 @@ class Original:
     graph_def: GraphDef
     specs: Sequence[tf.TensorSpec]
     bring: Import
+
+    def sized(self, arrays: Sequence[tf.Tensor]) -> "Original":
+        """Return the same for images of one size: in its graph less has to be worked out."""
+        return replace(self, specs=[tf.TensorSpec(array.shape, array.dtype) for array in arrays])
 
     def built(
         self,

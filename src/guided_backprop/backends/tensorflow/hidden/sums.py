@@ -130,7 +130,7 @@ class SumsWatch:
         return [place for _, places in told for place in places]
 
     def _told(self, joined: Joined, arrays: Sequence[tf.Tensor]) -> list[Place]:
-        run = self._original.built(partial(self._run, joined), beside=[tf.TensorSpec([], tf.float64)])
+        run = self._original.sized(arrays).built(partial(self._run, joined), beside=[tf.TensorSpec([], tf.float64)])
         once = tf.constant(1.0, tf.float64)
         at_zero, raised, values, lines = run(once, *arrays)
         far = toward(at_zero.numpy(), raised.numpy())

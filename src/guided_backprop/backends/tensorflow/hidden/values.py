@@ -95,7 +95,7 @@ class Watch:
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
             try:
                 return self._found(few, arrays)
-            except tf.errors.OpError:
+            except (tf.errors.OpError, ValueError):
                 if len(few[0]) == len(arrays[0]):
                     raise
             # Something in it is of the shape of all of them, though it was traced for any number.
@@ -256,7 +256,7 @@ class Watch:
             second = iter(bring(inputs, [name for name in names if name != x], instead={x: other}))
             return [first, [other if name == x else next(second) for name in names]]
 
-        return [[tensor.numpy() for tensor in tensors] for tensors in self._original.built(both)(*arrays)]
+        return [[tensor.numpy() for tensor in tensors] for tensors in self._original.sized(arrays).built(both)(*arrays)]
 
     def _refused(self, verdicts: Mapping[Pair, Verdict], arrays: Sequence[tf.Tensor]) -> tuple[set[Pair], set[Pair]]:
         """Return the pairs that are ReLUs, or that no image tells; and those that these images close."""

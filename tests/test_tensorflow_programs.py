@@ -149,7 +149,7 @@ def outcome(names):
     return "right" if is_right else "wrong"
 
 
-SETTINGS = often(60)
+SETTINGS = often(40)
 STEPS = st.sampled_from(sorted(ORDINARY))
 
 

@@ -149,7 +149,7 @@ def outcome(names):
     return "right" if is_right else "wrong"
 
 
-SETTINGS = often(40)
+SETTINGS = often(60)
 STEPS = st.sampled_from(sorted(ORDINARY))
 
 

@@ -105,7 +105,7 @@ class Watch:
 
     def _found(self, few: Sequence[tf.Tensor], arrays: Sequence[tf.Tensor]) -> list[Place]:
         """Return them by few of these images, and by all where these say too little."""
-        taken, sums = self._behind.found(few), self._sums.found(few)
+        sums = self._sums.found(few)
         verdicts = self._judged(few) if self._open else {}
         if self._idle and len(few[0]) < len(arrays[0]):
             # Another image may take the branch that these do not.
@@ -126,8 +126,9 @@ class Watch:
         choices = {pair for pair in verdicts if self._candidate(pair).is_choice}
         self._open = dict.fromkeys(pair for pair in self._open if pair in refused | closed | idle | choices)
         self._forget()
-        numbers = sorted(taken.union(number for number, _ in refused))
-        return [*sums, *(self._places[number] for number in numbers)]
+        # Derivatives take longer: they are asked where nothing is refused by its values.
+        numbers = {number for number, _ in refused} or self._behind.found(few)
+        return [*sums, *(self._places[number] for number in sorted(numbers))]
 
     def _forget(self) -> None:
         self._seen.clear()

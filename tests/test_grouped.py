@@ -88,6 +88,19 @@ def test_a_kernel_of_tensorflows_own_is_used_where_there_is_one(monkeypatch):
     np.testing.assert_allclose(found.attribution, right, rtol=1e-4, atol=1e-4)
 
 
+def test_full_memory_is_no_missing_kernel(monkeypatch):
+    groups._has_kernel.cache_clear()
+
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf, "function", full)
+        with pytest.raises(tf.errors.ResourceExhaustedError):
+            groups._has_kernel(tf.float64, 4, "")
+    assert groups._has_kernel(tf.float64, 4, "") is False
+
+
 def test_in_a_loop_the_same_is_right():
     layer = filled(
         keras.layers.Conv2D(8, 3, groups=4, padding="same", activation="relu", dtype="float64"), IMAGES.shape

@@ -198,9 +198,9 @@ def test_a_composite_activation_is_one_activation():
     """All in one network: what is looked into, or missed, changes the coverage."""
     found = GuidedBackprop(small(*(build() for build in COMPOSITES.values()))).explain(ROWS, 1).coverage
     assert {*found} == {("relu", 1, "guided"), *((name, 1, "plain") for name in COMPOSITES)}
-    hidden = [part for build in COMPOSITES.values() for part in (layers.Dense(6), build())]
-    with pytest.raises(NoReluError):
-        GuidedBackprop(keras.Sequential([keras.Input((4,)), *hidden, layers.Dense(3)])).explain(ROWS, 1)
+    without = keras.Sequential([keras.Input((4,)), layers.Dense(6), COMPOSITES["prelu"](), layers.Dense(3)])
+    with pytest.raises(NoReluError, match="found prelu x1"):
+        GuidedBackprop(without).explain(ROWS, 1)
 
 
 def test_a_prelu_without_slopes_is_a_relu():
@@ -359,19 +359,16 @@ def test_smooth_activations():
     """Each with rows of its own, so that each has a map of its own, of one network."""
     keras.utils.set_random_seed(0)
     rows = np.stack([ROWS] * len(SMOOTH), axis=1)
-    images, last = keras.Input(rows.shape[1:]), [layers.Dense(3) for _ in SMOOTH]
-    branches = [
-        dense(build()(layers.Dense(6)(images[:, place])))
-        for place, (dense, build) in enumerate(zip(last, SMOOTH.values(), strict=True))
-    ]
-    model = keras.Model(images, layers.Add()(branches))
-    for dense in last:
-        dense.set_weights([np.abs(dense.get_weights()[0]) * np.tile([[1], [-1]], (3, 1)), dense.get_weights()[1]])
+    images, last = keras.Input(rows.shape[1:]), layers.Dense(3)
+    branches = [build()(layers.Dense(6)(images[:, place])) for place, build in enumerate(SMOOTH.values())]
+    model = keras.Model(images, last(layers.Concatenate()(branches)))
+    weights, bias = last.get_weights()
+    weights = np.abs(weights) * np.tile([[1], [-1]], (len(weights) // 2, 1))
+    last.set_weights([weights, bias])
     guided, plain = compare(rows, 1, [GuidedBackprop(model, smooth="guide"), Saliency(model)])
     assert {*guided.coverage} == {(name, 1, "guided") for name in SMOOTH}
     # The gradient that arrives is the last layer's weights: without the negative ones it is the guided one.
-    for dense in last:
-        dense.set_weights([np.maximum(dense.get_weights()[0], 0), dense.get_weights()[1]])
+    last.set_weights([np.maximum(weights, 0), bias])
     expected = np.asarray(Saliency(model).explain(rows, 1))
     for place, name in enumerate(SMOOTH):
         np.testing.assert_allclose(guided.attribution[:, place], expected[:, place], 1e-5, 1e-6, err_msg=name)

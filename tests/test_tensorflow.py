@@ -650,6 +650,33 @@ def test_control_flow_beside_the_way_of_the_score(beside):
     assert explain(model, x, 1, "saliency").coverage
 
 
+W, SLOPES = tf.constant(np.eye(4)), tf.constant(np.random.default_rng(0).uniform(0.1, 0.3, size=(9, 4)))
+#: Of nine images all are needed, and derivatives of all; eight are looked at first.
+FOR_ALL = {
+    "slopes for each image": lambda x, h: h + tf.where(x > 0, x, SLOPES * x),
+    "a part that asks for nine": lambda x, h: h + tf.concat(tf.split(tf.abs(x), 9), 0),
+    "images that are counted while it is traced": lambda x, h: tf.reshape(h + tf.abs(x), [x.shape[0] or 1, -1]) @ W,
+    "a part that has no derivative": lambda x, h: (
+        h + (x + tf.stop_gradient(tf.linalg.lu(x[..., None, None])[0][..., 0, 0])) @ W
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOR_ALL)
+def test_a_model_for_one_number_of_images(case):
+    x, w = np.random.default_rng(1).normal(size=(9, 4)), np.random.default_rng(2).normal(size=(4, 4))
+    by_hand = plain_gradient(lambda x: FOR_ALL[case](x, hand_guided(x @ w)), x, np.eye(4)[[1] * 9])
+    np.testing.assert_allclose(
+        explain(lambda x: FOR_ALL[case](x, tf.nn.relu(x @ w)), x, 1).attribution, by_hand, **TOLERANCE
+    )
+
+
+def test_planted_fault_a_gate_by_slopes_for_each_image():
+    x = np.random.default_rng(1).normal(size=(9, 4))
+    with pytest.raises(OpaqueRegionError, match="spelled as arithmetic"):
+        explain(lambda x: tf.nn.relu(x @ W) + tf.where(x @ W > 0, x @ W, 0.0 * SLOPES * x), x, 1)
+
+
 def test_an_auxiliary_output_with_a_branch():
     def model(x):
         h = tf.nn.relu(x * 2.0)

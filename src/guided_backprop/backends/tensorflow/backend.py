@@ -27,6 +27,7 @@ from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.functions import Traced, graph_of, made_by
 from guided_backprop.backends.tensorflow.graph.nodes import producer
 from guided_backprop.backends.tensorflow.graph.tracing import trace
+from guided_backprop.backends.tensorflow.hidden.original import Original
 from guided_backprop.backends.tensorflow.hidden.values import Watch
 from guided_backprop.backends.tensorflow.model import HINTS, TensorFlowNetwork, callable_of, inside_of, reason_of_graph
 from guided_backprop.backends.tensorflow.plan import Call, Copy, Kind, OtherLabels, Plan, Rules, running
@@ -54,6 +55,8 @@ class TensorFlowBackend(Backend):
         self._copies: dict[Kind, Copy] = {}
         self._plans: dict[tuple[Kind, Rules, int], Plan] = {}
         self._watches: dict[Kind, Watch] = {}
+        # Whether the model is traced for any number of images.
+        self._is_free = True
         self._lock = threading.RLock()
 
     @classmethod
@@ -130,6 +133,15 @@ class TensorFlowBackend(Backend):
                 gradients[position] = gradients[position].numpy()
         return inputs.like(gradients)
 
+    def prepare(self, given: Inputs, rule: ReluRule) -> None:
+        """Trace and judge the model for such images, under a rule."""
+        try:
+            self._plan(given, (rule,), 1, undoes_head=self.setup.undo_head)
+        except GuidedBackpropError:
+            raise
+        except Exception as error:
+            raise self._own_error(error, given) or _fault(error) from error
+
     def _plan(self, given: Inputs, rules: Rules, labels: int, *, undoes_head: bool) -> Plan:
         """Return the plan for such images, for any number of them unless the model is made for one number."""
         kinds = []
@@ -144,18 +156,13 @@ class TensorFlowBackend(Backend):
             if any(rule.needs_every_relu for rule in rules):
                 self._refuse_spelled(kind, given)
             if (kind, rules, labels) not in self._plans:
-                try:
-                    self._plans[kind, rules, labels] = self._copies[kind].plan(rules, labels, self.setup.vouch)
-                except GuidedBackpropError:
-                    raise
-                except Exception as error:
-                    raise self._failed(error, given) from error
+                self._plans[kind, rules, labels] = self._copies[kind].plan(rules, labels, self.setup.vouch)
             return self._plans[kind, rules, labels]
 
     def _signatures(self, given: Inputs) -> Sequence[Sequence[Sequence[int | None]]]:
         """Return the shapes to trace the model for, of which the first are taken that it can be traced for."""
         shapes = [tensor.shape.as_list() for tensor in given.arrays]
-        return [[None, *shape[1:]] for shape in shapes], shapes
+        return [*([[[None, *shape[1:]] for shape in shapes]] if self._is_free else []), shapes]
 
     def _watch(self, copied: Copy, begins: Sequence[tf.Tensor]) -> Watch:
         """Return what looks at values; what the gradient begins at is one more input of that.
@@ -166,10 +173,8 @@ class TensorFlowBackend(Backend):
         specs = [*copied.specs, *(tf.TensorSpec([size, *value.shape[1:]], value.dtype) for value in begins)]
         return Watch(
             copied.places,
-            copied.graph_def,
+            Original(copied.graph_def, specs, copied.bring),
             copied.flat_names,
-            specs,
-            copied.bring,
             sums=copied.sums,
             begins_inside=bool(begins),
         )
@@ -179,13 +184,10 @@ class TensorFlowBackend(Backend):
         watch = self._watches.get(kind)
         if watch is not None and not watch.is_open:
             return
-        try:
-            begins = inside_of(self.network, given, self._check)
-            if watch is None:
-                watch = self._watches[kind] = self._watch(self._copies[kind], begins)
-            relus = watch.found([*given.arrays, *begins])
-        except Exception as error:
-            raise self._failed(error, given) from error
+        begins = inside_of(self.network, given, self._check)
+        if watch is None:
+            watch = self._watches[kind] = self._watch(self._copies[kind], begins)
+        relus = watch.found([*given.arrays, *begins])
         if relus:
             # What is made of it is found as well.
             raise spelled({relus[0].name}, "tf.nn.relu")
@@ -225,19 +227,25 @@ class TensorFlowBackend(Backend):
     def _run(
         self, given: Inputs, weigh: Weigh, rules: Rules, score: Score | None, *, labels: int
     ) -> tuple[Plan, Call, Mapping[str, tf.Tensor]]:
-        plan = self._plan(given, rules, labels, undoes_head=self.setup.undo_head and score is None)
-        inputs = given.arrays
-        call = Call(weigh, score, len(inputs[0]), labels)
+        call = Call(weigh, score, given.count, labels)
         try:
+            plan = self._plan(given, rules, labels, undoes_head=self.setup.undo_head and score is None)
             with running(call) as number:
-                return plan, call, plan.run(number, *inputs)
+                return plan, call, plan.run(number, *given.arrays)
+        except GuidedBackpropError:
+            raise
         except Exception as error:
             if call.error is not None:
                 raise call.error from None
-            raise self._failed(error, given) from error
+            own = self._own_error(error, given)
+            if own is not None or not self._is_free:
+                raise own or _fault(error) from error
+        # It may count its images while it is traced, as by x.shape[0] or 1: then that is done for their number.
+        self._is_free = False
+        return self._run(given, weigh, rules, score, labels=labels)
 
-    def _failed(self, error: Exception, given: Inputs) -> ModelError:
-        """Return what to say of an error of a copy: the model's own, or a fault of ours if the model has none."""
+    def _own_error(self, error: Exception, given: Inputs) -> ModelError | None:
+        """Return what to say of an error of a copy if it is the model's own; None if the model has none."""
         if self.is_out_of_memory(error):
             return self.failed(error, given.arrays, given)
         forward = callable_of(self.network, given, self.setup.output)
@@ -250,11 +258,16 @@ class TensorFlowBackend(Backend):
             return self.failed(error, given.arrays, given)
         if output.shape.rank == 0 or len(output) != given.count:
             return no_rows(given.count, output, "tensor", self.why(given))
-        return ModelError(
-            "the copy of a model must run wherever the model does; received a model that runs, and "
-            f"error={type(error).__name__} from its copy. This is a fault of guided-backprop: please report it, with "
-            "the model."
-        )
+        return None
+
+
+def _fault(error: Exception) -> ModelError:
+    """Return what to say of an error of a copy of a model that has none."""
+    return ModelError(
+        "the copy of a model must run wherever the model does; received a model that runs, and "
+        f"error={type(error).__name__} from its copy. This is a fault of guided-backprop: please report it, with "
+        "the model."
+    )
 
 
 def _apart() -> AbstractContextManager[Any]:

@@ -64,7 +64,7 @@ class Recorder(TensorFlowBackend):
         """
         self.network.check()
         with tf.init_scope():
-            self._plan(given.map(tf.convert_to_tensor), (rule,), 1, undoes_head=self.setup.undo_head)
+            self.prepare(given.map(tf.convert_to_tensor), rule)
         kind, copied = next(iter(self._copies.items()))
         if any(spec.shape[0] is not None for spec in kind.specs):
             raise ModelError(

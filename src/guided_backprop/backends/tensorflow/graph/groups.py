@@ -15,6 +15,8 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from guided_backprop.backends.tensorflow.graph.compiled import ARGUMENTS, COMPILED, CONVOLUTIONS
 from guided_backprop.backends.tensorflow.graph.custom import GradientFunction, original_gradient, registered
 
+# What TensorFlow says where it has none: of other errors, as of full memory, nothing follows.
+_NO_KERNEL: Final = tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError
 # A convolution of each channel on its own, whose gradient has a kernel everywhere.
 _DEPTHWISE: Final = "DepthwiseConv2dNative"
 
@@ -100,6 +102,6 @@ def _has_kernel(kind: tf.DType, rank: int, device: str) -> bool:
             tf.function(derive, autograph=False)(
                 tf.ones([1, *[3] * sides, 2], kind), tf.ones([*[2] * sides, 1, 2], kind)
             )
-        except tf.errors.OpError:
+        except _NO_KERNEL:
             return False
     return True

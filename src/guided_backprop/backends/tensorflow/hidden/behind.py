@@ -67,7 +67,7 @@ class Behind:
 
     def _told(self, arrays: Sequence[tf.Tensor]) -> list[Verdict]:
         """Return what derivatives say; those for other images as well, where the first ones tell nothing."""
-        look = self._looking()
+        look = self._looking(arrays)
         looks = [[seen] for seen in look(arrays)]
         verdicts = [_verdict(one, seen) for (_, one), seen in zip(self._open, looks, strict=True)]
         first = self._first(len(arrays))
@@ -96,7 +96,7 @@ class Behind:
     def _told_by_values(self, number: int, candidate: Candidate, arrays: Sequence[tf.Tensor]) -> Verdict:
         """Return what changes of values say, where what was detached has values and no derivative."""
         y, x = self._asked(number, candidate)[:2]
-        changes, own = self._differences.towards(y, x), self._derivatives.towards([(y, x)], Way.OWN)
+        changes, own = self._differences.towards(y, x, arrays), self._derivatives.towards([(y, x)], arrays, Way.OWN)
         looks, verdict, first = (
             list[tuple[NumpyArray, NumpyArray, NumpyArray]](),
             Verdict.NONE,
@@ -121,15 +121,17 @@ class Behind:
         is_led = any(derived.any() for derived in derivatives)
         return is_led and (turn <= NEAR or needs_more_images(turn, values[0].shape, self._open[index][1].ranks))
 
-    def _looking(self) -> _Look:
+    def _looking(self, arrays: Sequence[tf.Tensor]) -> _Look:
         """Return what sees the values that are asked for, and all derivatives towards them."""
         pairs = [self._asked(number, one) for number, one in self._open]
-        around = self._derivatives.towards(pairs)
+        around = self._derivatives.towards(pairs, arrays)
         stopped = [index for index, (_, one) in enumerate(self._open) if one.is_stopped]
         if not stopped:
             return around
-        ways = [Way.OWN, Way.TOTAL, *([Way.UNROUNDED] if self._derivatives.has_rounding else [])]
-        further = [self._derivatives.towards([pairs[index] for index in stopped], way) for way in ways]
+        asked = [pairs[index] for index in stopped]
+        own = self._derivatives.towards(asked, arrays, Way.OWN)
+        ways = [Way.TOTAL, *([Way.UNROUNDED] if self._derivatives.has_rounding else [])]
+        further = [own, *(self._undone(asked, arrays, way, own) for way in ways)]
 
         def look(arrays: Sequence[tf.Tensor]) -> list[Towards]:
             seen = around(arrays)
@@ -137,6 +139,26 @@ class Behind:
                 for index, (_, derived) in zip(stopped, towards(arrays), strict=True):
                     seen[index] = seen[index][0], [*seen[index][1], derived[0]]
             return seen
+
+        return look
+
+    def _undone(self, pairs: Sequence[Sequence[str]], like: Sequence[tf.Tensor], way: Way, own: _Look) -> _Look:
+        """Return derivatives as if nothing stopped them; 0 where there are none, which then values tell."""
+
+        def none(arrays: Sequence[tf.Tensor]) -> list[Towards]:
+            return [(values, [np.zeros_like(one) for one in derived]) for values, derived in own(arrays)]
+
+        try:
+            towards = self._derivatives.towards(pairs, like, way)
+        except (LookupError, NotImplementedError, TypeError, ValueError):
+            # What the model stops a gradient in front of may have none.
+            return none
+
+        def look(arrays: Sequence[tf.Tensor]) -> list[Towards]:
+            try:
+                return towards(arrays)
+            except tf.errors.InvalidArgumentError:
+                return none(arrays)
 
         return look
 

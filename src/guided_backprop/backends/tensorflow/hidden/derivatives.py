@@ -3,19 +3,19 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
+from functools import cached_property
+from typing import Any, Final
 
 import tensorflow as tf
-from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.spelling import Shut
 from guided_backprop.backends.tensorflow.gradients import Editor
-from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_gradients_pass, renamed
-from guided_backprop.backends.tensorflow.hidden.unrounded import ROUNDINGS, let_pass_unrounded
+from guided_backprop.backends.tensorflow.graph.functions import let_gradients_pass
+from guided_backprop.backends.tensorflow.hidden.original import Import, Original
+from guided_backprop.backends.tensorflow.hidden.unrounded import has_rounding, let_pass_unrounded
 from guided_backprop.rules import Plain
 
-#: Puts a graph into the one that is being built, on inputs, and returns the tensors of some names.
-Import = Callable[..., list[tf.Tensor]]
 #: Some values, and the derivatives of another one towards them.
 Towards = tuple[list[NumpyArray], list[NumpyArray]]
 
@@ -34,21 +34,15 @@ class Way(Enum):
 
 
 class Derivatives:
-    """Derivatives in one graph.
+    """Derivatives in one graph."""
 
-    Args:
-        graph_def: the graph.
-        specs: the signatures of its inputs.
-        bring: puts it into the one that is being built.
-    """
+    def __init__(self, original: Original) -> None:
+        self._original = original
 
-    def __init__(self, graph_def: GraphDef, specs: Sequence[tf.TensorSpec], bring: Import) -> None:
-        self._graph_def, self._specs, self._bring = graph_def, specs, bring
-
-    @property
+    @cached_property
     def has_rounding(self) -> bool:
         """Whether there may be something in the graph that rounds."""
-        return any(node.op in ROUNDINGS for node in self._graph_def.node)
+        return has_rounding(self._original.graph_def)
 
     def led(self, wanted: Mapping[str, Sequence[str]], arrays: Sequence[tf.Tensor]) -> NumpyArray:
         """Tell for each value to which of some others, in their order, a gradient with respect to it comes."""
@@ -57,12 +51,12 @@ class Derivatives:
             return tf.concat([_are_led(tensors[y], [tensors[x] for x in refs]) for y, refs in wanted.items()], 0)
 
         names = dict.fromkeys(ref for y, refs in wanted.items() for ref in (y, *refs))
-        return self._built(derive, list(names))(*arrays).numpy()  # type: ignore[no-any-return]
+        return self._built(derive, list(names), arrays)(*arrays).numpy()  # type: ignore[no-any-return]
 
     def towards(
-        self, pairs: Sequence[Sequence[str]], way: Way = Way.AROUND
+        self, pairs: Sequence[Sequence[str]], like: Sequence[tf.Tensor], way: Way = Way.AROUND
     ) -> Callable[[Sequence[tf.Tensor]], list[Towards]]:
-        """Return what gives, for images, values and derivatives of each pair: a value, and one or two others.
+        """Return what gives, for images like some, values and derivatives of each pair: a value, and one or two others.
 
         These others' values, and the derivatives towards them of sums of the first one.
         """
@@ -75,7 +69,7 @@ class Derivatives:
             return [_towards(tensors[y], [tensors[x] for x in others]) for y, others in by_y.items()]
 
         names = dict.fromkeys(name for y, others in by_y.items() for name in (y, *others))
-        run = self._built(derive, list(names), way)
+        run = self._built(derive, list(names), like, way)
 
         def seen(arrays: Sequence[tf.Tensor]) -> list[Towards]:
             found: dict[tuple[str, str], tuple[NumpyArray, NumpyArray]] = {}
@@ -89,24 +83,20 @@ class Derivatives:
         return seen
 
     def _built(
-        self, derive: Callable[..., object], names: list[str], way: Way = Way.AROUND
-    ) -> Callable[..., tf.Tensor]:
-        graph_def = renamed(self._graph_def)
-        if way is Way.TOTAL:
-            let_gradients_pass(graph_def)
-        elif way is Way.UNROUNDED:
-            let_pass_unrounded(graph_def)
+        self, derive: Callable[..., object], names: list[str], like: Sequence[tf.Tensor], way: Way = Way.AROUND
+    ) -> Callable[..., Any]:
         editor = Editor(Shut() if way is Way.AROUND else Plain(), {})
 
-        def run(*inputs: tf.Tensor) -> object:
-            tensors = dict(zip(names, self._bring(graph_def, inputs, names), strict=True))
+        def run(bring: Import, *inputs: tf.Tensor) -> object:
+            tensors = dict(zip(names, bring(inputs, names), strict=True))
             with editor.at_work():
                 return derive(tensors)
 
-        concrete: Callable[..., tf.Tensor]
-        concrete = tf.function(run, input_signature=self._specs, autograph=False).get_concrete_function()
-        keep_functions(graph_def, concrete)
-        return concrete
+        return self._original.sized(like).built(run, _CHANGES.get(way, lambda copy: None))
+
+
+# What is done with a copy so that gradients pass.
+_CHANGES: Final = {Way.TOTAL: let_gradients_pass, Way.UNROUNDED: let_pass_unrounded}
 
 
 def _are_led(y: tf.Tensor, candidates: Sequence[tf.Tensor]) -> tf.Tensor:

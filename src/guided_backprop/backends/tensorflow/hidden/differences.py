@@ -9,11 +9,9 @@ from typing import Final
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
-from guided_backprop.backends.tensorflow.hidden.derivatives import Import
+from guided_backprop.backends.tensorflow.hidden.original import Import, Original
 
 # So many numbers are halved, one by one.
 _SAMPLE: Final = 32
@@ -24,31 +22,26 @@ _ROUNDING: Final = 1e-4
 
 
 class Differences:
-    """Changes in one graph.
+    """Changes in one graph."""
 
-    Args:
-        graph_def: the graph.
-        specs: the signatures of its inputs.
-        bring: puts it into the one that is being built.
-    """
+    def __init__(self, original: Original) -> None:
+        self._original = original
 
-    def __init__(self, graph_def: GraphDef, specs: Sequence[tf.TensorSpec], bring: Import) -> None:
-        self._graph_def, self._specs, self._bring = graph_def, specs, bring
+    def towards(
+        self, y: str, x: str, like: Sequence[tf.Tensor]
+    ) -> Callable[[Sequence[tf.Tensor]], tuple[NumpyArray, NumpyArray]]:
+        """Return what gives, for images like some, places of numbers of x, and the slopes of sums of y there."""
 
-    def towards(self, y: str, x: str) -> Callable[[Sequence[tf.Tensor]], tuple[NumpyArray, NumpyArray]]:
-        """Return what gives, for images, the places of some numbers of x, and the slopes of sums of y there."""
-        graph_def = renamed(self._graph_def)
+        def both(bring: Import, *inputs: tf.Tensor) -> list[tf.Tensor]:
+            return bring(inputs, [x, y])
 
-        def both(*inputs: tf.Tensor) -> list[tf.Tensor]:
-            return self._bring(graph_def, inputs, [x, y])
+        def changed(bring: Import, value: tf.Tensor, *inputs: tf.Tensor) -> tf.Tensor:
+            return bring(inputs, [y], instead={x: value})[0]
 
-        def changed(value: tf.Tensor, *inputs: tf.Tensor) -> tf.Tensor:
-            return self._bring(graph_def, inputs, [y], instead={x: value})[0]
-
-        as_it_is = tf.function(both, input_signature=self._specs, autograph=False).get_concrete_function()
-        spec = tf.TensorSpec(as_it_is.outputs[0].shape, as_it_is.outputs[0].dtype)
-        again = tf.function(changed, input_signature=[spec, *self._specs], autograph=False).get_concrete_function()
-        keep_functions(graph_def, again)
+        original = self._original.sized(like)
+        as_it_is = original.built(both)
+        value = as_it_is.outputs[0]  # type: ignore[attr-defined]
+        again = original.built(changed, beside=[tf.TensorSpec(value.shape, value.dtype)])
 
         def slopes(arrays: Sequence[tf.Tensor]) -> tuple[NumpyArray, NumpyArray]:
             value, result = (tensor.numpy() for tensor in as_it_is(*arrays))

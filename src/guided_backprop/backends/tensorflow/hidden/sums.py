@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.arrays import NumpyArray
@@ -13,7 +13,6 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain
 from guided_backprop.backends.sums import FAR, Join, Sums, is_alike, is_linear, judge_sum, toward
-from guided_backprop.backends.tensorflow.graph.functions import keep_functions, renamed
 from guided_backprop.backends.tensorflow.graph.nodes import (
     FLOATS,
     HIGH,
@@ -25,7 +24,7 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
     word_of,
 )
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS
-from guided_backprop.backends.tensorflow.hidden.derivatives import Import
+from guided_backprop.backends.tensorflow.hidden.original import Import, Original
 from guided_backprop.backends.tensorflow.hidden.taint import Taint
 from guided_backprop.backends.tensorflow.hidden.traces import Body, Place, called
 
@@ -112,21 +111,12 @@ class SumsWatch:
 
     Args:
         joined: the sums.
-        graph_def: the graph.
-        specs: the signatures of its inputs.
-        bring: puts it into the one that is being built.
+        original: the graph.
         flat: says the name in that graph of what a node of the function gives.
     """
 
-    def __init__(
-        self,
-        joined: Sequence[Joined],
-        graph_def: GraphDef,
-        specs: Sequence[tf.TensorSpec],
-        bring: Import,
-        flat: Callable[[str], str],
-    ) -> None:
-        self._open, self._graph_def, self._specs, self._bring, self._flat = joined, graph_def, specs, bring, flat
+    def __init__(self, joined: Sequence[Joined], original: Original, flat: Callable[[str], str]) -> None:
+        self._open, self._original, self._flat = joined, original, flat
 
     @property
     def is_open(self) -> bool:
@@ -140,14 +130,14 @@ class SumsWatch:
         return [place for _, places in told for place in places]
 
     def _told(self, joined: Joined, arrays: Sequence[tf.Tensor]) -> list[Place]:
-        graph_def = renamed(self._graph_def)
-        concrete = tf.function(
-            lambda *inputs: self._run(joined, graph_def, inputs), input_signature=self._specs, autograph=False
-        ).get_concrete_function()
-        keep_functions(graph_def, concrete)
-        at_zero, raised, values, lines = concrete(*arrays)
-        if toward(at_zero.numpy(), raised.numpy()) is None:
+        run = self._original.sized(arrays).built(partial(self._run, joined), beside=[tf.TensorSpec([], tf.float64)])
+        once = tf.constant(1.0, tf.float64)
+        at_zero, raised, values, lines = run(once, *arrays)
+        far = toward(at_zero.numpy(), raised.numpy())
+        if far is None:
             return []
+        if far > 1:
+            _, _, values, lines = run(far * once, *arrays)
         xs, is_shifted = _stacked([value[0] for value in values]), bool(at_zero.numpy().any())
         found = []
         for number, (ref, place) in enumerate(joined.places.items(), 1):
@@ -158,11 +148,11 @@ class SumsWatch:
                 found.append(place)
         return found
 
-    def _run(self, joined: Joined, graph_def: GraphDef, inputs: Sequence[tf.Tensor]) -> object:
-        """Return x where all that it is made of is 0 and where that raises it; it and the sums far from there."""
+    def _run(self, joined: Joined, bring: Import, far: tf.Tensor, *inputs: tf.Tensor) -> object:
+        """Return x where all that it is made of is 0 and where that raises it; it and the sums so far from there."""
         join, flat = joined.join, self._flat
         roots, relus, others = (list(map(flat, refs)) for refs in (join.roots, join.relus, joined.others))
-        tensors = self._bring(graph_def, inputs, [*roots, *relus, *others])
+        tensors = bring(inputs, [*roots, *relus, *others])
         nothing = dict(zip([*roots, *relus, *others], map(tf.zeros_like, tensors), strict=True))
         beside = {name: nothing[name] for name in others}
 
@@ -170,7 +160,7 @@ class SumsWatch:
             values: Sequence[tf.Tensor], *, without: Sequence[str] = (), asked: Sequence[str] = ()
         ) -> list[tf.Tensor]:
             instead = beside | dict(zip(roots, values, strict=True)) | {name: nothing[name] for name in without}
-            return self._bring(graph_def, inputs, [flat(join.x), *map(flat, asked)], instead=instead)
+            return bring(inputs, [flat(join.x), *map(flat, asked)], instead=instead)
 
         zeros = [nothing[name] for name in roots]
         (at_zero,) = run(zeros)
@@ -180,9 +170,6 @@ class SumsWatch:
             for slope in slopes
         ]
         (raised,) = run(raising)
-        rise = raised - at_zero
-        far = tf.reduce_max(tf.where(rise > 0, 4 * tf.abs(at_zero) / tf.where(rise > 0, rise, 1), 0))
-        far = tf.maximum(far, tf.ones_like(far))
         asked = list(joined.places)
         every = [[tf.cast(place, far.dtype) * far * tf.cast(root, far.dtype) for root in raising] for place in FAR]
         values = [run(cast_as(one, raising), asked=asked) for one in every]

@@ -29,8 +29,9 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
     producer,
     word_of,
 )
-from guided_backprop.backends.tensorflow.graph.operations import COMPARISONS, OPERATIONS, SHAPES
+from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, SHAPES
 from guided_backprop.backends.tensorflow.graph.weights import Weights
+from guided_backprop.backends.tensorflow.hidden.pieces import is_explicit, is_piece, is_shift
 from guided_backprop.backends.tensorflow.hidden.signs import exponent_of, shift_of, sign_of_node
 from guided_backprop.backends.tensorflow.hidden.traces import (
     Body,
@@ -57,7 +58,6 @@ _PLACED = "CropAndResize"
 _UNBIASED = "LRN"
 # They make one value of several.
 _GATHERS = frozenset("TensorListConcatV2 TensorListGather TensorListStack".split())
-_KEEPS_ZERO = frozenset("cast div identity mul neg".split())
 
 
 class Taint:
@@ -206,13 +206,13 @@ class Taint:
         behind = tuple(one for one in every if one.choice is Choice.BEHIND and not body.name)
         for ref in refs if candidates or behind else ():
             if body.graph.kind_of(ref) in FLOATS:
-                is_explicit = _is_explicit(body.graph, node)
-                place = Place(called(body, node), word_of(node), body.name, ref, candidates, is_explicit, behind)
+                explicit = is_explicit(body.graph, node)
+                place = Place(called(body, node), word_of(node), body.name, ref, candidates, explicit, behind)
                 self._places[body.name, ref] = place
 
     def _is_excused(self, body: Body, node: NodeDef) -> bool:
         """Tell whether another place is looked at instead of a node, or its values when it is run."""
-        return body.graph.role(node) in ("part", "bound") or _is_piece(body.graph, node)
+        return body.graph.role(node) in ("part", "bound") or is_piece(body.graph, node)
 
     def _hold(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> bool:
         """Follow values into what an operation holds, and out of it; tell whether it holds functions."""
@@ -328,9 +328,9 @@ def _candidates(
     bounded: dict[tuple[str, Choice, str], bool] = {}
     ranks: dict[tuple[str, Choice, str], Ranks] = {}
     stopped = set[tuple[str, Choice, str]]()
-    is_shift = _is_shift(body.graph, node)
+    takes_none = is_shift(body.graph, node)
     for candidate in every:
-        if candidate.less is not None and is_shift:
+        if candidate.less is not None and takes_none:
             continue
         less = "" if candidate.less is None else body.graph.copied(candidate.less)
         key = body.graph.copied(candidate.ref), candidate.choice, less
@@ -351,50 +351,5 @@ def _candidates(
             yield Candidate(ref, sign, ranks[key], is_bounded, step.is_of_two, choice, less, key in stopped)
 
 
-def _is_shift(graph: Graph, node: NodeDef) -> bool:
-    """Tell what an exponential is shifted by, as of a sum of these whose largest is to be 1."""
-    users = graph.consumers.get(node.name, [])
-    return bool(users) and node.name not in graph.returned and all(word_of(user) == "exp" for user in users)
-
-
 def _value_refs(graph: Graph, node: NodeDef) -> list[str]:
     return [ref for ref in graph.outputs_of(node) if graph.kind_of(ref) in FLOATS]
-
-
-def _is_explicit(graph: Graph, node: NodeDef) -> bool:
-    """Tell whether a node is a minimum with 0, or a multiple of one."""
-    while True:
-        if node.op in ("ClipByValue", "Minimum"):
-            return True
-        moving = [ref for ref in operand_refs(node) if graph.depends(ref)]
-        inner = graph.node(moving[0]) if len(moving) == 1 else None
-        if inner is None or (word_of(node) not in _KEEPS_ZERO and OPERATIONS[node.op].kind is not Kind.MOVES):
-            return False
-        node = inner
-
-
-def _is_piece(graph: Graph, node: NodeDef) -> bool:
-    """Tell whether a choice is a piece of a function of the same values that ends in a choice: that is looked at."""
-    if word_of(node) != "where":
-        inner = graph.node(next(filter(graph.depends, operand_refs(node)), ""))
-        return inner is not None and _is_curve(graph, node) and _is_piece(graph, inner)
-    user = graph.only_user(node)
-    while user is not None and word_of(user) != "where" and _is_curve(graph, user):
-        user = graph.only_user(user)
-    if user is None or word_of(user) != "where":
-        return False
-    compared = [set(_compared(graph, operand_refs(choice)[0])) for choice in (node, user)]
-    return bool(compared[0] & compared[1])
-
-
-def _is_curve(graph: Graph, node: NodeDef) -> bool:
-    """Tell whether a node is a function of one value that depends on the images, value by value."""
-    is_one = sum(map(graph.depends, operand_refs(node))) == 1
-    return is_one and (OPERATIONS[node.op].kind is Kind.SMOOTH or word_of(node) in ("add", "div", "mul", "neg", "sub"))
-
-
-def _compared(graph: Graph, mask: str) -> Iterator[str]:
-    """Yield what a mask compares."""
-    comparison = graph.node(graph.source(mask))
-    if comparison is not None and comparison.op in COMPARISONS:
-        yield from (graph.source(ref) for ref in operand_refs(comparison) if graph.depends(ref))

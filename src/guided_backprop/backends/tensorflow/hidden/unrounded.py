@@ -16,8 +16,8 @@ from tensorflow.python.framework import op_def_registry
 from guided_backprop.backends.tensorflow.graph.functions import let_gradients_pass
 
 _ROUNDS: Final = frozenset({"Ceil", "Floor", "Rint", "Round"})
-#: What stops a derivative, and gives the value that it was given, or one beside it.
-ROUNDINGS: Final = _ROUNDS | {"Bitcast", "Cast"}
+# What stops a derivative, and gives the value that it was given, or one beside it.
+_ROUNDINGS: Final = _ROUNDS | {"Bitcast", "Cast"}
 # They are the same operation of integers and of other numbers, in the type that their attribute T says.
 _ALIKE: Final = frozenset(
     """
@@ -32,7 +32,17 @@ def is_rounding(op: str, kinds: Iterable[int], results: Iterable[int]) -> bool:
     """Tell whether an operation gives no derivative on, and its value all the same, by the types of both."""
     given, result = [*kinds, 0][0], [*results, 0][0]
     return op in _ROUNDS or (
-        op in ROUNDINGS and _is_real(given) != _is_real(result) and result != tf.bool.as_datatype_enum
+        op in _ROUNDINGS and _is_real(given) != _is_real(result) and result != tf.bool.as_datatype_enum
+    )
+
+
+def has_rounding(graph_def: GraphDef) -> bool:
+    """Tell whether there is something in a graph that rounds, in its outermost function."""
+    return any(
+        node.op in _ROUNDS
+        or node.op == "Bitcast"
+        or (node.op == "Cast" and _is_real(node.attr["SrcT"].type) and _is_integer(node.attr["DstT"].type))
+        for node in graph_def.node
     )
 
 

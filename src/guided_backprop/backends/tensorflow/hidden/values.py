@@ -22,12 +22,13 @@ from guided_backprop.backends.evidence import NEAR, is_evidence
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict, judge
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
-from guided_backprop.backends.tensorflow.graph.functions import keep_functions, let_run, renamed
+from guided_backprop.backends.tensorflow.graph.functions import let_run
 from guided_backprop.backends.tensorflow.graph.nodes import Graph
 from guided_backprop.backends.tensorflow.hidden.behind import Behind
-from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives, Import
+from guided_backprop.backends.tensorflow.hidden.derivatives import Derivatives
 from guided_backprop.backends.tensorflow.hidden.differences import Differences
 from guided_backprop.backends.tensorflow.hidden.looks import is_straight, other_inputs, together, turned
+from guided_backprop.backends.tensorflow.hidden.original import Import, Original
 from guided_backprop.backends.tensorflow.hidden.sums import Joined, SumsWatch
 from guided_backprop.backends.tensorflow.hidden.traces import Candidate, Place
 
@@ -43,11 +44,8 @@ class Watch:
 
     Args:
         places: what may hide a ReLU.
-        graph_def: the graph.
+        original: the graph; its last input is what the gradient begins at, if that is inside.
         flat_names: the names in it of what the nodes of the outermost function give.
-        specs: the signatures of its inputs; the last is of what the gradient begins at, if that is inside.
-        bring: puts a graph into the one that is being built, on inputs, and returns the tensors of these names; what
-            stands in the place of some, by their names, comes last.
         sums: what adds up a value and ReLUs of it.
         begins_inside: whether it is.
     """
@@ -55,20 +53,19 @@ class Watch:
     def __init__(
         self,
         places: Sequence[Place],
-        graph_def: GraphDef,
+        original: Original,
         flat_names: Mapping[str, str],
-        specs: Sequence[tf.TensorSpec],
-        bring: Import,
         *,
         sums: Sequence[Joined],
         begins_inside: bool,
     ) -> None:
         self._begins_inside = begins_inside
-        self._places, self._graph_def, self._flat_names = places, graph_def, flat_names
-        self._specs, self._bring = specs, bring
-        self._derivatives = Derivatives(graph_def, specs, bring)
-        self._behind = Behind(places, self._derivatives, self._flat, self._first, Differences(graph_def, specs, bring))
-        self._sums = SumsWatch(sums, graph_def, specs, bring, self._flat)
+        self._places, self._original, self._flat_names = places, original, flat_names
+        # Whether it is enough to look at some of the images.
+        self._is_free = all(spec.shape[0] is None for spec in original.specs)
+        self._derivatives = Derivatives(original)
+        self._behind = Behind(places, self._derivatives, self._flat, self._first, Differences(original))
+        self._sums = SumsWatch(sums, original, self._flat)
         self._open: dict[Pair, None] = dict.fromkeys(
             (number, index) for number, place in enumerate(places) for index, _ in enumerate(place.candidates)
         )
@@ -96,30 +93,46 @@ class Watch:
             if not self.is_open:
                 return []
             few = [array[:_IMAGES] if self._is_free else array for array in arrays]
-            taken, sums = self._behind.found(few), self._sums.found(few)
-            verdicts = self._judged(few) if self._open else {}
-            if self._idle and len(few[0]) < len(arrays[0]):
-                # Another image may take the branch that these do not.
-                verdicts = self._judged(arrays)
-            idle = self._idle
-            for turn, others in enumerate(other_inputs(few, first=self._first(len(few)))):
-                if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
-                    break
-                try:
-                    verdicts = self._judged(others) if turn < NEAR else self._judged_alone(others, verdicts)
-                except tf.errors.OpError:
-                    # The model says of itself that it takes no such images.
-                    continue
-            verdicts = self._tried(verdicts, few)
-            # What is not run for these images passes no gradient of theirs; others may run it.
-            refused, closed = self._refused({pair: verdicts[pair] for pair in verdicts if pair not in idle}, arrays)
-            # Others may close what these images leave open of a choice.
-            choices = {pair for pair in verdicts if self._candidate(pair).is_choice}
-            self._open = dict.fromkeys(pair for pair in self._open if pair in refused | closed | idle | choices)
-            self._seen.clear()
-            self._firsts.clear()
-            numbers = sorted(taken.union(number for number, _ in refused))
-            return [*sums, *(self._places[number] for number in numbers)]
+            try:
+                return self._found(few, arrays)
+            except (tf.errors.OpError, ValueError):
+                if len(few[0]) == len(arrays[0]):
+                    raise
+            # Something in it is of the shape of all of them, though it was traced for any number.
+            self._is_free = False
+            self._forget()
+            return self._found(arrays, arrays)
+
+    def _found(self, few: Sequence[tf.Tensor], arrays: Sequence[tf.Tensor]) -> list[Place]:
+        """Return them by few of these images, and by all where these say too little."""
+        sums = self._sums.found(few)
+        verdicts = self._judged(few) if self._open else {}
+        if self._idle and len(few[0]) < len(arrays[0]):
+            # Another image may take the branch that these do not.
+            verdicts = self._judged(arrays)
+        idle = self._idle
+        for turn, others in enumerate(other_inputs(few, first=self._first(len(few)))):
+            if not any(self._is_doubtful(pair, verdict) for pair, verdict in verdicts.items()):
+                break
+            try:
+                verdicts = self._judged(others) if turn < NEAR else self._judged_alone(others, verdicts)
+            except tf.errors.OpError:
+                # The model says of itself that it takes no such images.
+                continue
+        verdicts = self._tried(verdicts, few)
+        # What is not run for these images passes no gradient of theirs; others may run it.
+        refused, closed = self._refused({pair: verdicts[pair] for pair in verdicts if pair not in idle}, arrays)
+        # Others may close what these images leave open of a choice.
+        choices = {pair for pair in verdicts if self._candidate(pair).is_choice}
+        self._open = dict.fromkeys(pair for pair in self._open if pair in refused | closed | idle | choices)
+        self._forget()
+        # Derivatives take longer: they are asked where nothing is refused by its values.
+        numbers = {number for number, _ in refused} or self._behind.found(few)
+        return [*sums, *(self._places[number] for number in sorted(numbers))]
+
+    def _forget(self) -> None:
+        self._seen.clear()
+        self._firsts.clear()
 
     def _is_doubtful(self, pair: Pair, verdict: Verdict) -> bool:
         """Tell whether other images may say more: what compares values with each other may be a gate by chance."""
@@ -130,10 +143,6 @@ class Watch:
     def _idle(self) -> set[Pair]:
         """The pairs inside of branches that were not run yet."""
         return {pair for pair in self._open if self._places[pair[0]].function and pair[0] not in self._firsts}
-
-    @property
-    def _is_free(self) -> bool:
-        return all(spec.shape[0] is None for spec in self._specs)
 
     def _candidate(self, pair: Pair) -> Candidate:
         return self._places[pair[0]].candidates[pair[1]]
@@ -224,8 +233,8 @@ class Watch:
 
     def _comes_through(self, x: str, y: str) -> bool:
         """Tell whether all that y has of the images, it has of x."""
-        nodes = {node.name: node for node in self._graph_def.node}
-        images = [node.name for node in self._graph_def.node if node.op == "Placeholder"][: len(self._specs)]
+        nodes = {node.name: node for node in self._original.graph_def.node}
+        images = [node.name for node in nodes.values() if node.op == "Placeholder"][: len(self._original.specs)]
         seen, stack = {x}, [y]
         while stack:
             ref = stack.pop()
@@ -239,18 +248,16 @@ class Watch:
 
     def _alone(self, x: str, names: list[str], arrays: Sequence[tf.Tensor]) -> list[list[NumpyArray]]:
         """Return values of these names: as they are, and where x has other signs and sizes."""
-        graph_def, turning = renamed(self._graph_def), list[CallOut]()
+        turning = list[CallOut]()
 
-        def both(*inputs: tf.Tensor) -> list[list[tf.Tensor]]:
-            value, *first = self._bring(graph_def, inputs, [x, *names])
+        def both(bring: Import, *inputs: tf.Tensor) -> list[list[tf.Tensor]]:
+            value, *first = bring(inputs, [x, *names])
             turning.append(CallOut(turned, value.dtype))
             other = tf.ensure_shape(turning[0]([value])[0], value.shape)
-            second = iter(self._bring(graph_def, inputs, [name for name in names if name != x], instead={x: other}))
+            second = iter(bring(inputs, [name for name in names if name != x], instead={x: other}))
             return [first, [other if name == x else next(second) for name in names]]
 
-        concrete = tf.function(both, input_signature=self._specs, autograph=False).get_concrete_function()
-        keep_functions(graph_def, concrete)
-        return [[tensor.numpy() for tensor in tensors] for tensors in concrete(*arrays)]
+        return [[tensor.numpy() for tensor in tensors] for tensors in self._original.sized(arrays).built(both)(*arrays)]
 
     def _refused(self, verdicts: Mapping[Pair, Verdict], arrays: Sequence[tf.Tensor]) -> tuple[set[Pair], set[Pair]]:
         """Return the pairs that are ReLUs, or that no image tells; and those that these images close."""
@@ -298,29 +305,22 @@ class Watch:
 
     def _build(self) -> Callable[..., object]:
         """Return what runs the graph and has its values seen."""
-        graph_def = GraphDef()
-        graph_def.CopyFrom(self._graph_def)
-        inside = {function.signature.name: function for function in graph_def.library.function}
-        outside = []
-        for number, place in enumerate(self._places):
-            if place.function:
-                self._see_inside(inside[place.function], number, place)
-            else:
-                outside.append((number, place))
-        let_run(graph_def, {place.function for place in self._places if place.function})
-        graph_def = renamed(graph_def)
+        outside = [(number, place) for number, place in enumerate(self._places) if not place.function]
+        inside = [(number, place) for number, place in enumerate(self._places) if place.function]
 
-        def forward(*inputs: tf.Tensor) -> None:
+        def show(graph_def: GraphDef) -> None:
+            functions = {function.signature.name: function for function in graph_def.library.function}
+            for number, place in inside:
+                self._see_inside(functions[place.function], number, place)
+            let_run(graph_def, {place.function for _, place in inside})
+
+        def forward(bring: Import, *inputs: tf.Tensor) -> None:
             refs = [place.refs for _, place in outside]
-            every = [self._flat(ref) for group in refs for ref in group]
-            tensors = iter(self._bring(graph_def, inputs, every))
+            tensors = iter(bring(inputs, [self._flat(ref) for group in refs for ref in group]))
             for (number, _), group in zip(outside, refs, strict=True):
                 self._call_out(number)([next(tensors) for _ in group])
 
-        concrete: Callable[..., object]
-        concrete = tf.function(forward, input_signature=self._specs, autograph=False).get_concrete_function()
-        keep_functions(graph_def, self)
-        return concrete
+        return self._original.built(forward, show)
 
     def _see(self, number: int, y: NumpyArray, *given: NumpyArray) -> None:
         """Keep the values of a place for as long as they may show something."""

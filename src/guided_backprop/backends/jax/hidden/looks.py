@@ -1,6 +1,8 @@
 """What is seen of a program on the first images, and on others where those are no evidence."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import dropwhile
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,21 @@ NEAR_LOOKS = 1 + NEAR
 #: Behind that one the further ones begin, and end before this one.
 FURTHER_LOOKS = NEAR_LOOKS + 1
 ALL_LOOKS = FURTHER_LOOKS + FURTHER
+#: Of how many nominees, and with how many numbers, derivatives are taken at once: to compile them takes far longer than to
+#: run them, and they are all kept.
+MOST_AT_ONCE, MOST_NUMBERS = 32, 1 << 24
+
+#: What is asked of a nominee at once.
+Asks = Callable[[Value, Nominee], Sequence[Asked]]
+
+
+@dataclass
+class _Together:
+    """What is asked at once of several nominees, and the answers for each set of images."""
+
+    asked: dict[Asked, None] = field(default_factory=dict)
+    nominees: set[Value] = field(default_factory=set)
+    looks: dict[int, dict[Asked, NumpyArray | None]] = field(default_factory=dict)
 
 
 class Looks:
@@ -28,10 +45,13 @@ class Looks:
 
     Attributes:
         nominees: what is to be judged, of which values may be asked for.
+        pending: those of them that are to be judged still.
     """
 
     def __init__(self, program: Program, images: Sequence[jax.Array]) -> None:
         self.nominees: Mapping[Value, Nominee] = {}
+        self.pending: Mapping[Value, Nominee] = {}
+        self._together: dict[Asks, _Together] = {}
         self._program, self._images = program, images
         self._seen: list[dict[Asked, NumpyArray | None]] = []
         self._runs: dict[tuple[Asked, ...], Values] = {}
@@ -47,10 +67,35 @@ class Looks:
             self._seen.append(self.look(len(self._seen), self._wanted()))
         return _joined([look[value] for look in self._seen[first:looks]])
 
-    def derivative(self, y: Value, x: Value, looks: int) -> NumpyArray | None:
+    def derivative(self, y: Value, x: Value, looks: int, asks: Asks) -> NumpyArray | None:
         """Return the derivative of y towards x on so many sets of images; None if it was not computed."""
-        pair = (x, y)
-        return _joined([self.look(number, [pair])[pair] for number in range(looks)])
+        return _joined([self.together(y, number, asks)[x, y] for number in range(looks)])
+
+    def begin(self, nominees: Mapping[Value, Nominee]) -> None:
+        """Say what is to be judged, by the ReLUs that are known so far: no gradient passes these."""
+        self.nominees, self.pending = self.nominees or nominees, nominees
+        self._together = {}
+
+    def together(self, y: Value, number: int, asks: Asks) -> dict[Asked, NumpyArray | None]:
+        """Return what is asked of a nominee; of those behind it the same is found at once."""
+        once = self._together.get(asks)
+        if once is None or y not in once.nominees:
+            once = self._together[asks] = self._gathered(y, asks)
+        if number not in once.looks:
+            once.looks[number] = self.look(number, list(once.asked))
+        return once.looks[number]
+
+    def _gathered(self, y: Value, asks: Asks) -> _Together:
+        once, size = _Together(), 0
+        for value, nominee in dropwhile(lambda item: item[0] is not y, self.nominees.items()):
+            asked = asks(value, nominee) if value is y or value in self.pending else ()
+            size += sum(map(_size, asked))
+            if once.nominees and (len(once.nominees) == MOST_AT_ONCE or size > MOST_NUMBERS):
+                break
+            if asked:
+                once.nominees.add(value)
+                once.asked |= dict.fromkeys(asked)
+        return once
 
     def look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
         """Run the program on the images, the first time; on others that are made of them after that."""
@@ -81,6 +126,11 @@ class Looks:
         (value,) = inside.values()
         begin = jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)
         return [*given, _others(begin, number)]
+
+
+def _size(asked: Asked) -> int:
+    x = asked.x if isinstance(asked, Seeded) else asked[0] if isinstance(asked, tuple) else asked
+    return int(np.prod(x.aval.shape))
 
 
 def _joined(looks: Sequence[NumpyArray | None]) -> NumpyArray | None:

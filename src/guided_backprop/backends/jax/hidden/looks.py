@@ -19,8 +19,8 @@ NEAR_LOOKS = 1 + NEAR
 #: Behind that one the further ones begin, and end before this one.
 FURTHER_LOOKS = NEAR_LOOKS + 1
 ALL_LOOKS = FURTHER_LOOKS + FURTHER
-#: Of how many nominees, and with how many numbers, derivatives are taken at once: to compile them takes far longer than to
-#: run them, and they are all kept.
+#: Of how many nominees derivatives are taken at once, and of how many numbers: to compile them takes longer than to run
+#: them, but they are all kept.
 MOST_AT_ONCE, MOST_NUMBERS = 32, 1 << 24
 
 #: What is asked of a nominee at once.

@@ -84,7 +84,9 @@ class Watch:
             answers[key] = arrays[key] if isinstance(key, Value) else found[key], jnp.ones((), bool)
         return arrays, answers
 
-    def _derivatives_of(self, asked: Sequence[Asked], block: Block, arrays: Mapping[Value, Array]) -> dict[Asked, Array]:
+    def _derivatives_of(
+        self, asked: Sequence[Asked], block: Block, arrays: Mapping[Value, Array]
+    ) -> dict[Asked, Array]:
         """Return the derivatives that are asked for; those of one value on one way are taken at once."""
         found: dict[Asked, Array] = {}
         groups: dict[tuple[Value, Way | None], dict[Value, Asked]] = {}

@@ -96,7 +96,8 @@ class Watch:
             elif isinstance(key, tuple):
                 groups.setdefault((key[1], None), {})[key[0]] = key
         for (y, way), keys in groups.items():
-            watch = self if way in (None, self._way) else Watch(self._constants, (), {}, way)
+            # One of its own: what is asked for inside of loops is not asked for on the way.
+            watch = Watch(self._constants, (), {}, self._way if way is None else way)
             derived = watch._derivatives(list(keys), y, block, arrays, jnp.ones_like if way is None else seeds)
             found.update(zip(keys.values(), derived, strict=True))
         return found

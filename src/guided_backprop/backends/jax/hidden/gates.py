@@ -174,7 +174,7 @@ class Judge:
         return (_Finding.GUIDED, gate) if verdict is Verdict.CONVEX else (_Finding.CONCAVE, None)
 
     def _left(self, y: Value, nominee: Nominee) -> list[Asked]:
-        """Return the derivatives of a value that are to be known, its values say nothing against them."""
+        """Return the derivatives of a value that are to be known: towards what its values alone leave open."""
         return [(x, y) for x in nominee.candidates if self._by_values(y, x, nominee) is not None]
 
     def _by_values(self, y: Value, x: Value, nominee: Nominee) -> tuple[Verdict, NumpyArray | None, int] | None:

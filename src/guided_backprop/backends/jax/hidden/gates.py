@@ -108,7 +108,7 @@ class Judge:
     def _nominated(self, findings: Findings) -> dict[Value, Nominee]:
         self._taint, self._signs = Taint(self._facts, self._vouch, findings.gates), Signs(self._facts)
         self._taint.visit(self._program.block)
-        self._looks.begin(self._taint.nominees)
+        self._looks.begin(self._taint.nominees, findings.gates)
         self._told_by_values = {}
         return self._taint.nominees
 

@@ -1,6 +1,6 @@
 """What is seen of a program on the first images, and on others where those are no evidence."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import dropwhile
 
@@ -12,7 +12,7 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.evidence import FURTHER, NEAR, further_images, other_images
 from guided_backprop.backends.jax.graph.program import Block, Program, Value
 from guided_backprop.backends.jax.hidden.taint import Nominee
-from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, watched
+from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, steps_between, watched
 
 #: The images themselves, and those that are made of them; what is far larger is looked at alone, and last.
 NEAR_LOOKS = 1 + NEAR
@@ -29,10 +29,10 @@ Asks = Callable[[Value, Nominee], Sequence[Asked]]
 
 @dataclass
 class _Together:
-    """What is asked at once of several nominees, and the answers for each set of images."""
+    """What is asked at once of several nominees, which of it still holds, and the answers for each set of images."""
 
     asked: dict[Asked, None] = field(default_factory=dict)
-    nominees: set[Value] = field(default_factory=set)
+    valid: set[Asked] = field(default_factory=set)
     looks: dict[int, dict[Asked, NumpyArray | None]] = field(default_factory=dict)
 
 
@@ -52,6 +52,7 @@ class Looks:
         self.nominees: Mapping[Value, Nominee] = {}
         self.pending: Mapping[Value, Nominee] = {}
         self._together: dict[Asks, _Together] = {}
+        self._gates: set[Value] = set()
         self._program, self._images = program, images
         self._seen: list[dict[Asked, NumpyArray | None]] = []
         self._runs: dict[tuple[Asked, ...], Values] = {}
@@ -71,30 +72,39 @@ class Looks:
         """Return the derivative of y towards x on so many sets of images; None if it was not computed."""
         return _joined([self.together(y, number, asks)[x, y] for number in range(looks)])
 
-    def begin(self, nominees: Mapping[Value, Nominee]) -> None:
-        """Say what is to be judged, by the ReLUs that are known so far: no gradient passes these."""
+    def begin(self, nominees: Mapping[Value, Nominee], gates: Iterable[Value]) -> None:
+        """Say what is to be judged, and which values are ReLUs so far, which no gradient passes."""
         self.nominees, self.pending = self.nominees or nominees, nominees
-        self._together = {}
+        new, self._gates = set(gates) - self._gates, set(gates)
+        for once in self._together.values() if new else ():
+            once.valid = {key for key in once.valid if not self._passes(key, new)}
+
+    def _passes(self, key: Asked, gates: set[Value]) -> bool:
+        """Tell whether a derivative is another one now, as some values on its way are ReLUs."""
+        if isinstance(key, Value) or (isinstance(key, Seeded) and key.way is not Way.AROUND):
+            return False
+        x, y = (key.x, key.y) if isinstance(key, Seeded) else key
+        passed = (value for step in steps_between(x, y, self.nominees[y].block) for value in step.outputs)
+        return any(value in gates and value is not y for value in passed)
 
     def together(self, y: Value, number: int, asks: Asks) -> dict[Asked, NumpyArray | None]:
         """Return what is asked of a nominee; of those behind it the same is found at once."""
         once = self._together.get(asks)
-        if once is None or y not in once.nominees:
+        if once is None or not once.valid.issuperset(asks(y, self.nominees[y])):
             once = self._together[asks] = self._gathered(y, asks)
         if number not in once.looks:
             once.looks[number] = self.look(number, list(once.asked))
         return once.looks[number]
 
     def _gathered(self, y: Value, asks: Asks) -> _Together:
-        once, size = _Together(), 0
+        once, count, size = _Together(), 0, 0
         for value, nominee in dropwhile(lambda item: item[0] is not y, self.nominees.items()):
             asked = asks(value, nominee) if value is y or value in self.pending else ()
-            size += sum(map(_size, asked))
-            if once.nominees and (len(once.nominees) == MOST_AT_ONCE or size > MOST_NUMBERS):
+            count, size = count + bool(asked), size + sum(map(_size, asked))
+            if once.asked and (count > MOST_AT_ONCE or size > MOST_NUMBERS):
                 break
-            if asked:
-                once.nominees.add(value)
-                once.asked |= dict.fromkeys(asked)
+            once.asked |= dict.fromkeys(asked)
+        once.valid = {*once.asked}
         return once
 
     def look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:

@@ -157,7 +157,7 @@ def outcome(names):
     return "right" if off < 1e-3 else f"off by {off:.2g}"
 
 
-SETTINGS = often(80)
+SETTINGS = often(50)
 STEPS = st.sampled_from(sorted(ORDINARY))
 # Twice it compares values with zeros, and is a ReLU.
 PROGRAMS = st.lists(STEPS, max_size=6).filter(lambda names: names.count("top-k") < 2)

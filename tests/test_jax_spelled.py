@@ -1,5 +1,7 @@
 """ReLUs of a JAX program that no operation is: found by their values and guided, or refused; and what is none."""
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,20 @@ def test_where_nothing_is_nominated_nothing_is_run(monkeypatch):
     explained(network(jax.nn.relu))
     with pytest.raises(ModelError):
         explained(network(lambda x: x * (x > 0)))
+
+
+def test_what_is_looked_at_in_several_layers_is_compiled_at_once(monkeypatch):
+    """To compile a program for each place takes a minute where there are many of them."""
+    compiled = []
+    watched = looks.watched
+    monkeypatch.setattr(looks, "watched", lambda *asked: compiled.append(asked) or watched(*asked))
+
+    def programs(layers):
+        compiled.clear()
+        explained(network(lambda x: reduce(lambda y, _: jnp.tanh(FINE["layer norm"](y)), range(layers), x)))
+        return len(compiled)
+
+    assert programs(2) == programs(1) < 4
 
 
 @pytest.mark.parametrize(

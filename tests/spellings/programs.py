@@ -84,6 +84,16 @@ GUIDED = {
     "slopes of 0": lambda x: jax.nn.relu(x) - jnp.zeros(x.shape[1]) * jax.nn.relu(-x),
     "0 times a CELU": lambda x: jnp.maximum(x, 0) + 0.0 * jnp.expm1(jnp.minimum(x, 0)),
 }
+
+
+def safe_elu(x):
+    return jnp.where(x > 0, x, jnp.expm1(jnp.where(x > 0, 0.0, x)))
+
+
+def leaking(x):
+    return x + 2 * jnp.where(x > 0, x, 0)
+
+
 #: These hide one in a way that values or derivatives leave open.
 REFUSED = {
     # Of a scan over a row of two some parts have no numbers at all.
@@ -96,6 +106,10 @@ REFUSED = {
     # Other curves that end at 0 look like guards, and so do these.
     "root of one side": lambda x: jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0),
     "logarithm of one side": lambda x: jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), 0.0),
+    # The number that is put there for the exponential is more than that: it is added as well, or chosen elsewhere.
+    "a safe exponential and what is safe": lambda x: safe_elu(x) + jnp.where(x > 0, 0.0, x),
+    "a safe slope on another side": lambda x: jnp.where(x > 1, x, 2 * jnp.where(x > 0, 0.0, x)),
+    "a gate of what is safe": lambda x: jnp.where(x > 1, jnp.tanh(x), leaking(jnp.where(x > 1, 0.0, x))),
     "logarithm of a guarded exponential": lambda x: jnp.log(jnp.where(x > 0, jnp.exp(x), 1)),
 }
 
@@ -171,4 +185,10 @@ FINE = {
     "gate by the mean": lambda x: x * jax.nn.sigmoid(x.mean(-1, keepdims=True)),
     "divided by the spread": lambda x: x / (1 + x.std(-1, keepdims=True)),
     "hard tanh": lambda x: jnp.clip(x, -1, 1),
+    "a safe exponential": safe_elu,
+    "a safe exponential, the other way round": lambda x: jnp.where(x <= 0, jnp.exp(jnp.where(x > 0, 0.0, x)) - 1, x),
+    "safe logarithms": lambda x: jnp.where(
+        x < 0, -jnp.log1p(jnp.where(x < 0, -x, 0)), jnp.log1p(jnp.where(x < 0, 0, x))
+    ),
+    "softmax over an axis of its own": lambda x: jax.vmap(jax.nn.softmax, 1, 1)(x.reshape(-1, 2, 4)).reshape(x.shape),
 }

@@ -117,8 +117,8 @@ _BELOW, _LEFT = ("minimum", X, Number(0.0)), ("sub", X, ("relu", X))
 _TWICE = ("sub", X, ("abs", X))
 _DOUBLED: tuple[Form, ...] = (_TWICE, ("mul", _SLOPE, _TWICE))
 _RELU6_OF_SHIFTED = ("relu6", ("add", X, Number(3.0)))
-# Keras' own until its third version, and ONNX's.
-_OLDER_HARDSIGMOID = ("relu1", ("add", ("mul", X, Number(0.2)), Number(0.5)))
+# By its formula, and as Keras' own until its third version, and ONNX's.
+_HARDSIGMOIDS = tuple(("relu1", ("add", Times(X, slope), Number(0.5))) for slope in (1 / 6, 0.2))
 
 
 def _told(form: Form) -> Form:
@@ -139,10 +139,9 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("mish", _gated("tanh", "softplus")),
     Pattern("mish", _gated("tanh", "exp", "log|log1p")),
     Pattern("hardswish", _gated("hardsigmoid")),
-    Pattern("hardswish", ("mul", Times(X), Times(_RELU6_OF_SHIFTED))),
-    Pattern("hardswish", ("mul", Times(X), Times(_OLDER_HARDSIGMOID))),
+    *(Pattern("hardswish", ("mul", Times(X), Times(gate))) for gate in (_RELU6_OF_SHIFTED, *_HARDSIGMOIDS)),
     Pattern("hardsigmoid", Times(_RELU6_OF_SHIFTED, 1 / 6)),
-    Pattern("hardsigmoid", _OLDER_HARDSIGMOID),
+    *(Pattern("hardsigmoid", form) for form in _HARDSIGMOIDS),
     # Not with a slope that may be 0, for then it is a ReLU.
     Pattern("leaky_relu", ("maximum", X, ("mul", X, Constant(is_known=True)))),
     Pattern("leaky_relu", ("maximum", X, ("div", X, Constant(is_known=True)))),

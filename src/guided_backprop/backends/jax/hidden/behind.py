@@ -1,6 +1,7 @@
 """What may be a ReLU behind weights: judged by derivatives, for the first images and for others."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +11,11 @@ from guided_backprop.backends.bounds import judge_bound_behind
 from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stopped, judge_weighed, needs_more_images
 from guided_backprop.backends.evidence import joined
 from guided_backprop.backends.jax.graph.program import Step, Value
-from guided_backprop.backends.jax.hidden.looks import ALL_LOOKS, FURTHER_LOOKS, NEAR_LOOKS, Looks
+from guided_backprop.backends.jax.hidden.looks import ALL_LOOKS, FURTHER_LOOKS, NEAR_LOOKS, Asks, Looks
 from guided_backprop.backends.jax.hidden.signs import Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee
 from guided_backprop.backends.jax.hidden.unrounded import has_rounding
-from guided_backprop.backends.jax.hidden.watch import Seeded, Way, seeds, steps_between
+from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Way, seeds, steps_between
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.spelling import Verdict
 
@@ -46,10 +47,11 @@ class Behind:
 
     def _is_of_two(self, y: Value, candidate: Candidate[Value]) -> bool:
         """Tell by derivatives whether one of two values is taken away again."""
-        asked = [Seeded(value, y) for value in candidate.values]
+        asked: list[Asked] = [Seeded(value, y) for value in candidate.values]
         for number in range(NEAR_LOOKS):
             values = [self._looks.seen(value, number + 1, first=number) for value in candidate.values]
-            derivatives = list(self._looks.look(number, asked).values())
+            found = self._looks.together(y, number, _weighed)
+            derivatives = [found[one] for one in asked]
             known = [array for array in (*values, *derivatives) if array is not None]
             if len(known) < 2 * len(asked):
                 continue
@@ -63,11 +65,10 @@ class Behind:
         if x in self._weighed:
             # What is made of a ReLU is said of that one.
             return False
-        asked, looks = _weighed(y, nominee), list[tuple[NumpyArray, NumpyArray]]()
-        ranks = nominee.ranks[x]
+        looks, ranks = list[tuple[NumpyArray, NumpyArray]](), nominee.ranks[x]
         for number in _numbers(x, ranks):
             values = self._looks.seen(x, number + 1, first=number)
-            derivative = self._looks.look(number, asked)[Seeded(x, y)]
+            derivative = self._looks.together(y, number, _weighed)[Seeded(x, y)]
             if values is None or derivative is None:
                 continue
             looks.append((_by_rows(values, x), _by_rows(derivative, x)))
@@ -81,7 +82,7 @@ class Behind:
 
     def _is_stopped(self, y: Value, x: Value, nominee: Nominee, *, is_of_one_sign: bool) -> bool:
         """Tell it by the values of both, where something stopped the gradient between them."""
-        if any(_is_one_way(step) for step in steps_between(x, y, nominee.block)):
+        if _has_one_way(x, y, nominee):
             # As if nothing was stopped it has no derivative in JAX: nobody knows what is hidden there.
             self._weighed.add(x)
             return True
@@ -90,12 +91,12 @@ class Behind:
 
     def _is_by(self, way: Way, y: Value, x: Value, nominee: Nominee, *, is_of_one_sign: bool) -> bool:
         """Tell it by the derivative on some way, beside the model's own."""
-        asked = [Seeded(x, y, one) for one in (Way.OWN, way)]
+        asked, asks = [Seeded(x, y, one) for one in (Way.OWN, way)], _STOPPED[way]
         looks: list[tuple[NumpyArray, NumpyArray, NumpyArray]] = []
         ranks = nominee.ranks[x]
         for number in _numbers(x, ranks):
-            values, derivatives = self._looks.seen(x, number + 1, first=number), self._looks.look(number, asked)
-            known = [_by_rows(array, x) for array in (values, *derivatives.values()) if array is not None]
+            values, found = self._looks.seen(x, number + 1, first=number), self._looks.together(y, number, asks)
+            known = [_by_rows(array, x) for array in (values, *map(found.get, asked)) if array is not None]
             if len(known) < 1 + len(asked):
                 continue
             looks.append((known[0], known[1], known[2]))
@@ -112,7 +113,7 @@ class Behind:
         rows: list[list[NumpyArray]] = []
         for number in range(NEAR_LOOKS):
             values, results = (self._looks.seen(value, number + 1, first=number) for value in (x, y))
-            derivative = self._looks.look(number, _weighed(y, nominee))[Seeded(x, y)]
+            derivative = self._looks.together(y, number, _weighed)[Seeded(x, y)]
             is_one = results is not None and results.shape == y.aval.shape and results.ndim > 0
             if values is None or results is None or derivative is None or not is_one or len(values) != len(results):
                 return False
@@ -131,9 +132,24 @@ def _is_one_way(step: Step) -> bool:
     return step.name == "while" or any(_is_one_way(inner) for block in step.blocks for inner in block.steps)
 
 
-def _weighed(y: Value, nominee: Nominee) -> list[Seeded]:
+def _weighed(y: Value, nominee: Nominee) -> list[Asked]:
     """Return all derivatives of one value behind weights: they are taken at once."""
-    return [Seeded(one.ref, y) for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None]
+    return [Seeded(x, y) for one in nominee.choices if one.choice is Choice.BEHIND for x in one.values]
+
+
+def _stopped(way: Way, y: Value, nominee: Nominee) -> list[Asked]:
+    """Return the model's own derivatives of a value by what was stopped on the way to it, and those on another way."""
+    behind = [one for one in nominee.choices if one.choice is Choice.BEHIND and one.less is None and one.is_stopped]
+    refs = [one.ref for one in behind if not one.is_bounded and not _has_one_way(one.ref, y, nominee)]
+    return [Seeded(x, y, one) for x in refs for one in (Way.OWN, way)]
+
+
+_STOPPED: dict[Way, Asks] = {way: partial(_stopped, way) for way in (Way.TOTAL, Way.UNROUNDED)}
+
+
+def _has_one_way(x: Value, y: Value, nominee: Nominee) -> bool:
+    """Tell whether no gradient comes back through a step between two values."""
+    return any(map(_is_one_way, steps_between(x, y, nominee.block)))
 
 
 def _numbers(x: Value, ranks: Ranks) -> Iterator[int]:

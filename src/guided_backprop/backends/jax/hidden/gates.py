@@ -24,7 +24,7 @@ from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, as_told,
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.sums import BlockSums, blocks_of
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
-from guided_backprop.backends.jax.hidden.watch import steps_between
+from guided_backprop.backends.jax.hidden.watch import Asked, steps_between
 from guided_backprop.backends.nomination import PRELU
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
@@ -72,11 +72,12 @@ class Judge:
         self._behind = Behind(self._looks)
         self._nominees: dict[Value, Nominee] = {}
         self._taint, self._signs = Taint(facts, vouch), Signs(facts)
+        self._told_by_values: dict[tuple[Value, Value], tuple[Verdict, NumpyArray | None, int] | None] = {}
 
     def findings(self) -> Findings:
         """Judge what is nominated, in the order in which it is computed: behind a ReLU there is less to judge."""
         findings, concave = Findings(), dict[Value, Nominee]()
-        self._nominees = self._looks.nominees = nominees = self._nominated(findings)
+        self._nominees = nominees = self._nominated(findings)
         for y, nominee in self._nominees.items():
             if y not in nominees:
                 continue
@@ -107,6 +108,8 @@ class Judge:
     def _nominated(self, findings: Findings) -> dict[Value, Nominee]:
         self._taint, self._signs = Taint(self._facts, self._vouch, findings.gates), Signs(self._facts)
         self._taint.visit(self._program.block)
+        self._looks.begin(self._taint.nominees, findings.gates)
+        self._told_by_values = {}
         return self._taint.nominees
 
     def _leads(self, value: Value, gate: Value) -> bool:
@@ -149,13 +152,13 @@ class Judge:
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of one candidate."""
         plain, refused = (_Finding.PLAIN, None), (_Finding.REFUSED, None)
-        if nominee.step.word == "abs" and x in nominee.step.inputs:
+        by_values = self._by_values(y, x, nominee)
+        if by_values is None:
             return plain
-        verdict, closed, looks = self._verdict(y, x, nominee)
-        if verdict is Verdict.NONE or (x in nominee.bounded and _is_left_at_bound(verdict, closed)):
-            return plain
+        verdict, closed, looks = by_values
         between = steps_between(x, y, nominee.block)
-        ys, xs, slopes = self._looks.seen(y, looks), self._looks.seen(x, looks), self._looks.derivative(y, x, looks)
+        ys, xs = self._looks.seen(y, looks), self._looks.seen(x, looks)
+        slopes = self._looks.derivative(y, x, looks, self._left)
         if ys is None or xs is None or slopes is None:
             # No image took this branch; but curves, sums and multiples of one value gate nothing.
             return plain if all(map(_is_of_one, between)) else refused
@@ -169,6 +172,19 @@ class Judge:
         if gate is None:
             return refused
         return (_Finding.GUIDED, gate) if verdict is Verdict.CONVEX else (_Finding.CONCAVE, None)
+
+    def _left(self, y: Value, nominee: Nominee) -> list[Asked]:
+        """Return the derivatives of a value that are to be known: towards what its values alone leave open."""
+        return [(x, y) for x in nominee.candidates if self._by_values(y, x, nominee) is not None]
+
+    def _by_values(self, y: Value, x: Value, nominee: Nominee) -> tuple[Verdict, NumpyArray | None, int] | None:
+        """Return what values say of one candidate, as :meth:`_verdict` does; None if by these alone it is none."""
+        if (y, x) not in self._told_by_values:
+            is_magnitude = nominee.step.word == "abs" and x in nominee.step.inputs
+            told = None if is_magnitude else self._verdict(y, x, nominee)
+            is_bound = told is not None and x in nominee.bounded and _is_left_at_bound(*told[:2])
+            self._told_by_values[y, x] = None if told is None or told[0] is Verdict.NONE or is_bound else told
+        return self._told_by_values[y, x]
 
     def _told(
         self,

@@ -1,6 +1,8 @@
 """What is seen of a program on the first images, and on others where those are no evidence."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import dropwhile
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,28 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.evidence import FURTHER, NEAR, further_images, other_images
 from guided_backprop.backends.jax.graph.program import Block, Program, Value
 from guided_backprop.backends.jax.hidden.taint import Nominee
-from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, watched
+from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, steps_between, watched
 
 #: The images themselves, and those that are made of them; what is far larger is looked at alone, and last.
 NEAR_LOOKS = 1 + NEAR
 #: Behind that one the further ones begin, and end before this one.
 FURTHER_LOOKS = NEAR_LOOKS + 1
 ALL_LOOKS = FURTHER_LOOKS + FURTHER
+#: Of how many nominees derivatives are taken at once, and of how many numbers: to compile them takes longer than to run
+#: them, but they are all kept.
+MOST_AT_ONCE, MOST_NUMBERS = 32, 1 << 24
+
+#: What is asked of a nominee at once.
+Asks = Callable[[Value, Nominee], Sequence[Asked]]
+
+
+@dataclass
+class _Together:
+    """What is asked at once of several nominees, which of it still holds, and the answers for each set of images."""
+
+    asked: dict[Asked, None] = field(default_factory=dict)
+    valid: set[Asked] = field(default_factory=set)
+    looks: dict[int, dict[Asked, NumpyArray | None]] = field(default_factory=dict)
 
 
 class Looks:
@@ -28,10 +45,14 @@ class Looks:
 
     Attributes:
         nominees: what is to be judged, of which values may be asked for.
+        pending: those of them that are to be judged still.
     """
 
     def __init__(self, program: Program, images: Sequence[jax.Array]) -> None:
         self.nominees: Mapping[Value, Nominee] = {}
+        self.pending: Mapping[Value, Nominee] = {}
+        self._together: dict[Asks, _Together] = {}
+        self._gates: set[Value] = set()
         self._program, self._images = program, images
         self._seen: list[dict[Asked, NumpyArray | None]] = []
         self._runs: dict[tuple[Asked, ...], Values] = {}
@@ -47,10 +68,44 @@ class Looks:
             self._seen.append(self.look(len(self._seen), self._wanted()))
         return _joined([look[value] for look in self._seen[first:looks]])
 
-    def derivative(self, y: Value, x: Value, looks: int) -> NumpyArray | None:
+    def derivative(self, y: Value, x: Value, looks: int, asks: Asks) -> NumpyArray | None:
         """Return the derivative of y towards x on so many sets of images; None if it was not computed."""
-        pair = (x, y)
-        return _joined([self.look(number, [pair])[pair] for number in range(looks)])
+        return _joined([self.together(y, number, asks)[x, y] for number in range(looks)])
+
+    def begin(self, nominees: Mapping[Value, Nominee], gates: Iterable[Value]) -> None:
+        """Say what is to be judged, and which values are ReLUs so far, which no gradient passes."""
+        self.nominees, self.pending = self.nominees or nominees, nominees
+        new, self._gates = set(gates) - self._gates, set(gates)
+        for once in self._together.values() if new else ():
+            once.valid = {key for key in once.valid if not self._passes(key, new)}
+
+    def _passes(self, key: Asked, gates: set[Value]) -> bool:
+        """Tell whether a derivative is another one now, as some values on its way are ReLUs."""
+        if isinstance(key, Value) or (isinstance(key, Seeded) and key.way is not Way.AROUND):
+            return False
+        x, y = (key.x, key.y) if isinstance(key, Seeded) else key
+        passed = (value for step in steps_between(x, y, self.nominees[y].block) for value in step.outputs)
+        return any(value in gates and value is not y for value in passed)
+
+    def together(self, y: Value, number: int, asks: Asks) -> dict[Asked, NumpyArray | None]:
+        """Return what is asked of a nominee; of those behind it the same is found at once."""
+        once = self._together.get(asks)
+        if once is None or not once.valid.issuperset(asks(y, self.nominees[y])):
+            once = self._together[asks] = self._gathered(y, asks)
+        if number not in once.looks:
+            once.looks[number] = self.look(number, list(once.asked))
+        return once.looks[number]
+
+    def _gathered(self, y: Value, asks: Asks) -> _Together:
+        once, count, size = _Together(), 0, 0
+        for value, nominee in dropwhile(lambda item: item[0] is not y, self.nominees.items()):
+            asked = asks(value, nominee) if value is y or value in self.pending else ()
+            count, size = count + bool(asked), size + sum(map(_size, asked))
+            if once.asked and (count > MOST_AT_ONCE or size > MOST_NUMBERS):
+                break
+            once.asked |= dict.fromkeys(asked)
+        once.valid = {*once.asked}
+        return once
 
     def look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
         """Run the program on the images, the first time; on others that are made of them after that."""
@@ -81,6 +136,11 @@ class Looks:
         (value,) = inside.values()
         begin = jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)
         return [*given, _others(begin, number)]
+
+
+def _size(asked: Asked) -> int:
+    x = asked.x if isinstance(asked, Seeded) else asked[0] if isinstance(asked, tuple) else asked
+    return int(np.prod(x.aval.shape))
 
 
 def _joined(looks: Sequence[NumpyArray | None]) -> NumpyArray | None:

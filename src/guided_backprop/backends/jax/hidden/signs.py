@@ -1,6 +1,7 @@
 """Which sign the numbers of a program's values have, by the steps that make them."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ _UNLIKE_THEIR_WORD: Final = frozenset({"scatter-sub", "scatter_sub", "scatter-mu
 # What a softmax is lessened by, and what is done with that before: no value is left out but infinities.
 _EXTREMES: Final = frozenset({"reduce_max", "reduce_min"})
 _KEEPS_EXTREME: Final = frozenset({"copy", "mark", "maximum", "minimum", "stop_gradient"})
+Place = TypeVar("Place", int, int | None)
 #: What no value comes below the bound of.
 BOUNDS_FROM_BELOW: Final = frozenset({"maximum", "clamp"})
 
@@ -70,7 +72,10 @@ class Signs:
 
 def shift_of(step: Step) -> Sign:
     """Return the sign of a value less one of its own numbers, in its place; unknown if it is anything else."""
-    return sign_of_difference(step.inputs, _extreme_of) if step.word == "sub" else Sign.UNKNOWN
+    if step.word != "sub":
+        return Sign.UNKNOWN
+    first, second = step.inputs
+    return sign_of_difference((first, second), lambda other: _extreme_of(other, first if other is second else second))
 
 
 def _outside(value: Value) -> Value:
@@ -91,20 +96,41 @@ def _own_sign(value: Value) -> Sign:
     return Sign.NOT_NEGATIVE if is_guard else sign_of(Operation(Kind.SMOOTH, step.activation.name), [])
 
 
-def _extreme_of(value: Value) -> tuple[str, Value] | None:
-    """Return what a value is the largest or smallest of, along some axes, repeated for each place of these."""
+def _extreme_of(value: Value, of: Value) -> tuple[str, Value] | None:
+    """Return whether a value is the largest or smallest of another one, along some axes, repeated for each place.
+
+    Both may have been turned since: what is mapped over an axis of its own is.
+    """
     places, bounds, step = list(range(len(value.aval.shape))), set[str](), value.step
     while step is not None and step.name not in _EXTREMES:
         if step.name == "broadcast_in_dim":
             places = [places[axis] for axis in step.eqn.params["broadcast_dimensions"]]
+        elif step.name == "transpose":
+            places = _turned_back(places, step)
         bounds.add(step.word)
         step = _bounded_by(step)
     # To be bounded from the other side moves it beyond the numbers that it was chosen from.
     if step is None or bounds & {"maximum", "minimum"} - {f"{step.word}imum"}:
         return None
-    (of,) = step.inputs
-    is_in_place = places == [axis for axis in range(len(of.aval.shape)) if axis not in step.eqn.params["axes"]]
+    left = iter(places)
+    chosen = [None if axis in step.eqn.params["axes"] else next(left) for axis in range(len(step.inputs[0].aval.shape))]
+    (source, theirs), (base, own) = _unturned(step.inputs[0], chosen), _unturned(of, range(len(of.aval.shape)))
+    is_in_place = source is base and all(one in (None, other) for one, other in zip(theirs, own, strict=True))
     return (step.word, of) if is_in_place else None
+
+
+def _unturned(value: Value, places: Sequence[int | None]) -> tuple[Value, list[int | None]]:
+    """Return what a value is turned from, and the places of that one's axes, of those of the value's own."""
+    places = list(places)
+    while value.step is not None and value.step.name == "transpose":
+        places, value = _turned_back(places, value.step), value.step.inputs[0]
+    return value, places
+
+
+def _turned_back(places: Sequence[Place], step: Step) -> list[Place]:
+    """Return where the axes of what is turned go, from where those of the result go."""
+    permutation = list(step.eqn.params["permutation"])
+    return [places[permutation.index(axis)] for axis in range(len(permutation))]
 
 
 def _bounded_by(step: Step) -> Step | None:
@@ -114,7 +140,7 @@ def _bounded_by(step: Step) -> Step | None:
         mask, _, kept_if = step.inputs
         is_finite = mask.step is not None and mask.step.word == "isfinite" and mask.step.inputs[0] is kept_if
         return kept_if.step if is_finite else None
-    is_kept = step.name == "broadcast_in_dim" or step.word in _KEEPS_EXTREME
+    is_kept = step.name in ("broadcast_in_dim", "transpose") or step.word in _KEEPS_EXTREME
     return kept[0].step if is_kept and len(kept) == 1 else None
 
 

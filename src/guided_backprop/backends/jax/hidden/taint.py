@@ -17,6 +17,7 @@ from guided_backprop.backends.curves import is_partly_relu
 from guided_backprop.backends.jax.graph.calls import loop_sizes
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
+from guided_backprop.backends.jax.hidden.discarded import Discarded
 from guided_backprop.backends.jax.hidden.signs import Signs, shift_of
 from guided_backprop.backends.jax.hidden.unrounded import is_rounding
 from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks
@@ -74,7 +75,7 @@ class Taint:
         self._facts, self._vouch, self._ended = facts, vouch, frozenset(ended)
         self._notes: dict[Value, Note[Value]] = {}
         self._order: dict[Value, int] = {}
-        self._signs = Signs(facts)
+        self._signs, self._discarded = Signs(facts), Discarded(facts)
 
     def visit(self, block: Block) -> None:
         """Follow the taint through a block, in the order in which its steps run."""
@@ -101,12 +102,12 @@ class Taint:
         held = self._visit_inside(step)
         if step.relu is None and self.is_vouched(step):
             return
-        shown, is_excused = self._shown(step, held), self._is_excused(step)
+        shown, is_excused, is_idle = self._shown(step, held), self._is_excused(step), self._discarded.is_all(step)
         for value in step.outputs:
             if not value.depends or value in self._ended:
                 continue
             size = _size(value)
-            is_met = value.carries and shown.nominates(size) is not None
+            is_met = value.carries and not is_idle and shown.nominates(size) is not None
             if is_met and value.is_live and not is_excused:
                 self._nominate(value, shown, step, block)
             self._notes[value] = shown.note(size, is_falling=is_met)

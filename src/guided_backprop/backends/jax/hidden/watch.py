@@ -78,17 +78,29 @@ class Watch:
             arrays.update(
                 (value, self._cut(value, result)) for value, result in zip(step.outputs, results, strict=True)
             )
-        for key in self._asked.get(id(block), ()):
-            answers[key] = self._answer(key, block, arrays), jnp.ones((), bool)
+        asked = self._asked.get(id(block), ())
+        found = self._derivatives_of(asked, block, arrays)
+        for key in asked:
+            answers[key] = arrays[key] if isinstance(key, Value) else found[key], jnp.ones((), bool)
         return arrays, answers
 
-    def _answer(self, key: Asked, block: Block, arrays: Mapping[Value, Array]) -> Array:
-        if isinstance(key, tuple):
-            return self._derivative(*key, block, arrays, jnp.ones_like)
-        if not isinstance(key, Seeded):
-            return arrays[key]
-        watch = self if key.way is self._way else Watch(self._constants, (), {}, key.way)
-        return watch._derivative(key.x, key.y, block, arrays, seeds)
+    def _derivatives_of(
+        self, asked: Sequence[Asked], block: Block, arrays: Mapping[Value, Array]
+    ) -> dict[Asked, Array]:
+        """Return the derivatives that are asked for; those of one value on one way are taken at once."""
+        found: dict[Asked, Array] = {}
+        groups: dict[tuple[Value, Way | None], dict[Value, Asked]] = {}
+        for key in asked:
+            if isinstance(key, Seeded):
+                groups.setdefault((key.y, key.way), {})[key.x] = key
+            elif isinstance(key, tuple):
+                groups.setdefault((key[1], None), {})[key[0]] = key
+        for (y, way), keys in groups.items():
+            # One of its own: what is asked for inside of loops is not asked for on the way.
+            watch = Watch(self._constants, (), {}, self._way if way is None else way)
+            derived = watch._derivatives(list(keys), y, block, arrays, jnp.ones_like if way is None else seeds)
+            found.update(zip(keys.values(), derived, strict=True))
+        return found
 
     @property
     def _stops_nothing(self) -> bool:
@@ -185,21 +197,25 @@ class Watch:
         inside = [key for step in steps for inner in step.blocks for key in self._keys(inner)]
         return [*inside, *self._asked.get(id(block), ())]
 
-    def _derivative(
-        self, x: Value, y: Value, block: Block, arrays: Mapping[Value, Array], seed: Callable[[Array], Array]
-    ) -> Array:
-        """Return what the values of x get of a gradient at y."""
-        steps = steps_between(x, y, block)
+    def _derivatives(
+        self, xs: Sequence[Value], y: Value, block: Block, arrays: Mapping[Value, Array], seed: Callable[[Array], Array]
+    ) -> list[Array]:
+        """Return what the values of each x get of a gradient at y, also through the others."""
+        leading = {id(step) for x in xs for step in steps_between(x, y, block)}
 
-        def of(given: Array) -> Array:
-            inside = {**arrays, x: given}
-            for step in steps:
+        def of(given: Sequence[Array]) -> Array:
+            added = dict(zip(xs, given, strict=True))
+            inside = {**arrays, **{x: arrays[x] + zeros for x, zeros in added.items()}}
+            for step in block.steps:
+                if id(step) not in leading:
+                    continue
                 results = self._step(step, [self._read(value, inside) for value in step.inputs], {})
                 for value, result in zip(step.outputs, results, strict=True):
-                    inside[value] = result if value is y else self._cut(value, result)
+                    passed = result if value is y else self._cut(value, result)
+                    inside[value] = passed + added[value] if value in added else passed
             return inside[y]
 
-        result, back = jax.vjp(of, arrays[x])
+        result, back = jax.vjp(of, [jnp.zeros_like(arrays[x]) for x in xs])
         (derived,) = back(seed(result))
         return derived  # type: ignore[no-any-return]
 

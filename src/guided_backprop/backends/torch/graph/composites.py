@@ -70,9 +70,7 @@ class Graph:
         """Return the word of the operation that makes a value, and its operands."""
         if isinstance(value, Operand):
             return None
-        if value not in self._made:
-            self._made[value] = self._how(value)
-        return self._made[value]
+        return self._made[value] if value in self._made else self._made.setdefault(value, self._how(value))
 
     def _how(self, value: Node) -> Made:
         relu = relu_of(value, self.path.members)
@@ -158,10 +156,13 @@ def inside_of(activations: Mapping[Node, Composite]) -> frozenset[Node]:
 
 
 def needs_shifts(graph: Graph) -> bool:
-    """Tell whether a number that was added decides what the graph is, as of ``relu6(x + 3) / 6`` and of a softsign."""
+    """Tell whether a number that was added decides what the graph is, as of a hard-sigmoid, a softsign and an ELU."""
+    is_bounded = any(row(node).word in ("clamp", "minimum") for node in graph.path.doubts)
     for node in graph.path.doubts:
         match graph.made(node) if operation(node) not in _MADE_OF_TWO else None:
             case ("relu1" | "relu6", [x]) if graph.is_shifted(x):
+                return True
+            case ("exp", _) if is_bounded and any(map(graph.is_shifted, graph.users(node))):
                 return True
             case ("abs", [x]):
                 totals = [total for total in graph.users(node) if graph.is_shifted(total)]

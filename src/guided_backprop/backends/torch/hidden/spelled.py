@@ -137,11 +137,7 @@ def settle(
     _check_relus(watch, numbers, path, inside, vouch)
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
-    suspects = {
-        order: suspect
-        for order, suspect in enumerate(watch.suspects)
-        if (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
-    }
+    suspects = _counted(watch, path, numbers, activations)
     if not suspects:
         return Settled([], frozenset(), {}, is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
@@ -161,6 +157,23 @@ def settle(
         if not raised.keys() <= watch.known.raised.keys():
             return Settled([], frozenset(), raised, is_sure=False)
         return _settled(cases, path, raised, elsewhere, before)
+
+
+def _counted(
+    watch: ForwardWatch, path: Path, numbers: Mapping[int, Node], activations: Mapping[Node, Composite]
+) -> dict[int, Suspect]:
+    """Return the suspects, by their order, that are no part of a composite activation, nor ReLUs of one.
+
+    Nothing of a part comes out but through the activation, which is one of what goes in.
+    """
+    inside = inside_of(activations)
+    inner = {node for node in inside.difference(activations) if inside.issuperset(path.children[node])}
+    return {
+        order: suspect
+        for order, suspect in enumerate(watch.suspects)
+        if (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
+        and (suspect.x.edge is None or suspect.x.edge.node not in inner)
+    }
 
 
 def _elsewhere(

@@ -18,7 +18,14 @@ from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import row
-from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative, leads_around, seeds
+from guided_backprop.backends.torch.hidden.derivatives import (
+    Together,
+    agrees,
+    derivative,
+    leads_around,
+    opposite,
+    seeds,
+)
 from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
@@ -61,6 +68,8 @@ class Case:
         far: values on images that are far larger; None as long as they are not asked for.
         behind: x and the derivative towards it on other images, where weights lie between.
         own: the derivative towards x with no ReLU shut, where one of these is added to x; None elsewhere.
+        together: what tells the derivatives towards all values that the result may be a ReLU of behind weights.
+        apart: those towards x and what is taken away from it as if these alone made it; None where they do not.
     """
 
     suspect: Suspect
@@ -71,10 +80,14 @@ class Case:
     far: tuple[NumpyArray, NumpyArray] | None = None
     behind: Sequence[tuple[NumpyArray, NumpyArray]] = ()
     own: NumpyArray | None = None
+    together: Together | None = None
+    apart: Sequence[NumpyArray | None] | None = None
 
     def asked(self) -> "Case":
         """Return the same with its own derivative, to be asked before ReLUs are shut."""
         x = self.suspect.x
+        if self.node is not None and x.less is not None:
+            return replace(self, apart=opposite(self.path, self.node, self.suspect))
         if self.node is None or not x.is_beside:
             return self
         return replace(self, own=derivative(self.node, self.suspect, x, is_of_one=not self._is_behind))
@@ -262,7 +275,11 @@ class Case:
         """The derivative of a sum of the results, each times a number of its own, towards x, behind weights."""
         if self.suspect.x.is_beside:
             return self.own if self._is_cancelled else None
-        return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x, is_of_one=False)
+        if self.node is None:
+            return None
+        if self.together is not None:
+            return self.together.towards(self.node, self.suspect)
+        return derivative(self.node, self.suspect, self.suspect.x, is_of_one=False)
 
     @cached_property
     def weighed(self) -> tuple[NumpyArray, NumpyArray] | None:
@@ -316,10 +333,12 @@ class Case:
 
     def _answer_of_difference(self, node: Node, x: Value, less: Value) -> Answer:
         """Say whether it is made of a ReLU of x less another value, behind weights."""
-        if not leads_around(self.path, node, {value.edge.node for value in (x, less) if value.edge is not None}):
+        if self.apart is None and not leads_around(
+            self.path, node, {value.edge.node for value in (x, less) if value.edge is not None}
+        ):
             # Nothing comes from there but through ReLUs that are guided, whatever the images are.
             return "plain"
-        towards = [self.towards_x, derivative(node, self.suspect, less, is_of_one=False)]
+        towards = self.apart or [self.towards_x, derivative(node, self.suspect, less, is_of_one=False)]
         derivatives = [one for one in towards if one is not None]
         if len(derivatives) < len(towards):
             return "open"

@@ -1,12 +1,11 @@
-"""One result that may be a ReLU: what its values and its derivatives say, and the hooks of what is one."""
+"""One result that may be a ReLU: what its values and its derivatives say."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Final, Literal
 
 import numpy as np
-import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
@@ -26,33 +25,21 @@ from guided_backprop.backends.torch.hidden.derivatives import (
     opposite,
     seeds,
 )
+from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
+
+# So small a part of the numbers of a sum are 0 by themselves; and by so many units in the last place two may miss it.
+_BY_CHANCE: Final = 1e-4
+_LEFT: Final = 8
+# So large a part of a number may be rounding.
+_ALIKE: Final = 1e-3
 
 #: A result, and what it may be a ReLU of, by their place.
 Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]
 #: What is "unsure" is no ReLU on images like these, nor likely to be one on others; what is "open" may be one there.
 Answer = Literal["plain", "refuted", "unsure", "open", "unfinished", "refused"]
-
-
-@dataclass(frozen=True)
-class Spelled:
-    """A result that is a ReLU of something: the rule acts on what arrives there.
-
-    Attributes:
-        node: the node of the operation that gave it.
-        output: which of its results it is.
-        name: the operation, and the line of the model.
-        y: the result.
-        is_open: where it is not closed.
-    """
-
-    node: Node
-    output: int
-    name: str
-    y: NumpyArray
-    is_open: NumpyArray
 
 
 @dataclass(frozen=True)
@@ -188,6 +175,8 @@ class Case:
         if self.is_choice:
             return self._answer_of_choice()
         suspect, verdict = self.suspect, Verdict.NONE if self._is_of_others else self.judgement.verdict
+        if self._is_of_others and self._closes_some:
+            return self._refused()
         # What was taken for a ReLU ended what came before it, and what follows it was not looked at.
         none: Answer = "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
         if verdict is Verdict.NONE:
@@ -246,6 +235,25 @@ class Case:
             return False
         is_more = self.judgement.verdict is Verdict.PARTIAL
         return is_more or not (self._is_cancelled and self._is_closed_for_both)
+
+    @property
+    def _closes_some(self) -> bool:
+        """Whether a sum of x and of a ReLU that is written there is closed for some x of one sign, by values."""
+        if self._shut is None:
+            return False
+        y, x = (np.stack([one.reshape(self._shut.shape) for one in side]) for side in zip(*self.looks, strict=True))
+        is_open = np.abs(y - self._shut * x) <= _ALIKE * np.abs(y).max()
+        return _are_closed(x, (y == 0) & evidence.is_passing(self._shut), is_open)
+
+    @property
+    def _cancels_some(self) -> bool:
+        """Whether the same is so behind weights, by derivatives, which cancel each other there."""
+        if self.own is None or self._shut is None:
+            return False
+        size, left = np.abs(self._shut), np.abs(self.own)
+        is_told = evidence.is_passing(self._shut) & (left <= _LEFT * np.finfo(self.own.dtype).eps * size)
+        x = as_numpy(self.suspect.x.tensor).reshape(self.own.shape)
+        return _are_closed(x[None], is_told[None], (np.abs(self.own - self._shut) <= _ALIKE * size)[None])
 
     @property
     def _is_closed_for_both(self) -> bool:
@@ -308,8 +316,10 @@ class Case:
     def _answer_of_derivatives(self) -> Answer:
         """Say whether it is made of a ReLU behind weights: of one value, or of one that another is taken away from."""
         x, less = self.suspect.x, self.suspect.x.less
-        if self.node is None or self._is_shift or (x.is_beside and not self._is_cancelled):
+        if self.node is None or self._is_shift:
             return "plain"
+        if x.is_beside and not self._is_cancelled:
+            return "refused" if self._cancels_some else "plain"
         if less is not None:
             return self._answer_of_difference(self.node, x, less)
         if x.is_bounded:
@@ -368,31 +378,18 @@ class Case:
         return "unfinished" if self.is_settled else "refused"
 
 
+def _are_closed(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray) -> bool:
+    """Tell whether more is closed than by chance, on one side of 0 and in all runs, and all open on the other side."""
+    signs = np.sign(x[is_closed & (x != 0)])
+    if signs.size <= _BY_CHANCE * x.size or (signs != signs[0]).any():
+        return False
+    is_side, others = np.sign(x) == signs[0], is_open[np.sign(x) == -signs[0]]
+    is_always = (is_closed | ~is_side)[:, is_closed.any(0)].all()
+    return bool(others.any() and others.all() and is_always)
+
+
 def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:
     """Tell whether values on other images can be put beside the first ones."""
     return all(
         other.shape == array.shape and is_evidence(other, array) for other, array in zip(others, first, strict=True)
     )
-
-
-def closing(
-    relus: Sequence[Spelled], leave: Callable[[Any, Any, Any], Any]
-) -> Iterator[tuple[Node, Callable[..., Any]]]:
-    """Yield for each spelled ReLU its node, and a hook that applies a rule to what arrives there.
-
-    Args:
-        relus: the spelled ReLUs.
-        leave: from what arrives at a ReLU's result, what its gate makes of that, and the result, to what leaves.
-    """
-    for relu in relus:
-
-        def hook(gradients: tuple[torch.Tensor | None, ...], relu: Spelled = relu) -> tuple[torch.Tensor | None, ...]:
-            g = gradients[relu.output]
-            if g is None:
-                return gradients
-            is_open = torch.as_tensor(relu.is_open, device=g.device)
-            y = torch.as_tensor(relu.y, device=g.device, dtype=g.dtype)
-            left = leave(g, torch.where(is_open, g, 0), y)
-            return (*gradients[: relu.output], left, *gradients[relu.output + 1 :])
-
-        yield relu.node, hook

@@ -54,7 +54,10 @@ class Value:
     @property
     def key(self) -> Hashable:
         """What the value is known by, the same each time that something is made of it, in whatever shape."""
-        edge = self.whole.edge
+        edge, base = self.whole.edge, self.tensor._base
+        if base is not None and base.grad_fn is not None and base._version == 0 and base.numel() > self.tensor.numel():
+            # A part is a view of its own each time that it is written.
+            return base.grad_fn, _place(self.tensor)
         return self if edge is None else (edge.node, edge.output_nr)
 
     @property

@@ -26,8 +26,9 @@ from guided_backprop.backends.torch.graph.composites import Composite, Operand, 
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of, saved
-from guided_backprop.backends.torch.hidden.case import Answer, Case, Spelled
+from guided_backprop.backends.torch.hidden.case import Answer, Case
 from guided_backprop.backends.torch.hidden.derivatives import Together, closed, shut
+from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
 from guided_backprop.backends.torch.hidden.notes import Value
 from guided_backprop.backends.torch.hidden.suspect import Suspect

@@ -325,7 +325,8 @@ class ForwardWatch(Dispatched):
                 and bool(x.sign)
                 and not (is_constant or x.choice is not Choice.NONE)
             )
-            if place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
+            is_sum = x.is_beside and x.choice is Choice.NONE
+            if is_sum or place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
                 yield Suspect(
                     place,
                     step.name,

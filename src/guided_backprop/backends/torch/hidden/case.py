@@ -247,13 +247,16 @@ class Case:
 
     @property
     def _cancels_some(self) -> bool:
-        """Whether the same is so behind weights, by derivatives, which cancel each other there."""
-        if self.own is None or self._shut is None:
+        """Whether the same is so behind weights, by derivatives, which cancel each other there: in whole channels."""
+        if self.own is None or self._shut is None or self.own.ndim < 2:
             return False
         size, left = np.abs(self._shut), np.abs(self.own)
-        is_told = evidence.is_passing(self._shut) & (left <= _LEFT * np.finfo(self.own.dtype).eps * size)
+        is_closed = evidence.is_passing(self._shut) & (left <= _LEFT * np.finfo(self.own.dtype).eps * size)
         x = as_numpy(self.suspect.x.tensor).reshape(self.own.shape)
-        return _are_closed(x[None], is_told[None], (np.abs(self.own - self._shut) <= _ALIKE * size)[None])
+        arrays = x, is_closed, np.abs(self.own - self._shut) <= _ALIKE * size
+        return not is_thin(is_closed) and any(
+            _are_closed(*(np.moveaxis(one, axis, -1).reshape(-1, x.shape[axis]) for one in arrays)) for axis in (1, -1)
+        )
 
     @property
     def _is_closed_for_both(self) -> bool:
@@ -379,7 +382,7 @@ class Case:
 
 
 def _are_closed(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray) -> bool:
-    """Tell whether more is closed than by chance, on one side of 0 and in all runs, and all open on the other side."""
+    """Tell whether more is closed than by chance, on one side of 0 and in all rows, and all open on the other side."""
     signs = np.sign(x[is_closed & (x != 0)])
     if signs.size <= _BY_CHANCE * x.size or (signs != signs[0]).any():
         return False

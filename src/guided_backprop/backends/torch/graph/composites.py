@@ -155,26 +155,6 @@ def inside_of(activations: Mapping[Node, Composite]) -> frozenset[Node]:
     return frozenset[Node]().union(*(activation.parts for activation in activations.values()))
 
 
-def needs_shifts(graph: Graph) -> bool:
-    """Tell whether a number that was added decides what the graph is, as of a hard-sigmoid, a softsign and an ELU."""
-    is_bounded = any(row(node).word in ("clamp", "minimum") for node in graph.path.doubts)
-    for node in graph.path.doubts:
-        match graph.made(node) if operation(node) not in _MADE_OF_TWO else None:
-            case ("relu1" | "relu6", [x]) if graph.is_shifted(x):
-                return True
-            case ("exp", _) if is_bounded and any(map(graph.is_shifted, graph.users(node))):
-                return True
-            case ("abs", [x]):
-                totals = [total for total in graph.users(node) if graph.is_shifted(total)]
-                if any(graph.made(use) == ("div", [x, total]) for total in totals for use in graph.users(total)):
-                    return True
-    return False
-
-
-# Where none of these is to be found: most of what is looked at is of these.
-_MADE_OF_TWO: Final = OPERATIONS.called("mul", "div", "pow")
-
-
 def _attributes(node: Node, word: str) -> list[float]:
     """Return the numbers that belong to an operation and are no operands in the graph: an exponent, a bound."""
     if word == "pow" and operation(node) not in _OWN_WORDS and not hasattr(node, "_raw_saved_exponent"):

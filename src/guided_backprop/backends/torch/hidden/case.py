@@ -185,19 +185,21 @@ class Case:
             # What passes a gradient on to x is a ReLU operation by itself, or nothing is; unless all is closed here.
             return "open" if self.is_open or self._is_closed else none
         if self.is_open:
-            is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
-            is_bounded = suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
-            # What compared values with each other alone closes none at a number: of one sign is what a quantile is.
-            is_told = (
-                self.is_settled or bool(suspect.x.sign) or is_bounded or is_constant or suspect.x.ranks is Ranks.ALL
-            )
-            # A ReLU that is written there is guided as it is, as long as no value shows that it makes another one.
-            is_told |= suspect.x.is_beside
-            return "unsure" if is_told or not self._is_direct else "refused"
+            return "unsure" if self._is_told or not self._is_direct else "refused"
         if self.is_gate and not (self.is_settled or is_thin(self.values[1])) and self.node is not None:
             y = suspect.values[0]
             return Spelled(self.node, suspect.place[1], suspect.named, y, y != self.judgement.closed)
         return self._refused()
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether it is likely to be none, though no value tells."""
+        x, y = self.suspect.x, self.values[0]
+        is_bounded = x.is_bounded and closes_elsewhere(self.judgement.closed)
+        # What compared values with each other alone closes none at a number: of one sign is what a quantile is. And a
+        # ReLU that is written there is guided as it is, as long as no value shows that it makes another one.
+        is_known = self.is_settled or bool(x.sign) or x.ranks is Ranks.ALL or x.is_beside
+        return is_known or is_bounded or bool((y == y.flat[0]).all())
 
     @cached_property
     def _shut(self) -> NumpyArray | None:

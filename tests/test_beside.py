@@ -10,12 +10,15 @@ from spellings.functions import HandGuided
 
 torch = pytest.importorskip("torch")
 step = pytest.importorskip("guided_backprop.backends.torch.hidden.step")
+case = pytest.importorskip("guided_backprop.backends.torch.hidden.case")
 F = torch.nn.functional
 
 
 def turned(x):
     return F.relu(-x)
 
+
+COLUMNS = (torch.arange(20) % 3 == 0).float()
 
 #: Each is ``relu(x)``, and the rule acts on what arrives at the sum.
 GUIDED = {
@@ -42,6 +45,10 @@ REFUSED = {
     "other values between, behind weights": lambda x, w: (lambda a, b: (a + b) @ w[:14] + turned(a) @ w[:14])(
         x[:, :14], x[:, 6:]
     ),
+    "a handful of numbers": lambda x, w: (lambda y: (y + turned(y)) @ w[:2])(x[:, :2]),
+    "a slice that is written twice": lambda x, w: (x[:, 3:9] + turned(x[:, 3:9])) @ w[:6],
+    "some columns": lambda x, w: (x + COLUMNS * turned(x)) @ w,
+    "some columns of the negative rest": lambda x, w: (x - F.relu(COLUMNS * x)) @ w,
     "the negative rest": lambda x, w: (x - F.relu(x)) @ w,
     "the negative rest behind weights": lambda x, w: x @ w - F.relu(x) @ w,
 }
@@ -53,6 +60,8 @@ ORDINARY = {
     "a skip": lambda x, w, relu: (x + relu(x)) @ w,
     "a skip past weights": lambda x, w, relu: (x + relu(x) @ w @ w.T) @ w,
     "two of them": lambda x, w, relu: (lambda y: (y + relu(y) @ w @ w.T) @ w)(x + relu(x) @ w @ w.T),
+    "some columns alone": lambda x, w, relu: (COLUMNS * relu(x) + (1 - COLUMNS) * x) @ w,
+    "half of the opposite in some columns": lambda x, w, relu: (x + 0.5 * COLUMNS * relu(-x)) @ w,
     "half of the opposite": lambda x, w, relu: x @ w + 0.5 * (relu(-x) @ w),
     "weights of its own": lambda x, w, relu: x @ w + relu(-x) @ w.flip(0),
     "other values between": lambda x, w, relu: (lambda a, b: (a + b + relu(a)) @ w[:14])(x[:, :14], x[:, 6:]),
@@ -63,10 +72,13 @@ ORDINARY = {
     "what is taken away again": lambda x, w, relu: (lambda d: (x + d + relu(d)) @ w)(relu(x.roll(1, 1)) - x),
     "the larger of two": lambda x, w, relu: (lambda r: (x + relu(r - x)) @ w)(relu(x.roll(1, 1))),
     "in place on a part": lambda x, w, relu: (lambda y: (y + in_place(y, relu)) @ w)(x.clone()),
-    "a handful of numbers": lambda x, w, relu: (lambda y: (y + relu(-y)) @ w[:2])(x[:, :2]),
     "a curve": lambda x, w, relu: (x + relu(-x).tanh()) @ w,
     "a softplus": lambda x, w, relu: (relu(x) + torch.log1p(torch.exp(-x.abs()))) @ w,
 }
+
+
+def some_columns_behind_weights(x, w):
+    return x @ w + (COLUMNS * turned(x)) @ w
 
 
 def in_place(x, relu):
@@ -122,6 +134,17 @@ def test_another_rule_acts_on_the_sum_as_on_a_relu():
 def test_planted_fault_what_joins_a_guided_relu_is_not_looked_at(spelled, monkeypatch):
     monkeypatch.setattr(Noting, "beside", lambda self, size: [])
     assert np.abs(explained(spelled) - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def test_some_columns_behind_weights_are_told_by_several_rows():
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(some_columns_behind_weights)
+
+
+@pytest.mark.parametrize("spelled", [REFUSED["some columns"], some_columns_behind_weights])
+def test_planted_fault_a_part_is_closed_by_chance(spelled, monkeypatch):
+    monkeypatch.setattr(case, "_are_closed", lambda *arrays: False)
+    explained(spelled)
 
 
 def test_planted_fault_what_other_values_are_added_to_is_forgotten(monkeypatch):

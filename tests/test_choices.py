@@ -208,3 +208,54 @@ def test_frameworks_refuse_a_relu_of_a_difference_that_nothing_computes(framewor
 def test_frameworks_leave_maxouts_and_shifts_plain(framework):
     model, images = network_of(framework, ordinary)
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=0))).all()
+
+
+# Of f(h), which is worked out each time that it is written, with the larger of two values, and weights.
+AGAIN = {
+    "a slice that is written twice": lambda h, f, larger, mix: mix(larger(h[:, :8], h[:, 8:])) - mix(h[:, 8:]),
+    "what is worked out twice": lambda h, f, larger, mix: mix(larger(h[:, :8], f(h))) - mix(f(h)),
+    "less the smaller": lambda h, f, larger, mix: mix(f(h)) + mix(larger(-f(h), -h[:, :8])),
+    "its weights in one with those behind": lambda h, f, larger, mix: mix(larger(f(h), h[:, 8:])) - mix(h)[:, 8:],
+}
+LEFT_OVER = {
+    "a maxout": lambda h, f, larger, mix: mix(larger(h[:, :8], f(h))),
+    "less nearly b": lambda h, f, larger, mix: mix(larger(h[:, :8], f(h))) - 0.9 * mix(f(h)),
+    "beside its input": lambda h, f, larger, mix: mix(larger(h[:, :8], h[:, 8:])) + h[:, 8:] + f(h),
+    "less another larger one": lambda h, f, larger, mix: mix(larger(h[:, :8], f(h))) - mix(larger(h[:, :8], h[:, 8:])),
+}
+
+
+def made_again(spelling):
+    """Return a model of PyTorch in which b is made again where it is taken away, and its images."""
+    torch = pytest.importorskip("torch")
+    draw = torch.Generator().manual_seed(1)
+    first, inner, mixing = (torch.randn(size, generator=draw) for size in ((6, 16), (16, 8), (8, 8)))
+    whole = torch.block_diag(mixing, mixing)
+
+    def run(x):
+        h = torch.relu(x @ first) - 0.1 * (x @ first)
+        spelled = spelling(h, lambda h: h @ inner, torch.maximum, lambda y: y @ (mixing if y.shape[1] == 8 else whole))
+        return torch.tanh(spelled)
+
+    return run, torch.randn((4, 6), generator=draw)
+
+
+@pytest.mark.parametrize("spelling", AGAIN.values(), ids=list(AGAIN))
+def test_pytorch_refuses_it_where_b_is_made_again(spelling):
+    model, images = made_again(spelling)
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images, labels=0)
+
+
+@pytest.mark.parametrize("spelling", LEFT_OVER.values(), ids=list(LEFT_OVER))
+def test_pytorch_leaves_plain_what_leaves_something_of_b(spelling):
+    model, images = made_again(spelling)
+    assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=0))).all()
+
+
+def test_planted_fault_b_is_asked_where_the_larger_one_had_it(monkeypatch):
+    case = pytest.importorskip("guided_backprop.backends.torch.hidden.case")
+    monkeypatch.setattr(case, "opposite", lambda path, node, suspect: None)
+    for spelling in AGAIN.values():
+        model, images = made_again(spelling)
+        GuidedBackprop(model).explain(images, labels=0)

@@ -371,7 +371,8 @@ def test_any_graph_of_convolutions_and_sums(steps):
 
     layers = model_of(*[conv() for _ in steps])
     model, batch = Own(lambda self, x: forward(self.layers, x), layers=layers).eval(), singles(2, 4, 5, 4)
-    for kind in (Saliency, DeconvNet, GuidedBackprop):
+    # The first call of each is watched, which takes most of the time.
+    for kind in (Saliency, (DeconvNet, GuidedBackprop)[len(steps) % 2]):
         expected = np.asarray(kind(model).explain(batch, "top2"))
         found = kind(model).optimize(batch[:1]).explain(batch, "top2")
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())

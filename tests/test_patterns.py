@@ -120,6 +120,9 @@ COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
     "PReLU by half of a magnitude": ("prelu", lambda x: op("relu", x) + SLOPE * (0.5 * (x - op("abs", x)))),
     "ELU": ("elu", lambda x: op("relu", x) + op("minimum", 1.2 * (op("exp", x) - 1.0), 0.0)),
     "ELU by expm1": ("elu", lambda x: op("relu", x) + op("minimum", op("expm1", x), 0.0)),
+    "SELU": ("elu", lambda x: 1.1 * op("relu", x) + op("minimum", 1.7 * op("exp", x) - 1.7, 0.0)),
+    "CELU by a bound behind": ("elu", lambda x: op("relu", x) + op("minimum", 2.0 * (op("exp", x / 2.0) - 1.0), 0.0)),
+    "ELU by a bound in front": ("celu", lambda x: op("relu", x) + 1.2 * (op("exp", op("minimum", x, 0.0)) - 1.0)),
     "leaky ReLU by a quotient": ("leaky_relu", lambda x: op("maximum", x / 10.0, x)),
     "leaky ReLU of two, added": ("leaky_relu", lambda x: op("relu", x) + op("relu", -x) * -0.1),
     "leaky ReLU": ("leaky_relu", lambda x: op("maximum", x, 0.1 * x)),
@@ -175,6 +178,9 @@ NEARLY: dict[str, Callable[[Expression], Expression]] = {
     # By the numbers in them these are ReLUs.
     "a CELU times 0": lambda x: op("relu", x) + 0.0 * op("expm1", op("minimum", x, 0.0)),
     "a CELU of 0 times x": lambda x: op("relu", x) + op("expm1", op("minimum", x, 0.0) * 0.0),
+    "a CELU by an array, where it may be 0": lambda x: op("relu", x) + SLOPE * op("expm1", op("minimum", x, 0.0)),
+    "an ELU from another place on": lambda x: op("relu", x) + op("minimum", op("exp", x) - 0.5, 0.0),
+    "a ReLU and a curve that goes on above 0": lambda x: op("relu", x) + op("exp", op("minimum", x, 1.0)),
     "a SiLU of a sign": lambda x: x * (op("sigmoid", x) * 0.0 + (x / op("abs", x) + 1.0) / 2.0),
     "a GELU of a root": lambda x: x * (op("erf", x) * 1e-30 + (x / op("pow", x * x, 0.5) + 1.0) / 2.0),
     # And so are these by what they are shifted by: of x / 10 they bend at 0.

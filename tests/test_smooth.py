@@ -182,6 +182,7 @@ SPELLINGS = {
     "torch x * hardsigmoid(x)": (in_torch, lambda x: x * F.hardsigmoid(x), "hardswish", "hardswish"),
     "torch x * clamp(x / 5 + 1 / 2)": (in_torch, lambda x: x * (0.2 * x + 0.5).clamp(0, 1), *OLDER),
     "torch clamp of both sides": (in_torch, lambda x: x.clamp(min=0) + SLOPE * x.clamp(max=0), *LEAKY),
+    "torch ELU by bounds": (in_torch, lambda x: x.clamp_min(0) + (ALPHA * (x.exp() - 1)).clamp_max(0), *ELU),
     "torch PReLU of both sides": (in_torch, lambda x: x.clamp_min(0) + SLOPES * x.clamp_max(0), *PRELU),
     "torch F.softplus": (in_torch, lambda x: F.softplus(x, threshold=100), "softplus", "softplus"),
     "tf leaky_relu": (in_tensorflow, lambda x: tf.nn.leaky_relu(x, SLOPE), "leaky_relu", "leaky_relu"),

@@ -23,8 +23,11 @@ _NUMBERS: Final = np.linspace(-12.0, 12.0, 2400)
 _BESIDE: Final = np.logspace(-3, 4, 800)
 # What is constant is so but for rounding.
 _ROUNDED: Final = 1e-12
+# A line is one but for so large a part of its largest number.
+_STRAIGHT: Final = 1e-9
 # What a curve has left of its largest number is nothing.
 _NOTHING: Final = 1e-6
+_BELOW_0: Final = frozenset({"celu", "elu"})
 _ERF: Final = np.vectorize(erf, otypes=[float])
 
 _FUNCTIONS: Final[Mapping[str, Function]] = {
@@ -72,9 +75,10 @@ class Made(Protocol[Ref]):
 def is_other(name: str, last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     """Tell whether the numbers in a curve make something else of it than its name says.
 
-    A bound that is not 0 is told by its values.
+    A bound that is not 0 is told by its values. What a ReLU and a curve below 0 add up to is straight above 0.
     """
-    return is_relu(last, x, view) or (name != "clamp" and is_switch(last, x, view))
+    is_none = name in _BELOW_0 and not _is_bent_below(last, x, view)
+    return is_none or is_relu(last, x, view) or (name != "clamp" and is_switch(last, x, view))
 
 
 def is_partly_relu(slopes: NumpyArray, factor: float = 1.0) -> bool:
@@ -94,6 +98,16 @@ def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
         return False
     y = np.where(np.abs(y) <= _NOTHING * np.abs(y).max(), 0.0, y)
     return judge(y, _NUMBERS).verdict in (Verdict.CONVEX, Verdict.CONCAVE)
+
+
+def _is_bent_below(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
+    """Tell whether a curve is a line above 0 and none right below it; of a number that nobody knows it may be one."""
+    with np.errstate(all="ignore"):
+        above, below = (_worked_out(last, x, view, {}, side * _BESIDE) for side in (1, -1))
+    if above is None or below is None or not np.isfinite(above).all():
+        return False
+    line = np.interp(_BESIDE, _BESIDE[[0, -1]], above[[0, -1]])
+    return bool(below[0] != below[1]) and not (np.abs(above - line) > _STRAIGHT * np.abs(above).max()).any()
 
 
 def is_switch(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:

@@ -116,6 +116,8 @@ _SLOPE, _SLOPES = Constant(is_known=True), Constant(is_known=False, name="slopes
 _BELOW, _LEFT = ("minimum", X, Number(0.0)), ("sub", X, ("relu", X))
 _TWICE = ("sub", X, ("abs", X))
 _DOUBLED: tuple[Form, ...] = (_TWICE, ("mul", _SLOPE, _TWICE))
+# What bends below 0, and is bounded there before or behind: all numbers in it are told (curves.py).
+_POWERS, _POWERS_OF_BOUND = (Curve(X, frozenset({"exp|expm1", *bound})) for bound in ((), ("minimum",)))
 _RELU6_OF_SHIFTED = ("relu6", ("add", X, Number(3.0)))
 # By its formula, and as Keras' own until its third version, and ONNX's.
 _HARDSIGMOIDS = tuple(("relu1", ("add", Times(X, slope), Number(0.5))) for slope in (1 / 6, 0.2))
@@ -157,14 +159,8 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("prelu", ("add", Clipped(X), ("mul", _SLOPES, _LEFT))),
     # All that it is multiplied by is a slope of it: one array, and numbers that the graph tells.
     Pattern("prelu", ("add", Clipped(X), _told(("mul", _SLOPES, _told(_TWICE))))),
-    *(
-        Pattern("elu", ("add", ("relu", X), ("minimum", Times(below), Number(0.0))))
-        for below in (("sub", ("exp", X), Number(1.0)), ("expm1", X))
-    ),
-    *(
-        Pattern("celu", ("add", above, Times(("expm1", Times(_BELOW)))))
-        for above in (("maximum", X, Number(0.0)), ("relu", X))
-    ),
+    Pattern("elu", ("add", Times(("relu", X)), Times(("minimum", _POWERS, Number(0.0))))),
+    *(Pattern("celu", ("add", Times(above), _POWERS_OF_BOUND)) for above in (("maximum", X, Number(0.0)), ("relu", X))),
     Pattern("softsign", ("div", X, ("add", ("abs", X), Number(1.0)))),
     Pattern("log_sigmoid", ("neg", ("softplus", ("neg", X)))),
     Pattern("softmax", ("div", POWERS, Moved(("sum", POWERS)))),
@@ -341,7 +337,7 @@ def _fits_curve(
     variables, parts = bound
     if variable.name not in variables:
         return
-    words: set[str] = set()
+    words, known = set[str](), _POINTWISE.union(*(wanted.split("|") for wanted in holding))
     inside: set[Ref | float] = set()
     stack: list[Ref | float] = [value]
     is_reached = False
@@ -351,7 +347,7 @@ def _fits_curve(
             is_reached = True
         elif ref not in inside and _constant(ref, view) is None:
             made = _made(ref, view)
-            if made is None or made[0] not in _POINTWISE or len(inside) == _MOST_PARTS:
+            if made is None or made[0] not in known or len(inside) == _MOST_PARTS:
                 return
             inside.add(ref)
             words.add(made[0])

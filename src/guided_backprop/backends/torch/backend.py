@@ -29,10 +29,11 @@ from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite, Graph, composites_of
 from guided_backprop.backends.torch.graph.operations import row
-from guided_backprop.backends.torch.hidden.case import Spelled
 from guided_backprop.backends.torch.hidden.chance import Generators, have_drawn, refuse_draws
+from guided_backprop.backends.torch.hidden.doubts import what_is_open
+from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.spelled import Before, Seen, check_slopes, settle
-from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Watched, what_is_open
+from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
 from guided_backprop.backends.torch.model.images import as_tensor, is_finite, leaf_of, like, placed

@@ -21,8 +21,8 @@ from guided_backprop.backends.torch.graph.composites import Composite, inside_of
 from guided_backprop.backends.torch.graph.operations import operation, row
 from guided_backprop.backends.torch.graph.relus import Relu, relu_of, saved
 from guided_backprop.backends.torch.hidden.audit import BackwardWatch
-from guided_backprop.backends.torch.hidden.case import Spelled, closing
 from guided_backprop.backends.torch.hidden.chance import is_vouched
+from guided_backprop.backends.torch.hidden.found import Spelled, closing
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch
 from guided_backprop.backends.torch.layouts import reader_of
 from guided_backprop.backends.torch.lean import Gate

@@ -20,7 +20,7 @@ from guided_backprop.backends.torch.graph import nodes
 from guided_backprop.backends.torch.graph.composites import Composite
 from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.graph.relus import Relu, saved
-from guided_backprop.backends.torch.hidden.case import Spelled
+from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.leaving import Gradients, leaving
 from guided_backprop.backends.torch.own import Arguments, Function, Named
 from guided_backprop.errors import ModelError, OpaqueRegionError

@@ -70,9 +70,7 @@ class Graph:
         """Return the word of the operation that makes a value, and its operands."""
         if isinstance(value, Operand):
             return None
-        if value not in self._made:
-            self._made[value] = self._how(value)
-        return self._made[value]
+        return self._made[value] if value in self._made else self._made.setdefault(value, self._how(value))
 
     def _how(self, value: Node) -> Made:
         relu = relu_of(value, self.path.members)
@@ -155,23 +153,6 @@ def composites_of(graph: Graph, shifts: Shifts) -> dict[Node, Composite]:
 def inside_of(activations: Mapping[Node, Composite]) -> frozenset[Node]:
     """Return the nodes that composite activations are made of."""
     return frozenset[Node]().union(*(activation.parts for activation in activations.values()))
-
-
-def needs_shifts(graph: Graph) -> bool:
-    """Tell whether a number that was added decides what the graph is, as of ``relu6(x + 3) / 6`` and of a softsign."""
-    for node in graph.path.doubts:
-        match graph.made(node) if operation(node) not in _MADE_OF_TWO else None:
-            case ("relu1" | "relu6", [x]) if graph.is_shifted(x):
-                return True
-            case ("abs", [x]):
-                totals = [total for total in graph.users(node) if graph.is_shifted(total)]
-                if any(graph.made(use) == ("div", [x, total]) for total in totals for use in graph.users(total)):
-                    return True
-    return False
-
-
-# Where none of these is to be found: most of what is looked at is of these.
-_MADE_OF_TWO: Final = OPERATIONS.called("mul", "div", "pow")
 
 
 def _attributes(node: Node, word: str) -> list[float]:

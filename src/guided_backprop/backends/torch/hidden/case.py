@@ -1,12 +1,11 @@
-"""One result that may be a ReLU: what its values and its derivatives say, and the hooks of what is one."""
+"""One result that may be a ReLU: what its values and its derivatives say."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Final, Literal
 
 import numpy as np
-import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
@@ -18,34 +17,29 @@ from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import row
-from guided_backprop.backends.torch.hidden.derivatives import agrees, derivative, leads_around, seeds
+from guided_backprop.backends.torch.hidden.derivatives import (
+    Together,
+    agrees,
+    derivative,
+    leads_around,
+    opposite,
+    seeds,
+)
+from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
+
+# So small a part of the numbers of a sum are 0 by themselves; and by so many units in the last place two may miss it.
+_BY_CHANCE: Final = 1e-4
+_LEFT: Final = 8
+# So large a part of a number may be rounding.
+_ALIKE: Final = 1e-3
 
 #: A result, and what it may be a ReLU of, by their place.
 Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]
 #: What is "unsure" is no ReLU on images like these, nor likely to be one on others; what is "open" may be one there.
 Answer = Literal["plain", "refuted", "unsure", "open", "unfinished", "refused"]
-
-
-@dataclass(frozen=True)
-class Spelled:
-    """A result that is a ReLU of something: the rule acts on what arrives there.
-
-    Attributes:
-        node: the node of the operation that gave it.
-        output: which of its results it is.
-        name: the operation, and the line of the model.
-        y: the result.
-        is_open: where it is not closed.
-    """
-
-    node: Node
-    output: int
-    name: str
-    y: NumpyArray
-    is_open: NumpyArray
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,8 @@ class Case:
         far: values on images that are far larger; None as long as they are not asked for.
         behind: x and the derivative towards it on other images, where weights lie between.
         own: the derivative towards x with no ReLU shut, where one of these is added to x; None elsewhere.
+        together: what tells the derivatives towards all values that the result may be a ReLU of behind weights.
+        apart: those towards x and what is taken away from it as if these alone made it; None where they do not.
     """
 
     suspect: Suspect
@@ -71,10 +67,14 @@ class Case:
     far: tuple[NumpyArray, NumpyArray] | None = None
     behind: Sequence[tuple[NumpyArray, NumpyArray]] = ()
     own: NumpyArray | None = None
+    together: Together | None = None
+    apart: Sequence[NumpyArray | None] | None = None
 
     def asked(self) -> "Case":
         """Return the same with its own derivative, to be asked before ReLUs are shut."""
         x = self.suspect.x
+        if self.node is not None and x.less is not None:
+            return replace(self, apart=opposite(self.path, self.node, self.suspect))
         if self.node is None or not x.is_beside:
             return self
         return replace(self, own=derivative(self.node, self.suspect, x, is_of_one=not self._is_behind))
@@ -175,6 +175,8 @@ class Case:
         if self.is_choice:
             return self._answer_of_choice()
         suspect, verdict = self.suspect, Verdict.NONE if self._is_of_others else self.judgement.verdict
+        if self._is_of_others and self._closes_some:
+            return self._refused()
         # What was taken for a ReLU ended what came before it, and what follows it was not looked at.
         none: Answer = "refuted" if suspect.judgement.verdict is Verdict.CONVEX else "plain"
         if verdict is Verdict.NONE:
@@ -183,19 +185,21 @@ class Case:
             # What passes a gradient on to x is a ReLU operation by itself, or nothing is; unless all is closed here.
             return "open" if self.is_open or self._is_closed else none
         if self.is_open:
-            is_constant = bool((self.values[0] == self.values[0].flat[0]).all())
-            is_bounded = suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
-            # What compared values with each other alone closes none at a number: of one sign is what a quantile is.
-            is_told = (
-                self.is_settled or bool(suspect.x.sign) or is_bounded or is_constant or suspect.x.ranks is Ranks.ALL
-            )
-            # A ReLU that is written there is guided as it is, as long as no value shows that it makes another one.
-            is_told |= suspect.x.is_beside
-            return "unsure" if is_told or not self._is_direct else "refused"
+            return "unsure" if self._is_told or not self._is_direct else "refused"
         if self.is_gate and not (self.is_settled or is_thin(self.values[1])) and self.node is not None:
             y = suspect.values[0]
             return Spelled(self.node, suspect.place[1], suspect.named, y, y != self.judgement.closed)
         return self._refused()
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether it is likely to be none, though no value tells."""
+        x, y = self.suspect.x, self.values[0]
+        is_bounded = x.is_bounded and closes_elsewhere(self.judgement.closed)
+        # What compared values with each other alone closes none at a number: of one sign is what a quantile is. And a
+        # ReLU that is written there is guided as it is, as long as no value shows that it makes another one.
+        is_known = self.is_settled or bool(x.sign) or x.ranks is Ranks.ALL or x.is_beside
+        return is_known or is_bounded or bool((y == y.flat[0]).all())
 
     @cached_property
     def _shut(self) -> NumpyArray | None:
@@ -235,6 +239,28 @@ class Case:
         return is_more or not (self._is_cancelled and self._is_closed_for_both)
 
     @property
+    def _closes_some(self) -> bool:
+        """Whether a sum of x and of a ReLU that is written there is closed for some x of one sign, by values."""
+        if self._shut is None:
+            return False
+        y, x = (np.stack([one.reshape(self._shut.shape) for one in side]) for side in zip(*self.looks, strict=True))
+        is_open = np.abs(y - self._shut * x) <= _ALIKE * np.abs(y).max()
+        return _are_closed(x, (y == 0) & evidence.is_passing(self._shut), is_open)
+
+    @property
+    def _cancels_some(self) -> bool:
+        """Whether the same is so behind weights, by derivatives, which cancel each other there: in whole channels."""
+        if self.own is None or self._shut is None or self.own.ndim < 2:
+            return False
+        size, left = np.abs(self._shut), np.abs(self.own)
+        is_closed = evidence.is_passing(self._shut) & (left <= _LEFT * np.finfo(self.own.dtype).eps * size)
+        x = as_numpy(self.suspect.x.tensor).reshape(self.own.shape)
+        arrays = x, is_closed, np.abs(self.own - self._shut) <= _ALIKE * size
+        return not is_thin(is_closed) and any(
+            _are_closed(*(np.moveaxis(one, axis, -1).reshape(-1, x.shape[axis]) for one in arrays)) for axis in (1, -1)
+        )
+
+    @property
     def _is_closed_for_both(self) -> bool:
         """Whether values and the own derivative are closed in the same places, if values are that of a gate."""
         closed = 0 if self.judgement.closed is None else self.judgement.closed
@@ -262,7 +288,11 @@ class Case:
         """The derivative of a sum of the results, each times a number of its own, towards x, behind weights."""
         if self.suspect.x.is_beside:
             return self.own if self._is_cancelled else None
-        return None if self.node is None else derivative(self.node, self.suspect, self.suspect.x, is_of_one=False)
+        if self.node is None:
+            return None
+        if self.together is not None:
+            return self.together.towards(self.node, self.suspect)
+        return derivative(self.node, self.suspect, self.suspect.x, is_of_one=False)
 
     @cached_property
     def weighed(self) -> tuple[NumpyArray, NumpyArray] | None:
@@ -291,8 +321,10 @@ class Case:
     def _answer_of_derivatives(self) -> Answer:
         """Say whether it is made of a ReLU behind weights: of one value, or of one that another is taken away from."""
         x, less = self.suspect.x, self.suspect.x.less
-        if self.node is None or self._is_shift or (x.is_beside and not self._is_cancelled):
+        if self.node is None or self._is_shift:
             return "plain"
+        if x.is_beside and not self._is_cancelled:
+            return "refused" if self._cancels_some else "plain"
         if less is not None:
             return self._answer_of_difference(self.node, x, less)
         if x.is_bounded:
@@ -316,10 +348,12 @@ class Case:
 
     def _answer_of_difference(self, node: Node, x: Value, less: Value) -> Answer:
         """Say whether it is made of a ReLU of x less another value, behind weights."""
-        if not leads_around(self.path, node, {value.edge.node for value in (x, less) if value.edge is not None}):
+        if self.apart is None and not leads_around(
+            self.path, node, {value.edge.node for value in (x, less) if value.edge is not None}
+        ):
             # Nothing comes from there but through ReLUs that are guided, whatever the images are.
             return "plain"
-        towards = [self.towards_x, derivative(node, self.suspect, less, is_of_one=False)]
+        towards = self.apart or [self.towards_x, derivative(node, self.suspect, less, is_of_one=False)]
         derivatives = [one for one in towards if one is not None]
         if len(derivatives) < len(towards):
             return "open"
@@ -349,31 +383,18 @@ class Case:
         return "unfinished" if self.is_settled else "refused"
 
 
+def _are_closed(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray) -> bool:
+    """Tell whether more is closed than by chance, on one side of 0 and in all rows, and all open on the other side."""
+    signs = np.sign(x[is_closed & (x != 0)])
+    if signs.size <= _BY_CHANCE * x.size or (signs != signs[0]).any():
+        return False
+    is_side, others = np.sign(x) == signs[0], is_open[np.sign(x) == -signs[0]]
+    is_always = (is_closed | ~is_side)[:, is_closed.any(0)].all()
+    return bool(others.any() and others.all() and is_always)
+
+
 def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:
     """Tell whether values on other images can be put beside the first ones."""
     return all(
         other.shape == array.shape and is_evidence(other, array) for other, array in zip(others, first, strict=True)
     )
-
-
-def closing(
-    relus: Sequence[Spelled], leave: Callable[[Any, Any, Any], Any]
-) -> Iterator[tuple[Node, Callable[..., Any]]]:
-    """Yield for each spelled ReLU its node, and a hook that applies a rule to what arrives there.
-
-    Args:
-        relus: the spelled ReLUs.
-        leave: from what arrives at a ReLU's result, what its gate makes of that, and the result, to what leaves.
-    """
-    for relu in relus:
-
-        def hook(gradients: tuple[torch.Tensor | None, ...], relu: Spelled = relu) -> tuple[torch.Tensor | None, ...]:
-            g = gradients[relu.output]
-            if g is None:
-                return gradients
-            is_open = torch.as_tensor(relu.is_open, device=g.device)
-            y = torch.as_tensor(relu.y, device=g.device, dtype=g.dtype)
-            left = leave(g, torch.where(is_open, g, 0), y)
-            return (*gradients[: relu.output], left, *gradients[relu.output + 1 :])
-
-        yield relu.node, hook

@@ -1,7 +1,8 @@
 """Derivatives of a result towards what it may be a ReLU of, with all ReLUs shut that are operations of their own."""
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from guided_backprop.backends.torch.graph.relus import relu_of
 from guided_backprop.backends.torch.hidden.audit import BackwardWatch
 from guided_backprop.backends.torch.hidden.notes import Value
 from guided_backprop.backends.torch.hidden.suspect import Suspect
+
+# By so large a part of the larger one two derivatives are alike but for rounding.
+_ROUNDING: Final = 1e-3
 
 
 @contextmanager
@@ -59,23 +63,50 @@ def derivative(
 
     What is not ``is_of_one`` is of each number of the result times another one, that of the ``turn``.
     """
-    if x.edge is None:
-        return None
-    y = suspect.values[0]
+    return _derivatives(node, suspect, [x], is_of_one=is_of_one, turn=turn)[0]
+
+
+def _derivatives(
+    node: Node, suspect: Suspect, values: Sequence[Value], *, is_of_one: bool, turn: float = 0.0
+) -> list[NumpyArray | None]:
+    edges = [x.edge for x in values if x.edge is not None]
+    if len(edges) < len(values):
+        return [None for _ in values]
+    y, x = suspect.values[0], values[0]
     seed = torch.ones(y.shape, dtype=x.tensor.dtype, device=x.tensor.device)
     if not is_of_one:
         seed = torch.as_tensor(seeds(y.shape, turn), dtype=seed.dtype, device=seed.device)
+    gradients: Sequence[torch.Tensor | None]
     try:
-        (gradient,) = torch.autograd.grad(
-            [GradientEdge(node, suspect.place[1])], [x.edge], [seed], retain_graph=True, allow_unused=True
-        )
+        gradients = _pulled(GradientEdge(node, suspect.place[1]), seed, edges)
     except IndexError:
         # What the node does not know of, as the mean that a layer norm gives out besides, carries no gradient.
-        gradient = None
+        gradients = [None for _ in values]
     except RuntimeError:
-        return None
-    shape = x.tensor.shape if x.less is not None or not is_of_one else y.shape
-    return np.zeros(shape) if gradient is None else as_numpy(gradient).reshape(shape)
+        return [None for _ in values]
+    shapes = [x.tensor.shape if x.less is not None or not is_of_one else y.shape for x in values]
+    return [
+        np.zeros(shape) if g is None else as_numpy(g).reshape(shape) for g, shape in zip(gradients, shapes, strict=True)
+    ]
+
+
+class Together:
+    """The derivatives of a result towards several values, behind weights: one backward pass tells all of them.
+
+    Args:
+        values: the values.
+    """
+
+    def __init__(self, values: Sequence[Value]) -> None:
+        self._values = values
+        self._known: dict[int, NumpyArray | None] = {}
+
+    def towards(self, node: Node, suspect: Suspect) -> NumpyArray | None:
+        """Return the derivative towards one of the values, the one that ``suspect`` may be a ReLU of."""
+        if not self._known:
+            every = _derivatives(node, suspect, self._values, is_of_one=False)
+            self._known = {id(x): g for x, g in zip(self._values, every, strict=True)}
+        return self._known[id(suspect.x)]
 
 
 def _nothing(gradients: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
@@ -94,6 +125,74 @@ def leads_around(path: Path, node: Node, ends: Container[Node]) -> bool:
         stack += new
         seen |= new
     return False
+
+
+def reached(last: Node, but: Container[Node] = ()) -> set[Node]:
+    """Return the nodes that a gradient comes to from one node, but some and what lies behind these alone."""
+    every = {last}
+    for node in (stack := [last]):
+        new = {parent for parent, _ in node.next_functions if parent is not None and parent not in but} - every
+        every |= new
+        stack += new
+    return every
+
+
+def opposite(path: Path, node: Node, suspect: Suspect) -> Sequence[NumpyArray | None] | None:
+    """Return the derivatives of a sum towards a and b as if these alone made it, if they are opposite then.
+
+    So they are of ``maximum(a, f(x)) @ w - f(x) @ w``, and of ``maximum(a, f(x)) @ w - x @ v`` where v is w behind f:
+    what arrives at a, and with the other sign at b, makes all that arrives at what is in front. Of a maxout b's part
+    is left over. None of what a and b alone make: there they tell it themselves.
+    """
+    a, b = suspect.x, suspect.x.less
+    if b is None or a.edge is None or b.edge is None or a.tensor.numel() != b.tensor.numel():
+        return None
+    nodes = a.edge.node, b.edge.node
+    apart = [one for one, other in (nodes, nodes[::-1]) if one not in reached(other)]
+    ends = _narrowest(node, path.members, nodes)
+    if not ends or ends[0].node not in reached(node, apart):
+        return None
+    seed = torch.as_tensor(seeds(suspect.values[0].shape), dtype=a.tensor.dtype, device=a.tensor.device)
+    try:
+        at_a, at_b, *total = _pulled(GradientEdge(node, suspect.place[1]), seed, [a.edge, b.edge, *ends])
+        for arrives in (at_a, None if at_b is None else -at_b):
+            if arrives is not None:
+                parts = [_pulled(one, arrives.reshape(of.tensor.shape), ends) for one, of in ((a.edge, a), (b.edge, b))]
+                if _are_difference(total, *parts):
+                    g = as_numpy(arrives)
+                    return [g.reshape(a.tensor.shape), -g.reshape(b.tensor.shape)]
+    except (IndexError, RuntimeError):
+        pass
+    return None
+
+
+def _narrowest(last: Node, members: Container[Node], behind: Iterable[Node]) -> list[GradientEdge]:
+    """Return the nearest place that all comes by that goes from a node to the images, behind some others as well."""
+    ways, left = dict[Node, set[int]]({last: set()}), {*behind}
+    while ways:
+        node = max(ways, key=lambda one: one._sequence_nr())
+        outputs = ways.pop(node)
+        if not (ways or left):
+            return [GradientEdge(node, output) for output in outputs]
+        left.discard(node)
+        for parent, output in node.next_functions:
+            if parent is not None and parent in members:
+                ways.setdefault(parent, set()).add(output)
+    return []
+
+
+def _pulled(edge: GradientEdge, seed: torch.Tensor, ends: Sequence[GradientEdge]) -> tuple[torch.Tensor | None, ...]:
+    return torch.autograd.grad([edge], ends, [seed], retain_graph=True, allow_unused=True)
+
+
+def _are_difference(
+    total: Sequence[torch.Tensor | None], ones: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | None]
+) -> bool:
+    """Tell whether derivatives are those of one value less those of another one, to which something comes."""
+    sides = [[torch.zeros(()) if g is None else g for g in side] for side in (total, ones, others)]
+    sizes = [max(float(g.abs().max()) for g in side) for side in sides]
+    left = max(float((g - (one - other)).abs().max()) for g, one, other in zip(*sides, strict=True))
+    return left <= _ROUNDING * max(sizes[1:]) and sizes[2] > _ROUNDING * sizes[1]
 
 
 def agrees(suspect: Suspect, judgement: Judgement, derivative: NumpyArray) -> bool:

@@ -4,8 +4,10 @@ import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -52,7 +54,10 @@ class Value:
     @property
     def key(self) -> Hashable:
         """What the value is known by, the same each time that something is made of it, in whatever shape."""
-        edge = self.whole.edge
+        edge, base = self.whole.edge, self.tensor._base
+        if base is not None and base.grad_fn is not None and base._version == 0 and base.numel() > self.tensor.numel():
+            # A part is a view of its own each time that it is written.
+            return base.grad_fn, _place(self.tensor)
         return self if edge is None else (edge.node, edge.output_nr)
 
     @property
@@ -75,12 +80,12 @@ class Value:
         shapes = self.tensor.shape, other.tensor.shape
         if not all(one.tensor.layout is torch.strided for one in (self, other)):
             return False
+        if shapes[0].numel() == shapes[1].numel():
+            return size == shapes[0].numel()
         try:
-            return (
-                size
-                == (shapes[0] if shapes[0].numel() == shapes[1].numel() else torch.broadcast_shapes(*shapes)).numel()
-            )
-        except RuntimeError:
+            # As NumPy's: PyTorch's own imports half of its compiler first.
+            return size == prod(np.broadcast_shapes(*shapes))
+        except ValueError:
             return False
 
     def without(self, other: "Value") -> "Value":

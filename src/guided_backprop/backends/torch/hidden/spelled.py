@@ -26,9 +26,11 @@ from guided_backprop.backends.torch.graph.composites import Composite, Operand, 
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of, saved
-from guided_backprop.backends.torch.hidden.case import Answer, Case, Spelled
-from guided_backprop.backends.torch.hidden.derivatives import closed, shut
+from guided_backprop.backends.torch.hidden.case import Answer, Case
+from guided_backprop.backends.torch.hidden.derivatives import Together, closed, shut
+from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
+from guided_backprop.backends.torch.hidden.notes import Value
 from guided_backprop.backends.torch.hidden.suspect import Suspect
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch
@@ -137,11 +139,7 @@ def settle(
     _check_relus(watch, numbers, path, inside, vouch)
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
-    suspects = {
-        order: suspect
-        for order, suspect in enumerate(watch.suspects)
-        if (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
-    }
+    suspects = _counted(watch, path, numbers, activations)
     if not suspects:
         return Settled([], frozenset(), {}, is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
@@ -161,6 +159,23 @@ def settle(
         if not raised.keys() <= watch.known.raised.keys():
             return Settled([], frozenset(), raised, is_sure=False)
         return _settled(cases, path, raised, elsewhere, before)
+
+
+def _counted(
+    watch: ForwardWatch, path: Path, numbers: Mapping[int, Node], activations: Mapping[Node, Composite]
+) -> dict[int, Suspect]:
+    """Return the suspects, by their order, that are no part of a composite activation, nor ReLUs of one.
+
+    Nothing of a part comes out but through the activation, which is one of what goes in.
+    """
+    inside = inside_of(activations)
+    inner = {node for node in inside.difference(activations) if inside.issuperset(path.children[node])}
+    return {
+        order: suspect
+        for order, suspect in enumerate(watch.suspects)
+        if (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
+        and (suspect.x.edge is None or suspect.x.edge.node not in inner)
+    }
 
 
 def _elsewhere(
@@ -241,7 +256,7 @@ def _refuse_weighed(
 
     Nothing passes those that are guided, which are spelled in front of them.
     """
-    known = {case.suspect.place: case for case in cases}
+    known = {case.suspect.place: case for case in _together(cases)}
     keys = {place: _key(way, case.suspect) for place, case in known.items()}
     with closed([relu.node for relu in relus.values()]):
         answers: dict[Place, Spelled | Answer] = {
@@ -261,6 +276,15 @@ def _refuse_weighed(
     # What was refused is asked again, and refused again.
     before.tried.update(known[place].suspect.named for place in places)
     return "unsure" in answers.values()
+
+
+def _together(cases: Sequence[Case]) -> list[Case]:
+    """Return cases behind weights of which one backward pass tells all derivatives of a result."""
+    groups = dict[tuple[int, int], list[Value]]()
+    for case in cases:
+        groups.setdefault(case.suspect.place[:2], []).append(case.suspect.x)
+    shared = {result: Together(values) for result, values in groups.items()}
+    return [replace(case, together=shared[case.suspect.place[:2]]) for case in cases]
 
 
 def _key(way: int, suspect: Suspect) -> Hashable:
@@ -299,7 +323,7 @@ def _behind(
     ]
     nodes = [numbers.get(suspect.number) for suspect in watch.suspects if suspect.place in relus]
     with shut(path, inside), closed([node for node in nodes if node is not None]):
-        pairs = [(case.suspect.place, as_numpy(case.suspect.x.tensor), case.towards_x) for case in cases]
+        pairs = [(case.suspect.place, as_numpy(case.suspect.x.tensor), case.towards_x) for case in _together(cases)]
     return {place: (x, towards) for place, x, towards in pairs if towards is not None}
 
 

@@ -7,7 +7,7 @@ own values alone. Where a result is closed on one side of x by its total derivat
 own, it is a ReLU of x that the model's gradient passes by.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -26,7 +26,7 @@ from guided_backprop.backends.refusals import is_plain, spelled
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation, row
-from guided_backprop.backends.torch.hidden.derivatives import closed, seeds, shut
+from guided_backprop.backends.torch.hidden.derivatives import closed, reached, seeds, shut
 from guided_backprop.backends.torch.hidden.watch import line_of_model
 
 _DATA: Final = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -289,7 +289,7 @@ def _values_beside(watch: TotalWatch, meet: Place) -> Iterator[list[Place]]:
 
     Behind one that the model works out once more comes what that gives: it is the same value.
     """
-    own = _own_of(meet.edge.node, watch.beside)
+    own = reached(meet.edge.node, watch.beside)
     edges, beside = _ways_beside(watch, meet.edge.node, own)
     for edge in edges:
         x = watch.values.get(edge)
@@ -324,39 +324,24 @@ def _repeated(watch: TotalWatch, own: Set[Node], beside: Set[Node]) -> Iterator[
     if not anew:
         return
     sizes, known = {place.tensor.shape for place in anew.values()}, dict[Hashable, list[Place]]()
-    for (node, _), x in watch.values.items():
-        if node in own and x.tensor.shape in sizes and _is_told(x):
-            known.setdefault(_digest(x.tensor), []).append(x)
-    for twin in anew.values():
-        for x in known.get(_digest(twin.tensor), ()):
+    told = [x for (node, _), x in watch.values.items() if node in own and x.tensor.shape in sizes and _is_told(x)]
+    for digest, x in zip(_digests(told), told, strict=True):
+        known.setdefault(digest, []).append(x)
+    for digest, twin in zip(_digests(anew.values()), anew.values(), strict=True):
+        for x in known.get(digest, ()):
             nodes = x.edge.node, twin.edge.node
             # What is made of x itself, as what is detached, has its own way to it.
-            if torch.equal(x.tensor, twin.tensor) and not (_leads(*nodes) or _leads(*nodes[::-1])):
+            if torch.equal(x.tensor, twin.tensor) and not any(
+                one in reached(other) for one, other in (nodes, nodes[::-1])
+            ):
                 yield [x, twin]
 
 
-def _digest(tensor: torch.Tensor) -> Hashable:
-    return tensor.shape, tensor.dtype, float(tensor.detach().sum())
-
-
-def _leads(last: Node, first: Node) -> bool:
-    """Tell whether a gradient comes from one node to another, twins among them."""
-    seen = {last}
-    for node in (stack := [last]):
-        new = {parent for parent, _ in node.next_functions if parent is not None} - seen
-        seen |= new
-        stack += new
-    return first in seen
-
-
-def _own_of(last: Node, beside: Set[Node]) -> set[Node]:
-    """Return the nodes that the model's own gradient comes to from a node."""
-    own = {last}
-    for node in (stack := [last]):
-        new = {parent for parent, _ in node.next_functions if parent is not None} - own - beside
-        own |= new
-        stack += new
-    return own
+def _digests(places: Collection[Place]) -> list[Hashable]:
+    """Return what is alike of values that are; all sums are asked for at once, as a GPU is waited for each time."""
+    sums = [place.tensor.detach().sum().float() for place in places]
+    numbers = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
+    return [(one.tensor.shape, one.tensor.dtype, number) for one, number in zip(places, numbers, strict=True)]
 
 
 def _derivatives(meet: Place, values: Iterable[list[Place]]) -> list[torch.Tensor | None]:

@@ -23,8 +23,7 @@ from guided_backprop.backends.refusals import is_plain, unreadable
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.torch.dispatch import Dispatched
-from guided_backprop.backends.torch.graph.composites import Graph, needs_shifts
-from guided_backprop.backends.torch.graph.nodes import head_behind, opaque_name
+from guided_backprop.backends.torch.graph.nodes import opaque_name
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.known import Known, Place, Result, shared, sign_of
@@ -41,12 +40,6 @@ _EMPTY: Final = frozenset({"empty", "empty_like", "empty_permuted", "empty_strid
 _HEADS: Final = OPERATIONS.of(Kind.HEAD)
 _COUNTS: Final = frozenset({"count_nonzero", "sum"})
 _SUMS: Final = OPERATIONS.called("add", "sub")
-
-
-def what_is_open(last: Node | None, graph: Graph, *, undoes_head: bool) -> Watched:
-    """Return what of the forward pass the graph leaves open, beside what may hide a ReLU."""
-    is_headed = undoes_head and head_behind(last) is not None
-    return "details" if is_headed or needs_shifts(graph) else None
 
 
 class Written(NamedTuple):
@@ -325,7 +318,8 @@ class ForwardWatch(Dispatched):
                 and bool(x.sign)
                 and not (is_constant or x.choice is not Choice.NONE)
             )
-            if place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
+            is_sum = x.is_beside and x.choice is Choice.NONE
+            if is_sum or place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
                 yield Suspect(
                     place,
                     step.name,

@@ -215,7 +215,7 @@ class TorchBackend(Backend):
         refuse_opaque(run.path, self.setup.vouch, is_gating=is_gating)
         graph = Graph(run.path)
         needed = what_is_open(run.output.grad_fn, graph, undoes_head=undoes_head)
-        is_open = is_gating and not self._before.is_clear(run.path.signature, inputs.count)
+        is_open = is_gating and not self._before.is_clear(run.path.way, inputs.count)
         if (is_open and watched != "everything") or (needed and watched is None):
             watch = ForwardWatch("everything" if is_open else needed, self.setup.vouch)
             del run, graph  # frees what they keep
@@ -245,7 +245,7 @@ class TorchBackend(Backend):
             run = self._forward_pass(inputs, watch, rules)
             run = replace(run, activations=composites_of(Graph(run.path), watch.shifts))
         if settled.is_sure and inputs.count:
-            self._before.note(run.path.signature, watch, inputs.count)
+            self._before.note(run.path.way, watch, inputs.count)
         return replace(run, spelled=settled.relus, unsettled=settled.unsettled), watch
 
     def _again(

@@ -19,8 +19,8 @@ _PLAIN_MODULES: Final = {"torch.nn.modules._functions", "torch.nn.parallel._func
 _IN_PLACE_ON_VIEW: Final = "torch::autograd::CopySlices"
 # What only copies, casts or reshapes values: a head is looked for behind it.
 _RESHAPES: Final = OPERATIONS.called("broadcast", "cast", "copy", "reshape", "transpose")
-# A reshape that makes no copy has the first name where it is watched, and the second one elsewhere.
-_SAME: Final = {"ViewBackward0": "ReshapeAliasBackward0"}
+#: A reshape that makes no copy has the first name where it is watched, and the second one elsewhere.
+SAME: Final = {"ViewBackward0": "ReshapeAliasBackward0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +67,7 @@ class Path:
     @property
     def signature(self) -> int:
         """A number for what the nodes are: the same for each batch that takes the same way through the model."""
-        return hash(tuple((_SAME.get(name := node.name(), name), len(self.children[node])) for node in self.nodes))
-
-    @property
-    def way(self) -> int:
-        """The same, with what `optimize` runs faster for so many images as what it stands for.
-
-        It computes what that computes, so that the values of either tell of both.
-        """
-        return hash(tuple((_way_name(node), len(self.children[node])) for node in self.nodes))
-
-
-def _way_name(node: Node) -> str:
-    name = node.name()
-    # The names of functions in C++ end in a number.
-    function = own_function(node) if name.endswith("Backward") else None
-    return (function and function.stands_for) or _SAME.get(name, name)
+        return hash(tuple((SAME.get(name := node.name(), name), len(self.children[node])) for node in self.nodes))
 
 
 def _children(last: Node | None) -> dict[Node, list[Node]]:

@@ -127,13 +127,7 @@ class TorchBackend(Backend):
             attributed = []
             for position, rule in enumerate(rules):
                 editor = Editor(
-                    run.path,
-                    rule,
-                    self.setup.vouch,
-                    head,
-                    run.gates,
-                    activations=run.activations,
-                    spelled=run.spelled,
+                    run.path, rule, self.setup.vouch, head, run.gates, activations=run.activations, spelled=run.spelled
                 )
                 with editor:
                     attributed.append(

@@ -30,12 +30,10 @@ class OwnFunction(torch.autograd.Function):
     Attributes:
         is_maker: whether what it gives back is new memory, or what it was given and was its own.
         is_in_place: whether it writes over what arrives where nothing else holds that.
-        stands_for: the name of PyTorch's node that is there where this one does not pay, as for fewer images.
     """
 
     is_maker: ClassVar[bool] = False
     is_in_place: ClassVar[bool] = False
-    stands_for: ClassVar[str | None] = None
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from markdown import print_head, print_row
 
 from guided_backprop import GuidedBackprop
 
@@ -65,14 +66,14 @@ def main() -> None:
     names = asked.models.split(",") if asked.models else [*own, "ResNet50", "MobileNetV2"]
     header = ["model", "images", "first call", "compile", "later calls", "compiled", "compiled / later", "apart by"]
     header.append("run by")
-    print(f"| {' | '.join(header)} |\n| {' | '.join(['---'] * len(header))} |")
+    print_head(header)
     rng = np.random.default_rng(0)
     for name in names:
         model = own[name]() if name in own else of_keras(name)
         side = 32 if name == "small CNN" else 224
         for count in map(int, asked.batches.split(",")):
             images = keras.ops.convert_to_tensor(rng.normal(size=(count, side, side, 3)), "float32")
-            print(f"| {' | '.join(measured(name, model, images))} |", flush=True)
+            print_row(measured(name, model, images))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import onnxruntime
 import torch
 from contest import load
+from markdown import print_head, print_row
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.export.engine import ENGINES, installed, required
@@ -109,11 +110,11 @@ def main() -> None:
     asked = parser.parse_args()
     framework = load("torch")
     header = ["model", "images", "Captum", "engine", "the graph", "/ Captum", "of it products", "products / Captum"]
-    print(f"| {' | '.join(header)} |\n| {' | '.join(['---'] * len(header))} |")
+    print_head(header)
     for name in asked.models.split(","):
         for count in map(int, asked.batches.split(",")):
             for row in rows(framework, name, count, asked.rounds):
-                print(f"| {' | '.join(row)} |", flush=True)
+                print_row(row)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from contestants_torch import MODELS, NETWORKS
+from markdown import print_head, print_row
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -69,9 +70,9 @@ def distance(found: Tensor, right: Tensor) -> float:
 
 def main() -> None:
     header = ["model", "ReLUs that turn", "maps apart", "plain gradients apart", "default from float64", "optimised"]
-    print(f"| {' | '.join(header)} |\n| {' | '.join(['---'] * len(header))} |")
+    print_head(header)
     for name in MODELS:
-        print(f"| {' | '.join(measured(name))} |", flush=True)
+        print_row(measured(name))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from contestants_torch import FRAMEWORK, NETWORKS
+from markdown import print_head, print_row
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from scipy.stats import spearmanr
@@ -75,9 +76,9 @@ def row(name: str) -> list[str]:
 def main() -> None:
     names = sys.argv[1].split(",") if len(sys.argv) > 1 else MODELS
     header = ["model", *(f"{kind}, {what}" for kind in ("f32", "int8") for what in ("time", "cosine", "rank"))]
-    print(f"| {' | '.join(header)} |\n| {' | '.join(['---'] * len(header))} |")
+    print_head(header)
     for name in names:
-        print(f"| {' | '.join(row(name))} |", flush=True)
+        print_row(row(name))
 
 
 if __name__ == "__main__":

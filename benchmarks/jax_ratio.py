@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from markdown import print_head, print_row
 from small_network import small
 
 from guided_backprop import GuidedBackprop
@@ -65,13 +66,13 @@ def measured(name: str, model: keras.Model, images: jax.Array) -> list[str]:
 
 def main() -> None:
     header = ["model", "images", "plain gradient", "guided / plain", "first plain", "first guided"]
-    print(f"| {' | '.join(header)} |\n| {' | '.join(['---'] * len(header))} |")
+    print_head(header)
     rng = np.random.default_rng(0)
     for name, build, side, sizes in (("small CNN", small, 32, (1, 8)), ("ResNet50", resnet, 224, (1, 8))):
         model = build()
         for size in sizes:
             images = jnp.asarray(rng.normal(size=(size, side, side, 3)), jnp.float32)
-            print(f"| {' | '.join(measured(name, model, images))} |", flush=True)
+            print_row(measured(name, model, images))
 
 
 if __name__ == "__main__":

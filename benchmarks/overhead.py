@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from contest import load
+from markdown import print_head, print_row
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.export.engine import installed
@@ -56,11 +57,11 @@ def main() -> None:
     asked = parser.parse_args()
     framework = load("torch")
     header = ["model", "images", "engine", "its own time", "a call above that", "look at the weights alone"]
-    print(f"| {' | '.join(header)} |\n| {' | '.join(['---'] * len(header))} |")
+    print_head(header)
     for name in asked.models.split(","):
         for count in map(int, asked.batches.split(",")):
             for engine in installed():
-                print(f"| {' | '.join(measured(framework, name, count, engine, asked.rounds))} |", flush=True)
+                print_row(measured(framework, name, count, engine, asked.rounds))
 
 
 if __name__ == "__main__":

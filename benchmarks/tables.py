@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from contest import ENGINE_FORWARD, FAST_FORWARD, FORWARD, GRADIENT, OURS, PRODUCTS
+from markdown import head, line
 from rows import read
 from summary import FRAMEWORKS, Key, Measured, Spread, not_right, peaks, settings, times
 
@@ -18,8 +19,7 @@ TITLES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 
 
 def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head(header), *map(line, rows)])
 
 
 def names_of(found: Iterable[Iterable[str]]) -> list[str]:

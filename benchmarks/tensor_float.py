@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 import torch
 from contestants_torch import NETWORKS, on
+from markdown import print_head, print_row
 
 from guided_backprop import GuidedBackprop
 
@@ -30,7 +31,7 @@ def main() -> None:
     framework = on("cuda")
     names = sys.argv[1].split(",") if len(sys.argv) > 1 else MODELS
     header = ["model", *(" ".join(pair) for pair in product(("float32,", "TF32,"), ("difference", "cosine")))]
-    print(f"| {' | '.join(header)} |\n| {' | '.join(['---'] * len(header))} |")
+    print_head(header)
     for name in names:
         maps = {}
         for dtype, is_coarse in (("float64", False), ("float32", False), ("float32", True)):
@@ -39,7 +40,7 @@ def main() -> None:
             model = NETWORKS[name].build(dtype).to(images.device)
             maps[dtype, is_coarse] = np.asarray(GuidedBackprop(model).explain(images, labels), np.float64)
         exact, *others = maps.values()
-        print(f"| {' | '.join([name, *(cell for other in others for cell in compared(other, exact))])} |", flush=True)
+        print_row([name, *(cell for other in others for cell in compared(other, exact))])
 
 
 if __name__ == "__main__":

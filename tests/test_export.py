@@ -222,6 +222,8 @@ REFUSED = {
     "for one image": (lambda self, x: F.relu(x) * (2 if x.shape[0] == 1 else 1), "difference of .* for 1 images"),
     "it counts": (counting, "must not change its buffers"),
     "it has no word": (lambda self, x: torch.lgamma(F.relu(x) + 1), "have an ONNX row; received .*gamma"),
+    "it adds what its precision has": (lambda self, x: F.rms_norm(F.relu(x) * 1e-4, (5,)), "add, .* 1.19e-07, and 2.2"),
+    "it casts": (lambda self, x: (F.relu(x).bfloat16() * 1.1).to(x.dtype), "copy, whose result is of torch.bfloat16"),
     "it asks for values": (lambda self, x: F.relu(x) * (2 if bool((x > -99).all()) else 1), "can be traced"),
 }
 

@@ -783,3 +783,22 @@ def test_functions_of_our_own_hide_nothing_more_to_look_at(monkeypatch):
     monkeypatch.setattr(step, "is_inside_own", lambda: False)
     GuidedBackprop(deepcopy(model)).optimize(batch).explain(batch, 1)
     assert looked_at
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_pays_for_many_images_alone_is_no_other_way(is_known, monkeypatch):
+    """Of many images one is watched, whatever is packed for all of them; else all are, as the planted fault shows."""
+    if not is_known:
+        monkeypatch.setattr(kernels.PackedConvolution, "stands_for", None)
+    model = made(lambda: nn.Sequential(nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 3))).float()
+    batch, watched = images(9, 8, 10, 10).float(), []
+    follow = ForwardWatch.follow
+    monkeypatch.setattr(ForwardWatch, "follow", lambda watch, x: (watched.append(len(x)), follow(watch, x))[1])
+    method = GuidedBackprop(model).optimize(batch[:1])
+    assert "PackedConvolution" not in str(names_of(method, batch[:1]))
+    assert "PackedConvolution" in str(names_of(method, batch))
+    watched.clear()
+    method = GuidedBackprop(model).optimize(batch[:1])
+    found = method.explain(batch, 1).attribution
+    assert watched == ([1] if is_known else [1, 9])
+    np.testing.assert_allclose(found, GuidedBackprop(model).explain(batch, 1).attribution, rtol=1e-4, atol=1e-5)

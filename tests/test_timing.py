@@ -54,6 +54,12 @@ def test_nobody_is_timed_while_anothers_threads_are_awake(clock):
     assert clock.calls.count("quiet") > 9
 
 
+def test_what_takes_very_long_is_called_twice(clock, monkeypatch):
+    monkeypatch.setitem(CALLS, "slow", (8.0, 0.0))
+    assert timing.timed(clock.methods(), None)["slow"] == 8.0
+    assert clock.calls.count("slow") == 2
+
+
 def test_the_comparison_can_fail(clock, monkeypatch):
     """Without a pause, and call by call in turn, the faster one is taken for the slower one."""
     monkeypatch.setattr(timing, "_PAUSE", 0.0)

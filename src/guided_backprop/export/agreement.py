@@ -14,11 +14,11 @@ SINGLE, DOUBLE = 1e-3, 1e-9
 #: computes something else differs by more than the most that is excused so.
 ROUNDING, MOST = 1e-6, 0.1
 
-#: A number of images beyond which nothing is done otherwise, as far as is known: PyTorch chooses kernels up to 16. In
-#: double precision that many are enough: it says what the graph computes, which an engine is compared with for all.
-MANY: Final = 17
-# Of copies so many images at least.
-_FEW: Final = 3
+# A number of images beyond which nothing is done otherwise, as far as is known: PyTorch chooses kernels up to 16.
+_MANY: Final = 17
+#: Of copies so many images at least. In double precision that many are enough: it says what the graph computes, whose
+#: conditions say from which number of images on that may be something else.
+FEW: Final = 3
 
 
 def counts(given: int, turns: Sequence[int], copies: int = 1) -> list[int]:
@@ -29,7 +29,7 @@ def counts(given: int, turns: Sequence[int], copies: int = 1) -> list[int]:
         turns: from how many on something else may be done.
         copies: of how many copies of each image the maps are put together.
     """
-    return sorted({1, given, max(_FEW, -(-MANY // copies), given), *turns, *(turn - 1 for turn in turns)})
+    return sorted({1, given, max(FEW, -(-_MANY // copies), given), *turns, *(turn - 1 for turn in turns)})
 
 
 def images_of(inputs: Inputs, count: int, axis: int = -1) -> Inputs:

@@ -89,12 +89,14 @@ class _Making:
 
     def __init__(self, method: Compilable, inputs: Inputs, wanted: Sequence[EngineName], *, has_own: bool) -> None:
         self._torch: Any = import_module("guided_backprop.backends.torch.export.weights")
-        self._method, self._inputs, self._wanted, self._has_own = method, inputs, wanted, has_own
+        self._method, self._inputs, self._names, self._has_own = method, inputs, wanted, has_own
         self._weights: Weights = self._torch.Weights(method.subject.model)
         self._threads: int = self._torch.threads()
         # Which one is the fastest depends on these.
         self._case = f"{inputs.count} images, {self._threads} threads"
         self._open: dict[str, Engine] = {}
+        # What the method makes of the images, once that is known.
+        self._wanted: Sequence[NumpyArray] | None = None
 
     def compiled(self) -> Compiled:
         """Return what was kept, or what is made and kept."""
@@ -118,7 +120,7 @@ class _Making:
         # Of a copy, which names its layers.
         about = [repr(method.around(model)), method.rule, self._torch.key_of(model), kind_of(self._inputs)]
         about += [__version__, cache.digest_of_code(), version("torch")]
-        about += [(name, required(name).__version__) for name in self._wanted]
+        about += [(name, required(name).__version__) for name in self._names]
         return sha256(repr(about).encode()).hexdigest()[:40]
 
     def _known(self, entry: cache.Entry) -> Compiled | None:
@@ -169,10 +171,10 @@ class _Making:
         """Tell whether these images are explained as the method does; its own run was compared when it was made."""
         if expected is None:
             return True
-        explained, wanted = (
-            one.explain(self._inputs.images, progress=False) for one in (self._with(compiled), self._method)
-        )
-        is_near = difference(_told(explained), _told(wanted)) <= max(_ALIKE, _TIMES * expected)
+        explained = self._with(compiled).explain(self._inputs.images, progress=False)
+        if self._wanted is None:
+            self._wanted = _told(self._method.explain(self._inputs.images, progress=False))
+        is_near = difference(_told(explained), self._wanted) <= max(_ALIKE, _TIMES * expected)
         return explained.engine == compiled.engine and is_near
 
     def _in_engine(self, entry: cache.Entry, engine: Engine) -> InEngine:
@@ -210,7 +212,7 @@ class _Making:
         gc.collect()
         differences: dict[str, float] = {}
         problem: ModelError | None = None
-        for name in self._wanted:
+        for name in self._names:
             try:
                 # Not kept open: what it took for many images it would hold.
                 engine = opened(path, ports.outputs, ENGINES[name], self._threads)
@@ -227,6 +229,7 @@ class _Making:
         The model and the graph in double precision are let go of: they are four times the weights.
         """
         graph, trial, metadata = recorded(self._method, self._inputs, "both")
+        self._wanted = _told(trial.explained)
         batches = trial.batches(graph.turns)
         compared(graph, trial, batches)
         graph.write(path, metadata.texts())

@@ -2,8 +2,10 @@
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +26,22 @@ _GRAPHS: Final = {
     "jax": ("guided_backprop.backends.jax.export", "JaxGraph"),
     "tensorflow": ("guided_backprop.backends.tensorflow.export", "TensorFlowGraph"),
 }
+# Of how many images a graph is recorded, where they show what all show.
+_FEW: Final = 2
+
+
+class _Graphs(NamedTuple):
+    """Graphs of one model.
+
+    Attributes:
+        graphs: one for each method.
+        precise: what the methods make of images in double precision, if the graphs are of that.
+        cause: returns what of them depends on their precision, in words; None if nothing does.
+    """
+
+    graphs: Sequence[Graph]
+    precise: Shown | None
+    cause: Callable[[], str | None] = lambda: None
 
 
 class Recorded(NamedTuple):
@@ -74,21 +92,24 @@ def recorded_together(
         methods = [_unreduced(method) for method in methods]
     shown = Shown(methods, explain)
     found = [shown(place, inputs, None) for place in range(len(methods))]
-    # Of one image alone a trace would not know its axis from others of size 1.
-    few = inputs if inputs.count > 1 else inputs.rows(np.zeros(2, np.intp))
     subject = methods[0].subject
     framework = subject.backend(inputs).framework
-    graphs, precise = _recorded(methods, few, plans, explain)
+    # Of one image alone a trace would not know its axis from others of size 1.
+    given = inputs if inputs.count > 1 else inputs.rows(np.zeros(_FEW, np.intp))
+    if framework in _GRAPHS:
+        made = _Graphs(_of_framework(subject, given, plans, framework), None)
+    else:
+        made = _of_few(methods, given, plans, explain, [explained.coverage for explained in found])
     # What the framework itself stored is what it runs; of another graph double precision has to show that it is right.
-    may_round = precise is not None or framework in _GRAPHS
+    may_round = made.precise is not None or framework in _GRAPHS
     weights, versions = digest(subject.model), {framework: str(sys.modules[framework].__version__)}
     together = []
-    for place, (method, plan, graph, explained) in enumerate(zip(methods, plans, graphs, found, strict=True)):
+    for place, (method, plan, graph, explained) in enumerate(zip(methods, plans, made.graphs, found, strict=True)):
         if graph.coverage != explained.coverage:
             # What numbers that are added tell, as of a softsign, is named where a model is looked at first.
             first = method.around(subject.model).explain(inputs.images, progress=False)
             require_alike(graph.coverage, first.coverage)
-        trial = Trial(method, shown, precise, place, inputs, explained, plan, may_round)
+        trial = Trial(method, shown, made.precise, place, inputs, explained, plan, may_round, made.cause)
         metadata = Metadata(
             method.name, plan.rule.name, subject.name, explained.head, labels, plan.reducer, explained.coverage,
             versions, weights, layer=_layer(method), least_sizes=graph.least or None,
@@ -140,24 +161,47 @@ def _layer(method: Exportable) -> str | None:
     return None if named is None else str(named.layer)
 
 
-def _recorded(
-    methods: Sequence[Exportable], inputs: Inputs, plans: Sequence[Plan], explain: Explain
-) -> tuple[Sequence[Graph], Shown | None]:
+def _of_framework(subject: Subject, inputs: Inputs, plans: Sequence[Plan], framework: str) -> Sequence[Graph]:
+    """Return graphs of a framework that records what it runs itself."""
+    module, name = _GRAPHS[framework]
+    kind: Any = getattr(import_module(module), name)
+    return [kind(_plain(subject), inputs, plan) for plan in plans]
+
+
+def _of_few(
+    methods: Sequence[Exportable], inputs: Inputs, plans: Sequence[Plan], explain: Explain, wanted: Sequence[Coverage]
+) -> _Graphs:
+    """Return the graphs, recorded of a few images where these show what all of them show.
+
+    A graph is the same for any number; to record one takes several runs, in double precision.
+    """
+    if inputs.count > _FEW:
+        with suppress(GuidedBackpropError):
+            made = _recorded(methods, inputs.rows(slice(_FEW)), plans, explain)
+            if [graph.coverage for graph in made.graphs] == wanted:
+                return made
+    return _recorded(methods, inputs, plans, explain)
+
+
+def _recorded(methods: Sequence[Exportable], inputs: Inputs, plans: Sequence[Plan], explain: Explain) -> _Graphs:
     """Return the graphs, in double precision if the model can be copied to that, with the methods of that copy."""
     subject = methods[0].subject
     backend = subject.backend(inputs)
-    if backend.framework in _GRAPHS:
-        module, name = _GRAPHS[backend.framework]
-        kind: Any = getattr(import_module(module), name)
-        return [kind(_plain(subject), inputs, plan) for plan in plans], None
     recorder: Any = import_module("guided_backprop.backends.torch.export.graph")
     recorder.require_processor(inputs)
 
-    def graphs(model: Model, given: Inputs) -> tuple[Sequence[Graph], list[Exportable]]:
+    def graphs(model: Model, given: Inputs) -> tuple[Sequence[Any], list[Exportable]]:
         twins = [method.around(model) for method in methods]
         # Of a twin, which names its own layers.
         made = [replace(plan, cam=twin.plan.cam) for plan, twin in zip(plans, twins, strict=True)]
         return recorder.graphs(_plain(twins[0].subject), given, made), twins
+
+    def of_its_own() -> Sequence[Any]:
+        alone: Model | None = recorder.copied(subject.model, in_double=False)
+        made: Sequence[Any] = (
+            recorder.graphs(_plain(subject), inputs, plans) if alone is None else graphs(alone, inputs)[0]
+        )
+        return made
 
     precise: Model | None = recorder.copied(subject.model, in_double=True)
     if precise is not None:
@@ -165,9 +209,21 @@ def _recorded(
         doubled = inputs.map(lambda array, other: other if backend.is_floating(array) else array, doubled)
         if _explains(methods[0].around(precise), doubled):
             made, twins = graphs(precise, doubled)
-            return made, Shown(twins, explain)
-    alone: Model | None = recorder.copied(subject.model, in_double=False)
-    return (recorder.graphs(_plain(subject), inputs, plans) if alone is None else graphs(alone, inputs)[0]), None
+            # Kept are its words alone, for the graph holds the weights.
+            cause = partial(_cause, [graph.steps() for graph in made], of_its_own)
+            return _Graphs(made, Shown(twins, explain), cause)
+    return _Graphs(of_its_own(), None)
+
+
+def _cause(steps: Sequence[Any], of_its_own: Callable[[], Sequence[Any]]) -> str | None:
+    """Return what of graphs depends on the precision that they were recorded in."""
+    precision: Any = import_module("guided_backprop.backends.torch.export.precision")
+    with suppress(GuidedBackpropError):
+        for one, other in zip(steps, of_its_own(), strict=True):
+            found: str | None = precision.of_precision(one, other.steps())
+            if found is not None:
+                return found
+    return None
 
 
 def _explains(method: Exportable, inputs: Inputs) -> bool:

@@ -14,7 +14,7 @@ from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.explanations import Explanations
 from guided_backprop.export.agreement import (
     DOUBLE,
-    MANY,
+    FEW,
     MOST,
     ROUNDING,
     SINGLE,
@@ -170,6 +170,7 @@ class Trial:
         explained: what the method made of them.
         plan: what the graph computes.
         may_round: whether maps may differ where rounding decides: it is known that the graph computes what it must.
+        cause: returns what of the graph depends on its precision, in words; None if nothing does.
     """
 
     method: Exportable
@@ -180,6 +181,7 @@ class Trial:
     explained: Explanations
     plan: Plan
     may_round: bool
+    cause: Callable[[], str | None] = lambda: None
 
     def batches(self, turns: Sequence[int], least: Sequence[Sequence[int]] = ()) -> list[Batch]:
         """Return images and labels for as many images as a graph is tried for, and of other sizes if it takes them."""
@@ -207,7 +209,9 @@ class Trial:
         if photos is not None:
             # What was stored in between is rounded to whole pixels.
             images = images.map(lambda array: photos.images(photos.pixels(array), np.float32))
-        own = images.map(backend.from_numpy, self.inputs)
+        # What was explained when it was given is not explained once more.
+        is_given = labels is None and inputs is None and photos is None and count == self.inputs.count
+        own = self.inputs if is_given else images.map(backend.from_numpy, self.inputs)
         return Batch(images, own, [*told, *([] if noise is None else noise.drawn(images))], labels, self.plan.photos)
 
     def _wanted(self, count: int, *, is_of_top: bool) -> tuple[list[NumpyArray], Labels]:
@@ -242,7 +246,8 @@ class Trial:
             wanted = self.told_by(self.shown(self.place, batch.own, batch.labels))
             found = difference([results[name] for name in graph.outputs[:-1]], wanted)
             if not found <= SINGLE and not self._is_rounding(found, batch, wanted):
-                raise _differs(f"a difference of {found:.2g} of the norm for {batch.told_of}", engine.name)
+                told = f"a difference of {found:.2g} of the norm for {batch.told_of}"
+                raise _differs(told, engine.name, self.cause())
             largest = max(largest, found)
         return largest
 
@@ -291,7 +296,7 @@ class Trial:
 def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | None:
     """Compare the graph itself, in double precision; None where the model has none.
 
-    For many images it is compared for the first of them alone: what it does for more is compared in an engine.
+    Of more images it is compared for the first few: what it does for as many is compared in an engine.
 
     Raises:
         ModelError: its maps are not the method's.
@@ -299,8 +304,9 @@ def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | No
     if trial.precise is None:
         return None
     largest = 0.0
-    most = inf if trial.plan.noise is not None else max([MANY, *graph.turns])
-    for batch in (one if one.images.count <= most else one.first(int(most)) for one in batches):
+    most = inf if trial.plan.noise is not None else max([FEW, *graph.turns])
+    few = [one if one.images.count <= most else one.first(int(most)) for one in batches]
+    for batch in {one.told_of: one for one in few}.values():
         try:
             results = graph.run(batch.given_in_double)
         except Exception as error:
@@ -338,8 +344,12 @@ def opened(path: Path, outputs: Sequence[str], engine: type[Engine], threads: in
         ) from error
 
 
-def _differs(what: str, where: str) -> ModelError:
+def _differs(what: str, where: str, cause: str | None = None) -> ModelError:
+    why = "" if cause is None else f", behind {cause}"
+    advice = "export a part of the model, and see from where on it differs."
+    if cause is not None:
+        advice = "say a number that holds in any precision, as eps=1e-6, and take casts out."
     return ModelError(
-        f"a graph must give the maps that explain() gives; received {what} in {where}. Nothing was written: export a "
-        "part of the model, and see from where on it differs."
+        f"a graph must give the maps that explain() gives; received {what} in {where}{why}. Nothing was written: "
+        f"{advice}"
     )

@@ -32,7 +32,7 @@ from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.hidden.chance import Generators, have_drawn, refuse_draws
 from guided_backprop.backends.torch.hidden.doubts import what_is_open
 from guided_backprop.backends.torch.hidden.found import Spelled
-from guided_backprop.backends.torch.hidden.spelled import Before, Seen, check_slopes, settle
+from guided_backprop.backends.torch.hidden.spelled import Before, Seen, check_slopes, settle, way_of
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable
@@ -128,13 +128,7 @@ class TorchBackend(Backend):
             attributed = []
             for position, rule in enumerate(rules):
                 editor = Editor(
-                    run.path,
-                    rule,
-                    self.setup.vouch,
-                    head,
-                    run.gates,
-                    activations=run.activations,
-                    spelled=run.spelled,
+                    run.path, rule, self.setup.vouch, head, run.gates, activations=run.activations, spelled=run.spelled
                 )
                 with editor:
                     attributed.append(
@@ -216,7 +210,7 @@ class TorchBackend(Backend):
         refuse_opaque(run.path, self.setup.vouch, is_gating=is_gating)
         graph = Graph(run.path)
         needed = what_is_open(run.output.grad_fn, graph, undoes_head=undoes_head)
-        is_open = is_gating and not self._before.is_clear(run.path.signature, inputs.count)
+        is_open = is_gating and not self._before.is_clear(way_of(run.path), inputs.count)
         if (is_open and watched != "everything") or (needed and watched is None):
             watch = ForwardWatch("everything" if is_open else needed, self.setup.vouch)
             del run, graph  # frees what they keep
@@ -246,7 +240,7 @@ class TorchBackend(Backend):
             run = self._forward_pass(inputs, watch, rules)
             run = replace(run, activations=composites_of(Graph(run.path), watch.shifts))
         if settled.is_sure and inputs.count:
-            self._before.note(run.path.signature, watch, inputs.count)
+            self._before.note(way_of(run.path), watch, inputs.count)
         return replace(run, spelled=settled.relus, unsettled=settled.unsettled), watch
 
     def _again(

@@ -24,10 +24,18 @@ def open_by_results(module: GraphModule) -> None:
         if (low is None and high is None) or (low is not None and high is not None and not low < high):
             continue
         x: Any = node.args[0]
-        for other in list(x.users):
+        for other in list(_readers_of(x)):
             asks = (other.target, *other.args[1:])
             if asks in ((aten.gt.Scalar, low), (aten.lt.Scalar, high)) and places[other] > place:
-                other.replace_input_with(x, node)
+                other.args = (node, *other.args[1:])
+
+
+def _readers_of(x: Node) -> Iterator[Node]:
+    """Yield what reads a value or a copy of it, as an activation in place keeps one for its gate."""
+    for other in x.users:
+        yield other
+        if other.target == aten.clone.default:
+            yield from _readers_of(other)
 
 
 def _bounds_of(node: Node) -> tuple[Any, Any]:

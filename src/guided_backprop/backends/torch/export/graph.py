@@ -14,6 +14,7 @@ from guided_backprop.arrays import Inputs, Model, NumpyArray, as_numpy
 from guided_backprop.backends.base import Setup
 from guided_backprop.backends.torch.export.conditions import bounded, least_of, turns_of
 from guided_backprop.backends.torch.export.maps import cams, copies, of_pixels, put_together, repeated, scaled
+from guided_backprop.backends.torch.export.precision import Step, steps_of
 from guided_backprop.backends.torch.export.program import PROGRAM, Program, store
 from guided_backprop.backends.torch.export.simplify import part_of
 from guided_backprop.backends.torch.export.trace import Free, Passed, Recorder, Trace, traced
@@ -112,6 +113,10 @@ class TorchGraph(Graph):
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
         return dict(zip(self.outputs, self._run(inputs), strict=True))
+
+    def steps(self) -> Sequence[Step]:
+        """Return what it is made of."""
+        return steps_of(self._module)
 
     def opens(self, path: Path) -> type[Engine]:
         return Program if path.suffix == PROGRAM else self.engine

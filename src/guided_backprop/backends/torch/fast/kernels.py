@@ -151,7 +151,7 @@ class _OfPacked(Context, Protocol):
 class PackedConvolution(OwnFunction):
     """A convolution of packed weights, that is differentiated by its images alone."""
 
-    is_maker = True
+    is_maker, stands_for = True, "ConvolutionBackward0"
 
     @staticmethod
     def forward(ctx: _OfPacked, images: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
@@ -180,7 +180,7 @@ class PackedConvolution(OwnFunction):
 class MatrixProduct(OwnFunction):
     """A linear layer that oneDNN computes, differentiated by its input alone."""
 
-    is_maker = True
+    is_maker, stands_for = True, "AddmmBackward0"
 
     @staticmethod
     def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -19,8 +19,8 @@ _PLAIN_MODULES: Final = {"torch.nn.modules._functions", "torch.nn.parallel._func
 _IN_PLACE_ON_VIEW: Final = "torch::autograd::CopySlices"
 # What only copies, casts or reshapes values: a head is looked for behind it.
 _RESHAPES: Final = OPERATIONS.called("broadcast", "cast", "copy", "reshape", "transpose")
-# A reshape that makes no copy has the first name where it is watched, and the second one elsewhere.
-_SAME: Final = {"ViewBackward0": "ReshapeAliasBackward0"}
+#: A reshape that makes no copy has the first name where it is watched, and the second one elsewhere.
+SAME: Final = {"ViewBackward0": "ReshapeAliasBackward0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Path:
     @property
     def signature(self) -> int:
         """A number for what the nodes are: the same for each batch that takes the same way through the model."""
-        return hash(tuple((_SAME.get(name := node.name(), name), len(self.children[node])) for node in self.nodes))
+        return hash(tuple((SAME.get(name := node.name(), name), len(self.children[node])) for node in self.nodes))
 
 
 def _children(last: Node | None) -> dict[Node, list[Node]]:

@@ -133,7 +133,8 @@ def test_later_calls_are_not_watched(part):
 
 
 def test_planted_fault_a_reshape_has_another_name_where_it_is_watched(monkeypatch):
-    monkeypatch.setattr(nodes, "_SAME", {})
+    for module in (nodes, spelled):
+        monkeypatch.setattr(module, "SAME", {})
     assert runs_later(reshaped) == 2
 
 

@@ -28,13 +28,11 @@ from guided_backprop.backends.torch.hidden.derivatives import (
 from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
-from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
+from guided_backprop.backends.torch.hidden.suspect import ALIKE, Suspect, judged
 
 # So small a part of the numbers of a sum are 0 by themselves; and by so many units in the last place two may miss it.
 _BY_CHANCE: Final = 1e-4
 _LEFT: Final = 8
-# So large a part of a number may be rounding.
-_ALIKE: Final = 1e-3
 
 #: A result, and what it may be a ReLU of, by their place.
 Values = Mapping[Place, tuple[NumpyArray, NumpyArray]]
@@ -244,7 +242,7 @@ class Case:
         if self._shut is None:
             return False
         y, x = (np.stack([one.reshape(self._shut.shape) for one in side]) for side in zip(*self.looks, strict=True))
-        is_open = np.abs(y - self._shut * x) <= _ALIKE * np.abs(y).max()
+        is_open = np.abs(y - self._shut * x) <= ALIKE * np.abs(y).max()
         return _are_closed(x, (y == 0) & evidence.is_passing(self._shut), is_open)
 
     @property
@@ -255,7 +253,7 @@ class Case:
         size, left = np.abs(self._shut), np.abs(self.own)
         is_closed = evidence.is_passing(self._shut) & (left <= _LEFT * np.finfo(self.own.dtype).eps * size)
         x = as_numpy(self.suspect.x.tensor).reshape(self.own.shape)
-        arrays = x, is_closed, np.abs(self.own - self._shut) <= _ALIKE * size
+        arrays = x, is_closed, np.abs(self.own - self._shut) <= ALIKE * size
         return not is_thin(is_closed) and any(
             _are_closed(*(np.moveaxis(one, axis, -1).reshape(-1, x.shape[axis]) for one in arrays)) for axis in (1, -1)
         )

@@ -27,7 +27,7 @@ from guided_backprop.backends.torch.graph.nodes import SAME, Path
 from guided_backprop.backends.torch.graph.operations import operation_of, row
 from guided_backprop.backends.torch.graph.relus import relu_of, saved
 from guided_backprop.backends.torch.hidden.case import Answer, Case
-from guided_backprop.backends.torch.hidden.derivatives import Together, closed, shut
+from guided_backprop.backends.torch.hidden.derivatives import Together, closed, derivative, shut
 from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
 from guided_backprop.backends.torch.hidden.notes import Value
@@ -157,6 +157,8 @@ def settle(
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
     suspects = _counted(watch, path, numbers, activations)
+    with shut(path, inside):
+        suspects = {order: suspect for order, suspect in suspects.items() if _may_close(suspect, numbers)}
     if not suspects:
         return Settled([], frozenset(), {}, is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
@@ -193,6 +195,14 @@ def _counted(
         if (suspect.is_on_view or (suspect.number in numbers and numbers[suspect.number] not in inside))
         and (suspect.x.edge is None or suspect.x.edge.node not in inner)
     }
+
+
+def _may_close(suspect: Suspect, numbers: Mapping[int, Node]) -> bool:
+    """Tell whether other images are needed to say of a sum whether it is closed in places."""
+    node = numbers.get(suspect.number)
+    if not suspect.is_sum or node is None:
+        return True
+    return suspect.may_close(derivative(node, suspect, suspect.x, is_of_one=True))
 
 
 def _elsewhere(

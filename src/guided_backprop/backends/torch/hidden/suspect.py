@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
+import numpy as np
 import torch
 
 from guided_backprop.arrays import NumpyArray
@@ -12,6 +14,9 @@ from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
 from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
+
+#: So large a part of a number may be rounding.
+ALIKE: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,19 @@ class Suspect:
         """Whether a ReLU may be made of it: of a sum with a ReLU that is written there where it is one's negative."""
         is_one = self.judgement.verdict in (Verdict.CONCAVE, Verdict.CONVEX) or self.judgement.is_few
         return self.x.choice is not Choice.BEHIND and (is_one or not self.x.is_beside)
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is no ReLU of x by its values, but may be in places: a ReLU that is written there is added to x."""
+        return self.x.is_beside and self.x.choice is Choice.NONE and self.judgement.verdict is Verdict.NONE
+
+    def may_close(self, factor: NumpyArray | None) -> bool:
+        """Tell whether a sum may be closed in places: nothing is added to x, times a factor, on the other side of 0."""
+        if factor is None:
+            return False
+        y, x = (one.reshape(factor.shape) for one in self.values)
+        is_alone = np.abs(y - factor * x) <= ALIKE * np.abs(y).max()
+        return any(bool(is_alone[np.sign(x) == side].all()) for side in (1, -1))
 
     @property
     def is_weighed(self) -> bool:

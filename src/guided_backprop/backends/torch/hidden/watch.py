@@ -318,7 +318,7 @@ class ForwardWatch(Dispatched):
                 and bool(x.sign)
                 and not (is_constant or x.choice is not Choice.NONE)
             )
-            is_sum = x.is_beside and x.choice is Choice.NONE
+            is_sum = x.is_beside and x.choice is Choice.NONE and not x.sign
             if is_sum or place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
                 yield Suspect(
                     place,

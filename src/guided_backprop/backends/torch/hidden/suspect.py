@@ -62,7 +62,7 @@ class Suspect:
 
     @property
     def is_sum(self) -> bool:
-        """Whether it is no ReLU of x by its values, but may be in places: a ReLU that is written there is added to x."""
+        """Whether it is no ReLU of x by its values, but may be in places: a ReLU that is written is added to x."""
         return self.x.is_beside and self.x.choice is Choice.NONE and self.judgement.verdict is Verdict.NONE
 
     def may_close(self, factor: NumpyArray | None) -> bool:

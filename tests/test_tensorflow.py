@@ -671,6 +671,17 @@ def test_a_model_for_one_number_of_images(case):
     )
 
 
+def test_another_thread_may_find_first_that_a_model_is_for_one_number_of_images(monkeypatch):
+    own_error = TensorFlowBackend._own_error
+
+    def meanwhile(backend, error, given):
+        backend._is_free = False
+        return own_error(backend, error, given)
+
+    monkeypatch.setattr(TensorFlowBackend, "_own_error", meanwhile)
+    test_a_model_for_one_number_of_images("images that are counted while it is traced")
+
+
 def test_planted_fault_a_gate_by_slopes_for_each_image():
     x = np.random.default_rng(1).normal(size=(9, 4))
     with pytest.raises(OpaqueRegionError, match="spelled as arithmetic"):

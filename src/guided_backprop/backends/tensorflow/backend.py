@@ -181,6 +181,8 @@ class TensorFlowBackend(Backend):
 
     def _refuse_spelled(self, kind: Kind, given: Inputs) -> None:
         """Raise if the values of these images show a ReLU that is no operation of its own; look if any may still."""
+        if names := {place.name for place in self._copies[kind].places if place.is_relu}:
+            raise spelled(names, "tf.nn.relu")
         watch = self._watches.get(kind)
         if watch is not None and not watch.is_open:
             return

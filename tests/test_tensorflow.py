@@ -671,10 +671,75 @@ def test_a_model_for_one_number_of_images(case):
     )
 
 
+def test_another_thread_may_find_first_that_a_model_is_for_one_number_of_images(monkeypatch):
+    own_error = TensorFlowBackend._own_error
+
+    def meanwhile(backend, error, given):
+        backend._is_free = False
+        return own_error(backend, error, given)
+
+    monkeypatch.setattr(TensorFlowBackend, "_own_error", meanwhile)
+    test_a_model_for_one_number_of_images("images that are counted while it is traced")
+
+
 def test_planted_fault_a_gate_by_slopes_for_each_image():
     x = np.random.default_rng(1).normal(size=(9, 4))
     with pytest.raises(OpaqueRegionError, match="spelled as arithmetic"):
         explain(lambda x: tf.nn.relu(x @ W) + tf.where(x @ W > 0, x @ W, 0.0 * SLOPES * x), x, 1)
+
+
+#: Of x and slopes: what is a leaky ReLU, and a ReLU where a slope is 0.
+IN_PLACES = {
+    "a choice": lambda x, slopes: tf.where(x > 0, x, slopes * x),
+    "the other choice": lambda x, slopes: tf.where(tf.constant(0.0, x.dtype) >= x, x * slopes, x),
+    "a magnitude": lambda x, slopes: (x * (1 + slopes) + tf.abs(x) * (1 - slopes)) / 2,
+    "a PReLU": lambda x, slopes: tf.nn.relu(x) - slopes * tf.nn.relu(-x),
+    "a factor": lambda x, slopes: x * tf.where(2 * x > 0, tf.ones_like(slopes), slopes),
+    "masks": lambda x, slopes: x * (tf.cast(x > 0, x.dtype) + tf.cast(x <= 0, x.dtype) * slopes),
+    "a map": lambda x, slopes: tf.map_fn(lambda row: tf.where(row > 0, row, slopes * row), x),
+    "a branch": lambda x, slopes: tf.cond(tf.size(x) > 1, lambda: tf.where(x > 0, x, slopes * x), lambda: x),
+}
+
+
+def of_slopes(form, slopes):
+    """Return a model and its images, with a leaky ReLU of these slopes behind a ReLU."""
+    w, x = np.random.default_rng(2).normal(size=(6, 6)), np.random.default_rng(1).normal(size=(3, 6))
+    return lambda x, relu=tf.nn.relu: form(relu(x @ w) @ w - 0.3, tf.constant(slopes)) @ w, tf.constant(x)
+
+
+@pytest.mark.parametrize("form", IN_PLACES)
+def test_one_slope_of_0_is_that_of_a_relu_however_few_values_tell(form):
+    model, x = of_slopes(IN_PLACES[form], np.array([0.1, 0.2, 0.0, 0.3, 0.2, 0.1]))
+    with pytest.raises(OpaqueRegionError, match="spelled as arithmetic"):
+        explain(model, x, 1)
+    assert explain(model, x, 1, "saliency").coverage
+
+
+@pytest.mark.parametrize("form", IN_PLACES)
+def test_other_slopes_are_those_of_a_leaky_relu(form):
+    model, x = of_slopes(IN_PLACES[form], np.array([0.1, 0.2, 0.1, 0.3, 0.2, 0.1]))
+    by_hand = plain_gradient(lambda x: model(x, hand_guided), x, np.eye(6)[[1, 1, 1]])
+    np.testing.assert_allclose(explain(model, x, 1).attribution, by_hand, **TOLERANCE)
+
+
+def test_an_array_beside_what_no_number_of_it_makes_a_relu_is_plain():
+    gains = np.array([0.0, 1.0, -1.0, 2.0, 0.5, 0.0])
+    for form in (
+        lambda x, gains: tf.nn.leaky_relu(x) * gains,
+        lambda x, gains: tf.abs(x) * gains + x / 3,
+        lambda x, gains: x * tf.sigmoid(gains * x),
+        lambda x, gains: tf.where(gains > 0, tf.abs(x), x),
+        lambda x, gains: tf.clip_by_value(x, -1 - gains**2, 1 + gains**2),
+    ):
+        model, x = of_slopes(form, gains)
+        by_hand = plain_gradient(lambda x, model=model: model(x, hand_guided), x, np.eye(6)[[1, 1, 1]])
+        np.testing.assert_allclose(explain(model, x, 1).attribution, by_hand, **TOLERANCE)
+
+
+def test_planted_fault_values_alone_miss_one_slope_of_0(monkeypatch):
+    taint = pytest.importorskip("guided_backprop.backends.tensorflow.hidden.taint")
+    monkeypatch.setattr(taint, "relu_in_places", lambda *_: None)
+    assert explain(*of_slopes(IN_PLACES["a choice"], np.array([0.1, 0.2, 0.0, 0.3, 0.2, 0.1])), 1).coverage
 
 
 def test_an_auxiliary_output_with_a_branch():

@@ -621,6 +621,49 @@ def by_jacobian(lib, x, w):
     return lib.xp.einsum("nk,nmk->nm", x, tape.batch_jacobian(y, x))
 
 
+#: Of x, and of what is made of it once, each is ``relu(a - b) @ w`` of these two.
+NESTED = {
+    "b of a": lambda tf, x, made, w: tf.maximum(x, made) @ w - made @ w,
+    "a of b": lambda tf, x, made, w: tf.maximum(made, x) @ w - x @ w,
+    "a of b, and the smaller": lambda tf, x, made, w: x @ w - tf.minimum(x, x + made) @ w,
+}
+
+
+def of_what_is_made_of_it(spelled):
+    return lambda lib, x, w: spelled(lib.xp, x, lib.xp.tanh(lib.xp.roll(x, 1, 1) - 0.3), w)
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_maximum_of_a_value_and_what_is_made_of_it_is_refused_in_tensorflow(name):
+    model, images = network_of("tensorflow", of_what_is_made_of_it(NESTED[name]))
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        GuidedBackprop(model).explain(images, labels=1)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda tf, x, made, w: tf.maximum(x, made) @ w - (2 * made) @ w,
+        lambda tf, x, made, w: x @ w + tf.maximum(x, made) @ (w * w),
+        lambda tf, x, made, w: tf.maximum(x, made) @ w - made @ w / 2 - x @ w / 2,
+    ],
+)
+def test_another_maximum_of_what_is_made_of_it_is_plain_in_tensorflow(spelled):
+    model, images = network_of("tensorflow", of_what_is_made_of_it(spelled))
+    assert GuidedBackprop(model).explain(images, labels=1).coverage
+
+
+def test_planted_fault_what_comes_through_the_other_leaves_a_wrong_map(monkeypatch):
+    derivatives = pytest.importorskip("guided_backprop.backends.tensorflow.hidden.derivatives")
+    monkeypatch.setattr(derivatives.Derivatives, "_nested", lambda derivatives, refs: ())
+    written = lambda tf, x, made, w: tf.nn.relu(x - made) @ w  # noqa: E731
+    maps = []
+    for spelled in (NESTED["b of a"], written):
+        model, images = network_of("tensorflow", of_what_is_made_of_it(spelled))
+        maps.append(np.asarray(GuidedBackprop(model).explain(images, labels=1)))
+    assert np.abs(maps[0] - maps[1]).max() > 0.1 * np.abs(maps[1]).max()
+
+
 def by_derivative(lib, x, w):
     return lib.xp.einsum("nk,nkm->nm", x, differentiated(lib, lib.relu, x, w)[..., None] * w)
 

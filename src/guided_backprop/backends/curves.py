@@ -1,12 +1,13 @@
 """What a composite activation makes of numbers, worked out: where its constants make a ReLU of it, it is none.
 
 ``x * f(x)`` with a sigmoid in f is a SiLU for all that its operations say, and a ReLU where f is
-``sigmoid(x) * 0 + (1 + x / abs(x)) / 2``; a CELU of which 0 times is added is one too.
+``sigmoid(x) * 0 + (1 + x / abs(x)) / 2``; a CELU of which 0 times is added is one too. With an array in it each number
+of that makes a curve of its own: ``where(x > 0, x, slopes * x)`` is a ReLU where a slope is 0, be it but one.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import erf, isnan
-from typing import Final, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -59,6 +60,32 @@ _FUNCTIONS: Final[Mapping[str, Function]] = {
 }
 
 
+def _chosen(mask: NumpyArray, x: NumpyArray, y: NumpyArray) -> NumpyArray:
+    return np.where(mask != 0, x, y)
+
+
+# What compares and chooses, with numbers for truth as a cast gives them.
+_MASKS: Final[Mapping[str, Function]] = {
+    "equal": lambda x, y: np.equal(x, y) * 1.0,
+    "greater": lambda x, y: np.greater(x, y) * 1.0,
+    "greater_equal": lambda x, y: np.greater_equal(x, y) * 1.0,
+    "less": lambda x, y: np.less(x, y) * 1.0,
+    "less_equal": lambda x, y: np.less_equal(x, y) * 1.0,
+    "logical_and": np.minimum,
+    "logical_not": lambda x: 1.0 - x,
+    "logical_or": np.maximum,
+    "not_equal": lambda x, y: np.not_equal(x, y) * 1.0,
+    "sign": np.sign,
+    "where": _chosen,
+}
+# These leave the numbers of an array as they are, or some of them.
+_KEPT: Final = frozenset({"broadcast", "expand", "reshape", "slice", "squeeze", "transpose"})
+# Both sides of 0, in order: few, for there may be as many slopes as an image has numbers.
+_SIDES: Final = np.concatenate([-np.logspace(4, -3, 8), np.logspace(-3, 4, 8)])[:, None]
+_MOST_COLUMNS: Final = 1 << 15
+_MOST_PARTS: Final = 40
+
+
 class Made(Protocol[Ref]):
     """What has to be known of a graph: how a value is made, and which number it is; as patterns see it."""
 
@@ -85,6 +112,93 @@ def is_partly_relu(slopes: NumpyArray, factor: float = 1.0) -> bool:
     """Tell whether some slopes of a PReLU, times a number, are as 0 beside the 1 above 0, or that beside them."""
     sizes = np.abs(np.asarray(slopes, np.float64) * factor)
     return bool(((sizes <= _NOTHING) | (sizes > 1 / _NOTHING)).any())
+
+
+def relu_in_places(last: Ref, x: Ref, view: Made[Ref], array_of: Callable[[Ref], NumpyArray | None]) -> Verdict:
+    """Tell whether some number of an array in a curve of x makes a ReLU of it, or the negative of one.
+
+    Args:
+        last: what the curve gives.
+        x: what it is a curve of, value by value.
+        view: the graph.
+        array_of: returns a constant of several numbers; None if nobody knows them.
+    """
+    curve, verdict = _InPlaces(x, view, array_of), Verdict.NONE
+    # A first look says how many numbers there are; with none, or where something else is read, nothing is looked for.
+    if curve.worked_out(last, slice(1)) is None or len(curve.sizes) != 1:
+        return verdict
+    for start in range(0, max(curve.sizes), _MOST_COLUMNS):
+        y = curve.worked_out(last, slice(start, start + _MOST_COLUMNS))
+        found = Verdict.NONE if y is None else _relu_in_columns(y)
+        if found is Verdict.CONVEX:
+            return found
+        verdict = found if verdict is Verdict.NONE else verdict
+    return verdict
+
+
+def _relu_in_columns(y: NumpyArray) -> Verdict:
+    """Say whether a column is 0 up to a threshold, or from one on, and a multiple of the numbers on its other side."""
+    y = np.broadcast_to(y, (len(_SIDES), y.shape[-1] if y.ndim else 1))
+    y = y[:, np.isfinite(y).all(0)]
+    if not y.size:
+        return Verdict.NONE
+    slopes = y / _SIDES
+    steepest = np.abs(slopes).max(0)
+    is_shut = np.abs(slopes) <= _NOTHING * steepest
+    verdict = Verdict.NONE
+    for end, sign in ((0, 1), (-1, -1)):
+        is_one_side = is_shut[end] & ~is_shut[-1 - end] & ((is_shut[1:] != is_shut[:-1]).sum(0) == 1)
+        open_slope = slopes[-1 - end]
+        is_line = (is_shut | (np.abs(slopes - open_slope) <= _NOTHING * steepest)).all(0)
+        is_relu = is_one_side & is_line
+        if (is_relu & (sign * open_slope > 0)).any():
+            return Verdict.CONVEX
+        verdict = Verdict.CONCAVE if is_relu.any() else verdict
+    return verdict
+
+
+class _InPlaces(Generic[Ref]):
+    """A curve of x for some numbers, row by row, and for all numbers of its arrays, column by column."""
+
+    def __init__(self, x: Ref, view: Made[Ref], array_of: Callable[[Ref], NumpyArray | None]) -> None:
+        self._x, self._view, self._array_of = x, view, array_of
+        self._known: dict[Ref | float, NumpyArray | None] = {}
+        self.sizes = set[int]()
+
+    def worked_out(self, last: Ref, columns: slice) -> NumpyArray | None:
+        """Return what the curve is for some of the columns; None if that is not known."""
+        self._known = {}
+        with np.errstate(all="ignore"):
+            return self._value(last, columns)
+
+    def _value(self, value: Ref | float, columns: slice) -> NumpyArray | None:
+        if value == self._x:
+            return _SIDES
+        if value not in self._known:
+            self._known[value] = None
+            if len(self._known) <= _MOST_PARTS:
+                self._known[value] = self._made(value, columns)
+        return self._known[value]
+
+    def _made(self, value: Ref | float, columns: slice) -> NumpyArray | None:
+        constant = value if isinstance(value, float) else self._view.constant(value)
+        if isinstance(value, float) or (constant is not None and not isnan(constant)):
+            return np.asarray(constant)
+        array = None if constant is None else self._array_of(value)
+        if array is not None:
+            self.sizes.add(array.size)
+            return array.astype(np.float64).reshape(1, -1)[:, columns]
+        word, operands = self._view.made(value) or ("", ())
+        if constant is not None and word in _KEPT:
+            return self._value(operands[0], columns)
+        function = _FUNCTIONS.get(word) or _MASKS.get(word)
+        given = list[NumpyArray]()
+        for operand in operands if function is not None else ():
+            numbers = self._value(operand, columns)
+            if numbers is None:
+                return None
+            given.append(numbers)
+        return None if function is None else function(*given)
 
 
 def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:

@@ -181,6 +181,8 @@ class TensorFlowBackend(Backend):
 
     def _refuse_spelled(self, kind: Kind, given: Inputs) -> None:
         """Raise if the values of these images show a ReLU that is no operation of its own; look if any may still."""
+        if names := {place.name for place in self._copies[kind].places if place.is_relu}:
+            raise spelled(names, "tf.nn.relu")
         watch = self._watches.get(kind)
         if watch is not None and not watch.is_open:
             return
@@ -228,6 +230,8 @@ class TensorFlowBackend(Backend):
         self, given: Inputs, weigh: Weigh, rules: Rules, score: Score | None, *, labels: int
     ) -> tuple[Plan, Call, Mapping[str, tf.Tensor]]:
         call = Call(weigh, score, given.count, labels)
+        # Another thread may change it meanwhile.
+        was_free = self._is_free
         try:
             plan = self._plan(given, rules, labels, undoes_head=self.setup.undo_head and score is None)
             with running(call) as number:
@@ -238,7 +242,7 @@ class TensorFlowBackend(Backend):
             if call.error is not None:
                 raise call.error from None
             own = self._own_error(error, given)
-            if own is not None or not self._is_free:
+            if own is not None or not was_free:
                 raise own or _fault(error) from error
         # It may count its images while it is traced, as by x.shape[0] or 1: then that is done for their number.
         self._is_free = False

@@ -41,8 +41,8 @@ class GraphView:
     def made(self, value: str) -> tuple[str, Sequence[str | float]] | None:
         """Return the word of the operation that makes a value, and its operands."""
         node = self._graph.node(value)
-        # What has a gradient of its own is not what its operation says.
-        if node is None or OVERRIDE in node.attr:
+        # What has a gradient of its own is not what its operation says, unless it is ours and only listed.
+        if node is None or (OVERRIDE in node.attr and self._graph.role(node) != "plain"):
             return None
         relu = self._relus.get(node.name)
         if relu is not None:

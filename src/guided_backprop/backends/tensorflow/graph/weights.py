@@ -86,11 +86,26 @@ class Weights:
         floats = [operand for operand in operand_refs(node) if graph.kind_of(operand) in FLOATS]
         return _made_of(word_of(node), [self._sizes(graph, operand, is_outermost=is_outermost) for operand in floats])
 
+    def array(self, graph: Graph, ref: str, *, is_outermost: bool) -> NumpyArray | None:
+        """Return a constant that is held as it is, of several numbers or truths; None if nobody knows it."""
+        name = producer(ref)
+        node = graph.nodes.get(name)
+        if node is None or node.op == "ReadVariableOp":
+            array = self._held(name if node is None else producer(operand_refs(node)[0])) if is_outermost else None
+        else:
+            array = tf.make_ndarray(attribute(node, "value").tensor) if node.op == "Const" else None
+        return array if array is not None and array.size > 1 and array.dtype.kind in "fiub" else None
+
     def _has_zeros(self, name: str) -> bool:
         array = self._array(name)
         return array is not None and not np.all(array)
 
     def _array(self, name: str) -> NumpyArray | None:
+        array = self._held(name)
+        # bfloat16 is no number to NumPy.
+        return array if array is not None and array.dtype.kind not in "biu" else None
+
+    def _held(self, name: str) -> NumpyArray | None:
         tensor = self._captured.get(name)
         if tensor is None or not hasattr(tensor, "numpy"):
             return None
@@ -98,7 +113,8 @@ class Weights:
             # The handle knows what lies behind it.
             kinds = [] if tensor._handle_data is None else tensor._handle_data.shape_and_type
             tensor = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=kinds[0].dtype) if len(kinds) == 1 else None
-        return None if tensor is None or not tensor.dtype.is_floating else np.asarray(tensor.numpy())
+        is_number = tensor is not None and (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool)
+        return np.asarray(tensor.numpy()) if tensor is not None and is_number else None
 
 
 def _sizes_of(array: NumpyArray) -> Sizes | None:

@@ -124,7 +124,9 @@ class Behind:
     def _looking(self, arrays: Sequence[tf.Tensor]) -> _Look:
         """Return what sees the values that are asked for, and all derivatives towards them."""
         pairs = [self._asked(number, one) for number, one in self._open]
-        around = self._derivatives.towards(pairs, arrays)
+        # As if a and b both came from outside: what is made of b is made of a as well where b is made of that.
+        apart = [list(map(self._flat, one.refs)) if one.less else [] for _, one in self._open]
+        around = self._derivatives.towards(pairs, arrays, leaves=apart)
         stopped = [index for index, (_, one) in enumerate(self._open) if one.is_stopped]
         if not stopped:
             return around

@@ -54,33 +54,59 @@ class Derivatives:
         return self._built(derive, list(names), arrays)(*arrays).numpy()  # type: ignore[no-any-return]
 
     def towards(
-        self, pairs: Sequence[Sequence[str]], like: Sequence[tf.Tensor], way: Way = Way.AROUND
+        self,
+        pairs: Sequence[Sequence[str]],
+        like: Sequence[tf.Tensor],
+        way: Way = Way.AROUND,
+        leaves: Sequence[Sequence[str]] = (),
     ) -> Callable[[Sequence[tf.Tensor]], list[Towards]]:
         """Return what gives, for images like some, values and derivatives of each pair: a value, and one or two others.
 
-        These others' values, and the derivatives towards them of sums of the first one.
+        These others' values, and the derivatives towards them of sums of the first one. Of each pair there may be
+        others that are taken as if nothing was made of them: what comes to one through another does not count.
         """
-        # All derivatives of one value are taken at once.
-        by_y: dict[str, dict[str, None]] = defaultdict(dict)
-        for y, *others in pairs:
-            by_y[y] |= dict.fromkeys(others)
+        # All derivatives of one value are taken at once, but for those of values one of which is made of another.
+        ends = [self._nested(one) for one in leaves] or [()] * len(pairs)
+        by_y: dict[tuple[str, tuple[str, ...]], dict[str, None]] = defaultdict(dict)
+        for (y, *others), end in zip(pairs, ends, strict=True):
+            by_y[y, end] |= dict.fromkeys(others)
 
         def derive(tensors: Mapping[str, tf.Tensor]) -> list[list[tf.Tensor]]:
-            return [_towards(tensors[y], [tensors[x] for x in others]) for y, others in by_y.items()]
+            return [
+                _towards(tensors[y], [tensors[x] for x in others], [tensors[x] for x in end])
+                for (y, end), others in by_y.items()
+            ]
 
-        names = dict.fromkeys(name for y, others in by_y.items() for name in (y, *others))
+        names = dict.fromkeys(name for (y, _), others in by_y.items() for name in (y, *others))
         run = self._built(derive, list(names), like, way)
 
         def seen(arrays: Sequence[tf.Tensor]) -> list[Towards]:
-            found: dict[tuple[str, str], tuple[NumpyArray, NumpyArray]] = {}
-            for (y, towards), tensors in zip(by_y.items(), run(*arrays), strict=True):
+            found: dict[tuple[str, tuple[str, ...], str], tuple[NumpyArray, NumpyArray]] = {}
+            for ((y, end), towards), tensors in zip(by_y.items(), run(*arrays), strict=True):
                 values = [tensor.numpy() for tensor in tensors]
                 known = zip(values[: len(towards)], values[len(towards) :], strict=True)
-                found |= {(y, x): pair for x, pair in zip(towards, known, strict=True)}
-            every = [[found[y, x] for x in others] for y, *others in pairs]
+                found |= {(y, end, x): pair for x, pair in zip(towards, known, strict=True)}
+            every = [[found[y, end, x] for x in others] for (y, *others), end in zip(pairs, ends, strict=True)]
             return [([value for value, _ in pair], [derived for _, derived in pair]) for pair in every]
 
         return seen
+
+    def _nested(self, refs: Sequence[str]) -> tuple[str, ...]:
+        """Return these values if one of them is made of another; else none of them, for it makes no difference."""
+        names = {ref.partition(":")[0] for ref in refs}
+        seen, stack = set[str](), [part for name in names for part in self._inputs[name]]
+        while stack:
+            name = stack.pop()
+            if name not in seen:
+                seen.add(name)
+                stack += self._inputs[name]
+        return tuple(refs) if seen & names else ()
+
+    @cached_property
+    def _inputs(self) -> Mapping[str, Sequence[str]]:
+        """The nodes of the graph, and which others each of them reads."""
+        nodes = self._original.graph_def.node
+        return {node.name: [ref.partition(":")[0] for ref in node.input if ref[0] != "^"] for node in nodes}
 
     def _built(
         self, derive: Callable[..., object], names: list[str], like: Sequence[tf.Tensor], way: Way = Way.AROUND
@@ -108,8 +134,9 @@ def _are_led(y: tf.Tensor, candidates: Sequence[tf.Tensor]) -> tf.Tensor:
     )
 
 
-def _towards(y: tf.Tensor, others: list[tf.Tensor]) -> list[tf.Tensor]:
-    gradients = tf.gradients(y, others, _seeds(y), unconnected_gradients=tf.UnconnectedGradients.ZERO)
+def _towards(y: tf.Tensor, others: list[tf.Tensor], ends: list[tf.Tensor]) -> list[tf.Tensor]:
+    zero = tf.UnconnectedGradients.ZERO
+    gradients = tf.gradients(y, others, _seeds(y), unconnected_gradients=zero, stop_gradients=ends or None)
     return [*others, *map(tf.convert_to_tensor, gradients)]
 
 

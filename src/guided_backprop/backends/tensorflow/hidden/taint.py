@@ -12,14 +12,18 @@ from math import isnan
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends import notes
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.curves import relu_in_places
 from guided_backprop.backends.nomination import Step, activation
 from guided_backprop.backends.notes import MOST_WEIGHTS, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import Match
-from guided_backprop.backends.refusals import is_plain, spelled
+from guided_backprop.backends.refusals import is_plain
 from guided_backprop.backends.signs import Sign, sign_of
+from guided_backprop.backends.spelling import Verdict
+from guided_backprop.backends.tensorflow.graph.composites import GraphView, value_of
 from guided_backprop.backends.tensorflow.graph.nodes import (
     FLOATS,
     VALUES,
@@ -82,8 +86,9 @@ class Taint:
         self._nested, self._graph_of, self._composites, self._vouch = nested, graph_of, composites, vouch
         self._weights = weights
         self._places: dict[tuple[str, str], Place] = {}
-        self._partly: dict[tuple[str, str], str] = {}  # PReLUs some of whose slopes are as 0.
-        self._begin = ""
+        self._partly = set[tuple[str, str]]()  # PReLUs some of whose slopes are as 0.
+        self._views: dict[str, GraphView] = {}
+        self._begin, self._outermost = "", Graph(FunctionDef(), {})
         self.body: Body
         # Of each function what a gradient comes to in it, and which node of which function holds it.
         self._leading: dict[str, set[str]] = {}
@@ -91,12 +96,11 @@ class Taint:
 
     def places(self, graph: Graph, images: Sequence[str], begin: str = "") -> list[Place]:
         """Return the places of a function of these images; of what the node ``begin`` makes, if there is one."""
-        self._places, self._partly, self._begin = {}, {}, begin
+        self._places, self._partly, self._views, self._begin = {}, set(), {}, begin
+        self._outermost = graph
         # What the images alone decide is a constant then.
         arguments = {} if begin else {name: Trace(Note(), graph.kind_of(name) in VALUES) for name in images}
         self.body = self._follow(graph, "", "", arguments)
-        if relus := {name for place, name in self._partly.items() if self.leads(*place)}:
-            raise spelled(relus, "tf.nn.relu")
         return [place for place in self._places.values() if self.leads(place.function, producer(place.ref))]
 
     def leads(self, function: str, node: str) -> bool:
@@ -158,7 +162,7 @@ class Taint:
         if composite is not None and composite.slopes is not None:
             has_zeros = self._weights.is_partly_relu(graph, composite.slopes, is_outermost=not body.name)
             if has_zeros and passes:
-                self._partly[body.name, node.name] = called(body, node)
+                self._partly.add((body.name, node.name))
             operands.append(Operand(has_zeros=lambda: has_zeros is not False))
         passes = passes and any(operand.is_active for operand in operands)
         exponent, is_shifted = exponent_of(graph, node), bool(shift_of(graph, node))
@@ -204,11 +208,32 @@ class Taint:
         candidates = tuple(one for one in every if one.choice is not Choice.BEHIND)
         # Inside of what others hold there are no derivatives of one value towards another.
         behind = tuple(one for one in every if one.choice is Choice.BEHIND and not body.name)
+        is_relu = (body.name, node.name) in self._partly or self._is_relu_in_places(body, node, candidates)
         for ref in refs if candidates or behind else ():
             if body.graph.kind_of(ref) in FLOATS:
                 explicit = is_explicit(body.graph, node)
-                place = Place(called(body, node), word_of(node), body.name, ref, candidates, explicit, behind)
+                place = Place(called(body, node), word_of(node), body.name, ref, candidates, explicit, behind, is_relu)
                 self._places[body.name, ref] = place
+
+    def _is_relu_in_places(self, body: Body, node: NodeDef, candidates: Sequence[Candidate]) -> bool:
+        """Tell whether a number of an array in it makes a ReLU of what a node gives: values may be too few to tell."""
+        if body.name not in self._views:
+            self._views[body.name] = GraphView(body.graph, {})
+        view, array_of = self._views[body.name], partial(self._array, body)
+        curves = [one.ref for one in candidates if not (one.sign or one.is_choice)]
+        found = {relu_in_places(value_of(node), x, view, array_of) for x in curves}
+        return Verdict.CONVEX in found or (Verdict.CONCAVE in found and not is_explicit(body.graph, node))
+
+    def _array(self, body: Body, ref: str) -> NumpyArray | None:
+        """Return a constant of several numbers; what a function is given is looked for where that is held."""
+        name, graph = body.name, body.graph
+        while name and producer(ref) not in graph.nodes:
+            arguments = [arg.name for arg in self._nested[name].signature.input_arg]
+            name, holder = self._holders[name]
+            graph = self._graph_of(name) if name else self._outermost
+            # A branch is given what chooses it as well.
+            ref = graph.copied(operand_refs(graph.nodes[holder])[-len(arguments) :][arguments.index(producer(ref))])
+        return self._weights.array(graph, ref, is_outermost=not name)
 
     def _is_excused(self, body: Body, node: NodeDef) -> bool:
         """Tell whether another place is looked at instead of a node, or its values when it is run."""

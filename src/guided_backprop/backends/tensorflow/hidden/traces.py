@@ -112,6 +112,7 @@ class Place:
         candidates: what it may be a ReLU of.
         is_explicit: whether it is a minimum or clamp, or a multiple of one: it may be the negative of a ReLU.
         behind: what it may be a ReLU of behind weights: values, or pairs of which one may be taken away again.
+        is_relu: whether some number of an array in it makes a ReLU of it, whatever the images are.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Place:
     candidates: tuple[Candidate, ...]
     is_explicit: bool
     behind: tuple[Candidate, ...] = ()
+    is_relu: bool = False
 
     @property
     def refs(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -142,7 +143,8 @@ def opposite(path: Path, node: Node, suspect: Suspect) -> Sequence[NumpyArray | 
 
     So they are of ``maximum(a, f(x)) @ w - f(x) @ w``, and of ``maximum(a, f(x)) @ w - x @ v`` where v is w behind f:
     what arrives at a, and with the other sign at b, makes all that arrives at what is in front. Of a maxout b's part
-    is left over. None of what a and b alone make: there they tell it themselves.
+    is left over. Where one of a and b is made of the other, the rest arrives there as well: what chooses from both
+    is asked alone. None of what a and b alone make: there they tell it themselves.
     """
     a, b = suspect.x, suspect.x.less
     if b is None or a.edge is None or b.edge is None or a.tensor.numel() != b.tensor.numel():
@@ -153,9 +155,11 @@ def opposite(path: Path, node: Node, suspect: Suspect) -> Sequence[NumpyArray | 
     if not ends or ends[0].node not in reached(node, apart):
         return None
     seed = torch.as_tensor(seeds(suspect.values[0].shape), dtype=a.tensor.dtype, device=a.tensor.device)
+    last = GradientEdge(node, suspect.place[1])
     try:
-        at_a, at_b, *total = _pulled(GradientEdge(node, suspect.place[1]), seed, [a.edge, b.edge, *ends])
-        for arrives in (at_a, None if at_b is None else -at_b):
+        at_a, at_b, *total = _pulled(last, seed, [a.edge, b.edge, *ends])
+        by_choice = _by_choice(path, last, seed, a.edge, b.edge) if len(apart) < len(nodes) else ()
+        for arrives in chain((at_a, None if at_b is None else -at_b), by_choice):
             if arrives is not None:
                 parts = [_pulled(one, arrives.reshape(of.tensor.shape), ends) for one, of in ((a.edge, a), (b.edge, b))]
                 if _are_difference(total, *parts):
@@ -164,6 +168,23 @@ def opposite(path: Path, node: Node, suspect: Suspect) -> Sequence[NumpyArray | 
     except (IndexError, RuntimeError):
         pass
     return None
+
+
+def _by_choice(
+    path: Path, last: GradientEdge, seed: torch.Tensor, a: GradientEdge, b: GradientEdge
+) -> Iterator[torch.Tensor | None]:
+    """Yield what arrives at a by what chooses from a and b, and by nothing else, and what so arrives at b, turned."""
+    both = {(edge.node, edge.output_nr) for edge in (a, b)}
+    for node in path.children.get(a.node, ()):
+        if not both <= {*node.next_functions}:
+            continue
+        (arrives,) = _pulled(last, seed, [GradientEdge(node, 0)])
+        at_a, at_b = (None, None) if arrives is None else _pulled(GradientEdge(node, 0), arrives, [a, b])
+        if at_a is not None and at_b is not None:
+            # One of them is made of the other: what comes by that one is none of its own.
+            by_b, by_a = _pulled(b, at_b, [a])[0], _pulled(a, at_a, [b])[0]
+            yield at_a if by_b is None else at_a - by_b
+            yield -at_b if by_a is None else by_a - at_b
 
 
 def _narrowest(last: Node, members: Container[Node], behind: Iterable[Node]) -> list[GradientEdge]:

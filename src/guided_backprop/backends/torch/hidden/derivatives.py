@@ -1,13 +1,13 @@
 """Derivatives of a result towards what it may be a ReLU of, with all ReLUs shut that are operations of their own."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Final
 
 import numpy as np
 import torch
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.spelling import Judgement, Shut
@@ -70,16 +70,17 @@ def derivative(
 def _derivatives(
     node: Node, suspect: Suspect, values: Sequence[Value], *, is_of_one: bool, turn: float = 0.0
 ) -> list[NumpyArray | None]:
-    edges = [x.edge for x in values if x.edge is not None]
-    if len(edges) < len(values):
+    if any(x.edge is None for x in values):
         return [None for _ in values]
     y, x = suspect.values[0], values[0]
+    cuts = [_cuts(node, x) for x in values]
     seed = torch.ones(y.shape, dtype=x.tensor.dtype, device=x.tensor.device)
     if not is_of_one:
         seed = torch.as_tensor(seeds(y.shape, turn), dtype=seed.dtype, device=seed.device)
     gradients: Sequence[torch.Tensor | None]
     try:
-        gradients = _pulled(GradientEdge(node, suspect.place[1]), seed, edges)
+        arrive = iter(_pulled(GradientEdge(node, suspect.place[1]), seed, [edge for edges in cuts for edge in edges]))
+        gradients = [_added([next(arrive) for _ in edges]) for edges in cuts]
     except IndexError:
         # What the node does not know of, as the mean that a layer norm gives out besides, carries no gradient.
         gradients = [None for _ in values]
@@ -89,6 +90,39 @@ def _derivatives(
     return [
         np.zeros(shape) if g is None else as_numpy(g).reshape(shape) for g, shape in zip(gradients, shapes, strict=True)
     ]
+
+
+def _added(gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    told = [g for g in gradients if g is not None]
+    return torch.stack(told).sum(0) if told else None
+
+
+def _cuts(last: Node, x: Value) -> list[GradientEdge]:
+    """Return where gradients towards a value end: of a part that is cut out more than once, at each of these views."""
+    base = x.tensor._base
+    if x.edge is None or base is None or base._version or not base.requires_grad:
+        return [] if x.edge is None else [x.edge]
+    root, ways, one = get_gradient_edge(base).node, [], x.edge.node
+    while one is not root:
+        parents = one.next_functions
+        if len(parents) != 1 or parents[0][0] is None:
+            return [x.edge]
+        ways.append(_how(one))
+        one = parents[0][0]
+    children: dict[Node | None, list[Node]] = {}
+    for child in reached(last) if ways else ():
+        for parent, _ in child.next_functions:
+            children.setdefault(parent, []).append(child)
+    views = [root]
+    for way in reversed(ways):
+        views = [child for view in views for child in children.get(view, ()) if _how(child) == way]
+    return [GradientEdge(view, x.edge.output_nr) for view in views] or [x.edge]
+
+
+def _how(view: Node) -> Hashable:
+    """Return which part of what a view gives: two of the same are one."""
+    names = [name for name in dir(view) if name.startswith("_saved_")]
+    return view.name(), view.next_functions[0][1], *(repr(getattr(view, name)) for name in names)
 
 
 class Together:

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError, RectGrad
+from guided_backprop.backends import evidence
 from guided_backprop.backends.noting import Noting
 from networks_hidden import ROWS, WEIGHTS, oracle
 from spellings.functions import HandGuided
 
 torch = pytest.importorskip("torch")
 step = pytest.importorskip("guided_backprop.backends.torch.hidden.step")
-case = pytest.importorskip("guided_backprop.backends.torch.hidden.case")
 F = torch.nn.functional
 
 
@@ -18,6 +18,7 @@ def turned(x):
     return F.relu(-x)
 
 
+STEEP = torch.linspace(0.3, 2, 20)
 COLUMNS = (torch.arange(20) % 3 == 0).float()
 
 #: Each is ``relu(x)``, and the rule acts on what arrives at the sum.
@@ -46,9 +47,9 @@ REFUSED = {
         x[:, :14], x[:, 6:]
     ),
     "a handful of numbers": lambda x, w: (lambda y: (y + turned(y)) @ w[:2])(x[:, :2]),
-    "a slice that is written twice": lambda x, w: (x[:, 3:9] + turned(x[:, 3:9])) @ w[:6],
     "some columns": lambda x, w: (x + COLUMNS * turned(x)) @ w,
     "some columns of the negative rest": lambda x, w: (x - F.relu(COLUMNS * x)) @ w,
+    "the opposite by a quotient": lambda x, w: (x + STEEP * F.relu(-x / STEEP)) @ w,
     "the negative rest": lambda x, w: (x - F.relu(x)) @ w,
     "the negative rest behind weights": lambda x, w: x @ w - F.relu(x) @ w,
 }
@@ -141,9 +142,40 @@ def test_some_columns_behind_weights_are_told_by_several_rows():
         explained(some_columns_behind_weights)
 
 
+#: A part of a value, which is cut out again each time that it is written.
+PARTS = {
+    "a slice": lambda x: x[:, 3:11],
+    "a half": lambda x: x.chunk(2, 1)[1],
+    "a slice of another shape": lambda x: x.reshape(-1, 5, 4)[:, 1:3].flatten(1),
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=list(PARTS))
+def test_a_part_that_is_cut_out_twice_is_one_value(part):
+    def spelled(rest):
+        return lambda x, w: (lambda w: part(x) @ w + rest(part(x)) @ w)(w[: part(x).shape[1]])
+
+    added = explained(lambda x, w: (part(x) + turned(part(x))) @ w[: part(x).shape[1]], 4)
+    np.testing.assert_allclose(added, explained(lambda x, w: F.relu(part(x)) @ w[: part(x).shape[1]], 4), rtol=1e-5)
+    for rest in (turned, torch.abs):
+        with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+            explained(spelled(rest), 2)
+    assert np.isfinite(explained(spelled(lambda x: 0.5 * turned(x)), 2)).all()
+
+
+@pytest.mark.parametrize("others", [0.5, 2.0])
+def test_some_columns_are_told_whatever_the_others_are(others):
+    factors = others - (1 + others) * COLUMNS
+    for spelled in (lambda x, w: (x + F.relu(factors * x)) @ w, lambda x, w: x @ w + F.relu(factors * x) @ w):
+        model, images = network_of(spelled)
+        many = torch.randn((16, images.shape[1]), generator=torch.Generator().manual_seed(0))
+        with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+            GuidedBackprop(model).explain(many, labels=1)
+
+
 @pytest.mark.parametrize("spelled", [REFUSED["some columns"], some_columns_behind_weights])
 def test_planted_fault_a_part_is_closed_by_chance(spelled, monkeypatch):
-    monkeypatch.setattr(case, "_are_closed", lambda *arrays: False)
+    monkeypatch.setattr(evidence, "are_closed", lambda *arrays: False)
     explained(spelled)
 
 

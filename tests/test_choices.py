@@ -210,18 +210,29 @@ def test_frameworks_leave_maxouts_and_shifts_plain(framework):
     assert np.isfinite(np.asarray(GuidedBackprop(model).explain(images, labels=0))).all()
 
 
+def turned(h):
+    return 0.7 * h.roll(3, 1) + 0.1
+
+
 # Of f(h), which is worked out each time that it is written, with the larger of two values, and weights.
 AGAIN = {
     "a slice that is written twice": lambda h, f, larger, mix: mix(larger(h[:, :8], h[:, 8:])) - mix(h[:, 8:]),
     "what is worked out twice": lambda h, f, larger, mix: mix(larger(h[:, :8], f(h))) - mix(f(h)),
     "less the smaller": lambda h, f, larger, mix: mix(f(h)) + mix(larger(-f(h), -h[:, :8])),
     "its weights in one with those behind": lambda h, f, larger, mix: mix(larger(f(h), h[:, 8:])) - mix(h)[:, 8:],
+    "b is made of a": lambda h, f, larger, mix: (lambda a: mix(larger(a, turned(a))) - mix(turned(a)))(f(h)),
+    "a is made of b": lambda h, f, larger, mix: (lambda b: mix(turned(b)) + mix(larger(-turned(b), -b)))(f(h)),
+    "b is made of a, less a": lambda h, f, larger, mix: (lambda a: mix(larger(turned(a), a)) - mix(turned(a)))(f(h)),
 }
 LEFT_OVER = {
     "a maxout": lambda h, f, larger, mix: mix(larger(h[:, :8], f(h))),
     "less nearly b": lambda h, f, larger, mix: mix(larger(h[:, :8], f(h))) - 0.9 * mix(f(h)),
     "beside its input": lambda h, f, larger, mix: mix(larger(h[:, :8], h[:, 8:])) + h[:, 8:] + f(h),
     "less another larger one": lambda h, f, larger, mix: mix(larger(h[:, :8], f(h))) - mix(larger(h[:, :8], h[:, 8:])),
+    "a maxout with what is made of a": lambda h, f, larger, mix: (lambda a: mix(larger(a, turned(a))) + mix(a))(f(h)),
+    "less nearly b, made of a": lambda h, f, larger, mix: (lambda a: mix(larger(a, turned(a))) - 0.9 * mix(turned(a)))(
+        f(h)
+    ),
 }
 
 
@@ -256,6 +267,6 @@ def test_pytorch_leaves_plain_what_leaves_something_of_b(spelling):
 def test_planted_fault_b_is_asked_where_the_larger_one_had_it(monkeypatch):
     case = pytest.importorskip("guided_backprop.backends.torch.hidden.case")
     monkeypatch.setattr(case, "opposite", lambda path, node, suspect: None)
-    for spelling in AGAIN.values():
+    for spelling in list(AGAIN.values())[1:]:
         model, images = made_again(spelling)
         GuidedBackprop(model).explain(images, labels=0)

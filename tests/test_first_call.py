@@ -146,6 +146,33 @@ def test_slopes_that_become_0_are_seen_in_the_next_call():
         method.explain(IMAGES, 1)
 
 
+#: How a leaky ReLU is chosen by a mask, of slopes for each number of the images.
+CHOSEN = {
+    "times": lambda x, slopes: torch.where(x > 0, x, slopes * x),
+    "turned": lambda x, slopes: torch.where(x <= 0, x * slopes, x),
+    "both": lambda x, slopes: 0.5 * torch.where(x > 0, 2 * x, -(-2 * (x * slopes))),
+}
+
+
+@pytest.mark.parametrize("form", CHOSEN)
+def test_slopes_that_a_mask_chooses_and_some_of_which_are_0_are_refused_in_each_call(form):
+    slopes = torch.full((len(IMAGES), 20), 0.2, dtype=torch.float64)
+    method = GuidedBackprop(Model(lambda x: CHOSEN[form](x, slopes)).eval())
+    leaky = GuidedBackprop(Model(lambda x: nn.functional.leaky_relu(x, 0.2)).eval()).explain(IMAGES, 1).attribution
+    np.testing.assert_allclose(method.explain(IMAGES, 1).attribution, leaky, **TOLERANCE)
+    slopes[-1, :4] = 0
+    with pytest.raises(OpaqueRegionError, match="prelu"):
+        method.explain(IMAGES, 1)
+    slopes[:] = 0
+    np.testing.assert_allclose(method.explain(IMAGES, 1).attribution, wanted(), **TOLERANCE)
+
+
+def test_what_a_mask_of_whole_rows_chooses_keeps_its_derivative():
+    slopes, rows = torch.ones(20).double().index_fill(0, torch.tensor([3]), 0), torch.arange(len(IMAGES))[:, None] > 3
+    found = GuidedBackprop(Model(lambda x: torch.where(rows, x, slopes * x)).eval()).explain(IMAGES, 1)
+    assert found.attribution.shape == IMAGES.shape
+
+
 def test_a_model_that_draws_is_refused_where_a_part_fails():
     def drawn(images):
         if len(images) < 2:

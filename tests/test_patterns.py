@@ -350,7 +350,7 @@ def test_slopes_that_a_loop_is_given_one_by_one_are_looked_at():
     assert GuidedBackprop(lambda x: model(x, jnp.stack([STEEP, STEEP]))).explain(images, 1).shape == (1, 8)
 
 
-FAULTS = {in_torch: "torch.hidden.spelled", in_tensorflow: "tensorflow.graph.weights", in_jax: "jax.hidden.taint"}
+FAULTS = {in_torch: "torch.hidden.slopes", in_tensorflow: "tensorflow.graph.weights", in_jax: "jax.hidden.taint"}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

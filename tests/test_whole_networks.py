@@ -133,8 +133,7 @@ def test_later_calls_are_not_watched(part):
 
 
 def test_planted_fault_a_reshape_has_another_name_where_it_is_watched(monkeypatch):
-    for module in (nodes, spelled):
-        monkeypatch.setattr(module, "SAME", {})
+    monkeypatch.delitem(nodes.SAME, "ViewBackward0")
     assert runs_later(reshaped) == 2
 
 

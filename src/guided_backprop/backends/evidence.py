@@ -16,6 +16,10 @@ FURTHER: Final = 8
 _FAR: Final = 64.0
 # So small a part of the largest derivative is what rounding left of a sum of opposite ones.
 _ROUNDING: Final = 1e-5
+# So small a part of the numbers of a sum are 0 by themselves.
+_BY_CHANCE: Final = 1e-4
+# With a smaller chance one of many columns is closed by other values on one side of 0, and open on the other.
+_LIKELY: Final = 1e-2
 # Of so few numbers the signs may be those of a mask: of more it has a chance of 2**-12.
 _FEW: Final = 12
 
@@ -75,6 +79,27 @@ def is_apart(x: NumpyArray, derivative: NumpyArray) -> bool:
     """Tell whether all values that a gradient comes to lie on one side of all others."""
     is_open = is_passing(derivative, x).reshape(x.shape)
     return any(side[~is_open].max(initial=-np.inf) <= side[is_open].min(initial=np.inf) for side in (x, -x))
+
+
+def in_columns(arrays: Sequence[NumpyArray], axis: int) -> list[NumpyArray]:
+    """Return x, where it is closed and where open, by columns along an axis.
+
+    Those that close nothing are left out, which are none whatever the others are, where rows tell them apart.
+    """
+    columns = [np.moveaxis(one, axis, -1).reshape(-1, one.shape[axis]) for one in arrays]
+    which = columns[1].any(0)
+    is_told = which.size * 0.5 ** len(columns[0]) <= _LIKELY
+    return [one[:, which] for one in columns] if is_told else columns
+
+
+def are_closed(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray) -> bool:
+    """Tell whether more is closed than by chance, on one side of 0 and in all rows, and all open on the other side."""
+    signs = np.sign(x[is_closed & (x != 0)])
+    if signs.size <= _BY_CHANCE * x.size or (signs != signs[0]).any():
+        return False
+    is_side, others = np.sign(x) == signs[0], is_open[np.sign(x) == -signs[0]]
+    is_always = (is_closed | ~is_side)[:, is_closed.any(0)].all()
+    return bool(others.any() and others.all() and is_always)
 
 
 def is_evidence(others: NumpyArray, first: NumpyArray) -> bool:

@@ -32,7 +32,8 @@ from guided_backprop.backends.torch.graph.operations import row
 from guided_backprop.backends.torch.hidden.chance import Generators, have_drawn, refuse_draws
 from guided_backprop.backends.torch.hidden.doubts import what_is_open
 from guided_backprop.backends.torch.hidden.found import Spelled
-from guided_backprop.backends.torch.hidden.spelled import Before, Seen, check_slopes, settle, way_of
+from guided_backprop.backends.torch.hidden.slopes import check_slopes
+from guided_backprop.backends.torch.hidden.spelled import Before, Seen, settle, way_of
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch, Watched
 from guided_backprop.backends.torch.lean import Gate, Lean, forget_images
 from guided_backprop.backends.torch.model.eager import differentiable

@@ -30,8 +30,7 @@ from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
 from guided_backprop.backends.torch.hidden.suspect import ALIKE, Suspect, judged
 
-# So small a part of the numbers of a sum are 0 by themselves; and by so many units in the last place two may miss it.
-_BY_CHANCE: Final = 1e-4
+# By so many units in the last place the sum of two numbers may miss 0.
 _LEFT: Final = 8
 
 #: A result, and what it may be a ReLU of, by their place.
@@ -242,8 +241,15 @@ class Case:
         if self._shut is None:
             return False
         y, x = (np.stack([one.reshape(self._shut.shape) for one in side]) for side in zip(*self.looks, strict=True))
-        is_open = np.abs(y - self._shut * x) <= ALIKE * np.abs(y).max()
-        return _are_closed(x, (y == 0) & evidence.is_passing(self._shut), is_open)
+        is_open, line = np.abs(y - self._shut * x) <= ALIKE * np.abs(y).max(), self._shut * x
+        # The opposite by a quotient and a product, -(x / w) * w, may miss x by rounding.
+        is_closed = (np.abs(y) <= _LEFT * np.finfo(self._shut.dtype).eps * np.abs(line)) & evidence.is_passing(
+            self._shut
+        )
+        arrays = x, is_closed, is_open
+        return evidence.are_closed(*arrays) or (
+            x.ndim > 2 and any(evidence.are_closed(*evidence.in_columns(arrays, axis)) for axis in (2, -1))
+        )
 
     @property
     def _cancels_some(self) -> bool:
@@ -255,7 +261,7 @@ class Case:
         x = as_numpy(self.suspect.x.tensor).reshape(self.own.shape)
         arrays = x, is_closed, np.abs(self.own - self._shut) <= ALIKE * size
         return not is_thin(is_closed) and any(
-            _are_closed(*(np.moveaxis(one, axis, -1).reshape(-1, x.shape[axis]) for one in arrays)) for axis in (1, -1)
+            evidence.are_closed(*evidence.in_columns(arrays, axis)) for axis in (1, -1)
         )
 
     @property
@@ -379,16 +385,6 @@ class Case:
 
     def _refused(self) -> Answer:
         return "unfinished" if self.is_settled else "refused"
-
-
-def _are_closed(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray) -> bool:
-    """Tell whether more is closed than by chance, on one side of 0 and in all rows, and all open on the other side."""
-    signs = np.sign(x[is_closed & (x != 0)])
-    if signs.size <= _BY_CHANCE * x.size or (signs != signs[0]).any():
-        return False
-    is_side, others = np.sign(x) == signs[0], is_open[np.sign(x) == -signs[0]]
-    is_always = (is_closed | ~is_side)[:, is_closed.any(0)].all()
-    return bool(others.any() and others.all() and is_always)
 
 
 def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:

@@ -1,12 +1,13 @@
 """Derivatives of a result towards what it may be a ReLU of, with all ReLUs shut that are operations of their own."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Final
 
 import numpy as np
 import torch
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.spelling import Judgement, Shut
@@ -69,16 +70,17 @@ def derivative(
 def _derivatives(
     node: Node, suspect: Suspect, values: Sequence[Value], *, is_of_one: bool, turn: float = 0.0
 ) -> list[NumpyArray | None]:
-    edges = [x.edge for x in values if x.edge is not None]
-    if len(edges) < len(values):
+    if any(x.edge is None for x in values):
         return [None for _ in values]
     y, x = suspect.values[0], values[0]
+    cuts = [_cuts(node, x) for x in values]
     seed = torch.ones(y.shape, dtype=x.tensor.dtype, device=x.tensor.device)
     if not is_of_one:
         seed = torch.as_tensor(seeds(y.shape, turn), dtype=seed.dtype, device=seed.device)
     gradients: Sequence[torch.Tensor | None]
     try:
-        gradients = _pulled(GradientEdge(node, suspect.place[1]), seed, edges)
+        arrive = iter(_pulled(GradientEdge(node, suspect.place[1]), seed, [edge for edges in cuts for edge in edges]))
+        gradients = [_added([next(arrive) for _ in edges]) for edges in cuts]
     except IndexError:
         # What the node does not know of, as the mean that a layer norm gives out besides, carries no gradient.
         gradients = [None for _ in values]
@@ -88,6 +90,39 @@ def _derivatives(
     return [
         np.zeros(shape) if g is None else as_numpy(g).reshape(shape) for g, shape in zip(gradients, shapes, strict=True)
     ]
+
+
+def _added(gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    told = [g for g in gradients if g is not None]
+    return torch.stack(told).sum(0) if told else None
+
+
+def _cuts(last: Node, x: Value) -> list[GradientEdge]:
+    """Return where gradients towards a value end: of a part that is cut out more than once, at each of these views."""
+    base = x.tensor._base
+    if x.edge is None or base is None or base._version or not base.requires_grad:
+        return [] if x.edge is None else [x.edge]
+    root, ways, one = get_gradient_edge(base).node, [], x.edge.node
+    while one is not root:
+        parents = one.next_functions
+        if len(parents) != 1 or parents[0][0] is None:
+            return [x.edge]
+        ways.append(_how(one))
+        one = parents[0][0]
+    children: dict[Node | None, list[Node]] = {}
+    for child in reached(last) if ways else ():
+        for parent, _ in child.next_functions:
+            children.setdefault(parent, []).append(child)
+    views = [root]
+    for way in reversed(ways):
+        views = [child for view in views for child in children.get(view, ()) if _how(child) == way]
+    return [GradientEdge(view, x.edge.output_nr) for view in views] or [x.edge]
+
+
+def _how(view: Node) -> Hashable:
+    """Return which part of what a view gives: two of the same are one."""
+    names = [name for name in dir(view) if name.startswith("_saved_")]
+    return view.name(), view.next_functions[0][1], *(repr(getattr(view, name)) for name in names)
 
 
 class Together:
@@ -142,7 +177,8 @@ def opposite(path: Path, node: Node, suspect: Suspect) -> Sequence[NumpyArray | 
 
     So they are of ``maximum(a, f(x)) @ w - f(x) @ w``, and of ``maximum(a, f(x)) @ w - x @ v`` where v is w behind f:
     what arrives at a, and with the other sign at b, makes all that arrives at what is in front. Of a maxout b's part
-    is left over. None of what a and b alone make: there they tell it themselves.
+    is left over. Where one of a and b is made of the other, the rest arrives there as well: what chooses from both
+    is asked alone. None of what a and b alone make: there they tell it themselves.
     """
     a, b = suspect.x, suspect.x.less
     if b is None or a.edge is None or b.edge is None or a.tensor.numel() != b.tensor.numel():
@@ -153,9 +189,11 @@ def opposite(path: Path, node: Node, suspect: Suspect) -> Sequence[NumpyArray | 
     if not ends or ends[0].node not in reached(node, apart):
         return None
     seed = torch.as_tensor(seeds(suspect.values[0].shape), dtype=a.tensor.dtype, device=a.tensor.device)
+    last = GradientEdge(node, suspect.place[1])
     try:
-        at_a, at_b, *total = _pulled(GradientEdge(node, suspect.place[1]), seed, [a.edge, b.edge, *ends])
-        for arrives in (at_a, None if at_b is None else -at_b):
+        at_a, at_b, *total = _pulled(last, seed, [a.edge, b.edge, *ends])
+        by_choice = _by_choice(path, last, seed, a.edge, b.edge) if len(apart) < len(nodes) else ()
+        for arrives in chain((at_a, None if at_b is None else -at_b), by_choice):
             if arrives is not None:
                 parts = [_pulled(one, arrives.reshape(of.tensor.shape), ends) for one, of in ((a.edge, a), (b.edge, b))]
                 if _are_difference(total, *parts):
@@ -164,6 +202,23 @@ def opposite(path: Path, node: Node, suspect: Suspect) -> Sequence[NumpyArray | 
     except (IndexError, RuntimeError):
         pass
     return None
+
+
+def _by_choice(
+    path: Path, last: GradientEdge, seed: torch.Tensor, a: GradientEdge, b: GradientEdge
+) -> Iterator[torch.Tensor | None]:
+    """Yield what arrives at a by what chooses from a and b, and by nothing else, and what so arrives at b, turned."""
+    both = {(edge.node, edge.output_nr) for edge in (a, b)}
+    for node in path.children.get(a.node, ()):
+        if not both <= {*node.next_functions}:
+            continue
+        (arrives,) = _pulled(last, seed, [GradientEdge(node, 0)])
+        at_a, at_b = (None, None) if arrives is None else _pulled(GradientEdge(node, 0), arrives, [a, b])
+        if at_a is not None and at_b is not None:
+            # One of them is made of the other: what comes by that one is none of its own.
+            by_b, by_a = _pulled(b, at_b, [a])[0], _pulled(a, at_a, [b])[0]
+            yield at_a if by_b is None else at_a - by_b
+            yield -at_b if by_a is None else by_a - at_b
 
 
 def _narrowest(last: Node, members: Container[Node], behind: Iterable[Node]) -> list[GradientEdge]:

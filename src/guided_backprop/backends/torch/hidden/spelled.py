@@ -11,26 +11,24 @@ from itertools import groupby, islice
 from math import inf
 from typing import Final, Protocol, TypeVar
 
-import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.curves import is_partly_relu
 from guided_backprop.backends.evidence import NEAR
-from guided_backprop.backends.nomination import PRELU
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.refusals import behind, is_plain, spelled
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.torch.graph.composites import Composite, Operand, inside_of
+from guided_backprop.backends.torch.graph.composites import Composite, inside_of
 from guided_backprop.backends.torch.graph.nodes import SAME, Path
-from guided_backprop.backends.torch.graph.operations import operation_of, row
-from guided_backprop.backends.torch.graph.relus import relu_of, saved
+from guided_backprop.backends.torch.graph.operations import operation_of
+from guided_backprop.backends.torch.graph.relus import relu_of
 from guided_backprop.backends.torch.hidden.case import Answer, Case
 from guided_backprop.backends.torch.hidden.derivatives import Together, closed, derivative, shut
 from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
 from guided_backprop.backends.torch.hidden.notes import Value
+from guided_backprop.backends.torch.hidden.slopes import whole_relus
 from guided_backprop.backends.torch.hidden.suspect import Suspect
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch
@@ -117,9 +115,9 @@ class Before:
 def way_of(path: Path) -> int:
     """Return a graph's signature, with what runs faster for so many images as what it stands for.
 
-    It computes what that computes, so that the values of either tell of both.
+    It computes what that computes, so that the values of either tell of both. Slopes that become 0 are another way.
     """
-    return hash(tuple((_name_of(node), len(path.children[node])) for node in path.nodes))
+    return hash((*((_name_of(node), len(path.children[node])) for node in path.nodes), whole_relus(path)))
 
 
 def _name_of(node: Node) -> str:
@@ -229,20 +227,6 @@ def _check_relus(
         is_vouched = name in vouch or f"{name} at {line}" in vouch
         if node is not None and is_this and not is_vouched and relu_of(node, path.members) is None:
             raise spelled({f"{name} at {line}"}, "torch.relu")
-
-
-def check_slopes(path: Path, activations: Mapping[Node, Composite], vouch: Vouch) -> None:
-    """Raise if some slopes of a PReLU are as 0, as they may be from one call to the next: there it is a ReLU."""
-    if is_plain(PRELU, vouch, "torch.relu"):
-        return
-    wholes = [node for node in path.concerns if row(node).word == PRELU and relu_of(node, path.members) is None]
-    slopes = [(saved(node, "weight"), 1.0) for node in wholes]
-    for one in activations.values():
-        if one.slopes is not None and isinstance(one.slopes.array, Operand):
-            node, place = one.slopes.array
-            slopes.append((saved(node, ("self", "other")[place]), one.slopes.factor))
-    if any(isinstance(array, torch.Tensor) and is_partly_relu(as_numpy(array), factor) for array, factor in slopes):
-        raise spelled({PRELU}, "torch.relu")
 
 
 def _settled(

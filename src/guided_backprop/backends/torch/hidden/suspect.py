@@ -71,12 +71,19 @@ class Suspect:
             return False
         y, x = (one.reshape(factor.shape) for one in self.values)
         is_alone = np.abs(y - factor * x) <= ALIKE * np.abs(y).max()
-        return any(bool(is_alone[np.sign(x) == side].all()) for side in (1, -1))
+        sides = [is_alone | (np.sign(x) != side) for side in (1, -1)]
+        # Some columns may be closed, and others be none.
+        axes = (1, -1) if x.ndim > 1 else (0,)
+        return any(_in_columns(side, axis).all(0).any() for side in sides for axis in axes)
 
     @property
     def is_weighed(self) -> bool:
         """Whether it may be a ReLU of one value, behind weights."""
         return self.x.choice is Choice.BEHIND and self.x.less is None
+
+
+def _in_columns(values: NumpyArray, axis: int) -> NumpyArray:
+    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
 
 
 def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_two: bool) -> Judgement:

@@ -165,3 +165,28 @@ def test_noise_is_refused_and_weights_drawn_inside_are_not(noise):
     explained(noisy, vouch={"random_bits": "plain"})
     weight, bias = (lambda: jax.random.normal(key, (6, 4))), (lambda: jax.random.normal(key, (4,)))
     explained(lambda x: jax.nn.relu(x @ weight() + bias()))
+
+
+DRAWN = np.random.default_rng(1).normal(size=(3, 6, 6))
+
+
+def beside_its_own(choose):
+    """Return a model with a ReLU, and a choice between h and what is made of it of which that is taken away again."""
+    first, inner, mixing = map(jnp.asarray, DRAWN)
+
+    def model(x):
+        h = jax.nn.relu(x @ first) - 0.3
+        return choose(h, h @ inner, lambda value: (value @ mixing)[:, :4])
+
+    return model
+
+
+def test_one_of_two_that_are_made_of_each_other_is_taken_away_behind_weights():
+    for choose in (
+        lambda h, made, mix: mix(jnp.maximum(h, made)) - mix(made),
+        lambda h, made, mix: mix(h) - mix(jnp.minimum(made, h)),
+    ):
+        with pytest.raises(OpaqueRegionError):
+            explained(beside_its_own(choose))
+    kept = beside_its_own(lambda h, made, mix: mix(jnp.maximum(h, made)) - mix(0.9 * made) + mix(h))
+    assert np.isfinite(explained(kept).attribution).all()

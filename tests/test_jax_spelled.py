@@ -9,7 +9,7 @@ import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, Saliency, compare
 from guided_backprop.backends.jax.graph.program import Value
-from guided_backprop.backends.jax.hidden import looks, taint
+from guided_backprop.backends.jax.hidden import gates, looks, taint
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, as_told, snapped
 from guided_backprop.backends.spelling import Verdict, judge
 from guided_backprop.errors import ModelError, NoReluError, OpaqueRegionError
@@ -165,3 +165,68 @@ def test_noise_is_refused_and_weights_drawn_inside_are_not(noise):
     explained(noisy, vouch={"random_bits": "plain"})
     weight, bias = (lambda: jax.random.normal(key, (6, 4))), (lambda: jax.random.normal(key, (4,)))
     explained(lambda x: jax.nn.relu(x @ weight() + bias()))
+
+
+DRAWN = np.random.default_rng(1).normal(size=(3, 6, 6))
+
+
+def beside_its_own(choose):
+    """Return a model with a ReLU, and a choice between h and what is made of it of which that is taken away again."""
+    first, inner, mixing = map(jnp.asarray, DRAWN)
+
+    def model(x):
+        h = jax.nn.relu(x @ first) - 0.3
+        return choose(h, h @ inner, lambda value: (value @ mixing)[:, :4])
+
+    return model
+
+
+def test_one_of_two_that_are_made_of_each_other_is_taken_away_behind_weights():
+    for choose in (
+        lambda h, made, mix: mix(jnp.maximum(h, made)) - mix(made),
+        lambda h, made, mix: mix(h) - mix(jnp.minimum(made, h)),
+    ):
+        with pytest.raises(OpaqueRegionError):
+            explained(beside_its_own(choose))
+    kept = beside_its_own(lambda h, made, mix: mix(jnp.maximum(h, made)) - mix(0.9 * made) + mix(h))
+    assert np.isfinite(explained(kept).attribution).all()
+
+
+SLOPES = np.array([0.2, 0.2, 0, 0.3, 0.1, 0.2])
+PARTLY = {
+    "a column": lambda y: jnp.where(y > 0, y, SLOPES * y),
+    "the other way round": lambda y: jnp.where(y <= 0, y * np.where(SLOPES, SLOPES, 1e-8), y),
+    "a row": lambda y: jnp.where(y > 0, y, np.array([[0.1], [0.1], [0], [0.1], [0.1]]) * y),
+    "a mask of slopes": lambda y: y * jnp.where(y >= 0, 1, SLOPES),
+    "a constant choice": lambda y: jnp.where(y > 0, y, jnp.where(SLOPES > 0, 0.1 * y, 0)),
+    "in a loop": lambda y: jax.lax.scan(
+        lambda c, s: (jnp.where(c > 0, c, s * c), 0), y, jnp.stack([SLOPES + 1, SLOPES])
+    )[0],
+}
+WHOLE = {
+    "no slope is 0": lambda y: jnp.where(y > 0, y, (SLOPES + 0.1) * y),
+    "the same zeros on both sides": lambda y: jnp.where(y > 0, SLOPES * y, (0.1 * SLOPES) * y),
+}
+
+
+def with_slopes(spelled):
+    first, last = map(jnp.asarray, DRAWN[:2])
+    return lambda x: spelled(jax.nn.relu(x @ first) @ last - 0.2)[:, :4]
+
+
+@pytest.mark.parametrize("name", PARTLY)
+def test_a_choice_some_of_whose_slopes_are_0_is_refused(name):
+    with pytest.raises(OpaqueRegionError):
+        explained(with_slopes(PARTLY[name]))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_choice_that_closes_nothing_anywhere_is_plain(name):
+    found = explained(with_slopes(WHOLE[name]), Saliency)
+    np.testing.assert_allclose(found.attribution, gradient(with_slopes(WHOLE[name])), **TOLERANCE)
+    assert ("relu", 1, "guided") in explained(with_slopes(WHOLE[name])).coverage
+
+
+def test_planted_fault_slopes_of_a_choice_are_not_looked_at(monkeypatch):
+    monkeypatch.setattr(gates, "is_partly_chosen", lambda *_: False)
+    explained(with_slopes(PARTLY["a row"]))

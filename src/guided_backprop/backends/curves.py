@@ -27,7 +27,7 @@ _ROUNDED: Final = 1e-12
 # A line is one but for so large a part of its largest number.
 _STRAIGHT: Final = 1e-9
 # What a curve has left of its largest number is nothing.
-_NOTHING: Final = 1e-6
+NOTHING: Final = 1e-6
 _BELOW_0: Final = frozenset({"celu", "elu"})
 _ERF: Final = np.vectorize(erf, otypes=[float])
 
@@ -111,7 +111,7 @@ def is_other(name: str, last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
 def is_partly_relu(slopes: NumpyArray, factor: float = 1.0) -> bool:
     """Tell whether some slopes of a PReLU, times a number, are as 0 beside the 1 above 0, or that beside them."""
     sizes = np.abs(np.asarray(slopes, np.float64) * factor)
-    return bool(((sizes <= _NOTHING) | (sizes > 1 / _NOTHING)).any())
+    return bool(((sizes <= NOTHING) | (sizes > 1 / NOTHING)).any())
 
 
 def relu_in_places(last: Ref, x: Ref, view: Made[Ref], array_of: Callable[[Ref], NumpyArray | None]) -> Verdict:
@@ -210,7 +210,7 @@ def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
         y = _worked_out(last, x, view, {}, _NUMBERS)
     if y is None or not np.isfinite(y).all():
         return False
-    y = np.where(np.abs(y) <= _NOTHING * np.abs(y).max(), 0.0, y)
+    y = np.where(np.abs(y) <= NOTHING * np.abs(y).max(), 0.0, y)
     return judge(y, _NUMBERS).verdict in (Verdict.CONVEX, Verdict.CONCAVE)
 
 

@@ -47,7 +47,7 @@ class Behind:
 
     def _is_of_two(self, y: Value, candidate: Candidate[Value]) -> bool:
         """Tell by derivatives whether one of two values is taken away again."""
-        asked: list[Asked] = [Seeded(value, y) for value in candidate.values]
+        asked = _towards(y, candidate)
         for number in range(NEAR_LOOKS):
             values = [self._looks.seen(value, number + 1, first=number) for value in candidate.values]
             found = self._looks.together(y, number, _weighed)
@@ -134,7 +134,16 @@ def _is_one_way(step: Step) -> bool:
 
 def _weighed(y: Value, nominee: Nominee) -> list[Asked]:
     """Return all derivatives of one value behind weights: they are taken at once."""
-    return [Seeded(x, y) for one in nominee.choices if one.choice is Choice.BEHIND for x in one.values]
+    return [asked for one in nominee.choices if one.choice is Choice.BEHIND for asked in _towards(y, one)]
+
+
+def _towards(y: Value, candidate: Candidate[Value]) -> list[Asked]:
+    """Return the derivatives of a value that tell of a candidate: towards each of two, and not through the other.
+
+    What is chosen between ``h`` and ``h @ w`` is taken away as it is between any two, whatever comes to h through w.
+    """
+    x, less = candidate.ref, candidate.less
+    return [Seeded(x, y)] if less is None else [Seeded(x, y, beside=less), Seeded(less, y, beside=x)]
 
 
 def _stopped(way: Way, y: Value, nominee: Nominee) -> list[Asked]:

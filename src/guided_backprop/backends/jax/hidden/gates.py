@@ -21,6 +21,7 @@ from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.behind import Behind
 from guided_backprop.backends.jax.hidden.looks import NEAR_LOOKS, Looks
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, as_told, gate_of, snapped
+from guided_backprop.backends.jax.hidden.partly import is_partly_chosen
 from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
 from guided_backprop.backends.jax.hidden.sums import BlockSums, blocks_of
 from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
@@ -101,9 +102,9 @@ class Judge:
         return findings
 
     def _is_partly_relu(self, step: Step) -> bool:
-        """Tell a maximum, or a PReLU, that is a ReLU in some places: there may be few of them, and few images."""
+        """Tell a maximum, a PReLU, or a choice that is a ReLU in some places: these may be few, and the images."""
         has_zeros = step.word in BOUNDS_FROM_BELOW and any(map(self._facts.is_partly_zero, step.inputs[:2]))
-        return has_zeros or self._taint.is_partly_relu(step)
+        return has_zeros or self._taint.is_partly_relu(step) or is_partly_chosen(step, self._facts)
 
     def _nominated(self, findings: Findings) -> dict[Value, Nominee]:
         self._taint, self._signs = Taint(self._facts, self._vouch, findings.gates), Signs(self._facts)

@@ -125,6 +125,10 @@ class Looks:
         for y, nominee in self.nominees.items():
             for x in nominee.compared:
                 places |= dict.fromkeys((y, x, (x, y), *(Seeded(x, y, way) for way in Way)), nominee.block)
+            for one in nominee.choices:
+                if (less := one.less) is not None:
+                    pair = (Seeded(one.ref, y, beside=less), Seeded(less, y, beside=one.ref))
+                    places |= dict.fromkeys(pair, nominee.block)
         return places
 
     def _inputs(self, number: int) -> list[jax.Array]:

@@ -32,11 +32,15 @@ class Way(Enum):
 
 @dataclass(frozen=True)
 class Seeded:
-    """The derivative of y towards x, of each number of y times another one."""
+    """The derivative of y towards x, of each number of y times another one.
+
+    If ``beside`` is given, none comes through that value, nor to it through x: as if both were given, and not computed.
+    """
 
     x: Value
     y: Value
     way: Way = Way.AROUND
+    beside: Value | None = None
 
 
 #: A value, or what the second is differentiated by.
@@ -89,17 +93,19 @@ class Watch:
     ) -> dict[Asked, Array]:
         """Return the derivatives that are asked for; those of one value on one way are taken at once."""
         found: dict[Asked, Array] = {}
-        groups: dict[tuple[Value, Way | None], dict[Value, Asked]] = {}
+        groups: dict[tuple[Value, Way | None, frozenset[Value]], dict[Value, list[Asked]]] = {}
         for key in asked:
-            if isinstance(key, Seeded):
-                groups.setdefault((key.y, key.way), {})[key.x] = key
-            elif isinstance(key, tuple):
-                groups.setdefault((key[1], None), {})[key[0]] = key
-        for (y, way), keys in groups.items():
+            if not isinstance(key, Value):
+                x, y = (key.x, key.y) if isinstance(key, Seeded) else key
+                way = key.way if isinstance(key, Seeded) else None
+                groups.setdefault((y, way, _given(key, block)), {}).setdefault(x, []).append(key)
+        for (y, way, given), keys in groups.items():
             # One of its own: what is asked for inside of loops is not asked for on the way.
             watch = Watch(self._constants, (), {}, self._way if way is None else way)
-            derived = watch._derivatives(list(keys), y, block, arrays, jnp.ones_like if way is None else seeds)
-            found.update(zip(keys.values(), derived, strict=True))
+            seed = jnp.ones_like if way is None else seeds
+            derived = watch._derivatives(list(keys), y, block, arrays, seed, given=given)
+            for same, array in zip(keys.values(), derived, strict=True):
+                found.update(dict.fromkeys(same, array))
         return found
 
     @property
@@ -198,19 +204,29 @@ class Watch:
         return [*inside, *self._asked.get(id(block), ())]
 
     def _derivatives(
-        self, xs: Sequence[Value], y: Value, block: Block, arrays: Mapping[Value, Array], seed: Callable[[Array], Array]
+        self,
+        xs: Sequence[Value],
+        y: Value,
+        block: Block,
+        arrays: Mapping[Value, Array],
+        seed: Callable[[Array], Array],
+        *,
+        given: frozenset[Value],
     ) -> list[Array]:
-        """Return what the values of each x get of a gradient at y, also through the others."""
+        """Return what the values of each x get of a gradient at y, also through the others, but for those given."""
         leading = {id(step) for x in xs for step in steps_between(x, y, block)}
 
-        def of(given: Sequence[Array]) -> Array:
-            added = dict(zip(xs, given, strict=True))
+        def of(changes: Sequence[Array]) -> Array:
+            added = dict(zip(xs, changes, strict=True))
             inside = {**arrays, **{x: arrays[x] + zeros for x, zeros in added.items()}}
             for step in block.steps:
                 if id(step) not in leading:
                     continue
                 results = self._step(step, [self._read(value, inside) for value in step.inputs], {})
                 for value, result in zip(step.outputs, results, strict=True):
+                    if value in given:
+                        inside[value] = arrays[value] + added.get(value, 0)
+                        continue
                     passed = result if value is y else self._cut(value, result)
                     inside[value] = passed + added[value] if value in added else passed
             return inside[y]
@@ -218,6 +234,15 @@ class Watch:
         result, back = jax.vjp(of, [jnp.zeros_like(arrays[x]) for x in xs])
         (derived,) = back(seed(result))
         return derived  # type: ignore[no-any-return]
+
+
+def _given(key: Asked, block: Block) -> frozenset[Value]:
+    """Return the values that are as if they were given, where it matters: where one of them is made of the other."""
+    if not isinstance(key, Seeded) or key.beside is None:
+        return frozenset()
+    pair = (key.x, key.beside)
+    is_nested = any(steps_between(first, last, block) for first, last in (pair, pair[::-1]))
+    return frozenset(pair if is_nested else ())
 
 
 def seeds(y: Array) -> Array:

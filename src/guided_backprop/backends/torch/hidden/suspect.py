@@ -73,8 +73,7 @@ class Suspect:
         is_alone = np.abs(y - factor * x) <= ALIKE * np.abs(y).max()
         sides = [is_alone | (np.sign(x) != side) for side in (1, -1)]
         # Some columns may be closed, and others be none.
-        axes = (1, -1) if x.ndim > 1 else (0,)
-        return any(_in_columns(side, axis).all(0).any() for side in sides for axis in axes)
+        return any(columns.all(0).any() for side in sides for columns in _columns(side))
 
     @property
     def is_weighed(self) -> bool:
@@ -82,8 +81,11 @@ class Suspect:
         return self.x.choice is Choice.BEHIND and self.x.less is None
 
 
-def _in_columns(values: NumpyArray, axis: int) -> NumpyArray:
-    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+def _columns(values: NumpyArray) -> list[NumpyArray]:
+    """Return values by their columns, along the second axis and along the last; of numbers in a row all as one."""
+    axes = (1, -1) if values.ndim > 1 else ()
+    columns = [np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]) for axis in axes]
+    return columns or [values.reshape(-1, 1)]
 
 
 def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_two: bool) -> Judgement:

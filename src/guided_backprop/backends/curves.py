@@ -144,12 +144,12 @@ def _relu_in_columns(y: NumpyArray) -> Verdict:
         return Verdict.NONE
     slopes = y / _SIDES
     steepest = np.abs(slopes).max(0)
-    is_shut = np.abs(slopes) <= _NOTHING * steepest
+    is_shut = np.abs(slopes) <= NOTHING * steepest
     verdict = Verdict.NONE
     for end, sign in ((0, 1), (-1, -1)):
         is_one_side = is_shut[end] & ~is_shut[-1 - end] & ((is_shut[1:] != is_shut[:-1]).sum(0) == 1)
         open_slope = slopes[-1 - end]
-        is_line = (is_shut | (np.abs(slopes - open_slope) <= _NOTHING * steepest)).all(0)
+        is_line = (is_shut | (np.abs(slopes - open_slope) <= NOTHING * steepest)).all(0)
         is_relu = is_one_side & is_line
         if (is_relu & (sign * open_slope > 0)).any():
             return Verdict.CONVEX

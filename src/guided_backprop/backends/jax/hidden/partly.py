@@ -23,35 +23,46 @@ _KEEPS_ZEROS = MOVES | {"cast", "copy", "div", "mark", "mul", "neg", "where"}
 
 def is_partly_chosen(step: Step, facts: Facts) -> bool:
     """Tell a choice by the images that multiplies by 0 in some places on one side alone; or what such a mask closes."""
-    if step.word == "where":
-        return step.inputs[0].depends and _is_of_one_side(step, facts)
-    masks = [value.step for value in step.inputs if value.depends and not value.carries and value.step is not None]
-    return step.word in _KEEPS_ZEROS and any(is_partly_chosen(mask, facts) for mask in masks)
+    seen, stack = {step}, [step]
+    while stack:
+        made = stack.pop()
+        if made.word == "where":
+            if made.inputs[0].depends and _is_of_one_side(made, facts):
+                return True
+        elif made.word in _KEEPS_ZEROS:
+            masks = [value.step for value in made.inputs if value.depends and not value.carries]
+            new = {mask for mask in masks if mask is not None} - seen
+            seen |= new
+            stack += new
+    return False
 
 
 def _is_of_one_side(step: Step, facts: Facts) -> bool:
-    sides = [frozenset(_zeros(case, facts)) for case in step.inputs[1:]]
-    is_empty = [facts.is_zero(case) for case in step.inputs[1:]]
+    cases = step.inputs[1:]
+    sides = [frozenset(_zeros(case, facts)) for case in cases]
     every = frozenset[bytes]().union(*sides)
-    return not any(is_empty) and any(every - side for side in sides)
+    return any(every - side for side in sides) and not any(map(facts.is_zero, cases))
 
 
 def _zeros(value: Value, facts: Facts) -> Iterator[bytes]:
     """Yield where each of the constants is as 0 that a value is multiplied by; those of a loop for all its turns."""
-    while value.step is not None and value.step.word in _ALIKE:
-        value = value.step.inputs[0]
-    known = facts.known(value if value.stack is None else value.stack)
-    if known is not None:
-        is_zero = _as_zero(known) if jnp.issubdtype(value.aval.dtype, jnp.floating) else np.asarray(known) == 0
-        if is_zero.any() and not is_zero.all():
-            yield is_zero.tobytes()
-    elif value.step is not None and value.step.word in _KEEPS_ZEROS:
-        inputs = value.step.inputs
-        if value.step.word == "where":
-            yield from _chosen_zeros(value.step, facts)
-        given = {"where": inputs[1:], "div": inputs[:1]}.get(value.step.word, inputs)
-        for operand in given:
-            yield from _zeros(operand, facts)
+    seen, stack = {value}, [value]
+    while stack:
+        current = stack.pop()
+        while current.step is not None and current.step.word in _ALIKE:
+            current = current.step.inputs[0]
+        known = facts.known(current if current.stack is None else current.stack)
+        if known is not None:
+            is_zero = _as_zero(known) if jnp.issubdtype(current.aval.dtype, jnp.floating) else np.asarray(known) == 0
+            if is_zero.any() and not is_zero.all():
+                yield is_zero.tobytes()
+        elif current.step is not None and current.step.word in _KEEPS_ZEROS:
+            inputs = current.step.inputs
+            if current.step.word == "where":
+                yield from _chosen_zeros(current.step, facts)
+            new = {*{"where": inputs[1:], "div": inputs[:1]}.get(current.step.word, inputs)} - seen
+            seen |= new
+            stack += new
 
 
 def _chosen_zeros(step: Step, facts: Facts) -> Iterator[bytes]:

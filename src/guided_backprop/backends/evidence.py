@@ -81,15 +81,20 @@ def is_apart(x: NumpyArray, derivative: NumpyArray) -> bool:
     return any(side[~is_open].max(initial=-np.inf) <= side[is_open].min(initial=np.inf) for side in (x, -x))
 
 
+def columns(values: NumpyArray, axis: int) -> NumpyArray:
+    """Return values in columns, one for each place along an axis."""
+    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+
+
 def in_columns(arrays: Sequence[NumpyArray], axis: int) -> list[NumpyArray]:
     """Return x, where it is closed and where open, by columns along an axis.
 
     Those that close nothing are left out, which are none whatever the others are, where rows tell them apart.
     """
-    columns = [np.moveaxis(one, axis, -1).reshape(-1, one.shape[axis]) for one in arrays]
-    which = columns[1].any(0)
-    is_told = which.size * 0.5 ** len(columns[0]) <= _LIKELY
-    return [one[:, which] for one in columns] if is_told else columns
+    laid = [columns(one, axis) for one in arrays]
+    which = laid[1].any(0)
+    is_told = which.size * 0.5 ** len(laid[0]) <= _LIKELY
+    return [one[:, which] for one in laid] if is_told else laid
 
 
 def are_closed(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray) -> bool:

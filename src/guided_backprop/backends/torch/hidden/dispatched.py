@@ -13,6 +13,8 @@ _DERIVATIVES: Final[dict[str, tuple[int | None, int | None]]] = {
     "leaky_relu_backward": (2, None),
     "elu_backward": (1, None),
 }
+# Which bound of a clamp its derivative compares with.
+_SIDES: Final = {"ge": "low", "gt": "low", "le": "high", "lt": "high"}
 
 
 def relu_of_derivative(name: str, args: tuple[Any, ...]) -> str | None:
@@ -23,9 +25,6 @@ def relu_of_derivative(name: str, args: tuple[Any, ...]) -> str | None:
         return None
     slope, cap = _DERIVATIVES[name]
     return name_of(None if cap is None else args[cap]) if slope is None or args[slope] == 0 else None
-
-
-_SIDES = {"ge": "low", "gt": "low", "le": "high", "lt": "high"}
 
 
 class ClampDerivative:

@@ -19,9 +19,8 @@ from guided_backprop.backends.torch.graph.relus import relu_of, saved
 
 _COPIES: Final = OPERATIONS.called("cast", "copy")
 _PRODUCTS: Final = frozenset({"div", "mul", "neg"})
-#: So many values a mask chooses from.
+# So many values a mask chooses from.
 _TWO: Final = 2
-
 
 Edge = tuple[Node | None, int]
 
@@ -57,8 +56,8 @@ def _chosen(path: Path) -> Iterator[NumpyArray]:
     Whatever chooses, as long as it does so value by value: a ReLU of x is there at most where one of the two is as 0
     beside the other. Where it is one everywhere its values show it.
     """
-    for node in path.nodes:
-        if row(node).word != "where" or len(node.next_functions) != _TWO:
+    for node in path.choices:
+        if len(node.next_functions) != _TWO:
             continue
         (x, one), (y, other) = (_products(edge, path) for edge in node.next_functions)
         # What was saved is looked at for these alone: a checkpoint runs once more for it.

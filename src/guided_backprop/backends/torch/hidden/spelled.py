@@ -155,8 +155,9 @@ def settle(
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
     suspects = _counted(watch, path, numbers, activations)
-    with shut(path, inside):
-        suspects = {order: suspect for order, suspect in suspects.items() if _may_close(suspect, numbers)}
+    if any(suspect.is_sum for suspect in suspects.values()):
+        with shut(path, inside):
+            suspects = {order: suspect for order, suspect in suspects.items() if _may_close(suspect, numbers)}
     if not suspects:
         return Settled([], frozenset(), {}, is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)

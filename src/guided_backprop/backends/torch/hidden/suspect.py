@@ -10,6 +10,7 @@ import torch
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.bounds import judge_at_zero, judge_bounded
 from guided_backprop.backends.choices import judge_choice
+from guided_backprop.backends.evidence import columns
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
 from guided_backprop.backends.torch.hidden.known import Place, joined
@@ -73,19 +74,13 @@ class Suspect:
         is_alone = np.abs(y - factor * x) <= ALIKE * np.abs(y).max()
         sides = [is_alone | (np.sign(x) != side) for side in (1, -1)]
         # Some columns may be closed, and others be none.
-        return any(columns.all(0).any() for side in sides for columns in _columns(side))
+        axes = (1, -1) if x.ndim > 1 else ()
+        return any(side.all() or any(columns(side, axis).all(0).any() for axis in axes) for side in sides)
 
     @property
     def is_weighed(self) -> bool:
         """Whether it may be a ReLU of one value, behind weights."""
         return self.x.choice is Choice.BEHIND and self.x.less is None
-
-
-def _columns(values: NumpyArray) -> list[NumpyArray]:
-    """Return values by their columns, along the second axis and along the last; of numbers in a row all as one."""
-    axes = (1, -1) if values.ndim > 1 else ()
-    columns = [np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]) for axis in axes]
-    return columns or [values.reshape(-1, 1)]
 
 
 def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_two: bool) -> Judgement:

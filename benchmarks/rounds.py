@@ -5,6 +5,7 @@ of each image; a folder of images in batches; and many calls with one tiny image
 """
 
 import gc
+import math
 import random
 import sys
 import time
@@ -26,7 +27,7 @@ TINY = "tiny CNN"
 _WARM_UP = 8
 # Threads of OpenMP, as PyTorch has them, keep a processor busy for 8 to 17 ms after a call: nobody is timed meanwhile.
 _PAUSE = 0.03
-# A call that is shorter, in seconds, is timed as one of several, and not as the first one after other libraries'.
+# Calls that are shorter, in seconds, are timed in a row of so long, and not as the first one after other libraries'.
 _SHORT = 0.1
 
 
@@ -72,9 +73,7 @@ class Job:
             for name in random.Random(rounds).sample(sorted(calls), len(calls)):
                 try:
                     time.sleep(_PAUSE)
-                    seconds, cpu_seconds = timed(calls[name])
-                    if seconds < _SHORT:
-                        seconds, cpu_seconds = timed(calls[name])
+                    seconds, cpu_seconds = timed_in_a_row(calls[name])
                 except Exception as error:
                     del calls[name]
                     rows.append(self._row(framework, name, error=message(error)))
@@ -113,6 +112,16 @@ def timed(call: Callable[[], Any]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def timed_in_a_row(call: Callable[[], Any]) -> tuple[float, float]:
+    """Return how long a call takes among its like; one that is long is its own row."""
+    seconds, cpu_seconds = timed(call)
+    if seconds >= _SHORT:
+        return seconds, cpu_seconds
+    count = math.ceil(_SHORT / seconds)
+    seconds, cpu_seconds = timed(lambda: [call() for _ in range(count)])
+    return seconds / count, cpu_seconds / count
 
 
 def bound(call: Call, contestant: Contestant, explain: Explain, images: Any, labels: Any) -> Callable[[], Any]:

@@ -15,10 +15,19 @@ import xxhash
 from click.testing import CliRunner
 from torch import nn
 
-from guided_backprop import DeconvNet, GuidedBackprop, ImageError, LabelError, ModelError, OptionError, Saliency
+from guided_backprop import (
+    DeconvNet,
+    GuidedBackprop,
+    ImageError,
+    LabelError,
+    ModelError,
+    OptionError,
+    Saliency,
+)
 from guided_backprop.backends.torch.export.weights import key_of
 from guided_backprop.commands.main import command
 from guided_backprop.export import cache
+from guided_backprop.export.agreement import difference
 from guided_backprop.export.engine import ENGINES, installed
 from guided_backprop.methods import compile as compiling
 from guided_backprop.methods.export import opened
@@ -270,6 +279,25 @@ def test_a_second_start_opens_what_was_kept(net, compiled):
     for other, images in ((DeconvNet(net), IMAGES_32), (GuidedBackprop(net), IMAGES_32[..., 1:])):
         with pytest.raises(NotKept):
             other.compile(images, "onnxruntime")
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """Return how many images a second start compares, each time."""
+    counts = []
+
+    def counting(told, wanted):
+        counts.append(len(wanted[0]))
+        return difference(told, wanted)
+
+    monkeypatch.setattr(compiling, "difference", counting)
+    return counts
+
+
+@pytest.mark.usefixtures("not_recorded", "compiled")
+def test_a_second_start_looks_at_two_images(net, compared):
+    GuidedBackprop(net).compile(IMAGES_32[[0, 1, 2, 0, 1, 2]], "onnxruntime")
+    assert compared == [2]
 
 
 @pytest.mark.usefixtures("not_recorded", "compiled")

@@ -20,6 +20,7 @@ from spellings.programs import FINE, GATED, GUIDED, REFUSED
 RNG = np.random.default_rng(0)
 NETWORK = mlp(6, 8, 8, 4)
 IMAGES, WEIGHTS = RNG.normal(size=(5, 6)), RNG.normal(size=(5, 4))
+EYES = np.concatenate([np.eye(6), -np.eye(6), np.eye(6)[::-1]], axis=1)
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -153,6 +154,19 @@ def test_a_place_can_be_vouched_for():
     model = network(lambda x: x * (x > 0))
     found = explained(model, vouch={"mul": "plain"})
     assert ("relu", 1, "guided") in found.coverage
+
+
+def test_a_look_that_fails_is_said_to_be_one(monkeypatch):
+    monkeypatch.setattr(looks, "watched", None)
+    with pytest.raises(OpaqueRegionError, match=r"looked at.*TypeError"):
+        explained(network(lambda x: x * (x > 0)))
+
+
+def test_a_derivative_that_is_no_multiple_s_is_refused_for_one_image():
+    """Half of the slope that its values have: one image shows one value of each channel."""
+    half = lambda x: jnp.maximum(x, jax.lax.stop_gradient(jax.nn.relu(x)))  # noqa: E731
+    with pytest.raises(OpaqueRegionError, match="max at"):
+        GuidedBackprop(lambda x: half(x @ EYES) @ EYES.T).explain(jnp.asarray(IMAGES[:1]), WEIGHTS[:1, :1] * np.ones(6))
 
 
 @pytest.mark.parametrize("noise", [jax.random.normal, jax.random.uniform])

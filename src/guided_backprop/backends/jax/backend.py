@@ -40,6 +40,7 @@ from guided_backprop.backends.refusals import (
     no_score,
     not_finite,
     spelled,
+    unreadable,
 )
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OpaqueRegionError
@@ -268,9 +269,18 @@ class JaxBackend(Backend):
         except GuidedBackpropError:
             raise
         except Exception as error:
-            raise self.failed(error, images) from error
+            raise self._unreadable(error, program, images) from error
         _refuse(record.mark(program), program, rules)
         return known, record.key()
+
+    def _unreadable(self, error: Exception, program: Program, images: Sequence[jax.Array]) -> GuidedBackpropError:
+        """Return what to say of values that could not be looked at: the model's own error, if it has one."""
+        try:
+            y, back = jax.vjp(lambda *inputs: forward_pass(program)(program.constants, inputs), *images)
+            jax.block_until_ready(back(y))  # type: ignore[no-untyped-call]
+        except Exception:
+            return self.failed(error, images)
+        return unreadable("those of its program", error)
 
 
 def covered(program: Program, rules: Sequence[ReluRule], *, undo_head: bool) -> tuple[Head | None, list[Coverage]]:

@@ -11,6 +11,7 @@ from guided_backprop.arrays import Model
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
+from guided_backprop.backends.torch.model.mode import held_by
 from guided_backprop.backends.torch.own import Arguments, Function, Named
 from guided_backprop.errors import ModelError
 
@@ -26,12 +27,11 @@ class Generators:
     A generator that a model makes for one call is not found; neither is the operating system's.
 
     Args:
-        model: the user's model; its modules are searched for generators.
+        model: the user's model; its modules are searched for generators, and what its functions close over and name.
     """
 
     def __init__(self, model: Model) -> None:
-        modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-        kept = [value for module in modules for value in vars(module).values()]
+        kept = list(held_by(model))
         self._torch = [torch.default_generator, *(value for value in kept if isinstance(value, torch.Generator))]
         self._numpy = [value.bit_generator for value in kept if isinstance(value, np.random.Generator)]
         self._numpy += [value._bit_generator for value in kept if isinstance(value, np.random.RandomState)]

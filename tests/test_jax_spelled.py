@@ -181,6 +181,29 @@ def test_noise_is_refused_and_weights_drawn_inside_are_not(noise):
     explained(lambda x: jax.nn.relu(x @ weight() + bias()))
 
 
+RANDOM = {
+    "a permutation": lambda key, x: x[:, jax.random.permutation(key, 8)],
+    "a choice by the images": lambda key, x: x * jax.nn.one_hot(jax.random.categorical(key, x), 8),
+    "a mask of the channels": lambda key, x: x * jax.random.bernoulli(key, 0.5, (8,)),
+    "a branch": lambda key, x: jax.lax.cond(jax.random.bernoulli(key), lambda x: x, lambda x: 2 * x, x),
+    "a crop": lambda key, x: jnp.roll(x, jax.random.randint(key, (), 0, 8), 1),
+    "noise as a bound": lambda key, x: jnp.maximum(x, jax.random.normal(key, x.shape)),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_what_is_drawn_and_is_no_weight_is_refused(name):
+    model = network(lambda x: RANDOM[name](jax.random.key(0), jax.nn.relu(x)))
+    with pytest.raises(ModelError, match=r"received random numbers, with \w+"):
+        explained(model, Saliency)
+    assert explained(model, Saliency, vouch={"random": "plain"}).coverage
+
+
+def test_a_key_that_is_made_of_the_images_is_no_chance():
+    key = lambda x: jax.random.key(x.sum().astype(int))  # noqa: E731
+    explained(network(lambda x: jax.nn.relu(x) + jax.random.normal(key(x), x.shape)), Saliency)
+
+
 DRAWN = np.random.default_rng(1).normal(size=(3, 6, 6))
 
 

@@ -254,10 +254,11 @@ class JaxBackend(Backend):
         mark_activations(program, facts)
         audit = Audit(self.setup.vouch)
         audit.visit(program.block)
-        if audit.has_random_mask and self.setup.vouch.get("random_bits") != "plain":
+        if audit.random and not {"random", "random_bits"} & set(self.setup.vouch):
             raise ModelError(
-                "model must be in eval mode, or its map is random; received noise, or values dropped at random. "
-                'Call model.eval(), pass deterministic=True, or vouch={"random_bits": "plain"} if a fixed key is meant.'
+                "model must be in eval mode, or its map is random; received random numbers, with "
+                f"{', '.join(sorted(audit.random))}. Call model.eval(), pass deterministic=True, or "
+                'vouch={"random_bits": "plain"} if a fixed key is meant.'
             )
         known = key_of(program)
         if not any(rule.needs_every_relu for rule in rules):

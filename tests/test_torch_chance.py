@@ -64,18 +64,18 @@ def test_a_model_that_draws_is_refused(name, method):
 
 
 @pytest.mark.parametrize(
-    "drawn",
+    ("numbers", "draw"),
     [
-        lambda numbers=np.random.default_rng(0): lambda: float(numbers.random()),
-        lambda numbers=np.random.RandomState(0): lambda: float(numbers.rand()),
-        lambda numbers=random.Random(0): numbers.random,
-        lambda numbers=torch.Generator().manual_seed(0): lambda: torch.rand((), generator=numbers),
+        (lambda: np.random.default_rng(0), lambda numbers: lambda: float(numbers.random())),
+        (lambda: np.random.RandomState(0), lambda numbers: lambda: float(numbers.rand())),
+        (lambda: random.Random(0), lambda numbers: numbers.random),
+        (lambda: torch.Generator().manual_seed(0), lambda numbers: lambda: torch.rand((), generator=numbers)),
     ],
 )
-def test_a_function_that_draws_from_what_it_closes_over_is_refused(drawn):
-    weight, draw = torch.ones(6, 3), drawn()
+def test_a_function_that_draws_from_what_it_closes_over_is_refused(numbers, draw):
+    weight, drawn = torch.ones(6, 3), draw(numbers())
     with pytest.raises(ModelError, match="map is random"):
-        GuidedBackprop(lambda x: torch.relu(x) @ weight * draw()).explain(images(), 1)
+        GuidedBackprop(lambda x: torch.relu(x) @ weight * drawn()).explain(images(), 1)
 
 
 def test_planted_fault_a_draw_that_is_not_vouched_for_is_refused_still():

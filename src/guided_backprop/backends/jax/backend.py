@@ -19,6 +19,7 @@ from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
 from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of
 from guided_backprop.backends.jax.coverage import count
+from guided_backprop.backends.jax.graph.batch import takes_for_one_image
 from guided_backprop.backends.jax.graph.composites import mark_activations
 from guided_backprop.backends.jax.graph.heads import Head, head_of
 from guided_backprop.backends.jax.graph.program import CUSTOM, Program, Step
@@ -37,6 +38,7 @@ from guided_backprop.backends.refusals import (
     coverage_of,
     detached,
     hidden,
+    no_batch,
     no_score,
     not_finite,
     spelled,
@@ -250,6 +252,8 @@ class JaxBackend(Backend):
         facts = Facts(program)
         if not program.block.outputs[0].carries:
             raise detached("stop_gradient(), argmax() or round()")
+        if program.first is None and takes_for_one_image(program.block):
+            raise no_batch(images[0].shape)
         facts.find_relus(program, self.setup.vouch)
         mark_activations(program, facts)
         audit = Audit(self.setup.vouch)

@@ -1,6 +1,7 @@
 """ReLUs of a JAX program that no operation is: found by their values and guided, or refused; and what is none."""
 
-from functools import reduce
+import random
+from functools import cache, reduce
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +203,16 @@ def test_what_is_drawn_and_is_no_weight_is_refused(name):
 def test_a_key_that_is_made_of_the_images_is_no_chance():
     key = lambda x: jax.random.key(x.sum().astype(int))  # noqa: E731
     explained(network(lambda x: jax.nn.relu(x) + jax.random.normal(key(x), x.shape)), Saliency)
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: np.random.rand(8)])
+def test_what_python_or_numpy_draw_in_each_trace_is_refused(draw):
+    model = network(lambda x: jax.nn.relu(x) * draw())
+    with pytest.raises(ModelError, match=r"map is random.*NumPy or Python"):
+        explained(model, Saliency)
+    assert explained(model, Saliency, vouch={"random": "plain"}).coverage
+    built = cache(draw)
+    assert explained(network(lambda x: jax.nn.relu(x) * built()), Saliency).coverage
 
 
 DRAWN = np.random.default_rng(1).normal(size=(3, 6, 6))

@@ -4,6 +4,7 @@ The model is traced anew unless nothing that it can read has changed, so it is a
 it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from jax.extend import core
 
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
+from guided_backprop.backends.chance import ANY_DRAW, shared_states
 from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.graph.batch import takes_for_one_image
@@ -196,6 +198,19 @@ class JaxBackend(Backend):
         return self._compiled.get(key, build if shared is None else lambda: shared.get(key, build))
 
     def _trace(self, inputs: Inputs, *, begins_inside: bool) -> _Traced:
+        before = shared_states()
+        traced = self._trace_once(inputs, begins_inside=begins_inside)
+        if before == shared_states() or ANY_DRAW in self.setup.vouch:
+            return traced
+        # What is drawn once, to be built, is no part of the model; and it may be another thread that draws.
+        if not _are_alike(traced, self._trace_once(inputs, begins_inside=begins_inside)):
+            raise ModelError(
+                "model must give one output for one image, or its map is random; received another program in another "
+                f'trace, and numbers drawn by NumPy or Python. Take them out, or pass vouch={{"{ANY_DRAW}": "plain"}}.'
+            )
+        return traced
+
+    def _trace_once(self, inputs: Inputs, *, begins_inside: bool) -> _Traced:
         leaves = inputs.arrays
 
         # A function of its own for each trace: what JAX remembers of the model may be older than it is.
@@ -312,6 +327,13 @@ def _slopes(score: Score, output: jax.Array) -> tuple[list[np.ndarray[Any, Any]]
         raise no_score(described(scores))
     (slopes,) = pullback(jnp.ones_like(scores))
     return [_as_numpy(slopes).astype(np.float64)], _as_numpy(scores).astype(np.float64)[None]
+
+
+def _are_alike(one: _Traced, other: _Traced) -> bool:
+    """Tell whether two traces are of one program, with the same numbers in it."""
+    first, second = (re.sub("0x[0-9a-f]+", "", str(traced[0].jaxpr)) for traced in (one, other))
+    pairs = zip(one[0].consts, other[0].consts, strict=False)
+    return first == second and all(left is right or bool(jnp.array_equal(left, right)) for left, right in pairs)
 
 
 def _is_rows(shape: Any, count: int) -> bool:

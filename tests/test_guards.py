@@ -133,6 +133,16 @@ def test_a_guard_keeps_its_derivative(case, framework):
     np.testing.assert_allclose(found.attribution, guided_maps(GUARDS[case], guards=True), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "bound", [lambda x: tf.where(x > 0, x, tf.zeros_like(x)), lambda x: x * tf.cast(x > 0, x.dtype)]
+)
+def test_a_guard_that_tensorflow_reads_as_a_relu_keeps_its_derivative(bound):
+    part = GUARDS["layer norm"]
+    chosen = type("Chosen", (TensorFlow,), {"maximum": staticmethod(bound)})
+    found = explained("tensorflow", lambda f, h: part(chosen, h))
+    np.testing.assert_allclose(found.attribution, guided_maps(part, guards=True), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("case", RELUS)
 def test_what_is_nearly_a_guard_is_a_relu(case, framework):

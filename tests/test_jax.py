@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax import lax
 
 import networks
 import reference
-from guided_backprop import GuidedBackprop
+from guided_backprop import GuidedBackprop, Saliency
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Setup
 from guided_backprop.backends.jax import JaxBackend
@@ -476,6 +477,24 @@ def test_images_that_are_traced_are_refused():
         jax.jit(lambda x: attribute(net(jax.nn.relu), x, 0).attribution)(IMAGES)
 
 
+def convolved(kernel, order):
+    """Return a convolution that takes one image, as Flax's and Equinox's layers do."""
+    conv = lambda x: lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=(order, "HWIO", order))  # noqa: E731
+    return lambda x: jax.nn.relu(conv(x[None] / 2)[0])
+
+
+def test_one_image_without_a_batch_axis_is_refused():
+    wide, narrow, image = jnp.ones((3, 3, 3, 3)), jnp.ones((1, 1, 3, 3)), jnp.ones((8, 8, 3))
+    last, first = convolved(wide, "NHWC"), convolved(wide, "NCHW")
+    turned = lambda x: jnp.moveaxis(first(jnp.moveaxis(x, -1, 0)), 0, -1)  # noqa: E731
+    for method, (model, one) in product((Saliency, GuidedBackprop), ((last, image), (first, image.T), (turned, image))):
+        with pytest.raises(ImageError, match=r"takes for one image\. Pass images\[None\]"):
+            method(model).explain(one, lambda output: output.mean((1, 2)))
+        assert method(jax.vmap(model)).explain(one[None], lambda output: output.mean((1, 2, 3))).coverage
+    rows = Saliency(convolved(narrow, "NHWC")).explain(image, lambda output: output.mean((1, 2)))
+    assert len(rows) == 8
+
+
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
@@ -490,7 +509,7 @@ def test_images_that_are_traced_are_refused():
         (
             lambda x: jax.nn.relu(x) * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape),
             ModelError,
-            "dropped at random",
+            "received random numbers, with mul at",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """ReLUs of a JAX program that no operation is: found by their values and guided, or refused; and what is none."""
 
-from functools import reduce
+import random
+from functools import cache, reduce
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from spellings.programs import FINE, GATED, GUIDED, REFUSED
 RNG = np.random.default_rng(0)
 NETWORK = mlp(6, 8, 8, 4)
 IMAGES, WEIGHTS = RNG.normal(size=(5, 6)), RNG.normal(size=(5, 4))
+EYES = np.concatenate([np.eye(6), -np.eye(6), np.eye(6)[::-1]], axis=1)
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -155,6 +157,19 @@ def test_a_place_can_be_vouched_for():
     assert ("relu", 1, "guided") in found.coverage
 
 
+def test_a_look_that_fails_is_said_to_be_one(monkeypatch):
+    monkeypatch.setattr(looks, "watched", None)
+    with pytest.raises(OpaqueRegionError, match=r"looked at.*TypeError"):
+        explained(network(lambda x: x * (x > 0)))
+
+
+def test_a_derivative_that_is_no_multiple_s_is_refused_for_one_image():
+    """Half of the slope that its values have: one image shows one value of each channel."""
+    half = lambda x: jnp.maximum(x, jax.lax.stop_gradient(jax.nn.relu(x)))  # noqa: E731
+    with pytest.raises(OpaqueRegionError, match="max at"):
+        GuidedBackprop(lambda x: half(x @ EYES) @ EYES.T).explain(jnp.asarray(IMAGES[:1]), WEIGHTS[:1, :1] * np.ones(6))
+
+
 @pytest.mark.parametrize("noise", [jax.random.normal, jax.random.uniform])
 def test_noise_is_refused_and_weights_drawn_inside_are_not(noise):
     key = jax.random.key(0)
@@ -165,6 +180,39 @@ def test_noise_is_refused_and_weights_drawn_inside_are_not(noise):
     explained(noisy, vouch={"random_bits": "plain"})
     weight, bias = (lambda: jax.random.normal(key, (6, 4))), (lambda: jax.random.normal(key, (4,)))
     explained(lambda x: jax.nn.relu(x @ weight() + bias()))
+
+
+RANDOM = {
+    "a permutation": lambda key, x: x[:, jax.random.permutation(key, 8)],
+    "a choice by the images": lambda key, x: x * jax.nn.one_hot(jax.random.categorical(key, x), 8),
+    "a mask of the channels": lambda key, x: x * jax.random.bernoulli(key, 0.5, (8,)),
+    "a branch": lambda key, x: jax.lax.cond(jax.random.bernoulli(key), lambda x: x, lambda x: 2 * x, x),
+    "a crop": lambda key, x: jnp.roll(x, jax.random.randint(key, (), 0, 8), 1),
+    "noise as a bound": lambda key, x: jnp.maximum(x, jax.random.normal(key, x.shape)),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_what_is_drawn_and_is_no_weight_is_refused(name):
+    model = network(lambda x: RANDOM[name](jax.random.key(0), jax.nn.relu(x)))
+    with pytest.raises(ModelError, match=r"received random numbers, with \w+"):
+        explained(model, Saliency)
+    assert explained(model, Saliency, vouch={"random": "plain"}).coverage
+
+
+def test_a_key_that_is_made_of_the_images_is_no_chance():
+    key = lambda x: jax.random.key(x.sum().astype(int))  # noqa: E731
+    explained(network(lambda x: jax.nn.relu(x) + jax.random.normal(key(x), x.shape)), Saliency)
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: np.random.rand(8)])
+def test_what_python_or_numpy_draw_in_each_trace_is_refused(draw):
+    model = network(lambda x: jax.nn.relu(x) * draw())
+    with pytest.raises(ModelError, match=r"map is random.*NumPy or Python"):
+        explained(model, Saliency)
+    assert explained(model, Saliency, vouch={"random": "plain"}).coverage
+    built = cache(draw)
+    assert explained(network(lambda x: jax.nn.relu(x) * built()), Saliency).coverage
 
 
 DRAWN = np.random.default_rng(1).normal(size=(3, 6, 6))

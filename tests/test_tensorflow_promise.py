@@ -315,6 +315,34 @@ def test_random_numbers_are_refused_unless_they_are_meant(method):
         assert method(model, vouch={name: "plain"}).explain(IMAGES, WEIGHTS).coverage
 
 
+DRAWING = {
+    "multinomial": lambda x: x * tf.one_hot(tf.random.categorical(x, 1)[:, 0], 6, dtype=x.dtype),
+    "shuffle": lambda x: tf.random.shuffle(x),
+    "max_pool": lambda x: tf.nn.fractional_max_pool(x[:, :, None, None], (1, 1.5, 1, 1))[0][:, :1, 0, 0] * x,
+    "candidates": lambda x: (
+        x + tf.cast(tf.random.uniform_candidate_sampler([[0]], 1, 6, unique=True, range_max=9)[1], x.dtype)
+    ),
+    "random_crop": lambda x: (
+        x * tf.cast(tf.image.sample_distorted_bounding_box([9, 9, 1], [[[0.0, 0.0, 1.0, 1.0]]], 1)[0][0], x.dtype)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_what_draws_by_the_images_or_of_them_is_random_too(name):
+    one = to_tensorflow(mlp(6, 8, 4))
+    model = lambda x: one(DRAWING[name](x))  # noqa: E731
+    with pytest.raises(ModelError, match=f"received {name} "):
+        Saliency(model).explain(IMAGES, WEIGHTS)
+
+
+def test_a_seed_that_is_made_of_the_images_is_no_chance():
+    one = to_tensorflow(mlp(6, 8, 4))
+    seed = lambda x: tf.cast(tf.reduce_sum(x), tf.int32) * [1, 2]  # noqa: E731
+    model = lambda x: one(x + tf.random.stateless_normal([6], seed(x), dtype=x.dtype))  # noqa: E731
+    assert Saliency(model).explain(IMAGES, WEIGHTS).coverage
+
+
 def branched(inside):
     """A value that is never negative, though no operation says so: the branch that gives it is always taken."""
     return lambda x: inside(tf.cond(tf.size(x) > 1, lambda: tf.nn.relu(x) + 0.5, lambda: x))

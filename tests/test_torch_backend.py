@@ -178,7 +178,20 @@ def test_bad_images(bad, error, message):
         GuidedBackprop(relu_net()).explain(bad, 0)
 
 
+class ChannelsLast(nn.Module):
+    """A convolution of images whose channels are last."""
+
+    def __init__(self, move) -> None:
+        super().__init__()
+        self.conv, self._move = nn.Conv2d(3, 3, 3, padding=1), move
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self._move(x)).movedim(-3, -1)
+
+
 WITHOUT_BATCH = {
+    "channels last": (lambda: ChannelsLast(lambda x: x.movedim(-1, -3)), (8, 8, 3)),
+    "channels last, transposed": (lambda: ChannelsLast(lambda x: x.transpose(-1, -2).transpose(-2, -3)), (8, 8, 3)),
     "conv2d": (lambda: nn.Conv2d(3, 3, 3), (3, 8, 8)),
     "of one channel": (lambda: nn.Conv2d(1, 1, 3), (1, 8, 8)),
     "conv1d": (lambda: nn.Conv1d(3, 3, 3), (3, 8)),
@@ -210,6 +223,11 @@ def test_what_looks_like_one_image_and_is_a_batch():
         # Each image is a channel for a moment, and blurred alone.
         (lambda x: net(F.conv2d(x[None], blur, groups=3)[0][:, None].expand(-1, 3, -1, -1)), torch.rand(3, 8, 8)),
         (lambda x: net(x.unflatten(1, (3, 8, 8))), torch.rand(2, 192)),
+        (
+            lambda x: net(F.conv1d(x.T[None], torch.eye(192)[..., None])[0].T.unflatten(1, (3, 8, 8))),
+            torch.rand(2, 192),
+        ),
+        (lambda x: net(x.permute(0, -1, 1, 2)), torch.rand(2, 8, 8, 3)),
         (nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), torch.rand(3, 8)),
     ):
         assert len(GuidedBackprop(model).explain(batch, 0)) == len(batch)

@@ -46,6 +46,7 @@ DRAWS = {
         DROPOUT,
     ),
     "its own generator": (lambda net, h: h + torch.randn(h.shape, generator=net.generator), "randn"),
+    "a generator of the module's file": (lambda net, h: h + torch.randn(h.shape, generator=OWN), "randn"),
     "Python": (lambda net, h: h * random.random(), "random"),
     "NumPy": (lambda net, h: h + torch.from_numpy(np.random.rand(3, 8).astype("f4")), "random"),
     "NumPy's, its own": (lambda net, h: h * float(net.numbers.random()), "random"),
@@ -60,6 +61,21 @@ def test_a_model_that_draws_is_refused(name, method):
         method(Drawing(draw)).explain(images(), 1)
     assert len(method(Drawing(draw), vouch={drawn: "plain"}).explain(images(), 1)) == 3
     assert len(method(Drawing(draw), vouch={"random": "plain"}).explain(images(), 1)) == 3
+
+
+@pytest.mark.parametrize(
+    ("numbers", "draw"),
+    [
+        (lambda: np.random.default_rng(0), lambda numbers: lambda: float(numbers.random())),
+        (lambda: np.random.RandomState(0), lambda numbers: lambda: float(numbers.rand())),
+        (lambda: random.Random(0), lambda numbers: numbers.random),
+        (lambda: torch.Generator().manual_seed(0), lambda numbers: lambda: torch.rand((), generator=numbers)),
+    ],
+)
+def test_a_function_that_draws_from_what_it_closes_over_is_refused(numbers, draw):
+    weight, drawn = torch.ones(6, 3), draw(numbers())
+    with pytest.raises(ModelError, match="map is random"):
+        GuidedBackprop(lambda x: torch.relu(x) @ weight * drawn()).explain(images(), 1)
 
 
 def test_planted_fault_a_draw_that_is_not_vouched_for_is_refused_still():

@@ -4,6 +4,7 @@ The model is traced anew unless nothing that it can read has changed, so it is a
 it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ from jax.extend import core
 
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
+from guided_backprop.backends.chance import ANY_DRAW, shared_states
 from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of
 from guided_backprop.backends.jax.coverage import count
+from guided_backprop.backends.jax.graph.batch import takes_for_one_image
 from guided_backprop.backends.jax.graph.composites import mark_activations
 from guided_backprop.backends.jax.graph.heads import Head, head_of
 from guided_backprop.backends.jax.graph.program import CUSTOM, Program, Step
@@ -37,9 +40,11 @@ from guided_backprop.backends.refusals import (
     coverage_of,
     detached,
     hidden,
+    no_batch,
     no_score,
     not_finite,
     spelled,
+    unreadable,
 )
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OpaqueRegionError
@@ -193,6 +198,19 @@ class JaxBackend(Backend):
         return self._compiled.get(key, build if shared is None else lambda: shared.get(key, build))
 
     def _trace(self, inputs: Inputs, *, begins_inside: bool) -> _Traced:
+        before = shared_states()
+        traced = self._trace_once(inputs, begins_inside=begins_inside)
+        if before == shared_states() or ANY_DRAW in self.setup.vouch:
+            return traced
+        # What is drawn once, to be built, is no part of the model; and it may be another thread that draws.
+        if not _are_alike(traced, self._trace_once(inputs, begins_inside=begins_inside)):
+            raise ModelError(
+                "model must give one output for one image, or its map is random; received another program in another "
+                f'trace, and numbers drawn by NumPy or Python. Take them out, or pass vouch={{"{ANY_DRAW}": "plain"}}.'
+            )
+        return traced
+
+    def _trace_once(self, inputs: Inputs, *, begins_inside: bool) -> _Traced:
         leaves = inputs.arrays
 
         # A function of its own for each trace: what JAX remembers of the model may be older than it is.
@@ -249,14 +267,17 @@ class JaxBackend(Backend):
         facts = Facts(program)
         if not program.block.outputs[0].carries:
             raise detached("stop_gradient(), argmax() or round()")
+        if program.first is None and takes_for_one_image(program.block):
+            raise no_batch(images[0].shape)
         facts.find_relus(program, self.setup.vouch)
         mark_activations(program, facts)
         audit = Audit(self.setup.vouch)
         audit.visit(program.block)
-        if audit.has_random_mask and self.setup.vouch.get("random_bits") != "plain":
+        if audit.random and not {"random", "random_bits"} & set(self.setup.vouch):
             raise ModelError(
-                "model must be in eval mode, or its map is random; received noise, or values dropped at random. "
-                'Call model.eval(), pass deterministic=True, or vouch={"random_bits": "plain"} if a fixed key is meant.'
+                "model must be in eval mode, or its map is random; received random numbers, with "
+                f"{', '.join(sorted(audit.random))}. Call model.eval(), pass deterministic=True, or "
+                'vouch={"random_bits": "plain"} if a fixed key is meant.'
             )
         known = key_of(program)
         if not any(rule.needs_every_relu for rule in rules):
@@ -268,9 +289,18 @@ class JaxBackend(Backend):
         except GuidedBackpropError:
             raise
         except Exception as error:
-            raise self.failed(error, images) from error
+            raise self._unreadable(error, program, images) from error
         _refuse(record.mark(program), program, rules)
         return known, record.key()
+
+    def _unreadable(self, error: Exception, program: Program, images: Sequence[jax.Array]) -> GuidedBackpropError:
+        """Return what to say of values that could not be looked at: the model's own error, if it has one."""
+        try:
+            y, back = jax.vjp(lambda *inputs: forward_pass(program)(program.constants, inputs), *images)
+            jax.block_until_ready(back(y))  # type: ignore[no-untyped-call]
+        except Exception:
+            return self.failed(error, images)
+        return unreadable("those of its program", error)
 
 
 def covered(program: Program, rules: Sequence[ReluRule], *, undo_head: bool) -> tuple[Head | None, list[Coverage]]:
@@ -297,6 +327,13 @@ def _slopes(score: Score, output: jax.Array) -> tuple[list[np.ndarray[Any, Any]]
         raise no_score(described(scores))
     (slopes,) = pullback(jnp.ones_like(scores))
     return [_as_numpy(slopes).astype(np.float64)], _as_numpy(scores).astype(np.float64)[None]
+
+
+def _are_alike(one: _Traced, other: _Traced) -> bool:
+    """Tell whether two traces are of one program, with the same numbers in it."""
+    first, second = (re.sub("0x[0-9a-f]+", "", str(traced[0].jaxpr)) for traced in (one, other))
+    pairs = zip(one[0].consts, other[0].consts, strict=False)
+    return first == second and all(left is right or bool(jnp.array_equal(left, right)) for left, right in pairs)
 
 
 def _is_rows(shape: Any, count: int) -> bool:

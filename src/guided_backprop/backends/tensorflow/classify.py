@@ -11,6 +11,7 @@ from types import MappingProxyType
 import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.python.framework import op_def_registry
 
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.operations import LISTED, Kind
@@ -40,6 +41,9 @@ from guided_backprop.errors import ModelError
 _HEADS = OPERATIONS.of(Kind.HEAD)
 _HIDDEN = OPERATIONS.of(Kind.HIDDEN)
 _RANDOM = OPERATIONS.of(Kind.RANDOM)
+# These draw where they pool, unless they are told not to.
+_FRACTIONAL = frozenset({"FractionalAvgPool", "FractionalMaxPool"})
+_SEEDS = frozenset({"counter", "key", "seed"})
 _BATCH_NORMS = OPERATIONS.called("batch_norm")
 # What the one operation for recurrent networks computes.
 _RECURRENT = {b"gru": "gru", b"lstm": "lstm", b"rnn_tanh": "rnn"}
@@ -246,8 +250,7 @@ def _listed(graph: Graph, node: NodeDef) -> str | None:
 def _check_inference(graph: Graph, node: NodeDef, vouch: Vouch) -> None:
     """Raise if a node draws random numbers, or if batch-norm mixes the images."""
     word = word_of(node)
-    # A seed that is made of the image is no chance.
-    if node.op in _RANDOM and not any(map(graph.depends, operand_refs(node))) and not {word, "random"} & set(vouch):
+    if _draws(graph, node) and not {word, "random"} & set(vouch):
         raise ModelError(
             "model must give one output for one image, or its map is random; "
             f"received {word} between score and image. Call the model with training=False, "
@@ -258,3 +261,11 @@ def _check_inference(graph: Graph, node: NodeDef, vouch: Vouch) -> None:
             "model must be in inference mode, or an image's map depends on the others; "
             f"received {word} in training mode. Call the model with training=False."
         )
+
+
+def _draws(graph: Graph, node: NodeDef) -> bool:
+    """Tell whether a node draws random numbers; by a seed that is made of the images they are no chance."""
+    if node.op not in _RANDOM:
+        return node.op in _FRACTIONAL and not attribute(node, "deterministic").b
+    names = [arg.name for arg in op_def_registry.get(node.op).input_arg]
+    return not any(name in _SEEDS and graph.depends(ref) for name, ref in zip(names, operand_refs(node), strict=False))

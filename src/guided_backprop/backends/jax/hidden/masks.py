@@ -1,17 +1,19 @@
-"""What must not pass unseen: parts that hide what they do, and random masks."""
+"""What must not pass unseen: parts that hide what they do, and random ones."""
+
+import jax.numpy as jnp
 
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.program import REBUILT, Block, Step, Value
-from guided_backprop.backends.jax.graph.relus import custom_name
+from guided_backprop.backends.jax.graph.relus import custom_name, place_of
 from guided_backprop.backends.operations import Kind
 
 # These show what they compute; only what their derivative is, is their own.
 _SHOWN = frozenset({"custom_function", "inv"})
 
-_COMPARISONS = frozenset({"greater", "greater_equal", "less", "less_equal"})
-_MASKED = frozenset({"where", "mul", "div"})
 # What noise is put on values with.
-_NOISY = frozenset({"add", "div", "mul", "sub"})
+_NOISY = frozenset({"add", "div", "maximum", "minimum", "mul", "pow", "sub", "where"})
+# What draws by a key: the others make keys of keys.
+_DRAWS = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"})
 
 
 class Audit:
@@ -19,15 +21,16 @@ class Audit:
 
     Attributes:
         opaque: names of operations and custom functions that hide what they compute.
-        has_random_mask: whether values are dropped at random.
+        random: where random numbers meet what the gradient comes through.
     """
 
     def __init__(self, vouch: Vouch) -> None:
         self.opaque: set[str] = set()
-        self.has_random_mask = False
+        self.random: set[str] = set()
         self._vouch = vouch
-        self._random: set[Value] = set()
-        self._random_masks: set[Value] = set()
+        self._drawn: set[Value] = set()
+        # Those of them that are integers, a mask, or made of these.
+        self._counted: set[Value] = set()
 
     def visit(self, block: Block) -> None:
         """Look at every step of a block, in the order in which they run."""
@@ -64,26 +67,32 @@ class Audit:
         self.opaque |= inside.opaque
 
     def _follow_random(self, step: Step) -> None:
-        """Follow random numbers to a mask, and to where they, or the mask, meet a value of the images.
+        """Follow random numbers to where they meet what the gradient comes through.
 
-        Weights that are drawn inside of the model meet it in a matrix product, or are repeated for each image.
+        Weights that are drawn inside of the model are no integers and no mask, meet it in a matrix product, or are
+        repeated for each image. A key that is made of the images is no chance.
         """
-        if step.kind is Kind.RANDOM or (any(v in self._random for v in step.inputs) and not _repeats(step)):
-            self._random.update(step.outputs)
-        is_mask = any(value in self._random_masks for value in step.inputs)
-        if is_mask and step.is_on_path and step.word in _MASKED:
-            self.has_random_mask = True
-        is_own = any(v in self._random and not v.depends and _is_alike(v, step.outputs[0]) for v in step.inputs)
-        if is_own and step.is_on_path and step.word in _NOISY:
-            self.has_random_mask = True
-        is_new = step.word in _COMPARISONS and any(value in self._random for value in step.inputs)
-        if is_new or (is_mask and (step.word in _MASKED or step.kind in (Kind.MOVES, Kind.COMPARES))):
-            self._random_masks.update(step.outputs)
+        drawn = [value for value in step.inputs if value in self._drawn]
+        is_draw = step.name in _DRAWS and not step.inputs[0].depends
+        if is_draw or (drawn and step.kind is not Kind.RANDOM and not step.is_on_path):
+            counted = step.name != "bitcast_convert_type" and any(value in self._counted for value in drawn)
+            self._counted.update(value for value in step.outputs if counted or _is_discrete(value))
+            self._drawn.update(value for value in step.outputs if value in self._counted or not _repeats(step))
+        elif step.is_on_path and any(self._is_met(value, step) for value in drawn):
+            self.random.add(place_of(step))
+
+    def _is_met(self, value: Value, step: Step) -> bool:
+        is_own = value in self._counted or _is_alike(value, step.outputs[0])
+        return value.depends or _is_discrete(value) or (is_own and step.word in _NOISY)
+
+
+def _is_discrete(value: Value) -> bool:
+    return not jnp.issubdtype(value.aval.dtype, jnp.inexact)
 
 
 def _repeats(step: Step) -> bool:
     """Tell whether a step gives an array more axes, or repeats it: noise is drawn for each value."""
-    return step.word in ("broadcast", "reshape") and not _is_alike(step.inputs[0], step.outputs[0])
+    return step.word in ("broadcast", "reshape") and step.inputs[0].aval.shape != step.outputs[0].aval.shape
 
 
 def _is_alike(one: Value, other: Value) -> bool:

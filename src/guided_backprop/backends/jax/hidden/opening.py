@@ -93,7 +93,14 @@ def _threshold(seen: Seen, is_closed: NumpyArray) -> float:
 
 
 def _is_straight(seen: Seen, is_open: NumpyArray) -> bool:
-    """Tell whether, by channel or by position, the derivative is that of a straight line through the values."""
+    """Tell whether, by channel or by position, the derivative is that of a straight line through the values.
+
+    Where all values are one multiple of x it is that, of a single image too, which shows one value of each.
+    """
+    ratios = seen.y[is_open] / seen.x[is_open]
+    bound = 10 * ROUNDING * np.abs(seen.slopes).max()
+    if ratios.size > 1 and np.ptp(ratios) < bound and (np.abs(seen.slopes[is_open] - ratios) > bound).any():
+        return False
     kept = [axis for axis in range(seen.y.ndim) if axis and (axis in (1, seen.y.ndim - 1) or seen.closed.size > 1)]
     summed = [axis for axis in range(seen.y.ndim) if axis not in kept]
     shape = [seen.y.shape[axis] for axis in kept]

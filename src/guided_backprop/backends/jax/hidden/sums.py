@@ -182,7 +182,7 @@ class _Runs:
         for step in steps:
             for y, x in _relus(step):
                 if y in self._join.relus:
-                    arrays[y] = _relu(y.gate, self._read(x, arrays)) if has_relus else _nothing(y)
+                    arrays[y] = _relu(y.gate, self._read(x, arrays)).reshape(y.aval.shape) if has_relus else _nothing(y)
             left = [value for value in step.outputs if value not in arrays]
             if left:
                 results = step.run([self._read(value, arrays) for value in step.inputs])

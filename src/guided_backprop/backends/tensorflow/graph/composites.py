@@ -11,7 +11,7 @@ from guided_backprop.backends.guards import guards
 from guided_backprop.backends.patterns import Match, composites
 from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE, Graph, is_copy, operand_refs, producer, word_of
 from guided_backprop.backends.tensorflow.graph.operations import SHAPES
-from guided_backprop.backends.tensorflow.graph.relus import EXPLICIT, Relu
+from guided_backprop.backends.tensorflow.graph.relus import Relu
 
 # What patterns have for operands: what is summed, and not along which axes.
 _FIRST_ALONE = frozenset({"max", "sum"})
@@ -99,6 +99,5 @@ def composites_of(graph: Graph, order: list[NodeDef], relus: Mapping[str, Relu])
     """Return the composite activations of a graph by the node that each ends with."""
     values = [value for node in order if graph.depends(value := value_of(node))]
     view = GraphView(graph, relus)
-    written = [value for value in values if (node := graph.node(value)) is not None and node.op in EXPLICIT]
-    matches = composites(view, values) | guards(view, [value for value in written if producer(value) in relus])
+    matches = composites(view, values) | guards(view, [value for value in values if producer(value) in relus])
     return {producer(last): match for last, match in matches.items()}

@@ -110,10 +110,16 @@ OPERATIONS = Table(
         """,
         Kind.NORM: "LRN=local_response_norm",
         Kind.RANDOM: """
-            Multinomial=multinomial ParameterizedTruncatedNormal=random_normal RandomGamma=random_gamma
+            AllCandidateSampler=candidates FixedUnigramCandidateSampler=candidates
+            LearnedUnigramCandidateSampler=candidates LogUniformCandidateSampler=candidates Multinomial=multinomial
+            ParameterizedTruncatedNormal=random_normal RandomCrop=random_crop RandomGamma=random_gamma
+            RandomIndexShuffle=shuffle
             RandomPoisson=random_poisson RandomPoissonV2=random_poisson RandomShuffle=shuffle
-            RandomStandardNormal=random_normal StatelessRandomBinomial=random_binomial
-            StatelessRandomPoisson=random_poisson StatelessRandomUniformInt=random_uniform
+            RandomStandardNormal=random_normal SampleDistortedBoundingBox=random_crop
+            SampleDistortedBoundingBoxV2=random_crop StatelessRandomBinomial=random_binomial
+            StatelessRandomPoisson=random_poisson StatelessRandomUniformFullInt=random_uniform
+            StatelessRandomUniformFullIntV2=random_uniform StatelessRandomUniformInt=random_uniform
+            StatelessSampleDistortedBoundingBox=random_crop ThreadUnsafeUnigramCandidateSampler=candidates
             StatelessRandomUniformIntV2=random_uniform StatelessShuffle=shuffle
             RandomUniform=random_uniform RandomUniformInt=random_uniform StatefulRandomBinomial=random_binomial
             StatefulStandardNormalV2=random_normal StatefulTruncatedNormal=random_normal StatefulUniform=random_uniform
@@ -122,7 +128,7 @@ OPERATIONS = Table(
             StatelessRandomGammaV3=random_gamma StatelessRandomNormal=random_normal
             StatelessRandomNormalV2=random_normal StatelessRandomUniform=random_uniform
             StatelessRandomUniformV2=random_uniform StatelessTruncatedNormal=random_normal
-            StatelessTruncatedNormalV2=random_normal TruncatedNormal=random_normal
+            StatelessTruncatedNormalV2=random_normal TruncatedNormal=random_normal UniformCandidateSampler=candidates
         """,
         Kind.HOLDS: """
             Case=switch Enter=loop Exit=loop If=cond LoopCond=loop Merge=cond NextIteration=loop PartitionedCall=call

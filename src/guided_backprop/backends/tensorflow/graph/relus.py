@@ -117,9 +117,6 @@ RECOGNISERS: dict[str, Callable[[Graph, NodeDef], Relu | None]] = {
     "SelectV2": _chosen,
 }
 
-#: Those of them that are one operation, and not x and its mask.
-EXPLICIT = frozenset({"ClipByValue", "LeakyRelu", "Maximum", "Minimum", "Relu", "Relu6"})
-
 
 def against_zero(graph: Graph, node: NodeDef) -> int | None:
     """Return which operand a maximum or minimum compares with 0."""

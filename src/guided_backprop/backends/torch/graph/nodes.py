@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
+import numpy as np
 import torch
 from torch.autograd.graph import Node
 
@@ -205,33 +206,50 @@ def opaque_name(node: Node) -> str | None:
 
 
 def takes_for_one_image(path: Path, firsts: Sequence[Node]) -> bool:
-    """Tell whether a convolution takes the images, each at its place along axis 0, for the channels of one image.
+    """Tell whether a convolution takes the images, each at its place along one axis, for parts of one image.
 
     It puts an axis in front of them then, and takes it away again. Beyond the first convolution nothing is looked for;
-    one that has as many groups as channels does to each alike, and mixes no images.
+    one that has as many groups as channels, or is as wide as one image, does to each alike, and mixes no images.
     """
-    stack, seen = [first for first in firsts if first in path.members], set(firsts)
+    stack, seen = [(first, 0) for first in firsts if first in path.members], set(firsts)
     while stack:
-        node = stack.pop()
+        node, axis = stack.pop()
         # Most images go to a convolution at once.
         uses = [use for use in path.children[node] if use not in seen and row(use).word != "conv"]
         for use in uses:
             shape, made = node._input_metadata[0].shape, use._input_metadata[0].shape
             if operation(use) == "unsqueeze" and saved(use, "dim") == 0:
-                if any(_mixes(last, len(shape), shape[0]) for last in path.children[use]):
+                if any(_mixes(last, shape, axis) for last in path.children[use]):
                     return True
-            elif len(made) == len(shape) and made[:1] == shape[:1]:
+                continue
+            moved = _moved(use, axis, len(shape))
+            if len(made) == len(shape) and made[moved] == shape[axis]:
                 seen.add(use)
-                stack.append(use)
+                stack.append((use, moved))
     return False
 
 
-def _mixes(node: Node, axes: int, count: int) -> bool:
-    """Tell whether a node is a convolution of one image of so many axes and channels, whose groups are wider than 1."""
+def _mixes(node: Node, shape: Sequence[int], axis: int) -> bool:
+    """Tell whether a node is a convolution of one image of such a shape, which reaches along an axis of it."""
     if operation(node) != "convolution" or node._input_metadata[0].shape[0] != 1:
         return False
-    is_of_image = len(node._input_metadata[0].shape) == axes + 1
-    return is_of_image and (count == 1 or saved(node, "groups") != count)
+    if len(node._input_metadata[0].shape) != len(shape) + 1:
+        return False
+    if axis:
+        return bool(saved(node, "weight").shape[axis + 1] > 1)
+    return shape[0] == 1 or saved(node, "groups") != shape[0]
+
+
+def _moved(node: Node, axis: int, axes: int) -> int:
+    """Return where a node puts an axis."""
+    names = {"permute": ("dims",), "transpose": ("dim0", "dim1")}.get(operation(node))
+    if names is None:
+        return axis
+    # Those that count from the end are kept as numbers without a sign.
+    dims = [int(dim) % axes for dim in np.array([saved(node, name) for name in names], np.uint64).astype(int).flat]
+    if operation(node) == "permute":
+        return dims.index(axis)
+    return dims[1 - dims.index(axis)] if axis in dims else axis
 
 
 def runs_graphs(node: Node) -> bool:

@@ -1,6 +1,5 @@
 """Whether a model draws random numbers: told by the generators' states, which are read and never set."""
 
-import ctypes
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -9,15 +8,12 @@ import torch
 
 from guided_backprop.arrays import Model
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.chance import ANY_DRAW, shared_states, state_of
 from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
+from guided_backprop.backends.torch.model.mode import held_by
 from guided_backprop.backends.torch.own import Arguments, Function, Named
 from guided_backprop.errors import ModelError
-
-# NumPy's own generator unless it was replaced: its 624 words, and how many of them were used.
-_TWISTER_BYTES = 625 * 4
-#: What vouches for whatever draws.
-ANY_DRAW = "random"
 
 
 class Generators:
@@ -26,12 +22,11 @@ class Generators:
     A generator that a model makes for one call is not found; neither is the operating system's.
 
     Args:
-        model: the user's model; its modules are searched for generators.
+        model: the user's model; its modules are searched for generators, and what its functions close over and name.
     """
 
     def __init__(self, model: Model) -> None:
-        modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-        kept = [value for module in modules for value in vars(module).values()]
+        kept = list(held_by(model))
         self._torch = [torch.default_generator, *(value for value in kept if isinstance(value, torch.Generator))]
         self._numpy = [value.bit_generator for value in kept if isinstance(value, np.random.Generator)]
         self._numpy += [value._bit_generator for value in kept if isinstance(value, np.random.RandomState)]
@@ -46,9 +41,8 @@ class Generators:
         states: list[object] = [generator.get_state() for generator in (*self._torch, *_of_accelerators())]
         if of_torch_alone:
             return states
-        shared: np.random.BitGenerator = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        states += [_state_of(generator) for generator in (shared, *self._numpy)]
-        return [*states, random.getstate(), *(generator.getstate() for generator in self._python)]
+        states += [*shared_states(), *map(state_of, self._numpy)]
+        return [*states, *(generator.getstate() for generator in self._python)]
 
 
 def have_drawn(before: Sequence[object], after: Sequence[object]) -> bool:
@@ -67,13 +61,6 @@ def _of_accelerators() -> Iterator[torch.Generator]:
     for device in (torch.cuda, torch.xpu):
         if device.is_initialized():
             yield from device.default_generators
-
-
-def _state_of(generator: np.random.BitGenerator) -> object:
-    if type(generator) is np.random.MT19937:
-        # What its attribute says takes fifty times as long to be put together.
-        return ctypes.string_at(generator.ctypes.state_address, _TWISTER_BYTES)
-    return repr(generator.state)
 
 
 class Draws(Dispatched):

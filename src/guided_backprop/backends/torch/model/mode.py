@@ -4,7 +4,7 @@ import dis
 import inspect
 from collections.abc import Callable, Iterator
 from functools import cache
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -152,6 +152,24 @@ def _called_by(function: FunctionType) -> Iterator[object]:
         for called in (*named, *(vars(module).get(name) for module in modules for name in code.co_names)):
             if isinstance(called, FunctionType) and not (called.__module__ or "").startswith("torch."):
                 yield called
+
+
+def held_by(model: Callable[..., Any]) -> Iterator[object]:
+    """Iterate over what modules hold, and what functions close over and name: a model, and what it reaches so."""
+    modules, seen = list(model.modules()) if isinstance(model, nn.Module) else [], set[FunctionType]()
+    kept = [value for module in modules for value in vars(module).values()]
+    yield from kept
+    stack: list[Any] = [model, *(getattr(type(one), "forward", None) for one in modules), *filter(callable, kept)]
+    while stack:
+        plain = _plain(stack.pop())
+        if plain is None or plain in seen or (plain.__module__ or "").startswith(_NOT_LOOKED_INTO):
+            continue
+        seen.add(plain)
+        held = [plain.__globals__.get(name) for code in _codes(plain) for name in code.co_names]
+        held += map(_content, plain.__closure__ or ())
+        held += [one.__self__ for one in held if isinstance(one, (BuiltinMethodType, MethodType))]
+        yield from held
+        stack += filter(callable, held)
 
 
 @cache

@@ -12,7 +12,7 @@ INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 # What is compiled to bytecode is what is imported, when it is. So it has to be kept: without it each process compiles TensorFlow and Keras anew, which takes 20 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types docs format browser npm fuzz gpu gpu-jax tutorials page site suite bench bench-jobs neurons trust pins
+.PHONY: demo test check lint types docs format browser npm compiler fuzz gpu gpu-jax tutorials page site suite bench bench-jobs neurons trust pins
 .PHONY: audit clean
 .DEFAULT_GOAL := demo
 
@@ -24,7 +24,7 @@ demo: $(DEMO_READY)
 	$(BIN)/guided-backprop report --overwrite --output out/demo.html $(PHOTOS)
 
 # Processes with files of their own: what a file builds once it builds in one of them. Three for two cores, for tests wait.
-test: $(READY) browser npm
+test: $(READY) browser npm compiler
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Thousands of random programs, where the tests try some: each map right, or refused by name.
@@ -109,6 +109,13 @@ npm:
 	    test -x /usr/bin/apt-get && test "$$(id -u)" = 0 || { \
 	        echo "The page needs npm. Install it: sudo apt-get install npm" >&2; exit 1; }; \
 	    apt-get update && apt-get install --yes --no-install-recommends npm; }
+
+# The tests compile what the documentation says in C++.
+compiler:
+	@command -v g++ > /dev/null || { \
+	    test -x /usr/bin/apt-get && test "$$(id -u)" = 0 || { \
+	        echo "The tests need g++. Install it: sudo apt-get install g++" >&2; exit 1; }; \
+	    apt-get update && apt-get install --yes --no-install-recommends g++; }
 
 # Run the tutorials and store their outputs and pictures in docs/tutorials.
 tutorials: $(READY)

@@ -15,16 +15,8 @@ import xxhash
 from click.testing import CliRunner
 from torch import nn
 
-from guided_backprop import (
-    DeconvNet,
-    GuidedBackprop,
-    ImageError,
-    LabelError,
-    ModelError,
-    OptionError,
-    Saliency,
-)
-from guided_backprop.backends.torch.export.weights import key_of
+from guided_backprop import DeconvNet, GuidedBackprop, ImageError, LabelError, ModelError, OptionError, Saliency
+from guided_backprop.backends.torch.export.weights import Weights, key_of
 from guided_backprop.commands.main import command
 from guided_backprop.export import cache
 from guided_backprop.export.agreement import difference
@@ -237,6 +229,37 @@ def test_a_model_that_changed_is_an_error(change, of_a_copy):
     for labels in (LABELS, 99, lambda output: output[:, 0]):
         with pytest.raises(ModelError, match="changed since"):
             method.explain(IMAGES_32, labels)
+
+
+def other_forward(module, x):
+    return torch.relu(x) * 2
+
+
+EDITS = {
+    "a method": lambda kind: setattr(kind, "forward", other_forward),
+    "its code, as where a notebook loads it anew": lambda kind: setattr(kind.inner, "__code__", other_forward.__code__),
+    "a method that it had not": lambda kind: setattr(kind, "__call__", other_forward),
+    "a method less": lambda kind: delattr(kind, "inner"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_other_code_of_a_class_is_seen(edit):
+    class Own(nn.Module):
+        def forward(self, x):
+            return self.inner(x)
+
+        def inner(self, x):
+            return torch.relu(x)
+
+    model = nn.Sequential(nn.Linear(2, 2), Own())
+    weights = Weights(model)
+    # Equal code is no change, nor is what other classes have.
+    Own.inner.__code__ = Own.inner.__code__.replace()
+    type("Other", (Own,), {}).forward = other_forward
+    assert weights.are_the_same()
+    EDITS[edit](Own)
+    assert not weights.are_the_same()
 
 
 NO_CHANGES = {

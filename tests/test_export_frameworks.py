@@ -23,6 +23,7 @@ from guided_backprop import (
     ModelError,
     OptionError,
     OutputExistsError,
+    RectGrad,
     Saliency,
     SmoothGrad,
 )
@@ -90,6 +91,20 @@ def test_other_forms_of_models_in_jax(tmp_path):
     assert exported.outputs == ("outputs", "attribution_a", "attribution_b", "scores", "is_finite")
     GuidedBackprop(positions).export(tmp_path / "positions.stablehlo", IN_JAX)
     GuidedBackprop(positions, reducer="absmax").export(tmp_path / "w.stablehlo", IN_JAX, labels="weights")
+
+
+def test_a_program_of_jax_says_which_weights_it_has(tmp_path):
+    """Those of a module, and those that a function only refers to; the fault would be one digest for all, or none."""
+    network = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+
+    def said(name, model):
+        GuidedBackprop(model).export(tmp_path / f"{name}.stablehlo", IN_JAX[0, 0])
+        return json.loads((tmp_path / f"{name}.json").read_text())["weights"]
+
+    first, again = (said(name, lambda x: jax.nn.relu(network(x))) for name in ("first", "again"))
+    network.kernel[...] = network.kernel[...] * 1.001
+    assert len(first) == 64
+    assert first == again != said("changed", lambda x: jax.nn.relu(network(x)))
 
 
 def test_other_forms_of_models_in_tensorflow(tmp_path):
@@ -282,8 +297,6 @@ def test_what_holds_for_one_size_is_refused(of_any_size, tmp_path, monkeypatch):
     first = [layers.Input((26, 31, 3)), layers.Conv2D(2, 3), layers.ReLU(), layers.Flatten()]
     with pytest.raises(ModelError, match="for 2 images of 13x15x3"):
         GuidedBackprop(keras.Sequential([*first, layers.Dense(3)])).export(path, LARGER, sizes="dynamic")
-    with pytest.raises(OptionError, match="is for images with positions"):
-        GuidedBackprop(lambda x: tf.nn.relu(x)).export(path, tf.ones((2, 3)), sizes="dynamic")
 
     def of_one_size(x):
         return tf.reduce_mean(tf.nn.relu(x - 0.5) * (2 if x.shape[1] == 26 else 1), (1, 2))
@@ -317,6 +330,13 @@ WIDE = RNG.normal(size=(3, 2, 4, 8)).astype("f4")
 ROOMY = RNG.normal(size=(2, 20, 23, 3)).astype("f4")
 
 
+def positioned(x):
+    """Have an output for each position, which is moved behind it."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    y = jax.nn.relu(jax.lax.conv_general_dilated(x, KERNEL, (2, 2), "SAME", dimension_numbers=dims))
+    return jnp.transpose(jax.nn.relu6(y), (0, 3, 1, 2))
+
+
 def nnx_network():
     rngs = nnx.Rngs(0)
     convolution = partial(nnx.Conv, strides=2, rngs=rngs)
@@ -329,13 +349,13 @@ def copied(model):
     return SmoothGrad(DeconvNet(model), samples=2)
 
 
-# Each rule, and each network under a rule and under copies.
-JAX_AT_ANY_SIZE = [(any_sized, GuidedBackprop), (any_sized, copied), (nnx_network, Saliency), (nnx_network, copied)]
+# Each rule, each network, and copies.
+JAX_AT_ANY_SIZE = [(any_sized, GuidedBackprop), (any_sized, copied), (positioned, Saliency), (nnx_network, copied)]
 
 
 @pytest.mark.parametrize(("network", "method"), JAX_AT_ANY_SIZE)
 def test_programs_of_jax_for_images_of_any_size(network, method, tmp_path):
-    method = method(network if network is any_sized else network())
+    method = method(network() if network is nnx_network else network)
     exported = method.export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic")
     assert exported.least_sizes == [[10, 11]]
     assert exported.coverage == method.explain(jnp.asarray(ROOMY)).coverage
@@ -379,14 +399,27 @@ def test_what_holds_for_one_size_is_refused_in_jax(why, tmp_path):
     with pytest.raises(ModelError, match=message):
         GuidedBackprop(model).export(tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic")
     assert not (tmp_path / "map.stablehlo").exists()
-    with pytest.raises(OptionError, match='labels="weights" for an output of shape'):
-        GuidedBackprop(positions).export(
-            tmp_path / "map.stablehlo", jnp.asarray(ROOMY), sizes="dynamic", labels="weights"
-        )
-    with pytest.raises(OptionError, match="is for images with positions"):
-        GuidedBackprop(lambda x: jax.nn.relu(x @ DENSE)).export(
-            tmp_path / "map.stablehlo", jnp.ones((2, 8)), sizes="dynamic"
-        )
+
+
+OF_NO_SIZES = {
+    "no positions": (GuidedBackprop, "ids", "is for images with positions"),
+    "weights of positions": (GuidedBackprop, "weights", "for labels that have none"),
+    "ranks": (RectGrad, "ids", "each value alone; received rectified, which ranks"),
+}
+
+
+@pytest.mark.parametrize("why", OF_NO_SIZES)
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_what_has_no_sizes_to_be_free_is_refused(framework, why, tmp_path):
+    made, labels, message = OF_NO_SIZES[why]
+    model, images = (positions, IN_JAX) if framework == "jax" else (InTensorFlow(), IMAGES)
+    method = made(model)
+    if why == "no positions":
+        relu, given = (jax.nn.relu, jnp.asarray) if framework == "jax" else (tf.nn.relu, tf.constant)
+        method, images = GuidedBackprop(lambda x: relu(x)), given(IMAGES[:, 0, 0])
+    with pytest.raises(OptionError, match=message):
+        method.export(tmp_path / f"map{'.stablehlo' * (framework == 'jax')}", images, sizes="dynamic", labels=labels)
+    assert not list(tmp_path.iterdir())
 
 
 def tapped(x):

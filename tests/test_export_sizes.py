@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from guided_backprop import GradCAM, GuidedBackprop, GuidedGradCAM, ModelError, OptionError, Saliency, SmoothGrad
+from guided_backprop import (
+    GradCAM,
+    GuidedBackprop,
+    GuidedGradCAM,
+    ModelError,
+    OptionError,
+    RectGrad,
+    Saliency,
+    SmoothGrad,
+)
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.torch.export import any_size, decompose, graph, maps, pools
 from guided_backprop.backends.torch.export.any_size import linear, nearest
@@ -260,6 +269,8 @@ def test_what_has_no_sizes_to_be_free_is_refused(tmp_path):
     method = GuidedBackprop(NETWORKS["an output with positions"][0]())
     with pytest.raises(OptionError, match="for labels that have none"):
         method.export(tmp_path / "map.onnx", IMAGES, sizes="dynamic", labels="weights")
+    with pytest.raises(OptionError, match="each value alone; received rectified, which ranks"):
+        RectGrad(NETWORKS["an output with positions"][0]()).export(tmp_path / "map.onnx", IMAGES, sizes="dynamic")
     with pytest.raises(OptionError, match="sizes must be"):
         method.export(tmp_path / "map.onnx", IMAGES, sizes="any")
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -16,7 +19,7 @@ import openvino
 import pytest
 import torch
 import uvicorn
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import text_format
 from numpy.testing import assert_allclose
 from torch import nn
 
@@ -237,37 +240,23 @@ def test_photos_are_served(method, tmp_path):
             assert error in answer.json()["error"]
 
 
-# Triton's model_config.proto, as far as the documentation uses it: fields by message, with their kinds.
-TRITON = {
-    "Config": {"name": "s", "platform": "s", "max_batch_size": "i", "input": "*Port", "output": "*Port",
-               "dynamic_batching": "Batching"},
-    "Port": {"name": "s", "data_type": "Kind", "dims": "*i", "reshape": "Reshape"},
-    "Reshape": {"shape": "*i"},
-    "Batching": {"max_queue_delay_microseconds": "i"},
-}  # fmt: skip
 KINDS = {"TYPE_BOOL": "tensor(bool)", "TYPE_UINT8": "tensor(uint8)", "TYPE_INT64": "tensor(int64)",
          "TYPE_FP32": "tensor(float)"}  # fmt: skip
 
 
+@cache
+def triton() -> ModuleType:
+    """Return Triton's own definition of its configuration; nothing else is needed of the package that it is in."""
+    (package,) = find_spec("tritonclient").submodule_search_locations
+    spec = spec_from_file_location("model_config_pb2", Path(package) / "grpc" / "model_config_pb2.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def parsed(text: str) -> Any:
-    """Return a configuration of Triton's, read as protobuf reads it."""
-    file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="triton")
-    kind = file.enum_type.add(name="Kind")
-    for number, name in enumerate(KINDS):
-        kind.value.add(name=name, number=number)
-    for name, fields in TRITON.items():
-        message = file.message_type.add(name=name)
-        for number, (field, form) in enumerate(fields.items(), start=1):
-            one = message.field.add(name=field, number=number, label=3 if form.startswith("*") else 1)
-            form = form.removeprefix("*")  # noqa: PLW2901
-            if form in TRITON or form == "Kind":
-                one.type, one.type_name = (14 if form == "Kind" else 11), f".triton.{form}"
-            else:
-                one.type = {"s": 9, "i": 3}[form]
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    made = message_factory.GetMessageClass(pool.FindMessageTypeByName("triton.Config"))
-    return text_format.Parse(text, made())
+    """Return a configuration of Triton's, as Triton reads it."""
+    return text_format.Parse(text, triton().ModelConfig())
 
 
 def fits(said: Any, ports: Any) -> bool:
@@ -275,9 +264,7 @@ def fits(said: Any, ports: Any) -> bool:
     known = {port.name: port for port in ports}
     shapes = [list(port.reshape.shape) if port.HasField("reshape") else list(port.dims) for port in said]
     return all(
-        KINDS[port.DESCRIPTOR.fields_by_name["data_type"].enum_type.values[port.data_type].name]
-        == known[port.name].type
-        and shape == known[port.name].shape[1:]
+        KINDS[triton().DataType.Name(port.data_type)] == known[port.name].type and shape == known[port.name].shape[1:]
         for port, shape in zip(said, shapes, strict=True)
     )
 
@@ -292,8 +279,10 @@ def test_configurations_of_other_servers_are_of_what_is_exported(path):
     assert {port.name for port in found.input} == {port.name for port in session.get_inputs()}
     assert fits(found.input, session.get_inputs())
     assert fits(found.output, session.get_outputs())
-    # Planted faults: of other sizes, and of another kind.
+    # Planted faults: of other sizes, of another kind, and with a field that Triton does not know.
     assert not fits(parsed(config.replace("3, 9, 8", "9, 8, 3")).output, session.get_outputs())
     assert not fits(parsed(config.replace("TYPE_INT64", "TYPE_FP32")).input, session.get_inputs())
+    with pytest.raises(text_format.ParseError, match="no field named"):
+        parsed(config.replace("max_batch_size", "max_batch_sizes"))
     (said,) = json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL).group(1))["model_config_list"]
     openvino.Core().compile_model(path, "CPU", said["config"]["plugin_config"])

@@ -21,10 +21,14 @@ def digest(network: Model) -> str | None:
         >>> before == digest(layer)
         False
     """
-    arrays = list(_weights(network))
+    return digest_of(_weights(network))
+
+
+def digest_of(weights: Iterable[tuple[str, Array]]) -> str | None:
+    """Return a digest of arrays and their names; None of none."""
+    arrays, known = list(weights), sha256()
     if not arrays:
         return None
-    known = sha256()
     for name, weight in arrays:
         array = np.ascontiguousarray(as_numpy(weight))
         known.update(f"{name} {array.dtype} {array.shape} ".encode())

@@ -45,6 +45,10 @@ class Graph(ABC):
     turns: Sequence[int]
     least: Sequence[Sequence[int]] = ()
 
+    def digest(self) -> str | None:
+        """Return a digest of what the model held when it was recorded, where it is no module that says so itself."""
+        return None
+
     @abstractmethod
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
         """Run it in its own framework, on images and labels; return its results by name."""

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from guided_backprop.arrays import Inputs, Model
+from guided_backprop.backends.base import Backend
 from guided_backprop.coverage import Coverage
 from guided_backprop.digest import digest
 from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, OptionError
@@ -20,6 +21,7 @@ from guided_backprop.export.metadata import Metadata
 from guided_backprop.export.photos import Photos
 from guided_backprop.export.plan import LabelKind, Plan, Sizes
 from guided_backprop.methods.trial import Explain, Exportable, Shown, Trial, one_by_one
+from guided_backprop.rules import Rectified
 from guided_backprop.subject import Subject
 
 _GRAPHS: Final = {
@@ -94,6 +96,8 @@ def recorded_together(
     found = [shown(place, inputs, None) for place in range(len(methods))]
     subject = methods[0].subject
     framework = subject.backend(inputs).framework
+    if sizes == "dynamic":
+        _require_free(subject.backend(inputs), inputs, plans, found[0].outputs.shape)
     # Of one image alone a trace would not know its axis from others of size 1.
     given = inputs if inputs.count > 1 else inputs.rows(np.zeros(_FEW, np.intp))
     if framework in _GRAPHS:
@@ -112,7 +116,7 @@ def recorded_together(
         trial = Trial(method, shown, made.precise, place, inputs, explained, plan, may_round, made.cause)
         metadata = Metadata(
             method.name, plan.rule.name, subject.name, explained.head, labels, plan.reducer, explained.coverage,
-            versions, weights, layer=_layer(method), least_sizes=graph.least or None,
+            versions, weights or graph.digest(), layer=_layer(method), least_sizes=graph.least or None,
         )  # fmt: skip
         together.append(Recorded(graph, trial, metadata))
     return together
@@ -124,6 +128,25 @@ def require_gradient(method: Exportable, plans: Sequence[Plan], framework: str) 
         raise OptionError(
             f"a program of {framework} is of a method of one pass, of images; received {method!r:.80}. "
             "Take Saliency, DeconvNet, GuidedBackprop or RectGrad, and no photos."
+        )
+
+
+def _require_free(backend: Backend, inputs: Inputs, plans: Sequence[Plan], output: Sequence[int]) -> None:
+    """Raise OptionError where no size can be free."""
+    ranking = [plan.rule.name for plan in plans if isinstance(plan.rule, Rectified)]
+    if ranking:
+        # Which place in the order a percentile is depends on how many values there are.
+        raise OptionError(
+            f'sizes="dynamic" is for rules that look at each value alone; received {ranking[0]}, which ranks those of '
+            'a layer. Leave it out, for sizes="fixed".'
+        )
+    has_positions = any(backend.axes_of_positions(array) for array in inputs.arrays)
+    if not has_positions or (plans[0].labels == "weights" and len(output) > 2):
+        shapes = ", ".join(str(tuple(array.shape)) for array in inputs.arrays)
+        raise OptionError(
+            'sizes="dynamic" is for images with positions, and for labels that have none; received images of shape '
+            f"{shapes}, and labels={plans[0].labels!r} for an output of shape {tuple(output)}. Leave it out, for "
+            'sizes="fixed".'
         )
 
 

@@ -26,7 +26,8 @@ from guided_backprop.backends.jax.hidden.findings import numbered
 from guided_backprop.backends.jax.passes import of_classes, passes
 from guided_backprop.backends.refusals import unsettled
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import GuidedBackpropError, ModelError, OptionError
+from guided_backprop.digest import digest_of
+from guided_backprop.errors import GuidedBackpropError, ModelError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.photos import Photos
@@ -60,7 +61,13 @@ _Explain = Callable[[Sequence[jax.Array]], _Passed]
 
 
 class Recorder(JaxBackend):
-    """A model whose pass for one image can be put into a larger program."""
+    """A model whose pass for one image can be put into a larger program.
+
+    Attributes:
+        constants: the arrays that this pass holds.
+    """
+
+    constants: Sequence[Any]
 
     def one_image(self, given: Inputs, rule: ReluRule, free: Free | None = None) -> tuple[_Explain, Coverage]:
         """Return what explains one image, and what was done with each non-linearity; of any size if some are free.
@@ -74,6 +81,7 @@ class Recorder(JaxBackend):
         if len({Recorder(self.setup).gates(one, rule) for one in images}) > 1:
             raise unsettled("a value that some of them show to be one, and others don't,")
         made = self.prepared(image, (rule,), undo_head=self.setup.undo_head)
+        self.constants = made.constants
         if free is not None:
             made = self._of_any_size(image, rule, free, made)
 
@@ -162,31 +170,13 @@ class JaxGraph(Graph):
             plan.photos.pixels(np.asarray(arrays[0]))
             self._dtype, names = arrays[0].dtype, ["photos"]
         self.inputs = (*names, "labels", *([] if plan.noise is None else noise_names(names, self._floats)))
-        is_free = not all(isinstance(size, int) for size in output.shape)
-        if is_free and plan.labels == "weights":
-            raise OptionError(
-                'sizes="dynamic" is for labels that have no positions; received labels="weights" for an output of '
-                f'shape {output.shape}. Leave it out, for sizes="fixed".'
-            )
         self._program = self._stored(arrays, output)
 
     def _free_of(self, first: Inputs) -> Free | None:
-        """Return which sizes are free.
-
-        Raises:
-            OptionError: there are none that can be.
-        """
-        plan = self._plan
-        if plan.sizes == "fixed":
+        """Return which sizes are free."""
+        if self._plan.sizes == "fixed":
             return None
-        axes = [self._recorder.axes_of_positions(array) for array in first.arrays]
-        if not any(axes):
-            shapes = ", ".join(str(array.shape) for array in first.arrays)
-            raise OptionError(
-                f'sizes="dynamic" is for images with positions; received images of shape {shapes}. Leave it out, for '
-                'sizes="fixed".'
-            )
-        free = Free(first, axes)
+        free = Free(first, [self._recorder.axes_of_positions(array) for array in first.arrays])
         self.least = free.least
         return free
 
@@ -288,6 +278,10 @@ class JaxGraph(Graph):
 
     def _class_axis(self, output: jax.Array) -> int:
         return self._recorder.channel_axis(output) or 1
+
+    def digest(self) -> str | None:
+        known = [one for one in self._recorder.constants if not jnp.issubdtype(one.dtype, jax.dtypes.extended)]
+        return digest_of((str(place), one) for place, one in enumerate(known))
 
     def run(self, inputs: Sequence[NumpyArray]) -> Mapping[str, NumpyArray]:
         return _called(self._program, inputs, self.outputs)

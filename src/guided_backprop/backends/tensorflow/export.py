@@ -22,7 +22,7 @@ from guided_backprop.backends.tensorflow.graph.functions import keep_functions, 
 from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE
 from guided_backprop.backends.tensorflow.maps import are_finite, fitted, moment, of_pixels, positive, scaled
 from guided_backprop.backends.tensorflow.plan import Copy, differentiate
-from guided_backprop.errors import ModelError, OptionError
+from guided_backprop.errors import ModelError
 from guided_backprop.export.engine import Engine
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.plan import TOP, WEIGHTS, Noise, Plan, Sizes, noise_names, port_names
@@ -233,12 +233,6 @@ class TensorFlowGraph(Graph):
     def _least(self, given: Inputs) -> list[list[int]]:
         """Return the least sizes of each input, which are tried: half of the example's."""
         axes = [self._recorder.axes_of_positions(array) for array in given.arrays]
-        if not any(axes):
-            shapes = ", ".join(str(tuple(array.shape)) for array in given.arrays)
-            raise OptionError(
-                f'sizes="dynamic" is for images with positions; received images of shape {shapes}. Leave it out, for '
-                'sizes="fixed".'
-            )
         return [
             [max(1, array.shape[axis] // 2) for axis in along] for array, along in zip(given.arrays, axes, strict=True)
         ]

@@ -1,5 +1,6 @@
 """Finds the softmax or sigmoid that a traced model ends in."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from guided_backprop.backends.jax.graph.program import Step, Value
@@ -39,7 +40,6 @@ def head_of(output: Value) -> Head | None:
 
 
 def _keeps_size(step: Step) -> bool:
-    before, after = step.inputs[0].aval.shape, step.outputs[0].aval.shape
-    return sorted(size for size in before if size != 1) == sorted(size for size in after if size != 1) or (
-        step.word == "reshape"
-    )
+    # Counted, and not sorted: of sizes that are free none is known to be the larger one.
+    before, after = (Counter(size for size in one.aval.shape if size != 1) for one in (step.inputs[0], step.outputs[0]))
+    return before == after or step.word == "reshape"

@@ -22,7 +22,7 @@ from guided_backprop.backends.torch.export.words import WORDS
 from guided_backprop.backends.torch.export.writer import Writer
 from guided_backprop.backends.torch.model.images import as_tensor
 from guided_backprop.coverage import Coverage
-from guided_backprop.errors import ImageError, OptionError
+from guided_backprop.errors import ImageError
 from guided_backprop.export.engine import Engine, OnnxRuntime
 from guided_backprop.export.graph import Graph
 from guided_backprop.export.plan import TOP, WEIGHTS, Cam, Plan, noise_names, port_names
@@ -235,7 +235,7 @@ class _Recording:
             self._dtype = tensors.arrays[0].dtype
             pixels = torch.as_tensor(photos.pixels(as_numpy(tensors.arrays[0])))
             self.examples = [pixels, *labels]
-        self.free = self._free(tensors, len(labels), len(drawn), output)
+        self.free = self._free(tensors, len(labels), len(drawn))
         self.images, self._labels = len(tensors.arrays), len(labels)
         floats = [self._recorder.is_floating(tensor) for tensor in tensors.arrays]
         names = port_names(given, floats)[0]
@@ -250,7 +250,7 @@ class _Recording:
         has_map = floats if cam is None else self._with_positions(tensors)
         self.ports = [_Ports(inputs, port_names(given, has_map)[1], self.examples, self.free)] * len(plans)
 
-    def _free(self, images: Inputs, labels: int, noisy: int, output: torch.Tensor) -> list[dict[int, Free]]:
+    def _free(self, images: Inputs, labels: int, noisy: int) -> list[dict[int, Free]]:
         """Return which axes of the examples have a size that is free, and which size that is."""
         recorder, free = self._recorder, list[dict[int, Free]]()
         if self._plan.sizes == "fixed":
@@ -258,13 +258,6 @@ class _Recording:
         for place, image in enumerate(images.arrays):
             axes = recorder.axes_of_positions(image) if self._plan.photos is None else [1, 2]
             free.append({axis: (place, axis) for axis in axes})
-        if not any(free) or (self._plan.labels == "weights" and output.ndim > 2):
-            shapes = ", ".join(str(tuple(image.shape)) for image in images.arrays)
-            raise OptionError(
-                'sizes="dynamic" is for images with positions, and for labels that have none; received images of shape '
-                f"{shapes}, and labels={self._plan.labels!r} for an output of shape {tuple(output.shape)}. Leave it "
-                'out, for sizes="fixed".'
-            )
         noises = [
             {axis + 1: size for axis, size in axes.items()}
             for axes, image in zip(free, images.arrays, strict=True)

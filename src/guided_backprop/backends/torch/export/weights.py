@@ -5,7 +5,7 @@ Weights can be changed in ways that nothing counts, so all of their memory is re
 
 import operator
 import types
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple, Self
@@ -70,6 +70,7 @@ class _State(NamedTuple):
                 if part is not None and id(part) not in known:
                     known.add(id(part))
                     modules.append(part)
+        made_of += _code_of(_methods_of(modules))
         return cls(made_of, tensors, modules, not in_arrays)
 
 
@@ -98,6 +99,12 @@ class _Makeup:
         self._empty = [source for source in sources if not source]
         self._sources = [source for source in sources if source]
         self._held = list(self._now())
+        # As a notebook that loads edited files anew puts it into classes.
+        self._methods = _methods_of(state.modules)
+        self._code = self._code_now()
+
+    def _code_now(self) -> list[object]:
+        return [*map(len, map(operator.itemgetter(0), self._methods)), *_code_of(self._methods)]
 
     def _now(self) -> Iterator[object]:
         """Return what can tell that something is another one."""
@@ -115,6 +122,7 @@ class _Makeup:
             and not any(self._empty)
             and all(map(operator.is_, map(type, self._parts), self._types))
             and all(map(operator.is_, self._now(), self._held))
+            and self._code_now() == self._code
         )
 
 
@@ -122,6 +130,17 @@ def _end_of(space: dict[str, object]) -> int:
     """Return how many names at the end of a namespace are the module's own; all where others are among these."""
     count = sum(name not in _FIRST for name in space)
     return count if _FIRST.isdisjoint(islice(reversed(space), count)) else len(space)
+
+
+def _methods_of(modules: Iterable[nn.Module]) -> list[tuple[Mapping[str, object], str]]:
+    """Return where the classes of modules that are not PyTorch's own hold functions, and by which names."""
+    kinds = chain.from_iterable(type(module).__mro__ for module in modules)
+    spaces = [vars(kind) for kind in dict.fromkeys(kinds) if not kind.__module__.startswith("torch.")]
+    return [(space, name) for space in spaces for name, held in space.items() if isinstance(held, types.FunctionType)]
+
+
+def _code_of(methods: Iterable[tuple[Mapping[str, object], str]]) -> list[object]:
+    return [getattr(space.get(name), "__code__", None) for space, name in methods]
 
 
 def _sources_of(module: nn.Module) -> Iterator[Collection[object]]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from guided_backprop.backends import spelling
 from guided_backprop.backends.evidence import other_images
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict, judge
@@ -115,6 +116,19 @@ def test_the_largest_of_a_row_are_no_gate():
     together = np.concatenate([X, *other_images(X), X - 2]).reshape(-1, 72)
     kept = np.where(together >= np.sort(together, axis=1)[:, -9:-8], together, 0)
     assert judge(kept, together, ranks=Ranks.ALL).verdict is Verdict.NONE
+
+
+def test_what_is_less_its_smallest_is_no_gate_of_it(monkeypatch):
+    """It is 0 once in each row, of what is below 0 itself; a mask that closes as many elsewhere is a gate."""
+    x = np.random.default_rng(1).normal(size=(3, 8, 6, 6))
+    low, high = x.min((2, 3), keepdims=True), x.max((2, 3), keepdims=True)
+    for y in ((x - low) / (high - low), (high - x) / (high - low)):
+        assert judge(y, x, ranks=Ranks.SOME).verdict is Verdict.NONE
+        with monkeypatch.context() as planted:
+            planted.setattr(spelling, "_are_ends_of_rows", lambda *_: False)
+            assert judge(y, x, ranks=Ranks.SOME).verdict is not Verdict.NONE
+    second = x == np.sort(x.reshape(24, 36))[:, 1].reshape(3, 8, 1, 1)
+    assert judge(np.where(second, 0, x), x).verdict is Verdict.PARTIAL
 
 
 def test_planted_fault_two_values_refute():

@@ -96,8 +96,8 @@ def safe_elu(x):
     return jnp.where(x > 0, x, jnp.expm1(jnp.where(x > 0, 0.0, x)))
 
 
-def leaking(x):
-    return x + 2 * jnp.where(x > 0, x, 0)
+def gate(x):
+    return jnp.where(x > 0, x, 0)
 
 
 #: These hide one in a way that values or derivatives leave open.
@@ -115,7 +115,7 @@ REFUSED = {
     # The number that is put there for the exponential is more than that: it is added as well, or chosen elsewhere.
     "a safe exponential and what is safe": lambda x: safe_elu(x) + jnp.where(x > 0, 0.0, x),
     "a safe slope on another side": lambda x: jnp.where(x > 1, x, 2 * jnp.where(x > 0, 0.0, x)),
-    "a gate of what is safe": lambda x: jnp.where(x > 1, jnp.tanh(x), leaking(jnp.where(x > 1, 0.0, x))),
+    "a gate of what is safe": lambda x: jnp.where(x > -1, gate(jnp.where(x > -1, x, 3.0)), x),
     "logarithm of a guarded exponential": lambda x: jnp.log(jnp.where(x > 0, jnp.exp(x), 1)),
 }
 
@@ -153,6 +153,10 @@ def response_norm(x):
 
 def layer_norm(x):
     return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def spread(x):
+    return x.max(1) - x.min(1)
 
 
 #: No ReLU is in these, in front of one or behind one.
@@ -196,5 +200,10 @@ FINE = {
     "safe logarithms": lambda x: jnp.where(
         x < 0, -jnp.log1p(jnp.where(x < 0, -x, 0)), jnp.log1p(jnp.where(x < 0, 0, x))
     ),
+    "a sigmoid that never overflows": lambda x: jnp.where(
+        x >= 0, 1 / (1 + jnp.exp(-jnp.where(x >= 0, x, 0))), (lambda e: e / (1 + e))(jnp.exp(jnp.where(x >= 0, 0, x)))
+    ),
+    "saturation": lambda x: jnp.where(x.max(1) > 0, spread(x) / jnp.where(spread(x) > 0, spread(x), 1), 0)[:, None] * x,
+    "a complex number by its size": lambda x: (x * (jnp.tanh(abs(x + 1j * x)) + 0j)).real,
     "softmax over an axis of its own": lambda x: jax.vmap(jax.nn.softmax, 1, 1)(x.reshape(-1, 2, 4)).reshape(x.shape),
 }

@@ -4,7 +4,7 @@ Values of one sign tell no ReLU from the identity. Where they have it however th
 gate could close, so there is no ReLU but the explicit ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from enum import Flag, auto
 from functools import reduce
 from operator import and_, or_
@@ -114,6 +114,18 @@ def sign_of_difference(operands: Sequence[Ref], extreme_of: Callable[[Ref], tupl
         if word in _LESS_ITS_OWN and of == value:
             return turn(_LESS_ITS_OWN[word])
     return Sign.UNKNOWN
+
+
+def sign_of_range(first: tuple[str, Hashable] | None, second: tuple[str, Hashable] | None) -> Sign:
+    """Return what is known of the largest of some numbers less the smallest of these, or the other way round.
+
+    Args:
+        first: whether it is the largest ("max") or the smallest ("min"), and of what; None if it is neither.
+        second: the same of what is taken away.
+    """
+    if first is None or second is None or first[1] != second[1] or {first[0], second[0]} != {*_LESS_ITS_OWN}:
+        return Sign.UNKNOWN
+    return turned(_LESS_ITS_OWN[first[0]])
 
 
 def turned(sign: Sign) -> Sign:

@@ -13,6 +13,7 @@ evidence, for no value tells a ReLU from the identity there. Then the values of 
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
@@ -86,6 +87,8 @@ _AT_ZERO: Final = 7.0
 _LEFT: Final = 32
 # So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
 _FEW: Final = 12
+# So many values of a row are not each as likely as the others to be its end: of all closed ones, a chance of 16**-12.
+_LEAST_ROW: Final = 16
 # So many values of a maximum of two tell that the other value is 0.
 _MANY_OF_TWO: Final = 32
 
@@ -259,6 +262,9 @@ def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
     if signs.size < _FEW or not (signs.all() or (~signs).all()) or np.unique(x[is_closed]).size == 1:
         # One value that is 0 there was closed before, as what a ReLU gave less a number.
         return False
+    if _are_ends_of_rows(x, is_closed):
+        # A value less the smallest of its row, or divided by what that made.
+        return False
     # What is 0 itself is on neither side.
     is_other, size = x < 0 if signs[0] else x > 0, np.abs(x)
     low, high, kept = size[is_closed].min(), size[is_closed].max(), size[~is_closed & ~is_other & (x != 0)]
@@ -266,3 +272,14 @@ def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:
         # What is closed lies between what is open, as of a soft shrink.
         return False
     return bool(is_other.sum() >= _FEW and (y[is_other] != 0).all())
+
+
+def _are_ends_of_rows(x: NumpyArray, is_closed: NumpyArray) -> bool:
+    """Tell whether one value of each row of many is closed, and always the largest, or always the smallest."""
+    inner = range(1, x.ndim)
+    for axes in (axes for count in inner for axes in combinations(inner, count)):
+        if np.prod([x.shape[axis] for axis in axes]) < _LEAST_ROW or (is_closed.sum(axes) != 1).any():
+            continue
+        if any((is_closed <= (x == end(x, axes, keepdims=True))).all() for end in (np.max, np.min)):
+            return True
+    return False

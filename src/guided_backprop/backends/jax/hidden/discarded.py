@@ -34,28 +34,28 @@ class Discarded:
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
 
-    def is_all(self, step: Step) -> bool:
-        """Tell a choice that puts one number in places which a later choice leaves out, whatever it goes through."""
+    def kept(self, step: Step) -> Value | None:
+        """Return what a choice takes where it puts no number, if a later choice leaves out all that it puts."""
         if not _is_choice(step):
-            return False
+            return None
         mask, *cases = step.inputs
         put = [bool(number) for number, case in enumerate(cases) if not case.depends and self._facts.is_uniform(case)]
         if len(put) != 1:
-            return False
+            return None
         said, is_opposite = self._condition(mask)
         found, waiting = {step}, [step]
         while waiting:
             made = waiting.pop().outputs[0]
             if not made.uses or id(made) in self._facts.results:
-                return False
+                return None
             for use in made.uses:
                 if use in found or self._leaves_out(made, use, said, is_put_if=put[0] != is_opposite):
                     continue
                 if use.name not in _POINTWISE:
-                    return False
+                    return None
                 found.add(use)
                 waiting.append(use)
-        return True
+        return cases[not put[0]]
 
     def _leaves_out(self, value: Value, step: Step, said: Hashable, *, is_put_if: bool) -> bool:
         """Tell a choice by the same condition, which takes another value wherever that was put."""

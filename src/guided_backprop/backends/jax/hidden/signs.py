@@ -1,6 +1,6 @@
 """Which sign the numbers of a program's values have, by the steps that make them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Final, TypeVar
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from guided_backprop.backends import guards
 from guided_backprop.backends.jax.graph.program import Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Kind, Operation
-from guided_backprop.backends.signs import Sign, sign_of, sign_of_array, sign_of_difference
+from guided_backprop.backends.signs import Sign, sign_of, sign_of_array, sign_of_difference, sign_of_range
 
 # They go by the word of what they are like, and may give another sign.
 _UNLIKE_THEIR_WORD: Final = frozenset({"scatter-sub", "scatter_sub", "scatter-mul", "scatter_mul"})
@@ -67,7 +67,8 @@ class Signs:
         is_square = step.word == "mul" and step.inputs[0] is step.inputs[1]
         of = [self._signs[operand] for operand in _made_of(value)]
         sign = sign_of(Operation(step.kind, step.word), of, step.exponent, is_square=is_square)
-        return sign | shift_of(step)
+        is_range = step.word == "sub"
+        return sign | shift_of(step) | (sign_of_range(*map(_chosen, step.inputs)) if is_range else Sign.UNKNOWN)
 
 
 def shift_of(step: Step) -> Sign:
@@ -76,6 +77,18 @@ def shift_of(step: Step) -> Sign:
         return Sign.UNKNOWN
     first, second = step.inputs
     return sign_of_difference((first, second), lambda other: _extreme_of(other, first if other is second else second))
+
+
+def _chosen(value: Value) -> tuple[str, Hashable] | None:
+    """Return whether a value is the largest or smallest of another one, and of which, how chosen and how repeated."""
+    how: list[Hashable] = []
+    while value.step is not None and value.step.name == "broadcast_in_dim":
+        how.append(str(value.step.eqn.params))
+        value = value.step.inputs[0]
+    step = value.step
+    if step is None or step.name not in _EXTREMES:
+        return None
+    return step.word, (step.inputs[0], str(step.eqn.params["axes"]), *how)
 
 
 def _outside(value: Value) -> Value:

@@ -102,19 +102,20 @@ class Taint:
         held = self._visit_inside(step)
         if step.relu is None and self.is_vouched(step):
             return
-        shown, is_excused, is_idle = self._shown(step, held), self._is_excused(step), self._discarded.is_all(step)
+        kept = self._discarded.kept(step)
+        shown, is_excused = self._shown(step, held, step.inputs if kept is None else [kept]), self._is_excused(step)
         for value in step.outputs:
             if not value.depends or value in self._ended:
                 continue
             size = _size(value)
-            is_met = value.carries and not is_idle and shown.nominates(size) is not None
+            is_met = value.carries and kept is None and shown.nominates(size) is not None
             if is_met and value.is_live and not is_excused:
                 self._nominate(value, shown, step, block)
             self._notes[value] = shown.note(size, is_falling=is_met)
 
-    def _shown(self, step: Step, held: Sequence[Note[Value]]) -> nomination.Step[Value]:
-        """Return a step as nomination.py asks; an activation of several steps is one of its input."""
-        row, operands = Operation(step.kind, step.word), [self._operand(value) for value in step.inputs]
+    def _shown(self, step: Step, held: Sequence[Note[Value]], inputs: Sequence[Value]) -> nomination.Step[Value]:
+        """Return a step as nomination.py asks, of what counts of its inputs; an activation is one of its input."""
+        row, operands = Operation(step.kind, step.word), [self._operand(value) for value in inputs]
         if parts := self._interleaved(step):
             row, operands = Operation(Kind.MOVES, "concatenate"), [self._operand(value) for value in parts]
         elif step.is_switch:

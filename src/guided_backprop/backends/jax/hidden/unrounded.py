@@ -38,7 +38,7 @@ def is_rounding(step: Step) -> bool:
         return True
     if step.name not in _CASTS:
         return False
-    return _is_real(step.inputs[0]) != _is_real(step.outputs[0]) and step.outputs[0].aval.dtype != bool
+    return _is_smooth(step.inputs[0]) != _is_smooth(step.outputs[0]) and step.outputs[0].aval.dtype != bool
 
 
 def has_rounding(block: Block) -> bool:
@@ -62,7 +62,7 @@ def unrounded(step: Step, operands: Sequence[Any]) -> list[Any] | None:
 def _cast(step: Step, given: Any, value: Value) -> list[Any] | None:
     """Return numbers where they are cast to integers, and the same where these are cast back."""
     is_of_bits, kind = step.name == "bitcast_convert_type", step.outputs[0].aval.dtype
-    if _is_real(value):
+    if _is_smooth(value):
         is_whole = kind.itemsize == value.aval.dtype.itemsize
         return [_Bits(given) if is_of_bits and is_whole else given] if is_whole or not is_of_bits else None
     if is_of_bits:
@@ -97,5 +97,6 @@ def _is_held(operand: Any, value: Value) -> bool:
     return isinstance(operand, _Bits) or (is_integer and jnp.issubdtype(operand.dtype, jnp.floating))
 
 
-def _is_real(value: Value) -> bool:
-    return bool(jnp.issubdtype(value.aval.dtype, jnp.floating))
+def _is_smooth(value: Value) -> bool:
+    """Tell real or complex numbers, which have derivatives."""
+    return bool(jnp.issubdtype(value.aval.dtype, jnp.inexact))

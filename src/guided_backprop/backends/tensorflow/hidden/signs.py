@@ -8,7 +8,14 @@ from typing import Final
 import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-from guided_backprop.backends.signs import Sign, sign_of, sign_of_array, sign_of_difference, sign_of_numbers
+from guided_backprop.backends.signs import (
+    Sign,
+    sign_of,
+    sign_of_array,
+    sign_of_difference,
+    sign_of_numbers,
+    sign_of_range,
+)
 from guided_backprop.backends.tensorflow.graph.nodes import VALUES, Graph, attribute, operand_refs, word_of
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, SHAPES
 
@@ -39,7 +46,8 @@ def sign_of_node(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> Sign:
     refs, row = operand_refs(node), OPERATIONS[node.op]
     is_square = node.op == "Mul" and _is_square(graph, *refs)
     sign = sign_of(row, _made_of(graph, node, operands), exponent_of(graph, node), is_square=is_square)
-    return sign | shift_of(graph, node)
+    extremes = [_extreme_of(graph, ref) for ref in refs] if node.op == "Sub" else [None, None]
+    return sign | shift_of(graph, node) | sign_of_range(*extremes)
 
 
 def shift_of(graph: Graph, node: NodeDef) -> Sign:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.signs import Sign, sign_of, sign_of_numbers
+from guided_backprop.backends.signs import MAGNITUDES, Sign, sign_of, sign_of_numbers
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 
 # They go by the word of what they are like, and may give another sign.
@@ -47,7 +47,8 @@ def sign_of_result(
     is_turned = any(_is_number(arg) and (arg < 0 or row.kind is Kind.CLIP) for arg in named.values())
     is_turned |= row.word in ("add", "sub", "rsub") and any(_is_number(arg) and arg < 0 for arg in args[2:])
     is_unlike = name in _UNLIKE_THEIR_WORD or row.word == "create"
-    if is_unlike or is_turned or any(tensor.is_complex() for tensor in tensors):
+    is_complex = row.word not in MAGNITUDES and any(tensor.is_complex() for tensor in tensors)
+    if is_unlike or is_turned or is_complex:
         return Sign.UNKNOWN
     if name == "threshold":
         return Sign.NOT_NEGATIVE if min(_numbers(args)) >= 0 else Sign.UNKNOWN

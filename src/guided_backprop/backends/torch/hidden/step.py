@@ -12,7 +12,7 @@ import torch
 from guided_backprop.backends import nomination, notes
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
-from guided_backprop.backends.signs import Sign, sign_of_difference
+from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Extreme, Note, Operand, Value, is_inside_own
 from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
@@ -41,6 +41,15 @@ _OF_ONE_PLACE: Final = frozenset({"select", "unbind"})
 # Of so few values of a row, made the same length, the signs are told.
 _FEW: Final = 3
 _BOUNDS: Final = frozenset({"clamp", "clamp_max", "clamp_min"})
+# Where the place of 0 stands among what they are given, and the lowest of the levels, which the highest follows.
+_LEVELS: Final = {
+    "fake_quantize_learnable_per_channel_affine": (2, 4),
+    "fake_quantize_learnable_per_tensor_affine": (2, 3),
+    "fake_quantize_per_channel_affine_cachemask": (2, 4),
+    "fake_quantize_per_tensor_affine_cachemask": (2, 3),
+    "fake_quantize_per_tensor_affine_cachemask_tensor_qparams": (2, 4),
+    "fused_moving_avg_obs_fq_helper": (6, 8),
+}
 # Beside so large a part of a row's norm the others show.
 _MOST: Final = 0.99
 # By so many units in the last place rounding may turn a row, and so large a part of all rows are many.
@@ -76,6 +85,10 @@ class Step(nomination.Step[Value]):
         self.name, self._args, self._named, self._tensors = name, args, named, operands
         row = _GUARD if _is_untainted_guard(name, args, operands) else _row(name, args, named)
         ends = [read] if read is not None and row.word in _ENDS and name not in _OF_ONE_PLACE else []
+        shown, numbers = operands, _numbers(row.kind, row.word, args, named)
+        if name in _LEVELS and not _ends_at_zero(name, args):
+            # It bounds by numbers that are not 0, and rounds what lies between.
+            row, shown, numbers = OPERATIONS["clamp"], [one for one in operands if one.note is not None], []
         row, self.is_ended = (Operation(Kind.MASKS, "gather"), True) if ends else (row, False)
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
         # What is optimised runs in functions of this library's, which give their results a gradient.
@@ -84,7 +97,7 @@ class Step(nomination.Step[Value]):
         self.falling = frozenset[int]().union(*(operand.note.falling for operand in operands if operand.note))
         super().__init__(
             row,
-            [*operands, *ends, *_numbers(row.kind, row.word, args, named)],
+            [*shown, *ends, *numbers],
             passes=is_passing and has_gradient and any(operand.is_active for operand in operands),
             is_relu=is_relu,
             is_choice=name in _REDUCES or any(one.is_active for one in placed) or _tells_signs(name, row.kind, args),
@@ -164,7 +177,16 @@ class Step(nomination.Step[Value]):
             return Sign.NOT_NEGATIVE
         tensors, signs = [operand.tensor for operand in self._tensors], [operand.sign for operand in self._tensors]
         sign = sign_of_result(self.name, self._args, self._named, tensors, signs)
-        return sign | self._shift(self.row.word)
+        return sign | self._shift(self.row.word) | self._range()
+
+    def _range(self) -> Sign:
+        """Return the sign of the largest of some numbers less the smallest of these; unknown if it is anything else."""
+        ends = [one.note.extreme if one.note else None for one in self._tensors]
+        first, second = ends if len(ends) == 2 else (None, None)
+        if self.name != "sub" or first is None or second is None or len(self._args) > 2 or self._named:
+            return Sign.UNKNOWN
+        is_one = first.version == second.version and first.is_of(second.of)
+        return sign_of_range((first.word, is_one), (second.word, True))
 
     def _shift(self, word: str) -> Sign:
         """Return the sign of a value less one of its own numbers, in its place; unknown if it is anything else."""
@@ -228,6 +250,13 @@ def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any
         for number in numbers
         if type(number) in (int, float)
     ]
+
+
+def _ends_at_zero(name: str, args: Sequence[Any]) -> bool:
+    """Tell whether the lowest or the highest of the levels that values are brought to is 0, in any channel."""
+    place, first = _LEVELS[name]
+    zeros = torch.as_tensor(args[place])
+    return any(bool((zeros.round() == end).any()) for end in args[first : first + 2])
 
 
 def _has_pole(name: str, word: str, operands: Sequence[Operand]) -> bool:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from guided_backprop import DeconvNet, GuidedBackprop, ImageError, LabelError, ModelError, OptionError, Saliency
-from guided_backprop.backends.torch.export.weights import Weights, key_of
+from guided_backprop.backends.torch.export.weights import key_of
 from guided_backprop.commands.main import command
 from guided_backprop.export import cache
 from guided_backprop.export.agreement import difference
@@ -245,6 +245,8 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_other_code_of_a_class_is_seen(edit):
+    from guided_backprop.backends.torch.export.weights import Weights
+
     class Own(nn.Module):
         def forward(self, x):
             return self.inner(x)

@@ -22,6 +22,10 @@ def test_what_a_bound_closes_is_a_relu_where_it_is_0():
     # A dozen values are enough, for that a bound is a threshold is known.
     assert judge_bounded(np.maximum(far[:1], 50) - 50, far[:1]).verdict is Verdict.CONVEX
     assert judge_bounded(np.minimum(X, 0), X).verdict is Verdict.CONCAVE
+    # Of what is never negative a mask takes small numbers for nothing, as of a splat's opacity.
+    small = np.where(np.abs(X) < 0.1, 0, np.abs(X))
+    assert judge_bounded(small, np.abs(X)).is_gate
+    assert judge_bounded(small, np.abs(X), is_of_one_sign=True).verdict is Verdict.NONE
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

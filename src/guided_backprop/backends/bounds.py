@@ -42,7 +42,7 @@ def judge_bounded(
     left = max(_LEFT_OF_LENGTHS, _LEFT * float(np.finfo(y.dtype).eps)) if y.dtype.kind == "f" else 0.0
     if not judgement.is_gate or judgement.slope is None or judgement.closed is None:
         near = _undone(y, x, left)
-        undone = None if near is None else judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE)
+        undone = None if near is None else judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE, **known)
         if undone is not None and undone.slope is not None:
             return Judgement(Verdict.PARTIAL)
         if near is not None and comb(near.size, int((near == 0).sum())) < _LEAST_WAYS:

@@ -43,7 +43,9 @@ def judge_bounded(
     if not judgement.is_gate or judgement.slope is None or judgement.closed is None:
         near = _undone(y, x, left)
         rounding = rounding if near is None else max(rounding, _step(near, x))
-        undone = None if near is None else judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE, **known)
+        # That one of two values is 0 says nobody but these numbers: the answer is the stricter one.
+        told = {**known, "is_of_two": False}
+        undone = None if near is None else judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE, **told)
         if undone is not None and undone.slope is not None:
             return Judgement(Verdict.PARTIAL)
         if near is not None and comb(near.size, int((near == 0).sum())) < _LEAST_WAYS:

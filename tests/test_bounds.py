@@ -22,6 +22,15 @@ def test_what_a_bound_closes_is_a_relu_where_it_is_0():
     # A dozen values are enough, for that a bound is a threshold is known.
     assert judge_bounded(np.maximum(far[:1], 50) - 50, far[:1]).verdict is Verdict.CONVEX
     assert judge_bounded(np.minimum(X, 0), X).verdict is Verdict.CONCAVE
+    # One that rounds what lies above it as well, as levels do, to one number here and there.
+    for levels, values in ((0.05, X), (0.5, X), (0.02, RNG.normal(size=(40, 12)))):
+        rounded = levels * np.round(np.maximum(values, 0) / levels)
+        assert judge_bounded(rounded, values + 2).is_gate
+        assert not judge_bounded(np.expm1(rounded), values + 2).is_gate
+    # Of what is never negative a mask takes small numbers for nothing, as of a splat's opacity.
+    small = np.where(np.abs(X) < 0.1, 0, np.abs(X))
+    assert judge_bounded(small, np.abs(X)).is_gate
+    assert judge_bounded(small, np.abs(X), is_of_one_sign=True).verdict is Verdict.NONE
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

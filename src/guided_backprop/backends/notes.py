@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import combinations, product
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, Self, TypeVar
 
 from guided_backprop.backends.signs import Sign
 
@@ -149,6 +149,11 @@ class Note(Generic[Ref]):
         left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none, roots=none)
         left = replace(left, ranked=frozenset(), summed=frozenset(), maxima=frozenset())
         return replace(left, lines=none, sources=sources, is_off=False)
+
+    def without(self, is_told: Callable[[Ref], bool]) -> Self:
+        """Return the same without what the taint came from, but for what is told of by another value."""
+        sources = tuple(one for one in self.sources if not is_told(one.ref))
+        return self if len(sources) == len(self.sources) else replace(self, sources=sources)
 
     @property
     def told(self) -> frozenset[Hashable]:

@@ -60,6 +60,16 @@ NONLINEARITIES = frozenset(
     """.split()
 )
 
+#: They give whole numbers next to those that they are given.
+ROUNDS = frozenset({"ceil", "floor", "rint", "round"})
+#: They are the same operation of integers and of other numbers; what they choose by stays as it is.
+ALIKE = frozenset(
+    """
+    abs add broadcast clamp concatenate copy cumsum flip identity matmul max maximum mean min minimum mul neg pad pow
+    relu reshape slice split squeeze stack sub sum transpose where
+    """.split()
+)
+
 
 class Operation(NamedTuple):
     """A row of a table.

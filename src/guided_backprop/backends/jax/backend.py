@@ -19,7 +19,7 @@ from jax.extend import core
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
 from guided_backprop.backends.chance import ANY_DRAW, shared_states
-from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of
+from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of, numbers_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.graph.batch import takes_for_one_image
 from guided_backprop.backends.jax.graph.composites import mark_activations
@@ -285,7 +285,8 @@ class JaxBackend(Backend):
         for name in sorted(audit.opaque - set(self.setup.vouch)):
             raise _hidden(name)
         try:
-            record = self._judged.get(known, lambda: Record.of(program, facts, self.setup.vouch, images))
+            judged = known, numbers_of(program)
+            record = self._judged.get(judged, lambda: Record.of(program, facts, self.setup.vouch, images))
         except GuidedBackpropError:
             raise
         except Exception as error:

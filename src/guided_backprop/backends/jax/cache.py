@@ -41,6 +41,8 @@ class Identity:
         return id(self._held)
 
 
+# So many numbers are looked at in each trace: there are no more slopes, as a rule.
+_MOST_SLOPES = 1 << 12
 #: What all methods of the process share.
 SHARED = Kept()
 
@@ -67,6 +69,13 @@ def key_of(program: Program) -> Hashable:
     constants = tuple((np.shape(array), str(jnp.asarray(array).dtype)) for array in program.constants)
     first = None if program.first is None else _block_key(program.first, numbers)
     return constants, first, _block_key(program.block, numbers)
+
+
+def numbers_of(program: Program) -> Hashable:
+    """Return where small constants are 0, or 1: as slopes these may make a ReLU of what was none with others."""
+    small = [array for array in map(jnp.asarray, program.constants) if array.size <= _MOST_SLOPES]
+    arrays = [np.asarray(array) for array in small if jnp.issubdtype(array.dtype, jnp.floating)]
+    return tuple(((array == 0) | (np.abs(array) == 1)).tobytes() for array in arrays)
 
 
 def _block_key(block: Block, numbers: dict[Value, int]) -> Hashable:

@@ -150,6 +150,11 @@ class TensorFlowBackend(Backend):
             kinds.append(Kind(tuple(specs), given.form, undoes_head))
         with self._lock:
             kind = next((kind for kind in kinds if kind in self._copies), None)
+            if kind is not None and not self._copies[kind].is_as_it_was:
+                # Slopes that are learned may be 0 now, or no longer.
+                self._copies[kind] = _copy_of(self._trace([kind], given)[1], kind, self.setup.vouch)
+                self._watches.pop(kind, None)
+                self._plans = {key: plan for key, plan in self._plans.items() if key[0] != kind}
             if kind is None:
                 kind, copied = self._copy(kinds, given)
                 self._copies[kind] = copied
@@ -291,7 +296,9 @@ def _copy_of(traced: Traced, kind: Kind, vouch: Vouch) -> Copy:
     output, *inside = (flat_names[made_by(traced.definition, arg.name)] for arg in signature.output_arg)
     first = inside[0] if inside else None
     places, sums = findings.places, findings.sums
-    return Copy(kind.specs, traced, graph_def, arguments, output, first, places, sums, flat_names, head)
+    return Copy(
+        kind.specs, traced, graph_def, arguments, output, first, places, sums, flat_names, head, findings.weights_read
+    )
 
 
 def _check_bounds(editor: Editor, results: Mapping[str, tf.Tensor]) -> None:

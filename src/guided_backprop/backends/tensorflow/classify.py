@@ -76,6 +76,7 @@ class Findings:
         graph: the function.
         places: the operations that may be ReLUs for all that their names say.
         sums: those that add up a value and ReLUs of it.
+        weights_read: the weights whose numbers say so, and what they are.
     """
 
     def __init__(self, graph: Graph, nested: Mapping[str, FunctionDef], vouch: Vouch, weights: Weights) -> None:
@@ -83,6 +84,7 @@ class Findings:
         self._vouch = vouch
         self.places: list[Place] = []
         self.sums: list[Joined] = []
+        self.weights_read = weights.read
         self._nested = nested
         self._composites: Mapping[str, Match[str]] = {}
         # Of each function, the outermost being without a name, its graph and its composite activations.

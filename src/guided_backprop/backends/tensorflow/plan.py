@@ -24,6 +24,7 @@ from guided_backprop.backends.tensorflow.gradients import Editor
 from guided_backprop.backends.tensorflow.graph.callout import CallOut
 from guided_backprop.backends.tensorflow.graph.custom import SCOPE
 from guided_backprop.backends.tensorflow.graph.functions import Traced, keep_functions, renamed
+from guided_backprop.backends.tensorflow.graph.weights import held
 from guided_backprop.backends.tensorflow.hidden.sums import Joined
 from guided_backprop.backends.tensorflow.hidden.traces import Place
 from guided_backprop.backends.tensorflow.model import CULPRITS, slopes
@@ -56,6 +57,7 @@ class Copy:
         sums: those that add up a value and ReLUs of it.
         flat_names: the names in the graph of what the traced function's nodes give.
         head: the final softmax or sigmoid that is undone.
+        read: the weights whose numbers say what may be a ReLU, and what they were.
         plans: what was made of it last.
     """
 
@@ -69,7 +71,13 @@ class Copy:
     sums: Sequence[Joined]
     flat_names: Mapping[str, str]
     head: str | None
+    read: Sequence[tuple[tf.Tensor, NumpyArray]] = ()
     plans: Kept = field(default_factory=Kept)
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Whether the weights have the numbers that were read, as slopes that are learned may not."""
+        return all(np.array_equal(before, np.asarray(held(weight))) for weight, before in self.read)
 
     def bring(
         self,

@@ -198,6 +198,7 @@ class TorchBackend(Backend):
         if not self.begins_inside:
             inputs = inputs.map(lambda tensor: leaf_of(tensor) if self.is_floating(tensor) else tensor)
         is_gating = any(rule.needs_every_relu for rule in rules)
+        self._before = self._before.now()
         watched = self._watched if is_gating or self._watched != "everything" else None
         watch = ForwardWatch(watched, self.setup.vouch) if watched else None
         is_known, self._is_known = self._is_known, True
@@ -231,6 +232,7 @@ class TorchBackend(Backend):
     ) -> tuple[_Run, ForwardWatch]:
         """Settle what is nominated; what is a ReLU on these images alone is none, and what follows it counts."""
         self._before.look(inputs.count)
+        self._before.remember(watch.expressions.read)
         while True:
             again = partial(self._again, inputs, run, rules)
             settled = settle(watch, run.path, run.activations, self.setup.vouch, again, before=self._before)

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.curves import is_switch
+from guided_backprop.backends.curves import curve_of, is_switch
 from guided_backprop.backends.guards import guards
 from guided_backprop.backends.jax.graph.program import Activation, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
@@ -40,7 +41,7 @@ class Graph:
     def _how(self, step: Step) -> tuple[str, Sequence[Value | float]]:
         if step.relu is not None:
             return step.relu.name, [self.source((step.relu.inside or step).inputs[step.relu.operand])]
-        operands: list[Value | float] = [self.source(value) for value in step.inputs]
+        operands: list[Value | float] = [self.source(step.inputs[place]) for place in _places(step)]
         if step.exponent is not None:
             operands.append(step.exponent)
         return "sum" if step.name == _WINDOWS else step.word, operands
@@ -73,6 +74,22 @@ class Graph:
         is_number = known is not None and np.issubdtype(np.asarray(known).dtype, np.number) and np.isrealobj(known)
         return np.asarray(known) if is_number else None
 
+    def array(self, value: Value) -> NumpyArray | None:
+        """Return a constant of several numbers or truths, with all turns of a loop that it is given for in front."""
+        value = self.source(value)
+        step = value.step
+        if step is not None and step.name == "broadcast_in_dim" and not value.depends:
+            inner = self.array(step.inputs[0])
+            if inner is None:
+                return None
+            sizes = dict(zip(step.eqn.params["broadcast_dimensions"], step.inputs[0].aval.shape, strict=True))
+            turns = inner.shape[: inner.ndim - len(sizes)]
+            return inner.reshape([*turns, *(sizes.get(axis, 1) for axis in range(len(value.aval.shape)))])
+        kind = value.aval.dtype
+        is_real = any(jnp.issubdtype(kind, one) for one in (jnp.bool_, jnp.floating, jnp.integer))
+        known = self._facts.known(value if value.stack is None else value.stack) if is_real else None
+        return None if known is None else np.asarray(known)
+
     def summed(self, value: Value) -> int | None:
         """Return how many values each number of a sum is the sum of."""
         step = self.source(value).step
@@ -86,13 +103,13 @@ class Graph:
         """Return the values that are made of a value directly, a ReLU as a whole; what a block gives out is one."""
         users = [Value(value.aval)] if id(value) in self._facts.results else []
         for step in value.uses:
-            is_unseen = step.word in _UNSEEN or step.is_inside
+            is_unseen = _is_unseen(step) or step.is_inside
             users += self.users(step.outputs[0]) if is_unseen else step.outputs
         return users
 
     def source(self, value: Value) -> Value:
         """Return what a value is a copy of, of whatever type."""
-        while value.step is not None and value.step.word in _UNSEEN and value.step.relu is None:
+        while value.step is not None and _is_unseen(value.step) and value.step.relu is None:
             value = value.step.inputs[0]
         return value
 
@@ -114,6 +131,18 @@ class Graph:
         return value
 
 
+def _is_unseen(step: Step) -> bool:
+    """Tell a copy, or a cast that rounds nothing to a whole number."""
+    is_whole = step.word == "cast" and jnp.issubdtype(step.outputs[0].aval.dtype, jnp.integer)
+    return step.word in _UNSEEN and not (is_whole and jnp.issubdtype(step.inputs[0].aval.dtype, jnp.floating))
+
+
+def _places(step: Step) -> Sequence[int]:
+    """Return the order of the operands as others tell them: first a value, or what is chosen where a mask is."""
+    orders = {"clamp": (1, 0, 2), "select_n": (0, 2, 1)}
+    return orders.get(step.name, ()) if len(step.inputs) == 3 and step.name in orders else range(len(step.inputs))
+
+
 def mark_activations(program: Program, facts: Facts) -> None:
     """Note each composite activation on the step that it ends with; the ReLUs in it are none of their own."""
     graph = Graph(facts)
@@ -131,7 +160,7 @@ def mark_activations(program: Program, facts: Facts) -> None:
 
 def _mark_whole(step: Step, graph: Graph) -> None:
     """Note an activation that is one operation, or that a custom function computes and nothing else."""
-    if step.kind is Kind.SMOOTH and is_switch(step.outputs[0], step.inputs[0], graph):
+    if step.kind is Kind.SMOOTH and _is_switch(step, graph):
         step.is_switch = True
     elif step.kind is Kind.HEAD or step.word in SMOOTH:
         step.activation = Activation(step.word, step.inputs[0], (step,))
@@ -145,6 +174,13 @@ def _mark_whole(step: Step, graph: Graph) -> None:
             if slopes is not None:
                 slopes = Slopes(given.get(slopes.array, slopes.array), slopes.factor)
             step.activation = Activation(activation.name, given[activation.x], (step,), slopes)
+
+
+def _is_switch(step: Step, graph: Graph) -> bool:
+    """Tell an activation that the numbers in what it is given make a ReLU of, be it in some places."""
+    y, x = step.outputs[0], graph.source(step.inputs[0])
+    curve = curve_of(y, x, graph) if len(step.inputs) > 1 else None
+    return is_switch(y, x, graph) or (curve is not None and curve.is_convex)
 
 
 def _mark(last: Step, match: Match[Value], x: Value) -> None:

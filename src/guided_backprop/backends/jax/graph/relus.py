@@ -116,13 +116,6 @@ class Facts:
         known = self._numbers(value)
         return self.is_zero(value) or (known is not None and bool(np.all(known == known.ravel()[0])))
 
-    def is_partly_zero(self, value: Value) -> bool:
-        """Tell whether ``value`` is a constant that is 0 in some places and not in others."""
-        if value.step is not None and value.step.word in _MOVES:
-            return self.is_partly_zero(value.step.inputs[0])
-        known = self._numbers(value)
-        return known is not None and bool(0 < np.count_nonzero(known) < known.size)
-
     def find_relus(self, program: Program, vouch: Vouch) -> None:
         """Note on every step on the path how it is a ReLU, if it is one."""
         pairs = []

@@ -21,10 +21,9 @@ from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.behind import Behind
 from guided_backprop.backends.jax.hidden.looks import NEAR_LOOKS, Looks
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, as_told, gate_of, snapped
-from guided_backprop.backends.jax.hidden.partly import is_partly_chosen
-from guided_backprop.backends.jax.hidden.signs import BOUNDS_FROM_BELOW, Signs
+from guided_backprop.backends.jax.hidden.signs import Signs
 from guided_backprop.backends.jax.hidden.sums import BlockSums, blocks_of
-from guided_backprop.backends.jax.hidden.taint import Nominee, Taint
+from guided_backprop.backends.jax.hidden.taint import EXPLICIT, Nominee, Taint
 from guided_backprop.backends.jax.hidden.watch import Asked, steps_between
 from guided_backprop.backends.nomination import PRELU
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
@@ -33,7 +32,6 @@ from guided_backprop.backends.rows import groupings
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
 from guided_backprop.backends.step import PARTS
 
-_EXPLICIT = frozenset({"clamp", "minimum"})
 _ENDS = ((np.min, np.inf), (np.max, -np.inf))
 
 
@@ -88,10 +86,10 @@ class Judge:
                 nominees = self._nominated(findings)
             elif finding is _Finding.CONCAVE:
                 concave[y] = nominee
-            elif finding is _Finding.REFUSED or self._is_partly_relu(nominee.step):
+            elif finding is _Finding.REFUSED or nominee.is_partly or self._taint.is_partly_relu(nominee.step):
                 findings.spelled.append(nominee.step)
         for y, nominee in concave.items():
-            is_explicit = nominee.step.word in _EXPLICIT
+            is_explicit = nominee.step.word in EXPLICIT
             if not is_explicit and not any(self._leads(y, gate) for gate in findings.gates):
                 findings.spelled.append(nominee.step)
         for block in blocks_of(self._program.block):
@@ -100,11 +98,6 @@ class Judge:
                 findings.gates |= gates
             findings.spelled += sums.refused()
         return findings
-
-    def _is_partly_relu(self, step: Step) -> bool:
-        """Tell a maximum, a PReLU, or a choice that is a ReLU in some places: these may be few, and the images."""
-        has_zeros = step.word in BOUNDS_FROM_BELOW and any(map(self._facts.is_partly_zero, step.inputs[:2]))
-        return has_zeros or self._taint.is_partly_relu(step) or is_partly_chosen(step, self._facts)
 
     def _nominated(self, findings: Findings) -> dict[Value, Nominee]:
         self._taint, self._signs = Taint(self._facts, self._vouch, findings.gates), Signs(self._facts)

@@ -18,8 +18,6 @@ _UNLIKE_THEIR_WORD: Final = frozenset({"scatter-sub", "scatter_sub", "scatter-mu
 _EXTREMES: Final = frozenset({"reduce_max", "reduce_min"})
 _KEEPS_EXTREME: Final = frozenset({"copy", "mark", "maximum", "minimum", "stop_gradient"})
 Place = TypeVar("Place", int, int | None)
-#: What no value comes below the bound of.
-BOUNDS_FROM_BELOW: Final = frozenset({"maximum", "clamp"})
 
 
 class Signs:

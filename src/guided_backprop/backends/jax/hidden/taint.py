@@ -13,8 +13,9 @@ import numpy as np
 
 from guided_backprop.backends import nomination
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.curves import is_partly_relu
+from guided_backprop.backends.curves import Curves, is_partly_relu
 from guided_backprop.backends.jax.graph.calls import loop_sizes
+from guided_backprop.backends.jax.graph.composites import Graph
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.hidden.discarded import Discarded
@@ -25,6 +26,8 @@ from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import MOVES
 from guided_backprop.backends.refusals import is_plain
 
+#: They say themselves that they are the negative of a ReLU, if they are.
+EXPLICIT = frozenset({"clamp", "minimum"})
 #: What has no value, or no derivative, for some numbers.
 _UNDEFINED = frozenset({"log", "pow", "rsqrt", "sqrt"})
 
@@ -41,6 +44,7 @@ class Nominee(NamedTuple):
         is_of_two: whether it is the larger or smaller of two values that depend on the images.
         choices: what it was chosen from, and how: numbers that may be constants, or two values by their difference.
         is_moved: whether it is nothing but values that were made before, put beside each other.
+        is_partly: whether the numbers in it make a ReLU of it in some places, however few values tell of these.
     """
 
     step: Step
@@ -51,6 +55,7 @@ class Nominee(NamedTuple):
     is_of_two: bool
     choices: tuple[Candidate[Value], ...]
     is_moved: bool = False
+    is_partly: bool = False
 
     @property
     def compared(self) -> list[Value]:
@@ -75,7 +80,7 @@ class Taint:
         self._facts, self._vouch, self._ended = facts, vouch, frozenset(ended)
         self._notes: dict[Value, Note[Value]] = {}
         self._order: dict[Value, int] = {}
-        self._signs, self._discarded = Signs(facts), Discarded(facts)
+        self._signs, self._discarded, self._graph = Signs(facts), Discarded(facts), Graph(facts)
 
     def visit(self, block: Block) -> None:
         """Follow the taint through a block, in the order in which its steps run."""
@@ -109,9 +114,10 @@ class Taint:
                 continue
             size = _size(value)
             is_met = value.carries and kept is None and shown.nominates(size) is not None
-            if is_met and value.is_live and not is_excused:
-                self._nominate(value, shown, step, block)
-            self._notes[value] = shown.note(size, is_falling=is_met)
+            is_nominee = is_met and value.is_live and not is_excused
+            curves = self._nominate(value, shown, step, block) if is_nominee else None
+            note = shown.note(size, is_falling=is_met)
+            self._notes[value] = note if curves is None else note.without(curves.is_told)
 
     def _shown(self, step: Step, held: Sequence[Note[Value]], inputs: Sequence[Value]) -> nomination.Step[Value]:
         """Return a step as nomination.py asks, of what counts of its inputs; an activation is one of its input."""
@@ -236,25 +242,40 @@ class Taint:
         self._notes[value] = inside if before is None else before.joined(inside)
         return self._notes[value] != before
 
-    def _nominate(self, y: Value, shown: nomination.Step[Value], step: Step, block: Block) -> None:
+    def _nominate(self, y: Value, shown: nomination.Step[Value], step: Step, block: Block) -> Curves[Value]:
+        """Make a nominee of a value, if it may be a ReLU; return what it is of those that it may be one of."""
         made = shown.candidates(_size(y)) if _is_floating(y) else ()
         every = [one for one in made if one.ref is not y and _fits(one, y)]
         choices = [one for one in dict.fromkeys(every) if one.choice is not Choice.NONE]
-        candidates: dict[Value, bool] = {}
-        for one in every:
-            if one.choice is Choice.NONE:
-                candidates[one.ref] = one.is_bounded and candidates.get(one.ref, True)
+        candidates = _bounded([one for one in every if one.choice is Choice.NONE])
         reached = self._reached(step, {*candidates, *(value for one in choices for value in one.values)})
-        choices = [one for one in choices if all(value in reached or not value.carries for value in one.values)]
         # The first that is computed comes first: it is what the others were made of.
-        ordered = sorted(candidates.keys() & reached, key=self._order.__getitem__)
+        ordered, source = sorted(candidates.keys() & reached, key=self._order.__getitem__), self._graph.source
+        curves = self._curves(y, ordered)
+        ordered = [x for x in ordered if not curves.is_none(source(x))]
+        choices = [
+            one
+            for one in choices
+            if all(value in reached or not value.carries for value in one.values)
+            and not curves.tells_of(map(source, one.values))
+        ]
         if ordered or choices:
-            bounded = frozenset(value for value in ordered if candidates[value])
-            ranks = {one.ref: shown.ranks(one, _size(y)) for one in every}
-            is_moved = shown.row.kind is Kind.MOVES
             self.nominees[y] = Nominee(
-                step, block, tuple(ordered), bounded, ranks, shown.is_of_two, tuple(choices), is_moved
+                step,
+                block,
+                tuple(ordered),
+                frozenset(filter(candidates.get, ordered)),
+                {one.ref: shown.ranks(one, _size(y)) for one in every},
+                shown.is_of_two,
+                tuple(choices),
+                shown.row.kind is Kind.MOVES,
+                curves.is_partly_relu(takes_concave=step.word not in EXPLICIT),
             )
+        return curves
+
+    def _curves(self, y: Value, values: Iterable[Value]) -> Curves[Value]:
+        source = self._graph.source
+        return Curves(source(y), [source(x) for x in values if not self._signs.of(x)], self._graph)
 
     def _reached(self, step: Step, wanted: Iterable[Value]) -> set[Value]:
         """Return which of some values of a block a gradient comes to from a step, if none passes what is guided."""
@@ -272,6 +293,14 @@ class Taint:
             if value.step is not None and not is_guided:
                 stack += value.step.inputs
         return reached
+
+
+def _bounded(candidates: Iterable[Candidate[Value]]) -> dict[Value, bool]:
+    """Return values, each with whether it is bounded on all ways."""
+    bounded: dict[Value, bool] = {}
+    for one in candidates:
+        bounded[one.ref] = one.is_bounded and bounded.get(one.ref, True)
+    return bounded
 
 
 def _places(pad: Step) -> list[set[int]]:

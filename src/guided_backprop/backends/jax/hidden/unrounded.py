@@ -12,18 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from guided_backprop.backends.jax.graph.program import Block, Step, Value
+from guided_backprop.backends.operations import ALIKE, ROUNDS
 
-_ROUNDS: Final = frozenset({"ceil", "floor", "round"})
 _CASTS: Final = frozenset({"bitcast_convert_type", "convert_element_type"})
 #: What stops a derivative, and gives the value that it was given, or one beside it.
-ROUNDINGS: Final = _ROUNDS | _CASTS
-# They are the same operation of integers and of other numbers; what they choose by stays as it is.
-_ALIKE: Final = frozenset(
-    """
-    abs add add_any broadcast_in_dim clamp concatenate copy cumsum div dot_general expand_dims integer_pow max min mul
-    neg pad reduce_max reduce_min reduce_sum reshape rev select_n slice squeeze square sub transpose
-    """.split()
-)
+ROUNDINGS: Final = ROUNDS | _CASTS
 
 
 class _Bits(NamedTuple):
@@ -34,7 +27,7 @@ class _Bits(NamedTuple):
 
 def is_rounding(step: Step) -> bool:
     """Tell whether a step gives no derivative on, and its value all the same."""
-    if step.name in _ROUNDS:
+    if step.name in ROUNDS:
         return True
     if step.name not in _CASTS:
         return False
@@ -48,11 +41,13 @@ def has_rounding(block: Block) -> bool:
 
 def unrounded(step: Step, operands: Sequence[Any]) -> list[Any] | None:
     """Return what a step gives where it does not round, or is given what did not; None where it does what it does."""
-    if step.name in _ROUNDS:
+    if step.name in ROUNDS:
         return [operands[0]]
     if step.name in _CASTS and is_rounding(step):
         return _cast(step, operands[0], step.inputs[0])
-    if step.name not in _ALIKE or not any(map(_is_held, operands, step.inputs)):
+    # To divide integers rounds as well.
+    is_alike = step.jitted is None and (step.word in ALIKE or step.name == "div")
+    if not is_alike or not any(map(_is_held, operands, step.inputs)):
         return None
     if any(isinstance(operand, _Bits) for operand in operands):
         return None

@@ -1,15 +1,25 @@
 """The composite activations in a flat TensorFlow graph, seen as the patterns see graphs."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
 
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.guards import guards
 from guided_backprop.backends.patterns import Match, composites
-from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE, Graph, is_copy, operand_refs, producer, word_of
+from guided_backprop.backends.tensorflow.graph.nodes import (
+    ORIGINAL,
+    OVERRIDE,
+    Graph,
+    attribute,
+    is_copy,
+    operand_refs,
+    producer,
+    word_of,
+)
 from guided_backprop.backends.tensorflow.graph.operations import SHAPES
 from guided_backprop.backends.tensorflow.graph.relus import Relu
 
@@ -27,10 +37,13 @@ class GraphView:
     Args:
         graph: the graph.
         relus: its ReLUs by the node that each ends with.
+        array_of: returns a constant of several numbers, if somebody asks for one; None if nobody knows it.
     """
 
-    def __init__(self, graph: Graph, relus: Mapping[str, Relu]) -> None:
-        self._graph = graph
+    def __init__(
+        self, graph: Graph, relus: Mapping[str, Relu], array_of: Callable[[str], NumpyArray | None] | None = None
+    ) -> None:
+        self._graph, self._array_of = graph, array_of
         self._relus = relus
         self._readers: dict[str, list[NodeDef]] = defaultdict(list)
         for node in graph.definition.node_def:
@@ -41,8 +54,8 @@ class GraphView:
     def made(self, value: str) -> tuple[str, Sequence[str | float]] | None:
         """Return the word of the operation that makes a value, and its operands."""
         node = self._graph.node(value)
-        # What has a gradient of its own is not what its operation says, unless it is ours and only listed.
-        if node is None or (OVERRIDE in node.attr and self._graph.role(node) != "plain"):
+        # What has a gradient of its own is not what its operation says, unless it is ours.
+        if node is None or (attribute(node, ORIGINAL).s or attribute(node, OVERRIDE).s) not in (b"", node.op.encode()):
             return None
         relu = self._relus.get(node.name)
         if relu is not None:
@@ -55,6 +68,8 @@ class GraphView:
             operands.append(2.0)
         elif word == "div" and len(operands) == 1:
             operands.insert(0, 1.0)
+        elif node.op == "LeakyRelu":
+            operands.append(attribute(node, "alpha").f)
         word = "squared_difference" if node.op == "SquaredDifference" else word
         return word, operands[:1] if word in _FIRST_ALONE else operands
 
@@ -68,6 +83,10 @@ class GraphView:
     def number(self, value: str) -> float | None:
         """Return the same: the graph tells it of arrays too."""
         return self._graph.constant(value)
+
+    def array(self, value: str) -> NumpyArray | None:
+        """Return a constant of several numbers; None if nobody knows it."""
+        return None if self._array_of is None else self._array_of(value)
 
     def users(self, value: str) -> Sequence[str]:
         """Return the values that are made of a value directly; what a function returns goes to its caller."""

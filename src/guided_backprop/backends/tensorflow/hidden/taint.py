@@ -15,14 +15,13 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends import notes
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.curves import relu_in_places
+from guided_backprop.backends.curves import Curves
 from guided_backprop.backends.nomination import Step, activation
 from guided_backprop.backends.notes import MOST_WEIGHTS, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import Match
 from guided_backprop.backends.refusals import is_plain
 from guided_backprop.backends.signs import Sign, sign_of
-from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.tensorflow.graph.composites import GraphView, value_of
 from guided_backprop.backends.tensorflow.graph.nodes import (
     FLOATS,
@@ -145,7 +144,8 @@ class Taint:
         note = step.note(sign=sign, is_falling=nominated is not None)
         inside = _weighed_inside(note) if is_active and _gathers_held(graph, node) else ()
         if inside or (nominated is not None and not self._is_excused(body, node)):
-            self._add_places(body, node, step, _value_refs(graph, node), inside)
+            curves = self._add_places(body, node, step, _value_refs(graph, node), inside)
+            note = note.without(curves.is_told)
         return Trace(note, is_active, is_sized, sign)
 
     def _shown(self, body: Body, node: NodeDef, *, passes: bool) -> Step[str]:
@@ -160,10 +160,10 @@ class Taint:
         if node.op in _PADS:
             operands.append(Operand())
         if composite is not None and composite.slopes is not None:
-            has_zeros = self._weights.is_partly_relu(graph, composite.slopes, is_outermost=not body.name)
-            if has_zeros and passes:
+            curve = self._curves(body, node, refs).known.get(refs[0])
+            if curve is not None and curve.is_convex and passes:
                 self._partly.add((body.name, node.name))
-            operands.append(Operand(has_zeros=lambda: has_zeros is not False))
+            operands.append(Operand(has_zeros=lambda: curve is None or curve.is_convex))
         passes = passes and any(operand.is_active for operand in operands)
         exponent, is_shifted = exponent_of(graph, node), bool(shift_of(graph, node))
         return Step(
@@ -202,27 +202,31 @@ class Taint:
         step: Step[str],
         refs: Sequence[str],
         inside: Sequence[notes.Candidate[str]] = (),
-    ) -> None:
-        """Make a place of each result that carries a gradient; of some more it may be a ReLU behind weights."""
+    ) -> Curves[str]:
+        """Make a place of each result that carries a gradient; of some more it may be a ReLU behind weights.
+
+        Returns:
+            What they are of those that they may be ReLUs of.
+        """
         every = list(_candidates(body, node, step, [*step.candidates(), *inside]))
+        curves = self._curves(body, node, [one.ref for one in every if not (one.sign or one.is_choice)])
+        every = [one for one in every if not _is_none(curves, one)]
         candidates = tuple(one for one in every if one.choice is not Choice.BEHIND)
         # Inside of what others hold there are no derivatives of one value towards another.
         behind = tuple(one for one in every if one.choice is Choice.BEHIND and not body.name)
-        is_relu = (body.name, node.name) in self._partly or self._is_relu_in_places(body, node, candidates)
+        explicit = is_explicit(body.graph, node)
+        is_relu = (body.name, node.name) in self._partly or curves.is_partly_relu(takes_concave=not explicit)
         for ref in refs if candidates or behind else ():
             if body.graph.kind_of(ref) in FLOATS:
-                explicit = is_explicit(body.graph, node)
                 place = Place(called(body, node), word_of(node), body.name, ref, candidates, explicit, behind, is_relu)
                 self._places[body.name, ref] = place
+        return curves
 
-    def _is_relu_in_places(self, body: Body, node: NodeDef, candidates: Sequence[Candidate]) -> bool:
-        """Tell whether a number of an array in it makes a ReLU of what a node gives: values may be too few to tell."""
+    def _curves(self, body: Body, node: NodeDef, refs: Sequence[str]) -> Curves[str]:
+        """Return what a node gives of some values, as far as its operations and the numbers in them tell."""
         if body.name not in self._views:
-            self._views[body.name] = GraphView(body.graph, {})
-        view, array_of = self._views[body.name], partial(self._array, body)
-        curves = [one.ref for one in candidates if not (one.sign or one.is_choice)]
-        found = {relu_in_places(value_of(node), x, view, array_of) for x in curves}
-        return Verdict.CONVEX in found or (Verdict.CONCAVE in found and not is_explicit(body.graph, node))
+            self._views[body.name] = GraphView(body.graph, {}, partial(self._array, body))
+        return Curves(value_of(node), refs, self._views[body.name])
 
     def _array(self, body: Body, ref: str) -> NumpyArray | None:
         """Return a constant of several numbers; what a function is given is looked for where that is held."""
@@ -305,6 +309,10 @@ class Taint:
             value=ref if is_number else None,
             is_known=body.graph.constant(ref) is not None and not isnan(body.graph.constant(ref) or 0.0),
         )
+
+
+def _is_none(curves: Curves[str], candidate: Candidate) -> bool:
+    return curves.tells_of(candidate.refs) if candidate.is_choice else curves.is_none(candidate.ref)
 
 
 def _chosen(result: Trace, by: Trace) -> Trace:

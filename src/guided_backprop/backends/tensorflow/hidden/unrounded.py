@@ -13,19 +13,15 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
 
+from guided_backprop.backends.operations import ALIKE, ROUNDS
 from guided_backprop.backends.tensorflow.graph.functions import let_gradients_pass
+from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS
 
-_ROUNDS: Final = frozenset({"Ceil", "Floor", "Rint", "Round"})
+_ROUNDS: Final = OPERATIONS.called(*ROUNDS)
 # What stops a derivative, and gives the value that it was given, or one beside it.
 _ROUNDINGS: Final = _ROUNDS | {"Bitcast", "Cast"}
-# They are the same operation of integers and of other numbers, in the type that their attribute T says.
-_ALIKE: Final = frozenset(
-    """
-    Abs Add AddN AddV2 BatchMatMul BatchMatMulV2 BroadcastTo ClipByValue ConcatV2 Cumsum ExpandDims Identity MatMul Max
-    Maximum Mean Min Minimum Mul Neg Pack Pad PadV2 Relu Reshape ReverseV2 Select SelectV2 Slice Split Square Squeeze
-    StridedSlice Sub Sum Tile Transpose Unpack
-    """.split()
-)
+# In the type that their attribute T says.
+_ALIKE: Final = OPERATIONS.called(*ALIKE)
 
 
 def is_rounding(op: str, kinds: Iterable[int], results: Iterable[int]) -> bool:

@@ -34,7 +34,6 @@ class Path:
         concerns: those that may be anything but plain arithmetic: most need no second look.
         doubts: those of them whose name alone does not say that they are ReLUs, or batch-norm.
         ends: those that a composite activation may end in.
-        choices: those that choose by a mask.
         children: for each node, those that gradients come to it from, once for each time that they use its result.
     """
 
@@ -43,7 +42,6 @@ class Path:
     concerns: list[Node]
     doubts: list[Node]
     ends: list[Node]
-    choices: list[Node]
     children: dict[Node, list[Node]]
 
     @classmethod
@@ -64,10 +62,8 @@ class Path:
         members = set(reached) if with_firsts else set(reached) - set(firsts)
         nodes = [node for node in reached if node in members]
         asked = [(node, _questions(node.name())) for node in nodes]
-        concerns, doubts, ends, choices = (
-            [node for node, answers in asked if answers[question]] for question in range(4)
-        )
-        return cls(nodes, members, concerns, doubts, ends, choices, children)
+        concerns, doubts, ends = ([node for node, answers in asked if answers[question]] for question in range(3))
+        return cls(nodes, members, concerns, doubts, ends, children)
 
     @property
     def signature(self) -> int:
@@ -92,12 +88,12 @@ def _children(last: Node | None) -> dict[Node, list[Node]]:
 
 
 @cache
-def _questions(name: str) -> tuple[bool, bool, bool, bool]:
-    """Return whether nodes of this name are concerns, doubts, ends of a composite activation, and choices by a mask."""
+def _questions(name: str) -> tuple[bool, bool, bool]:
+    """Return whether nodes of this name are concerns, doubts, and ends of a composite activation."""
     kind, word = row_of(name)
     # A division by a number is none, which the name does not say.
     is_concern = kind in LISTED or kind is Kind.RANDOM or word in ("div", "batch_norm") or name == _IN_PLACE_ON_VIEW
-    return is_concern, is_concern and word not in ("relu", "batch_norm"), word in ROOTS, word == "where"
+    return is_concern, is_concern and word not in ("relu", "batch_norm"), word in ROOTS
 
 
 def parents(node: Node) -> Iterator[Node]:

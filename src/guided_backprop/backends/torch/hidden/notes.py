@@ -21,6 +21,25 @@ from guided_backprop.backends.torch.own import RUNNING
 _Place = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Made:
+    """How a value is made, value by value.
+
+    Attributes:
+        shape: its shape.
+        word: the operation; empty where it is not known, as of a layer.
+        operands: what that was given.
+        tensor: the numbers of a constant.
+        has_arrays: whether there are some in what it is made of: a value in another shape is not made so.
+    """
+
+    shape: tuple[int, ...]
+    word: str = ""
+    operands: "tuple[Made | float, ...]" = ()
+    tensor: torch.Tensor | None = None
+    has_arrays: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A value of the forward pass, as it was when something was made of it.
@@ -37,6 +56,7 @@ class Value:
         less: another value that is taken away from it, behind weights.
         ranks: how values were compared by what chose between it and what may be a ReLU of it.
         falling: the gates that it falls by, which lie in front of it.
+        made: how it is made.
     """
 
     tensor: torch.Tensor
@@ -50,6 +70,7 @@ class Value:
     less: "Value | None" = None
     ranks: notes.Ranks = notes.Ranks.NONE
     falling: frozenset[int] = frozenset()
+    made: Made | None = None
 
     @property
     def key(self) -> Hashable:
@@ -92,7 +113,9 @@ class Value:
         """Return the difference from another one, of as many numbers or repeated."""
         is_alike = self.tensor.numel() == other.tensor.numel()
         tensor = self.tensor - (other.tensor.reshape(self.tensor.shape) if is_alike else other.tensor)
-        return Value(tensor, self.edge, Sign.UNKNOWN, tensor._version)
+        parts = [one.made for one in (self, other) if one.made is not None]
+        made = Made(tuple(tensor.shape), "sub", tuple(parts))
+        return Value(tensor, self.edge, Sign.UNKNOWN, tensor._version, made=made)
 
 
 class Extreme(NamedTuple):
@@ -123,11 +146,13 @@ class Note(notes.Note[Value]):
         falling: what may become a ReLU and is none yet, by its number, that it was made of: ``min(x, 0)``.
         extreme: of what it is the largest or smallest, if it is.
         is_lost: whether something that it was made of lost its gradient, and was no mask.
+        made: how it is made.
     """
 
     falling: frozenset[int] = frozenset()
     extreme: Extreme | None = None
     is_lost: bool = False
+    made: Made | None = None
 
     def joined(self, other: notes.Note[Value]) -> "Note":
         """Return what is known of a value that is one in a part, and the other elsewhere."""
@@ -295,7 +320,7 @@ class Operand(notes.Operand[Value]):
         edge = get_gradient_edge(tensor) if has_edge else None
         value = None
         if note is not None and tensor.is_floating_point():
-            value = Value(kept, edge, sign, kept._version, falling=note.falling)
+            value = Value(kept, edge, sign, kept._version, falling=note.falling, made=note.made)
         ref = value if has_edge else None
         if source is not None and note is not None:
             ref = Value(source, get_gradient_edge(source), sign, source._version)

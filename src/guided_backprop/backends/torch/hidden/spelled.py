@@ -4,13 +4,14 @@ A result that values show to be a ReLU is guided where the graph agrees with the
 passes on to x as a ReLU would let it; else it is refused. What no value tells is tried on other images.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 from math import inf
 from typing import Final, Protocol, TypeVar
 
+import torch
 from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
@@ -19,6 +20,7 @@ from guided_backprop.backends.evidence import NEAR
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.refusals import behind, is_plain, spelled
 from guided_backprop.backends.signs import Sign
+from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.torch.graph.composites import Composite, inside_of
 from guided_backprop.backends.torch.graph.nodes import SAME, Path
 from guided_backprop.backends.torch.graph.operations import operation_of
@@ -27,8 +29,7 @@ from guided_backprop.backends.torch.hidden.case import Answer, Case
 from guided_backprop.backends.torch.hidden.derivatives import Together, closed, derivative, shut
 from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
-from guided_backprop.backends.torch.hidden.notes import Value
-from guided_backprop.backends.torch.hidden.slopes import whole_relus
+from guided_backprop.backends.torch.hidden.notes import Made, Value
 from guided_backprop.backends.torch.hidden.suspect import Suspect
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch
@@ -36,6 +37,8 @@ from guided_backprop.backends.torch.own import own_function
 
 # More images than that tell no more of what might have been a ReLU.
 _ENOUGH: Final = 16
+# A curve has no more operations.
+_MOST_PARTS: Final = 40
 
 #: Runs the model on one set of other images after the other, watched for some places; the nodes inside of composite
 #: activations are told as well.
@@ -84,12 +87,25 @@ class Before:
         clear: the ways through the model on which nothing hides a ReLU, and of how many images that is known.
         tried: those, by name, of which other images were asked, which does not help again.
         plain: those that are no ReLU, by the way through the model and their place on it.
+        read: the constants whose numbers say what may be one, and what they were.
     """
 
     count: int = 0
     clear: dict[int, float] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     plain: set[Hashable] = field(default_factory=set)
+    read: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def now(self) -> "Before":
+        """Return what still holds: nothing if constants that were read are others now, as slopes that are learned."""
+        is_as_it_was = all(torch.equal(constant, before) for constant, before in self.read)
+        return self if is_as_it_was else Before()
+
+    def remember(self, read: Iterable[torch.Tensor]) -> None:
+        """Note constants that were read."""
+        known = {id(constant) for constant, _ in self.read}
+        new = {id(constant): constant for constant in read if id(constant) not in known}
+        self.read += [(constant, constant.detach().clone()) for constant in new.values()]
 
     @property
     def is_clear_for_all(self) -> bool:
@@ -115,9 +131,9 @@ class Before:
 def way_of(path: Path) -> int:
     """Return a graph's signature, with what runs faster for so many images as what it stands for.
 
-    It computes what that computes, so that the values of either tell of both. Slopes that become 0 are another way.
+    It computes what that computes, so that the values of either tell of both.
     """
-    return hash((*((_name_of(node), len(path.children[node])) for node in path.nodes), whole_relus(path)))
+    return hash(tuple((_name_of(node), len(path.children[node])) for node in path.nodes))
 
 
 def _name_of(node: Node) -> str:
@@ -176,7 +192,7 @@ def settle(
         raised = {case.suspect.place: sign_of(case.judgement, case.values[0]) for case in cases if case.is_raised}
         if not raised.keys() <= watch.known.raised.keys():
             return Settled([], frozenset(), raised, is_sure=False)
-        return _settled(cases, path, raised, elsewhere, before)
+        return _settled(cases, path, raised, elsewhere, before, plain=watch.expressions.plain)
 
 
 def _counted(
@@ -222,6 +238,11 @@ def _check_relus(
         names = (written.name, f"{written.name} at {written.line}")
         if not written.is_inside and not any(is_plain(one, vouch, "torch.relu") for one in names):
             raise behind(names[1])
+    for number, (name, line) in watch.partly.items():
+        node = numbers.get(number)
+        is_vouched = any(is_plain(one, vouch, "torch.relu") for one in (name, f"{name} at {line}"))
+        if node is not None and node not in inside and not is_vouched:
+            raise spelled({f"{name} at {line}"}, "torch.relu")
     for number, (name, line) in watch.relus.items():
         node = numbers.get(number)
         is_this = node is not None and node not in inside and operation_of(node.name()) == name
@@ -231,7 +252,13 @@ def _check_relus(
 
 
 def _settled(
-    cases: Sequence[Case], path: Path, raised: Mapping[Place, Sign], elsewhere: Elsewhere, before: Before
+    cases: Sequence[Case],
+    path: Path,
+    raised: Mapping[Place, Sign],
+    elsewhere: Elsewhere,
+    before: Before,
+    *,
+    plain: Mapping[int, Sequence[Made]],
 ) -> Settled:
     relus, refuted, is_sure, unsettled = dict[Place, Spelled](), set[Place](), True, ""
     unfinished: list[tuple[Suspect, Node]] = []
@@ -243,6 +270,7 @@ def _settled(
                 weighed.append(case)
                 continue
             answer = case.answer()
+            answer = "plain" if answer == "refused" and _is_part(case, plain) else answer
             if answer == "unfinished" and case.node is not None:
                 unfinished.append((case.suspect, case.node))
             if isinstance(answer, Spelled):
@@ -345,3 +373,18 @@ def _refuse_unfinished(unfinished: Sequence[tuple[Suspect, Node]], relus: Set[No
     for suspect, node in unfinished:
         if not finished >= set(path.children[node]):
             raise spelled({suspect.named}, "torch.relu")
+
+
+def _is_part(case: Case, plain: Mapping[int, Sequence[Made]]) -> bool:
+    """Tell whether all of what is no ReLU itself goes to one curve of x of which nothing is closed, as to an ELU."""
+    users, seen = [] if case.node is None else list(case.path.children[case.node]), set[Node]()
+    if not users or case.judgement.verdict is Verdict.CONVEX:
+        return False
+    while users and len(seen) < _MOST_PARTS:
+        user = users.pop()
+        if user not in seen and case.suspect.x.made not in plain.get(user._sequence_nr(), ()):
+            if not case.path.children[user]:
+                return False
+            users += case.path.children[user]
+        seen.add(user)
+    return not users

@@ -14,7 +14,7 @@ from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
-from guided_backprop.backends.torch.hidden.notes import Extreme, Note, Operand, Value, is_inside_own
+from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own
 from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
@@ -52,9 +52,9 @@ _LEVELS: Final = {
 }
 # Beside so large a part of a row's norm the others show.
 _MOST: Final = 0.99
-# By so many units in the last place rounding may turn a row, and so large a part of all rows are many.
+# By so many units in the last place rounding may turn a row; and of so large a part of all rows it is not by chance.
 _TURNED: Final = 64
-_MANY: Final = 0.25
+_NO_CHANCE: Final = 0.25
 # What a softmax is lessened by; and what leaves that as it is.
 _EXTREMES: Final = frozenset({"amax", "amin", "max", "min"})
 _COPIES: Final = _DETACHES | {"clone"}
@@ -66,7 +66,10 @@ class Step(nomination.Step[Value]):
     Attributes:
         falling: the gates that what was given falls by.
         is_ended: whether it leaves out what lies behind a place that an image may tell.
+        made: how it makes the result that is looked at.
     """
+
+    made: Made
 
     SEES_SUMS = True
 
@@ -327,7 +330,7 @@ def _are_multiples(x: torch.Tensor, norm: torch.Tensor, along: list[int], axis: 
     products = (x.index_select(axis, first) * x.index_select(axis, second)).sum(along, keepdim=True).abs()
     sizes = norm.index_select(axis, first) * norm.index_select(axis, second)
     is_multiple = (products >= (1 - _TURNED * torch.finfo(x.dtype).eps) * sizes)[sizes > 0]
-    return bool(is_multiple.any()) and float(is_multiple.double().mean()) > _MANY
+    return bool(is_multiple.any()) and float(is_multiple.double().mean()) > _NO_CHANCE
 
 
 def _tells_signs(name: str, kind: Kind, args: Sequence[Any]) -> bool:

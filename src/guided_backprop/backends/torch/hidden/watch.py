@@ -26,8 +26,9 @@ from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.nodes import opaque_name
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
+from guided_backprop.backends.torch.hidden.expressions import Expressions, is_none, made_by
 from guided_backprop.backends.torch.hidden.known import Known, Place, Result, shared, sign_of
-from guided_backprop.backends.torch.hidden.notes import Note, Notes, Operand, is_inside_own
+from guided_backprop.backends.torch.hidden.notes import Made, Note, Notes, Operand, is_inside_own
 from guided_backprop.backends.torch.hidden.step import Step, is_guard
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
 
@@ -75,6 +76,8 @@ class ForwardWatch(Dispatched):
         relus: what was taken for a ReLU by what it was called with, and where, by their node's place in time.
         behind: what wrote into a value that has a gradient behind its back, and where.
         lost: how values were compared by what lost its gradient, where that meets one; None where it does not.
+        partly: what the numbers in it make a ReLU in some places, and where, by their node's place in time.
+        expressions: how values are made of each other.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class ForwardWatch(Dispatched):
         self.relus: dict[int, tuple[str, str]] = {}
         self.behind: list[Written] = []
         self.lost: Ranks | None = None
+        self.partly: dict[int, tuple[str, str]] = {}
+        self.expressions = Expressions()
         self._count = 0
         # The place in time of the last node before this operation, and of that which was made for it.
         self._last = _last_number()
@@ -107,7 +112,7 @@ class ForwardWatch(Dispatched):
 
     def follow(self, images: torch.Tensor) -> None:
         """Say what the forward pass starts from: only what depends on it can be a ReLU of it."""
-        self._notes.put(images, Note())
+        self._notes.put(images, Note(made=Made(tuple(images.shape))))
         node = images.grad_fn
         self._notes.put_active(images, None if node is None else node._sequence_nr())
 
@@ -237,10 +242,12 @@ class ForwardWatch(Dispatched):
         for output, result in enumerate(results):
             is_shared = not func._schema.is_mutable and any(_is_shared(result, tensor) for tensor in tensors)
             is_piece = is_shared and self._notes.is_unwritten(result)
+            step.made = made_by(name, args, named, operands, result) if len(results) == 1 else Made(tuple(result.shape))
             falling = step.falling if is_piece else self._judged(step, result, output, is_on_view=is_view)
             # A view is what it is a view of, unless it alone is a gate, or an image tells where it ends.
             if not is_shared or isinstance(falling, Sign) or falling - step.falling or step.is_ended:
-                self._notes.put(result, step.noted(result, falling), is_alone=is_shared)
+                note = self.expressions.noted(step.noted(result, falling), step.made)
+                self._notes.put(result, note, is_alone=is_shared)
 
     def _note_read(self, name: str, operands: Sequence[Operand], results: Sequence[torch.Tensor]) -> None:
         """Note a number that the model may read: by ``item``, or without a word where it counts values."""
@@ -307,8 +314,14 @@ class ForwardWatch(Dispatched):
     def _suspects(
         self, step: Step, result: torch.Tensor, output: int, *, is_direct: bool, is_on_view: bool
     ) -> Iterator[Suspect]:
-        """Yield what the result may be a ReLU of, where its values do not contradict it."""
-        for candidate, x in enumerate(step.values(result)):
+        """Yield what the result may be a ReLU of, where neither its values nor the numbers in it contradict that."""
+        values, number = list(step.values(result)), _last_number()
+        curves = self.expressions.curves(step.made, number, values)
+        if curves.is_partly_relu(takes_concave=step.row.kind is not Kind.CLIP):
+            self.partly[number] = step.name, line_of_model()
+        for candidate, x in enumerate(values):
+            if is_none(curves, x):
+                continue
             place = self._count, output, candidate
             pair = as_numpy(result), as_numpy(x.tensor)
             judgement = judged(x, [pair], is_of_two=step.is_of_two)

@@ -180,9 +180,10 @@ class Step(nomination.Step[Value]):
 
     def _range(self) -> Sign:
         """Return the sign of the largest of some numbers less the smallest of these; unknown if it is anything else."""
-        ends = [one.note.extreme if one.note else None for one in self._tensors]
-        first, second = ends if len(ends) == 2 else (None, None)
-        if self.name != "sub" or first is None or second is None or len(self._args) > 2 or self._named:
+        if self.name != "sub" or len(self._tensors) != 2 or len(self._args) > 2 or self._named:
+            return Sign.UNKNOWN
+        first, second = (one.note.extreme if one.note else None for one in self._tensors)
+        if first is None or second is None:
             return Sign.UNKNOWN
         is_one = first.version == second.version and first.is_of(second.of)
         return sign_of_range((first.word, is_one), (second.word, True))

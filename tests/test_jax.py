@@ -495,6 +495,22 @@ def test_one_image_without_a_batch_axis_is_refused():
     assert len(rows) == 8
 
 
+@pytest.mark.parametrize("channel", [lambda x: x[:, None], lambda x: x.reshape(-1, 1, 8, 8)])
+def test_one_image_whose_channel_is_put_in_is_a_batch_of_one(channel):
+    model = lambda x: jax.nn.relu(lax.conv(channel(x), jnp.ones((2, 1, 3, 3)), (1, 1), "SAME")).sum((2, 3))  # noqa: E731
+    assert GuidedBackprop(model).explain(jnp.ones((1, 8, 8)), 0).coverage
+
+
+def test_what_is_called_and_gives_nothing_is_no_step():
+    def model(x):
+        jax.debug.callback(lambda *_: None, x)
+        return jnp.where(x > 0, x, 0)
+
+    weights = np.linspace(-1, 1, IMAGES.size).reshape(IMAGES.shape)
+    found, expected = (GuidedBackprop(one).explain(jnp.asarray(IMAGES), weights) for one in (model, jax.nn.relu))
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [

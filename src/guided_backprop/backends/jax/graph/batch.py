@@ -46,7 +46,7 @@ def _moved(step: Step, x: Value, axis: int) -> int | None:
         return int(step.eqn.params["broadcast_dimensions"][axis])
     if after == (1, *before):
         # Of one image nothing tells which axis is new: the one behind it, as of a channel.
-        return axis + (before[axis] > 1)
+        return axis + int(before[axis] > 1)
     if before == (1, *after):
         return max(axis - 1, 0)
     return axis if len(before) == len(after) and (step.kind is not Kind.LINEAR or before == after) else None

@@ -406,6 +406,9 @@ def test_flax_nnx_with_parameters_that_change():
     np.testing.assert_allclose(after.attribution, 2 * before.attribution, rtol=1e-6)
     np.testing.assert_allclose(after.outputs, model(IMAGES), rtol=1e-6)
     assert len(backend._compiled._functions) == 1
+    # What drops nothing is in no mode.
+    model.dropout.rate, model.dropout.deterministic = 0.0, False
+    np.testing.assert_allclose(attribute(model, IMAGES, 0).attribution, after.attribution, rtol=1e-6)
 
 
 def test_equinox():
@@ -493,6 +496,22 @@ def test_one_image_without_a_batch_axis_is_refused():
         assert method(jax.vmap(model)).explain(one[None], lambda output: output.mean((1, 2, 3))).coverage
     rows = Saliency(convolved(narrow, "NHWC")).explain(image, lambda output: output.mean((1, 2)))
     assert len(rows) == 8
+
+
+@pytest.mark.parametrize("channel", [lambda x: x[:, None], lambda x: x.reshape(-1, 1, 8, 8)])
+def test_one_image_whose_channel_is_put_in_is_a_batch_of_one(channel):
+    model = lambda x: jax.nn.relu(lax.conv(channel(x), jnp.ones((2, 1, 3, 3)), (1, 1), "SAME")).sum((2, 3))  # noqa: E731
+    assert GuidedBackprop(model).explain(jnp.ones((1, 8, 8)), 0).coverage
+
+
+def test_what_is_called_and_gives_nothing_is_no_step():
+    def model(x):
+        jax.debug.callback(lambda *_: None, x)
+        return jnp.where(x > 0, x, 0)
+
+    weights = np.linspace(-1, 1, IMAGES.size).reshape(IMAGES.shape)
+    found, expected = (GuidedBackprop(one).explain(jnp.asarray(IMAGES), weights) for one in (model, jax.nn.relu))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

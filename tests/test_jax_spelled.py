@@ -170,6 +170,12 @@ def test_a_derivative_that_is_no_multiple_s_is_refused_for_one_image():
         GuidedBackprop(lambda x: half(x @ EYES) @ EYES.T).explain(jnp.asarray(IMAGES[:1]), WEIGHTS[:1, :1] * np.ones(6))
 
 
+def test_a_value_of_0_that_is_open_is_divided_by_nowhere():
+    x = jnp.asarray(np.where(np.eye(*IMAGES.shape) > 0, 0, IMAGES))
+    found = GuidedBackprop(lambda x: jnp.where(x > -1, x, -1) + 1).explain(x, np.asarray(IMAGES))
+    np.testing.assert_array_equal(found, np.where(x > -1, np.maximum(IMAGES, 0), 0))
+
+
 @pytest.mark.parametrize("noise", [jax.random.normal, jax.random.uniform])
 def test_noise_is_refused_and_weights_drawn_inside_are_not(noise):
     key = jax.random.key(0)

@@ -78,6 +78,42 @@ def test_a_function_that_draws_from_what_it_closes_over_is_refused(numbers, draw
         GuidedBackprop(lambda x: torch.relu(x) @ weight * drawn()).explain(images(), 1)
 
 
+class Augmented:
+    """What is called and draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.numbers, self.weight = random.Random(0), torch.ones(6, 3)
+
+    def __call__(self, x):
+        return torch.relu(x) @ self.weight * self.numbers.random()
+
+
+class Remote:
+    """What is called, and fails to say what it has."""
+
+    def __call__(self):
+        return 2
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
+def closed_over(model):
+    return lambda x: model(x)
+
+
+@pytest.mark.parametrize("reached", [lambda one: one, lambda one: one.__call__, closed_over])
+def test_what_is_called_and_draws_from_its_own_is_refused(reached):
+    for one in (Augmented(), Drawing(lambda net, h: h * float(net.numbers.random())).eval()):
+        with pytest.raises(ModelError, match="map is random"):
+            GuidedBackprop(reached(one)).explain(images(), 1)
+
+
+def test_what_fails_to_say_what_it_has_is_not_asked():
+    remote, weight = Remote(), torch.ones(6, 3)
+    assert GuidedBackprop(lambda x: torch.relu(x) @ weight * remote()).explain(images(), 1).coverage
+
+
 def test_planted_fault_a_draw_that_is_not_vouched_for_is_refused_still():
     model = Drawing(lambda net, h: (h + torch.randn_like(h)) * random.random())
     with pytest.raises(ModelError, match="randn_like"):

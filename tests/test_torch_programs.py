@@ -301,3 +301,42 @@ def test_planted_fault_a_taint_that_stops_at_one_operation_is_caught(monkeypatch
     monkeypatch.undo()
     found, expected = compared(["relu"], written, 5, 0)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def learned(x, zero, low, high):
+    """Quantised in small steps, with a place of 0 that was learned."""
+    scale = torch.tensor([1e-3])
+    return torch._fake_quantize_learnable_per_tensor_affine(
+        x.float(), scale, torch.tensor([zero]), low, high, 1.0
+    ).double()
+
+
+def differences(x):
+    """The largest of each row less the smallest of each other one."""
+    rows = x.view(len(x), 2, 4)
+    return (rows.amax(2, keepdim=True) - rows.amin(2, keepdim=True).mT).flatten(1).repeat(1, 2)
+
+
+#: Each is a ReLU of what follows it, so its map is right or refused; nothing of the rest hides one.
+HIDDEN = {
+    "quantised, its 0 below the levels": (lambda x: learned(x, -200.0, -128, 12700), lambda x: x),
+    "quantised, its 0 above the levels": (lambda x: -learned(-x, 150.0, -12800, 127), lambda x: x),
+    "quantised and shifted to 0": (
+        lambda x: torch.fake_quantize_per_tensor_affine(x, 1 / 16, -112, -128, 900) + 1,
+        lambda x: x + ((x * 16).round() / 16 - x).detach() + 1,
+    ),
+    "the range of different rows": (lambda x: differences(x) * (differences(x) > 0), differences),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_bounds_at_zero_or_has_two_signs_is_not_passed_by(name):
+    relu, of = HIDDEN[name]
+    x = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights, leaf = x.flip(0), x.clone().requires_grad_()
+    model = lambda inner, outer: lambda x: outer(inner(x @ WEIGHT[0]) @ WEIGHT[1])  # noqa: E731
+    guided = model(lambda x: HandGuided.apply(of(x)), HandGuided.apply)
+    (expected,) = torch.autograd.grad((guided(leaf) * weights).sum(), leaf)
+    with suppress(OpaqueRegionError):
+        found = GuidedBackprop(model(relu, F.relu)).explain(x, weights.numpy())
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)

@@ -33,12 +33,12 @@ def copied_sign(x):
     return lax.map(lambda s: lax.cond(s > 0, lambda s: s, lambda s: 0.0 * s, s), x.ravel()).reshape(x.shape)
 
 
-#: Each is a ReLU of x ``(N, features)``.
 def written_into_a_column(x):
     column = x.reshape(-1, 1)
     return column.at[jnp.arange(x.size), 0].set(jnp.where(column > 0, column, 0)[:, 0]).reshape(x.shape)
 
 
+#: Each is a ReLU of x ``(N, features)``.
 GUIDED = {
     "written into a column": written_into_a_column,
     "root of a square": lambda x: jnp.where(x > 0, jnp.sqrt(x * x), 0.0),

@@ -16,6 +16,8 @@ from guided_backprop.errors import ModelError, OptionError
 
 # What a part says of its mode; False in training.
 _MODES = ("deterministic", "use_running_average", "inference")
+# How much it drops: what drops nothing does so in both.
+_RATES = ("rate", "p", "dropout_rate")
 
 
 class JaxNetwork(Network):
@@ -28,7 +30,8 @@ class JaxNetwork(Network):
         """Raise if a part of a Flax NNX or Equinox module is in training mode."""
         for part in _parts_with_a_mode(self.model):
             wrong = [name for name in _MODES if getattr(part, name, None) is False]
-            if wrong:
+            rates = [rate for name in _RATES if isinstance(rate := getattr(part, name, None), (int, float))]
+            if wrong and (not rates or any(rates)):
                 advice = "eqx.nn.inference_mode(model)" if is_of(self.model, "equinox") else "model.eval()"
                 raise ModelError(
                     "model must be in eval mode, or its map is random; "

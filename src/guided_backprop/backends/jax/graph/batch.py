@@ -13,7 +13,7 @@ def takes_for_one_image(block: Block) -> bool:
     axes = {value: (0, value.aval.shape[0]) for value in block.inputs if value.carries}
     for step in block.steps:
         followed = [value for value in step.inputs if value in axes]
-        if not followed:
+        if not (followed and step.outputs):
             continue
         x, y, (axis, count) = followed[0], step.outputs[0], axes[followed[0]]
         if step.word == "conv":
@@ -42,8 +42,11 @@ def _moved(step: Step, x: Value, axis: int) -> int | None:
     before, after = x.aval.shape, step.outputs[0].aval.shape
     if step.name == "transpose":
         return int(step.eqn.params["permutation"].index(axis))
+    if step.name == "broadcast_in_dim":
+        return int(step.eqn.params["broadcast_dimensions"][axis])
     if after == (1, *before):
-        return axis + 1
+        # Of one image nothing tells which axis is new: the one behind it, as of a channel.
+        return axis + int(before[axis] > 1)
     if before == (1, *after):
-        return axis - 1
+        return max(axis - 1, 0)
     return axis if len(before) == len(after) and (step.kind is not Kind.LINEAR or before == after) else None

@@ -97,9 +97,10 @@ def _is_straight(seen: Seen, is_open: NumpyArray) -> bool:
 
     Where all values are one multiple of x it is that, of a single image too, which shows one value of each.
     """
-    ratios = seen.y[is_open] / seen.x[is_open]
+    is_shown = is_open & (seen.x != 0)
+    ratios = seen.y[is_shown] / seen.x[is_shown]
     bound = 10 * ROUNDING * np.abs(seen.slopes).max()
-    if ratios.size > 1 and np.ptp(ratios) < bound and (np.abs(seen.slopes[is_open] - ratios) > bound).any():
+    if ratios.size > 1 and np.ptp(ratios) < bound and (np.abs(seen.slopes[is_shown] - ratios) > bound).any():
         return False
     kept = [axis for axis in range(seen.y.ndim) if axis and (axis in (1, seen.y.ndim - 1) or seen.closed.size > 1)]
     summed = [axis for axis in range(seen.y.ndim) if axis not in kept]

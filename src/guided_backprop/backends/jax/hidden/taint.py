@@ -87,7 +87,8 @@ class Taint:
         self._enlist(block.inputs)
         for step in block.steps:
             self._enlist(step.outputs)
-            if any(value.depends for value in step.inputs):
+            # What gives nothing is called to say something.
+            if step.outputs and any(value.depends for value in step.inputs):
                 self._follow(step, block)
 
     def _enlist(self, values: Sequence[Value]) -> None:

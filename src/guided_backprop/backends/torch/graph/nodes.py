@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-import numpy as np
 import torch
 from torch.autograd.graph import Node
 
@@ -238,12 +237,13 @@ def _mixes(node: Node, shape: Sequence[int], axis: int) -> bool:
 
 def _moved(node: Node, axis: int, axes: int) -> int:
     """Return where a node puts an axis."""
-    names = {"permute": ("dims",), "transpose": ("dim0", "dim1")}.get(operation(node))
-    if names is None:
+    is_permuted = operation(node) == "permute"
+    if not is_permuted and operation(node) != "transpose":
         return axis
+    found = saved(node, "dims") if is_permuted else [saved(node, "dim0"), saved(node, "dim1")]
     # Those that count from the end are kept as numbers without a sign.
-    dims = [int(dim) % axes for dim in np.array([saved(node, name) for name in names], np.uint64).astype(int).flat]
-    if operation(node) == "permute":
+    dims = [(dim if dim < 2**63 else dim - 2**64) % axes for dim in found]
+    if is_permuted:
         return dims.index(axis)
     return dims[1 - dims.index(axis)] if axis in dims else axis
 

@@ -78,7 +78,7 @@ class Value:
         edge, base = self.whole.edge, self.tensor._base
         if base is not None and base.grad_fn is not None and base._version == 0 and base.numel() > self.tensor.numel():
             # A part is a view of its own each time that it is written.
-            return base.grad_fn, _place(self.tensor)
+            return base.grad_fn, place_of(self.tensor)
         return self if edge is None else (edge.node, edge.output_nr)
 
     @property
@@ -125,17 +125,31 @@ class Extreme(NamedTuple):
         word: "max" or "min".
         of: the other one.
         version: how often that had been changed in place.
+        place: where it lies itself: a view of it may have its numbers in other places.
     """
 
     word: str
     of: torch.Tensor
     version: int
+    place: _Place
+
+    def is_in_place(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a view of it has each number where it was, though repeated perhaps."""
+        offset, shape, strides = self.place
+        more = tensor.ndim - len(shape)
+        if more < 0 or tensor.storage_offset() != offset:
+            return False
+        before = [*[(1, 0)] * more, *zip(shape, strides, strict=True)]
+        return all(
+            size == 1 == count or stride == (was if size == count else 0 if count == 1 else None)
+            for size, stride, (count, was) in zip(tensor.shape, tensor.stride(), before, strict=True)
+        )
 
     def is_of(self, tensor: torch.Tensor) -> bool:
         """Tell whether it was chosen from these very numbers."""
         is_strided = tensor.layout is torch.strided and tensor._version == self.version
         is_one = is_strided and tensor.untyped_storage()._cdata == self.of.untyped_storage()._cdata
-        return bool(is_one) and _place(tensor) == _place(self.of)
+        return bool(is_one) and place_of(tensor) == place_of(self.of)
 
 
 @dataclass(frozen=True)
@@ -182,7 +196,7 @@ class Notes:
         reference = StorageWeakRef(tensor.untyped_storage())
         known = self._notes.get(reference.cdata)
         if is_alone and known is not None:
-            known[2][_place(tensor)] = note
+            known[2][place_of(tensor)] = note
             return
         if known is not None and tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes():
             # A part was written, and the rest is what it was.
@@ -258,7 +272,7 @@ class Notes:
         is_left = tensor.layout is torch.strided and not tensor.requires_grad and tensor.is_floating_point()
         _, tensors = self._active.get(tensor.untyped_storage()._cdata, (None, {})) if is_left else (None, {})
         alive = [one for one in (there() for there in tensors.values()) if one is not None and one.grad_fn is not None]
-        same = (one for one in alive if _place(one) == _place(tensor))
+        same = (one for one in alive if place_of(one) == place_of(tensor))
         return next(same, next((one for one in alive if _is_reshaped(one, tensor)), None))
 
     def of(self, tensor: torch.Tensor) -> Note | None:
@@ -268,10 +282,10 @@ class Notes:
         known = self._notes.get(tensor.untyped_storage()._cdata)
         if known is None:
             return None
-        return known[2].get(_place(tensor), known[1]) if known[2] else known[1]
+        return known[2].get(place_of(tensor), known[1]) if known[2] else known[1]
 
 
-def _place(tensor: torch.Tensor) -> _Place:
+def place_of(tensor: torch.Tensor) -> _Place:
     return int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
 
 

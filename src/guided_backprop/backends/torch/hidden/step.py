@@ -14,7 +14,7 @@ from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
-from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own
+from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own, place_of
 from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
@@ -182,7 +182,7 @@ class Step(nomination.Step[Value]):
         """Return the sign of the largest of some numbers less the smallest of these; unknown if it is anything else."""
         if self.name != "sub" or len(self._tensors) != 2 or len(self._args) > 2 or self._named:
             return Sign.UNKNOWN
-        first, second = (one.note.extreme if one.note else None for one in self._tensors)
+        first, second = map(_extreme_at, self._tensors)
         if first is None or second is None:
             return Sign.UNKNOWN
         is_one = first.version == second.version and first.is_of(second.of)
@@ -200,15 +200,16 @@ class Step(nomination.Step[Value]):
         if operand.note is None or result.dtype != operand.tensor.dtype:
             return None
         if self.name in _COPIES:
-            return operand.note.extreme
+            extreme = _extreme_at(operand)
+            return extreme and extreme._replace(place=place_of(result))
         stays = result.ndim in (0, operand.tensor.ndim) and operand.tensor.layout is torch.strided
         if self.name not in _EXTREMES or len(self._tensors) > 1 or not stays:
             return None
-        return Extreme(self.row.word, operand.tensor.detach(), operand.tensor._version)
+        return Extreme(self.row.word, operand.tensor.detach(), operand.tensor._version, place_of(result))
 
     def _extreme_of(self, operand: Operand) -> tuple[str, Operand | None] | None:
         """Return which of what was given another one is the largest or smallest of."""
-        extreme = None if operand.note is None else operand.note.extreme
+        extreme = _extreme_at(operand)
         if extreme is None:
             return None
         return extreme.word, next((other for other in self._tensors if extreme.is_of(other.tensor)), None)
@@ -223,6 +224,12 @@ def _shown(
         return OPERATIONS["clamp"], [one for one in operands if one.note is not None]
     row = _GUARD if _is_untainted_guard(name, args, operands) else _row(name, args, named)
     return row, [*operands, *_numbers(row.kind, row.word, args, named)]
+
+
+def _extreme_at(operand: Operand) -> Extreme | None:
+    """Return of what an operand is the largest or smallest, each number in its place."""
+    extreme = None if operand.note is None else operand.note.extreme
+    return extreme if extreme is not None and extreme.is_in_place(operand.tensor) else None
 
 
 def _row(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> Operation:
@@ -264,10 +271,12 @@ def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any
 
 
 def _ends_at_zero(name: str, args: Sequence[Any]) -> bool:
-    """Tell whether the lowest or the highest of the levels that values are brought to is 0, in any channel."""
+    """Tell whether the lowest or the highest of the levels that values are brought to may be 0, in any channel."""
     place, first = _LEVELS[name]
-    zeros = torch.as_tensor(args[place])
-    return any(bool((zeros.round() == end).any()) for end in args[first : first + 2])
+    ends = args[first : first + 2]
+    # A place of 0 that is learned may lie outside of them, and between two levels: it is moved to one of these.
+    zeros = torch.as_tensor(args[place]).clamp(*ends)
+    return any(bool(((zeros - end).abs() < 1).any()) for end in ends)
 
 
 def _has_pole(name: str, word: str, operands: Sequence[Operand]) -> bool:

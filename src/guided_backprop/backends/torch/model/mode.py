@@ -3,6 +3,7 @@
 import dis
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple, cast
@@ -155,21 +156,32 @@ def _called_by(function: FunctionType) -> Iterator[object]:
 
 
 def held_by(model: Callable[..., Any]) -> Iterator[object]:
-    """Iterate over what modules hold, and what functions close over and name: a model, and what it reaches so."""
-    modules, seen = list(model.modules()) if isinstance(model, nn.Module) else [], set[FunctionType]()
-    kept = [value for module in modules for value in vars(module).values()]
-    yield from kept
-    stack: list[Any] = [model, *(getattr(type(one), "forward", None) for one in modules), *filter(callable, kept)]
+    """Iterate over what a model reaches: what objects that are called hold, and what functions close over and name."""
+    # They are kept, so that no other gets their number.
+    stack, seen = [model], dict[int, object]()
     while stack:
-        plain = _plain(stack.pop())
-        if plain is None or plain in seen or (plain.__module__ or "").startswith(_NOT_LOOKED_INTO):
+        one = stack.pop()
+        if id(one) in seen:
             continue
-        seen.add(plain)
-        held = [plain.__globals__.get(name) for code in _codes(plain) for name in code.co_names]
-        held += map(_content, plain.__closure__ or ())
-        held += [one.__self__ for one in held if isinstance(one, (BuiltinMethodType, MethodType))]
+        seen[id(one)] = one
+        held = list(_held_by_one(one))
         yield from held
         stack += filter(callable, held)
+
+
+def _held_by_one(one: object) -> Iterator[object]:
+    owner = one.__self__ if isinstance(one, (BuiltinMethodType, MethodType)) else one
+    if owner is not one:
+        yield owner
+    if not isinstance(owner, (type, FunctionType, ModuleType)):
+        with suppress(Exception):
+            yield from list(vars(owner).values())
+    if isinstance(one, nn.Module):
+        yield from (*one._modules.values(), getattr(type(one), "forward", None))
+    plain = _plain(one)
+    if plain is not None and not (plain.__module__ or "").startswith(_NOT_LOOKED_INTO):
+        yield from (plain.__globals__.get(name) for code in _codes(plain) for name in code.co_names)
+        yield from map(_content, plain.__closure__ or ())
 
 
 @cache
@@ -195,7 +207,10 @@ def _codes(function: FunctionType) -> Iterator[CodeType]:
 def _plain(function: object) -> FunctionType | None:
     """Return the Python function behind a method, a property, a partial, a decorated function or an object's call."""
     for name in ("__func__", "fget", "func"):
-        function = getattr(function, name, None) or function
+        # What an object of the user's says of itself may be anything, and fail.
+        with suppress(Exception):
+            inner = getattr(function, name, None)
+            function = function if inner is None else inner
     if isinstance(function, (type, nn.Module)):
         return None
     if not inspect.isroutine(function):

@@ -91,7 +91,8 @@ _SIDES: Final = np.sort(np.concatenate([-np.logspace(-3, 4, 8), np.logspace(-3, 
 # So many of them lie below it.
 _HALF: Final = len(_SIDES) // 2
 _MOST_COLUMNS: Final = 1 << 14
-_MOST_PARTS: Final = 40
+#: A written-out GELU has about twenty operations; a chain of many more is something else.
+MOST_PARTS: Final = 40
 
 
 def is_known(word: str, count: int) -> bool:
@@ -243,7 +244,7 @@ def _arrays(last: Ref, x: Ref, view: Told[Ref]) -> dict[Ref | float, NumpyArray]
         elif value != x and (number is None or isnan(number)):
             made = view.made(value)
             is_move = made is not None and made[0] in _MOVES
-            if made is None or not (is_move or is_known(made[0], len(made[1]))) or len(seen) > _MOST_PARTS:
+            if made is None or not (is_move or is_known(made[0], len(made[1]))) or len(seen) > MOST_PARTS:
                 return None
             stack += made[1][:1] if is_move else made[1]
     return arrays if x in seen else None

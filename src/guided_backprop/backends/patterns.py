@@ -16,7 +16,7 @@ from itertools import permutations
 from math import isclose, isnan
 from typing import Generic, Protocol, TypeVar
 
-from guided_backprop.backends.curves import is_other
+from guided_backprop.backends.curves import MOST_PARTS, is_other
 from guided_backprop.backends.forms import Clipped, Constant, Curve, Form, Moved, Number, Times, Variable
 
 Ref = TypeVar("Ref", bound=Hashable)
@@ -101,8 +101,6 @@ _POINTWISE = frozenset(
 _RELUS = frozenset({"clamp", "maximum", "minimum"})
 # What those are called that the graph knows as such: "relu6", "threshold(0.5)".
 _CLIPPED = ("relu", "threshold")
-# A written-out GELU has about twenty operations; a chain of many more is something else.
-_MOST_PARTS = 40
 _ROUNDING = 1e-5
 
 # What JAX's logsumexp is before it adds the shift again.
@@ -347,7 +345,7 @@ def _fits_curve(
             is_reached = True
         elif ref not in inside and _constant(ref, view) is None:
             made = _made(ref, view)
-            if made is None or made[0] not in known or len(inside) == _MOST_PARTS:
+            if made is None or made[0] not in known or len(inside) == MOST_PARTS:
                 return
             inside.add(ref)
             words.add(made[0])

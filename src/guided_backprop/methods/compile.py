@@ -30,15 +30,13 @@ from guided_backprop.methods.compiled import (
 from guided_backprop.methods.data import given
 from guided_backprop.methods.options import Requirement, require
 from guided_backprop.methods.program import in_program
-from guided_backprop.methods.recording import recorded
+from guided_backprop.methods.recording import FEW, recorded
 from guided_backprop.methods.timing import timed
 from guided_backprop.methods.trial import Batch, Trial, compared, opened
 from guided_backprop.version import __version__
 
 # By how much of its norm what was kept may differ, beside what was measured when it was made; else it is made anew.
 _ALIKE, _TIMES = 1e-5, 10
-# On so many images what was kept is compared: a first look at many takes the time and memory that were to be saved.
-_FEW: Final = 2
 # What the framework's own runs are called among the engines.
 _OWN: Final = "torch"
 _AS_IT_IS: Final = "torch, as it is"
@@ -175,7 +173,8 @@ class _Making:
             return True
         explained = self._with(compiled).explain(self._inputs.images, progress=False)
         if self._wanted is None:
-            self._wanted = _told(self._method.explain(self._inputs.rows(slice(_FEW)).images, progress=False))
+            # Few: a first look at many takes the time and memory that were to be saved.
+            self._wanted = _told(self._method.explain(self._inputs.rows(slice(FEW)).images, progress=False))
         count = len(self._wanted[0])
         told = [array[:count] for array in _told(explained)]
         is_near = difference(told, self._wanted) <= max(_ALIKE, _TIMES * expected)

@@ -28,8 +28,8 @@ _GRAPHS: Final = {
     "jax": ("guided_backprop.backends.jax.export", "JaxGraph"),
     "tensorflow": ("guided_backprop.backends.tensorflow.export", "TensorFlowGraph"),
 }
-# Of how many images a graph is recorded, where they show what all show.
-_FEW: Final = 2
+#: Of how many images a graph is recorded, or compared again, where they show what all show.
+FEW: Final = 2
 
 
 class _Graphs(NamedTuple):
@@ -99,7 +99,7 @@ def recorded_together(
     if sizes == "dynamic":
         _require_free(subject.backend(inputs), inputs, plans, found[0].outputs.shape)
     # Of one image alone a trace would not know its axis from others of size 1.
-    given = inputs if inputs.count > 1 else inputs.rows(np.zeros(_FEW, np.intp))
+    given = inputs if inputs.count > 1 else inputs.rows(np.zeros(FEW, np.intp))
     if framework in _GRAPHS:
         made = _Graphs(_of_framework(subject, given, plans, framework), None)
     else:
@@ -198,9 +198,9 @@ def _of_few(
 
     A graph is the same for any number; to record one takes several runs, in double precision.
     """
-    if inputs.count > _FEW:
+    if inputs.count > FEW:
         with suppress(GuidedBackpropError):
-            made = _recorded(methods, inputs.rows(slice(_FEW)), plans, explain)
+            made = _recorded(methods, inputs.rows(slice(FEW)), plans, explain)
             if [graph.coverage for graph in made.graphs] == wanted:
                 return made
     return _recorded(methods, inputs, plans, explain)

@@ -273,7 +273,7 @@ class JaxBackend(Backend):
         mark_activations(program, facts)
         audit = Audit(self.setup.vouch)
         audit.visit(program.block)
-        if audit.random and not {"random", "random_bits"} & set(self.setup.vouch):
+        if audit.random and not {ANY_DRAW, "random_bits"} & set(self.setup.vouch):
             raise ModelError(
                 "model must be in eval mode, or its map is random; received random numbers, with "
                 f"{', '.join(sorted(audit.random))}. Call model.eval(), pass deterministic=True, or "

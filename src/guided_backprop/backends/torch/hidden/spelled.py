@@ -16,6 +16,7 @@ from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
+from guided_backprop.backends.curves import MOST_PARTS
 from guided_backprop.backends.evidence import NEAR
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.refusals import behind, is_plain, spelled
@@ -37,8 +38,6 @@ from guided_backprop.backends.torch.own import own_function
 
 # More images than that tell no more of what might have been a ReLU.
 _ENOUGH: Final = 16
-# A curve has no more operations.
-_MOST_PARTS: Final = 40
 
 #: Runs the model on one set of other images after the other, watched for some places; the nodes inside of composite
 #: activations are told as well.
@@ -380,7 +379,7 @@ def _is_part(case: Case, plain: Mapping[int, Sequence[Made]]) -> bool:
     users, seen = [] if case.node is None else list(case.path.children[case.node]), set[Node]()
     if not users or case.judgement.verdict is Verdict.CONVEX:
         return False
-    while users and len(seen) < _MOST_PARTS:
+    while users and len(seen) < MOST_PARTS:
         user = users.pop()
         if user not in seen and case.suspect.x.made not in plain.get(user._sequence_nr(), ()):
             if not case.path.children[user]:

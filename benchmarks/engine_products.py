@@ -23,7 +23,7 @@ from contest import load
 from markdown import print_head, print_row
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.export.engine import ENGINES, installed, required
+from guided_backprop.export.engine import ENGINES, Fixed, installed, required
 
 # What ONNX Runtime calls convolutions and matrix products, and OpenVINO.
 _PRODUCTS = frozenset("Conv FusedConv ConvTranspose MatMul FusedMatMul Gemm FusedGemm".split()) | frozenset(
@@ -89,7 +89,7 @@ def rows(framework: Any, name: str, count: int, rounds: int) -> Iterator[list[st
     with tempfile.TemporaryDirectory() as folder:
         path = GuidedBackprop(model).export(Path(folder) / "map.onnx", images[:2]).path
         outputs = ["outputs", "attribution", "scores", "is_finite"]
-        fixed = {kind: (count, path) if ENGINES[kind].favours_count else () for kind in installed()}
+        fixed = {kind: [Fixed(count, path, apart=True)] if ENGINES[kind].favours_count else [] for kind in installed()}
         engines = {kind: ENGINES[kind](path, outputs, torch.get_num_threads(), *fixed[kind]) for kind in fixed}
         calls: dict[str, Callable[[], Any]] = {"Captum": lambda: captum(images, labels)}
         calls |= {kind: lambda engine=engine: engine.run(given) for kind, engine in engines.items()}

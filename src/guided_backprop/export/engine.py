@@ -1,6 +1,7 @@
 """Runs an exported file in the engines that it is for."""
 
 import io
+import os
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -10,16 +11,20 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.export.extra import package
+from guided_backprop.export.pieces import Pieces, cut
 from guided_backprop.extras import imported
 
 EngineName = Literal["onnxruntime", "openvino"]
 _REPORTER: Final = "openvino_telemetry"
-# What a file of OpenVINO's own form ends in.
+# What a file of OpenVINO's own form ends in; its first bytes say how many images it is for.
 _STORED: Final = ".blob"
+_HEAD: Final = 4
+# How many seconds pieces that run at once take so that their calls, some 50 microseconds each, are nothing beside.
+_LONG: Final = 2e-3
 _IMPORTING: Final = threading.Lock()
 
 
@@ -112,6 +117,20 @@ class Engine(ABC):
         return self.run(inputs)["outputs"]
 
 
+class Fixed(NamedTuple):
+    """For which batches a file is opened.
+
+    Attributes:
+        images: how many these have.
+        file: the file itself, for others.
+        apart: whether what it gives for an image depends on that image alone, so that a batch may be cut.
+    """
+
+    images: int
+    file: Path
+    apart: bool
+
+
 class OnnxRuntime(Engine):
     """A file in ONNX Runtime."""
 
@@ -135,55 +154,65 @@ class OpenVino(Engine):
     """A file in OpenVINO, in single precision.
 
     Args:
-        path: the file; or what OpenVINO made of it for one number of images.
+        path: the file; or what OpenVINO stored of it for one number of images.
         outputs: what its results are called, in their order.
         threads: how many threads one call uses; 0 for as many as there are cores.
-        count: the number of images that it is opened for, with which more is fused, so that it takes four fifths of the
-            time; for others it is opened once more when they come.
-        source: the file itself, for these.
+        fixed: the number of images that it is opened for, with which more is fused; for others it is opened once more
+            when they come.
     """
 
     favours_count = True
 
-    def __init__(
-        self,
-        path: Path,
-        outputs: Sequence[str],
-        threads: int = 0,
-        count: int | None = None,
-        source: Path | None = None,
-    ) -> None:
+    def __init__(self, path: Path, outputs: Sequence[str], threads: int = 0, fixed: Fixed | None = None) -> None:
         runtime = required("openvino")
         self.name = f"openvino {runtime.__version__.split('-')[0]}"
         self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
+        self._threads = threads or os.cpu_count() or 1
         self._core = runtime.Core()
         # A file that is mapped could not be replaced everywhere.
         self._core.set_property({"ENABLE_MMAP": False})
-        self._outputs, self._source, self._opening = outputs, source or path, threading.Lock()
-        # By the number of images; None for any.
-        self._models = {count: self._opened(path, count)}
+        self._outputs, self._opening = outputs, threading.Lock()
+        self._file, self._apart = (path, False) if fixed is None else (fixed.file, fixed.apart)
+        # For the number of images that was told, and for any.
+        self._opened = [self._open(path, None) if fixed is None else self._open_for(path, fixed.images)]
 
-    def _opened(self, path: Path, count: int | None) -> "_Model":
+    def _open_for(self, path: Path, count: int) -> Pieces:
+        """Open a file for a number of images: in pieces, unless these are so short that their calls count."""
         if path.suffix == _STORED:
-            return _Model(self._core.import_model(io.BytesIO(path.read_bytes()), "CPU", self._options))
-        model = self._core.read_model(str(path))
-        if count is not None:
+            stored = path.read_bytes()
+            return self._open(stored[_HEAD:], int.from_bytes(stored[:_HEAD]) or None, count)
+        size, streams = cut(count, self._threads) if self._apart else (count, 1)
+        pieces = self._open(path, size, count)
+        if size == count or (took := pieces.seconds()) > _LONG:
+            return pieces
+        whole = self._open(path, count, count)
+        return whole if whole.seconds() * size * streams < took * count else pieces
+
+    def _open(self, graph: Path | bytes, size: int | None, count: int = 1) -> Pieces:
+        options = self._options
+        streams = 1 if size is None or size == count else cut(count, self._threads)[1]
+        if streams > 1:
+            options = {**options, "NUM_STREAMS": str(streams)}
+        if isinstance(graph, bytes):
+            return Pieces(self._core.import_model(io.BytesIO(graph), "CPU", options), size, streams)
+        model = self._core.read_model(str(graph))
+        if size is not None:
             shapes = {port: port.partial_shape for port in model.inputs}
             for shape in shapes.values():
-                shape[0] = count
+                shape[0] = size
             model.reshape(shapes)
-        return _Model(self._core.compile_model(model, "CPU", self._options))
+        return Pieces(self._core.compile_model(model, "CPU", options), size, streams)
 
-    def _model(self, count: int) -> "_Model":
-        known = self._models.get(count) or self._models.get(None)
-        if known is not None:
-            return known
+    def _for(self, count: int) -> Pieces:
+        for known in self._opened:
+            if known.size in (None, count) or (self._apart and known.takes(count)):
+                return known
         with self._opening:
-            if None not in self._models:
-                self._models[None] = self._opened(self._source, None)
-        return self._models[None]
+            if len(self._opened) == 1:
+                self._opened.append(self._open(self._file, None))
+        return self._opened[1]
 
     @staticmethod
     def form(count: int) -> str:
@@ -194,36 +223,12 @@ class OpenVino(Engine):
         return f"openvino_{sha256(repr(about).encode()).hexdigest()[:16]}{_STORED}"
 
     def store(self, path: Path) -> None:
-        first = next(iter(self._models.values()))
-        path.write_bytes(first.compiled.export_model().getvalue())
+        first = self._opened[0]
+        path.write_bytes((first.size or 0).to_bytes(_HEAD) + first.compiled.export_model().getvalue())
 
     def run(self, inputs: Mapping[str, NumpyArray]) -> dict[str, NumpyArray]:
-        given = dict(inputs)
-        results = self._model(len(next(iter(given.values())))).run(given)
+        results = self._for(len(next(iter(inputs.values())))).run(inputs)
         return dict(zip(self._outputs, results, strict=True))
-
-
-class _Model:
-    """What OpenVINO compiled.
-
-    Attributes:
-        compiled: the same.
-    """
-
-    def __init__(self, compiled: Any) -> None:
-        self.compiled = compiled
-        # What runs it runs it once at a time; each call takes one, or makes one.
-        self._free: list[Any] = []
-
-    def run(self, inputs: dict[str, NumpyArray]) -> Sequence[NumpyArray]:
-        try:
-            request = self._free.pop()
-        except IndexError:
-            request = self.compiled.create_infer_request()
-        # Results are copied: the next run would write over them.
-        results: Sequence[NumpyArray] = request.infer(inputs, share_inputs=True, share_outputs=False).to_tuple()
-        self._free.append(request)
-        return results
 
 
 #: The engines by name.

@@ -16,7 +16,7 @@ from guided_backprop.errors import GuidedBackpropError, ImageError, ModelError, 
 from guided_backprop.explanations import Explanations
 from guided_backprop.export import cache
 from guided_backprop.export.agreement import difference
-from guided_backprop.export.engine import ENGINES, Engine, EngineName, installed, required
+from guided_backprop.export.engine import ENGINES, Engine, EngineName, Fixed, installed, required
 from guided_backprop.export.graph import Ports
 from guided_backprop.methods.compiled import (
     Compilable,
@@ -32,7 +32,7 @@ from guided_backprop.methods.options import Requirement, require
 from guided_backprop.methods.program import in_program
 from guided_backprop.methods.recording import FEW, recorded
 from guided_backprop.methods.timing import timed
-from guided_backprop.methods.trial import Batch, Trial, compared, opened
+from guided_backprop.methods.trial import Batch, Trial, are_apart, compared, opened
 from guided_backprop.version import __version__
 
 # By how much of its norm what was kept may differ, beside what was measured when it was made; else it is made anew.
@@ -95,8 +95,9 @@ class _Making:
         # Which one is the fastest depends on these.
         self._case = f"{inputs.count} images, {self._threads} threads"
         self._open: dict[str, Engine] = {}
-        # What the method makes of the images, or of the first of them, once that is known.
+        # What the method makes of the images, or of these rows of them, once that is known.
         self._wanted: Sequence[NumpyArray] | None = None
+        self._rows = slice(None)
 
     def compiled(self) -> Compiled:
         """Return what was kept, or what is made and kept."""
@@ -155,7 +156,7 @@ class _Making:
         if name in (_OWN, _AS_IT_IS):
             return self._own() if name == _OWN else Uncompiled("torch")
         kind, outputs, count = ENGINES[cast(EngineName, name)], entry.said["outputs"], self._inputs.count
-        fixed = (count, entry.path) if kind.favours_count else ()
+        fixed = (Fixed(count, entry.path, entry.said["apart"]),) if kind.favours_count else ()
         stored = entry.file(kind.form(count) or "")
         try:
             engine = opened(stored or entry.path, outputs, kind, self._threads, *fixed)
@@ -173,10 +174,11 @@ class _Making:
             return True
         explained = self._with(compiled).explain(self._inputs.images, progress=False)
         if self._wanted is None:
-            # Few: a first look at many takes the time and memory that were to be saved.
-            self._wanted = _told(self._method.explain(self._inputs.rows(slice(FEW)).images, progress=False))
-        count = len(self._wanted[0])
-        told = [array[:count] for array in _told(explained)]
+            # Few: a first look at many takes the time and memory that were to be saved. Not the first, which may be a
+            # piece of their own.
+            self._rows = slice(1, 1 + FEW) if self._inputs.count > FEW else slice(None)
+            self._wanted = _told(self._method.explain(self._inputs.rows(self._rows).images, progress=False))
+        told = [array[self._rows] for array in _told(explained)]
         is_near = difference(told, self._wanted) <= max(_ALIKE, _TIMES * expected)
         return explained.engine == compiled.engine and is_near
 
@@ -239,7 +241,7 @@ class _Making:
         said = {
             "inputs": list(graph.inputs), "outputs": list(graph.outputs),
             "coverage": [list(one) for one in graph.coverage], "shape": list(trial.explained.outputs.shape[1:]),
-            "head": metadata.head,
+            "head": metadata.head, "apart": trial.precise is not None and are_apart(graph, batches),
         }  # fmt: skip
         return _Names(graph.inputs, graph.outputs), replace(trial, precise=None), batches, said
 

@@ -319,6 +319,24 @@ def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | No
     return largest
 
 
+def are_apart(graph: Graph, batches: Sequence[Batch]) -> bool:
+    """Tell whether what a graph in double precision gives for an image depends on that image alone.
+
+    What reads another one shows it where that is no number, or, as a comparison does, where it is far from what it was.
+    """
+    batch = next(one for one in batches if one.images.count >= FEW).first(FEW)
+    wanted = graph.run(batch.given_in_double)
+    for factors in ([np.nan, 1, 1], [1, np.nan, 1], [1, 1, np.nan], [-1e3, 1, 1e3]):
+        kept = np.equal(factors, 1)
+        images = batch.doubled.map(
+            lambda array, kept=kept, factors=factors: (array.T * factors).T if array.dtype.kind == "f" else array
+        )
+        found = graph.run([*images.arrays, *batch.told])
+        if difference([found[name][kept] for name in found], [wanted[name][kept] for name in found]) > DOUBLE:
+            return False
+    return True
+
+
 def opened(path: Path, outputs: Sequence[str], engine: type[Engine], threads: int = 0, *fixed: Any) -> Engine:
     """Return an engine that has a file open.
 
@@ -327,7 +345,7 @@ def opened(path: Path, outputs: Sequence[str], engine: type[Engine], threads: in
         outputs: what its results are called.
         engine: which engine.
         threads: how many threads one call uses.
-        fixed: for one that favours a number of images, that, and the file itself.
+        fixed: for one that favours a number of images, which.
 
     Raises:
         ModelError: it cannot run it.

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -113,8 +114,10 @@ class Pieces:
             while running:
                 self._take(running, results, count)
         finally:
+            # After an error: what they read is let go of next.
             for request, _, _ in running:
-                request.wait()
+                with suppress(Exception):
+                    request.wait()
         return results
 
     def _take(self, running: deque[tuple[Any, int, object]], results: list[NumpyArray], count: int) -> None:

@@ -44,6 +44,7 @@ MIXES = {
     "a sum so far": lambda h: h.cumsum(0),
     "the one at the other end": lambda h: h + 0.5 * h.flip(0),
     "a mean that is beyond a bound": lambda h: h - (h.mean(0) - 1e2).relu(),
+    "its place": lambda h: h + 0.1 * torch.ones_like(h[:, :1]).cumsum(0),
     "a rank": lambda h: h * (0.5 + (h > h.mean(0)).float()),
 }
 

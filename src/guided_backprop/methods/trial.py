@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -320,19 +320,21 @@ def compared(graph: Graph, trial: Trial, batches: Sequence[Batch]) -> float | No
 
 
 def are_apart(graph: Graph, batches: Sequence[Batch]) -> bool:
-    """Tell whether what a graph in double precision gives for an image depends on that image alone.
+    """Tell whether what a graph in double precision gives for an image depends on that image, and nothing beside it.
 
     What reads another one shows it where that is no number, or, as a comparison does, where it is far from what it was.
     """
     batch = next(one for one in batches if one.images.count >= FEW).first(FEW)
     wanted = graph.run(batch.given_in_double)
-    for factors in ([np.nan, 1, 1], [1, np.nan, 1], [1, 1, np.nan], [-1e3, 1, 1e3]):
+    for factors, moved in (([nan, 1, 1], 0), ([1, nan, 1], 0), ([1, 1, nan], 0), ([-1e3, 1, 1e3], 1)):
+
+        def changed(array: NumpyArray, factors: Sequence[float] = factors, moved: int = moved) -> NumpyArray:
+            return np.roll((array.T * factors).T if array.dtype.kind == "f" else array, moved, axis=0)
+
         kept = np.equal(factors, 1)
-        images = batch.doubled.map(
-            lambda array, kept=kept, factors=factors: (array.T * factors).T if array.dtype.kind == "f" else array
-        )
-        found = graph.run([*images.arrays, *batch.told])
-        if difference([found[name][kept] for name in found], [wanted[name][kept] for name in found]) > DOUBLE:
+        found = graph.run([*map(changed, batch.doubled.arrays), *(np.roll(array, moved, 0) for array in batch.told)])
+        now = [np.roll(found[name], -moved, 0)[kept] for name in found]
+        if not difference(now, [wanted[name][kept] for name in found]) <= DOUBLE:
             return False
     return True
 

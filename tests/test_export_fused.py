@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from guided_backprop import DeconvNet, GuidedBackprop, ModelError, Saliency
-from guided_backprop.backends.torch.export import decompose, gates, layer_words, pools, simplify
+from guided_backprop.backends.torch.export import decompose, gates, layer_words, pools, simplify, windows
 from guided_backprop.export.engine import ENGINES, installed
 from guided_backprop.export.plan import RESULTS
 
@@ -185,7 +185,7 @@ def derived(x, window):
     found, places = F.max_pool2d(x.requires_grad_(), window, return_indices=True)
     (wanted,) = torch.autograd.grad(found, x, g)
     window = [window, window] if isinstance(window, int) else list(window)
-    told = pools._max_pool_backward(2, g, x.detach(), window, window, [0, 0], [1, 1], False, places)
+    told = windows._max_pool_backward(2, g, x.detach(), window, window, [0, 0], [1, 1], False, places)
     return told, wanted
 
 
@@ -198,12 +198,37 @@ def test_the_first_maximum_of_a_window_wins(window, monkeypatch):
     for x in (TIED, TIED.clamp(min=0), torch.zeros_like(TIED)):
         told, wanted = derived(x.clone(), window)
         torch.testing.assert_close(told, wanted, rtol=0, atol=0)
-    told = pools._to_first
+    told = windows._to_first
 
     def to_last(*given):
         flipped = [one.flip(2, 3) for one in given[:3]]
         return told(*flipped, given[3]).flip(2, 3)
 
-    monkeypatch.setattr(pools, "_to_first", to_last)
+    monkeypatch.setattr(windows, "_to_first", to_last)
     is_at_once = window in (2, (1, 2), (4, 8))
     assert torch.equal(*derived(TIED.clone(), window)) != is_at_once
+
+
+# Window, stride, padding, dilation, and whether windows may end outside.
+OVERLAPPING = [
+    (2, [3, 3], [2, 2], [1, 1], [1, 1], False),
+    (2, [4, 2], [1, 3], [2, 0], [1, 2], True),
+    (2, [1, 5], [3, 1], [0, 2], [1, 1], False),
+    (3, [2, 3, 3], [1, 2, 3], [1, 0, 1], [2, 1, 1], True),
+]
+
+
+@pytest.mark.parametrize("how", OVERLAPPING)
+def test_the_first_maximum_wins_where_windows_overlap(how, monkeypatch):
+    axes, window, stride, padding, dilation, ceil_mode = how
+    pool = (F.max_pool2d, F.max_pool3d)[axes - 2]
+    for sizes in ((2, 3, *(7, 8, 5)[:axes]), (3, *(8, 6, 6)[:axes])):
+        x = torch.tensor(np.random.default_rng(2).integers(-1, 2, size=sizes), dtype=torch.float64, requires_grad=True)
+        y, places = pool(x, window, stride, padding, dilation, ceil_mode, return_indices=True)
+        g = torch.arange(1.0, y.numel() + 1, dtype=x.dtype).reshape(y.shape)
+        (wanted,) = torch.autograd.grad(y, x, g)
+        given = axes, g, x.detach(), window, stride, padding, dilation, ceil_mode, places
+        torch.testing.assert_close(windows._max_pool_backward(*given), wanted, rtol=0, atol=0)
+        with monkeypatch.context() as patch:
+            patch.setattr(windows, "gated", lambda g, is_open: g)
+            assert not torch.equal(windows._max_pool_backward(*given), wanted)

@@ -21,7 +21,7 @@ from guided_backprop import (
     SmoothGrad,
 )
 from guided_backprop.arrays import Inputs
-from guided_backprop.backends.torch.export import any_size, decompose, graph, maps, pools
+from guided_backprop.backends.torch.export import any_size, decompose, graph, maps, windows
 from guided_backprop.backends.torch.export.any_size import linear, nearest
 from guided_backprop.backends.torch.export.program import Program
 from guided_backprop.export.agreement import difference
@@ -293,7 +293,7 @@ FAULTS = {
                                        "for 2 images of 3x"),
     "a map is resized otherwise": (maps, "linear", lambda right: lambda *given: right(*given) * 1.001,
                                    "in double precision"),
-    "windows lie elsewhere": (pools, "cut", lambda right: lambda x, axis, begin, *more: right(x, axis, 0, *more),
+    "windows lie elsewhere": (windows, "cut", lambda right: lambda x, axis, begin, *more: right(x, axis, 0, *more),
                               "in double precision"),
 }  # fmt: skip
 

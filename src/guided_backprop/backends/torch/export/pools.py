@@ -1,10 +1,8 @@
 """Pools and resizing as operations that every engine has, and their derivatives.
 
-What is linear along each axis alone is a matrix along each, and its derivative is the matrix the other way round. Where
-several values share a maximum the first one wins, as PyTorch has it.
+What is linear along each axis alone is a matrix along each, and its derivative is the matrix the other way round.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -16,7 +14,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from guided_backprop.backends.torch.export.any_size import (
     avg_pool_back,
-    cut,
     linear,
     of_one_size,
     repeated,
@@ -27,7 +24,7 @@ from guided_backprop.backends.torch.export.any_size import (
 aten = torch.ops.aten
 Sizes = Sequence[int]
 # How many axes pictures have, and by what their sizes can be multiplied without rounding.
-_PICTURES: Final = 4
+PICTURES: Final = 4
 _EXACT: Final = (1, 2, 4, 8, 16, 32)
 #: From the number of an axis, and an array, to what a linear operation on that axis makes of the array's axis 2.
 Along = Callable[[int, torch.Tensor], torch.Tensor]
@@ -41,100 +38,12 @@ def gated(g: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
     return g * is_open.to(g.dtype)
 
 
-def _max_pool_backward(  # noqa: PLR0917 - as torch has them
-    axes: int,
-    g: torch.Tensor,
-    x: torch.Tensor,
-    window: Sizes,
-    stride: Sizes,
-    padding: Sizes,
-    dilation: Sizes,
-    ceil_mode: bool,
-    indices: torch.Tensor,
-) -> torch.Tensor:
-    """Give each gradient to the first of the window's values that is its maximum, by slices of the padded input.
-
-    Windows side by side are done at once. Else values ``stride`` apart belong to different windows, so the padded input
-    is seen as ``stride`` interleaved planes: the places of a window are shifts of these.
-    """
-    full = partial(_full, axes=axes)
-    window, padding, dilation = full(window), full(padding), full(dilation)
-    stride = full(stride) if stride else window
-    pool = (aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)[axes - 2]
-    y = pool(x, window, stride, padding, dilation, ceil_mode)[0]
-    counts, sizes = y.shape[-axes:], x.shape[-axes:]
-    is_picture = x.ndim == _PICTURES
-    if is_picture and window == stride and _are_times(window, counts, sizes) and set(dilation) == {1}:
-        return _to_first(g, x, y, window)
-    far = [(reach - 1) * spread for reach, spread in zip(window, dilation, strict=True)]
-    spare = _spare(sizes, counts, far, stride, padding)
-    # How many steps of the stride the padded input takes along each axis.
-    steps = [count + more for count, more in zip(counts, spare, strict=True)]
-    after = [many * step - pad - size for many, step, pad, size in zip(steps, stride, padding, sizes, strict=True)]
-    padded = aten.constant_pad_nd.default(x, both(padding, after), -torch.inf)
-    planes: dict[tuple[int, ...], torch.Tensor] = {}
-    taken: torch.Tensor | None = None
-    for place in itertools.product(*map(range, window)):
-        offset = [one * spread for one, spread in zip(place, dilation, strict=True)]
-        wins = strided(padded, offset, stride, counts) == y
-        first = wins if taken is None else wins & ~taken
-        taken = wins if taken is None else wins | taken
-        shift = [begin // step for begin, step in zip(offset, stride, strict=True)]
-        rest = [more - begin for more, begin in zip(spare, shift, strict=True)]
-        part = aten.constant_pad_nd.default(gated(g, first), both(shift, rest))
-        plane = tuple(begin % step for begin, step in zip(offset, stride, strict=True))
-        planes[plane] = planes[plane] + part if plane in planes else part
-    whole = interleaved_planes(planes, stride, steps, x.shape[: x.ndim - axes])
-    for axis, (pad, size) in enumerate(zip(padding, sizes, strict=True), start=x.ndim - axes):
-        whole = cut(whole, axis, pad, size)
-    return whole
-
-
-def _to_first(g: torch.Tensor, x: torch.Tensor, y: torch.Tensor, window: Sizes) -> torch.Tensor:
-    """Give each gradient to the first maximum of its window, where windows lie side by side and cover all.
-
-    All is as large as x, and each step one that engines do by value or by window: no places are gathered. Of the places
-    that have the maximum the first one has the highest number, so that it is the only one that a pool of these finds.
-    """
-    sizes, factors = list(x.shape[-2:]), [float(size) for size in window]
-    count = math.prod(window)
-    order = torch.arange(count, 0, -1, dtype=x.dtype, device=x.device).reshape(window)
-    order = order.repeat(*[size // step for size, step in zip(sizes, window, strict=True)])
-    spread = partial(aten.upsample_nearest2d.default, output_size=sizes, scales_h=factors[0], scales_w=factors[1])
-    numbers = gated(order, x == spread(y))
-    highest = aten.max_pool2d_with_indices.default(numbers, window, window)[0]
-    return gated(spread(g), numbers == spread(highest))
-
-
-def _are_times(factors: Sequence[Any], before: Sizes, after: Sizes) -> bool:
+def are_times(factors: Sequence[Any], before: Sizes, after: Sizes) -> bool:
     """Tell whether sizes are multiplied by powers of two: then no rounding decides which value is the nearest."""
     if varies([*before, *after]):
         return False
     triples = zip(factors, before, after, strict=True)
     return all(factor in _EXACT and factor * size == whole for factor, size, whole in triples)
-
-
-def _spare(sizes: Sizes, counts: Sizes, far: Sizes, stride: Sizes, padding: Sizes) -> list[int]:
-    """Return how many steps of the stride the padded input takes beside one for each window: so many that it fits in.
-
-    Where sizes vary it is the most that it can be: behind the last window there is less than a stride.
-    """
-    if varies(sizes):
-        return [-(-reach // step) for reach, step in zip(far, stride, strict=True)]
-    return [
-        max(-(-(pad + size) // step) - count, reach // step)
-        for pad, size, step, count, reach in zip(padding, sizes, stride, counts, far, strict=True)
-    ]
-
-
-def interleaved_planes(
-    planes: Mapping[tuple[int, ...], torch.Tensor], stride: Sizes, steps: Sizes, leading: Sizes
-) -> torch.Tensor:
-    """Return what has at each place of the strides the value of that plane; leading are the sizes in front."""
-    axes = len(stride)
-    nothing = torch.zeros_like(next(iter(planes.values())))
-    stacked = torch.stack([planes.get(plane, nothing) for plane in itertools.product(*map(range, stride))], -axes - 1)
-    return interleaved(aten.view.default(stacked, [*leading, *stride, *steps]), axes)
 
 
 def interleaved(planes: torch.Tensor, axes: int) -> torch.Tensor:
@@ -153,22 +62,14 @@ def interleaved(planes: torch.Tensor, axes: int) -> torch.Tensor:
     return planes
 
 
-def strided(padded: torch.Tensor, offset: Sizes, stride: Sizes, counts: Sizes) -> torch.Tensor:
-    """Return so many values along each of the last axes, from a place on, a stride apart."""
-    for axis, (begin, step, count) in enumerate(
-        zip(offset, stride, counts, strict=True), start=padded.ndim - len(stride)
-    ):
-        padded = cut(padded, axis, begin, count, step)
-    return padded
-
-
 def both(before: Sizes, after: Sizes) -> list[int]:
     """Return how much is put in front of and behind each axis, as ``pad`` wants it: the last axis first."""
     pairs = list(zip(before, after, strict=True))
     return [size for pair in reversed(pairs) for size in pair]
 
 
-def _full(sizes: Sizes | int, axes: int) -> list[int]:
+def full(sizes: Sizes | int, axes: int) -> list[int]:
+    """Return one size for each axis."""
     sizes = [sizes] if isinstance(sizes, int) else list(sizes)
     return sizes * axes if len(sizes) == 1 else sizes
 
@@ -233,8 +134,8 @@ def _options(  # noqa: PLR0917 - as torch has them
     count_include_pad: bool = True,
     divisor: int | None = None,
 ) -> tuple[Sizes, Sizes, Sizes, bool, bool, int | None]:
-    full = partial(_full, axes=axes)
-    return full(window), full(stride or window), full(padding), ceil_mode, count_include_pad, divisor
+    window, stride, padding = (full(sizes, axes) for sizes in (window, stride or window, padding))
+    return window, stride, padding, ceil_mode, count_include_pad, divisor
 
 
 def _pooling(  # noqa: PLR0917 - as torch has them
@@ -294,7 +195,7 @@ def _resized(kind: str, x: torch.Tensor, after: Sizes, *options: Any) -> torch.T
 
 def resized_to_nearest(x: torch.Tensor, after: Sizes, *factors: float | None) -> Any:
     """Engines have a word for pictures whose values are taken so many times each, as that is said here."""
-    if len(factors) == _PICTURES - 2 and None not in factors and _are_times(factors, x.shape[2:], after):
+    if len(factors) == PICTURES - 2 and None not in factors and are_times(factors, x.shape[2:], after):
         return NotImplemented
     return _resized("nearest", x, after, *factors)
 
@@ -361,8 +262,6 @@ def resizing() -> Mapping[Any, Callable[..., Any]]:
 
 #: The rows of pools.
 POOLS: Final[dict[Any, Callable[..., Any]]] = {
-    aten.max_pool2d_with_indices_backward.default: partial(_max_pool_backward, 2),
-    aten.max_pool3d_with_indices_backward.default: partial(_max_pool_backward, 3),
     aten.avg_pool2d.default: partial(_avg_pool, 2),
     aten.avg_pool3d.default: partial(_avg_pool, 3),
     aten.avg_pool2d_backward.default: partial(_avg_pool_backward, 2),

@@ -95,8 +95,8 @@ class _Makeup:
         self._sizes, self._ends = list(map(len, self._spaces)), list(map(_end_of, self._spaces))
         self._values = [space.values() for space in self._spaces]
         sources = list(chain.from_iterable(map(_sources_of, state.modules)))
-        # What holds nothing is asked that alone.
-        self._empty = [source for source in sources if not source]
+        # What holds nothing is asked that alone, and a dictionary not for its values as well.
+        self._empty = [source for source in sources if not source and isinstance(source, dict | list)]
         self._sources = [source for source in sources if source]
         self._held = list(self._now())
         # As a notebook that loads edited files anew puts it into classes.
@@ -172,11 +172,12 @@ class _Memory:
         self._orders = [sorted(range(one.ndim), key=one.stride, reverse=True) for one in tensors]
         # Held, so that nothing else comes to lie at these places.
         self._places, self._views = _places(tensors), list(map(_memory, tensors, self._orders))
+        self._is_all_read = all(view is not None for view in self._views)
 
     def digests(self, tensors: Sequence[torch.Tensor] | None = None) -> list[int]:
         """Return a number for each tensor, or for what took its place: another one if any of its bits is."""
         tensors, views = tensors or self._tensors, self._views
-        if None in views or _places(tensors) != self._places:
+        if not self._is_all_read or _places(tensors) != self._places:
             if _forms(tensors) != self._forms:
                 return []
             # What lies elsewhere by now, or in another order, is read there.

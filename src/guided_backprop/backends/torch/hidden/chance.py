@@ -6,12 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import numpy as np
 import torch
 
-from guided_backprop.arrays import Model
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.chance import ANY_DRAW, shared_states, state_of
+from guided_backprop.backends.reach import name_of_source
 from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
-from guided_backprop.backends.torch.model.mode import held_by
 from guided_backprop.backends.torch.own import Arguments, Function, Named
 from guided_backprop.errors import ModelError
 
@@ -19,18 +18,22 @@ from guided_backprop.errors import ModelError
 class Generators:
     """The generators that a model may draw from: those of torch, NumPy and Python that all share, and its own.
 
-    A generator that a model makes for one call is not found; neither is the operating system's.
-
     Args:
-        model: the user's model; its modules are searched for generators, and what its functions close over and name.
+        sources: what its code reaches.
+
+    Attributes:
+        unseen: the names of what has no state that is looked at: what makes a generator for a call, or has no seed.
     """
 
-    def __init__(self, model: Model) -> None:
-        kept = list(held_by(model))
-        self._torch = [torch.default_generator, *(value for value in kept if isinstance(value, torch.Generator))]
-        self._numpy = [value.bit_generator for value in kept if isinstance(value, np.random.Generator)]
-        self._numpy += [value._bit_generator for value in kept if isinstance(value, np.random.RandomState)]
-        self._python = [value for value in kept if isinstance(value, random.Random)]
+    def __init__(self, sources: Sequence[object]) -> None:
+        self._torch = [torch.default_generator, *(value for value in sources if isinstance(value, torch.Generator))]
+        self._numpy = [value.bit_generator for value in sources if isinstance(value, np.random.Generator)]
+        self._numpy += [value._bit_generator for value in sources if isinstance(value, np.random.RandomState)]
+        self._python = [value for value in sources if type(value) is random.Random]
+        kinds = (torch.Generator, np.random.Generator, np.random.RandomState)
+        seen = (value for value in sources if isinstance(value, kinds) or type(value) is random.Random)
+        known = set(map(id, seen))
+        self.unseen = frozenset(name_of_source(value) for value in sources if id(value) not in known)
 
     def states(self, *, of_torch_alone: bool = False) -> list[object]:
         """Return their states, to be compared by :func:`have_drawn`.

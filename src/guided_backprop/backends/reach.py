@@ -6,8 +6,8 @@ is taken as it is. Whether what is reached is used, and with a seed, is not told
 """
 
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
@@ -16,12 +16,13 @@ from guided_backprop.backends.code import uses_of
 from guided_backprop.backends.kinds import CONTAINERS, FRAMEWORKS, root_of, slots_of
 
 # Generators are of these modules, and what else is another in each call.
-_GENERATORS: Final = frozenset({"_random", "random", "numpy.random"})
+_GENERATORS: Final = frozenset({"_random", "random"})
 _SOURCES: Final = _GENERATORS | {"datetime", "secrets", "time", "uuid"}
 _ENTROPY: Final = frozenset({"getrandom", "urandom"})
 _NOT_READ: Final = FRAMEWORKS | sys.stdlib_module_names | {"torch"}
 _IMPORTING: Final = frozenset({"__import__", "import_module"})
 _ATOMS: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_HOLDING: Final = frozenset({OrderedDict, *CONTAINERS})
 _METHODS: Final = (MethodType, BuiltinMethodType)
 # Where what wraps a function, or is bound to something, keeps that.
 _WRAPPING: Final = tuple("func args keywords fget __func__ __self__ __wrapped__ python_function".split())
@@ -44,8 +45,8 @@ def name_of_source(source: object) -> str:
 
 
 def _is_of(module: str | None, modules: frozenset[str]) -> bool:
-    """Tell whether a module is one of some, or inside of one."""
-    return any(module == one or (module or "").startswith(f"{one}.") for one in modules)
+    """Tell whether a module is one of some, or NumPy's."""
+    return root_of(module) in modules or str(module).startswith("numpy.random")
 
 
 def _is_generator(kind: type) -> bool:
@@ -63,14 +64,18 @@ class _Reach:
         # The names that the code has, and what classes have by names that it has not, so far.
         self._names = set(_CALLED)
         self._waiting = defaultdict[str, list[object]](list)
+        # Of which classes what is made is a source, and which attributes it has that are in no dictionary.
         self._kinds: dict[type, bool] = {}
+        self._attributes: dict[type, list[str]] = {}
 
     def add(self, values: Iterable[Any]) -> None:
         """Note what is to be looked into; a string may be a name that an attribute is asked for by."""
         for value in values:
-            if type(value) is str:
-                self._release(frozenset({value}))
-            elif type(value) not in _ATOMS:
+            kind = type(value)
+            if kind is str:
+                if value not in self._names:
+                    self._release(frozenset({value}))
+            elif kind not in _ATOMS and (kind not in _HOLDING or value):
                 self._left.append(value)
 
     def walk(self) -> Iterator[object]:
@@ -80,10 +85,11 @@ class _Reach:
             if id(one) in self._seen:
                 continue
             self._seen[id(one)] = one
-            if self._is_source(one):
+            # Most are of these.
+            if type(one) in _HOLDING or isinstance(one, CONTAINERS):
+                self.add(one.values() if isinstance(one, Mapping) else one)
+            elif self._is_source(one):
                 yield one
-            elif isinstance(one, CONTAINERS):
-                self.add(one if not hasattr(one, "values") else one.values())
             elif isinstance(one, FunctionType):
                 self._function(one)
             elif isinstance(one, type):
@@ -158,10 +164,12 @@ class _Reach:
     def _object(self, one: Any) -> None:
         """Look into what an object has; what it says of itself by code of its own is not asked for."""
         kind = type(one)
-        self.add([kind])
-        names = [*slots_of(kind), *(name for name in _WRAPPING if hasattr(kind, name))]
-        for name in ["__dict__", *names]:
+        if kind not in self._attributes:
+            self.add([kind])
+            self._attributes[kind] = [*slots_of(kind), *(name for name in _WRAPPING if hasattr(kind, name))]
+        for name in self._attributes[kind]:
             # It may fail to say what it has.
             with suppress(Exception):
-                held = object.__getattribute__(one, name)
-                self.add(held.values() if name == "__dict__" else [held])
+                self.add([object.__getattribute__(one, name)])
+        with suppress(AttributeError):
+            self.add(object.__getattribute__(one, "__dict__").values())

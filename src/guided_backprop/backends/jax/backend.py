@@ -4,7 +4,8 @@ The model is traced anew unless nothing that it can read has changed, so it is a
 it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -265,10 +266,11 @@ class JaxBackend(Backend):
         mark_activations(program, facts)
         audit = Audit(self.setup.vouch)
         audit.visit(program.block)
-        if audit.random and not {ANY_DRAW, "random_bits"} & set(self.setup.vouch):
+        random = set() if {ANY_DRAW, "random_bits"} & set(self.setup.vouch) else self._random_of(audit, images)
+        if random:
             raise ModelError(
                 "model must be in eval mode, or its map is random; received random numbers, with "
-                f"{', '.join(sorted(audit.random))}. Call model.eval(), pass deterministic=True, or "
+                f"{', '.join(sorted(random))}. Call model.eval(), pass deterministic=True, or "
                 'vouch={"random_bits": "plain"} if a fixed key is meant.'
             )
         known = key_of(program)
@@ -285,6 +287,21 @@ class JaxBackend(Backend):
             raise self._unreadable(error, program, images.arrays) from error
         _refuse(record.mark(program), program, rules)
         return known, record.key()
+
+    def _random_of(self, audit: Audit, images: Inputs) -> Set[str]:
+        """Return where random numbers meet what a gradient comes through.
+
+        For one image alone weights that are drawn once may have the shape of noise: of two images they have not.
+        """
+        if images.count == 1 and audit.random:
+            two = images.map(lambda array: jnp.repeat(array, 2, 0))
+            with suppress(GuidedBackpropError):
+                traced = self._trace(two, begins_inside=self.begins_inside)
+                program = self._program(traced, two, begins_inside=self.begins_inside)
+                Facts(program)
+                audit = Audit(self.setup.vouch)
+                audit.visit(program.block)
+        return audit.random
 
     def _unreadable(self, error: Exception, program: Program, images: Sequence[jax.Array]) -> GuidedBackpropError:
         """Return what to say of values that could not be looked at: the model's own error, if it has one."""

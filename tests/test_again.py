@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -209,6 +210,8 @@ WAYS = {
     "a function of TensorFlow": (lambda: tf.function(lambda x: x * os.urandom(1)[0]), {"urandom"}),
     "keys of JAX": (lambda: lambda x: x + jax.random.normal(jax.random.key(0), x.shape), set()),
     "a layer of PyTorch": (lambda: nn.Dropout(0.5), set()),
+    "a layer of Keras": (lambda: keras.layers.Dropout(0.5), set()),
+    "a generator of Keras": (lambda: lambda x: x * keras.random.normal((1,)), {"keras.random"}),
     "a layer of Flax": (lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0)), set()),
 }
 

@@ -7,9 +7,10 @@ from functools import partial
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.chance import ANY_DRAW
 from guided_backprop.errors import ModelError
 
+#: What vouches for whatever draws.
+ANY_DRAW = "random"
 #: Gives a model's outputs for images that a function changed.
 Change = Callable[[Callable[[NumpyArray], NumpyArray]], NumpyArray]
 

@@ -5,7 +5,7 @@ how the outputs weigh in the score, and a rule.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from guided_backprop.arrays import Array, Inputs, Layer, Model, NumpyArray, Tensor, as_numpy
-from guided_backprop.backends.again import are_parts_of_one, refuse_other_outputs, takes_batch_axis
-from guided_backprop.backends.chance import ANY_DRAW, shared_states
+from guided_backprop.backends.again import ANY_DRAW, are_parts_of_one, refuse_other_outputs, takes_batch_axis
 from guided_backprop.backends.mistakes import model_failed
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.reach import name_of_source, sources_of
@@ -139,8 +138,8 @@ class Backend(ABC):
         # Then the gradient is taken at a value inside of the model.
         self.begins_inside = begin is not None
         self.network = network.between(begin, end) if begin or end else network
-        # Where random numbers may come from, and what of that made no difference when the model was run again.
-        self._drawn, self._tried = set[str](), set[str]()
+        # Whether the model was run again, and gave the same.
+        self._is_settled = False
 
     @classmethod
     @abstractmethod
@@ -247,28 +246,18 @@ class Backend(ABC):
         """The generators that the model's code reaches, and what makes some: none of them may be used."""
         return list(sources_of(self.setup.model))
 
-    def note_draws(self, before: Sequence[object]) -> None:
-        """Note that the generators of NumPy and Python that all share are in other states than before, if they are."""
-        if before != shared_states():
-            self._drawn.add("the random numbers of NumPy or Python")
-
-    @property
-    def chances(self) -> Set[str]:
-        """What may give other numbers in another run, by name."""
-        return self._drawn | set(map(name_of_source, self.sources))
-
-    def refuse_chance(self, inputs: Inputs, names: Set[str], outputs: NumpyArray | None = None) -> None:
-        """Raise ModelError if the model gives other outputs in another run, where its code reads what has these names.
+    def refuse_chance(self, inputs: Inputs, outputs: NumpyArray | None = None) -> None:
+        """Raise ModelError if the model gives other outputs in another run, of which its code tells that it may.
 
         Args:
             inputs: some images.
-            names: those of :attr:`chances`.
             outputs: what was explained of them, if anything was.
         """
-        if names <= self._tried or ANY_DRAW in self.setup.vouch or not inputs.count:
+        if self._is_settled or ANY_DRAW in self.setup.vouch or not inputs.count:
             return
-        refuse_other_outputs(outputs, partial(self.outputs, inputs), names)
-        self._tried |= names
+        if self.sources:
+            refuse_other_outputs(outputs, partial(self.outputs, inputs), set(map(name_of_source, self.sources)))
+        self._is_settled = True
 
     def refuse_one_image(self, inputs: Inputs) -> None:
         """Raise ImageError if the model takes the images for one; it is asked where a convolution looks like that."""

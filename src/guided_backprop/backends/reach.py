@@ -15,9 +15,10 @@ from typing import Any, Final
 from guided_backprop.backends.code import uses_of
 from guided_backprop.backends.kinds import CONTAINERS, FRAMEWORKS, root_of, slots_of
 
-# Generators are of these modules, and what else is another in each call.
+# Generators are of these modules, and what else is another in each call. Keras' layers hold generators for training.
 _GENERATORS: Final = frozenset({"_random", "random"})
 _SOURCES: Final = _GENERATORS | {"datetime", "secrets", "time", "uuid"}
+_DRAWING: Final = ("numpy.random", "keras.random", "keras.src.random", "keras.initializers", "keras.src.initializers")
 _ENTROPY: Final = frozenset({"getrandom", "urandom"})
 _NOT_READ: Final = FRAMEWORKS | sys.stdlib_module_names | {"torch"}
 _IMPORTING: Final = frozenset({"__import__", "import_module"})
@@ -45,8 +46,9 @@ def name_of_source(source: object) -> str:
 
 
 def _is_of(module: str | None, modules: frozenset[str]) -> bool:
-    """Tell whether a module is one of some, or NumPy's."""
-    return root_of(module) in modules or str(module).startswith("numpy.random")
+    """Tell whether a module is one of some, or one that draws of NumPy's or, where that counts, of Keras'."""
+    drawing = _DRAWING if modules is _SOURCES else _DRAWING[:1]
+    return root_of(module) in modules or str(module).startswith(drawing)
 
 
 def _is_generator(kind: type) -> bool:
@@ -165,7 +167,8 @@ class _Reach:
         """Look into what an object has; what it says of itself by code of its own is not asked for."""
         kind = type(one)
         if kind not in self._attributes:
-            self.add([kind])
+            # A framework's own is no source because something of it is held.
+            self.add([] if root_of(kind.__module__) in _NOT_READ else [kind])
             self._attributes[kind] = [*slots_of(kind), *(name for name in _WRAPPING if hasattr(kind, name))]
         for name in self._attributes[kind]:
             # It may fail to say what it has.

@@ -17,8 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
 from guided_backprop.arrays import Inputs
+from guided_backprop.backends.again import ANY_DRAW
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
-from guided_backprop.backends.chance import ANY_DRAW, shared_states
 from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of, numbers_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.graph.batch import may_take_for_one_image
@@ -132,7 +132,7 @@ class JaxBackend(Backend):
             raise
         except Exception as error:
             raise self.failed(error, leaves, given) from error
-        self.refuse_chance(given, self.chances, _as_numpy(outputs))
+        self.refuse_chance(given, _as_numpy(outputs))
         scores = np.stack([per_image(weight, _as_numpy(scored)) for weight in weights]) if told is None else told
         if not (np.isfinite(scores).all() and all(map(self.is_finite, jax.tree_util.tree_leaves(gradients)))):
             raise not_finite()
@@ -215,7 +215,6 @@ class JaxBackend(Backend):
             outputs = self.network.call(inputs.like(arrays), start if begins_inside else None)
             return self._explained(outputs, inside, len(leaves[0]))
 
-        before = shared_states()
         try:
             with self.network.unremembered():
                 return jax.make_jaxpr(traced, return_shape=True)(*leaves)
@@ -223,9 +222,6 @@ class JaxBackend(Backend):
             raise
         except Exception as error:
             raise self.failed(error, leaves, inputs) from error
-        finally:
-            # It may be another thread that draws, or what is built once.
-            self.note_draws(before)
 
     def _program(self, traced: _Traced, inputs: Inputs, *, begins_inside: bool) -> Program:
         """Return a program of its own of a trace: what is found of it is written on it."""

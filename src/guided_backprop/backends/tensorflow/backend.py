@@ -18,7 +18,6 @@ from tensorflow.python.eager import record
 from guided_backprop.arrays import Array, Inputs, Model, NumpyArray, Tensor
 from guided_backprop.backends.again import looks_unbatched
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
-from guided_backprop.backends.chance import shared_states
 from guided_backprop.backends.kept import shared_of, traced_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.mistakes import no_array, no_rows
@@ -90,7 +89,7 @@ class TensorFlowBackend(Backend):
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=1)
             except OtherLabels as other:
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=other.count)
-        self.refuse_chance(inputs, self.chances, call.outputs)
+        self.refuse_chance(inputs, call.outputs)
         for editor in plan.editors:
             _check_bounds(editor, results)
         if call.scores is not None:
@@ -227,21 +226,18 @@ class TensorFlowBackend(Backend):
 
     def _trace(self, kinds: list[Kind], given: Inputs) -> tuple[Kind, Traced]:
         error: Exception | None = None
-        before = shared_states()
         for autograph, kind in itertools.product((False, True), kinds):
             forward = callable_of(self.network, given, self.setup.output, self._check)
             try:
                 with self.network.unremembered():
-                    traced = trace(forward, kind.specs, autograph=autograph)
-                self.note_draws(before)
-                return kind, traced
+                    return kind, trace(forward, kind.specs, autograph=autograph)
             except GuidedBackpropError:
                 raise
             except Exception as caught:
                 error = caught
         assert error is not None
         # What keeps it from being traced may be a generator that it makes.
-        self.refuse_chance(given, self.chances)
+        self.refuse_chance(given)
         raise self.failed(error, given.arrays, given) from error
 
     def _run(

@@ -230,15 +230,15 @@ class TorchBackend(Backend):
     def _first_pass(self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:
         """Run forward; raise if the images are one image to the model, or if it draws."""
         is_known, self._is_known = self._is_known, True
-        before = self._generators.states(of_torch_alone=is_known)
+        before = self._generators.states()
         run = self._forward_pass(inputs, watch, rules)
-        if have_drawn(before, self._generators.states(of_torch_alone=is_known)):
+        if have_drawn(before, self._generators.states()):
             self._is_known = False
             refuse_draws(
                 self._generators, run.output, lambda: self._forward_pass(inputs, None, rules).output, self.setup.vouch
             )
         elif not is_known:
-            self.refuse_chance(inputs, self._generators.unseen, as_numpy(run.output))
+            self.refuse_chance(inputs, as_numpy(run.output))
         shapes = tuple(tensor.shape for tensor in inputs.arrays)
         if shapes not in self._batches:
             if not self.begins_inside and nodes.may_take_for_one_image(run.path, shapes[0]):

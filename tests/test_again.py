@@ -57,7 +57,7 @@ DRAWS = {
     "urandom": lambda: 1.0 + int.from_bytes(os.urandom(4), "big"),
     "uuid": lambda: float(uuid.uuid4().int >> 80),
     "time": lambda: time.perf_counter() % 1e-3,
-    "datetime": lambda: 1.0 + datetime.datetime.now().microsecond,
+    "datetime": lambda: 1.0 + datetime.datetime.now().microsecond % 97,
     "Generator": entropy,
 }
 IN_TORCH_ALONE = set(DRAWS) - {"numpy.random", "random", "urandom"}

@@ -1,6 +1,7 @@
 """ReLUs of a JAX program that no operation is: found by their values and guided, or refused; and what is none."""
 
 import random
+from contextlib import nullcontext
 from functools import cache, reduce
 
 import jax
@@ -186,6 +187,10 @@ def test_noise_is_refused_and_weights_drawn_inside_are_not(noise):
     explained(noisy, vouch={"random_bits": "plain"})
     weight, bias = (lambda: jax.random.normal(key, (6, 4))), (lambda: jax.random.normal(key, (4,)))
     explained(lambda x: jax.nn.relu(x @ weight() + bias()))
+    for shape, is_refused in (((1, 8), False), ((), True)):
+        model = network(lambda x, shape=shape: jax.nn.relu(x) + noise(key, shape or x.shape))
+        with pytest.raises(ModelError, match="random") if is_refused else nullcontext():
+            Saliency(model).explain(jnp.asarray(IMAGES[:1]), 1)
 
 
 RANDOM = {
@@ -215,7 +220,7 @@ def test_a_key_that_is_made_of_the_images_is_no_chance():
 @pytest.mark.parametrize("draw", [random.random, lambda: np.random.rand(8)])
 def test_what_python_or_numpy_draw_in_each_trace_is_refused(draw):
     model = network(lambda x: jax.nn.relu(x) * draw())
-    with pytest.raises(ModelError, match=r"map is random.*NumPy or Python"):
+    with pytest.raises(ModelError, match=r"map is random.* reads .*random"):
         explained(model, Saliency)
     assert explained(model, Saliency, vouch={"random": "plain"}).coverage
     built = cache(draw)

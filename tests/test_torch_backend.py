@@ -189,6 +189,17 @@ class ChannelsLast(nn.Module):
         return self.conv(self._move(x)).movedim(-3, -1)
 
 
+class In(nn.Module):
+    """A convolution of what a function makes of the images."""
+
+    def __init__(self, front, channels=3) -> None:
+        super().__init__()
+        self.conv, self._front = nn.Conv2d(channels, 3, 3), front
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self._front(x))
+
+
 WITHOUT_BATCH = {
     "channels last": (lambda: ChannelsLast(lambda x: x.movedim(-1, -3)), (8, 8, 3)),
     "channels last, transposed": (lambda: ChannelsLast(lambda x: x.transpose(-1, -2).transpose(-2, -3)), (8, 8, 3)),
@@ -201,6 +212,15 @@ WITHOUT_BATCH = {
         lambda: nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3, padding_mode="circular", padding=1)),
         (3, 8, 8),
     ),
+    "instance norm": (lambda: nn.Sequential(nn.InstanceNorm2d(3), nn.Conv2d(3, 3, 3)), (3, 8, 8)),
+    "norm by hand": (
+        lambda: In(lambda x: (x - x.mean((-1, -2), keepdim=True)) / x.std((-1, -2), keepdim=True)),
+        (3, 8, 8),
+    ),
+    "einsum": (lambda: In(lambda x: torch.einsum("...chw,dc->...dhw", x, torch.ones(3, 3))), (3, 8, 8)),
+    "frequencies": (lambda: In(lambda x: torch.fft.irfft2(torch.fft.rfft2(x))), (3, 8, 8)),
+    "places beside": (lambda: In(lambda x: torch.cat([x, torch.ones_like(x)], -3), 6), (3, 8, 8)),
+    "pixels put together": (lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 3, 3)), (3, 8, 8)),
 }
 
 
@@ -228,6 +248,9 @@ def test_what_looks_like_one_image_and_is_a_batch():
             torch.rand(2, 192),
         ),
         (lambda x: net(x.permute(0, -1, 1, 2)), torch.rand(2, 8, 8, 3)),
+        (lambda x: net(x[:, None].expand(-1, 3, -1, -1)), torch.rand(1, 8, 8)),
+        (lambda x: torch.relu(F.conv1d(x[:, None], torch.ones(1, 1, 3)))[:, 0], torch.rand(1, 8)),
+        (lambda x: torch.stack([net(image[None])[0] for image in x]), torch.rand(3, 3, 8, 8)),
         (nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), torch.rand(3, 8)),
     ):
         assert len(GuidedBackprop(model).explain(batch, 0)) == len(batch)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from guided_backprop.arrays import Array, Inputs, Layer, Model, NumpyArray, Tensor, as_numpy
+from guided_backprop.backends.again import ANY_DRAW, are_parts_of_one, refuse_other_outputs, takes_batch_axis
 from guided_backprop.backends.mistakes import model_failed
 from guided_backprop.backends.network import Network
-from guided_backprop.backends.refusals import no_beginning, no_floats, reason_of
+from guided_backprop.backends.reach import name_of_source, sources_of
+from guided_backprop.backends.refusals import no_batch, no_beginning, no_floats, reason_of
 from guided_backprop.coverage import Coverage
 from guided_backprop.errors import ImageError, ModelError, OptionError
 from guided_backprop.rules import ReluRule
@@ -116,6 +119,8 @@ class Backend(ABC):
     asks: str = "accept and differentiate"
     advice: str = "Check the images' shape and dtype."
     hints: Mapping[str, str] = MappingProxyType({})
+    #: What makes a model of batches of one that takes a single image.
+    batched: str
     #: Which ways there are to keep less for the backward pass.
     memories: Sequence[Memory] = ()
 
@@ -133,6 +138,8 @@ class Backend(ABC):
         # Then the gradient is taken at a value inside of the model.
         self.begins_inside = begin is not None
         self.network = network.between(begin, end) if begin or end else network
+        # Whether the model was run again, and gave the same.
+        self._is_settled = False
 
     @classmethod
     @abstractmethod
@@ -233,6 +240,35 @@ class Backend(ABC):
         """Return a backend of the same model that is faster, having run it on these inputs; or this one."""
         self.check_images(inputs)
         return self
+
+    @cached_property
+    def sources(self) -> Sequence[object]:
+        """The generators that the model's code reaches, and what makes some: none of them may be used."""
+        return list(sources_of(self.setup.model))
+
+    def refuse_chance(self, inputs: Inputs, outputs: NumpyArray | None = None) -> None:
+        """Raise ModelError if the model gives other outputs in another run, of which its code tells that it may.
+
+        Args:
+            inputs: some images.
+            outputs: what was explained of them, if anything was.
+        """
+        if self._is_settled or ANY_DRAW in self.setup.vouch or not inputs.count:
+            return
+        if self.sources:
+            refuse_other_outputs(outputs, partial(self.outputs, inputs), set(map(name_of_source, self.sources)))
+        self._is_settled = True
+
+    def refuse_one_image(self, inputs: Inputs) -> None:
+        """Raise ImageError if the model takes the images for one; it is asked where a convolution looks like that."""
+
+        def run(change: Callable[[NumpyArray], NumpyArray]) -> NumpyArray:
+            return self.outputs(inputs.map(lambda array: self.from_numpy(change(as_numpy(array)), array)))
+
+        outputs = self.outputs(inputs)
+        takes_batch = takes_batch_axis(outputs, run)
+        if are_parts_of_one(outputs, run, takes_batch=takes_batch):
+            raise no_batch(inputs.arrays[0].shape, "" if takes_batch else self.batched)
 
     def is_out_of_memory(self, error: BaseException | None) -> bool:
         """Tell whether an error, or what caused it, says that memory ran out."""

@@ -22,28 +22,28 @@ class Kept:
 
     def __init__(self, most: int = _MOST) -> None:
         self._most = most
-        self._functions: OrderedDict[Hashable, Any] = OrderedDict()
+        self._made: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = Lock()
 
     def get(self, key: Hashable, build: Callable[[], Any]) -> Any:
         """Return what is kept under ``key``, or build it."""
         with self._lock:
-            if key not in self._functions:
-                self._functions[key] = build()
-                while len(self._functions) > self._most:
-                    self._functions.popitem(last=False)
-            self._functions.move_to_end(key)
-            return self._functions[key]
+            if key not in self._made:
+                self._made[key] = build()
+                while len(self._made) > self._most:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(key)
+            return self._made[key]
 
     def peek(self, key: Hashable) -> Any:
         """Return what is kept under ``key``, or None."""
         with self._lock:
-            return self._functions.get(key)
+            return self._made.get(key)
 
     def keep(self, key: Hashable, value: Any) -> None:
         """Keep ``value`` in place of what was kept under ``key``."""
         with self._lock:
-            self._functions.pop(key, None)
+            self._made.pop(key, None)
         self.get(key, lambda: value)
 
 

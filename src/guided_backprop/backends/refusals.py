@@ -109,11 +109,12 @@ def unsettled(name: str) -> ModelError:
     )
 
 
-def no_batch(shape: Sequence[int]) -> ImageError:
-    """Return the error for one image without an axis of images in front of it."""
+def no_batch(shape: Sequence[int], instead: str = "") -> ImageError:
+    """Return the error for one image without an axis of images in front of it; ``instead`` is a model of batches."""
+    to_what = f", and explain {instead}" if instead else ""
     return ImageError(
         f"images must be a batch, (N, ...); received images of shape {tuple(shape)}, which the model takes for one "
-        "image. Pass images[None]."
+        f"image. Pass images[None]{to_what}."
     )
 
 

@@ -4,8 +4,8 @@ The model is traced anew unless nothing that it can read has changed, so it is a
 it has now; what is compiled is kept, with the parameters as arguments. Nothing global is changed.
 """
 
-import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,11 +17,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
 from guided_backprop.arrays import Inputs
+from guided_backprop.backends.again import ANY_DRAW
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
-from guided_backprop.backends.chance import ANY_DRAW, shared_states
 from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of, numbers_of
 from guided_backprop.backends.jax.coverage import count
-from guided_backprop.backends.jax.graph.batch import takes_for_one_image
+from guided_backprop.backends.jax.graph.batch import may_take_for_one_image
 from guided_backprop.backends.jax.graph.composites import mark_activations
 from guided_backprop.backends.jax.graph.heads import Head, head_of
 from guided_backprop.backends.jax.graph.program import CUSTOM, Program, Step
@@ -40,7 +40,6 @@ from guided_backprop.backends.refusals import (
     coverage_of,
     detached,
     hidden,
-    no_batch,
     no_score,
     not_finite,
     spelled,
@@ -83,6 +82,8 @@ class JaxBackend(Backend):
     functions = jnp
 
     compiles_each_size = True
+
+    batched = "jax.vmap(model)"
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -131,6 +132,7 @@ class JaxBackend(Backend):
             raise
         except Exception as error:
             raise self.failed(error, leaves, given) from error
+        self.refuse_chance(given, _as_numpy(outputs))
         scores = np.stack([per_image(weight, _as_numpy(scored)) for weight in weights]) if told is None else told
         if not (np.isfinite(scores).all() and all(map(self.is_finite, jax.tree_util.tree_leaves(gradients)))):
             raise not_finite()
@@ -181,7 +183,7 @@ class JaxBackend(Backend):
             return plan
         traced = traced or self._trace(inputs, begins_inside=self.begins_inside)
         program = self._program(traced, inputs, begins_inside=self.begins_inside)
-        analysed = self._analyse(program, rules, inputs.arrays)
+        analysed = self._analyse(program, rules, inputs)
         head, coverages = covered(program, rules, undo_head=undo_head)
         compiled = (rules, head is not None, analysed)
         forward, backward = self._compile(program, compiled, rules, lambda: passes(program, head, rules))
@@ -198,19 +200,6 @@ class JaxBackend(Backend):
         return self._compiled.get(key, build if shared is None else lambda: shared.get(key, build))
 
     def _trace(self, inputs: Inputs, *, begins_inside: bool) -> _Traced:
-        before = shared_states()
-        traced = self._trace_once(inputs, begins_inside=begins_inside)
-        if before == shared_states() or ANY_DRAW in self.setup.vouch:
-            return traced
-        # What is drawn once, to be built, is no part of the model; and it may be another thread that draws.
-        if not _are_alike(traced, self._trace_once(inputs, begins_inside=begins_inside)):
-            raise ModelError(
-                "model must give one output for one image, or its map is random; received another program in another "
-                f'trace, and numbers drawn by NumPy or Python. Take them out, or pass vouch={{"{ANY_DRAW}": "plain"}}.'
-            )
-        return traced
-
-    def _trace_once(self, inputs: Inputs, *, begins_inside: bool) -> _Traced:
         leaves = inputs.arrays
 
         # A function of its own for each trace: what JAX remembers of the model may be older than it is.
@@ -258,7 +247,7 @@ class JaxBackend(Backend):
             raise no_rows(count, output, "array")
         return (output, *inside) if inside else output
 
-    def _analyse(self, program: Program, rules: Sequence[ReluRule], images: Sequence[jax.Array]) -> Hashable:
+    def _analyse(self, program: Program, rules: Sequence[ReluRule], images: Inputs) -> Hashable:
         """Find the ReLUs, and raise if there is something that must not pass unseen.
 
         Returns:
@@ -267,16 +256,17 @@ class JaxBackend(Backend):
         facts = Facts(program)
         if not program.block.outputs[0].carries:
             raise detached("stop_gradient(), argmax() or round()")
-        if program.first is None and takes_for_one_image(program.block):
-            raise no_batch(images[0].shape)
+        if program.first is None and may_take_for_one_image(program, images.arrays[0].shape):
+            self.refuse_one_image(images)
         facts.find_relus(program, self.setup.vouch)
         mark_activations(program, facts)
         audit = Audit(self.setup.vouch)
         audit.visit(program.block)
-        if audit.random and not {ANY_DRAW, "random_bits"} & set(self.setup.vouch):
+        random = set() if {ANY_DRAW, "random_bits"} & set(self.setup.vouch) else self._random_of(audit, images)
+        if random:
             raise ModelError(
                 "model must be in eval mode, or its map is random; received random numbers, with "
-                f"{', '.join(sorted(audit.random))}. Call model.eval(), pass deterministic=True, or "
+                f"{', '.join(sorted(random))}. Call model.eval(), pass deterministic=True, or "
                 'vouch={"random_bits": "plain"} if a fixed key is meant.'
             )
         known = key_of(program)
@@ -286,13 +276,28 @@ class JaxBackend(Backend):
             raise _hidden(name)
         try:
             judged = known, numbers_of(program)
-            record = self._judged.get(judged, lambda: Record.of(program, facts, self.setup.vouch, images))
+            record = self._judged.get(judged, lambda: Record.of(program, facts, self.setup.vouch, images.arrays))
         except GuidedBackpropError:
             raise
         except Exception as error:
-            raise self._unreadable(error, program, images) from error
+            raise self._unreadable(error, program, images.arrays) from error
         _refuse(record.mark(program), program, rules)
         return known, record.key()
+
+    def _random_of(self, audit: Audit, images: Inputs) -> Set[str]:
+        """Return where random numbers meet what a gradient comes through.
+
+        For one image alone weights that are drawn once may have the shape of noise: of two images they have not.
+        """
+        if images.count == 1 and audit.random:
+            two = images.map(lambda array: jnp.repeat(array, 2, 0))
+            with suppress(GuidedBackpropError):
+                traced = self._trace(two, begins_inside=self.begins_inside)
+                program = self._program(traced, two, begins_inside=self.begins_inside)
+                Facts(program)
+                audit = Audit(self.setup.vouch)
+                audit.visit(program.block)
+        return audit.random
 
     def _unreadable(self, error: Exception, program: Program, images: Sequence[jax.Array]) -> GuidedBackpropError:
         """Return what to say of values that could not be looked at: the model's own error, if it has one."""
@@ -328,13 +333,6 @@ def _slopes(score: Score, output: jax.Array) -> tuple[list[np.ndarray[Any, Any]]
         raise no_score(described(scores))
     (slopes,) = pullback(jnp.ones_like(scores))
     return [_as_numpy(slopes).astype(np.float64)], _as_numpy(scores).astype(np.float64)[None]
-
-
-def _are_alike(one: _Traced, other: _Traced) -> bool:
-    """Tell whether two traces are of one program, with the same numbers in it."""
-    first, second = (re.sub("0x[0-9a-f]+", "", str(traced[0].jaxpr)) for traced in (one, other))
-    pairs = zip(one[0].consts, other[0].consts, strict=False)
-    return first == second and all(left is right or bool(jnp.array_equal(left, right)) for left, right in pairs)
 
 
 def _is_rows(shape: Any, count: int) -> bool:

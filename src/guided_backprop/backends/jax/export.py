@@ -97,7 +97,7 @@ class Recorder(JaxBackend):
         """Return the same for images whose sizes are free, by what was found of the one."""
         begins_inside = self.begins_inside
         found = self._program(self._trace(image, begins_inside=begins_inside), image, begins_inside=begins_inside)
-        self._analyse(found, (rule,), image.arrays)
+        self._analyse(found, (rule,), image)
         try:
             traced = self._trace(free.specs, begins_inside=begins_inside)
         except GuidedBackpropError as error:
@@ -119,7 +119,7 @@ class Recorder(JaxBackend):
         """Return where the program of one image has ReLUs that are known by its values, in a new recorder."""
         begins_inside = self.begins_inside
         program = self._program(self._trace(image, begins_inside=begins_inside), image, begins_inside=begins_inside)
-        self._analyse(program, (rule,), image.arrays)
+        self._analyse(program, (rule,), image)
         return tuple(number for number, value in enumerate(numbered(program)) if value.gate is not None)
 
 

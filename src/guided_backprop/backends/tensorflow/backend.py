@@ -16,6 +16,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from guided_backprop.arrays import Array, Inputs, Model, NumpyArray, Tensor
+from guided_backprop.backends.again import looks_unbatched
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Vouch, Weigh, per_image
 from guided_backprop.backends.kept import shared_of, traced_of
 from guided_backprop.backends.keras import KerasNetwork, is_keras
@@ -46,6 +47,8 @@ class TensorFlowBackend(Backend):
 
     # NumPy's functions for tf.Tensors, which promote no dtypes.
     functions = tf.experimental.numpy
+
+    batched = "lambda images: tf.map_fn(model, images)"
 
     asks, hints = "accept, and tf.function must trace and differentiate,", HINTS
 
@@ -86,6 +89,7 @@ class TensorFlowBackend(Backend):
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=1)
             except OtherLabels as other:
                 plan, call, results = self._run(given, weigh, tuple(rules), score, labels=other.count)
+        self.refuse_chance(inputs, call.outputs)
         for editor in plan.editors:
             _check_bounds(editor, results)
         if call.scores is not None:
@@ -157,6 +161,9 @@ class TensorFlowBackend(Backend):
                 self._plans = {key: plan for key, plan in self._plans.items() if key[0] != kind}
             if kind is None:
                 kind, copied = self._copy(kinds, given)
+                shape, taken = given.arrays[0].shape.as_list(), copied.traced.convolved
+                if not self.begins_inside and any(looks_unbatched(shape, one) for one in taken):
+                    self.refuse_one_image(given)
                 self._copies[kind] = copied
             if any(rule.needs_every_relu for rule in rules):
                 self._refuse_spelled(kind, given)
@@ -229,6 +236,8 @@ class TensorFlowBackend(Backend):
             except Exception as caught:
                 error = caught
         assert error is not None
+        # What keeps it from being traced may be a generator that it makes.
+        self.refuse_chance(given)
         raise self.failed(error, given.arrays, given) from error
 
     def _run(

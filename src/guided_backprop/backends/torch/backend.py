@@ -5,10 +5,10 @@ thread could see is changed, and how a ReLU was written does not matter.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, product
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from guided_backprop.backends.keras import KerasNetwork, is_keras
 from guided_backprop.backends.mistakes import no_array, no_rows
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.outputs import chosen
-from guided_backprop.backends.refusals import detached, no_batch, not_finite
+from guided_backprop.backends.refusals import detached, not_finite
 from guided_backprop.backends.runs import Start
 from guided_backprop.backends.torch.editor import Editor, Head, slopes
 from guided_backprop.backends.torch.graph import nodes
@@ -78,17 +78,24 @@ class TorchBackend(Backend):
 
     memories = ("lean",)
 
+    batched = "lambda images: torch.stack([model(image) for image in images])"
+
     advice, hints = "Check the images' shape, dtype and device.", HINTS
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._run_forward: Runner = lambda forward, images: forward(images)
-        self._generators = Generators(setup.model)
         # Whether it ran once and drew nothing.
         self._is_known = False
         # What of the next pass is watched: all, as long as nothing is known of the model.
         self._watched: Watched = "everything"
         self._before = Before()
+        # Of which shapes the images are known to be a batch.
+        self._batches = set[Hashable]()
+
+    @cached_property
+    def _generators(self) -> Generators:
+        return Generators(self.sources)
 
     @classmethod
     def network_of(cls, model: Any) -> Network:
@@ -201,14 +208,7 @@ class TorchBackend(Backend):
         self._before = self._before.now()
         watched = self._watched if is_gating or self._watched != "everything" else None
         watch = ForwardWatch(watched, self.setup.vouch) if watched else None
-        is_known, self._is_known = self._is_known, True
-        before = self._generators.states(of_torch_alone=is_known)
-        run = self._forward_pass(inputs, watch, rules)
-        if have_drawn(before, self._generators.states(of_torch_alone=is_known)):
-            self._is_known = False
-            refuse_draws(
-                self._generators, run.output, lambda: self._forward_pass(inputs, None, rules).output, self.setup.vouch
-            )
+        run = self._first_pass(inputs, watch, rules)
         refuse_opaque(run.path, self.setup.vouch, is_gating=is_gating)
         graph = Graph(run.path)
         needed = what_is_open(run.output.grad_fn, graph, undoes_head=undoes_head)
@@ -226,6 +226,25 @@ class TorchBackend(Backend):
         if watched != "everything" or is_gating:
             self._watched = "everything" if run.spelled else needed
         return run, watch
+
+    def _first_pass(self, inputs: Inputs, watch: ForwardWatch | None, rules: Sequence[ReluRule]) -> _Run:
+        """Run forward; raise if the images are one image to the model, or if it draws."""
+        is_known, self._is_known = self._is_known, True
+        before = self._generators.states()
+        run = self._forward_pass(inputs, watch, rules)
+        if have_drawn(before, self._generators.states()):
+            self._is_known = False
+            refuse_draws(
+                self._generators, run.output, lambda: self._forward_pass(inputs, None, rules).output, self.setup.vouch
+            )
+        elif not is_known:
+            self.refuse_chance(inputs, as_numpy(run.output))
+        shapes = tuple(tensor.shape for tensor in inputs.arrays)
+        if shapes not in self._batches:
+            if not self.begins_inside and nodes.may_take_for_one_image(run.path, shapes[0]):
+                self.refuse_one_image(inputs)
+            self._batches.add(shapes)
+        return run
 
     def _settled(
         self, run: _Run, watch: ForwardWatch, inputs: Inputs, rules: Sequence[ReluRule]
@@ -284,8 +303,6 @@ class TorchBackend(Backend):
         path = nodes.Path.between(output.grad_fn, firsts, with_firsts=not self.begins_inside)
         if not path.nodes:
             raise detached("detach(), no_grad(), numpy() or argmax()")
-        if not self.begins_inside and nodes.takes_for_one_image(path, firsts):
-            raise no_batch(leaves[0].shape)
         forget_images(path, firsts)
         return _Run(leaves, output, path, {} if lean is None else lean.gates, {})
 

@@ -83,6 +83,8 @@ class Graph:
             if inner is None:
                 return None
             sizes = dict(zip(step.eqn.params["broadcast_dimensions"], step.inputs[0].aval.shape, strict=True))
+            # One number may have been repeated before.
+            inner = np.broadcast_to(inner, tuple(sizes.values())) if inner.size == 1 else inner
             turns = inner.shape[: inner.ndim - len(sizes)]
             return inner.reshape([*turns, *(sizes.get(axis, 1) for axis in range(len(value.aval.shape)))])
         kind = value.aval.dtype

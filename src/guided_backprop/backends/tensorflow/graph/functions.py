@@ -39,12 +39,14 @@ class Traced:
         nested: the functions that its control flow uses, each used once, by name.
         captured: what the function reads besides the images, in the order of its further arguments.
         gradients: the custom gradients that were registered for it alone.
+        convolved: the shapes of what its convolutions take, channels behind the batch, 0 for a free size.
     """
 
     definition: FunctionDef
     nested: dict[str, FunctionDef]
     captured: list[tf.Tensor]
     gradients: frozenset[str] = frozenset()
+    convolved: Sequence[Sequence[int]] = ()
 
     def digest(self) -> Hashable:
         """Return what is equal for two traces that are alike, as long as one of them lives."""

@@ -4,13 +4,13 @@ It never forgets one itself, and with it the graph, the weights and the function
 """
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.python.framework import ops
 
-from guided_backprop.backends.tensorflow.graph.compiled import is_compiled_whole
+from guided_backprop.backends.tensorflow.graph.compiled import CONVOLUTIONS, is_compiled_whole
 from guided_backprop.backends.tensorflow.graph.functions import CALLS, Traced, flattened
 from guided_backprop.backends.tensorflow.graph.nodes import OVERRIDE
 
@@ -42,8 +42,24 @@ def trace(model: Callable[..., tf.Tensor], specs: Sequence[tf.TensorSpec], *, au
     library = {function.signature.name: function for function in graph_def.library.function}
     traced = flattened(concrete.function_def, library, concrete.captured_inputs)
     traced.gradients = own_gradients(graph_def, before)
+    traced.convolved = list(_convolved(concrete.graph))
     weakref.finalize(traced, forget_gradients, traced.gradients).atexit = False
     return traced
+
+
+def _convolved(graph: tf.Graph) -> Iterator[list[int]]:
+    for operation in graph.get_operations():
+        shape = operation.inputs[0].shape if operation.type in CONVOLUTIONS else None
+        if shape is not None and shape.rank:
+            batch, *inner = [size or 0 for size in shape.as_list()]
+            channels = inner.pop(-1 if operation.get_attr("data_format").endswith(b"C") else 0)
+            yield [batch, channels, *inner]
+            # TensorFlow puts an axis of one into what has one position axis.
+            yield [batch, channels, *(size for size in inner if size != 1)]
+    for function in graph._functions.values():
+        # One that was read from a file has none.
+        if isinstance(getattr(function, "graph", None), tf.Graph):
+            yield from _convolved(function.graph)
 
 
 def own_gradients(graph: GraphDef, before: Collection[str]) -> frozenset[str]:

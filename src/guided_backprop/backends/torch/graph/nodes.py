@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch.autograd.graph import Node
 
+from guided_backprop.backends.again import looks_unbatched
 from guided_backprop.backends.operations import LISTED, Kind
 from guided_backprop.backends.patterns import ROOTS
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, row, row_of
@@ -200,52 +201,12 @@ def opaque_name(node: Node) -> str | None:
     return word
 
 
-def takes_for_one_image(path: Path, firsts: Sequence[Node]) -> bool:
-    """Tell whether a convolution takes the images, each at its place along one axis, for parts of one image.
-
-    It puts an axis in front of them then, and takes it away again. Beyond the first convolution nothing is looked for;
-    one that has as many groups as channels, or is as wide as one image, does to each alike, and mixes no images.
-    """
-    stack, seen = [(first, 0) for first in firsts if first in path.members], set(firsts)
-    while stack:
-        node, axis = stack.pop()
-        # Most images go to a convolution at once.
-        uses = [use for use in path.children[node] if use not in seen and row(use).word != "conv"]
-        for use in uses:
-            shape, made = node._input_metadata[0].shape, use._input_metadata[0].shape
-            if operation(use) == "unsqueeze" and saved(use, "dim") == 0:
-                if any(_mixes(last, shape, axis) for last in path.children[use]):
-                    return True
-                continue
-            moved = _moved(use, axis, len(shape))
-            if len(made) == len(shape) and made[moved] == shape[axis]:
-                seen.add(use)
-                stack.append((use, moved))
-    return False
-
-
-def _mixes(node: Node, shape: Sequence[int], axis: int) -> bool:
-    """Tell whether a node is a convolution of one image of such a shape, which reaches along an axis of it."""
-    if operation(node) != "convolution" or node._input_metadata[0].shape[0] != 1:
-        return False
-    if len(node._input_metadata[0].shape) != len(shape) + 1:
-        return False
-    if axis:
-        return bool(saved(node, "weight").shape[axis + 1] > 1)
-    return shape[0] == 1 or saved(node, "groups") != shape[0]
-
-
-def _moved(node: Node, axis: int, axes: int) -> int:
-    """Return where a node puts an axis."""
-    is_permuted = operation(node) == "permute"
-    if not is_permuted and operation(node) != "transpose":
-        return axis
-    found = saved(node, "dims") if is_permuted else [saved(node, "dim0"), saved(node, "dim1")]
-    # Those that count from the end are kept as numbers without a sign.
-    dims = [(dim if dim < 2**63 else dim - 2**64) % axes for dim in found]
-    if is_permuted:
-        return dims.index(axis)
-    return dims[1 - dims.index(axis)] if axis in dims else axis
+def may_take_for_one_image(path: Path, shape: Sequence[int]) -> bool:
+    """Tell whether images of a shape may be one image to a convolution."""
+    convolutions = (node for node in path.nodes if operation(node) == "convolution")
+    # What a checkpoint saved is made again when it is asked for.
+    of_one = (node for node in convolutions if tuple(node._input_metadata[0].shape[: -len(shape)]) == (1,))
+    return any(looks_unbatched(shape, saved(node, "input").shape) for node in of_one)
 
 
 def runs_graphs(node: Node) -> bool:

@@ -1,59 +1,35 @@
 """Whether a model draws random numbers: told by the generators' states, which are read and never set."""
 
-import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-import numpy as np
 import torch
 
-from guided_backprop.arrays import Model
+from guided_backprop.backends.again import ANY_DRAW
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.chance import ANY_DRAW, shared_states, state_of
 from guided_backprop.backends.torch.dispatch import Dispatched
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched
-from guided_backprop.backends.torch.model.mode import held_by
 from guided_backprop.backends.torch.own import Arguments, Function, Named
 from guided_backprop.errors import ModelError
 
 
 class Generators:
-    """The generators that a model may draw from: those of torch, NumPy and Python that all share, and its own.
-
-    A generator that a model makes for one call is not found; neither is the operating system's.
+    """The generators of torch that a model may draw from: those that all share, and its own.
 
     Args:
-        model: the user's model; its modules are searched for generators, and what its functions close over and name.
+        sources: what its code reaches.
     """
 
-    def __init__(self, model: Model) -> None:
-        kept = list(held_by(model))
-        self._torch = [torch.default_generator, *(value for value in kept if isinstance(value, torch.Generator))]
-        self._numpy = [value.bit_generator for value in kept if isinstance(value, np.random.Generator)]
-        self._numpy += [value._bit_generator for value in kept if isinstance(value, np.random.RandomState)]
-        self._python = [value for value in kept if isinstance(value, random.Random)]
+    def __init__(self, sources: Sequence[object]) -> None:
+        self._own = [torch.default_generator, *(value for value in sources if isinstance(value, torch.Generator))]
 
-    def states(self, *, of_torch_alone: bool = False) -> list[object]:
-        """Return their states, to be compared by :func:`have_drawn`.
-
-        Args:
-            of_torch_alone: what is read in each call. Those of NumPy and Python take as long again.
-        """
-        states: list[object] = [generator.get_state() for generator in (*self._torch, *_of_accelerators())]
-        if of_torch_alone:
-            return states
-        states += [*shared_states(), *map(state_of, self._numpy)]
-        return [*states, *(generator.getstate() for generator in self._python)]
+    def states(self) -> list[torch.Tensor]:
+        """Return their states, to be compared by :func:`have_drawn`."""
+        return [generator.get_state() for generator in (*self._own, *_of_accelerators())]
 
 
-def have_drawn(before: Sequence[object], after: Sequence[object]) -> bool:
+def have_drawn(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:
     """Tell whether any state is another one; a device that was not in use before has drawn nothing yet that counts."""
-    return len(before) == len(after) and not all(map(_is_same, before, after))
-
-
-def _is_same(before: object, after: object) -> bool:
-    if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
-        return torch.equal(before, after)
-    return before == after
+    return len(before) == len(after) and not all(map(torch.equal, before, after))
 
 
 def _of_accelerators() -> Iterator[torch.Generator]:

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -153,35 +153,6 @@ def _called_by(function: FunctionType) -> Iterator[object]:
         for called in (*named, *(vars(module).get(name) for module in modules for name in code.co_names)):
             if isinstance(called, FunctionType) and not (called.__module__ or "").startswith("torch."):
                 yield called
-
-
-def held_by(model: Callable[..., Any]) -> Iterator[object]:
-    """Iterate over what a model reaches: what objects that are called hold, and what functions close over and name."""
-    # They are kept, so that no other gets their number.
-    stack, seen = [model], dict[int, object]()
-    while stack:
-        one = stack.pop()
-        if id(one) in seen:
-            continue
-        seen[id(one)] = one
-        held = list(_held_by_one(one))
-        yield from held
-        stack += filter(callable, held)
-
-
-def _held_by_one(one: object) -> Iterator[object]:
-    owner = one.__self__ if isinstance(one, (BuiltinMethodType, MethodType)) else one
-    if owner is not one:
-        yield owner
-    if not isinstance(owner, (type, FunctionType, ModuleType)):
-        with suppress(Exception):
-            yield from list(vars(owner).values())
-    if isinstance(one, nn.Module):
-        yield from (*one._modules.values(), getattr(type(one), "forward", None))
-    plain = _plain(one)
-    if plain is not None and not (plain.__module__ or "").startswith(_NOT_LOOKED_INTO):
-        yield from (plain.__globals__.get(name) for code in _codes(plain) for name in code.co_names)
-        yield from map(_content, plain.__closure__ or ())
 
 
 @cache

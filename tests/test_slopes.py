@@ -5,7 +5,7 @@ import pytest
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError
 from guided_backprop.backends import curves
-from guided_backprop.backends.curves import Curve, curve_of
+from guided_backprop.backends.curves import Curve, curve_of, parts_of
 
 DRAWN = np.random.default_rng(0)
 WEIGHTS, IMAGES = DRAWN.normal(size=(3, 6, 6)), DRAWN.normal(size=(3, 6))
@@ -138,9 +138,6 @@ class Expression:
     def number(self, value):
         return float("nan") if value in ARRAYS else None
 
-    def array(self, value):
-        return ARRAYS[value]
-
 
 ARRAYS = {"slopes": CLOSED, "rows": ROWS, "others": np.ones(4), "zeros": np.zeros(2)}
 MASK = ("greater", ("x", 0.0))
@@ -175,13 +172,13 @@ def leaky(slopes):
     ],
 )
 def test_what_a_value_is_of_another_one(value, expected):
-    assert curve_of(value, "x", Expression()) == expected
+    assert curve_of(value, parts_of(value, "x", Expression(), ARRAYS.get)) == expected
 
 
 def test_so_many_slopes_are_looked_at_in_parts(monkeypatch):
     monkeypatch.setattr(curves, "_MOST_COLUMNS", 4)
     value = ("add", (leaky("slopes"), ("mul", (0.0, ("mul", ("rows", "x"))))))
-    assert curve_of(value, "x", Expression()) == Curve(True, False, False, False, False)
+    assert curve_of(value, parts_of(value, "x", Expression(), ARRAYS.get)) == Curve(True, False, False, False, False)
 
 
 def learned(framework):

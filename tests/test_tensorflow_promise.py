@@ -92,8 +92,8 @@ def cropped(x):
     return tf.cast(tf.reshape(crops, tf.shape(x)), x.dtype)
 
 
-def quantised(x):
-    return tf.cast(tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), 0.0, 6.0), x.dtype)
+def quantised(x, low=0.0, high=6.0):
+    return tf.cast(tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), low, high), x.dtype)
 
 
 def response_norm_of_one(x):
@@ -144,6 +144,8 @@ SPELLED = {
     "multiply_no_nan": lambda x: tf.math.multiply_no_nan(x, 2.0 * mask(x)) / 2.0,
     "divide_no_nan": lambda x: tf.math.divide_no_nan(x, mask(x)),
     "fake quantisation": quantised,
+    "fake quantisation that is shifted": lambda x: quantised(x - 1.0, -1.0, -1.0 + 255 / 16) + 1.0,
+    "fake quantisation next to 0": lambda x: quantised(x, -0.01, 6.0),
     "a ramp that is looked up": cropped,
     "a logarithm": lambda x: (x + tf.exp(tf.math.log(x * x) / 2.0)) / 2.0,
     "a root below": lambda x: (x + x * x * tf.math.rsqrt(x * x)) / 2.0,
@@ -242,9 +244,8 @@ MEANT = {
     "a detached scale": lambda x: x / tf.stop_gradient(tf.math.reduce_std(x) + 1.0),
     "a clipped norm": lambda x: tf.clip_by_norm(x, 1.0, -1),
     "a median": lambda x: x - tf.sort(x, -1)[..., 4:5],
-    "quantisation around 0": lambda x: tf.cast(
-        tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), -6.0, 6.0), x.dtype
-    ),
+    "quantisation around 0": lambda x: quantised(x, -6.0, 6.0),
+    "quantisation that clips one end": lambda x: quantised(quantised(x, -6.0, 0.5), -0.4, 6.0),
     "maxout": lambda x: tf.maximum(x, tf.reverse(x, [-1])),
     "a tape of its own": taped,
     "a derivative forwards": forward_mode,

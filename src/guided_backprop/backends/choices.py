@@ -183,9 +183,17 @@ def judge_weighed(
     for side in (x, -x):
         if not is_open[side < 0].any():
             return _verdict_at_zero(side, is_open, ranks, least_rows)
-    is_enough = min(is_open.sum(), (~is_open).sum()) >= _LEAST_SIDE and ranks is Ranks.NONE
-    is_split = is_enough and any(side[~is_open].max() <= side[is_open].min() for side in (x, -x))
-    return Verdict.PARTIAL if is_split else Verdict.NONE
+    return Verdict.PARTIAL if ranks is Ranks.NONE and _is_split(x, is_open) else Verdict.NONE
+
+
+def _is_split(x: NumpyArray, is_open: NumpyArray) -> bool:
+    """Tell whether enough of both lies on either side of a number.
+
+    What is one number wherever it is closed was closed before, as what is filled in where nothing is chosen.
+    """
+    if min(is_open.sum(), (~is_open).sum()) < _LEAST_SIDE or np.ptp(x[~is_open]) == 0:
+        return False
+    return any(side[~is_open].max() <= side[is_open].min() for side in (x, -x))
 
 
 def judge_stopped(

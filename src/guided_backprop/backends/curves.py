@@ -16,6 +16,8 @@ from guided_backprop.arrays import NumpyArray
 Ref = TypeVar("Ref", bound=Hashable)
 #: What an operation makes of numbers.
 Function = Callable[..., NumpyArray]
+#: How values are made: of others by an operation, as constants, or as None, which is x.
+Parts = dict[Ref | float, tuple[str, Sequence[Ref | float]] | NumpyArray | None]
 #: What values are already known to be; None where nobody knows.
 Known = dict[Ref | float, NumpyArray | None]
 
@@ -143,8 +145,11 @@ def is_other(name: str, last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
 
     A bound that is not 0 is told by its values. What a ReLU and a curve below 0 add up to is straight above 0.
     """
-    is_none = name in _BELOW_0 and not _is_bent_below(last, x, view)
-    return is_none or is_relu(last, x, view) or (name != "clamp" and is_switch(last, x, view))
+    parts = parts_of(last, x, view)
+    curve = curve_of(last, parts)
+    is_relu = curve is not None and (curve.is_convex or curve.is_concave)
+    is_none = name in _BELOW_0 and not _is_bent_below(last, parts)
+    return is_none or is_relu or (name != "clamp" and is_switch(last, x, view))
 
 
 def is_partly_relu(slopes: NumpyArray, factor: float = 1.0) -> bool:
@@ -153,36 +158,64 @@ def is_partly_relu(slopes: NumpyArray, factor: float = 1.0) -> bool:
     return bool(((sizes <= NOTHING) | (sizes > 1 / NOTHING)).any())
 
 
-def curve_of(last: Ref, x: Ref, view: Told[Ref]) -> Curve | None:
+def parts_of(
+    last: Ref, x: Ref | float, view: Made[Ref], array_of: Callable[[Ref], NumpyArray | None] | None = None
+) -> Parts[Ref] | None:
+    """Return how a value is made of another one, value by value; None if it is not, or of what nobody knows.
+
+    Args:
+        last: the value.
+        x: what it is made of.
+        view: the graph.
+        array_of: returns a constant of several numbers, where these are known.
+    """
+    parts, stack = Parts[Ref](), list[Ref | float]([last])
+    while stack:
+        value = stack.pop()
+        if value == x:
+            parts[value] = None
+        if value in parts or isinstance(value, float):
+            continue
+        number = view.number(value)
+        is_array = number is not None and isnan(number)
+        known = (array_of(value) if array_of else None) if is_array else None if number is None else np.asarray(number)
+        word, operands = view.made(value) or ("", ()) if known is None else ("", ())
+        operands = operands[:1] if word in _MOVES else operands
+        if (known is None and not (word in _MOVES or is_known(word, len(operands)))) or len(parts) > MOST_PARTS:
+            return None
+        parts[value] = (word, operands) if known is None else known.astype(np.float64)
+        stack += operands
+    return parts if x in parts else None
+
+
+def curve_of(last: Ref, parts: Parts[Ref] | None) -> Curve | None:
     """Return what a value is of another one, by its operations and the numbers in them; None if some are not known.
 
     A leaky ReLU is one where a slope is 0, be it in one place: of few places no value tells, but the numbers do.
 
     Args:
         last: the value.
-        x: what it is made of, value by value.
-        view: the graph.
+        parts: how it is made.
     """
-    arrays = _arrays(last, x, view)
+    columns = {value: part for value, part in (parts or {}).items() if isinstance(part, np.ndarray) and part.ndim}
     try:
-        shape = np.broadcast_shapes(*(array.shape for array in (arrays or {}).values()))
+        shape = np.broadcast_shapes(*(array.shape for array in columns.values()))
     except ValueError:
         return None
-    if arrays is None or 0 in shape:
+    if parts is None or 0 in shape:
         return None
-    columns = {value: array.astype(np.float64) for value, array in arrays.items()}
     if len(columns) == 1:
         columns = {value: np.unique(array) for value, array in columns.items()}
         shape = np.broadcast_shapes(*(array.shape for array in columns.values()))
-    numbers, found = _SIDES[:, None], list[Curve | None]()
+    found = list[Curve | None]()
     for start in range(0, int(np.prod(shape)), _MOST_COLUMNS):
         part = slice(start, start + _MOST_COLUMNS)
         known: Known[Ref] = {value: np.broadcast_to(array, shape).flat[part][None] for value, array in columns.items()}
+        y = _worked_out(last, parts, _SIDES[:, None], known)
+        if y is None:
+            return None
         with np.errstate(all="ignore"):
-            y = _worked_out(last, x, view, numbers, known)
-            if y is None:
-                return None
-            found.append(_curve(y))
+            found.append(_curve(y + 0 * _SIDES[:, None]))
     told = [one for one in found if one is not None]
     ways = zip(*told, strict=True)
     return Curve(*(how(way) for how, way in zip((any, any, all, all, all), ways, strict=True))) if told else None
@@ -202,10 +235,10 @@ class Curves(Generic[Ref]):
     """
 
     def __init__(self, last: Ref, values: Iterable[Ref], view: Told[Ref]) -> None:
-        every = {x: curve_of(last, x, view) for x in dict.fromkeys(values)}
+        self._parts = {x: parts_of(last, x, view, view.array) for x in dict.fromkeys(values)}
+        every = {x: curve_of(last, parts) for x, parts in self._parts.items()}
         self.known = {x: curve for x, curve in every.items() if curve is not None}
         self.opens = [x for x, curve in self.known.items() if curve.is_open]
-        self._view = view
 
     def is_none(self, value: Ref) -> bool:
         """Tell whether it is no ReLU of a value."""
@@ -214,7 +247,7 @@ class Curves(Generic[Ref]):
     def tells_of(self, values: Iterable[Ref]) -> bool:
         """Tell whether several values, or their difference, are made of one alone that it changes with everywhere."""
         every = list(values)
-        return any(all(_arrays(value, x, self._view) is not None for value in every) for x in self.opens)
+        return any(all(value in (self._parts[x] or ()) for value in every) for x in self.opens)
 
     def is_told(self, source: Ref) -> bool:
         """Tell whether another value tells of what it was made of, as x does of ``x / 2`` of ``max(x, x / 2)``.
@@ -227,27 +260,6 @@ class Curves(Generic[Ref]):
         """Tell whether it is a ReLU of one in some places alone, or the negative of one, if that counts."""
         told = [curve for curve in self.known.values() if not curve.is_whole]
         return any(curve.is_convex or (takes_concave and curve.is_concave) for curve in told)
-
-
-def _arrays(last: Ref, x: Ref, view: Told[Ref]) -> dict[Ref | float, NumpyArray] | None:
-    """Return the arrays in a curve of x; None if it is none, or made of what nobody knows."""
-    arrays, seen, stack = dict[Ref | float, NumpyArray](), set[Ref | float](), list[Ref | float]([last])
-    while stack:
-        value = stack.pop()
-        if value in seen or isinstance(value, float):
-            continue
-        seen.add(value)
-        number = None if value == x else view.number(value)
-        array = view.array(value) if number is not None and isnan(number) else None
-        if array is not None:
-            arrays[value] = array
-        elif value != x and (number is None or isnan(number)):
-            made = view.made(value)
-            is_move = made is not None and made[0] in _MOVES
-            if made is None or not (is_move or is_known(made[0], len(made[1]))) or len(seen) > MOST_PARTS:
-                return None
-            stack += made[1][:1] if is_move else made[1]
-    return arrays if x in seen else None
 
 
 def _curve(y: NumpyArray) -> Curve | None:
@@ -293,21 +305,9 @@ def _near(slopes: NumpyArray, other: NumpyArray | float, part: float = NOTHING) 
     return np.asarray(np.abs(slopes - other) <= part * np.abs(slopes).max(0))
 
 
-def is_relu(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
-    """Tell whether a curve of x is a ReLU of it, or the negative of one, by the numbers that are in it.
-
-    Where one of them, or an operation, is not known nobody knows: then it is what its operations say.
-    """
-    with np.errstate(all="ignore"):
-        y = _worked_out(last, x, view, _SIDES[:, None])
-        curve = None if y is None else _curve(np.broadcast_to(y, (len(_SIDES), 1)))
-    return curve is not None and (curve.is_convex or curve.is_concave)
-
-
-def _is_bent_below(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
+def _is_bent_below(last: Ref, parts: Parts[Ref] | None) -> bool:
     """Tell whether a curve is a line above 0 and none right below it; of a number that nobody knows it may be one."""
-    with np.errstate(all="ignore"):
-        above, below = (_worked_out(last, x, view, side * _BESIDE) for side in (1, -1))
+    above, below = (_worked_out(last, parts, side * _BESIDE) for side in (1, -1))
     if above is None or below is None or not np.isfinite(above).all():
         return False
     line = np.interp(_BESIDE, _BESIDE[[0, -1]], above[[0, -1]])
@@ -323,9 +323,8 @@ def is_switch(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     while (step := _undone(value, view)) is not None:
         value, is_shift = step
         is_shifted |= is_shift
-        with np.errstate(all="ignore"):
-            if is_shifted and _opens_at_zero(last, value, view):
-                return True
+        if is_shifted and _opens_at_zero(last, parts_of(last, value, view)):
+            return True
     return False
 
 
@@ -338,8 +337,8 @@ def _undone(value: Ref | float, view: Made[Ref]) -> tuple[Ref | float, bool] | N
     return (moving[0], made[0] in ("add", "sub")) if len(moving) == 1 else None
 
 
-def _opens_at_zero(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
-    halves = [_worked_out(last, x, view, side * _BESIDE) for side in (-1, 1)]
+def _opens_at_zero(last: Ref, parts: Parts[Ref] | None) -> bool:
+    halves = [_worked_out(last, parts, side * _BESIDE) for side in (-1, 1)]
     for closed, opened in (halves, halves[::-1]):
         if closed is None or opened is None or not (np.isfinite(closed).all() and np.isfinite(opened).all()):
             return False
@@ -349,35 +348,27 @@ def _opens_at_zero(last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
 
 
 def _worked_out(
-    value: Ref | float,
-    x: Ref | float,
-    view: Made[Ref],
-    numbers: NumpyArray,
-    known: Known[Ref] | None = None,
+    last: Ref, parts: Parts[Ref] | None, numbers: NumpyArray, known: Known[Ref] | None = None
 ) -> NumpyArray | None:
-    """Return what a value is for some numbers in the place of x; None if that is not known.
-
-    Args:
-        value: the value.
-        x: what it is made of.
-        view: the graph.
-        numbers: what x is.
-        known: values that are known already, which others join.
-    """
+    """Return what a value is for some numbers in the place of x, given what others are; None if that is not known."""
+    if parts is None:
+        return None
     known = {} if known is None else known
-    if value == x:
-        return numbers
-    if value not in known:
-        known[value] = None
-        number = value if isinstance(value, float) else view.number(value)
-        made = None if isinstance(value, float) else view.made(value)
-        if number is not None and not isnan(number):
-            known[value] = np.asarray(number)
-        elif made is not None and made[0] in _MOVES:
-            moved = _worked_out(made[1][0], x, view, numbers, known)
-            known[value] = moved if moved is not None and (moved.ndim < 2 or moved.shape[-1] == 1) else None
-        elif made is not None and is_known(made[0], len(made[1])):
-            operands = [_worked_out(operand, x, view, numbers, known) for operand in made[1]]
-            if all(operand is not None for operand in operands):
-                known[value] = _FUNCTIONS[made[0], len(made[1])](*operands)
-    return known[value]
+
+    def of(value: Ref | float) -> NumpyArray | None:
+        if value in known:
+            return known[value]
+        part = parts[value] if value in parts else np.asarray(value)
+        if not isinstance(part, tuple):
+            return numbers if part is None else part
+        word, operands = part[0], [of(operand) for operand in part[1]]
+        y = operands[0]
+        if word not in _MOVES:
+            y = None if any(one is None for one in operands) else _FUNCTIONS[word, len(operands)](*operands)
+        elif y is not None and y.ndim == 2 and y.shape[-1] > 1:
+            y = None
+        known[value] = y
+        return y
+
+    with np.errstate(all="ignore"):
+        return of(last)

@@ -102,9 +102,19 @@ class Step(Noting[Ref]):
     def candidates(self, size: int | None = None) -> Iterator[Candidate[Ref]]:
         """Yield what a result may be a ReLU of, some of it several times.
 
+        A product with a ReLU that is guided is closed by that, whatever else is in it, as ``relu(x) / norm(x)``; but
+        where a gradient was stopped its derivative may be another than its values say.
+
         Args:
             size: how many numbers the result has.
         """
+        factors = {"mul": self.operands, "div": self.operands[self.overwritten :][:1]}.get(self.row.word, [])
+        factors = [] if self._was_stopped else factors
+        known = {one.key for note in notes_of(factors) for one in note.opened_by}
+        every = self._every_candidate(size)
+        yield from (one for one in every if one.choice is not Choice.NONE or one.key not in known)
+
+    def _every_candidate(self, size: int | None) -> Iterator[Candidate[Ref]]:
         if self._is_undoing and not self._is_straightening:
             yield from (source for note in notes_of(self._tainted) for source in note.sources if source.is_bounded)
             return

@@ -108,6 +108,7 @@ class Note(Generic[Ref]):
         ordered: what was put in order, all of it, with constants that may be among it.
         differences: of values that something compared or chose from, each less another; those behind weights as well.
         curves: what it is a curve of, value by value.
+        opened_by: what it is a ReLU of that the rule guides, if it is one itself.
         relus: what the rule guided on the way, as long as few layers of weights came behind.
         lines: what it is a sum of, by whatever weights, as long as few layers of them came behind: the next ones.
         roots: what it is a multiple or a shift of by numbers, in whatever order and shape.
@@ -137,6 +138,7 @@ class Note(Generic[Ref]):
     ordered: tuple[Candidate[Ref], ...] = ()
     differences: tuple[Candidate[Ref], ...] = ()
     curves: tuple[Candidate[Ref], ...] = ()
+    opened_by: tuple[Candidate[Ref], ...] = ()
     relus: tuple[Candidate[Ref], ...] = ()
     lines: tuple[Candidate[Ref], ...] = ()
     roots: tuple[Candidate[Ref], ...] = ()
@@ -148,7 +150,7 @@ class Note(Generic[Ref]):
         none: tuple[Candidate[Ref], ...] = ()
         left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none, roots=none)
         left = replace(left, ranked=frozenset(), summed=frozenset(), maxima=frozenset())
-        return replace(left, lines=none, sources=sources, is_off=False)
+        return replace(left, lines=none, sources=sources, is_off=False, opened_by=none)
 
     def without(self, is_told: Callable[[Ref], bool]) -> Self:
         """Return the same without what the taint came from, but for what is told of by another value."""

@@ -38,7 +38,8 @@ class Noting(Given[Ref]):
         if self.is_relu and not self._tainted:
             # What the rule acts on ends the taint, but not what came before it; what was put there stays a constant.
             has_gaps = any(note.has_gaps and note.has_constants for note in self._notes)
-            return Note(sign=sign, has_gaps=has_gaps, has_relus=True, relus=self.relus())
+            opened_by = tuple(self._all_read())
+            return Note(sign=sign, has_gaps=has_gaps, has_relus=True, opened_by=opened_by, relus=self.relus())
         beside = self.beside(size) if is_falling else []
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.curves import curve_of, is_switch
+from guided_backprop.backends.curves import curve_of, is_switch, parts_of
 from guided_backprop.backends.guards import guards
 from guided_backprop.backends.jax.graph.program import Activation, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
@@ -181,7 +181,7 @@ def _mark_whole(step: Step, graph: Graph) -> None:
 def _is_switch(step: Step, graph: Graph) -> bool:
     """Tell an activation that the numbers in what it is given make a ReLU of, be it in some places."""
     y, x = step.outputs[0], graph.source(step.inputs[0])
-    curve = curve_of(y, x, graph) if len(step.inputs) > 1 else None
+    curve = curve_of(y, parts_of(y, x, graph, graph.array)) if len(step.inputs) > 1 else None
     return is_switch(y, x, graph) or (curve is not None and curve.is_convex)
 
 

@@ -1,13 +1,15 @@
 """Which sign the numbers of a node have, by what makes them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import isnan
 from typing import Final
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.signs import (
     Sign,
     sign_of,
@@ -116,3 +118,15 @@ def _extreme_of(graph: Graph, ref: str) -> tuple[str, str] | None:
 def _sign_of_constant(graph: Graph, ref: str) -> Sign:
     constant = graph.constant(ref)
     return Sign.UNKNOWN if constant is None else sign_of_numbers(constant, constant)
+
+
+def has_levels(node: NodeDef, array_of: Callable[[str], NumpyArray | None]) -> bool:
+    """Tell whether a node brings values to levels, of which neither the lowest nor the highest is 0 in any channel."""
+    if not node.op.startswith("FakeQuantWithMinMax"):
+        return False
+    low, high = [array_of(ref) for ref in operand_refs(node)[1:]] or [
+        np.asarray(attribute(node, name).f) for name in ("min", "max")
+    ]
+    # They are moved so that 0 is one of them.
+    steps = 2.0 ** attribute(node, "num_bits").i - 2
+    return low is not None and high is not None and bool((np.minimum(-low, high) > (high - low) / steps).all())

@@ -35,7 +35,7 @@ from guided_backprop.backends.tensorflow.graph.nodes import (
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS, SHAPES
 from guided_backprop.backends.tensorflow.graph.weights import Weights
 from guided_backprop.backends.tensorflow.hidden.pieces import is_explicit, is_piece, is_shift
-from guided_backprop.backends.tensorflow.hidden.signs import exponent_of, shift_of, sign_of_node
+from guided_backprop.backends.tensorflow.hidden.signs import exponent_of, has_levels, shift_of, sign_of_node
 from guided_backprop.backends.tensorflow.hidden.traces import (
     Body,
     Candidate,
@@ -156,6 +156,9 @@ class Taint:
         if composite is not None and not is_relu:
             x = composite.bound.get("x", composite.bound.get("shifted"))
             row, refs = activation(composite.name), [x] if isinstance(x, str) else refs
+        if has_levels(node, partial(self._array, body)):
+            # It bounds by numbers that are not 0, and rounds what lies between.
+            row, refs = OPERATIONS["ClipByValue"], refs[:1]
         operands = [self._operand(body, node, ref) for ref in refs]
         if node.op in _PADS:
             operands.append(Operand())

@@ -314,11 +314,9 @@ class Case:
         if self.suspect.place[:2] != other.suspect.place[:2]:
             return False
         for (x, g), (others, there) in zip(self.runs, other.runs, strict=False):
-            if (
-                x.size == others.size
-                and is_multiple(x, others)
-                and there.reshape(x.shape)[g.reshape(x.shape) == 0].any()
-            ):
+            # A ReLU of x is that times 1 wherever it is not 0.
+            is_one = x.size == others.size and is_multiple(x, others) and is_multiple(others, x)
+            if is_one and there.reshape(x.shape)[g.reshape(x.shape) == 0].any():
                 return True
         return False
 

@@ -123,6 +123,10 @@ class Step(nomination.Step[Value]):
         is_stop = not self.passes and self.row.kind is not Kind.COMPARES and any(one.is_active for one in self._tensors)
         return is_stop or any(one.is_lost for one in self._tensors)
 
+    @property
+    def _was_stopped(self) -> bool:
+        return self.is_lost or super()._was_stopped
+
     def values(self, result: torch.Tensor) -> Iterator[Value]:
         """Yield what the result may be a ReLU of: as many values, that are as they were."""
         seen = set()

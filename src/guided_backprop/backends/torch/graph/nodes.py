@@ -217,10 +217,10 @@ def takes_for_one_image(path: Path, firsts: Sequence[Node]) -> bool:
                 if any(_mixes(last, shape, axis) for last in path.children[use]):
                     return True
                 continue
-            moved = _moved(use, axis, len(shape))
-            if len(made) == len(shape) and made[moved] == shape[axis]:
+            there = moved(use, axis, len(shape))
+            if len(made) == len(shape) and made[there] == shape[axis]:
                 seen.add(use)
-                stack.append((use, moved))
+                stack.append((use, there))
     return False
 
 
@@ -235,11 +235,11 @@ def _mixes(node: Node, shape: Sequence[int], axis: int) -> bool:
     return shape[0] == 1 or saved(node, "groups") != shape[0]
 
 
-def _moved(node: Node, axis: int, axes: int) -> int:
+def moved(node: Node, axis: int, axes: int) -> int:
     """Return where a node puts an axis."""
     is_permuted = operation(node) == "permute"
     if not is_permuted and operation(node) != "transpose":
-        return axis
+        return axes - 1 - axis if operation(node) == "t" else axis
     found = saved(node, "dims") if is_permuted else [saved(node, "dim0"), saved(node, "dim1")]
     # Those that count from the end are kept as numbers without a sign.
     dims = [(dim if dim < 2**63 else dim - 2**64) % axes for dim in found]

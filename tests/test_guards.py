@@ -10,6 +10,7 @@ import tensorflow as tf
 import torch
 
 from guided_backprop import GuidedBackprop
+from guided_backprop.backends import guards
 from guided_backprop.errors import NoReluError
 
 RNG = np.random.default_rng(0)
@@ -25,6 +26,9 @@ class Torch:
     clamp = staticmethod(lambda x: x.clamp(min=0))
     matmul, transposed = torch.matmul, staticmethod(torch.t)
     images = staticmethod(torch.as_tensor)
+    where, minimum = torch.where, staticmethod(lambda x: x.clamp(max=0))
+    stack = staticmethod(lambda x: torch.stack([x, torch.zeros_like(x)]).amax(0))
+    halves = staticmethod(lambda x: x.chunk(2, 1))
 
 
 class TensorFlow:
@@ -36,6 +40,9 @@ class TensorFlow:
     clamp = staticmethod(lambda x: tf.clip_by_value(x, 0.0, np.inf))
     matmul, transposed = tf.matmul, tf.transpose
     images = staticmethod(tf.constant)
+    where, minimum = tf.where, staticmethod(lambda x: tf.minimum(x, tf.zeros((), x.dtype)))
+    stack = staticmethod(lambda x: tf.reduce_max(tf.stack([x, tf.zeros_like(x)]), 0))
+    halves = staticmethod(lambda x: tf.split(x, 2, 1))
 
 
 class Jax:
@@ -47,6 +54,9 @@ class Jax:
     clamp = staticmethod(lambda x: jnp.clip(x, 0.0))
     matmul, transposed = jnp.matmul, jnp.transpose
     images = staticmethod(jnp.asarray)
+    where, minimum = jnp.where, staticmethod(lambda x: jnp.minimum(x, 0.0))
+    stack = staticmethod(lambda x: jnp.stack([x, jnp.zeros_like(x)]).max(0))
+    halves = staticmethod(lambda x: jnp.split(x, 2, 1))
 
 
 FRAMEWORKS = {"torch": Torch, "tensorflow": TensorFlow, "jax": Jax}
@@ -82,6 +92,27 @@ GUARDS = {
     "power pooling": lambda f, h: (f.sign(f.sum(h**2)) * f.relu(f.abs(f.sum(h**2)))) ** 0.5 + h,
     "distances": lambda f, h: f.matmul(distances(f, h, f.maximum), h),
 }
+
+
+def masked(f, h):
+    """Guards of several kinds as masks of several kinds, in one network."""
+    less, moment = f.mean(h * h) - f.mean(h) * f.mean(h), variance(f, h) + (f.sum(h * h) - f.square(f.sum(h)) / 8.0)
+    h = h - f.where(less < 0, 0.0 * less, less) - (moment - f.minimum(moment))
+    return h + f.mean(distances(f, h, lambda x: (x + f.abs(x)) / 2.0))
+
+
+def nearly(f, h):
+    """ReLUs of what is as a variance or a distance, but for the numbers that are summed."""
+    first, second = f.halves(h)
+    g = f.matmul(h, f.images(FIRST[:3].T))
+    square, turned = f.sum(f.square(g)), f.transposed(g)
+    h = h - f.maximum(f.mean(g * g) - f.square(f.mean(turned))) - f.relu(f.mean(first * first) - f.mean(second) ** 2.0)
+    h = h - f.sqrt(f.maximum(f.sum(first * first) - f.sum(second * second)) + 1.0)
+    h = h - f.mean(f.maximum(f.mean(g * g) - f.square(f.transposed(f.mean(g)))))
+    h = h - f.mean(f.relu(square + square - 2.0 * f.matmul(g, turned)))
+    return h + f.mean(f.relu(square + f.transposed(square) - 2.0 * f.matmul(g, g)))
+
+
 RELUS = {
     "ReLU of a ReLU": lambda f, h: f.maximum(f.relu(h)) + h,
     "ReLU of a softmax": lambda f, h: f.clamp(f.softmax(h)) + h,
@@ -93,17 +124,17 @@ RELUS = {
 }
 
 
-def explained(name, part):
+def explained(name, part, vouch=None):
     f = FRAMEWORKS[name]
     first, last = (np.asarray(each) if f is not Torch else torch.as_tensor(each) for each in (FIRST, LAST))
     model = lambda x: f.matmul(part(f, f.relu(f.matmul(x, first))), last)  # noqa: E731
     # Whether values look like a ReLU spelled as arithmetic is another question.
-    vouch = dict.fromkeys("add div mul pow sub".split(), "plain")
+    vouch = dict.fromkeys("add div mul pow sub".split(), "plain") if vouch is None else vouch
     return GuidedBackprop(model, vouch=vouch).explain(f.images(IMAGES), WEIGHTS)
 
 
 @cache
-def guided_maps(part, guards):
+def guided_maps(part, *, guards):
     """The rule by hand, put on the ReLUs alone; compiled, which is sooner done than each operation of it."""
 
     @jax.custom_vjp
@@ -133,14 +164,23 @@ def test_a_guard_keeps_its_derivative(case, framework):
     np.testing.assert_allclose(found.attribution, guided_maps(GUARDS[case], guards=True), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "bound", [lambda x: tf.where(x > 0, x, tf.zeros_like(x)), lambda x: x * tf.cast(x > 0, x.dtype)]
-)
-def test_a_guard_that_tensorflow_reads_as_a_relu_keeps_its_derivative(bound):
-    part = GUARDS["layer norm"]
-    chosen = type("Chosen", (TensorFlow,), {"maximum": staticmethod(bound)})
-    found = explained("tensorflow", lambda f, h: part(chosen, h))
-    np.testing.assert_allclose(found.attribution, guided_maps(part, guards=True), rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_guard_that_is_a_mask_keeps_its_derivative(framework):
+    found = explained(framework, masked, vouch={})
+    assert [(row.name, row.count) for row in found.coverage if row.treatment == "guided"] == [("relu", 1)]
+    np.testing.assert_allclose(found.attribution, guided_maps(masked, guards=True), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_squares_of_other_numbers_are_no_guard(framework, monkeypatch):
+    found, expected = explained(framework, nearly), guided_maps(nearly, guards=False)
+    assert sum(row.count for row in found.coverage if row.treatment == "guided") == 7
+    np.testing.assert_allclose(found.attribution, expected, rtol=1e-9, atol=1e-9)
+    # With the axes left out these are variances and distances.
+    for name in ("is_variance", "is_distance"):
+        monkeypatch.setattr(guards, name, lambda *_, **__: True)
+    found = explained(framework, lambda f, h: nearly(f, 1.0 * h))
+    assert not np.allclose(found.attribution, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -172,3 +212,21 @@ def test_an_optimised_model_keeps_its_guards():
     found = method.optimize(images).explain(images, 0)
     assert ("relu", 1, "guided") in found.coverage
     np.testing.assert_allclose(found.attribution, expected.attribution, rtol=1e-4, atol=1e-6)
+
+
+def test_halves_of_one_operation_are_two_values():
+    first, second = (lambda h: h.chunk(2, 1)), (lambda h: (h[:, :4], h[:, 4:]))
+    weights = torch.as_tensor(LAST[:4])
+    found = [
+        GuidedBackprop(lambda x, cut=cut: gated(*cut(x @ torch.as_tensor(FIRST))) @ weights).explain(
+            torch.as_tensor(IMAGES), WEIGHTS
+        )
+        for cut in (first, second)
+    ]
+    assert [str(each.coverage) for each in found] == ["relu x2 guided"] * 2
+    np.testing.assert_allclose(found[0].attribution, found[1].attribution, rtol=1e-9)
+
+
+def gated(a, b):
+    """A leaky ReLU, were both of them one value."""
+    return torch.relu(a) - 0.1 * torch.relu(-b)

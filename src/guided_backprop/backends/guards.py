@@ -2,20 +2,26 @@
 
 ``max(E[x^2] - E[x]^2, 0)`` is never below 0 but for rounding: where it is closed there is nothing to close, and nobody
 meant an activation. So an explicit ReLU of what cannot be negative by its arithmetic keeps its own derivative, however
-it is written. A ReLU of a ReLU's result, or of a softmax, is still one: that is an activation behind an activation.
+it is written, and as a mask it hides none. A ReLU of a ReLU's result, or of a softmax, is still one: that is an
+activation behind an activation.
 
-A graph is seen as the patterns see it, through a :class:`~guided_backprop.backends.patterns.View`.
+What is below 0 for some images is closed there, and a root behind it is no reason not to: ``sqrt(relu(a^2 - b^2))`` is
+a ReLU. But where all goes to a root, the moments of one value may have weights that the graph does not tell, as of a
+mask or of the number of values, or be those of a distance from constants: then these are taken for the right ones.
+
+A graph is seen as the patterns see it, through a :class:`~guided_backprop.backends.patterns.View` that tells of axes.
 """
 
-from collections.abc import Iterator, Sequence
-from math import isclose, isnan
-from typing import NamedTuple, Protocol, TypeGuard, TypeVar
+from collections.abc import Hashable, Sequence
+from itertools import islice
+from math import inf, isnan
+from typing import Generic, TypeVar
 
-from guided_backprop.backends.patterns import MOVES, Match, View
-from guided_backprop.backends.signs import MAGNITUDES
+from guided_backprop.backends.moments import Moments, Summing, Term, is_distance, is_variance
+from guided_backprop.backends.patterns import MOVES, Match
+from guided_backprop.backends.signs import MAGNITUDES, Sign
 
-Ref = TypeVar("Ref")
-Other = TypeVar("Other")
+Ref = TypeVar("Ref", bound=Hashable)
 
 #: How the coverage lists a guard.
 NAME = "maximum"
@@ -30,89 +36,118 @@ _KEEPS_FIRST = MOVES | frozenset(
     avg_pool cast copy cumsum flip gather log1p max max_pool mean min pow prod slice sort split sqrt sum unfold
     """.split()
 )
-_MEANS = frozenset({"avg_pool", "mean"})
-_PRODUCTS = frozenset({"einsum", "matmul"})
+#: What may be a variance or a distance.
+SUMS = frozenset({"add", "sub"})
 #: What stands in front of most ReLUs, and is no guard's.
 _LAYERS = frozenset({"batch_norm", "conv", "matmul"})
 _ROOTS = frozenset({"rsqrt", "sqrt"})
 #: Value by value: a root behind them is taken of what went in.
 _POINTWISE = MOVES | frozenset("add cast copy div mul neg sub".split())
-_ROUNDING = 1e-5
 _DEEPEST = 24
+# No guard is the sum of as many.
+_MOST_TERMS = 8
 
 
-class Sums(View[Ref], Protocol[Ref]):
-    """A graph that may tell of a sum how many it sums."""
-
-    def summed(self, value: Ref) -> int | None:
-        """Return how many values each number of a sum is the sum of; None where the graph does not tell."""
-
-
-class _Term(NamedTuple):
-    """What is added, and how often: NaN if it is a constant that the graph does not tell."""
-
-    factor: float
-    value: object
-
-
-def guards(view: Sums[Ref], values: Sequence[Ref]) -> dict[Ref, Match[Ref]]:
-    """Return the guards in a graph, by the value that each ends in.
-
-    Args:
-        view: the graph.
-        values: the values that one may be.
-    """
-    matches = {}
-    for value in values:
-        made = view.made(value)
-        if made is None or not made[0].startswith(_RELU) or len(made[1]) != 1:
-            continue
-        x = made[1][0]
-        if not isinstance(x, float) and _Guard(view).is_guard(x, value):
-            matches[value] = Match(NAME, value, {"x": x}, frozenset({value}))
-    return matches
-
-
-class _Guard:
+class Guards(Generic[Ref]):
     """Looks at one graph.
 
     Args:
         view: the graph.
     """
 
-    def __init__(self, view: Sums[Other]) -> None:
-        self._view: Sums[object] = view  # type: ignore[assignment]
+    def __init__(self, view: Summing[Ref]) -> None:
+        self._view = view
+        self._moments = Moments(view)
+        self._made, self._constant = self._moments.made, self._moments.constant
+        self._known: dict[object, bool] = {}
 
-    def is_guard(self, x: object, y: object) -> bool:
-        """Tell whether ``y = max(x, 0)`` changes nothing but what rounding made of x."""
+    def among(self, values: Sequence[Ref]) -> dict[Ref, Match[Ref]]:
+        """Return the guards among some values, by the value that each ends in."""
+        matches = {}
+        for value in values:
+            made = self._view.made(value)
+            if made is None or not made[0].startswith(_RELU) or len(made[1]) != 1:
+                continue
+            x = made[1][0]
+            if not isinstance(x, float) and self._is_guard(x, value):
+                matches[value] = Match(NAME, value, {"x": x}, frozenset({value}))
+        return matches
+
+    def sign(self, value: Ref) -> Sign:
+        """Return the sign that a value has by sums of squares, variances and distances, but for rounding."""
+        terms = self._terms(value)
+        falling = Sign.NOT_POSITIVE if self._is_above(_opposite(terms)) else Sign.UNKNOWN
+        return Sign.NOT_NEGATIVE | falling if self._is_above(terms) else falling
+
+    def _is_guard(self, x: Ref, y: Ref) -> bool:
+        """Tell whether ``y = max(x, 0)`` changes nothing but what rounding made of x, or is 0 but for that."""
         made = self._made(x)
         if made is None or made[0] in _LAYERS:
             return False
-        if self.is_never_negative(x):
+        terms = self._terms(x)
+        if self._is_above(terms) or self._is_above(_opposite(terms)):
             return True
-        terms = list(self._terms(x, 1.0))
-        return (
-            self._is_variance(terms)
-            or self._is_distance(terms)
-            or (self._is_difference_of_squares(terms) and self._leads_to_root(y))
-        )
+        return self._is_difference(terms, is_lenient=True) and self._leads_to_root(y)
 
-    def is_never_negative(self, value: object, *, is_lenient: bool = False, depth: int = _DEEPEST) -> bool:
-        """Tell whether a value cannot be below 0, by its arithmetic alone.
+    def _terms(self, value: object) -> list[Term]:
+        """Return what a value is the sum of; nothing of more than any guard is."""
+        terms = list(islice(self._moments.terms(value), _MOST_TERMS))
+        return terms if len(terms) < _MOST_TERMS else []
+
+    def _is_above(self, terms: Sequence[Term]) -> bool:
+        """Tell whether the sum of some terms is never below 0 but for rounding."""
+        if terms and all(0 < term.factor < inf and self._is_never_negative(term.value) for term in terms):
+            return True
+        return self._is_difference(terms)
+
+    def _is_difference(self, terms: Sequence[Term], *, is_lenient: bool = False) -> bool:
+        """Tell whether some terms are a variance or a distance, and constants besides.
 
         Args:
-            value: the value.
-            is_lenient: whether a constant that the graph does not tell counts as a positive one: a number of values.
-            depth: how far to go back.
+            terms: the terms.
+            is_lenient: whether they are if weights that the graph does not tell are the right ones.
         """
+        if len({term.factor > 0 for term in terms}) < 2:
+            return False
+        values = [(term.factor, self._constant(term.value)) for term in terms]
+        least = sum(factor * one for factor, one in values if one is not None)
+        varying = [term for term, (_, one) in zip(terms, values, strict=True) if one is None]
+        plus = [term for term in varying if term.factor > 0]
+        minus = [term for term in varying if not term.factor > 0]
+        is_any = len(minus) == 1 and len(plus) in (1, 2)
+        # Where axes go is worked out for what may be one alone.
+        are_products = is_any and all(self._moments.factors(term.value) for term in varying)
+        return are_products and self._is_of_moments(plus, minus[0], least, is_lenient=is_lenient)
+
+    def _is_of_moments(self, plus: Sequence[Term], minus: Term, least: float, *, is_lenient: bool) -> bool:
+        product = self._moments.moment(minus)
+        squares = [square for square in map(self._moments.moment, plus) if square is not None]
+        if product is None or len(squares) < len(plus) or (not least >= 0 and not (is_lenient and isnan(least))):
+            return False
+        if len(squares) == 1 and is_variance(squares[0], product, is_lenient=is_lenient):
+            return True
+        # Of constants the graph does not tell the squares.
+        has_constants = any(self._constant(part.base) is not None for part in product.parts)
+        has_both = len(squares) == 2 or (is_lenient and isnan(least) and has_constants)
+        return has_both and is_distance(squares, product)
+
+    def _is_never_negative(self, value: object, depth: int = _DEEPEST) -> bool:
+        """Tell whether a value cannot be below 0, by its arithmetic alone."""
+        if value not in self._known:
+            self._known[value] = self._is_made_so(value, depth)
+        return self._known[value]
+
+    def _is_made_so(self, value: object, depth: int) -> bool:
         constant = self._constant(value)
         if constant is not None:
-            return constant >= 0 or (is_lenient and isnan(constant))
+            return constant >= 0
         made = self._made(value)
         if made is None or depth == 0:
             return False
         word, operands = made
-        if word in MAGNITUDES or self._squared(value) is not None:
+        if word in MAGNITUDES or self._is_even(operands, word):
+            return True
+        if word in SUMS and self._is_difference(self._terms(value)):
             return True
         if word == "where":
             is_fixed = self._constant(operands[0]) is not None
@@ -122,55 +157,18 @@ class _Guard:
             operands = operands[:1]
         elif word not in _KEEPS_ALL:
             return False
-        return bool(operands) and all(
-            self.is_never_negative(operand, is_lenient=is_lenient, depth=depth - 1) for operand in operands
-        )
+        return bool(operands) and all(self._is_never_negative(operand, depth - 1) for operand in operands)
 
-    def _is_variance(self, terms: Sequence[_Term]) -> bool:
-        """``E[x^2] - E[x]^2``, in either order, and of whatever positive multiple."""
-        if len(terms) != 2:
-            return False
-        for (plus, square), (minus, squared) in (terms, terms[::-1]):
-            if plus > 0 and isclose(plus, -minus, rel_tol=_ROUNDING):
-                inside, behind = self._averaged(square), self._squared(self._unmoved(squared))
-                x, mean = self._squared(inside), self._averaged(behind)
-                if x is not None and mean is not None and self._unmoved(mean) == self._unmoved(x):
-                    return True
-        return False
-
-    def _is_distance(self, terms: Sequence[_Term]) -> bool:
-        """``|a|^2 + |b|^2 - 2 a b``, summed over some axes."""
-        if len(terms) != 3:
-            return False
-        products = [term for term in terms if term.factor < 0]
-        squares = [term for term in terms if term.factor > 0]
-        if len(products) != 1 or len(squares) != 2:
-            return False
-        factors = self._factors(products[0].value)
-        of = [self._squared(self._unsummed(term.value)) for term in squares]
-        is_of_both = bool(factors) and {self._unmoved(factor) for factor in factors} == {
-            self._unmoved(base) for base in of
-        }
-        first, second = (term.factor for term in squares)
-        return is_of_both and first == second and isclose(products[0].factor, -2 * first, rel_tol=_ROUNDING)
-
-    def _is_difference_of_squares(self, terms: Sequence[_Term]) -> bool:
-        """Sums of squares less others, or less products: what a root is taken of where it is a variance or a length.
-
-        Of a mask, or of constants, the graph does not tell how many values there are.
-        """
-        positive = [term.value for term in terms if not term.factor < 0]
-        negative = [term.value for term in terms if term.factor < 0]
-        return (
-            any(self._constant(value) is None for value in positive)
-            and bool(negative)
-            and all(self.is_never_negative(value, is_lenient=True) for value in positive)
-            and all(self.is_never_negative(value, is_lenient=True) or self._factors(value) for value in negative)
-        )
+    def _is_even(self, operands: Sequence[object], word: str) -> bool:
+        """Tell whether something is multiplied by itself, or raised to an even power."""
+        if word == "mul":
+            return len(operands) == 2 and operands[0] == operands[1]
+        exponent = self._constant(operands[1]) if word == "pow" and len(operands) == 2 else None
+        return bool(exponent) and exponent is not None and exponent > 0 and exponent % 2 == 0
 
     def _leads_to_root(self, value: object, depth: int = _DEEPEST) -> bool:
         """Tell whether all that a value is used for is a root."""
-        users = self._view.users(value)
+        users = self._view.users(value)  # type: ignore[arg-type]
         return depth > 0 and bool(users) and all(self._is_on_way_to_root(user, depth) for user in users)
 
     def _is_on_way_to_root(self, value: object, depth: int) -> bool:
@@ -183,88 +181,6 @@ class _Guard:
         depending = sum(self._constant(operand) is None for operand in operands)
         return word in _POINTWISE and depending == 1 and self._leads_to_root(value, depth - 1)
 
-    def _terms(self, value: object, factor: float, depth: int = _DEEPEST) -> Iterator[_Term]:
-        """Yield what a value is the sum of."""
-        made = self._made(value) if depth else None
-        match made:
-            case ("neg", [x]):
-                yield from self._terms(x, -factor, depth - 1)
-            case ("add", [x, y]):
-                yield from self._terms(x, factor, depth - 1)
-                yield from self._terms(y, factor, depth - 1)
-            case ("sub", [x, y]):
-                yield from self._terms(x, factor, depth - 1)
-                yield from self._terms(y, -factor, depth - 1)
-            case (word, [x, *_]) if word in MOVES:
-                yield from self._terms(x, factor, depth - 1)
-            case _ if self._is_multiple(scaled := self._scaled(value), value):
-                yield from self._terms(scaled[0], factor * scaled[1], depth - 1)
-            case _:
-                yield _Term(factor, value)
 
-    def _is_multiple(self, scaled: tuple[object, float] | None, value: object) -> TypeGuard[tuple[object, float]]:
-        """Tell whether a value is to be taken as a multiple of another: a sum over their number is a mean."""
-        return scaled is not None and not isnan(scaled[1]) and self._averaged(value) is None
-
-    def _averaged(self, value: object) -> object:
-        """Return what a value is the mean of; None if it is no mean."""
-        factor = 1.0
-        while (made := self._made(value)) is not None:
-            word, operands = made
-            if word in _MEANS and isclose(factor, 1.0, rel_tol=_ROUNDING):
-                return operands[0]
-            count = self._view.summed(value) if word == "sum" else None
-            if count is not None:
-                return operands[0] if isclose(factor * count, 1.0, rel_tol=_ROUNDING) else None
-            scaled = self._scaled(value)
-            if scaled is not None:
-                factor *= scaled[1]
-            elif word not in MOVES:
-                break
-            value = operands[0] if scaled is None else scaled[0]
-        return None
-
-    def _squared(self, value: object) -> object:
-        """Return what a value is the square of, or an even power; None if it is none."""
-        match self._made(value):
-            case ("pow", [x, float(exponent)]) if exponent > 0 and exponent % 2 == 0:
-                return x
-            case ("pow", [x, exponent]) if (known := self._constant(exponent)) and known > 0 and known % 2 == 0:
-                return x
-            case ("mul", [x, y]) if x == y:
-                return x
-        return None
-
-    def _factors(self, value: object) -> list[object]:
-        """Return the two that a value is the product of, summed over some axes; both of the images, or nothing."""
-        made = self._made(self._unsummed(value))
-        if made is None or made[0] not in _PRODUCTS | {"mul"}:
-            return []
-        operands = [operand for operand in made[1] if not isinstance(operand, float)][:2]
-        return operands if all(self._constant(operand) is None for operand in operands) else []
-
-    def _unmoved(self, value: object) -> object:
-        while (made := self._made(value)) is not None and made[0] in MOVES:
-            value = made[1][0]
-        return value
-
-    def _unsummed(self, value: object) -> object:
-        while (made := self._made(value)) is not None and made[0] in MOVES | {"sum"}:
-            value = made[1][0]
-        return value
-
-    def _scaled(self, value: object) -> tuple[object, float] | None:
-        """Return what a value is a constant multiple of, and that constant; NaN if it is not known."""
-        match self._made(value):
-            case ("mul" | "div" as word, [x, y]):
-                for left, right in ((x, y), (y, x))[: 2 if word == "mul" else 1]:
-                    factor = self._constant(right)
-                    if factor is not None and self._constant(left) is None:
-                        return left, factor if word == "mul" else 1 / factor if factor else float("nan")
-        return None
-
-    def _made(self, value: object) -> tuple[str, Sequence[object]] | None:
-        return None if value is None or isinstance(value, float) else self._view.made(value)
-
-    def _constant(self, value: object) -> float | None:
-        return value if isinstance(value, float) else self._view.constant(value)
+def _opposite(terms: Sequence[Term]) -> list[Term]:
+    return [term._replace(factor=-term.factor) for term in terms]

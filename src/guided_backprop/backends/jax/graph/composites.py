@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.axes import Axes
 from guided_backprop.backends.curves import curve_of, is_switch, parts_of
-from guided_backprop.backends.guards import guards
+from guided_backprop.backends.guards import Guards
+from guided_backprop.backends.jax.graph.axes import axes_of
 from guided_backprop.backends.jax.graph.program import Activation, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Kind
@@ -17,7 +19,7 @@ from guided_backprop.rules import SMOOTH
 # Copies and casts, which patterns do not see.
 _UNSEEN = frozenset({"cast", "copy", "mark"})
 # An average pooling is a sum over windows that is divided by their size.
-_SUM, _WINDOWS = "reduce_sum", "reduce_window_sum"
+_WINDOWS = "reduce_window_sum"
 
 
 class Graph:
@@ -92,14 +94,10 @@ class Graph:
         known = self._facts.known(value if value.stack is None else value.stack) if is_real else None
         return None if known is None else np.asarray(known)
 
-    def summed(self, value: Value) -> int | None:
-        """Return how many values each number of a sum is the sum of."""
+    def axes(self, value: Value) -> Axes | None:
+        """Return where the axes of what a value is made of go."""
         step = self.source(value).step
-        if step is None or step.name not in (_SUM, _WINDOWS):
-            return None
-        if step.name == _WINDOWS:
-            return int(np.prod(step.eqn.params["window_dimensions"]))
-        return int(np.prod([step.inputs[0].aval.shape[axis] for axis in step.eqn.params["axes"]]))
+        return None if step is None else axes_of(step)
 
     def users(self, value: Value) -> Sequence[Value]:
         """Return the values that are made of a value directly, a ReLU as a whole; what a block gives out is one."""
@@ -151,7 +149,7 @@ def mark_activations(program: Program, facts: Facts) -> None:
     steps = [step for step in program.steps() if step.is_on_path and not step.is_inside]
     makers = {step.outputs[0]: step for step in steps if len(step.outputs) == 1 and step.word not in _UNSEEN}
     relus = [value for value, step in makers.items() if step.relu is not None]
-    for match in [*composites(graph, list(makers)).values(), *guards(graph, relus).values()]:
+    for match in [*composites(graph, list(makers)).values(), *Guards(graph).among(relus).values()]:
         x = match.bound.get("x", match.bound.get("shifted"))
         if isinstance(x, Value):
             _mark(makers[match.last], match, graph.unshifted(x))

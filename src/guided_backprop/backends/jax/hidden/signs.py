@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guided_backprop.backends import guards
+from guided_backprop.backends.jax.graph.composites import Graph
 from guided_backprop.backends.jax.graph.program import Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Kind, Operation
@@ -29,6 +30,7 @@ class Signs:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
+        self._guards = guards.Guards(Graph(facts))
         self._signs: dict[Value, Sign] = {}
 
     def of(self, value: Value) -> Sign:
@@ -66,7 +68,8 @@ class Signs:
         of = [self._signs[operand] for operand in _made_of(value)]
         sign = sign_of(Operation(step.kind, step.word), of, step.exponent, is_square=is_square)
         is_range = step.word == "sub"
-        return sign | shift_of(step) | (sign_of_range(*map(_chosen, step.inputs)) if is_range else Sign.UNKNOWN)
+        sign |= shift_of(step) | (sign_of_range(*map(_chosen, step.inputs)) if is_range else Sign.UNKNOWN)
+        return sign or (self._guards.sign(value) if step.word in guards.SUMS else sign)
 
 
 def shift_of(step: Step) -> Sign:

@@ -2,14 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import op_def_registry
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.guards import guards
+from guided_backprop.backends.axes import Axes
+from guided_backprop.backends.guards import Guards
 from guided_backprop.backends.patterns import Match, composites
+from guided_backprop.backends.tensorflow.graph.axes import Shapes, axes_of, shapes_of
 from guided_backprop.backends.tensorflow.graph.nodes import (
     ORIGINAL,
     OVERRIDE,
@@ -73,8 +75,14 @@ class GraphView:
         word = "squared_difference" if node.op == "SquaredDifference" else word
         return word, operands[:1] if word in _FIRST_ALONE else operands
 
-    def summed(self, value: str) -> None:
-        """Return nothing: of a sum the graph does not tell how many it sums."""
+    @cached_property
+    def _shapes(self) -> Shapes:
+        return shapes_of(self._graph)
+
+    def axes(self, value: str) -> Axes | None:
+        """Return where the axes of what a value is made of go."""
+        node = self._graph.node(value)
+        return None if node is None else axes_of(self._graph, node, self._shapes)
 
     def constant(self, value: str) -> float | None:
         """Return the number that a value is everywhere."""
@@ -118,5 +126,5 @@ def composites_of(graph: Graph, order: list[NodeDef], relus: Mapping[str, Relu])
     """Return the composite activations of a graph by the node that each ends with."""
     values = [value for node in order if graph.depends(value := value_of(node))]
     view = GraphView(graph, relus)
-    matches = composites(view, values) | guards(view, [value for value in values if producer(value) in relus])
+    matches = composites(view, values) | Guards(view).among([value for value in values if producer(value) in relus])
     return {producer(last): match for last, match in matches.items()}

@@ -16,6 +16,7 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends import notes
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.curves import Curves
+from guided_backprop.backends.guards import SUMS, Guards
 from guided_backprop.backends.nomination import Step, activation
 from guided_backprop.backends.notes import MOST_WEIGHTS, Choice, Note, Operand, Ranks
 from guided_backprop.backends.operations import Kind, Operation
@@ -86,7 +87,7 @@ class Taint:
         self._weights = weights
         self._places: dict[tuple[str, str], Place] = {}
         self._partly = set[tuple[str, str]]()  # PReLUs some of whose slopes are as 0.
-        self._views: dict[str, GraphView] = {}
+        self._views: dict[str, tuple[GraphView, Guards[str]]] = {}
         self._begin, self._outermost = "", Graph(FunctionDef(), {})
         self.body: Body
         # Of each function what a gradient comes to in it, and which node of which function holds it.
@@ -188,6 +189,8 @@ class Taint:
         """Return the sign of all that a node gives; of a composite activation's end, that of the activation."""
         composite = self._composites.get(body.name, {}).get(node.name)
         own = sign_of_node(body.graph, node, [operand.sign for operand in operands])
+        if not own and word_of(node) in SUMS:
+            own = self._seen(body)[1].sign(value_of(node))
         return own if composite is None else own or sign_of(Operation(Kind.SMOOTH, composite.name), [])
 
     def _is_ended(self, body: Body, node: NodeDef) -> bool:
@@ -227,9 +230,14 @@ class Taint:
 
     def _curves(self, body: Body, node: NodeDef, refs: Sequence[str]) -> Curves[str]:
         """Return what a node gives of some values, as far as its operations and the numbers in them tell."""
+        return Curves(value_of(node), refs, self._seen(body)[0])
+
+    def _seen(self, body: Body) -> tuple[GraphView, Guards[str]]:
+        """Return a function as a graph of values, and what looks for guards in it."""
         if body.name not in self._views:
-            self._views[body.name] = GraphView(body.graph, {}, partial(self._array, body))
-        return Curves(value_of(node), refs, self._views[body.name])
+            view = GraphView(body.graph, {}, partial(self._array, body))
+            self._views[body.name] = view, Guards(view)
+        return self._views[body.name]
 
     def _array(self, body: Body, ref: str) -> NumpyArray | None:
         """Return a constant of several numbers; what a function is given is looked for where that is held."""

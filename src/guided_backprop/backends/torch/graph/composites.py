@@ -1,15 +1,18 @@
 """Composite activations in PyTorch's autograd graph: the graph as patterns see it, and what they find there."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import torch
 from torch.autograd.graph import Node
 
-from guided_backprop.backends.guards import guards
+from guided_backprop.backends.axes import Axes
+from guided_backprop.backends.guards import Guards
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.patterns import Slopes, composites
-from guided_backprop.backends.torch.graph.nodes import Path, parents, word_of
+from guided_backprop.backends.torch.graph.axes import axes_of
+from guided_backprop.backends.torch.graph.nodes import Path, word_of
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, operation, row
 from guided_backprop.backends.torch.graph.relus import relu_of, saved
 
@@ -32,7 +35,15 @@ class Operand(NamedTuple):
     place: int
 
 
-Ref = Node | Operand
+@dataclass(frozen=True)
+class Output:
+    """A further result of a node that has several: which one. For the first the node stands."""
+
+    node: Node
+    place: int
+
+
+Ref = Node | Operand | Output
 Made = tuple[str, Sequence[Ref | float]]
 
 
@@ -70,7 +81,8 @@ class Graph:
         """Return the word of the operation that makes a value, and its operands."""
         if isinstance(value, Operand):
             return None
-        return self._made[value] if value in self._made else self._made.setdefault(value, self._how(value))
+        node = value.node if isinstance(value, Output) else value
+        return self._made[node] if node in self._made else self._made.setdefault(node, self._how(node))
 
     def _how(self, value: Node) -> Made:
         relu = relu_of(value, self.path.members)
@@ -84,8 +96,9 @@ class Graph:
             operands += [Operand(value, 1)] if len(operands) == 1 else []
         return _OWN_WORDS.get(operation(value), word), operands + _attributes(value, word)
 
-    def summed(self, value: Ref) -> None:
-        """Return nothing: of a sum the graph does not tell how many it sums."""
+    def axes(self, value: Ref) -> Axes | None:
+        """Return where the axes of what a value is made of go."""
+        return axes_of(value) if isinstance(value, Node) else None
 
     def constant(self, value: Ref) -> float | None:
         """Return the number that an operand is; NaN if it is an array, or a number that nothing tells."""
@@ -112,8 +125,8 @@ class Graph:
 
     def users(self, value: Ref) -> Sequence[Ref]:
         """Return the values that are made of a value directly."""
-        if isinstance(value, Operand):
-            return [value.node]
+        if not isinstance(value, Node):
+            return [value.node] if isinstance(value, Operand) else []
         every = (self.users(child) if operation(child) in _UNSEEN else [child] for child in self.path.children[value])
         return [user for users in every for user in users]
 
@@ -127,14 +140,16 @@ class Graph:
     def _operands(self, node: Node) -> list[Ref | float]:
         members = self.path.members
         operands: list[Ref | float] = []
-        for place, (source, _) in enumerate(node.next_functions):
+        for place, (source, output) in enumerate(node.next_functions):
             if source is None or source not in members:
                 operands.append(Operand(node, place))
                 continue
-            while operation(source) in _UNSEEN and (behind := next(parents(source), None)) in members:
-                assert behind is not None
-                source = behind  # noqa: PLW2901
-            operands.append(source)
+            while operation(source) in _UNSEEN:
+                behind, number = next((one for one in source.next_functions if one[0] is not None), (None, 0))
+                if behind is None or behind not in members:
+                    break
+                source, output = behind, number  # noqa: PLW2901
+            operands.append(Output(source, output) if output else source)
         return operands
 
 
@@ -143,9 +158,9 @@ def composites_of(graph: Graph, shifts: Shifts) -> dict[Node, Composite]:
     activations, path, graph.shifts = {}, graph.path, shifts
     # Those of an optimised model are functions of our own.
     relus = [node for node in path.concerns if row(node).word in _EXPLICIT or row(node).kind is Kind.HIDDEN]
-    for last, match in (composites(graph, path.ends) | guards(graph, relus)).items():
-        parts = frozenset(part for part in match.parts if not isinstance(part, (Operand, float)))
-        if not isinstance(last, Operand):
+    for last, match in (composites(graph, path.ends) | Guards(graph).among(relus)).items():
+        parts = frozenset(part for part in match.parts if isinstance(part, Node))
+        if isinstance(last, Node):
             activations[last] = Composite(match.name, parts, match.slopes)
     return activations
 

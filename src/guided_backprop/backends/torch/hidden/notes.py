@@ -14,7 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from guided_backprop.backends import notes
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.torch.hidden.signs import sign_of_tensor
+from guided_backprop.backends.torch.graph.composites import Shifts
+from guided_backprop.backends.torch.hidden.signs import sign_of_squares, sign_of_tensor
 from guided_backprop.backends.torch.own import RUNNING
 
 # Where a view lies in its storage.
@@ -203,6 +204,21 @@ class Notes:
             note = note.joined(known[1])
         # While the weak reference lives, its address is not used again.
         self._notes[reference.cdata] = (reference, note, {})
+
+    def signed(self, tensor: torch.Tensor, shifts: Shifts) -> Note | None:
+        """Return what is known of a tensor, and its sign as a variance or a distance: its node tells it."""
+        note = self.of(tensor)
+        if note is None or note.sign or not tensor.requires_grad or tensor.grad_fn is None:
+            return note
+        sign = sign_of_squares(tensor.grad_fn, shifts)
+        if not sign:
+            return note
+        known = self._notes.get(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else None
+        signed = replace(note, sign=sign)
+        if known is not None and known[1] is note and not tensor._is_view():
+            # All of it, and what shares its memory.
+            self._notes[tensor.untyped_storage()._cdata] = (known[0], signed, known[2])
+        return signed
 
     def put_unwritten(self, tensor: torch.Tensor) -> None:
         """Note that something was given memory that nothing was written to."""

@@ -5,10 +5,14 @@ from math import isnan
 from typing import Any, Final
 
 import torch
+from torch.autograd.graph import Node
 
+from guided_backprop.backends.guards import SUMS, Guards
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import MAGNITUDES, Sign, sign_of, sign_of_numbers
-from guided_backprop.backends.torch.graph.operations import OPERATIONS
+from guided_backprop.backends.torch.graph.composites import Graph, Shifts
+from guided_backprop.backends.torch.graph.nodes import Path
+from guided_backprop.backends.torch.graph.operations import OPERATIONS, row
 
 # They go by the word of what they are like, and may give another sign.
 _UNLIKE_THEIR_WORD: Final = frozenset(
@@ -151,3 +155,19 @@ def _numbers(args: Sequence[Any]) -> list[float]:
 
 def _is_number(arg: Any) -> bool:
     return isinstance(arg, (int, float)) and not isinstance(arg, bool)
+
+
+class _Every(set[Node]):
+    """All nodes in front of a value while the model runs, but for weights."""
+
+    def __contains__(self, node: object) -> bool:
+        return isinstance(node, Node) and node.name() != "torch::autograd::AccumulateGrad"
+
+
+def sign_of_squares(node: Node, shifts: Shifts) -> Sign:
+    """Return the sign that the result of a node has as a variance or a distance, given the numbers that were added."""
+    if row(node).word not in SUMS:
+        return Sign.UNKNOWN
+    graph = Graph(Path([], _Every(), [], [], [], {}))
+    graph.shifts = shifts
+    return Guards(graph).sign(node)

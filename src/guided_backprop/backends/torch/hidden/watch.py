@@ -147,7 +147,7 @@ class ForwardWatch(Dispatched):
         self._count += 1
         tensors = [*_tensors_in(args), *_tensors_in(kwargs)]
         self._note_vouched(tensors)
-        notes = [self._notes.of(tensor) for tensor in tensors]
+        notes = [self._notes.signed(tensor, self.shifts) for tensor in tensors]
         is_constant = name in _SHAPED or _leaves_bias(name, args)
         is_dependent = self._watched == "everything" and not is_constant and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)

@@ -66,6 +66,8 @@ def interleaved_planes(
     """
     channels, nothing = len(leading) - 1, torch.zeros_like(next(iter(planes.values())))
     parts = [planes.get(plane, nothing) for plane in itertools.product(*map(range, stride))]
+    if len(parts) == 1:
+        return parts[0]
     for axis, many in reversed([*enumerate(stride, start=channels + 1)]):
         along = axis + 1 if axis < channels + len(stride) else channels
         parts = [torch.cat(parts[first : first + many], along) for first in range(0, len(parts), many)]
@@ -188,7 +190,9 @@ def _to_first_by_axes(
     count, spare = y.shape[axis], _spare(hows[0])
     missing = (count + spare) * stride - largest[0].shape[axis]
     padded = [_moved(one, axis, 0, missing, -torch.inf) for one in largest]
-    planes = [[cut(one, axis, plane, count + spare, stride) for one in padded] for plane in range(stride)]
+    planes = [padded]
+    if stride > 1:
+        planes = [[cut(one, axis, plane, count + spare, stride) for one in padded] for plane in range(stride)]
     found: dict[int, torch.Tensor] = {}
     for place in range(window):
         shift, plane = divmod(place * dilation - padding, stride)

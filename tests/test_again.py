@@ -87,6 +87,54 @@ SETTLED = {
 }
 
 
+class Operator:
+    """Draws where no code names what does."""
+
+    def __float__(self):
+        return eval("secrets.randbelow(1 << 40)")
+
+    def __rmul__(self, values):
+        return values * float(secrets.randbelow(1 << 40))
+
+
+OPERATOR, NUMBERS = Operator(), (random.random() for _ in iter(int, 1))
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
+@pytest.mark.parametrize("draw", [lambda: eval("float(np.random.rand())"), lambda: next(NUMBERS)])
+def test_what_draws_of_the_shared_generators_is_refused_whatever_its_code_says(framework, draw):
+    model, images = network(framework, draw)
+    with pytest.raises(ModelError, match=r"map is random; received other outputs.* reads numpy.random or random\."):
+        Saliency(model).explain(images, 1)
+
+
+def test_an_operator_that_draws_is_refused():
+    images = torch.from_numpy(ROWS)
+    with pytest.raises(ModelError, match="map is random"):
+        Saliency(lambda x: torch.relu(x) * OPERATOR).explain(images, 1)
+
+
+class Closed(list):
+    def __iter__(self):
+        raise OSError("no connection")
+
+
+class Nowhere:
+    @property
+    def __class__(self):
+        raise RuntimeError("outside of any context")
+
+
+def test_what_cannot_be_looked_into_is_left():
+    model = nn.Linear(6, 3).eval()
+    model.held = {"closed": Closed([1]), "draws": default_rng, "nowhere": Nowhere()}
+    assert list(sources_of(model)) == [default_rng]
+    assert Saliency(model).explain(torch.from_numpy(ROWS), 1).coverage is not None
+    # Of what is too much to be looked into something is named, so that the model is run again.
+    model.held = [[number] for number in range(200_001)]
+    assert len(list(sources_of(model))) == 1
+
+
 @pytest.mark.parametrize("name", SETTLED)
 def test_what_is_seeded_or_not_used_is_explained(name):
     for framework in ("torch",) if name == "of PyTorch's" else ("torch", "jax", "tensorflow"):

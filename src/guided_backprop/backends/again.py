@@ -1,5 +1,7 @@
 """A model that is run again: whether it gives the same, and what other images tell of what it takes for one image."""
 
+import pickle
+import random
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
@@ -23,6 +25,11 @@ _UNITS = 100
 _COMPILED = 1e-2
 # So many times as far as its largest value another image is from one.
 _FAR = 10
+
+
+def shared_states() -> bytes:
+    """Return the states of the generators of NumPy and Python that all share, which are read and never set."""
+    return pickle.dumps((np.random.get_state(legacy=False), random.getstate()))
 
 
 def is_same(one: NumpyArray, other: NumpyArray, slack: float | None = None) -> bool:

@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from guided_backprop.arrays import Array, Inputs, Layer, Model, NumpyArray, Tensor, as_numpy
-from guided_backprop.backends.again import ANY_DRAW, are_parts_of_one, refuse_other_outputs, takes_batch_axis
+from guided_backprop.backends.again import (
+    ANY_DRAW,
+    are_parts_of_one,
+    refuse_other_outputs,
+    shared_states,
+    takes_batch_axis,
+)
 from guided_backprop.backends.mistakes import model_failed
 from guided_backprop.backends.network import Network
 from guided_backprop.backends.reach import name_of_source, sources_of
@@ -138,8 +144,8 @@ class Backend(ABC):
         # Then the gradient is taken at a value inside of the model.
         self.begins_inside = begin is not None
         self.network = network.between(begin, end) if begin or end else network
-        # Whether the model was run again, and gave the same.
-        self._is_settled = False
+        # Whether the model was run again, and gave the same; the states before it ran at all.
+        self._is_settled, self._states = False, shared_states()
 
     @classmethod
     @abstractmethod
@@ -247,7 +253,9 @@ class Backend(ABC):
         return list(sources_of(self.setup.model))
 
     def refuse_chance(self, inputs: Inputs, outputs: NumpyArray | None = None) -> None:
-        """Raise ModelError if the model gives other outputs in another run, of which its code tells that it may.
+        """Raise ModelError if the model gives other outputs in another run, where it may.
+
+        Its code tells, or numbers that somebody drew since.
 
         Args:
             inputs: some images.
@@ -255,8 +263,10 @@ class Backend(ABC):
         """
         if self._is_settled or ANY_DRAW in self.setup.vouch or not inputs.count:
             return
-        if self.sources:
-            refuse_other_outputs(outputs, partial(self.outputs, inputs), set(map(name_of_source, self.sources)))
+        names = set(map(name_of_source, self.sources))
+        names |= {"numpy.random or random"} if not names and shared_states() != self._states else set()
+        if names:
+            refuse_other_outputs(outputs, partial(self.outputs, inputs), names)
         self._is_settled = True
 
     def refuse_one_image(self, inputs: Inputs) -> None:

@@ -7,9 +7,9 @@ is taken as it is. Whether what is reached is used, and with a seed, is not told
 
 import sys
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, Final
 
 from guided_backprop.backends.code import uses_of
@@ -29,6 +29,8 @@ _METHODS: Final = (MethodType, BuiltinMethodType)
 _WRAPPING: Final = tuple("func args keywords fget __func__ __self__ __wrapped__ python_function".split())
 # What a framework calls of a model.
 _CALLED: Final = ("__call__", "call", "forward")
+# Operators, and what else is called without being named, are not of these.
+_BUILDING: Final = frozenset({"__init__", "__new__", "__init_subclass__", "__class_getitem__", "__reduce__"})
 # A model that leads to a whole data set is not walked through for ever.
 _MOST: Final = 200_000
 
@@ -77,27 +79,40 @@ class _Reach:
             if kind is str:
                 if value not in self._names:
                     self._release(frozenset({value}))
+            elif kind is MappingProxyType:
+                self.add(value.values())
             elif kind not in _ATOMS and (kind not in _HOLDING or value):
                 self._left.append(value)
 
     def walk(self) -> Iterator[object]:
-        """Iterate over the sources."""
+        """Iterate over the sources; what is left of too much to be looked into may lead to one."""
         while self._left and len(self._seen) < _MOST:
-            one = self._left.pop()
-            if id(one) in self._seen:
-                continue
-            self._seen[id(one)] = one
-            # Most are of these.
-            if type(one) in _HOLDING or isinstance(one, CONTAINERS):
-                self.add(one.values() if isinstance(one, Mapping) else one)
-            elif self._is_source(one):
+            one, is_source = self._left.pop(), False
+            if id(one) not in self._seen:
+                self._seen[id(one)] = one
+                # It may fail to say what it is or has, or be changed by another thread.
+                with suppress(Exception):
+                    is_source = self._is_source_itself(one)
+            if is_source:
                 yield one
-            elif isinstance(one, FunctionType):
-                self._function(one)
-            elif isinstance(one, type):
-                self._class(one)
-            elif not isinstance(one, ModuleType):
-                self._object(one)
+        yield from self._left[-1:]
+
+    def _is_source_itself(self, one: Any) -> bool:
+        """Tell whether something is a source; if not, note what it has."""
+        kind = type(one)
+        # Most are of these. A list is made in one step, beside which no thread changes anything.
+        if kind in _HOLDING or isinstance(one, CONTAINERS):
+            self.add([] if kind in _HOLDING else [kind])
+            self.add(list(dict.values(one) if isinstance(one, dict) else one))
+        elif self._is_source(one):
+            return True
+        elif isinstance(one, FunctionType):
+            self._function(one)
+        elif isinstance(one, type):
+            self._class(one)
+        elif not isinstance(one, ModuleType):
+            self._object(one)
+        return False
 
     def _is_source(self, one: object) -> bool:
         kind = type(one)
@@ -160,7 +175,8 @@ class _Reach:
             if root_of(base.__module__) not in _NOT_READ and (base is kind or id(base) not in self._seen):
                 self._seen[id(base)] = base
                 for name, held in vars(base).items():
-                    self.add([held] if name in self._names else ())
+                    is_operator = name.startswith("__") and isinstance(held, FunctionType) and name not in _BUILDING
+                    self.add([held] if is_operator or name in self._names else ())
                     self._waiting[name].append(held)
 
     def _object(self, one: Any) -> None:

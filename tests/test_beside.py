@@ -124,6 +124,28 @@ def test_what_is_none_is_guided_as_it_is_written(name, count):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+TOGETHER = {"a sum of a stack", "a mean of a stack", "parts of what was put together"}
+
+
+def of_one_sign(spelled, shift):
+    """Return what explains a ReLU of what no image takes to the other side of 0: what is in front of it is bounded."""
+    first, second, third, images = map(torch.as_tensor, (*WEIGHTS, ROWS))
+    return lambda: GuidedBackprop(lambda x: spelled((x @ first).tanh() @ second + shift, third)).explain(images, 1)
+
+
+@pytest.mark.parametrize("shift", [100, -100])
+@pytest.mark.parametrize("name", sorted(GUIDED.keys() - TOGETHER))
+def test_what_its_operations_make_a_relu_is_refused_where_x_has_one_sign(name, shift):
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        of_one_sign(lambda x, w: GUIDED[name](x) @ w, shift)()
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_what_is_none_by_its_operations_is_explained_where_x_has_one_sign(name):
+    for shift in (100, -100):
+        assert of_one_sign(lambda x, w: ORDINARY[name](x, w, F.relu), shift)().coverage
+
+
 def test_another_rule_acts_on_the_sum_as_on_a_relu():
     spelled, plain = (lambda x, w: GUIDED["a sum"](x) @ w), (lambda x, w: F.relu(x) @ w)
     np.testing.assert_allclose(explained(spelled, method=RectGrad), explained(plain, method=RectGrad), rtol=1e-4)

@@ -171,6 +171,8 @@ class Case:
         """Say whether it is a ReLU, or what else is to be done about it."""
         if self.is_choice:
             return self._answer_of_choice()
+        if self.is_open and self.suspect.is_made:
+            return "refused"
         suspect, verdict = self.suspect, Verdict.NONE if self._is_of_others else self.judgement.verdict
         if self._is_of_others and self._closes_some:
             return self._refused()

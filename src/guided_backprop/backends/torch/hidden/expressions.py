@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from guided_backprop.arrays import NumpyArray, as_numpy
-from guided_backprop.backends.curves import Curves, is_known
+from guided_backprop.backends.curves import Curves, curve_of, is_known, parts_of
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Made, Note, Operand, Value
@@ -84,6 +84,13 @@ class Expressions:
         self._curves[made] = curves
         self.plain[number] = [x for x, curve in curves.known.items() if curve.is_open or curve.is_none]
         return curves
+
+    def is_made(self, made: Made, x: Value) -> bool:
+        """Tell whether a sum with a ReLU that is written there is a ReLU of a value, by the operations that make it."""
+        if not x.is_beside or x.choice is not Choice.NONE or x.sign or x.made is None or not made.word:
+            return False
+        curve = curve_of(made, parts_of(made, x.made, self, self.array))
+        return curve is not None and curve.is_whole and (curve.is_convex or curve.is_concave)
 
     def noted(self, note: Note, made: Made) -> Note:
         """Return a note of how a value is made, without what others tell of."""

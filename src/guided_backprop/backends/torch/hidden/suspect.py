@@ -36,6 +36,7 @@ class Suspect:
         adds_up: whether it is made of several values that depend on the images, and is none of them.
         is_of_two: whether it is the larger or smaller of two values that depend on the images.
         is_on_view: whether it was written into a part of something, so that the graph does not show it.
+        is_made: whether it is a ReLU of x by its operations, where no value tells: one of -x is added to x.
     """
 
     place: Place
@@ -49,6 +50,7 @@ class Suspect:
     adds_up: bool
     is_of_two: bool
     is_on_view: bool
+    is_made: bool = False
 
     @property
     def named(self) -> str:

@@ -333,19 +333,9 @@ class ForwardWatch(Dispatched):
             )
             is_sum = x.is_beside and x.choice is Choice.NONE and not x.sign
             if is_sum or place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
-                yield Suspect(
-                    place,
-                    step.name,
-                    line_of_model(),
-                    _last_number(),
-                    x,
-                    pair,
-                    judgement,
-                    is_direct=is_direct,
-                    adds_up=step.adds_up,
-                    is_of_two=step.is_of_two,
-                    is_on_view=is_on_view,
-                )
+                is_made = judgement.verdict is Verdict.UNSETTLED and self.expressions.is_made(step.made, x)
+                flags = is_direct, step.adds_up, step.is_of_two, is_on_view, is_made
+                yield Suspect(place, step.name, line_of_model(), _last_number(), x, pair, judgement, *flags)
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:

@@ -430,3 +430,20 @@ def refuses_gates(judged):
         return judged(watch, {pair: said for pair, said in verdicts.items() if said.name != "UNSETTLED"}, arrays)
 
     return refused
+
+
+def test_what_methods_share_is_read_anew_where_weights_say_so():
+    low, high = tf.Variable(-1.0), tf.Variable(1.0)
+    images = tf.constant(np.random.default_rng(0).normal(size=(24, 12)).astype("f4"))
+    weight = np.random.default_rng(1).normal(size=(12, 12)).astype("f4")
+
+    def model(x):
+        return tf.nn.relu(tf.quantization.fake_quant_with_min_max_vars(x @ weight, low, high) @ weight)
+
+    assert GuidedBackprop(model).explain(images, 1).coverage
+    low.assign(0.0)
+    for _ in range(2):
+        with pytest.raises(OpaqueRegionError, match="fake_quant"):
+            GuidedBackprop(model).explain(images, 1)
+    low.assign(-1.0)
+    assert GuidedBackprop(model).explain(images, 1).coverage

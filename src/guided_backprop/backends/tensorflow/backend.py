@@ -211,15 +211,18 @@ class TensorFlowBackend(Backend):
         traces, vouch = traced_of(self.setup.model), frozenset(self.setup.vouch.items())
         key = (*kinds, self.network.begin, self.network.end, self.setup.output, vouch)
         known: tuple[Kind, Copy] | None = None if traces is None else traces.peek(key)
-        if known is not None:
+        if known is not None and known[1].is_as_it_was:
             return known
         kind, traced = self._trace(kinds, given)
         if traced.gradients:
             # They hold functions of the model's, and may lead to it.
             return kind, _copy_of(traced, kind, self.setup.vouch)
         # What can't be told to be the same may show to be.
-        shared = shared_of(self.setup.model)
-        copied: Copy = shared.get((kind, vouch, traced.digest()), lambda: _copy_of(traced, kind, self.setup.vouch))
+        shared, same = shared_of(self.setup.model), (kind, vouch, traced.digest())
+        copied: Copy = shared.get(same, lambda: _copy_of(traced, kind, self.setup.vouch))
+        if not copied.is_as_it_was:
+            copied = _copy_of(traced, kind, self.setup.vouch)
+            shared.keep(same, copied)
         if traces is not None:
             traces.keep(key, (kind, copied))
         return kind, copied

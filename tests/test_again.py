@@ -3,11 +3,14 @@
 import datetime
 import functools
 import importlib
+import itertools
 import os
 import random
 import secrets
+import threading
 import time
 import uuid
+import weakref
 from functools import partial
 
 import jax
@@ -24,7 +27,7 @@ from numpy.random import RandomState, default_rng
 from torch import nn
 
 from guided_backprop import GuidedBackprop, ImageError, ModelError, Saliency
-from guided_backprop.backends import again, base
+from guided_backprop.backends import again, base, reach
 from guided_backprop.backends.reach import name_of_source, sources_of
 
 ROWS = np.random.default_rng(0).random((2, 6)).astype("f4")
@@ -57,7 +60,7 @@ DRAWS = {
     "urandom": lambda: 1.0 + int.from_bytes(os.urandom(4), "big"),
     "uuid": lambda: float(uuid.uuid4().int >> 80),
     "time": lambda: time.perf_counter() % 1e-3,
-    "datetime": lambda: 1.0 + datetime.datetime.now().microsecond % 97,
+    "datetime": lambda: 1.0 + datetime.datetime.now().microsecond,
     "Generator": entropy,
 }
 IN_TORCH_ALONE = set(DRAWS) - {"numpy.random", "random", "urandom"}
@@ -85,54 +88,6 @@ SETTLED = {
     "what is not used": lambda: (time.time(), 2.0)[1],
     "what makes no difference": tossed,
 }
-
-
-class Operator:
-    """Draws where no code names what does."""
-
-    def __float__(self):
-        return eval("secrets.randbelow(1 << 40)")
-
-    def __rmul__(self, values):
-        return values * float(secrets.randbelow(1 << 40))
-
-
-OPERATOR, NUMBERS = Operator(), (random.random() for _ in iter(int, 1))
-
-
-@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
-@pytest.mark.parametrize("draw", [lambda: eval("float(np.random.rand())"), lambda: next(NUMBERS)])
-def test_what_draws_of_the_shared_generators_is_refused_whatever_its_code_says(framework, draw):
-    model, images = network(framework, draw)
-    with pytest.raises(ModelError, match=r"map is random; received other outputs.* reads numpy.random or random\."):
-        Saliency(model).explain(images, 1)
-
-
-def test_an_operator_that_draws_is_refused():
-    images = torch.from_numpy(ROWS)
-    with pytest.raises(ModelError, match="map is random"):
-        Saliency(lambda x: torch.relu(x) * OPERATOR).explain(images, 1)
-
-
-class Closed(list):
-    def __iter__(self):
-        raise OSError("no connection")
-
-
-class Nowhere:
-    @property
-    def __class__(self):
-        raise RuntimeError("outside of any context")
-
-
-def test_what_cannot_be_looked_into_is_left():
-    model = nn.Linear(6, 3).eval()
-    model.held = {"closed": Closed([1]), "draws": default_rng, "nowhere": Nowhere()}
-    assert list(sources_of(model)) == [default_rng]
-    assert Saliency(model).explain(torch.from_numpy(ROWS), 1).coverage is not None
-    # Of what is too much to be looked into something is named, so that the model is run again.
-    model.held = [[number] for number in range(200_001)]
-    assert len(list(sources_of(model))) == 1
 
 
 @pytest.mark.parametrize("name", SETTLED)
@@ -169,6 +124,56 @@ def test_a_call_out_to_python_and_a_trace_of_another_shape_are_run_as_well():
     with pytest.raises(ModelError, match="map is random"):
         Saliency(fixed).explain(images, 1)
     assert Saliency(jax.jit(network("jax", drawn)[0])).explain(jnp.asarray(ROWS), 1).coverage
+
+
+class Operator:
+    def __float__(self):
+        return random.Random().random()
+
+
+UNREAD = {
+    "made up": lambda: eval("np.random.rand()"),
+    "in C": partial(next, map(random.uniform, itertools.repeat(0), itertools.repeat(1))),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
+def test_what_all_share_is_told_where_code_is_not_read(framework, name):
+    model, images = network(framework, UNREAD[name])
+    with pytest.raises(ModelError, match=r"map is random; .* reads (numpy\.random or random|uniform)"):
+        Saliency(model).explain(images, 1)
+
+
+class Lost(dict):
+    def values(self):
+        raise OSError
+
+
+def test_what_cannot_be_looked_into_is_no_error():
+    held = [weakref.proxy(Lost(key=1)), Lost(key=Helper()), Operator()]
+    assert set(map(name_of_source, sources_of(lambda x: (x, held)))) == {"random"}
+
+
+def test_what_another_thread_fills_meanwhile_is_read():
+    held, is_done = {}, threading.Event()
+
+    def fill():
+        while not is_done.is_set():
+            held[len(held) % 5000] = [held.pop(next(iter(held)))] if len(held) > 4000 else []
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        assert not any(list(sources_of(lambda x, held=held: x)) for _ in range(30))
+    finally:
+        is_done.set()
+        thread.join()
+
+
+def test_what_is_too_much_to_be_read_is_run_again(monkeypatch):
+    monkeypatch.setattr(reach, "_MOST", 10)
+    assert list(sources_of(lambda x, held=[[one] for one in range(20)]: x))
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])

@@ -24,6 +24,7 @@ _NOT_READ: Final = FRAMEWORKS | sys.stdlib_module_names | {"torch"}
 _IMPORTING: Final = frozenset({"__import__", "import_module"})
 _ATOMS: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 _HOLDING: Final = frozenset({OrderedDict, *CONTAINERS})
+_VIEWS: Final = (MappingProxyType,)
 _METHODS: Final = (MethodType, BuiltinMethodType)
 # Where what wraps a function, or is bound to something, keeps that.
 _WRAPPING: Final = tuple("func args keywords fget __func__ __self__ __wrapped__ python_function".split())
@@ -79,8 +80,6 @@ class _Reach:
             if kind is str:
                 if value not in self._names:
                     self._release(frozenset({value}))
-            elif kind is MappingProxyType:
-                self.add(value.values())
             elif kind not in _ATOMS and (kind not in _HOLDING or value):
                 self._left.append(value)
 
@@ -103,7 +102,8 @@ class _Reach:
         # Most are of these. A list is made in one step, beside which no thread changes anything.
         if kind in _HOLDING or isinstance(one, CONTAINERS):
             self.add([] if kind in _HOLDING else [kind])
-            self.add(list(dict.values(one) if isinstance(one, dict) else one))
+            # What a class of its own says of its values is not asked for.
+            self.add(list(dict.values(one) if isinstance(one, dict) else one.values() if kind in _VIEWS else one))
         elif self._is_source(one):
             return True
         elif isinstance(one, FunctionType):

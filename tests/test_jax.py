@@ -405,7 +405,7 @@ def test_flax_nnx_with_parameters_that_change():
     after = attribute_by(backend, IMAGES, 0)
     np.testing.assert_allclose(after.attribution, 2 * before.attribution, rtol=1e-6)
     np.testing.assert_allclose(after.outputs, model(IMAGES), rtol=1e-6)
-    assert len(backend._compiled._functions) == 1
+    assert len(backend._compiled._made) == 1
     # What drops nothing is in no mode.
     model.dropout.rate, model.dropout.deterministic = 0.0, False
     np.testing.assert_allclose(attribute(model, IMAGES, 0).attribution, after.attribution, rtol=1e-6)

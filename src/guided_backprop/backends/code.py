@@ -48,7 +48,7 @@ class Uses:
     modules: frozenset[str]
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=1 << 14)
 def uses_of(code: CodeType) -> Uses:
     """Return what a function's code uses, and that of the functions in it."""
     read, known, attributes, modules = set[str](), set[str](), set[str](), set[str]()

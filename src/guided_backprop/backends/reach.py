@@ -32,7 +32,7 @@ _WRAPPING: Final = tuple("func args keywords fget __func__ __self__ __wrapped__ 
 _CALLED: Final = ("__call__", "call", "forward")
 # Operators, and what else is called without being named, are not of these.
 _BUILDING: Final = frozenset({"__init__", "__new__", "__init_subclass__", "__class_getitem__", "__reduce__"})
-# A model that leads to a whole data set, or to a library for plots, is not walked through for ever: it is run again then.
+# A model that leads to a whole data set, or to a library for plots, is run again instead of walked through for ever.
 _MOST: Final = 20_000
 
 

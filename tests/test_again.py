@@ -146,6 +146,18 @@ def test_what_all_share_is_told_where_code_is_not_read(framework, name):
         Saliency(model).explain(images, 1)
 
 
+factor = default_rng
+
+
+def closing(factor):
+    return lambda x: x * factor
+
+
+def test_a_name_that_is_closed_over_is_no_global():
+    assert list(sources_of(closing(2.0))) == []
+    assert list(sources_of(closing(factor))) == [default_rng]
+
+
 class Lost(dict):
     def values(self):
         raise OSError

@@ -140,7 +140,7 @@ class _Reach:
             return
         uses = uses_of(function.__code__)
         self._release(uses.attributes)
-        for name in uses.globals:
+        for name in uses.globals - set(function.__code__.co_freevars):
             self._named(known.get(name), uses.attributes)
         for name in uses.modules | (uses.attributes if _IMPORTING & (uses.attributes | uses.globals) else set()):
             module = sys.modules.get(f"{known.get('__package__')}.{name}") or sys.modules.get(name)

@@ -7,7 +7,6 @@ from typing import Final
 from torch.autograd.graph import Node
 
 from guided_backprop.backends.axes import Axes, multiplied, pointwise, reduced, reshaped
-from guided_backprop.backends.torch.graph.nodes import moved
 from guided_backprop.backends.torch.graph.operations import operation, row
 from guided_backprop.backends.torch.graph.relus import saved
 
@@ -37,11 +36,11 @@ def _shape_of(node: Node | None, place: int) -> Sequence[float] | None:
 def _axes_of(node: Node, given: Sequence[Sequence[float]], made: Sequence[float]) -> Axes | None:
     name, word, rank = operation(node), row(node).word, len(given[0])
     if name in ("mean", "sum"):
-        # Those that count from the end are kept as numbers without a sign.
-        axes = [axis if axis < 2**63 else axis - 2**64 for axis in saved(node, "dim") or range(rank)]
+        axes = _counted(saved(node, "dim") or range(rank), rank)
         return reduced(rank, axes, given[0], is_kept=bool(saved(node, "keepdim")))
     if name in ("permute", "t", "transpose"):
-        return Axes([[moved(node, axis, rank) - rank for axis in range(rank)]])
+        order = _order_of(node, name, rank)
+        return Axes([[order.index(axis) - rank for axis in range(rank)]])
     if name in _PRODUCTS:
         return multiplied(given)
     if word == "avg_pool":
@@ -50,3 +49,19 @@ def _axes_of(node: Node, given: Sequence[Sequence[float]], made: Sequence[float]
     if word == "reshape":
         return reshaped(given[0], made)
     return pointwise([len(shape) for shape in given]) if word in _POINTWISE or name == "expand" else None
+
+
+def _order_of(node: Node, name: str, rank: int) -> list[int]:
+    """Return in which order a node puts the axes."""
+    if name == "permute":
+        return _counted(saved(node, "dims"), rank)
+    order = list(range(rank))
+    first, second = (0, -1) if name == "t" else _counted([saved(node, "dim0"), saved(node, "dim1")], rank)
+    if order:
+        order[first], order[second] = order[second], order[first]
+    return order
+
+
+def _counted(axes: Sequence[int], rank: int) -> list[int]:
+    """Return axes counted from the first one on: those that count from the end are kept as numbers without a sign."""
+    return [(axis if axis < 2**63 else axis - 2**64) % rank for axis in axes]

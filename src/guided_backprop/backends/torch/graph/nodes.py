@@ -209,19 +209,6 @@ def may_take_for_one_image(path: Path, shape: Sequence[int]) -> bool:
     return any(looks_unbatched(shape, saved(node, "input").shape) for node in of_one)
 
 
-def moved(node: Node, axis: int, axes: int) -> int:
-    """Return where a node puts an axis."""
-    is_permuted = operation(node) == "permute"
-    if not is_permuted and operation(node) != "transpose":
-        return axes - 1 - axis if operation(node) == "t" else axis
-    found = saved(node, "dims") if is_permuted else [saved(node, "dim0"), saved(node, "dim1")]
-    # Those that count from the end are kept as numbers without a sign.
-    dims = [(dim if dim < 2**63 else dim - 2**64) % axes for dim in found]
-    if is_permuted:
-        return dims.index(axis)
-    return dims[1 - dims.index(axis)] if axis in dims else axis
-
-
 def runs_graphs(node: Node) -> bool:
     """Tell whether a node may differentiate a graph of its own, as a checkpoint of the user's own does.
 

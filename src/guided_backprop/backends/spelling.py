@@ -159,7 +159,8 @@ def _of_parts(y: NumpyArray, x: NumpyArray, how: Callable[..., Judgement]) -> Ju
         judgement = how(part, x)
         if judgement.is_gate:
             return Judgement(Verdict.PARTIAL)
-        is_open = judgement.verdict is Verdict.UNSETTLED and is_multiple(part, x)
+        # A part that is 0 for these images is one that they do not choose.
+        is_open = judgement.verdict is Verdict.UNSETTLED and bool(part.any()) and is_multiple(part, x)
         verdicts.add(Verdict.UNSETTLED if is_open else Verdict.NONE)
     return Judgement(Verdict.UNSETTLED if Verdict.UNSETTLED in verdicts else Verdict.NONE)
 

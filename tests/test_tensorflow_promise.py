@@ -128,6 +128,7 @@ SPELLED = {
     "of what a one-hot gives signs": lambda x: (signed(x) + tf.abs(signed(x))) / 2.0,
     "the next number": next_number,
     "a mask in a loop": looped,
+    "a bound in a loop, shifted behind it": lambda x: tf.map_fn(lambda row: tf.maximum(row, 0.25), x) - 0.25,
     "a mask made in a loop": lambda x: tf.map_fn(lambda row: row * tf.round(tf.sigmoid(row)), x),
     "a branch for each value": flat(
         lambda v: tf.map_fn(lambda one: tf.cond(one > 0, lambda: one, lambda: 0.0 * one), v)
@@ -190,6 +191,10 @@ def routed(x):
     return tf.where(x >= tf.math.top_k(x, 4)[0][..., -1:], x, tf.zeros_like(x))
 
 
+def chosen(x):
+    return tf.one_hot(tf.argmax(x[:, :4], -1), 4, dtype=x.dtype)
+
+
 def suppressed(x):
     boxes = RNG.uniform(size=(8, 4)).astype(np.float32)
     chosen = tf.image.non_max_suppression(boxes, tf.cast(x[0], tf.float32), 3)
@@ -248,6 +253,8 @@ MEANT = {
     "a distance": lambda x: x * tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(x - 1.0), -1, keepdims=True), 1e-12)),
     "probabilities": lambda x: tf.math.log(tf.clip_by_value(tf.nn.softmax(x), 1e-7, 1 - 1e-7)),
     "a mask of probabilities": lambda x: tf.sigmoid(x) * tf.cast(tf.sigmoid(x) > 0.5, x.dtype),
+    "hard tanh in a loop": lambda x: tf.map_fn(lambda row: tf.clip_by_value(row, -1.0, 1.0), x),
+    "experts that are chosen": lambda x: tf.einsum("nd,ne->ned", x, chosen(x))[:, 0] + x,
     "hard tanh": lambda x: 2.0 * tf.clip_by_value(x, -1.0, 1.0),
     "masked attention": attended,
     "an embedding": lambda x: x + tf.gather(tf.constant(TABLE), tf.argmax(x, -1)),

@@ -50,7 +50,7 @@ class Verdict(Enum):
     CONVEX = auto()
     #: y is the negative of one: ``min(x, 0) = -relu(-x)``, or rises in some channels and falls in others.
     CONCAVE = auto()
-    #: A gate for a part of the values alone, or a ReLU times something else.
+    #: A gate for a part of the values alone, one that closes above in some channels, or a ReLU times something else.
     PARTIAL = auto()
 
 
@@ -115,7 +115,7 @@ def judge(
 
     Args:
         y: what an operation gave, real, of any shape; axis 0 runs over images.
-        x: what it may be a ReLU of, with as many values, in the same order.
+        x: what it may be a ReLU of, in the same order, with as many values; or y has several of each.
         rounding: how far a multiple may be off, as a share of the largest value.
         ranks: how what chose among the values compared them. With each other, as a top-k and a sort do, and never with
             a constant: then the largest are open and need not be positive.

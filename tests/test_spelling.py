@@ -46,6 +46,10 @@ CASES = {
     "padding": (lambda x: x * (np.arange(3) < 2), Verdict.NONE),
     "minus infinity where padded": (lambda x: np.where(np.arange(3) < 2, x, -np.inf), Verdict.NONE),
     "another gate's mask": (lambda x: np.roll(x, 1) * (x > 0), Verdict.PARTIAL),
+    "closed above in one channel": (lambda x: x * ((x > 0) == (np.arange(3) < 2)), Verdict.PARTIAL),
+    "beside the opposite": (lambda x: x[..., None] * np.stack([x > 0, x <= 0], -1), Verdict.PARTIAL),
+    "in front of a curve": (lambda x: np.stack([relu(x), np.sin(x)]), Verdict.PARTIAL),
+    "several of each": (lambda x: x[..., None] * np.stack([np.cos(x), np.roll(x, 1) > 0], -1), Verdict.NONE),
 }
 
 

@@ -25,6 +25,7 @@ IMAGES = tf.constant(RNG.normal(size=(9, 6)))
 WEIGHTS = RNG.normal(size=(9, 4))
 TABLE = RNG.normal(size=(8, 8))
 SCALE = np.linspace(0.5, 1.5, 8)
+TWICE = RNG.normal(size=(16, 8))
 
 
 def net(inside, relu=tf.nn.relu):
@@ -96,6 +97,18 @@ def quantised(x, low=0.0, high=6.0):
     return tf.cast(tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), low, high), x.dtype)
 
 
+def signed(x):
+    """A value of both signs that is made of one that is never negative."""
+    signs = tf.one_hot(tf.cast(tf.reverse(x, [-1]) > 0, tf.int32), 2, 1.0, -1.0, dtype=x.dtype)[..., 1]
+    return tf.exp(x) * signs
+
+
+def next_number(x):
+    """A mask that is made without a comparison: the number next to 1, towards one that is larger or smaller."""
+    step = (tf.math.nextafter(tf.ones_like(x), 1.0 + x) - 1.0) / np.finfo(np.float64).eps
+    return x * (step + 0.5) / 1.5
+
+
 def response_norm_of_one(x):
     y = tf.cast(tf.reshape(x, [-1, 1, 1, 1]), tf.float32)
     sign = tf.reshape(tf.nn.local_response_normalization(y, 0, 0.0, 1.0, 0.5), tf.shape(x))
@@ -109,7 +122,13 @@ SPELLED = {
     "a mask that is concatenated": lambda x: (tf.concat([x, -x], 1) * tf.concat([mask(x), mask(-x)], 1))[:, :8],
     "a mask in a matrix product": lambda x: tf.linalg.matvec(tf.linalg.diag(mask(x)), x),
     "a mask in an einsum": lambda x: tf.einsum("nc,ncd->nd", x, tf.linalg.diag(mask(x))),
+    "a mask and its opposite": lambda x: tf.concat([x, x], -1) * tf.concat([mask(x), 1.0 - mask(x)], -1) @ TWICE,
+    "both of two": lambda x: tf.reshape(x[..., None] * tf.stack([mask(x), 1.0 - mask(x)], -1), [-1, 16]) @ TWICE,
+    "a side of its own for each channel": lambda x: x * tf.cast((x > 0) == (np.arange(8) % 2 > 0), x.dtype),
+    "of what a one-hot gives signs": lambda x: (signed(x) + tf.abs(signed(x))) / 2.0,
+    "the next number": next_number,
     "a mask in a loop": looped,
+    "a bound in a loop, shifted behind it": lambda x: tf.map_fn(lambda row: tf.maximum(row, 0.25), x) - 0.25,
     "a mask made in a loop": lambda x: tf.map_fn(lambda row: row * tf.round(tf.sigmoid(row)), x),
     "a branch for each value": flat(
         lambda v: tf.map_fn(lambda one: tf.cond(one > 0, lambda: one, lambda: 0.0 * one), v)
@@ -172,6 +191,10 @@ def routed(x):
     return tf.where(x >= tf.math.top_k(x, 4)[0][..., -1:], x, tf.zeros_like(x))
 
 
+def chosen(x):
+    return tf.one_hot(tf.argmax(x[:, :4], -1), 4, dtype=x.dtype)
+
+
 def suppressed(x):
     boxes = RNG.uniform(size=(8, 4)).astype(np.float32)
     chosen = tf.image.non_max_suppression(boxes, tf.cast(x[0], tf.float32), 3)
@@ -230,6 +253,8 @@ MEANT = {
     "a distance": lambda x: x * tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(x - 1.0), -1, keepdims=True), 1e-12)),
     "probabilities": lambda x: tf.math.log(tf.clip_by_value(tf.nn.softmax(x), 1e-7, 1 - 1e-7)),
     "a mask of probabilities": lambda x: tf.sigmoid(x) * tf.cast(tf.sigmoid(x) > 0.5, x.dtype),
+    "hard tanh in a loop": lambda x: tf.map_fn(lambda row: tf.clip_by_value(row, -1.0, 1.0), x),
+    "experts that are chosen": lambda x: tf.einsum("nd,ne->ned", x, chosen(x))[:, 0] + x,
     "hard tanh": lambda x: 2.0 * tf.clip_by_value(x, -1.0, 1.0),
     "masked attention": attended,
     "an embedding": lambda x: x + tf.gather(tf.constant(TABLE), tf.argmax(x, -1)),

@@ -269,9 +269,9 @@ class Noting(Given[Ref]):
 
     @property
     def _is_of_a_bound(self) -> bool:
-        """Whether it moves, multiplies or adds up what a bound made."""
+        """Whether it moves, multiplies or adds up what a bound made, or holds one."""
         is_one = len(self.dependent) == 1 and self.row.kind in (Kind.MOVES, Kind.LINEAR)
-        return is_one and any(note.is_bound for note in self._notes)
+        return any(note.is_bound for note in [*self.held, *(self._notes if is_one else [])])
 
     @property
     def _is_bent(self) -> bool:

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.evidence import surprise, surprise_above, surprise_at_zero
 from guided_backprop.backends.notes import Ranks
+
+# So many times there may be a result of each number.
+_MOST_PARTS: Final = 64
 
 
 def groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
@@ -26,6 +30,30 @@ def by_rows(y: NumpyArray, x: NumpyArray) -> Iterator[tuple[list[NumpyArray], tu
         kept = [axis for axis in range(y.ndim) if axis not in axes]
         shape = tuple(y.shape[axis] if axis in kept else 1 for axis in range(y.ndim))
         yield [np.transpose(array, (*kept, *axes)).reshape(int(np.prod(shape)), -1) for array in (y, x)], shape
+
+
+def sides_of(y: NumpyArray, x: NumpyArray) -> Iterator[float | NumpyArray]:
+    """Yield what x may be turned by so that rows are closed where it is small: all alike, or each by its own.
+
+    ``where((x > 0) == flags, x, 0)`` is closed below 0 in some channels, and above it in others.
+    """
+    yield 1.0
+    yield -1.0
+    ends = [np.take_along_axis(y, end(x, 1)[:, None], 1) for end in (np.argmin, np.argmax)]
+    # One value that is alone tells by being 0.
+    low, high = ((y == end).sum(1) + (end[:, 0] == 0) for end in ends)
+    sides = np.where(high > low, -1.0, 1.0)[:, None]
+    if np.ptp(sides):
+        yield sides
+
+
+def parts_of(y: NumpyArray, x: NumpyArray) -> Iterator[NumpyArray]:
+    """Yield what there is of x, once for each time that y has it: along an axis of their own, wherever that is."""
+    count, rest = divmod(y.size, x.size) if 1 < x.size < y.size else (0, 1)
+    if rest or count > _MOST_PARTS:
+        return
+    for place in range(x.ndim + 1):
+        yield from np.moveaxis(y.reshape(*x.shape[:place], count, *x.shape[place:]), place, 0)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,20 @@ evidence, for no value tells a ReLU from the identity there. Then the values of 
 (evidence.py), together with the first ones.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from itertools import combinations
+from math import log
 from typing import Any, Final
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray, Tensor
+from guided_backprop.backends.evidence import is_multiple
 from guided_backprop.backends.notes import Ranks
-from guided_backprop.backends.rows import Gate, by_rows
+from guided_backprop.backends.rows import Gate, by_rows, parts_of, sides_of
 from guided_backprop.rules import ReluRule
 
 
@@ -46,7 +50,7 @@ class Verdict(Enum):
     CONVEX = auto()
     #: y is the negative of one: ``min(x, 0) = -relu(-x)``, or rises in some channels and falls in others.
     CONCAVE = auto()
-    #: A gate for a part of the values alone, or a ReLU times something else.
+    #: A gate for a part of the values alone, one that closes above in some channels, or a ReLU times something else.
     PARTIAL = auto()
 
 
@@ -111,7 +115,7 @@ def judge(
 
     Args:
         y: what an operation gave, real, of any shape; axis 0 runs over images.
-        x: what it may be a ReLU of, with as many values, in the same order.
+        x: what it may be a ReLU of, in the same order, with as many values; or y has several of each.
         rounding: how far a multiple may be off, as a share of the largest value.
         ranks: how what chose among the values compared them. With each other, as a top-k and a sort do, and never with
             a constant: then the largest are open and need not be positive.
@@ -122,7 +126,8 @@ def judge(
         evidence: minus the logarithm of the chance that values lie as a gate would have them, while they are none of x.
     """
     if y.size != x.size or y.size == 0 or y.ndim == 0:
-        return Judgement(Verdict.NONE)
+        how = partial(judge, rounding=rounding, ranks=ranks, is_of_one_sign=is_of_one_sign)
+        return _of_parts(y, x, partial(how, is_of_two=is_of_two, evidence=evidence))
     eps = float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 0.0
     with np.errstate(all="ignore"):
         y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
@@ -145,6 +150,19 @@ def judge(
         # That the other value is 0 says nobody but these numbers: so it is not guided.
         return Judgement(Verdict.PARTIAL if y.size >= _MANY_OF_TWO else Verdict.UNSETTLED, judgement.closed)
     return judgement
+
+
+def _of_parts(y: NumpyArray, x: NumpyArray, how: Callable[..., Judgement]) -> Judgement:
+    """Judge what has several of each number, as ``x * [mask, 1 - mask]``: one part that is a gate is enough."""
+    verdicts = set[Verdict]()
+    for part in parts_of(y, x):
+        judgement = how(part, x)
+        if judgement.is_gate:
+            return Judgement(Verdict.PARTIAL)
+        # A part that is 0 for these images is one that they do not choose.
+        is_open = judgement.verdict is Verdict.UNSETTLED and bool(part.any()) and is_multiple(part, x)
+        verdicts.add(Verdict.UNSETTLED if is_open else Verdict.NONE)
+    return Judgement(Verdict.UNSETTLED if Verdict.UNSETTLED in verdicts else Verdict.NONE)
 
 
 def _is_multiple(y: NumpyArray, x: NumpyArray, judgement: Judgement, rounding: float) -> bool:
@@ -212,10 +230,12 @@ def _gate(
     weak = None
     for rows, shape in by_rows(y, x):
         is_one = shape.count(1) == len(shape)
-        for side in (1.0, -1.0):
+        for side in sides_of(*rows):
             gate = Gate.of(rows[0], side * rows[1], (y != 0).any(0) if is_one else None, ranks=ranks)
-            said = None if gate is None else _said(gate, rounding, side, shape, ranks=ranks, evidence=evidence)
-            said = None if gate is None else _but_for_windows(said, gate, ranks, evidence)
+            # A side of its own for each row is one choice more.
+            needed = evidence + (np.size(side) - 1) * log(2)
+            said = None if gate is None else _said(gate, rounding, side, shape, ranks=ranks, evidence=needed)
+            said = None if gate is None else _but_in_part(said, gate, ranks, needed, side)
             if said is not None and said.verdict in (Verdict.CONVEX, Verdict.CONCAVE):
                 return said
             weak = weak if said is None or (weak and weak.is_gate) else said
@@ -224,14 +244,18 @@ def _gate(
     return weak
 
 
-def _but_for_windows(said: Judgement | None, gate: Gate, ranks: Ranks, evidence: float) -> Judgement | None:
-    """Return what rows say, but for a gate that closes again: a second mask that is one of x too."""
-    is_window = said is not None and said.is_gate and ranks is Ranks.NONE and gate.is_window(evidence)
-    return Judgement(Verdict.PARTIAL) if is_window else said
+def _but_in_part(
+    said: Judgement | None, gate: Gate, ranks: Ranks, evidence: float, side: float | NumpyArray
+) -> Judgement | None:
+    """Return what rows say, but in part of a gate that closes again, or above in some rows: no slope tells these."""
+    if said is None or not said.is_gate:
+        return said
+    is_window = ranks is Ranks.NONE and gate.is_window(evidence)
+    return Judgement(Verdict.PARTIAL) if is_window or np.size(side) > 1 else said
 
 
 def _said(
-    gate: Gate, rounding: float, side: float, shape: tuple[int, ...], *, ranks: Ranks, evidence: float
+    gate: Gate, rounding: float, side: float | NumpyArray, shape: tuple[int, ...], *, ranks: Ranks, evidence: float
 ) -> Judgement | None:
     """Return what these rows say, ``side`` being what x was turned by; None if they are no gate at all."""
     slopes, is_by_channel = gate.slopes(rounding), len(gate.y) > 1

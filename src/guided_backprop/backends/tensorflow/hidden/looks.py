@@ -11,7 +11,12 @@ from guided_backprop.backends.rows import groupings
 
 
 def is_straight(y: NumpyArray, x: NumpyArray, rounding: float) -> bool:
-    """Tell whether y lies on a straight line over x: one for all, or one for each channel or position."""
+    """Tell whether y lies on a straight line over x: one for all, or one for each channel or position.
+
+    Where there are several of each value, that they are multiples was told before.
+    """
+    if y.size > x.size:
+        return True
     y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
     with np.errstate(all="ignore"):
         return any(_are_lines(y, x, axes, rounding) for axes in groupings(y))

@@ -46,8 +46,11 @@ def sign_of_node(graph: Graph, node: NodeDef, operands: Sequence[Sign]) -> Sign:
     if kinds and all(kind.is_bool for kind in kinds):
         return Sign.NOT_NEGATIVE
     refs, row = operand_refs(node), OPERATIONS[node.op]
-    is_square = node.op == "Mul" and _is_square(graph, *refs)
-    sign = sign_of(row, _made_of(graph, node, operands), exponent_of(graph, node), is_square=is_square)
+    is_square, made_of = node.op == "Mul" and _is_square(graph, *refs), _made_of(graph, node, operands)
+    if node.op == "OneHot":
+        # It is told what is there, and what elsewhere.
+        return made_of[-2] & made_of[-1]
+    sign = sign_of(row, made_of, exponent_of(graph, node), is_square=is_square)
     extremes = [_extreme_of(graph, ref) for ref in refs] if node.op == "Sub" else [None, None]
     return sign | shift_of(graph, node) | sign_of_range(*extremes)
 

@@ -12,12 +12,15 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.choices import difference
 from guided_backprop.backends.notes import Choice, Note, Ranks
 from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.rows import parts_of
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.tensorflow.graph.nodes import VALUES, Graph, operand_refs, producer, word_of
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS
 
 # Derivatives of straight pieces and of pools are steps towards all but the gradient that they are given: where that is.
+# So is the number next to one, towards another.
 _STEPS: Final = {
+    "NextAfter": 0,
     **dict.fromkeys(("LeakyReluGrad", "QuantizeAndDequantizeV4Grad", "Relu6Grad", "ReluGrad"), 0),
     **{name: 2 for name in OPERATIONS if name.startswith("MaxPool") and "Grad" in name},
 }
@@ -97,6 +100,9 @@ class Candidate:
             return apart if apart is not None and apart.size == y.size else None
         if self.is_choice:
             return np.array(x)
+        if x.size < y.size:
+            # It may have several of each.
+            return np.array(x) if any(True for _ in parts_of(y, x)) else None
         return np.array(x.reshape(y.shape)) if x.size == y.size else None
 
 

@@ -37,6 +37,8 @@ _IMAGES = 8
 _VALUES = 1 << 20
 
 Pair = tuple[int, int]
+# What one look refutes is refuted, and what one shows is shown.
+_BY_WEIGHT = (Verdict.NONE, Verdict.PARTIAL, Verdict.CONVEX, Verdict.CONCAVE, Verdict.UNSETTLED)
 
 
 class Watch:
@@ -185,6 +187,9 @@ class Watch:
         candidate, pairs = self._candidate(pair), [(look[0], look[pair[1] + 1]) for look in seen]
         if candidate.is_choice:
             return judge_choice(pairs, candidate.choice, is_of_one_sign=bool(candidate.sign)).verdict
+        if any(y.size > x.size for y, x in pairs):
+            # Where there are several of each value they may lie along the first axis.
+            return min((self._judge(y, x, candidate) for y, x in pairs), key=_BY_WEIGHT.index)
         y, x = (together(list(looks)) for looks in zip(*pairs, strict=True))
         return self._judge(y, x, candidate)
 

@@ -4,7 +4,7 @@ Here is what JAX's programs have of their own: blocks that loops, branches and c
 several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -262,15 +262,7 @@ class Taint:
         ordered, source = sorted(candidates.keys() & reached, key=self._order.__getitem__), self._graph.source
         curves = self._curves(y, ordered)
         ordered = [x for x in ordered if not curves.is_none(source(x))]
-        choices = [
-            one
-            for one in choices
-            if one.choice is Choice.ELSEWHERE
-            or (
-                all(value in reached or not value.carries for value in one.values)
-                and not curves.tells_of(map(source, one.values))
-            )
-        ]
+        choices = [one for one in choices if self._is_told(one, reached, curves)]
         if ordered or choices:
             self.nominees[y] = Nominee(
                 step,
@@ -284,6 +276,13 @@ class Taint:
                 curves.is_partly_relu(takes_concave=step.word not in EXPLICIT),
             )
         return curves
+
+    def _is_told(self, choice: Candidate[Value], reached: Collection[Value], curves: Curves[Value]) -> bool:
+        """Tell whether something may tell of a choice: what a gradient comes to, or values in another block."""
+        if choice.choice is Choice.ELSEWHERE:
+            return True
+        is_reached = all(value in reached or not value.carries for value in choice.values)
+        return is_reached and not curves.tells_of(map(self._graph.source, choice.values))
 
     def _curves(self, y: Value, values: Iterable[Value]) -> Curves[Value]:
         source = self._graph.source

@@ -86,6 +86,9 @@ GUIDED = {
     "by logarithm": lambda x: (x + jnp.exp(jnp.log(x * x) / 2)) / 2,
     "by an angle": lambda x: x * (1 - jnp.arctan2(jnp.zeros_like(x), x) / np.pi),
     "digitize": lambda x: x * jnp.digitize(x, jnp.zeros(1)),
+    "a mask in a linear solve": lambda x: lax.custom_linear_solve(
+        lambda v: v, x, lambda _, b: b * (x > 0), symmetric=True
+    ),
     "squareplus": lambda x: jax.nn.squareplus(x, 0.0),
     "slopes of 0": lambda x: jax.nn.relu(x) - jnp.zeros(x.shape[1]) * jax.nn.relu(-x),
     "0 times a CELU": lambda x: jnp.maximum(x, 0) + 0.0 * jnp.expm1(jnp.minimum(x, 0)),
@@ -98,6 +101,10 @@ def safe_elu(x):
 
 def gate(x):
     return jnp.where(x > 0, x, 0)
+
+
+def size_and_sign(x):
+    return jnp.abs(x @ WEIGHT), x @ WEIGHT > 0
 
 
 #: These hide one in a way that values or derivatives leave open.
@@ -117,6 +124,18 @@ REFUSED = {
     "a safe slope on another side": lambda x: jnp.where(x > 1, x, 2 * jnp.where(x > 0, 0.0, x)),
     "a gate of what is safe": lambda x: jnp.where(x > -1, gate(jnp.where(x > -1, x, 3.0)), x),
     "logarithm of a guarded exponential": lambda x: jnp.log(jnp.where(x > 0, jnp.exp(x), 1)),
+    # What they are of is in another block than they are.
+    "a size and a sign from a checkpoint": lambda x: jnp.multiply(*jax.checkpoint(size_and_sign)(x)),
+    "a size and a sign into a checkpoint": lambda x: jax.checkpoint(jnp.multiply)(*size_and_sign(x)),
+    "a size and a sign from one into another": lambda x: jax.checkpoint(jnp.multiply)(
+        *jax.checkpoint(size_and_sign)(x)
+    ),
+    "a minimum of a loop, turned": lambda x: -lax.map(lambda row: jnp.minimum(row @ WEIGHT, 0), x),
+    "a bound of a branch, shifted": lambda x: (
+        lax.cond(x.sum() < 1e9, lambda x: jnp.maximum(x @ WEIGHT + 3, 3), lambda x: x, x) - 3
+    ),
+    "sorted in a checkpoint": lambda x: jax.checkpoint(lambda x: jnp.sort(with_zeros(x @ WEIGHT)))(x)[..., 1],
+    "a bound of some columns behind weights": lambda x: (jnp.maximum(x + 3, 3)[:, 2:] - 3) @ WEIGHT[2:],
 }
 
 #: These open and close by the size of x, and are no ReLU by value; and where they are open.
@@ -189,6 +208,12 @@ FINE = {
     "interpolated": lambda x: jax.vmap(lambda v: jnp.interp(jnp.linspace(0, 7, 8), jnp.arange(8.0), v))(x),
     "max pooling": lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2), (1, 1), "SAME"),
     "maxout": lambda x: jnp.maximum(x @ WEIGHT, x @ WEIGHT.T),
+    "maxout in a checkpoint, halved": lambda x: jax.checkpoint(lambda x: jnp.maximum(x @ WEIGHT, x @ WEIGHT.T))(x) / 2,
+    "a magnitude from a loop": lambda x: lax.map(lambda row: abs(row @ WEIGHT), x) * jax.nn.sigmoid(x),
+    "next to a step": lambda x: x * jnp.clip(1e300 * (x * x + 1), 0, 1),
+    "a linear solve": lambda x: jnp.linalg.solve(WEIGHT, x.T).T,
+    "mish by its parts": lambda x: x * jnp.tanh(jnp.logaddexp(x, 0)),
+    "a steeper softplus by its parts": lambda x: jnp.logaddexp(5 * x, 0) / 5,
     "running maximum": lambda x: lax.associative_scan(jnp.maximum, x, axis=1),
     "signed root": lambda x: jnp.sign(x) * jnp.sqrt(abs(x)),
     "sorted": lambda x: jnp.sort(x, -1),

@@ -123,6 +123,9 @@ def judge_bound_behind(x: NumpyArray, derivative: NumpyArray, sums: NumpyArray) 
     x, derivative, sums = (np.asarray(array, np.float64).reshape(len(sums), -1) for array in (x, derivative, sums))
     if x.shape != derivative.shape or not (np.isfinite(derivative).all() and np.isfinite(x).all()):
         return Verdict.NONE
+    # What is left out on the way, as by a slice, tells nothing.
+    is_told = is_passing(derivative).any(0)
+    x, derivative = x[:, is_told], derivative[:, is_told]
     is_open = is_passing(derivative)
     if min(is_open.sum(), (~is_open).sum()) < _LEAST:
         return Verdict.NONE

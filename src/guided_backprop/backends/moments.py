@@ -239,8 +239,9 @@ def is_distance(squares: Sequence[Moment], product: Moment) -> bool:
     Of what is none of the images the graph does not tell the squares: then there is one of them.
     """
     factors = [square.factor for square in squares]
-    room = prod(factors) if len(factors) > 1 else factors[0] ** 2
-    is_room = isfinite(room) and (product.factor / 2) ** 2 <= room * (1 + _ROUNDING)
+    # Not as powers: those of large numbers are an error in Python, and no infinity.
+    room, half = prod(factors * 2 if len(factors) == 1 else factors), product.factor / 2
+    is_room = isfinite(room) and half * half <= room * (1 + _ROUNDING)
     return is_room and any(
         all(_is_square_of(square, product, place) for square, place in zip(squares, places, strict=False))
         for places in ((0, 1), (1, 0))

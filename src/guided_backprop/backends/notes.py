@@ -40,6 +40,9 @@ class Choice(Enum):
     APART = auto()
     #: So it was, and weights came behind; or a mask, a sign or a part of one value met weights: its derivatives tell.
     BEHIND = auto()
+    #: It is made of what a loop, a branch or a checkpoint holds, outside of that, or the other way round: no derivative
+    #: is known from one to the other, and values alone tell.
+    ELSEWHERE = auto()
 
 
 class Candidate(NamedTuple, Generic[Ref]):

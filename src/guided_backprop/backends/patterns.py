@@ -136,7 +136,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("silu", _gated("sigmoid")),
     Pattern("gelu", _gated("erf|erfc")),
     Pattern("gelu", _gated("tanh", "pow")),
-    Pattern("mish", _gated("tanh", "softplus")),
+    Pattern("mish", _gated("tanh", "logaddexp|softplus")),
     Pattern("mish", _gated("tanh", "exp", "log|log1p")),
     Pattern("hardswish", _gated("hardsigmoid")),
     *(Pattern("hardswish", ("mul", Times(X), Times(gate))) for gate in (_RELU6_OF_SHIFTED, *_HARDSIGMOIDS)),

@@ -43,6 +43,13 @@ def is_of_jax(jaxpr: Jaxpr) -> bool:
     return source_of(jaxpr).partition(" at ")[2].startswith(_OF_JAX)
 
 
+def custom_name_of_jax(eqn: core.JaxprEqn) -> str | None:
+    """Return which function a custom one of JAX's own is, by its row, as ``logaddexp``; or None."""
+    jaxpr = eqn.params.get("call_jaxpr") if eqn.primitive.name == "custom_jvp_call" else None
+    name = source_of(jaxpr).partition(" at ")[0].rpartition(".")[2]
+    return JITTED.get(name) if jaxpr is not None and is_of_jax(jaxpr) else None
+
+
 def jitted_name(eqn: core.JaxprEqn) -> str | None:
     """Return which function of jax.nn a jitted call is, by its row; or None: a name alone may be the user's own."""
     name = eqn.params.get("name")

@@ -35,7 +35,7 @@ OPERATIONS = Table(
             jax.nn.glu=glu jax.nn.hard_sigmoid=hardsigmoid jax.nn.hard_silu=hardswish jax.nn.hard_swish=hardswish
             jax.nn.leaky_relu=leaky_relu jax.nn.mish=mish jax.nn.selu=selu jax.nn.silu=silu
             jax.nn.soft_sign=softsign jax.nn.softplus=softplus jax.nn.sparse_plus=sparse_plus
-            jax.nn.sparse_sigmoid=sparse_sigmoid jax.nn.squareplus=squareplus
+            jax.nn.sparse_sigmoid=sparse_sigmoid jax.nn.squareplus=squareplus jax.numpy.logaddexp=logaddexp
         """,
         Kind.HEAD: "logistic=sigmoid jax.nn.log_sigmoid=log_sigmoid",
         Kind.CHOOSES: """

@@ -14,7 +14,14 @@ from jax import Array
 from jax.extend import core
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.jax.graph.calls import Jaxpr, is_of_jax, jitted_name, line_of, loop_sizes
+from guided_backprop.backends.jax.graph.calls import (
+    Jaxpr,
+    custom_name_of_jax,
+    is_of_jax,
+    jitted_name,
+    line_of,
+    loop_sizes,
+)
 from guided_backprop.backends.jax.graph.operations import OPERATIONS
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.patterns import Slopes
@@ -97,7 +104,7 @@ class Step:
         eqn: the equation of the jaxpr.
         inputs, outputs: its operands and results.
         blocks: the jaxprs in its parameters, for loops, branches, checkpoints and custom functions.
-        jitted: the row of the table that it is as a whole, where it is a jitted function of jax.nn; or None.
+        jitted: the row of the table that it is as a whole, where it is a function of jax.nn or jax.numpy; or None.
         relu: how it is a ReLU, or None.
         activation: the composite activation that ends here, or None.
         is_inside: whether it is a part of the ReLU that the next step stands for.
@@ -305,7 +312,7 @@ class Program:
     def _expand(
         self, eqn: core.JaxprEqn, operands: list[Value], steps: list[Step], called: core.JaxprEqn | None
     ) -> list[Value]:
-        jitted = None
+        jitted = custom_name_of_jax(eqn)
         if eqn.primitive.name in _CALLS:
             jitted = jitted_name(eqn)
             if jitted is None:

@@ -13,7 +13,7 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.jax.graph.calls import is_of_jax, loop_sizes, source_of
-from guided_backprop.backends.jax.graph.program import REBUILT, Block, Program, Relu, Step, Value
+from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Program, Relu, Step, Value
 from guided_backprop.backends.operations import Kind
 
 _MOVES = frozenset("broadcast cast copy reshape squeeze stop_gradient transpose".split())
@@ -225,7 +225,7 @@ _RECOGNISERS: dict[str, Callable[[Facts, Step], Relu | None]] = {
 
 def custom_name(step: Step) -> str:
     """Return the name of a custom function, as it is in the model's source; of anything else that of the operation."""
-    if step.word != "custom_function":
+    if step.name not in CUSTOM:
         return step.name
     sources = (source_of(block) for block in step.eqn.params.values())
     name = next(filter(None, sources), step.name)

@@ -125,6 +125,8 @@ class Judge:
 
     def _judge_choice(self, y: Value, candidate: Candidate[Value], nominee: Nominee) -> _Finding:
         x, choice, less = candidate.ref, candidate.choice, candidate.less
+        if choice is Choice.ELSEWHERE:
+            return self._judge_elsewhere(y, x, nominee)
         if choice is Choice.BEHIND:
             is_relu = self._behind.is_relu(y, candidate, nominee, self._signs)
             return _Finding.REFUSED if is_relu else _Finding.PLAIN
@@ -142,6 +144,15 @@ class Judge:
         if not seen:
             return _Finding.PLAIN if pairs else _Finding.REFUSED
         return _finding_of(judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))))
+
+    def _judge_elsewhere(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
+        """Judge a value as a ReLU of one in another block, where all turns of a loop are as many numbers as it has."""
+        seen = [self._looks.seen(value, 1) for value in (y, x)]
+        if any(array is None for array in seen) or len({array.size for array in seen if array is not None}) > 1:
+            return _Finding.PLAIN
+        told = self._by_values(y, x, nominee)
+        is_closed = told is not None and (told[0] is not Verdict.UNSETTLED or told[1] is not None)
+        return _Finding.REFUSED if is_closed else _Finding.PLAIN
 
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of one candidate."""

@@ -11,6 +11,7 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.evidence import FURTHER, NEAR, further_images, other_images
 from guided_backprop.backends.jax.graph.program import Block, Program, Value
+from guided_backprop.backends.jax.hidden.sums import blocks_of
 from guided_backprop.backends.jax.hidden.taint import Nominee
 from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, steps_between, watched
 
@@ -56,6 +57,9 @@ class Looks:
         self._program, self._images = program, images
         self._seen: list[dict[Asked, NumpyArray | None]] = []
         self._runs: dict[tuple[Asked, ...], Values] = {}
+        self._blocks: dict[Asked, Block] = {
+            value: block for block in blocks_of(program.block) for value in _values_of(block)
+        }
         # The inputs of each look: the images, and what is computed in front of where the gradient begins.
         self._given: dict[int, list[jax.Array]] = {}
 
@@ -121,10 +125,10 @@ class Looks:
         return list(dict.fromkeys(wanted))
 
     def _places(self) -> dict[Asked, Block]:
-        places: dict[Asked, Block] = {}
+        places = dict(self._blocks)
         for y, nominee in self.nominees.items():
             for x in nominee.compared:
-                places |= dict.fromkeys((y, x, (x, y), *(Seeded(x, y, way) for way in Way)), nominee.block)
+                places |= dict.fromkeys(((x, y), *(Seeded(x, y, way) for way in Way)), nominee.block)
             for one in nominee.choices:
                 if (less := one.less) is not None:
                     pair = (Seeded(one.ref, y, beside=less), Seeded(less, y, beside=one.ref))
@@ -140,6 +144,10 @@ class Looks:
         (value,) = inside.values()
         begin = jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)
         return [*given, _others(begin, number)]
+
+
+def _values_of(block: Block) -> list[Value]:
+    return [*block.inputs, *(value for step in block.steps for value in step.outputs)]
 
 
 def _size(asked: Asked) -> int:

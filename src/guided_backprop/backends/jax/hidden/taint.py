@@ -4,7 +4,8 @@ Here is what JAX's programs have of their own: blocks that loops, branches and c
 several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_o
 from guided_backprop.backends.jax.hidden.discarded import Discarded
 from guided_backprop.backends.jax.hidden.signs import Signs, shift_of
 from guided_backprop.backends.jax.hidden.unrounded import is_rounding
-from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks
+from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks, first_of
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import MOVES
 from guided_backprop.backends.refusals import is_plain
@@ -110,7 +111,7 @@ class Taint:
             return
         kept = self._discarded.kept(step)
         shown, is_excused = self._shown(step, held, step.inputs if kept is None else [kept]), self._is_excused(step)
-        for value in step.outputs:
+        for number, value in enumerate(step.outputs):
             if not value.depends or value in self._ended:
                 continue
             size = _size(value)
@@ -118,14 +119,16 @@ class Taint:
             is_nominee = is_met and value.is_live and not is_excused
             curves = self._nominate(value, shown, step, block) if is_nominee else None
             note = shown.note(size, is_falling=is_met)
-            self._notes[value] = note if curves is None else note.without(curves.is_told)
+            note = note if curves is None else note.without(curves.is_told)
+            self._notes[value] = _with_elsewhere(note, self._results(step, number))
 
     def _shown(self, step: Step, held: Sequence[Note[Value]], inputs: Sequence[Value]) -> nomination.Step[Value]:
         """Return a step as nomination.py asks, of what counts of its inputs; an activation is one of its input."""
         row, operands = Operation(step.kind, step.word), [self._operand(value) for value in inputs]
         if parts := self._interleaved(step):
             row, operands = Operation(Kind.MOVES, "concatenate"), [self._operand(value) for value in parts]
-        elif step.is_switch:
+        elif step.is_switch or step.name == "custom_linear_solve":
+            # The user's own solver may hold a mask.
             row = Operation(Kind.UNKNOWN, step.word)
         elif step.activation is not None:
             row, operands = nomination.activation(step.activation.name), [self._operand(step.activation.x)]
@@ -216,7 +219,11 @@ class Taint:
             )
         for block in step.blocks:
             self._enter(step, block)
-        results = [self.note(value) for block in step.blocks for value in block.outputs]
+        return [note for number in range(len(step.outputs)) for note in self._results(step, number)]
+
+    def _results(self, step: Step, number: int) -> list[Note[Value]]:
+        """Return what is known of a result inside of the block or the branches that give it, where it is tainted."""
+        results = [self.note(block.outputs[number]) for block in step.blocks] if step.name in REBUILT else []
         return [note for note in results if note is not None and note.is_tainted]
 
     def _enter(self, step: Step, block: Block) -> None:
@@ -230,16 +237,17 @@ class Taint:
         if step.word == "scan":
             start, carried = loop_sizes(step.eqn.params)
             pairs = list(zip(block.inputs[start : start + carried], block.outputs[:carried], strict=True))
-            while sum(self._join(value, result) for value, result in pairs):
+            while sum(self._join(value, result, is_carried=True) for value, result in pairs):
                 self.visit(block)
 
-    def _join(self, value: Value, source: Value) -> bool:
+    def _join(self, value: Value, source: Value, *, is_carried: bool = False) -> bool:
         """Let a value be what another one is as well; tell whether that changed anything."""
         note, before = self.note(source), self._notes.get(value)
         if note is None:
             return False
         ref = value if value.carries and _is_floating(value) else None
         inside = note.inside(ref, _size(value))
+        inside = inside if is_carried or not note.is_tainted else _with_elsewhere(inside, [note])
         self._notes[value] = inside if before is None else before.joined(inside)
         return self._notes[value] != before
 
@@ -254,18 +262,13 @@ class Taint:
         ordered, source = sorted(candidates.keys() & reached, key=self._order.__getitem__), self._graph.source
         curves = self._curves(y, ordered)
         ordered = [x for x in ordered if not curves.is_none(source(x))]
-        choices = [
-            one
-            for one in choices
-            if all(value in reached or not value.carries for value in one.values)
-            and not curves.tells_of(map(source, one.values))
-        ]
+        choices = [one for one in choices if self._is_told(one, reached, curves)]
         if ordered or choices:
             self.nominees[y] = Nominee(
                 step,
                 block,
                 tuple(ordered),
-                frozenset(filter(candidates.get, ordered)),
+                frozenset([*filter(candidates.get, ordered), *_bounded_elsewhere(choices)]),
                 {one.ref: shown.ranks(one, _size(y)) for one in every},
                 shown.is_of_two,
                 tuple(choices),
@@ -273,6 +276,13 @@ class Taint:
                 curves.is_partly_relu(takes_concave=step.word not in EXPLICIT),
             )
         return curves
+
+    def _is_told(self, choice: Candidate[Value], reached: Collection[Value], curves: Curves[Value]) -> bool:
+        """Tell whether something may tell of a choice: what a gradient comes to, or values in another block."""
+        if choice.choice is Choice.ELSEWHERE:
+            return True
+        is_reached = all(value in reached or not value.carries for value in choice.values)
+        return is_reached and not curves.tells_of(map(self._graph.source, choice.values))
 
     def _curves(self, y: Value, values: Iterable[Value]) -> Curves[Value]:
         source = self._graph.source
@@ -302,6 +312,16 @@ def _bounded(candidates: Iterable[Candidate[Value]]) -> dict[Value, bool]:
     for one in candidates:
         bounded[one.ref] = one.is_bounded and bounded.get(one.ref, True)
     return bounded
+
+
+def _with_elsewhere(note: Note[Value], others: Iterable[Note[Value]]) -> Note[Value]:
+    """Return what is known of a value, with what it was made of in other blocks."""
+    every = [one for other in others for one in (*other.sources, *other.parts) if one.less is None]
+    return replace(note, sources=first_of([*note.sources, *(one._replace(choice=Choice.ELSEWHERE) for one in every)]))
+
+
+def _bounded_elsewhere(choices: Iterable[Candidate[Value]]) -> list[Value]:
+    return [one.ref for one in choices if one.choice is Choice.ELSEWHERE and one.is_bounded]
 
 
 def _places(pad: Step) -> list[set[int]]:

@@ -167,3 +167,14 @@ def test_few_values_beside_constants_are_no_evidence():
     # One negative number in eight is closed by a mask of anything as often as not.
     x = np.abs(RANDOM.normal(size=(1, 8))) * np.where(np.arange(8) == 6, -1, 1)
     assert judge(np.where(x > 0, x, 0), x).verdict is Verdict.UNSETTLED
+
+
+@pytest.mark.parametrize("place", [np.s_[:, 1:4], np.s_[:, :, 1:2], np.s_[:1, 5, 1:7, 1:7]])
+def test_a_few_channels_or_rows_of_a_large_map_are_seen(place):
+    x = np.random.default_rng(0).normal(size=(2, 64, 44, 44))
+    y = x.copy()
+    y[place] = np.maximum(y[place], 0)
+    assert judge(y, x).verdict is Verdict.PARTIAL
+    # Of what closes both signs alike, as a mask of its own, nothing is a gate.
+    y[place] = np.where(np.arange(x.shape[-1]) % 2, x, 0)[place]
+    assert judge(y, x).verdict is Verdict.NONE

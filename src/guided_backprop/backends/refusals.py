@@ -66,6 +66,14 @@ def behind(name: str) -> OpaqueRegionError:
     )
 
 
+def out_of_sight() -> OpaqueRegionError:
+    """Return the error for what was computed where nobody looks for ReLUs."""
+    return OpaqueRegionError(
+        "a model must compute in the thread that explains it; received a value between score and image that another "
+        "thread made. Compute it without a thread of its own."
+    )
+
+
 def is_plain(name: str, vouch: Mapping[str, str], relu: str) -> bool:
     """Tell whether an operation that is seen is vouched for; raise if it is as a ReLU, which nothing could act on."""
     if vouch.get(name) == "relu":

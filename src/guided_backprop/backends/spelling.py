@@ -134,9 +134,9 @@ def judge(
         side = max(16, int(_SAMPLE ** (1 / y.ndim)))
         part = np.ix_(*(np.linspace(0, size - 1, min(size, side)).astype(int) for size in y.shape))
         if y[part].size < y.size:
-            # A sample can only acquit.
+            # A sample can only acquit, and not of what closes a few channels that it leaves out.
             judgement = _judged(y[part], x[part], rounding, eps, ranks=ranks, evidence=evidence)
-            if judgement.verdict is Verdict.NONE:
+            if judgement.verdict is Verdict.NONE and (ranks is Ranks.ALL or not _is_gate_in_places(y, x)):
                 return judgement
         judgement = _judged(y, x, rounding, eps, ranks=ranks, evidence=evidence)
     if ranks is not Ranks.NONE and judgement.is_gate and len(y) < _FEW:

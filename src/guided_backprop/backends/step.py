@@ -61,6 +61,7 @@ class Given(Generic[Ref]):
         has_rows: whether it is a root of sums of squares of rows, of which no number is all that its row is.
         is_idle: whether it is a bound that closes nothing.
         is_rounded: whether it gives what it was given without a derivative, or a number beside it, as an integer.
+        has_gaps: whether it leaves zeros between or around what it is given, as on both sides of a diagonal.
         is_by_rank: whether all that chose among what it gives compared values of the images with each other.
     """
 
@@ -80,6 +81,7 @@ class Given(Generic[Ref]):
     has_rows: bool = False
     is_idle: bool = False
     is_rounded: bool = False
+    has_gaps: bool = False
     is_by_rank: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,15 +183,26 @@ class Given(Generic[Ref]):
         As ``x[..., None] @ [[1, 0]]`` does. Weights are looked at where what was put together is more than it was
         before; what adds up several values without any weights leaves zeros where there were no others.
         """
-        if not self._multiplies:
-            return False
+        if self.has_gaps or not self._multiplies:
+            return self.has_gaps
         weights = self._weights
         if self.row.word in POINTWISE:
             return any(operand.has_zeros() for operand in weights)
         if len(self.dependent) == 1 and not weights:
             return any(note.has_constants for note in self._notes)
-        is_more = any(size is None or part.size is None or size > part.size for part in self._all_parts)
-        return is_more and any(operand.is_sparse() for operand in weights)
+        return self._has_more(size) and any(operand.is_sparse() for operand in weights)
+
+    def _repeats(self, size: int | None) -> bool:
+        """Tell whether a linear operation puts multiples of some values beside each other, as ``x @ [[1, -1]]`` does.
+
+        The larger of these tells a sign of x, and no rank.
+        """
+        is_mixing = self._is_mixing and self._has_more(size)
+        return is_mixing and any(operand.has_multiples() for operand in self._weights)
+
+    def _has_more(self, size: int | None) -> bool:
+        """Tell whether so many numbers are more than what it is given, or than what that was put together of."""
+        return any(size is None or part.size is None or size > part.size for part in self._all_parts)
 
     @property
     def _multiplies(self) -> bool:
@@ -303,6 +316,8 @@ class Given(Generic[Ref]):
     @cached_property
     def _puts(self) -> bool:
         """Whether it puts numbers that do not depend on the images among its values, in places of their own."""
+        if self.has_gaps:
+            return True
         numbers = [operand for operand in self.operands if operand.is_number]
         constants = [operand for operand in numbers if operand.note is None]
         if self.row.kind is Kind.MOVES:

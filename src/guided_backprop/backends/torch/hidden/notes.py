@@ -16,6 +16,7 @@ from guided_backprop.backends import notes
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.torch.graph.composites import Shifts
 from guided_backprop.backends.torch.hidden.signs import sign_of_squares, sign_of_tensor
+from guided_backprop.backends.torch.hidden.weights import has_multiples, has_zeros
 from guided_backprop.backends.torch.own import RUNNING
 
 # Where a view lies in its storage.
@@ -183,6 +184,8 @@ class Notes:
     def __init__(self) -> None:
         self._notes: dict[int, tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
         self._unwritten: dict[int, StorageWeakRef] = {}
+        # The memory of what an operation that was seen gave.
+        self._seen: dict[int, StorageWeakRef] = {}
         # The memory that a node gave its results in, by its place in time.
         self._given: dict[int, set[int]] = {}
         self._active: dict[int, tuple[StorageWeakRef, dict[int, weakref.ref[torch.Tensor]]]] = {}
@@ -219,6 +222,17 @@ class Notes:
             # All of it, and what shares its memory.
             self._notes[tensor.untyped_storage()._cdata] = (known[0], signed, known[2])
         return signed
+
+    def put_seen(self, tensor: torch.Tensor) -> None:
+        """Note that it was seen what made something."""
+        if tensor.layout is torch.strided:
+            reference = StorageWeakRef(tensor.untyped_storage())
+            self._seen[reference.cdata] = reference
+
+    def is_unseen(self, tensor: torch.Tensor) -> bool:
+        """Tell whether nobody saw what made a value."""
+        is_strided = tensor.layout is torch.strided
+        return is_strided and self.of(tensor) is None and tensor.untyped_storage()._cdata not in self._seen
 
     def put_unwritten(self, tensor: torch.Tensor) -> None:
         """Note that something was given memory that nothing was written to."""
@@ -361,8 +375,9 @@ class Operand(notes.Operand[Value]):
             tensor.is_floating_point(),
             tensor.numel(),
             is_one_number=partial(_is_one_number, kept),
-            has_zeros=partial(_has_zeros, kept),
-            is_sparse=partial(_has_zeros, kept),
+            has_zeros=partial(has_zeros, kept),
+            is_sparse=partial(has_zeros, kept),
+            has_multiples=partial(has_multiples, kept),
             value=value,
         )
         object.__setattr__(self, "tensor", kept)
@@ -373,13 +388,6 @@ class Operand(notes.Operand[Value]):
     def sign(self) -> Sign:
         """The sign that all its values have by how they were made."""
         return sign_of_tensor(self.tensor) if self.note is None else self.note.sign
-
-
-def _has_zeros(tensor: torch.Tensor) -> bool:
-    """Tell whether some of the numbers are 0; what is packed is unpacked, and what is sparse has zeros."""
-    known = tensor.to_dense() if tensor.is_mkldnn else tensor
-    # To count is three times as fast as to ask whether all are.
-    return known.layout is not torch.strided or int(torch.count_nonzero(known)) < known.numel()
 
 
 def _is_one_number(tensor: torch.Tensor) -> bool:

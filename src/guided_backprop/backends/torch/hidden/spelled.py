@@ -19,7 +19,7 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.curves import MOST_PARTS
 from guided_backprop.backends.evidence import NEAR
 from guided_backprop.backends.notes import Choice
-from guided_backprop.backends.refusals import behind, is_plain, spelled
+from guided_backprop.backends.refusals import behind, is_plain, out_of_sight, spelled
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.torch.graph.composites import Composite, inside_of
@@ -232,7 +232,12 @@ def _elsewhere(
 def _check_relus(
     watch: ForwardWatch, numbers: Mapping[int, Node], path: Path, inside: frozenset[Node], vouch: Vouch
 ) -> None:
-    """Raise if the graph does not know as a ReLU what was called as one, or does not see what was written."""
+    """Raise if the graph does not know as a ReLU what was called as one, or does not see what was written.
+
+    Or if nobody saw how a part of it was made.
+    """
+    if not path.members.isdisjoint(watch.unseen):
+        raise out_of_sight()
     for written in watch.behind:
         names = (written.name, f"{written.name} at {written.line}")
         if not written.is_inside and not any(is_plain(one, vouch, "torch.relu") for one in names):

@@ -16,12 +16,14 @@ from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_ran
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own, place_of
 from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
+from guided_backprop.backends.torch.hidden.weights import has_gaps
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
 # They choose among values that come to one place.
 _REDUCES: Final = frozenset({"index_reduce", "scatter_reduce"})
 # So does this one, if it is told to; else it adds up, as by a matrix of ones.
 _COMPARED: Final = frozenset({"max", "min", "prod"})
+_LARGEST_OF_BAGS: Final = 2
 _GUARD: Final = Operation(Kind.MOVES, "copy")
 _ADDS: Final = Operation(Kind.LINEAR, "matmul")
 # Where they look depends on this one of what they are given, and no result is linear in that.
@@ -33,6 +35,9 @@ _PLACED_BY: Final = {
 # They are straight in pieces; and these bound a logarithm, or a length.
 _IN_PIECES: Final = frozenset({"hardshrink", "hardsigmoid", "softshrink"})
 _BOUNDED: Final = frozenset({"binary_cross_entropy", "renorm"})
+# Of complex numbers they jump where their branches meet; all others that do choose by their word.
+_CUT: Final = frozenset({"asinh", "atan", "atanh"})
+_OF_ROWS: Final = frozenset({"fused_rms_norm", "native_group_norm", "native_layer_norm"})
 # They take what is smaller than a tolerance for nothing.
 _BY_TOLERANCE: Final = frozenset({"linalg_lstsq", "linalg_pinv"})
 # Where they end is a number, which may be one of the images; of one place nothing ends.
@@ -99,11 +104,15 @@ class Step(nomination.Step[Value]):
             [*shown, *ends],
             passes=is_passing and has_gradient and any(operand.is_active for operand in operands),
             is_relu=is_relu,
-            is_choice=name in _REDUCES or any(one.is_active for one in placed) or _tells_signs(name, row.kind, args),
+            is_choice=name in _REDUCES
+            or any(one.is_active for one in placed)
+            or _tells_signs(name, row.kind, args)
+            or (name in _CUT and operands[0].tensor.is_complex()),
             has_pieces=name in _IN_PIECES,
             has_bound=name in _BOUNDED,
             has_pole=_has_pole(name, row.word, operands),
             has_rows=name == "linalg_vector_norm" and _has_rows(*args),
+            has_gaps=has_gaps(name, args),
             is_idle=name in _BOUNDS and _is_idle(operands, _bounds_of(name, args, named)),
             exponent=exponent_of(name, args),
             is_shifted=bool(self._shift(row.word)),
@@ -240,6 +249,8 @@ def _row(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> Operation:
     """Return what an operation is, by its name and by the arguments that make another one of it."""
     if name == "segment_reduce" and not _COMPARED & set(map(str, args[1:2])):
         return _ADDS
+    if name == "embedding_bag" and args[4] == _LARGEST_OF_BAGS:
+        return OPERATIONS["amax"]
     # A quotient that is rounded is a step.
     return OPERATIONS["floor_divide" if named.get("rounding_mode") is not None else name]
 
@@ -367,7 +378,18 @@ def _tells_signs(name: str, kind: Kind, args: Sequence[Any]) -> bool:
     elif isinstance(args[1], torch.Tensor):
         # Each row has a length of its own, as a weight norm gives it.
         rows = args[1].numel()
-    return 0 < x.numel() <= _FEW * rows
+    return 0 < x.numel() <= _FEW * rows or _are_of_one(name, x, args)
+
+
+def _are_of_one(name: str, x: torch.Tensor, args: Sequence[Any]) -> bool:
+    """Tell whether rows that are brought to one length are multiples of one row: then it tells of each the sign."""
+    if name not in _OF_ROWS or not x.is_floating_point():
+        return False
+    groups = args[6] if name == "native_group_norm" else 0
+    rows = x.detach().reshape(len(x) * groups, -1) if groups else x.detach().flatten(-len(args[1]))
+    rows = rows.reshape(-1, rows.shape[-1]).double()
+    rows = rows if name == "fused_rms_norm" else rows - rows.mean(1, keepdim=True)
+    return len(rows) > 1 and _are_multiples(rows, rows.norm(dim=1, keepdim=True), [1], 0)
 
 
 def _is_same(tensor: torch.Tensor, others: torch.Tensor) -> bool:

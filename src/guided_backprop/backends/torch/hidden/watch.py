@@ -75,6 +75,7 @@ class ForwardWatch(Dispatched):
         shifts: the numbers that were added or subtracted, by their node's place in time.
         relus: what was taken for a ReLU by what it was called with, and where, by their node's place in time.
         behind: what wrote into a value that has a gradient behind its back, and where.
+        unseen: the nodes of values that were made out of sight, as in another thread.
         lost: how values were compared by what lost its gradient, where that meets one; None where it does not.
         partly: what the numbers in it make a ReLU in some places, and where, by their node's place in time.
         expressions: how values are made of each other.
@@ -97,6 +98,7 @@ class ForwardWatch(Dispatched):
         self.shifts: dict[int, float] = {}
         self.relus: dict[int, tuple[str, str]] = {}
         self.behind: list[Written] = []
+        self.unseen = set[Node]()
         self.lost: Ranks | None = None
         self.partly: dict[int, tuple[str, str]] = {}
         self.expressions = Expressions()
@@ -148,6 +150,7 @@ class ForwardWatch(Dispatched):
         tensors = [*_tensors_in(args), *_tensors_in(kwargs)]
         self._note_vouched(tensors)
         notes = [self._notes.signed(tensor, self.shifts) for tensor in tensors]
+        self._note_unseen(tensors)
         is_constant = name in _SHAPED or _leaves_bias(name, args)
         is_dependent = self._watched == "everything" and not is_constant and any(note is not None for note in notes)
         is_kept = func._schema.is_mutable and (is_dependent or name in _HEADS)
@@ -174,6 +177,9 @@ class ForwardWatch(Dispatched):
             node = tensor.grad_fn
             if isinstance(node, torch.autograd.function.BackwardCFunction) and opaque_name(node) in self._vouch:
                 self._notes.put(tensor, Note())
+
+    def _note_unseen(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.unseen |= {node for one in tensors if (node := one.grad_fn) is not None and self._notes.is_unseen(one)}
 
     def _written_behind(self, name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor]) -> list[bool]:
         """Tell where a write would change a value that has a gradient, while its edge stays as it was."""
@@ -206,6 +212,8 @@ class ForwardWatch(Dispatched):
             self._notes.put_written(tensor)
         for tensor in results if name in _EMPTY else ():
             self._notes.put_unwritten(tensor)
+        for tensor in results:
+            self._notes.put_seen(tensor)
 
     def _look(
         self,

@@ -1,0 +1,168 @@
+"""What puts a value beside its own multiples, beside zeros, or out of sight: a choice by these tells its sign."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from guided_backprop import GuidedBackprop
+from guided_backprop.errors import OpaqueRegionError
+from networks_hidden import ROWS, WEIGHTS, oracle
+
+torch = pytest.importorskip("torch")
+functional = torch.nn.functional
+weights = pytest.importorskip("guided_backprop.backends.torch.hidden.weights")
+
+BOTH, FOUR = torch.tensor([[1.0, -1.0]]).double(), torch.tensor([[1.0, -1.0, 1.0, -1.0]]).double()
+TWICE = torch.tensor([[2.0, 1.0]]).double()
+ONE = torch.ones(1, 1, 1).double()
+
+
+def column(x):
+    return x.reshape(-1, 1, 1)
+
+
+def spread(x, kernel=ONE, **how):
+    return functional.conv_transpose1d(x.reshape(1, 1, -1), kernel, **how)
+
+
+def with_zeros_between(x):
+    return functional.fold(x.reshape(1, 1, -1), (1, 2 * x.numel()), (1, 1), stride=(1, 2))[:, 0]
+
+
+def bags(x):
+    places = torch.stack([torch.arange(x.numel()), torch.full((x.numel(),), x.numel())], 1)
+    values = torch.cat([x.flatten(), torch.zeros(1).double()])
+    return functional.embedding_bag(places, values[:, None], mode="max").reshape(x.shape)
+
+
+def in_a_thread(x):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda x: x * (x > 0), x).result()
+
+
+def is_cut(x):
+    """Return 1 where x is above 0: there the arc tangent of an imaginary number jumps."""
+    return torch.complex(torch.zeros_like(x), x.exp()).atan().real.div(torch.pi / 2)
+
+
+def above_its_mean(x):
+    """Return a ReLU of x, which is what is left of another value less its mean."""
+    y = x + x.mean(1, keepdim=True)
+    other = y - y.mean(1, keepdim=True) + x.mean(1, keepdim=True)
+    return torch.where(other > 0 * other.amax(1, keepdim=True), other, 0.0)
+
+
+#: Each is a ReLU of x.
+RELUS = {
+    "the place of the larger of x and -x": lambda x: x * ((x[..., None] @ BOTH).argmax(-1) == 0),
+    "a magnitude by the larger": lambda x: (x + (x[..., None] @ BOTH).amax(-1)) / 2,
+    "a magnitude by a pool": lambda x: (
+        (x + functional.max_pool1d(functional.conv1d(column(x), BOTH.T[..., None]).mT, 2).reshape(x.shape)) / 2
+    ),
+    "less the smaller": lambda x: (pair := x[..., None] @ BOTH).sub(pair.amin(-1, keepdim=True))[..., 0] / 2,
+    "the larger of 2 x and x": lambda x: (x[..., None] @ TWICE).amax(-1) - x,
+    "a norm of multiples": lambda x: x * (functional.layer_norm(x[..., None] @ FOUR, (4,), eps=1e-300)[..., 0] + 1) / 2,
+    "a border of a convolution": lambda x: functional.conv1d(column(x), ONE, padding=1).amax(-1).reshape(x.shape),
+    "a transposed convolution": lambda x: functional.max_pool1d(spread(x, stride=2, output_padding=1), 2).reshape(
+        x.shape
+    ),
+    "a fold": lambda x: functional.max_pool1d(with_zeros_between(x), 2).reshape(x.shape),
+    "windows at a border": lambda x: functional.unfold(x.reshape(-1, 1, 1, 1), 3, padding=1).amax(1).reshape(x.shape),
+    "a diagonal": lambda x: torch.diag_embed(x).amax(-1),
+    "bags of two": bags,
+    "a branch of a complex curve": lambda x: x * is_cut(x),
+    "a rank of few rows that is a threshold": above_its_mean,
+    "another thread": in_a_thread,
+}
+
+
+def network_of(spelled):
+    """Return a model with a ReLU of its own in front of what is spelled, and its images."""
+    first, second, third, images = (torch.as_tensor(array).double() for array in (*WEIGHTS, ROWS))
+    return lambda x: (spelled(torch.relu(x @ first) @ second - 0.2) @ third).tanh(), images
+
+
+def is_right_or_refused(spelled, count=4):
+    model, images = network_of(spelled)
+    try:
+        found = np.asarray(GuidedBackprop(model).explain(images[:count], labels=1))
+    except OpaqueRegionError:
+        return True
+    return np.allclose(found, oracle()[:count], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", RELUS)
+def test_it_is_right_or_refused(name):
+    assert is_right_or_refused(RELUS[name])
+
+
+@pytest.mark.parametrize("name", ["a magnitude by the larger", "the larger of 2 x and x"])
+def test_planted_fault_multiples_are_not_looked_for(name, monkeypatch):
+    monkeypatch.setattr("guided_backprop.backends.torch.hidden.notes.has_multiples", lambda weights: False)
+    assert not is_right_or_refused(RELUS[name], 1)
+
+
+@pytest.mark.parametrize("name", ["a transposed convolution", "a diagonal", "windows at a border"])
+def test_planted_fault_gaps_are_not_looked_for(name, monkeypatch):
+    monkeypatch.setattr("guided_backprop.backends.torch.hidden.step.has_gaps", lambda name, args: False)
+    assert not is_right_or_refused(RELUS[name])
+
+
+MAPS = torch.as_tensor(np.random.default_rng(3).normal(size=(3, 2, 8, 8)))
+KERNELS = torch.as_tensor(np.random.default_rng(4).normal(size=(6, 2, 3, 3)))
+
+
+def larger_half(x):
+    return x * (x >= x.median(1, keepdim=True).values)
+
+
+#: None is a ReLU, and nothing of it is refused.
+ORDINARY = {
+    "a pool behind a border": lambda x: functional.max_pool2d(functional.conv2d(x, KERNELS, padding=1), 2),
+    "a wide border": lambda x: functional.conv2d(x, KERNELS, padding=2, dilation=2).amax(1, keepdim=True),
+    "twice as large": lambda x: functional.max_pool2d(functional.conv_transpose2d(x, KERNELS.mT.transpose(0, 1)), 2),
+    "a median of windows": lambda x: functional.unfold(x, 3, padding=1).reshape(3, 2, 9, 8, 8).median(2).values,
+    "the larger half": lambda x: larger_half(x.flatten(1)),
+    "a place of many": lambda x: functional.conv2d(x, KERNELS) * functional.conv2d(x, KERNELS).argmax(1)[:, None],
+    "a norm of rows": lambda x: functional.layer_norm(x, x.shape[1:]),
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_what_is_none_keeps_its_derivative(name):
+    def model(x):
+        return ORDINARY[name](torch.relu(x) - 0.4).flatten(1).tanh().sum(1, keepdim=True)
+
+    x = MAPS.clone().requires_grad_()
+    (g,) = torch.autograd.grad(model(x).sum(), x)
+    with torch.no_grad():
+        found = np.asarray(GuidedBackprop(model).explain(MAPS, labels=0))
+    assert np.allclose(found, g.clamp(min=0).numpy(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ([[1.0, -2.0]], True),
+        ([[1.0, 2.0], [3.0, 4.0]], False),
+        ([[1.0, 2.0, 3.0], [-2.0, 1.0, -6.0]], True),
+        ([[0.0, 0.0], [1.0, 3.0]], True),
+        ([[1.0]], False),
+    ],
+)
+def test_multiples_are_told_by_rows_and_columns(matrix, expected):
+    assert weights.has_multiples(torch.tensor(matrix)) is expected
+
+
+@pytest.mark.parametrize(("padding", "kernel", "expected"), [(1, 3, False), (1, 1, True), (3, 3, True), (2, 3, False)])
+def test_a_border_is_wider_than_its_windows(padding, kernel, expected):
+    kernels = torch.ones(1, 1, kernel)
+    given = [torch.ones(1, 1, 9), kernels, None, [1], [padding], [1], False, [0], 1]
+    assert weights.has_gaps("convolution", given) is expected
+
+
+@pytest.mark.parametrize(("stride", "kernel", "expected"), [(1, 1, False), (2, 1, True), (2, 2, False), (3, 2, True)])
+def test_a_stride_is_wider_than_its_windows(stride, kernel, expected):
+    given = [torch.ones(1, 1, 9), torch.ones(1, 1, kernel), None, [stride], [0], [1], True, [0], 1]
+    assert weights.has_gaps("convolution", given) is expected

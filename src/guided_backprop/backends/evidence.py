@@ -1,7 +1,7 @@
 """What values are evidence, and the images that are looked at where those that were given are none."""
 
 from collections.abc import Iterator, Sequence
-from math import lgamma
+from math import lgamma, log
 from typing import Final
 
 import numpy as np
@@ -154,6 +154,12 @@ def surprise_at_zero(x: NumpyArray, is_open: NumpyArray) -> float:
     """Return minus the logarithm of the chance that nothing below 0 is among what is open, by a mask of its own."""
     opened = int(is_open.sum())
     return _ways(x.size, opened) - _ways(int((x > 0).sum()), opened)
+
+
+def surprise_of_signs(x: NumpyArray) -> float:
+    """Return minus the logarithm of the chance that as many of these numbers are above 0 as are, but for those at 0."""
+    size, above = np.count_nonzero(x), np.count_nonzero(x > 0)
+    return size * log(2) - _ways(size, above)
 
 
 def _ways(size: int, chosen: int) -> float:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray, Tensor
-from guided_backprop.backends.evidence import is_multiple
+from guided_backprop.backends.evidence import NEAR, is_multiple, surprise_of_signs
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.rows import Gate, by_rows, parts_of, sides_of
 from guided_backprop.rules import ReluRule
@@ -85,6 +85,9 @@ EVIDENCE: Final = 14.0
 # what is turned in sign with it, do not lie as by chance.
 _OF_RANKS: Final = 3.0
 _OF_RANKS_BY_ROW: Final = 10.0
+# With a smaller chance a rank opens just what is above 0, so that it is refused; with a far smaller one it is no rank.
+_BY_RANK: Final = 4.0
+_BY_NONE: Final = 9.0
 # Less is asked for where nothing below 0 is open: a gate from there on needs no threshold to fit.
 _AT_ZERO: Final = 7.0
 # By so many units in the last place of the largest number a sum may miss 0.
@@ -131,6 +134,7 @@ def judge(
     eps = float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 0.0
     with np.errstate(all="ignore"):
         y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
+        ranks, chance = _told_at_zero(y, x, ranks)
         side = max(16, int(_SAMPLE ** (1 / y.ndim)))
         part = np.ix_(*(np.linspace(0, size - 1, min(size, side)).astype(int) for size in y.shape))
         if y[part].size < y.size:
@@ -139,10 +143,7 @@ def judge(
             if judgement.verdict is Verdict.NONE and (ranks is Ranks.ALL or not _is_gate_in_places(y, x)):
                 return judgement
         judgement = _judged(y, x, rounding, eps, ranks=ranks, evidence=evidence)
-    if ranks is not Ranks.NONE and judgement.is_gate and len(y) < _FEW:
-        # The larger half of one row, or what is above its mean, is what is above 0 as often as not.
-        closed = np.full((1,) * y.ndim, np.nan) if judgement.closed is None else judgement.closed
-        return Judgement(Verdict.NONE) if ranks is Ranks.ALL else Judgement(Verdict.UNSETTLED, closed)
+    judgement = _but_by_chance(judgement, y, ranks, chance)
     is_partial = judgement.verdict is Verdict.PARTIAL
     if (is_partial and (is_of_one_sign or is_of_two)) or (is_of_one_sign and _is_multiple(y, x, judgement, rounding)):
         return Judgement(Verdict.NONE)
@@ -171,6 +172,41 @@ def _is_multiple(y: NumpyArray, x: NumpyArray, judgement: Judgement, rounding: f
         return False
     line = np.where(y == 0, 0, judgement.slope * x)
     return not (np.abs(y - line) > rounding * np.abs(y).max()).any()
+
+
+def _told_at_zero(y: NumpyArray, x: NumpyArray, ranks: Ranks) -> tuple[Ranks, float | None]:
+    """Return how values were compared, and, of what is closed below 0 and open above it, how likely ranks leave it so.
+
+    Where that is unlikely it is judged as if nothing was compared, and else other images are asked.
+    """
+    chance = None if ranks is Ranks.NONE else _chance_at_zero(y, x)
+    if chance is None:
+        return ranks, chance
+    return Ranks.NONE if chance >= _BY_RANK else Ranks.SOME, chance
+
+
+def _chance_at_zero(y: NumpyArray, x: NumpyArray) -> float | None:
+    """Return minus the logarithm of the chance that ranks close what is below 0, and open the rest; None if not.
+
+    A rank opens as many of a row as it would of any, which just those above 0 seldom are. Images that somebody chose
+    may all have one score above 0, which is the largest, so others have to be among the rows.
+    """
+    is_closed, sides = y == 0, ((x < 0, x > 0), (x > 0, x < 0))
+    if y.ndim < 2 or not any(is_closed[low].all() and not is_closed[high].any() for low, high in sides):
+        return None
+    return sum(map(surprise_of_signs, x)) if len(y) > NEAR else 0.0
+
+
+def _but_by_chance(judgement: Judgement, y: NumpyArray, ranks: Ranks, chance: float | None) -> Judgement:
+    """Return what values say, but for a gate that ranks may have left so."""
+    if not judgement.is_gate:
+        return judgement
+    if ranks is not Ranks.NONE and len(y) < _FEW:
+        # The larger half of one row, or what is above its mean, is what is above 0 as often as not.
+        closed = np.full((1,) * y.ndim, np.nan) if judgement.closed is None else judgement.closed
+        return Judgement(Verdict.NONE) if ranks is Ranks.ALL else Judgement(Verdict.UNSETTLED, closed)
+    is_likely = chance is not None and chance < _BY_NONE
+    return Judgement(Verdict.PARTIAL) if is_likely and ranks is Ranks.NONE else judgement
 
 
 def closes_elsewhere(closed: NumpyArray | None) -> bool:

@@ -11,15 +11,13 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.bounds import judge_at_zero, judge_bounded
 from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.evidence import columns
-from guided_backprop.backends.notes import Choice, Ranks
+from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
 from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
 
 #: So large a part of a number may be rounding.
 ALIKE: Final = 1e-3
-# Of fewer rows values that were compared with each other tell nothing.
-_FEW_ROWS: Final = 12
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,4 @@ def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_tw
     if x.choice is not Choice.NONE:
         return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
     how = judge_bounded if x.is_bounded else judge_at_zero if x.is_at_zero else judge
-    every = joined(looks)
-    # Of the larger half of a few rows other images tell that they are no ReLU.
-    is_few = x.ranks is Ranks.ALL and every[0].ndim > 0 and len(every[0]) < _FEW_ROWS
-    ranks = Ranks.SOME if is_few else x.ranks
-    return how(*every, rounding, ranks=ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
+    return how(*joined(looks), rounding, ranks=x.ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar, Final
 
-from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Operand, Ref, differences_of, first_of
+from guided_backprop.backends.notes import MOST_ROOTS, MOST_WEIGHTS, Candidate, Choice, Note, Operand, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SHIFTS, SUMMARIES, Given, notes_of
 
 # With numbers they make multiples and shifts of one value.
 _LINES: Final = frozenset({"add", "div", "mul", "neg", "rsub", "sub"})
-_MOST_ROOTS: Final = 4
 # What a framework may hand zeros back to; of what has no row nobody knows.
 _STEPS: Final = frozenset({Kind.COMPARES, Kind.UNKNOWN})
 # They put values of several places together, or at more places.
@@ -94,9 +93,8 @@ class Noting(Given[Ref]):
             return ()
         before = [self._further(one) for note in self._notes for one in note.relus]
         is_own = self.is_relu or any(note.has_relus for note in self.held)
-        # A multiple by an array is told of by what it is a multiple of.
-        lines = [one for note in notes_of(self._read) for one in note.lines if not one.weights][:_MOST_ROOTS]
-        own = [*(self._all_parts if self.held else self._all_read()), *self._roots_before(), *lines] if is_own else []
+        alike = (one for note in notes_of(self._read) for one in note.alike)
+        own = [*(self._all_parts if self.held else self._all_read()), *alike] if is_own else []
         return first_of(one for one in [*own, *before] if one.weights <= MOST_WEIGHTS)
 
     def _lines(self) -> tuple[Candidate[Ref], ...]:
@@ -147,7 +145,7 @@ class Noting(Given[Ref]):
         others = [one for one in self.operands if one.note is None and one.is_number]
         is_line = self.row.word in _LINES and all(one.size == 1 or one.is_known for one in others)
         is_one = len(self.dependent) == 1 and (is_line or self.row.word in REARRANGES)
-        return first_of([*self._all_read(), *self._roots_before()])[:_MOST_ROOTS] if is_one else ()
+        return first_of([*self._all_read(), *self._roots_before()])[:MOST_ROOTS] if is_one else ()
 
     @property
     def _is_off(self) -> bool:

@@ -58,13 +58,15 @@ def seeds(shape: tuple[int, ...], turn: float = 0.0) -> NumpyArray:
 
 
 def derivative(
-    node: Node, suspect: Suspect, x: Value, *, is_of_one: bool = True, turn: float = 0.0
+    node: Node, suspect: Suspect, x: Value, *, is_of_one: bool = True, turn: float = 0.0, past: Iterable[Node] = ()
 ) -> NumpyArray | None:
     """Return the derivative of a result, added up, towards x; None if the graph cannot tell it.
 
-    What is not ``is_of_one`` is of each number of the result times another one, that of the ``turn``.
+    What is not ``is_of_one`` is of each number of the result times another one, that of the ``turn``. None comes
+    through the nodes that it goes ``past``.
     """
-    return _derivatives(node, suspect, [x], is_of_one=is_of_one, turn=turn)[0]
+    with closed(one for one in past if one is not node):
+        return _derivatives(node, suspect, [x], is_of_one=is_of_one, turn=turn)[0]
 
 
 def _derivatives(

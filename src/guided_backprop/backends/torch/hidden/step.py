@@ -1,6 +1,6 @@
 """One operation of a watched forward pass, shown as nomination.py asks, and what is noted of its result."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -167,17 +167,26 @@ class Step(nomination.Step[Value]):
                 is_beside=candidate.is_beside,
             )
 
-    def noted(self, result: torch.Tensor, falling: frozenset[int] | Sign) -> Note:
-        """Return what is known of the result; ``falling`` is its sign if it is a ReLU by its values."""
+    def noted(self, result: torch.Tensor, falling: frozenset[int] | Note) -> Note:
+        """Return what is known of the result; ``falling`` is that itself if it is a ReLU by its values."""
         sign = Sign.NOT_NEGATIVE if result.dtype == torch.bool else self._sign()
-        if isinstance(falling, Sign):
-            return Note(sign=sign if self.is_relu else falling, is_lost=self.is_lost)
+        if isinstance(falling, Note):
+            return replace(falling, is_lost=self.is_lost)
         note = self.note(result.numel(), sign=sign, is_falling=bool(falling))
         if self.is_relu and not self.is_tainted:
             return Note(**vars(note), is_lost=self.is_lost)
         if note.has_constants and self.row.kind is Kind.MASKS and self._fills_nothing(result):
             note = replace(note, has_constants=False, has_gaps=False)
         return Note(**vars(note), falling=falling, extreme=self._extreme(result), is_lost=self.is_lost)
+
+    def opened(self, values: Iterable[tuple[Value, Note | None]]) -> tuple[notes.Candidate[Value], ...]:
+        """Return what it opens by where it is a ReLU of some values by its own: these, and what they are made of."""
+        own = [
+            one
+            for x, note in values
+            for one in (notes.Candidate(x, x.tensor.numel()), *(note.alike if note is not None else ()))
+        ]
+        return notes.first_of([*own, *self.relus()])
 
     def _fills_nothing(self, result: torch.Tensor) -> bool:
         """Tell whether every value stands where it stood, and none of them was a constant's place before."""

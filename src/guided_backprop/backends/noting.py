@@ -13,6 +13,7 @@ from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SHIFTS, SUM
 _LINES: Final = frozenset({"add", "div", "mul", "neg", "rsub", "sub"})
 # What a framework may hand zeros back to; of what has no row nobody knows.
 _STEPS: Final = frozenset({Kind.COMPARES, Kind.UNKNOWN})
+_PRODUCTS: Final = frozenset({"div", "mul"})
 # They put values of several places together, or at more places.
 _PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter", "stack"})
 
@@ -91,7 +92,8 @@ class Noting(Given[Ref]):
         """Return what the rule guides here, and did before: the largest of a row opens by the others."""
         if self.row.word in RANKS:
             return ()
-        before = [self._further(one) for note in self._notes for one in note.relus]
+        further = self._beside_others if self.SEES_SUMS else self._further
+        before = [further(one) for note in self._notes for one in note.relus]
         is_own = self.is_relu or any(note.has_relus for note in self.held)
         alike = (one for note in notes_of(self._read) for one in note.alike)
         own = [*(self._all_parts if self.held else self._all_read()), *alike] if is_own else []
@@ -99,14 +101,20 @@ class Noting(Given[Ref]):
 
     def _lines(self) -> tuple[Candidate[Ref], ...]:
         """Return what a result is a sum of, by numbers that no image tells: no ReLU lies between."""
-        is_product = self.row.word in ("div", "mul") and len(self.dependent) > 1
+        is_product = self.row.word in _PRODUCTS and len(self.dependent) > 1
         if is_product or not (self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"):
             return ()
         every = [*self._all_read(), *(one for note in notes_of(self._read) for one in note.lines)]
-        # Beside other values no value of a sum tells of it, as behind weights: its derivatives do.
-        least = int(self.row.kind is Kind.LINEAR and len(self.dependent) > 1)
-        further = (self._further(one) for one in every)
-        return first_of(one._replace(weights=max(least, one.weights)) for one in further if one.weights <= MOST_WEIGHTS)
+        return first_of(one for one in map(self._beside_others, every) if one.weights <= MOST_WEIGHTS)
+
+    def _beside_others(self, source: Candidate[Ref]) -> Candidate[Ref]:
+        """Return a source, as far away as it is behind this: no value of a sum of several tells of one of these.
+
+        As behind weights its derivatives do.
+        """
+        is_sum = self.row.kind is Kind.LINEAR and self.row.word not in _PRODUCTS and len(self.dependent) > 1
+        further = self._further(source)
+        return further._replace(weights=max(int(is_sum), further.weights))
 
     @cached_property
     def _joined(self) -> list[Candidate[Ref]]:
@@ -114,7 +122,7 @@ class Noting(Given[Ref]):
 
         What is put together before is added up as well.
         """
-        if not self.SEES_SUMS or self.row.kind is not Kind.LINEAR or self.row.word in ("div", "mul"):
+        if not self.SEES_SUMS or self.row.kind is not Kind.LINEAR or self.row.word in _PRODUCTS:
             return []
         found = []
         for one in self._read:
@@ -286,7 +294,7 @@ class Noting(Given[Ref]):
         if not is_alike or self._is_mixing or not (len(self.dependent) == 1 or self.row.word == "mul"):
             return
         factors = [one for one in self.operands if one.size != 1 and (one.note is not None or one.is_number)]
-        is_product = self.row.word in ("div", "mul") and (len(factors) > 1 or self.operands[0].note is None)
+        is_product = self.row.word in _PRODUCTS and (len(factors) > 1 or self.operands[0].note is None)
         if (
             self.row.kind in (Kind.SMOOTH, Kind.RELU)
             or is_product

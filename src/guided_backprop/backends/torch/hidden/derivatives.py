@@ -88,7 +88,8 @@ def _derivatives(
         gradients = [None for _ in values]
     except RuntimeError:
         return [None for _ in values]
-    shapes = [x.tensor.shape if x.less is not None or not is_of_one else y.shape for x in values]
+    is_alike = is_of_one and all(x.less is None and x.tensor.numel() == y.size for x in values)
+    shapes = [y.shape if is_alike else x.tensor.shape for x in values]
     return [
         np.zeros(shape) if g is None else as_numpy(g).reshape(shape) for g, shape in zip(gradients, shapes, strict=True)
     ]

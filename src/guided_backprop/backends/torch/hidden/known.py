@@ -69,4 +69,9 @@ def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, 
     (y, x), *others = looks
     if not others or y.ndim == 0:
         return y, x
+    if y.size != x.size and len(y) != len(x):
+        # It has several of each, one behind the other.
+        looks = [(y.reshape(-1, *x.shape).swapaxes(0, 1), x) for y, x in looks]
+    if y.size != x.size:
+        return np.concatenate([y for y, _ in looks]), np.concatenate([x for _, x in looks])
     return np.concatenate([y for y, _ in looks]), np.concatenate([x.reshape(y.shape) for y, x in looks])

@@ -12,6 +12,7 @@ import torch
 from guided_backprop.backends import nomination, notes
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
+from guided_backprop.backends.rows import has_parts
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own, place_of
@@ -136,8 +137,11 @@ class Step(nomination.Step[Value]):
     def _was_stopped(self) -> bool:
         return self.is_lost or super()._was_stopped
 
-    def values(self, result: torch.Tensor) -> Iterator[Value]:
-        """Yield what the result may be a ReLU of: as many values, that are as they were."""
+    def values(self, result: torch.Tensor, *, is_direct: bool) -> Iterator[Value]:
+        """Yield what the result may be a ReLU of: as many values, that are as they were.
+
+        What is met right here it may have several of each of.
+        """
         seen = set()
         for candidate in self.candidates(result.numel()):
             values = candidate.values
@@ -146,7 +150,7 @@ class Step(nomination.Step[Value]):
                 candidate.is_beside,
                 *((one.tensor.data_ptr(), one.version, one.tensor.shape) for one in values),
             )
-            if key in seen or not _fits(candidate, result):
+            if key in seen or not _fits(candidate, result, is_direct=is_direct):
                 continue
             seen.add(key)
             value = candidate.ref
@@ -264,15 +268,18 @@ def _row(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> Operation:
     return OPERATIONS["floor_divide" if named.get("rounding_mode") is not None else name]
 
 
-def _fits(candidate: notes.Candidate[Value], result: torch.Tensor) -> bool:
-    """Tell whether a result may be a ReLU of a candidate: of as many values, that are as they were."""
+def _fits(candidate: notes.Candidate[Value], result: torch.Tensor, *, is_direct: bool) -> bool:
+    """Tell whether a result may be a ReLU of a candidate: its values are as they were, and as many, or several of each."""
     if not all(one.tensor.is_floating_point() and one.is_as_it_was for one in candidate.values):
         return False
     if candidate.choice is Choice.BEHIND:
         return all(one.edge is not None for one in candidate.values)
     if candidate.less is not None:
         return candidate.ref.is_apart(candidate.less, result.numel())
-    return candidate.size == result.numel() or candidate.choice is not Choice.NONE
+    if candidate.size == result.numel() or candidate.choice is not Choice.NONE:
+        return True
+    is_plain = is_direct and not (candidate.is_bounded or candidate.is_at_zero)
+    return is_plain and has_parts(result.numel(), candidate.ref.tensor.numel())
 
 
 def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any]) -> list[notes.Operand[Value]]:

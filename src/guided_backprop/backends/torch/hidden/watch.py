@@ -290,7 +290,7 @@ class ForwardWatch(Dispatched):
         is_real = result.layout is torch.strided and result.is_floating_point() and result.numel() > 0
         if is_direct is None or not is_real:
             return falling
-        values = list(step.values(result))
+        values = list(step.values(result, is_direct=is_direct))
         suspects = list(self._suspects(step, values, result, output, is_direct=is_direct, is_on_view=is_on_view))
         # What is none of one value by other images may be one of another value.
         convex = (suspect for suspect in suspects if suspect.judgement.verdict is Verdict.CONVEX)

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar, Final
 
-from guided_backprop.backends.notes import MOST_ROOTS, MOST_WEIGHTS, Candidate, Choice, Note, Operand, Ref, differences_of, first_of
+from guided_backprop.backends import notes
+from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Operand, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SHIFTS, SUMMARIES, Given, notes_of
@@ -99,6 +100,11 @@ class Noting(Given[Ref]):
         own = [*(self._all_parts if self.held else self._all_read()), *alike] if is_own else []
         return first_of(one for one in [*own, *before] if one.weights <= MOST_WEIGHTS)
 
+    def opened(self, values: Iterable[tuple[Candidate[Ref], Note[Ref] | None]]) -> tuple[Candidate[Ref], ...]:
+        """Return the same of what is a ReLU of some values by its own: these, and what each is a multiple of."""
+        own = (one for x, note in values for one in (x, *(note.alike if note is not None else ())))
+        return first_of([*own, *self.relus()])
+
     def _lines(self) -> tuple[Candidate[Ref], ...]:
         """Return what a result is a sum of, by numbers that no image tells: no ReLU lies between."""
         is_product = self.row.word in _PRODUCTS and len(self.dependent) > 1
@@ -153,7 +159,7 @@ class Noting(Given[Ref]):
         others = [one for one in self.operands if one.note is None and one.is_number]
         is_line = self.row.word in _LINES and all(one.size == 1 or one.is_known for one in others)
         is_one = len(self.dependent) == 1 and (is_line or self.row.word in REARRANGES)
-        return first_of([*self._all_read(), *self._roots_before()])[:MOST_ROOTS] if is_one else ()
+        return first_of([*self._all_read(), *self._roots_before()])[: notes.MOST_ROOTS] if is_one else ()
 
     @property
     def _is_off(self) -> bool:

@@ -31,7 +31,7 @@ from guided_backprop.backends.torch.hidden.derivatives import Together, closed, 
 from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
 from guided_backprop.backends.torch.hidden.notes import Made, Value
-from guided_backprop.backends.torch.hidden.suspect import Suspect
+from guided_backprop.backends.torch.hidden.suspect import Suspect, nodes_taken
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch
 from guided_backprop.backends.torch.own import own_function
@@ -169,7 +169,8 @@ def settle(
     _check_relus(watch, numbers, path, inside, vouch)
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
-    suspects, taken = _counted(watch, path, numbers, activations), watch.nodes_taken(numbers)
+    suspects = _counted(watch, path, numbers, activations)
+    taken = nodes_taken(suspects.values(), watch.taken, numbers)
     if any(suspect.is_sum for suspect in suspects.values()):
         with shut(path, inside):
             suspects = {order: one for order, one in suspects.items() if _may_close(one, numbers, taken)}
@@ -360,8 +361,9 @@ def _behind(
     if path is None:
         return {}
     numbers = {node._sequence_nr(): node for node in path.nodes}
+    taken = [node for node in nodes_taken(watch.suspects, watch.taken, numbers) if node not in inside]
     cases = [
-        Case(suspect, numbers.get(suspect.number), path, [], False, watch.nodes_taken(numbers)).asked()
+        Case(suspect, numbers.get(suspect.number), path, [], is_settled=False, taken=taken).asked()
         for suspect in watch.suspects
         if suspect.place in wanted
     ]

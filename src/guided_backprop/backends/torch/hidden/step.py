@@ -1,6 +1,6 @@
 """One operation of a watched forward pass, shown as nomination.py asks, and what is noted of its result."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -12,11 +12,11 @@ import torch
 from guided_backprop.backends import nomination, notes
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
-from guided_backprop.backends.rows import has_parts
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own, place_of
 from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
+from guided_backprop.backends.torch.hidden.suspect import fits
 from guided_backprop.backends.torch.hidden.weights import has_gaps
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
@@ -150,7 +150,7 @@ class Step(nomination.Step[Value]):
                 candidate.is_beside,
                 *((one.tensor.data_ptr(), one.version, one.tensor.shape) for one in values),
             )
-            if key in seen or not _fits(candidate, result, is_direct=is_direct):
+            if key in seen or not fits(candidate, result, is_direct=is_direct):
                 continue
             seen.add(key)
             value = candidate.ref
@@ -182,15 +182,6 @@ class Step(nomination.Step[Value]):
         if note.has_constants and self.row.kind is Kind.MASKS and self._fills_nothing(result):
             note = replace(note, has_constants=False, has_gaps=False)
         return Note(**vars(note), falling=falling, extreme=self._extreme(result), is_lost=self.is_lost)
-
-    def opened(self, values: Iterable[tuple[Value, Note | None]]) -> tuple[notes.Candidate[Value], ...]:
-        """Return what it opens by where it is a ReLU of some values by its own: these, and what they are made of."""
-        own = [
-            one
-            for x, note in values
-            for one in (notes.Candidate(x, x.tensor.numel()), *(note.alike if note is not None else ()))
-        ]
-        return notes.first_of([*own, *self.relus()])
 
     def _fills_nothing(self, result: torch.Tensor) -> bool:
         """Tell whether every value stands where it stood, and none of them was a constant's place before."""
@@ -266,20 +257,6 @@ def _row(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> Operation:
         return OPERATIONS["amax"]
     # A quotient that is rounded is a step.
     return OPERATIONS["floor_divide" if named.get("rounding_mode") is not None else name]
-
-
-def _fits(candidate: notes.Candidate[Value], result: torch.Tensor, *, is_direct: bool) -> bool:
-    """Tell whether a result may be a ReLU of a candidate: its values are as they were, and as many, or several of each."""
-    if not all(one.tensor.is_floating_point() and one.is_as_it_was for one in candidate.values):
-        return False
-    if candidate.choice is Choice.BEHIND:
-        return all(one.edge is not None for one in candidate.values)
-    if candidate.less is not None:
-        return candidate.ref.is_apart(candidate.less, result.numel())
-    if candidate.size == result.numel() or candidate.choice is not Choice.NONE:
-        return True
-    is_plain = is_direct and not (candidate.is_bounded or candidate.is_at_zero)
-    return is_plain and has_parts(result.numel(), candidate.ref.tensor.numel())
 
 
 def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any]) -> list[notes.Operand[Value]]:

@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.notes import Choice, Ranks
+from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, unreadable
 from guided_backprop.backends.signs import Sign
@@ -122,11 +122,6 @@ class ForwardWatch(Dispatched):
     def values(self) -> dict[Place, tuple[NumpyArray, NumpyArray]]:
         """The results that were kept, each with what it may be a ReLU of."""
         return {suspect.place: suspect.values for suspect in self.suspects}
-
-    def nodes_taken(self, numbers: Mapping[int, Node]) -> list[Node]:
-        """Return the nodes of what is taken for ReLUs, of those that are known by their places in time."""
-        taken = {suspect.number for suspect in self.suspects if suspect.place[:2] in self.taken}
-        return [numbers[number] for number in taken if number in numbers]
 
     def logits_of(self, probabilities: torch.Tensor) -> torch.Tensor | None:
         """Return the input of the last softmax or sigmoid whose result is ``probabilities``."""
@@ -305,17 +300,20 @@ class ForwardWatch(Dispatched):
         signs = {suspect.place: sign_of(suspect.judgement, suspect.values[0]) for suspect in rising}
         taken = self.known.told((self._count, output), signs)
         if taken is None:
-            # Whatever it looks like, of this a ReLU may be made, which then stands for both.
-            may = [
-                suspect.x.choice is not Choice.BEHIND and suspect.place not in self.known.refuted for suspect in kept
-            ]
-            is_falling = any(suspect.is_falling for suspect in kept)
-            return falling.union(compress(range(first, len(self.suspects)), may)) if is_falling else falling
+            return falling | self._fallen(kept, first)
         self.taken[self._count, output] = taken
         risen = [values[order] for order in taken.of if order < len(values)]
         # It stands for the gates that it falls by, but for those in front of what it is one of.
         self.settled |= falling - shared(x.falling for x in risen or [suspect.x for suspect in suspects])
-        return Note(sign=taken.sign, relus=step.opened((x, self._notes.of(x.tensor)) for x in risen))
+        every = ((Candidate(x, x.tensor.numel()), self._notes.of(x.tensor)) for x in risen)
+        return Note(sign=taken.sign, relus=step.opened(every))
+
+    def _fallen(self, kept: Sequence[Suspect], first: int) -> frozenset[int]:
+        """Return those of some suspects, by their order, of which a ReLU may be made, whatever they look like."""
+        if not any(suspect.is_falling for suspect in kept):
+            return frozenset()
+        may = [suspect.x.choice is not Choice.BEHIND and suspect.place not in self.known.refuted for suspect in kept]
+        return frozenset(compress(range(first, first + len(kept)), may))
 
     def _is_vouched(self, step: Step, suspect: Suspect) -> bool:
         if step.row.kind is Kind.UNKNOWN and step.name in self._vouch:

@@ -282,8 +282,7 @@ class ForwardWatch(Dispatched):
         """Judge a result that is nominated; return the gates that it falls by, or a note on it if it is a ReLU."""
         falling = step.falling
         is_direct = step.nominates(result.numel())
-        is_real = result.layout is torch.strided and result.is_floating_point() and result.numel() > 0
-        if is_direct is None or not is_real:
+        if is_direct is None or not _is_real(result):
             return falling
         values = list(step.values(result, is_direct=is_direct))
         suspects = list(self._suspects(step, values, result, output, is_direct=is_direct, is_on_view=is_on_view))
@@ -295,12 +294,11 @@ class ForwardWatch(Dispatched):
             # It ends what came of the values in front of it, as a ReLU does that the rule acts on: on other images too.
             self.taken[self._count, output] = Taken(Sign.UNKNOWN)
             return Note()
-        first = len(self.suspects)
         self.suspects += kept
         signs = {suspect.place: sign_of(suspect.judgement, suspect.values[0]) for suspect in rising}
         taken = self.known.told((self._count, output), signs)
         if taken is None:
-            return falling | self._fallen(kept, first)
+            return falling | self._fallen(kept)
         self.taken[self._count, output] = taken
         risen = [values[order] for order in taken.of if order < len(values)]
         # It stands for the gates that it falls by, but for those in front of what it is one of.
@@ -308,12 +306,12 @@ class ForwardWatch(Dispatched):
         every = ((Candidate(x, x.tensor.numel()), self._notes.of(x.tensor)) for x in risen)
         return Note(sign=taken.sign, relus=step.opened(every))
 
-    def _fallen(self, kept: Sequence[Suspect], first: int) -> frozenset[int]:
-        """Return those of some suspects, by their order, of which a ReLU may be made, whatever they look like."""
+    def _fallen(self, kept: Sequence[Suspect]) -> frozenset[int]:
+        """Return those of the last suspects, by their order, of which a ReLU may be made, whatever they look like."""
         if not any(suspect.is_falling for suspect in kept):
             return frozenset()
         may = [suspect.x.choice is not Choice.BEHIND and suspect.place not in self.known.refuted for suspect in kept]
-        return frozenset(compress(range(first, first + len(kept)), may))
+        return frozenset(compress(range(len(self.suspects) - len(kept), len(self.suspects)), may))
 
     def _is_vouched(self, step: Step, suspect: Suspect) -> bool:
         if step.row.kind is Kind.UNKNOWN and step.name in self._vouch:
@@ -324,10 +322,9 @@ class ForwardWatch(Dispatched):
         self, step: Step, values: list[Value], result: torch.Tensor, output: int, *, is_direct: bool, is_on_view: bool
     ) -> Iterator[Suspect]:
         """Yield what the result may be a ReLU of, where neither its values nor the numbers in it contradict that."""
-        number = _last_number()
-        curves = self.expressions.curves(step.made, number, values)
+        curves = self.expressions.curves(step.made, _last_number(), values)
         if curves.is_partly_relu(takes_concave=step.row.kind is not Kind.CLIP):
-            self.partly[number] = step.name, line_of_model()
+            self.partly[_last_number()] = step.name, line_of_model()
         for candidate, x in enumerate(values):
             if is_none(curves, x):
                 continue
@@ -377,6 +374,10 @@ def _leaves_bias(name: str, args: Sequence[Any]) -> bool:
 def _is_shared(result: torch.Tensor, tensor: torch.Tensor) -> bool:
     is_strided = result.layout is torch.strided and tensor.layout is torch.strided
     return is_strided and result.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.is_floating_point() and tensor.numel() > 0
 
 
 def _is_complex(number: torch.Tensor | complex) -> bool:

@@ -124,6 +124,127 @@ def test_what_is_none_is_guided_as_it_is_written(name, count):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def by_index(x):
+    y = torch.zeros_like(x)
+    y[x < 0] = -x[x < 0]
+    return y
+
+
+#: ``relu(-x)`` by arithmetic: it is found by its values, and counts as one that is written.
+BY_VALUES = {
+    "where": lambda x: torch.where(x < 0, -x, 0),
+    "where, of zeros": lambda x: torch.where(x > 0, x * 0, -x),
+    "a product": lambda x: -x * (x < 0),
+    "a product, turned": lambda x: -(x * (x < 0).to(x)),
+    "an index": by_index,
+    "a filled mask": lambda x: (-x).masked_fill(x > 0, 0),
+    "a scattered mask": lambda x: torch.zeros_like(x).masked_scatter(x < 0, -x[x < 0]),
+    "a bound, turned": lambda x: -x.clamp(max=0),
+    "scaled": lambda x: torch.where(x < 0, -x, 0) * 4 / 4,
+    "of a part": lambda x: torch.where(x < 0, x * -0.5, 0) * 2,
+    "moved": lambda x: torch.where(x.T < 0, -x.T, 0).T.clone(),
+}
+
+
+@pytest.mark.parametrize("name", BY_VALUES)
+def test_what_is_added_may_be_a_relu_by_its_values(name):
+    by_values = BY_VALUES[name]
+    model, images = network_of(lambda x, w: (x + by_values(x)) @ w)
+    method = GuidedBackprop(model)
+    for rows in (slice(1), slice(5), slice(None), slice(5, 10)):
+        found = np.asarray(method.explain(images[rows], labels=1))
+        np.testing.assert_allclose(found, oracle()[rows], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", BY_VALUES)
+def test_beside_others_and_behind_weights_that_is_refused_as_one_that_is_written(name):
+    by_values = BY_VALUES[name]
+    for spelled in (
+        lambda x, w: (x + x.flip(1).sin() + by_values(x)) @ w,
+        lambda x, w: (x + (x.flip(1).sin() + by_values(x))) @ w,
+        lambda x, w: x @ w + by_values(x) @ w,
+        lambda x, w: (x - by_values(-x)) @ w,
+    ):
+        for count in (1, len(ROWS)):
+            with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+                explained(spelled, count)
+
+
+BY_VALUES_ORDINARY = [name for name in ORDINARY if name not in ("in place on a part", "a softplus")]
+
+
+@pytest.mark.parametrize("name", BY_VALUES_ORDINARY)
+@pytest.mark.parametrize("way", ["where", "an index"])
+def test_what_is_none_is_none_with_a_relu_by_its_values(way, name):
+    for count in (1, len(ROWS)):
+        found = explained(lambda x, w: ORDINARY[name](x, w, lambda y: BY_VALUES[way](-y)), count)
+        model, images = network_of(lambda x, w: ORDINARY[name](x, w, HandGuided.apply), HandGuided.apply)
+        leaf = images[:count].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "leaky",
+    [
+        lambda x, relu: relu(x) + 0.1 * (x - relu(x)),
+        lambda x, relu: relu(x) - 0.1 * relu(-x),
+        lambda x, relu: torch.where(x > 0, x, 0.1 * x),
+    ],
+)
+def test_a_leaky_relu_of_one_by_its_values_is_not_refused(leaky):
+    for count in (1, len(ROWS)):
+        explained(lambda x, w: leaky(x, lambda y: BY_VALUES["where"](-y)) @ w, count)
+
+
+def test_planted_fault_what_is_found_by_its_values_is_told_to_nobody(monkeypatch):
+    monkeypatch.setattr(Noting, "opened", lambda self, values: ())
+    found = explained(lambda x, w: (x + BY_VALUES["where"](x)) @ w)
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def masks(x):
+    return torch.stack([(x > 0).to(x), (x <= 0).to(x)], -1)
+
+
+#: Several of each number, one of which a mask of x closes.
+PARTS = {
+    "a stack": lambda x: x[..., None] * masks(x),
+    "a stack in front": lambda x: (x * masks(x).movedim(-1, 0)).movedim(0, -1),
+    "a one-hot": lambda x: x[..., None] * F.one_hot((x > 0).long(), 2),
+    "an einsum": lambda x: torch.einsum("nc,nck->nck", x, masks(x)),
+    "scattered": lambda x: torch.zeros(len(x), 40).scatter(1, torch.arange(20) + 20 * (x > 0).long(), x),
+    "repeated": lambda x: x.repeat(1, 2) * masks(x).movedim(-1, 1).flatten(1),
+    "chosen": lambda x: torch.where(masks(x) > 0, x[..., None], 0),
+}
+
+#: None of these is.
+NO_PARTS = {
+    "routes": lambda x: x[..., None] * F.one_hot(x[:, :2].argmax(1), 2)[:, None],
+    "masks of others": lambda x: x[..., None] * masks(x.roll(1, 1).sin()),
+    "the largest half": lambda x: x[..., None] * (x >= x.topk(10)[0][:, -1:])[..., None] * torch.ones(2),
+    "padding": lambda x: x[..., None] * (x != 0)[..., None] * torch.ones(2),
+    "no numbers": lambda x: torch.where(torch.isnan(x)[..., None], 0, torch.stack([x, 2 * x], -1)),
+}
+
+
+def of_parts(parts, w):
+    return lambda x, _: parts(x).flatten(1) @ torch.cat([w, w.flip(0)])
+
+
+@pytest.mark.parametrize("count", [1, 5, len(ROWS)])
+@pytest.mark.parametrize("name", PARTS)
+def test_of_several_of_each_number_one_may_be_a_relu(name, count):
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(of_parts(PARTS[name], torch.as_tensor(WEIGHTS[2])), count)
+
+
+@pytest.mark.parametrize("name", NO_PARTS)
+def test_several_of_each_number_may_be_none(name):
+    for count in (1, 5, len(ROWS)):
+        explained(of_parts(NO_PARTS[name], torch.as_tensor(WEIGHTS[2])), count)
+
+
 TOGETHER = {"a sum of a stack", "a mean of a stack", "parts of what was put together"}
 
 

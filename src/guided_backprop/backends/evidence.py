@@ -158,7 +158,7 @@ def surprise_at_zero(x: NumpyArray, is_open: NumpyArray) -> float:
 
 def surprise_of_signs(x: NumpyArray) -> float:
     """Return minus the logarithm of the chance that as many of these numbers are above 0 as are, but for those at 0."""
-    size, above = np.count_nonzero(x), np.count_nonzero(x > 0)
+    size, above = int(np.count_nonzero(x)), int(np.count_nonzero(x > 0))
     return size * log(2) - _ways(size, above)
 
 

@@ -12,6 +12,8 @@ Ref = TypeVar("Ref", bound=Hashable)
 
 #: A value may be a ReLU of what it was made of some steps ago: so many of these are known, the last ones.
 MOST_SOURCES: Final = 16
+#: So many are known of what it is a multiple of.
+MOST_ROOTS: Final = 4
 #: And behind so many layers of weights its derivatives are looked at: each of these costs a backward pass.
 MOST_WEIGHTS: Final = 2
 
@@ -159,6 +161,11 @@ class Note(Generic[Ref]):
         """Return the same without what the taint came from, but for what is told of by another value."""
         sources = tuple(one for one in self.sources if not is_told(one.ref))
         return self if len(sources) == len(self.sources) else replace(self, sources=sources)
+
+    @property
+    def alike(self) -> tuple[Candidate[Ref], ...]:
+        """What it is a multiple or a shift of, value by value: also by an array, as far as it is known."""
+        return (*self.roots, *[one for one in self.lines if not one.weights][:MOST_ROOTS])
 
     @property
     def told(self) -> frozenset[Hashable]:

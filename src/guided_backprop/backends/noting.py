@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar, Final
 
+from guided_backprop.backends import notes
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Operand, Ref, differences_of, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
@@ -11,9 +12,9 @@ from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SHIFTS, SUM
 
 # With numbers they make multiples and shifts of one value.
 _LINES: Final = frozenset({"add", "div", "mul", "neg", "rsub", "sub"})
-_MOST_ROOTS: Final = 4
 # What a framework may hand zeros back to; of what has no row nobody knows.
 _STEPS: Final = frozenset({Kind.COMPARES, Kind.UNKNOWN})
+_PRODUCTS: Final = frozenset({"div", "mul"})
 # They put values of several places together, or at more places.
 _PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter", "stack"})
 
@@ -92,23 +93,34 @@ class Noting(Given[Ref]):
         """Return what the rule guides here, and did before: the largest of a row opens by the others."""
         if self.row.word in RANKS:
             return ()
-        before = [self._further(one) for note in self._notes for one in note.relus]
+        further = self._beside_others if self.SEES_SUMS else self._further
+        before = [further(one) for note in self._notes for one in note.relus]
         is_own = self.is_relu or any(note.has_relus for note in self.held)
-        # A multiple by an array is told of by what it is a multiple of.
-        lines = [one for note in notes_of(self._read) for one in note.lines if not one.weights][:_MOST_ROOTS]
-        own = [*(self._all_parts if self.held else self._all_read()), *self._roots_before(), *lines] if is_own else []
+        alike = (one for note in notes_of(self._read) for one in note.alike)
+        own = [*(self._all_parts if self.held else self._all_read()), *alike] if is_own else []
         return first_of(one for one in [*own, *before] if one.weights <= MOST_WEIGHTS)
+
+    def opened(self, values: Iterable[tuple[Candidate[Ref], Note[Ref] | None]]) -> tuple[Candidate[Ref], ...]:
+        """Return the same of what is a ReLU of some values by its own: these, and what each is a multiple of."""
+        own = (one for x, note in values for one in (x, *(note.alike if note is not None else ())))
+        return first_of([*own, *self.relus()])
 
     def _lines(self) -> tuple[Candidate[Ref], ...]:
         """Return what a result is a sum of, by numbers that no image tells: no ReLU lies between."""
-        is_product = self.row.word in ("div", "mul") and len(self.dependent) > 1
+        is_product = self.row.word in _PRODUCTS and len(self.dependent) > 1
         if is_product or not (self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"):
             return ()
         every = [*self._all_read(), *(one for note in notes_of(self._read) for one in note.lines)]
-        # Beside other values no value of a sum tells of it, as behind weights: its derivatives do.
-        least = int(self.row.kind is Kind.LINEAR and len(self.dependent) > 1)
-        further = (self._further(one) for one in every)
-        return first_of(one._replace(weights=max(least, one.weights)) for one in further if one.weights <= MOST_WEIGHTS)
+        return first_of(one for one in map(self._beside_others, every) if one.weights <= MOST_WEIGHTS)
+
+    def _beside_others(self, source: Candidate[Ref]) -> Candidate[Ref]:
+        """Return a source, as far away as it is behind this: no value of a sum of several tells of one of these.
+
+        As behind weights its derivatives do.
+        """
+        is_sum = self.row.kind is Kind.LINEAR and self.row.word not in _PRODUCTS and len(self.dependent) > 1
+        further = self._further(source)
+        return further._replace(weights=max(int(is_sum), further.weights))
 
     @cached_property
     def _joined(self) -> list[Candidate[Ref]]:
@@ -116,7 +128,7 @@ class Noting(Given[Ref]):
 
         What is put together before is added up as well.
         """
-        if not self.SEES_SUMS or self.row.kind is not Kind.LINEAR or self.row.word in ("div", "mul"):
+        if not self.SEES_SUMS or self.row.kind is not Kind.LINEAR or self.row.word in _PRODUCTS:
             return []
         found = []
         for one in self._read:
@@ -147,7 +159,7 @@ class Noting(Given[Ref]):
         others = [one for one in self.operands if one.note is None and one.is_number]
         is_line = self.row.word in _LINES and all(one.size == 1 or one.is_known for one in others)
         is_one = len(self.dependent) == 1 and (is_line or self.row.word in REARRANGES)
-        return first_of([*self._all_read(), *self._roots_before()])[:_MOST_ROOTS] if is_one else ()
+        return first_of([*self._all_read(), *self._roots_before()])[: notes.MOST_ROOTS] if is_one else ()
 
     @property
     def _is_off(self) -> bool:
@@ -288,7 +300,7 @@ class Noting(Given[Ref]):
         if not is_alike or self._is_mixing or not (len(self.dependent) == 1 or self.row.word == "mul"):
             return
         factors = [one for one in self.operands if one.size != 1 and (one.note is not None or one.is_number)]
-        is_product = self.row.word in ("div", "mul") and (len(factors) > 1 or self.operands[0].note is None)
+        is_product = self.row.word in _PRODUCTS and (len(factors) > 1 or self.operands[0].note is None)
         if (
             self.row.kind in (Kind.SMOOTH, Kind.RELU)
             or is_product

@@ -256,7 +256,11 @@ def _is_unsettled(y: NumpyArray, x: NumpyArray) -> bool:
     if (y == y.flat[0]).all():
         return True
     is_of_one_sign = bool((x >= 0).all() or (x <= 0).all())
-    return is_of_one_sign and bool(((y != 0) == (x != 0)).all())
+    if is_of_one_sign and bool(((y != 0) == (x != 0)).all()):
+        return True
+    # On one image nothing tells a mask of its own from one that closes some channels below 0, and others above.
+    is_open = y != 0
+    return len(y) == 1 and ((x != 0) & ~is_open).sum() > 1 and is_multiple(y[is_open], x[is_open])
 
 
 def _gate(

@@ -49,6 +49,8 @@ class Case:
         path: the graph.
         others: values on other images.
         is_settled: whether a later result is made of it, which is a ReLU.
+        taken: the nodes of what is taken for a ReLU by its values, which nothing passes on the way to x where one of
+            these is added to x.
         far: values on images that are far larger; None as long as they are not asked for.
         behind: x and the derivative towards it on other images, where weights lie between.
         own: the derivative towards x with no ReLU shut, where one of these is added to x; None elsewhere.
@@ -61,6 +63,7 @@ class Case:
     path: Path
     others: Sequence[Values]
     is_settled: bool
+    taken: Sequence[Node] = ()
     far: tuple[NumpyArray, NumpyArray] | None = None
     behind: Sequence[tuple[NumpyArray, NumpyArray]] = ()
     own: NumpyArray | None = None
@@ -204,7 +207,9 @@ class Case:
     def _shut(self) -> NumpyArray | None:
         """The derivative towards x as ReLUs are shut."""
         x = self.suspect.x
-        return None if self.node is None else derivative(self.node, self.suspect, x, is_of_one=not self._is_behind)
+        past = self.taken if x.is_beside else ()
+        is_of_one = not self._is_behind
+        return None if self.node is None else derivative(self.node, self.suspect, x, is_of_one=is_of_one, past=past)
 
     @property
     def _is_behind(self) -> bool:

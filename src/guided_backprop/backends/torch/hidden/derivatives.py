@@ -58,13 +58,15 @@ def seeds(shape: tuple[int, ...], turn: float = 0.0) -> NumpyArray:
 
 
 def derivative(
-    node: Node, suspect: Suspect, x: Value, *, is_of_one: bool = True, turn: float = 0.0
+    node: Node, suspect: Suspect, x: Value, *, is_of_one: bool = True, turn: float = 0.0, past: Iterable[Node] = ()
 ) -> NumpyArray | None:
     """Return the derivative of a result, added up, towards x; None if the graph cannot tell it.
 
-    What is not ``is_of_one`` is of each number of the result times another one, that of the ``turn``.
+    What is not ``is_of_one`` is of each number of the result times another one, that of the ``turn``. None comes
+    through the nodes that it goes ``past``.
     """
-    return _derivatives(node, suspect, [x], is_of_one=is_of_one, turn=turn)[0]
+    with closed(one for one in past if one is not node):
+        return _derivatives(node, suspect, [x], is_of_one=is_of_one, turn=turn)[0]
 
 
 def _derivatives(
@@ -86,7 +88,8 @@ def _derivatives(
         gradients = [None for _ in values]
     except RuntimeError:
         return [None for _ in values]
-    shapes = [x.tensor.shape if x.less is not None or not is_of_one else y.shape for x in values]
+    is_alike = is_of_one and all(x.less is None and x.tensor.numel() == y.size for x in values)
+    shapes = [y.shape if is_alike else x.tensor.shape for x in values]
     return [
         np.zeros(shape) if g is None else as_numpy(g).reshape(shape) for g, shape in zip(gradients, shapes, strict=True)
     ]

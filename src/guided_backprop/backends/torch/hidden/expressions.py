@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from guided_backprop.arrays import NumpyArray, as_numpy
-from guided_backprop.backends.curves import Curves, curve_of, is_known, parts_of
+from guided_backprop.backends.curves import Curve, Curves, curve_of, is_known, parts_of
 from guided_backprop.backends.notes import Choice
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Made, Note, Operand, Value
@@ -82,14 +82,19 @@ class Expressions:
         asked = [x.made for x in values if x.choice is Choice.NONE and not (x.sign or x.is_beside)]
         curves = Curves(made, [x for x in asked if x is not None and made.word], self)
         self._curves[made] = curves
-        self.plain[number] = [x for x, curve in curves.known.items() if curve.is_open or curve.is_none]
+        plain = [x for x, curve in curves.known.items() if curve.is_open or curve.is_none]
+        beside = (x.made for x in values if x.is_beside and x.choice is Choice.NONE and x.made is not None)
+        self.plain[number] = [*plain, *(x for x in beside if (curve := self._curve(made, x)) and curve.is_open)]
         return curves
+
+    def _curve(self, made: Made, x: Made) -> Curve | None:
+        return curve_of(made, parts_of(made, x, self, self.array)) if made.word else None
 
     def is_made(self, made: Made, x: Value) -> bool:
         """Tell whether a sum with a ReLU that is written there is a ReLU of a value, by the operations that make it."""
-        if not x.is_beside or x.choice is not Choice.NONE or x.sign or x.made is None or not made.word:
+        if not x.is_beside or x.choice is not Choice.NONE or x.sign or x.made is None:
             return False
-        curve = curve_of(made, parts_of(made, x.made, self, self.array))
+        curve = self._curve(made, x.made)
         return curve is not None and curve.is_whole and (curve.is_convex or curve.is_concave)
 
     def noted(self, note: Note, made: Made) -> Note:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,13 @@ Result = tuple[int, int]
 Place = tuple[int, int, int]
 
 
+class Taken(NamedTuple):
+    """A result that is taken for a ReLU: its sign, and of which of those that it may be one of, by their order."""
+
+    sign: Sign
+    of: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Known:
     """What other images showed, for another look at the given ones; or what these showed, for a look at others.
@@ -22,13 +30,13 @@ class Known:
     Attributes:
         refuted: the places that looked like ReLUs, and are none.
         raised: those that did not look like ReLUs and are, and their signs.
-        taken: on other images, the results that are taken for ReLUs on the given ones, and their signs: if these were
-            told once more, other places would be looked at. None on the given images.
+        taken: on other images, the results that are taken for ReLUs on the given ones: if these were told once more,
+            other places would be looked at. None on the given images.
     """
 
     refuted: Set[Place] = frozenset()
     raised: Mapping[Place, Sign] = field(default_factory=dict)
-    taken: Mapping[Result, Sign] | None = None
+    taken: Mapping[Result, Taken] | None = None
 
     def joined(self, refuted: Set[Place], raised: Mapping[Place, Sign]) -> "Known | None":
         """Return what is known with what was found besides; None if that is nothing new."""
@@ -36,12 +44,12 @@ class Known:
             return None
         return Known(self.refuted | refuted, {**self.raised, **raised})
 
-    def sign(self, result: Result, rising: Sign | None) -> Sign | None:
-        """Return the sign of what is taken for a ReLU, ``rising`` being that of what looks like one; None of others."""
+    def told(self, result: Result, rising: Mapping[Place, Sign]) -> Taken | None:
+        """Return what is taken for a ReLU, ``rising`` being the places that look like one; None of others."""
         if self.taken is not None:
             return self.taken.get(result)
-        raised = (sign for place, sign in self.raised.items() if place[:2] == result)
-        return next(raised, None) if rising is None else rising
+        every = {**rising, **{place: sign for place, sign in self.raised.items() if place[:2] == result}}
+        return Taken(next(iter(every.values())), tuple(place[2] for place in every)) if every else None
 
 
 def sign_of(judgement: Judgement, y: NumpyArray) -> Sign:
@@ -61,4 +69,9 @@ def joined(looks: Sequence[tuple[NumpyArray, NumpyArray]]) -> tuple[NumpyArray, 
     (y, x), *others = looks
     if not others or y.ndim == 0:
         return y, x
+    if y.size != x.size and len(y) != len(x):
+        # It has several of each, one behind the other.
+        looks = [(y.reshape(-1, *x.shape).swapaxes(0, 1), x) for y, x in looks]
+    if y.size != x.size:
+        return np.concatenate([y for y, _ in looks]), np.concatenate([x for _, x in looks])
     return np.concatenate([y for y, _ in looks]), np.concatenate([x.reshape(y.shape) for y, x in looks])

@@ -31,7 +31,7 @@ from guided_backprop.backends.torch.hidden.derivatives import Together, closed, 
 from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Known, Place, sign_of
 from guided_backprop.backends.torch.hidden.notes import Made, Value
-from guided_backprop.backends.torch.hidden.suspect import Suspect
+from guided_backprop.backends.torch.hidden.suspect import Suspect, nodes_taken
 from guided_backprop.backends.torch.hidden.total import TotalWatch, check_total
 from guided_backprop.backends.torch.hidden.watch import ForwardWatch
 from guided_backprop.backends.torch.own import own_function
@@ -170,9 +170,10 @@ def settle(
     if watch.lost is not None:
         check_total(partial(again, partial(TotalWatch, vouch), is_elsewhere=False), watch.lost)
     suspects = _counted(watch, path, numbers, activations)
+    taken = nodes_taken(suspects.values(), watch.taken, numbers)
     if any(suspect.is_sum for suspect in suspects.values()):
         with shut(path, inside):
-            suspects = {order: suspect for order, suspect in suspects.items() if _may_close(suspect, numbers)}
+            suspects = {order: one for order, one in suspects.items() if _may_close(one, numbers, taken)}
     if not suspects:
         return Settled([], frozenset(), {}, is_sure=True)
     places = frozenset(suspect.place for suspect in suspects.values() if suspect.x.choice is not Choice.BEHIND)
@@ -181,7 +182,7 @@ def settle(
     looks = (run.values for run, *_ in elsewhere(places))
     others = list(islice(looks, NEAR)) if places else []
     cases = [
-        Case(suspect, numbers.get(suspect.number), path, others, is_settled=order in watch.settled).asked()
+        Case(suspect, numbers.get(suspect.number), path, others, order in watch.settled, taken).asked()
         for order, suspect in suspects.items()
     ]
     if any(case.is_in_doubt for case in cases):
@@ -211,12 +212,12 @@ def _counted(
     }
 
 
-def _may_close(suspect: Suspect, numbers: Mapping[int, Node]) -> bool:
+def _may_close(suspect: Suspect, numbers: Mapping[int, Node], taken: Sequence[Node]) -> bool:
     """Tell whether other images are needed to say of a sum whether it is closed in places."""
     node = numbers.get(suspect.number)
     if not suspect.is_sum or node is None:
         return True
-    return suspect.may_close(derivative(node, suspect, suspect.x, is_of_one=True))
+    return suspect.may_close(derivative(node, suspect, suspect.x, past=taken))
 
 
 def _elsewhere(
@@ -360,8 +361,9 @@ def _behind(
     if path is None:
         return {}
     numbers = {node._sequence_nr(): node for node in path.nodes}
+    taken = [node for node in nodes_taken(watch.suspects, watch.taken, numbers) if node not in inside]
     cases = [
-        Case(suspect, numbers.get(suspect.number), path, [], is_settled=False).asked()
+        Case(suspect, numbers.get(suspect.number), path, [], is_settled=False, taken=taken).asked()
         for suspect in watch.suspects
         if suspect.place in wanted
     ]

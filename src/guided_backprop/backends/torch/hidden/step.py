@@ -16,6 +16,7 @@ from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_ran
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own, place_of
 from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
+from guided_backprop.backends.torch.hidden.suspect import fits
 from guided_backprop.backends.torch.hidden.weights import has_gaps
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
@@ -136,8 +137,11 @@ class Step(nomination.Step[Value]):
     def _was_stopped(self) -> bool:
         return self.is_lost or super()._was_stopped
 
-    def values(self, result: torch.Tensor) -> Iterator[Value]:
-        """Yield what the result may be a ReLU of: as many values, that are as they were."""
+    def values(self, result: torch.Tensor, *, is_direct: bool) -> Iterator[Value]:
+        """Yield what the result may be a ReLU of: as many values, that are as they were.
+
+        What is met right here it may have several of each of.
+        """
         seen = set()
         for candidate in self.candidates(result.numel()):
             values = candidate.values
@@ -146,7 +150,7 @@ class Step(nomination.Step[Value]):
                 candidate.is_beside,
                 *((one.tensor.data_ptr(), one.version, one.tensor.shape) for one in values),
             )
-            if key in seen or not _fits(candidate, result):
+            if key in seen or not fits(candidate, result, is_direct=is_direct):
                 continue
             seen.add(key)
             value = candidate.ref
@@ -167,11 +171,11 @@ class Step(nomination.Step[Value]):
                 is_beside=candidate.is_beside,
             )
 
-    def noted(self, result: torch.Tensor, falling: frozenset[int] | Sign) -> Note:
-        """Return what is known of the result; ``falling`` is its sign if it is a ReLU by its values."""
+    def noted(self, result: torch.Tensor, falling: frozenset[int] | Note) -> Note:
+        """Return what is known of the result; ``falling`` is that itself if it is a ReLU by its values."""
         sign = Sign.NOT_NEGATIVE if result.dtype == torch.bool else self._sign()
-        if isinstance(falling, Sign):
-            return Note(sign=sign if self.is_relu else falling, is_lost=self.is_lost)
+        if isinstance(falling, Note):
+            return replace(falling, is_lost=self.is_lost)
         note = self.note(result.numel(), sign=sign, is_falling=bool(falling))
         if self.is_relu and not self.is_tainted:
             return Note(**vars(note), is_lost=self.is_lost)
@@ -253,17 +257,6 @@ def _row(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> Operation:
         return OPERATIONS["amax"]
     # A quotient that is rounded is a step.
     return OPERATIONS["floor_divide" if named.get("rounding_mode") is not None else name]
-
-
-def _fits(candidate: notes.Candidate[Value], result: torch.Tensor) -> bool:
-    """Tell whether a result may be a ReLU of a candidate: of as many values, that are as they were."""
-    if not all(one.tensor.is_floating_point() and one.is_as_it_was for one in candidate.values):
-        return False
-    if candidate.choice is Choice.BEHIND:
-        return all(one.edge is not None for one in candidate.values)
-    if candidate.less is not None:
-        return candidate.ref.is_apart(candidate.less, result.numel())
-    return candidate.size == result.numel() or candidate.choice is not Choice.NONE
 
 
 def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any]) -> list[notes.Operand[Value]]:

@@ -1,19 +1,21 @@
 """A result of a watched forward pass that may be a ReLU of something, and what the values of some runs say of it."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
+from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.bounds import judge_at_zero, judge_bounded
 from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.evidence import columns
-from guided_backprop.backends.notes import Choice
+from guided_backprop.backends.notes import Candidate, Choice
+from guided_backprop.backends.rows import has_parts
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
-from guided_backprop.backends.torch.hidden.known import Place, joined
+from guided_backprop.backends.torch.hidden.known import Place, Result, joined
 from guided_backprop.backends.torch.hidden.notes import Value
 
 #: So large a part of a number may be rounding.
@@ -83,6 +85,29 @@ class Suspect:
     def is_weighed(self) -> bool:
         """Whether it may be a ReLU of one value, behind weights."""
         return self.x.choice is Choice.BEHIND and self.x.less is None
+
+
+def fits(candidate: Candidate[Value], result: torch.Tensor, *, is_direct: bool) -> bool:
+    """Tell whether a result may be a ReLU of a candidate: its values are as they were, and as many.
+
+    What is met right here, ``is_direct``, may have several of each.
+    """
+    if not all(one.tensor.is_floating_point() and one.is_as_it_was for one in candidate.values):
+        return False
+    if candidate.choice is Choice.BEHIND:
+        return all(one.edge is not None for one in candidate.values)
+    if candidate.less is not None:
+        return candidate.ref.is_apart(candidate.less, result.numel())
+    if candidate.size == result.numel() or candidate.choice is not Choice.NONE:
+        return True
+    is_alone = is_direct and not (candidate.is_bounded or candidate.is_at_zero)
+    return is_alone and has_parts(result.numel(), candidate.ref.tensor.numel())
+
+
+def nodes_taken(suspects: Iterable[Suspect], taken: Container[Result], numbers: Mapping[int, Node]) -> list[Node]:
+    """Return the nodes of what is taken for ReLUs, of those that are known by their places in time."""
+    every = {suspect.number for suspect in suspects if suspect.place[:2] in taken}
+    return [numbers[number] for number in every if number in numbers]
 
 
 def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_two: bool) -> Judgement:

@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.base import Vouch
-from guided_backprop.backends.notes import Choice, Ranks
+from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, unreadable
 from guided_backprop.backends.signs import Sign
@@ -27,8 +27,8 @@ from guided_backprop.backends.torch.graph.nodes import opaque_name
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.expressions import Expressions, is_none, made_by
-from guided_backprop.backends.torch.hidden.known import Known, Place, Result, shared, sign_of
-from guided_backprop.backends.torch.hidden.notes import Made, Note, Notes, Operand, is_inside_own
+from guided_backprop.backends.torch.hidden.known import Known, Place, Result, Taken, shared, sign_of
+from guided_backprop.backends.torch.hidden.notes import Made, Note, Notes, Operand, Value, is_inside_own
 from guided_backprop.backends.torch.hidden.step import Step, is_guard
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
 
@@ -71,7 +71,7 @@ class ForwardWatch(Dispatched):
     Attributes:
         suspects: what may spell a ReLU.
         settled: those of them, by their order, that a later one is made of, which is a ReLU.
-        taken: the results, by operation and number, that are taken for ReLUs, and their signs.
+        taken: the results, by operation and number, that are taken for ReLUs.
         shifts: the numbers that were added or subtracted, by their node's place in time.
         relus: what was taken for a ReLU by what it was called with, and where, by their node's place in time.
         behind: what wrote into a value that has a gradient behind its back, and where.
@@ -92,7 +92,7 @@ class ForwardWatch(Dispatched):
         super().__init__()
         self._vouch = vouch
         self._watched, self._wanted, self.known = watched, wanted, known or Known()
-        self.taken: dict[Result, Sign] = {}
+        self.taken: dict[Result, Taken] = {}
         self.suspects: list[Suspect] = []
         self.settled: set[int] = set()
         self.shifts: dict[int, float] = {}
@@ -253,7 +253,7 @@ class ForwardWatch(Dispatched):
             step.made = made_by(name, args, named, operands, result) if len(results) == 1 else Made(tuple(result.shape))
             falling = step.falling if is_piece else self._judged(step, result, output, is_on_view=is_view)
             # A view is what it is a view of, unless it alone is a gate, or an image tells where it ends.
-            if not is_shared or isinstance(falling, Sign) or falling - step.falling or step.is_ended:
+            if not is_shared or isinstance(falling, Note) or falling - step.falling or step.is_ended:
                 note = self.expressions.noted(step.noted(result, falling), step.made)
                 self._notes.put(result, note, is_alone=is_shared)
 
@@ -278,41 +278,40 @@ class ForwardWatch(Dispatched):
             number = number.item() if isinstance(number, torch.Tensor) else number
             self.shifts.setdefault(_last_number(), float(number))
 
-    def _judged(self, step: Step, result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | Sign:
-        """Judge a result that is nominated; return the gates that it falls by, or its sign if it is a ReLU itself."""
+    def _judged(self, step: Step, result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | Note:
+        """Judge a result that is nominated; return the gates that it falls by, or a note on it if it is a ReLU."""
         falling = step.falling
         is_direct = step.nominates(result.numel())
-        is_real = result.layout is torch.strided and result.is_floating_point() and result.numel() > 0
-        if is_direct is None or not is_real:
+        if is_direct is None or not _is_real(result):
             return falling
-        suspects = list(self._suspects(step, result, output, is_direct=is_direct, is_on_view=is_on_view))
+        values = list(step.values(result, is_direct=is_direct))
+        suspects = list(self._suspects(step, values, result, output, is_direct=is_direct, is_on_view=is_on_view))
         # What is none of one value by other images may be one of another value.
         convex = (suspect for suspect in suspects if suspect.judgement.verdict is Verdict.CONVEX)
         rising = [suspect for suspect in convex if suspect.place not in self.known.refuted]
         kept = [one for one in suspects if one.place in self._wanted or one in (rising or suspects)]
         if kept and self._is_vouched(step, kept[0]):
             # It ends what came of the values in front of it, as a ReLU does that the rule acts on: on other images too.
-            self.taken[self._count, output] = Sign.UNKNOWN
-            return Sign.UNKNOWN
-        first = len(self.suspects)
+            self.taken[self._count, output] = Taken(Sign.UNKNOWN)
+            return Note()
         self.suspects += kept
-        signs = (sign_of(suspect.judgement, suspect.values[0]) for suspect in rising)
-        sign = self.known.sign((self._count, output), next(signs, None))
-        if sign is None:
-            # Whatever it looks like, of this a ReLU may be made, which then stands for both.
-            may = [
-                suspect.x.choice is not Choice.BEHIND and suspect.place not in self.known.refuted for suspect in kept
-            ]
-            is_falling = any(suspect.is_falling for suspect in kept)
-            return falling.union(compress(range(first, len(self.suspects)), may)) if is_falling else falling
-        self.taken[self._count, output] = sign
-        self._settle(falling, suspects, rising)
-        return sign
+        signs = {suspect.place: sign_of(suspect.judgement, suspect.values[0]) for suspect in rising}
+        taken = self.known.told((self._count, output), signs)
+        if taken is None:
+            return falling | self._fallen(kept)
+        self.taken[self._count, output] = taken
+        risen = [values[order] for order in taken.of if order < len(values)]
+        # It stands for the gates that it falls by, but for those in front of what it is one of.
+        self.settled |= falling - shared(x.falling for x in risen or [suspect.x for suspect in suspects])
+        every = ((Candidate(x, x.tensor.numel()), self._notes.of(x.tensor)) for x in risen)
+        return Note(sign=taken.sign, relus=step.opened(every))
 
-    def _settle(self, falling: frozenset[int], suspects: Sequence[Suspect], rising: Sequence[Suspect]) -> None:
-        """Note that a ReLU stands for the gates that it falls by, but for those in front of what it is one of."""
-        risen = [suspect for suspect in suspects if suspect in rising or suspect.place in self.known.raised]
-        self.settled |= falling - shared(suspect.x.falling for suspect in risen or suspects)
+    def _fallen(self, kept: Sequence[Suspect]) -> frozenset[int]:
+        """Return those of the last suspects, by their order, of which a ReLU may be made, whatever they look like."""
+        if not any(suspect.is_falling for suspect in kept):
+            return frozenset()
+        may = [suspect.x.choice is not Choice.BEHIND and suspect.place not in self.known.refuted for suspect in kept]
+        return frozenset(compress(range(len(self.suspects) - len(kept), len(self.suspects)), may))
 
     def _is_vouched(self, step: Step, suspect: Suspect) -> bool:
         if step.row.kind is Kind.UNKNOWN and step.name in self._vouch:
@@ -320,13 +319,12 @@ class ForwardWatch(Dispatched):
         return any(is_plain(name, self._vouch, "torch.relu") for name in (suspect.name, suspect.named))
 
     def _suspects(
-        self, step: Step, result: torch.Tensor, output: int, *, is_direct: bool, is_on_view: bool
+        self, step: Step, values: list[Value], result: torch.Tensor, output: int, *, is_direct: bool, is_on_view: bool
     ) -> Iterator[Suspect]:
         """Yield what the result may be a ReLU of, where neither its values nor the numbers in it contradict that."""
-        values, number = list(step.values(result)), _last_number()
-        curves = self.expressions.curves(step.made, number, values)
+        curves = self.expressions.curves(step.made, _last_number(), values)
         if curves.is_partly_relu(takes_concave=step.row.kind is not Kind.CLIP):
-            self.partly[number] = step.name, line_of_model()
+            self.partly[_last_number()] = step.name, line_of_model()
         for candidate, x in enumerate(values):
             if is_none(curves, x):
                 continue
@@ -376,6 +374,10 @@ def _leaves_bias(name: str, args: Sequence[Any]) -> bool:
 def _is_shared(result: torch.Tensor, tensor: torch.Tensor) -> bool:
     is_strided = result.layout is torch.strided and tensor.layout is torch.strided
     return is_strided and result.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.is_floating_point() and tensor.numel() > 0
 
 
 def _is_complex(number: torch.Tensor | complex) -> bool:

@@ -13,8 +13,9 @@ from guided_backprop.arrays import NumpyArray
 _GAPS: Final = frozenset({"block_diag", "diag_embed", "to_dense", "tril", "triu"})
 # So many axes weights have at least.
 _MATRIX: Final = 2
-# So far apart are multiples in single precision.
-_ALIKE: Final = 1e-6
+# By so much multiples may be off in single precision; in a narrower one, by so many units in the last place.
+_ALIKE: Final = 1e-5
+_LEFT: Final = 4
 
 
 def has_zeros(tensor: torch.Tensor) -> bool:
@@ -28,16 +29,23 @@ def has_multiples(weights: torch.Tensor) -> bool:
     """Tell whether some rows of weights, along an axis of what they are given or give, are multiples of others."""
     if weights.ndim < _MATRIX or weights.layout is not torch.strided or not weights.is_floating_point():
         return False
-    every = weights.detach().double()
-    return any(_are_some_multiples(every.movedim(axis, 0).flatten(1)) for axis in {0, 1, weights.ndim - 1})
+    rounding = max(_ALIKE, _LEFT * torch.finfo(weights.dtype).eps)
+    every = weights.detach() if weights.dtype is torch.float64 else weights.detach().float()
+    axes = {0, 1, weights.ndim - 1}
+    return any(_are_some_multiples(every.movedim(axis, 0).flatten(1), rounding) for axis in axes)
 
 
-def _are_some_multiples(rows: torch.Tensor) -> bool:
-    units = torch.nn.functional.normalize(rows[rows.any(1)], dim=1)
+def _are_some_multiples(rows: torch.Tensor, rounding: float) -> bool:
+    sizes = rows.norm(dim=1)
+    rows, sizes = rows[sizes > 0], sizes[sizes > 0]
     # In the order of one number that is made of each, turned in sign, multiples are neighbours.
-    made = units @ torch.arange(1, units.shape[1] + 1, dtype=units.dtype, device=units.device).sqrt()
-    ordered = (units * made.sign()[:, None])[made.abs().argsort()]
-    return len(ordered) > 1 and bool((ordered.diff(dim=0).abs().amax(1) < _ALIKE).any())
+    weights = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sqrt()
+    made = (rows @ weights) / (sizes * weights.norm())
+    order = made.abs().argsort()
+    pairs = (made.abs()[order].diff() <= rounding / len(weights) ** 0.5).nonzero()[:, 0]
+    first, second = (rows[one] / (sizes[one] * made[one].sign())[:, None] for one in (order[pairs], order[pairs + 1]))
+    off, size = ((first - second).abs(), first.abs())
+    return len(pairs) > 0 and bool((off.amax(1) <= rounding * size.amax(1)).any())
 
 
 def has_gaps(name: str, args: Sequence[Any]) -> bool:

@@ -63,7 +63,6 @@ RELUS = {
     "less the smaller": lambda x: (pair := x[..., None] @ BOTH).sub(pair.amin(-1, keepdim=True))[..., 0] / 2,
     "the larger of 2 x and x": lambda x: (x[..., None] @ TWICE).amax(-1) - x,
     "a norm of multiples": lambda x: x * (functional.layer_norm(x[..., None] @ FOUR, (4,), eps=1e-300)[..., 0] + 1) / 2,
-    "a border of a convolution": lambda x: functional.conv1d(column(x), ONE, padding=1).amax(-1).reshape(x.shape),
     "a transposed convolution": lambda x: functional.max_pool1d(spread(x, stride=2, output_padding=1), 2).reshape(
         x.shape
     ),
@@ -154,13 +153,6 @@ def test_what_is_none_keeps_its_derivative(name):
 )
 def test_multiples_are_told_by_rows_and_columns(matrix, expected):
     assert weights.has_multiples(torch.tensor(matrix)) is expected
-
-
-@pytest.mark.parametrize(("padding", "kernel", "expected"), [(1, 3, False), (1, 1, True), (3, 3, True), (2, 3, False)])
-def test_a_border_is_wider_than_its_windows(padding, kernel, expected):
-    kernels = torch.ones(1, 1, kernel)
-    given = [torch.ones(1, 1, 9), kernels, None, [1], [padding], [1], False, [0], 1]
-    assert weights.has_gaps("convolution", given) is expected
 
 
 @pytest.mark.parametrize(("stride", "kernel", "expected"), [(1, 1, False), (2, 1, True), (2, 2, False), (3, 2, True)])

@@ -465,7 +465,7 @@ def test_what_writes_behind_a_gradients_back_is_refused(write):
 def tainted_elsewhere(vouch, forget=False):
     """Tell whether there is taint behind a ReLU of small numbers, on images of these and on others."""
     seen, taken = [], None
-    for images in (torch.linspace(-1.0, 1.0, 64)[None], torch.linspace(-2.0, 2.0, 64)[None]):
+    for images in (torch.linspace(-1.0, 1.0, 64).reshape(2, 32), torch.linspace(-2.0, 2.0, 64).reshape(2, 32)):
         watch = ForwardWatch(vouch=vouch, known=Known(taken=taken))
         leaf = images.requires_grad_().clone()
         watch.follow(leaf)

@@ -51,8 +51,7 @@ def _are_some_multiples(rows: torch.Tensor, rounding: float) -> bool:
 def has_gaps(name: str, args: Sequence[Any]) -> bool:
     """Tell whether an operation leaves zeros between or around values: where nothing of what it is given is looked at.
 
-    At a border a window sees some of it, unless the padding is as wide as the window. The zeros that windows see there
-    are no activation, where others see none.
+    At a border of a convolution a window sees some of it, or a constant that is no activation, where others see none.
     """
     if name == "im2col":
         x, kernel, dilation, padding, stride = args
@@ -68,14 +67,13 @@ def has_gaps(name: str, args: Sequence[Any]) -> bool:
     # TorchScript says more of it.
     x, weight, _, stride, padding, dilation, is_transposed, more, *_ = args
     sizes, kernel = x.shape[2:], weight.shape[2:]
-    if is_transposed:
-        totals = [
-            (size - 1) * step - 2 * edge + spread * (window - 1) + rest + 1
-            for size, window, step, edge, spread, rest in _axes(sizes, kernel, stride, padding, dilation, more)
-        ]
-        return _are_left_out(_seen_from(sizes, kernel, stride, padding, dilation), totals)
-    seen = _seen_of(sizes, kernel, stride, padding, dilation)
-    return any(not ((places >= 0) & (places < size)).any(1).all() for places, size in zip(seen, sizes, strict=True))
+    if not is_transposed:
+        return False
+    totals = [
+        (size - 1) * step - 2 * edge + spread * (window - 1) + rest + 1
+        for size, window, step, edge, spread, rest in _axes(sizes, kernel, stride, padding, dilation, more)
+    ]
+    return _are_left_out(_seen_from(sizes, kernel, stride, padding, dilation), totals)
 
 
 def _axes(sizes: Sequence[int], *told: Sequence[int]) -> Iterable[tuple[int, ...]]:

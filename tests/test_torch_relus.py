@@ -462,7 +462,7 @@ def test_what_writes_behind_a_gradients_back_is_refused(write):
     assert vouched.shape == images().shape
 
 
-def tainted_elsewhere(vouch):
+def tainted_elsewhere(vouch, forget=False):
     """Tell whether there is taint behind a ReLU of small numbers, on images of these and on others."""
     seen, taken = [], None
     for images in (torch.linspace(-1.0, 1.0, 64)[None], torch.linspace(-2.0, 2.0, 64)[None]):
@@ -470,14 +470,16 @@ def tainted_elsewhere(vouch):
         leaf = images.requires_grad_().clone()
         watch.follow(leaf)
         with watch:
-            y = leaf * ((leaf > 0) | (leaf < -1))
+            y = leaf * ((leaf > 0) + 2.0 * (leaf < -1))
         seen.append(watch._notes.of(y).is_tainted)
-        taken = watch.taken
+        taken = {} if forget else watch.taken
     return seen
 
 
 def test_what_is_vouched_for_is_so_on_other_images():
     assert tainted_elsewhere({"mul": "plain"}) == [False, False]
+    # Were it forgotten, other images would be looked at in other places.
+    assert tainted_elsewhere({"mul": "plain"}, forget=True) == [False, True]
 
 
 class Kept(nn.Module):

@@ -12,7 +12,7 @@ from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.choices import difference
 from guided_backprop.backends.notes import Choice, Note, Ranks
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.rows import parts_of
+from guided_backprop.backends.rows import has_parts
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.tensorflow.graph.nodes import VALUES, Graph, operand_refs, producer, word_of
 from guided_backprop.backends.tensorflow.graph.operations import OPERATIONS
@@ -100,9 +100,8 @@ class Candidate:
             return apart if apart is not None and apart.size == y.size else None
         if self.is_choice:
             return np.array(x)
-        if x.size < y.size:
-            # It may have several of each.
-            return np.array(x) if any(True for _ in parts_of(y, x)) else None
+        if has_parts(y.size, x.size):
+            return np.array(x)
         return np.array(x.reshape(y.shape)) if x.size == y.size else None
 
 

@@ -51,7 +51,7 @@ def _are_some_multiples(rows: torch.Tensor, rounding: float) -> bool:
 def has_gaps(name: str, args: Sequence[Any]) -> bool:
     """Tell whether an operation leaves zeros between or around values: where nothing of what it is given is looked at.
 
-    At a border of a convolution a window sees some of it, or a constant that is no activation, where others see none.
+    Not at a border of a convolution: ordinary ones are padded, and what a pool chooses there is no activation.
     """
     if name == "im2col":
         x, kernel, dilation, padding, stride = args

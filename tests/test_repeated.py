@@ -97,8 +97,7 @@ def test_it_is_right_or_refused(name):
 
 
 @pytest.mark.parametrize("name", ["a magnitude by the larger", "the larger of 2 x and x"])
-def test_planted_fault_multiples_are_not_looked_for(name, monkeypatch):
-    monkeypatch.setattr("guided_backprop.backends.torch.hidden.notes.has_multiples", lambda weights: False)
+def test_planted_fault_what_is_larger_of_multiples_is_a_rank(name, monkeypatch):
     monkeypatch.setattr("guided_backprop.backends.spelling._chance_at_zero", lambda *_: None)
     assert not is_right_or_refused(RELUS[name], 2)
 
@@ -139,20 +138,6 @@ def test_what_is_none_keeps_its_derivative(name):
     with torch.no_grad():
         found = np.asarray(GuidedBackprop(model).explain(MAPS, labels=0))
     assert np.allclose(found, g.clamp(min=0).numpy(), rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("matrix", "expected"),
-    [
-        ([[1.0, -2.0]], True),
-        ([[1.0, 2.0], [3.0, 4.0]], False),
-        ([[1.0, 2.0, 3.0], [-2.0, 1.0, -6.0]], True),
-        ([[0.0, 0.0], [1.0, 3.0]], True),
-        ([[1.0]], False),
-    ],
-)
-def test_multiples_are_told_by_rows_and_columns(matrix, expected):
-    assert weights.has_multiples(torch.tensor(matrix)) is expected
 
 
 @pytest.mark.parametrize(("stride", "kernel", "expected"), [(1, 1, False), (2, 1, True), (2, 2, False), (3, 2, True)])

@@ -222,7 +222,6 @@ class Operand(Generic[Ref]):
         is_one_number: tells whether it is known that all its numbers are the same, though it depends on something.
         has_zeros: tells of a constant whether there may be zeros in it.
         is_sparse: tells of weights whether there are zeros in them, as far as anybody knows.
-        has_multiples: tells of weights whether what they make of one value they make a multiple of elsewhere.
         value: the same as ``ref``, also if no gradient comes to it; None if it is no number.
         is_known: whether it is one number, as far as its size does not tell that.
     """
@@ -235,7 +234,6 @@ class Operand(Generic[Ref]):
     is_one_number: Callable[[], bool] = _never
     has_zeros: Callable[[], bool] = _never
     is_sparse: Callable[[], bool] = _never
-    has_multiples: Callable[[], bool] = _never
     value: Ref | None = None
     is_known: bool = False
 

@@ -42,7 +42,8 @@ class Noting(Given[Ref]):
             opened_by = tuple(self._all_read())
             return Note(sign=sign, has_gaps=has_gaps, has_relus=True, opened_by=opened_by, relus=self.relus())
         beside = self.beside(size) if is_falling else []
-        is_spread, leaves_out, is_mixed = self._spreads(size), self._leaves_out(size), self._mixes(size)
+        is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
+        is_mixed = self._is_mixing and not leaves_out
         return Note(
             is_tainted=self.starts or bool([*self._tainted, *beside]),
             is_by_rank=self.is_by_rank and not beside,
@@ -72,10 +73,6 @@ class Noting(Given[Ref]):
             roots=self._roots(),
             is_off=self._is_off,
         )
-
-    def _mixes(self, size: int | None) -> bool:
-        """Tell whether it adds values up, and none of these stands beside constants or multiples of itself then."""
-        return self._is_mixing and not (self._leaves_out(size) or self._repeats(size))
 
     @property
     def _is_step(self) -> bool:

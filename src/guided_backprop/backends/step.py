@@ -190,19 +190,8 @@ class Given(Generic[Ref]):
             return any(operand.has_zeros() for operand in weights)
         if len(self.dependent) == 1 and not weights:
             return any(note.has_constants for note in self._notes)
-        return self._has_more(size) and any(operand.is_sparse() for operand in weights)
-
-    def _repeats(self, size: int | None) -> bool:
-        """Tell whether a linear operation puts multiples of some values beside each other, as ``x @ [[1, -1]]`` does.
-
-        The larger of these tells a sign of x, and no rank.
-        """
-        is_mixing = self._is_mixing and self._has_more(size)
-        return is_mixing and any(operand.has_multiples() for operand in self._weights)
-
-    def _has_more(self, size: int | None) -> bool:
-        """Tell whether so many numbers are more than what it is given, or than what that was put together of."""
-        return any(size is None or part.size is None or size > part.size for part in self._all_parts)
+        is_more = any(size is None or part.size is None or size > part.size for part in self._all_parts)
+        return is_more and any(operand.is_sparse() for operand in weights)
 
     @property
     def _multiplies(self) -> bool:

@@ -16,7 +16,7 @@ from guided_backprop.backends import notes
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.torch.graph.composites import Shifts
 from guided_backprop.backends.torch.hidden.signs import sign_of_squares, sign_of_tensor
-from guided_backprop.backends.torch.hidden.weights import has_multiples, has_zeros
+from guided_backprop.backends.torch.hidden.weights import has_zeros
 from guided_backprop.backends.torch.own import RUNNING
 
 # Where a view lies in its storage.
@@ -377,7 +377,6 @@ class Operand(notes.Operand[Value]):
             is_one_number=partial(_is_one_number, kept),
             has_zeros=partial(has_zeros, kept),
             is_sparse=partial(has_zeros, kept),
-            has_multiples=partial(has_multiples, kept),
             value=value,
         )
         object.__setattr__(self, "tensor", kept)

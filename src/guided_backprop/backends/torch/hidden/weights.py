@@ -1,4 +1,4 @@
-"""What a linear operation leaves as it was, by its weights and its windows: zeros, and multiples of one value."""
+"""Where a linear operation leaves zeros, by its weights and its windows."""
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -11,11 +11,6 @@ from guided_backprop.arrays import NumpyArray
 
 # What one value lies on a diagonal of, or at a few places of, is 0 elsewhere.
 _GAPS: Final = frozenset({"block_diag", "diag_embed", "to_dense", "tril", "triu"})
-# So many axes weights have at least.
-_MATRIX: Final = 2
-# By so much multiples may be off in single precision; in a narrower one, by so many units in the last place.
-_ALIKE: Final = 1e-5
-_LEFT: Final = 4
 
 
 def has_zeros(tensor: torch.Tensor) -> bool:
@@ -23,29 +18,6 @@ def has_zeros(tensor: torch.Tensor) -> bool:
     known = tensor.to_dense() if tensor.is_mkldnn else tensor
     # To count is three times as fast as to ask whether all are.
     return known.layout is not torch.strided or int(torch.count_nonzero(known)) < known.numel()
-
-
-def has_multiples(weights: torch.Tensor) -> bool:
-    """Tell whether some rows of weights, along an axis of what they are given or give, are multiples of others."""
-    if weights.ndim < _MATRIX or weights.layout is not torch.strided or not weights.is_floating_point():
-        return False
-    rounding = max(_ALIKE, _LEFT * torch.finfo(weights.dtype).eps)
-    every = weights.detach() if weights.dtype is torch.float64 else weights.detach().float()
-    axes = {0, 1, weights.ndim - 1}
-    return any(_are_some_multiples(every.movedim(axis, 0).flatten(1), rounding) for axis in axes)
-
-
-def _are_some_multiples(rows: torch.Tensor, rounding: float) -> bool:
-    sizes = rows.norm(dim=1)
-    rows, sizes = rows[sizes > 0], sizes[sizes > 0]
-    # In the order of one number that is made of each, turned in sign, multiples are neighbours.
-    weights = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sqrt()
-    made = (rows @ weights) / (sizes * weights.norm())
-    order = made.abs().argsort()
-    pairs = (made.abs()[order].diff() <= rounding / len(weights) ** 0.5).nonzero()[:, 0]
-    first, second = (rows[one] / (sizes[one] * made[one].sign())[:, None] for one in (order[pairs], order[pairs + 1]))
-    off, size = ((first - second).abs(), first.abs())
-    return len(pairs) > 0 and bool((off.amax(1) <= rounding * size.amax(1)).any())
 
 
 def has_gaps(name: str, args: Sequence[Any]) -> bool:

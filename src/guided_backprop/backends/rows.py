@@ -47,11 +47,16 @@ def sides_of(y: NumpyArray, x: NumpyArray) -> Iterator[float | NumpyArray]:
         yield sides
 
 
+def may_have_parts(size: int, of_x: int) -> bool:
+    """Tell whether so many values may be those of x, or several of each."""
+    return size == of_x or (1 < of_x < size <= _MOST_PARTS * of_x and size % of_x == 0)
+
+
 def parts_of(y: NumpyArray, x: NumpyArray) -> Iterator[NumpyArray]:
     """Yield what there is of x, once for each time that y has it: along an axis of their own, wherever that is."""
-    count, rest = divmod(y.size, x.size) if 1 < x.size < y.size else (0, 1)
-    if rest or count > _MOST_PARTS:
+    if not may_have_parts(y.size, x.size):
         return
+    count = y.size // max(x.size, 1)
     for place in range(x.ndim + 1):
         yield from np.moveaxis(y.reshape(*x.shape[:place], count, *x.shape[place:]), place, 0)
 

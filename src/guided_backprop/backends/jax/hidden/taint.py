@@ -26,6 +26,7 @@ from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ran
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import MOVES
 from guided_backprop.backends.refusals import is_plain
+from guided_backprop.backends.rows import may_have_parts
 
 #: They say themselves that they are the negative of a ReLU, if they are.
 EXPLICIT = frozenset({"clamp", "minimum"})
@@ -74,10 +75,12 @@ class Taint:
 
     Attributes:
         nominees: what has to be judged, in the order in which it is computed.
+        is_by_numbers: whether something would have to be, were the numbers of constants others.
     """
 
     def __init__(self, facts: Facts, vouch: Vouch, ended: Iterable[Value] = ()) -> None:
         self.nominees: dict[Value, Nominee] = {}
+        self.is_by_numbers = False
         self._facts, self._vouch, self._ended = facts, vouch, frozenset(ended)
         self._notes: dict[Value, Note[Value]] = {}
         self._order: dict[Value, int] = {}
@@ -208,6 +211,7 @@ class Taint:
             inside = Taint(self._facts, self._vouch)
             inside.visit(step.blocks[0])
             notes = [note for value in step.blocks[0].outputs if (note := inside.note(value)) is not None]
+            self.is_by_numbers |= inside.is_by_numbers
             is_suspect = bool(inside.nominees) or any(note.is_tainted for note in notes)
             return [Note(is_tainted=True, is_by_rank=False)] if is_suspect else []
         if step.name not in REBUILT or not step.blocks:
@@ -260,6 +264,7 @@ class Taint:
         reached = self._reached(step, {*candidates, *(value for one in choices for value in one.values)})
         # The first that is computed comes first: it is what the others were made of.
         ordered, source = sorted(candidates.keys() & reached, key=self._order.__getitem__), self._graph.source
+        self.is_by_numbers |= bool(ordered or choices)
         curves = self._curves(y, ordered)
         ordered = [x for x in ordered if not curves.is_none(source(x))]
         choices = [one for one in choices if self._is_told(one, reached, curves)]
@@ -357,7 +362,7 @@ def _fits(candidate: Candidate[Value], y: Value) -> bool:
     """Tell whether a value may be a ReLU of a candidate, by how many numbers they have."""
     x, less = candidate.ref, candidate.less
     if less is None:
-        return x.carries and (candidate.choice is not Choice.NONE or candidate.size == _size(y))
+        return x.carries and (candidate.choice is not Choice.NONE or may_have_parts(_size(y), _size(x)))
     if _is_shift(y):
         return False
     return (x.carries and less.carries) if candidate.choice is Choice.BEHIND else _size_apart(x, less) == _size(y)

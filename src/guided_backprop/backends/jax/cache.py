@@ -43,7 +43,7 @@ class Identity:
 
 # So many numbers are looked at in each trace: there are no more slopes, as a rule.
 _MOST_SLOPES = 1 << 12
-# Constants of so many numbers are what people turn between calls, as a slope, a bound or a temperature; more are weights.
+# Constants of so few numbers are what is turned between calls, as a slope or a bound; those of more are weights.
 _MOST_TURNED = 1 << 6
 #: What all methods of the process share.
 SHARED = Kept()

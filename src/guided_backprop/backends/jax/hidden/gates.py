@@ -150,7 +150,7 @@ class Judge:
         return _finding_of(judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))))
 
     def _judge_elsewhere(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
-        """Judge a value as a ReLU of one in another block, where all turns of a loop are its numbers, or several of each."""
+        """Judge a value as a ReLU of one in another block: all turns of a loop are its numbers, or several of each."""
         seen = [self._looks.seen(value, 1) for value in (y, x)]
         sizes = [array.size for array in seen if array is not None]
         if len(sizes) < len(seen) or not may_have_parts(*sizes):

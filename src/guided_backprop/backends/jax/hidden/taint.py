@@ -264,8 +264,11 @@ class Taint:
         reached = self._reached(step, {*candidates, *(value for one in choices for value in one.values)})
         # The first that is computed comes first: it is what the others were made of.
         ordered, source = sorted(candidates.keys() & reached, key=self._order.__getitem__), self._graph.source
-        self.is_by_numbers |= bool(ordered or choices)
         curves = self._curves(y, ordered)
+        # Of a sum with a written ReLU in it, and of what a pool chose, few numbers make none.
+        ranks = {one.ref: shown.ranks(one, _size(y)) for one in every}
+        compared = {ranks[x] for x in (*ordered, *(one.ref for one in choices))} - {Ranks.ALL}
+        self.is_by_numbers |= bool(curves.known or (compared and not shown.is_sum_alone))
         ordered = [x for x in ordered if not curves.is_none(source(x))]
         choices = [one for one in choices if self._is_told(one, reached, curves)]
         if ordered or choices:
@@ -274,7 +277,7 @@ class Taint:
                 block,
                 tuple(ordered),
                 frozenset([*filter(candidates.get, ordered), *_bounded_elsewhere(choices)]),
-                {one.ref: shown.ranks(one, _size(y)) for one in every},
+                ranks,
                 shown.is_of_two,
                 tuple(choices),
                 shown.row.kind is Kind.MOVES,

@@ -115,6 +115,14 @@ class Step(Noting[Ref]):
         yield from (one for one in every if one.choice is not Choice.NONE or one.key not in known)
 
     @property
+    def masked(self) -> set[Ref]:
+        """What meets a mask here, and what that was put together of; nothing where it chooses itself."""
+        if not self._masks or self.row.kind in CHOOSING:
+            return set()
+        parts = (one.ref for note in self._notes if not note.is_tainted for one in note.parts)
+        return {*parts, *(operand.ref for operand in self._read if operand.ref is not None)}
+
+    @property
     def is_sum_alone(self) -> bool:
         """Whether it can be a ReLU only as a sum with one that is written: nothing is chosen or tainted."""
         return not (self.starts or self._tainted or self._shifted_before)

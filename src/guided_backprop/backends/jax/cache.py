@@ -82,7 +82,9 @@ def ends_of(program: Program) -> Hashable:
 
 def numbers_of(program: Program) -> Hashable:
     """Return the constants of few numbers: what was found of a program by its values may be otherwise with others."""
-    return tuple(np.asarray(array).tobytes() for array in program.constants if np.size(array) <= _MOST_TURNED)
+    small = [array for array in program.constants if np.size(array) <= _MOST_TURNED]
+    # A key for random numbers is no number.
+    return tuple(np.asarray(array).tobytes() for array in small if not jnp.issubdtype(array.dtype, jax.dtypes.extended))
 
 
 def _block_key(block: Block, numbers: dict[Value, int]) -> Hashable:

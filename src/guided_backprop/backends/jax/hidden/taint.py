@@ -4,7 +4,7 @@ Here is what JAX's programs have of their own: blocks that loops, branches and c
 several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -257,18 +257,15 @@ class Taint:
 
     def _nominate(self, y: Value, shown: nomination.Step[Value], step: Step, block: Block) -> Curves[Value]:
         """Make a nominee of a value, if it may be a ReLU; return what it is of those that it may be one of."""
-        made = shown.candidates(_size(y)) if _is_floating(y) else ()
-        every = [one for one in made if one.ref is not y and _fits(one, y)]
-        choices = [one for one in dict.fromkeys(every) if one.choice is not Choice.NONE]
-        candidates = _bounded([one for one in every if one.choice is Choice.NONE])
+        ranks = {one: shown.ranks(one, _size(y)) for one in _fitting(shown, y)}
+        choices = [one for one in ranks if one.choice is not Choice.NONE]
+        candidates = _bounded([one for one in ranks if one.choice is Choice.NONE])
         reached = self._reached(step, {*candidates, *(value for one in choices for value in one.values)})
         # The first that is computed comes first: it is what the others were made of.
         ordered, source = sorted(candidates.keys() & reached, key=self._order.__getitem__), self._graph.source
         curves = self._curves(y, ordered)
-        # Of a sum with a written ReLU in it, and of what a pool chose, few numbers make none.
-        ranks = {one.ref: shown.ranks(one, _size(y)) for one in every}
-        compared = {ranks[x] for x in (*ordered, *(one.ref for one in choices))} - {Ranks.ALL}
-        self.is_by_numbers |= bool(curves.known or (compared and not shown.is_sum_alone))
+        left = {how for one, how in ranks.items() if one.ref in ordered or one in choices}
+        self.is_by_numbers |= _is_by_numbers(left, shown, curves)
         ordered = [x for x in ordered if not curves.is_none(source(x))]
         choices = [one for one in choices if self._is_told(one, reached, curves)]
         if ordered or choices:
@@ -277,7 +274,7 @@ class Taint:
                 block,
                 tuple(ordered),
                 frozenset([*filter(candidates.get, ordered), *_bounded_elsewhere(choices)]),
-                ranks,
+                {one.ref: how for one, how in ranks.items()},
                 shown.is_of_two,
                 tuple(choices),
                 shown.row.kind is Kind.MOVES,
@@ -312,6 +309,19 @@ class Taint:
             if value.step is not None and not is_guided:
                 stack += value.step.inputs
         return reached
+
+
+def _fitting(shown: nomination.Step[Value], y: Value) -> Iterator[Candidate[Value]]:
+    """Yield what a value may be a ReLU of: it has several results of each number of what a mask meets right here."""
+    met = shown.masked
+    for one in shown.candidates(_size(y)) if _is_floating(y) else ():
+        if one.ref is not y and _fits(one, y, has_parts=one.ref in met):
+            yield one
+
+
+def _is_by_numbers(ranks: Collection[Ranks], shown: nomination.Step[Value], curves: Curves[Value]) -> bool:
+    """Tell whether few numbers may make a ReLU of a value: not of what a pool chose, nor of sums with written ReLUs."""
+    return bool(curves.known) or (bool({*ranks} - {Ranks.ALL}) and not shown.is_sum_alone)
 
 
 def _bounded(candidates: Iterable[Candidate[Value]]) -> dict[Value, bool]:
@@ -361,11 +371,12 @@ def _is_branch(step: Step) -> bool:
     return step.word == "cond" and all(_size(value) > 1 for value in step.outputs)
 
 
-def _fits(candidate: Candidate[Value], y: Value) -> bool:
-    """Tell whether a value may be a ReLU of a candidate, by how many numbers they have."""
+def _fits(candidate: Candidate[Value], y: Value, *, has_parts: bool) -> bool:
+    """Tell whether a value may be a ReLU of a candidate, by how many numbers they have; it may have several of each."""
     x, less = candidate.ref, candidate.less
     if less is None:
-        return x.carries and (candidate.choice is not Choice.NONE or may_have_parts(_size(y), _size(x)))
+        is_alike = may_have_parts(_size(y), _size(x)) if has_parts else _size(x) == _size(y)
+        return x.carries and (candidate.choice is not Choice.NONE or is_alike)
     if _is_shift(y):
         return False
     return (x.carries and less.carries) if candidate.choice is Choice.BEHIND else _size_apart(x, less) == _size(y)

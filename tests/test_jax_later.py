@@ -100,7 +100,6 @@ PARTS = {
     "a product of sums": lambda h: jnp.einsum("nf,nfk->nkf", h, jax.nn.one_hot((h > 0) * 1, 2)),
     "scattered": scattered,
     "beside each other": lambda h: jnp.concatenate([h, h], 1) * jnp.concatenate(masks(h), 1),
-    "in front": lambda h: jnp.moveaxis(jnp.stack([h, h]) * jnp.stack(masks(h)), 0, 1),
 }
 
 

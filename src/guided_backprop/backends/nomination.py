@@ -116,11 +116,9 @@ class Step(Noting[Ref]):
 
     @property
     def masked(self) -> set[Ref]:
-        """What meets a mask here, and what that was put together of; nothing where it chooses itself."""
-        if not self._masks or self.row.kind in CHOOSING:
-            return set()
-        parts = (one.ref for note in self._notes if not note.is_tainted for one in note.parts)
-        return {*parts, *(operand.ref for operand in self._read if operand.ref is not None)}
+        """What meets a mask here; nothing where it chooses itself."""
+        is_met = self._masks and self.row.kind not in CHOOSING
+        return {operand.ref for operand in self._read if operand.ref is not None} if is_met else set()
 
     @property
     def is_sum_alone(self) -> bool:

@@ -264,8 +264,9 @@ class Taint:
         # The first that is computed comes first: it is what the others were made of.
         ordered, source = sorted(candidates.keys() & reached, key=self._order.__getitem__), self._graph.source
         curves = self._curves(y, ordered)
-        left = {how for one, how in ranks.items() if one.ref in ordered or one in choices}
-        self.is_by_numbers |= _is_by_numbers(left, shown, curves)
+        # Of what a pool chose, and of sums with written ReLUs, few numbers make none.
+        compared = {how for one, how in ranks.items() if one.ref in ordered or one in choices} - {Ranks.ALL}
+        self.is_by_numbers |= bool(curves.known or (compared and not shown.is_sum_alone))
         ordered = [x for x in ordered if not curves.is_none(source(x))]
         choices = [one for one in choices if self._is_told(one, reached, curves)]
         if ordered or choices:
@@ -313,15 +314,8 @@ class Taint:
 
 def _fitting(shown: nomination.Step[Value], y: Value) -> Iterator[Candidate[Value]]:
     """Yield what a value may be a ReLU of: it has several results of each number of what a mask meets right here."""
-    met = shown.masked
-    for one in shown.candidates(_size(y)) if _is_floating(y) else ():
-        if one.ref is not y and _fits(one, y, has_parts=one.ref in met):
-            yield one
-
-
-def _is_by_numbers(ranks: Collection[Ranks], shown: nomination.Step[Value], curves: Curves[Value]) -> bool:
-    """Tell whether few numbers may make a ReLU of a value: not of what a pool chose, nor of sums with written ReLUs."""
-    return bool(curves.known) or (bool({*ranks} - {Ranks.ALL}) and not shown.is_sum_alone)
+    every = shown.candidates(_size(y)) if _is_floating(y) else ()
+    yield from (one for one in every if one.ref is not y and _fits(one, y, has_parts=one.ref in shown.masked))
 
 
 def _bounded(candidates: Iterable[Candidate[Value]]) -> dict[Value, bool]:

@@ -116,8 +116,8 @@ class Step(Noting[Ref]):
 
     @property
     def masked(self) -> set[Ref]:
-        """What meets a mask here; nothing where it chooses itself."""
-        is_met = self._masks and self.row.kind not in CHOOSING
+        """What meets a mask here; nothing where it chooses itself, or puts the mask beside it."""
+        is_met = self._masks and self.row.kind not in CHOOSING and self.row.word not in ("concatenate", "stack")
         return {operand.ref for operand in self._read if operand.ref is not None} if is_met else set()
 
     @property

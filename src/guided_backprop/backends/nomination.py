@@ -114,11 +114,22 @@ class Step(Noting[Ref]):
         every = self._every_candidate(size)
         yield from (one for one in every if one.choice is not Choice.NONE or one.key not in known)
 
+    @property
+    def masked(self) -> set[Ref]:
+        """What meets a mask here; nothing where it chooses itself, or puts the mask beside it."""
+        is_met = self._masks and self.row.kind not in CHOOSING and self.row.word not in ("concatenate", "stack")
+        return {operand.ref for operand in self._read if operand.ref is not None} if is_met else set()
+
+    @property
+    def is_sum_alone(self) -> bool:
+        """Whether it can be a ReLU only as a sum with one that is written: nothing is chosen or tainted."""
+        return not (self.starts or self._tainted or self._shifted_before)
+
     def _every_candidate(self, size: int | None) -> Iterator[Candidate[Ref]]:
         if self._is_undoing and not self._is_straightening:
             yield from (source for note in notes_of(self._tainted) for source in note.sources if source.is_bounded)
             return
-        if not (self.starts or self._tainted or self._shifted_before):
+        if self.is_sum_alone:
             yield from self.beside(size)
             return
         every = (source for note in notes_of(self._tainted) for source in note.sources)

@@ -19,7 +19,7 @@ from jax.extend import core
 from guided_backprop.arrays import Inputs
 from guided_backprop.backends.again import ANY_DRAW
 from guided_backprop.backends.base import Attributed, Backend, Score, Setup, Weigh, per_image
-from guided_backprop.backends.jax.cache import SHARED, is_shared, key_of, numbers_of
+from guided_backprop.backends.jax.cache import SHARED, ends_of, is_shared, key_of, numbers_of
 from guided_backprop.backends.jax.coverage import count
 from guided_backprop.backends.jax.graph.batch import may_take_for_one_image
 from guided_backprop.backends.jax.graph.composites import mark_activations
@@ -275,14 +275,25 @@ class JaxBackend(Backend):
         for name in sorted(audit.opaque - set(self.setup.vouch)):
             raise _hidden(name)
         try:
-            judged = known, numbers_of(program)
-            record = self._judged.get(judged, lambda: Record.of(program, facts, self.setup.vouch, images.arrays))
+            record = self._record(known, program, facts, images.arrays)
         except GuidedBackpropError:
             raise
         except Exception as error:
             raise self._unreadable(error, program, images.arrays) from error
         _refuse(record.mark(program), program, rules)
         return known, record.key()
+
+    def _record(self, known: Hashable, program: Program, facts: Facts, images: Sequence[jax.Array]) -> Record:
+        """Return what was found of a program like this: one with the same numbers in it, if these count."""
+        alike = known, ends_of(program)
+        before = self._judged.peek(alike)
+        if isinstance(before, Record):
+            return before
+        same = *alike, numbers_of(program)
+        record: Record = self._judged.get(same, lambda: Record.of(program, facts, self.setup.vouch, images))
+        if not record.is_by_numbers:
+            self._judged.keep(alike, record)
+        return record
 
     def _random_of(self, audit: Audit, images: Inputs) -> Set[str]:
         """Return where random numbers meet what a gradient comes through.

@@ -43,6 +43,8 @@ class Identity:
 
 # So many numbers are looked at in each trace: there are no more slopes, as a rule.
 _MOST_SLOPES = 1 << 12
+# Constants of so few numbers are what is turned between calls, as a slope or a bound; those of more are weights.
+_MOST_TURNED = 1 << 6
 #: What all methods of the process share.
 SHARED = Kept()
 
@@ -71,11 +73,18 @@ def key_of(program: Program) -> Hashable:
     return constants, first, _block_key(program.block, numbers)
 
 
-def numbers_of(program: Program) -> Hashable:
+def ends_of(program: Program) -> Hashable:
     """Return where small constants are 0, or 1: as slopes these may make a ReLU of what was none with others."""
     small = [array for array in map(jnp.asarray, program.constants) if array.size <= _MOST_SLOPES]
     arrays = [np.asarray(array) for array in small if jnp.issubdtype(array.dtype, jnp.floating)]
     return tuple(((array == 0) | (np.abs(array) == 1)).tobytes() for array in arrays)
+
+
+def numbers_of(program: Program) -> Hashable:
+    """Return the constants of few numbers: what was found of a program by its values may be otherwise with others."""
+    small = [array for array in program.constants if np.size(array) <= _MOST_TURNED]
+    # A key for random numbers is no number.
+    return tuple(np.asarray(array).tobytes() for array in small if not jnp.issubdtype(array.dtype, jax.dtypes.extended))
 
 
 def _block_key(block: Block, numbers: dict[Value, int]) -> Hashable:

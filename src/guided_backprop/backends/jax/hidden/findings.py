@@ -36,10 +36,12 @@ class Record:
         gates: for each gate the number of its value, what it is where it is closed and how far off, the number of x,
             the slope, and whether it opens at 0.
         spelled: the numbers of the first results of steps that are refused.
+        is_by_numbers: whether it holds only where the small constants are the same as well.
     """
 
     gates: tuple[tuple[int, NumpyArray, float, int | None, float | None, bool], ...]
     spelled: tuple[int, ...]
+    is_by_numbers: bool
 
     @classmethod
     def of(cls, program: Program, facts: Facts, vouch: Vouch, images: Sequence[jax.Array]) -> "Record":
@@ -56,7 +58,8 @@ class Record:
             )
             for y, gate in findings.gates.items()
         )
-        return cls(tuple(gates), tuple(numbers[step.outputs[0]] for step in findings.spelled))
+        spelled = tuple(numbers[step.outputs[0]] for step in findings.spelled)
+        return cls(tuple(gates), spelled, findings.is_by_numbers)
 
     def mark(self, program: Program) -> list[Step]:
         """Note the gates on the values of a program; return the steps that are refused."""

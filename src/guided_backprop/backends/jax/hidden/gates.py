@@ -19,7 +19,7 @@ from guided_backprop.backends.evidence import is_evidence, is_thin
 from guided_backprop.backends.jax.graph.program import CUSTOM, Gate, Program, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.jax.hidden.behind import Behind
-from guided_backprop.backends.jax.hidden.looks import NEAR_LOOKS, Looks
+from guided_backprop.backends.jax.hidden.looks import NEAR_LOOKS, Looks, asked_of
 from guided_backprop.backends.jax.hidden.opening import ROUNDING, Seen, as_told, gate_of, snapped
 from guided_backprop.backends.jax.hidden.signs import Signs
 from guided_backprop.backends.jax.hidden.sums import BlockSums, blocks_of
@@ -28,7 +28,7 @@ from guided_backprop.backends.jax.hidden.watch import Asked, steps_between
 from guided_backprop.backends.nomination import PRELU
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.rows import groupings
+from guided_backprop.backends.rows import groupings, has_parts
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
 from guided_backprop.backends.step import PARTS
 
@@ -49,10 +49,12 @@ class Findings:
     Attributes:
         gates: the values that are ReLUs, and how.
         spelled: steps that gate values, though not as a ReLU does, or not for sure.
+        is_by_numbers: whether other numbers in the constants could make something else of it.
     """
 
     gates: dict[Value, Gate] = field(default_factory=dict)
     spelled: list[Step] = field(default_factory=list)
+    is_by_numbers: bool = False
 
 
 class Judge:
@@ -97,11 +99,13 @@ class Judge:
             while gates := sums.gates():
                 findings.gates |= gates
             findings.spelled += sums.refused()
+            findings.is_by_numbers |= sums.is_by_numbers
         return findings
 
     def _nominated(self, findings: Findings) -> dict[Value, Nominee]:
         self._taint, self._signs = Taint(self._facts, self._vouch, findings.gates), Signs(self._facts)
         self._taint.visit(self._program.block)
+        findings.is_by_numbers |= self._taint.is_by_numbers
         self._looks.begin(self._taint.nominees, findings.gates)
         self._told_by_values = {}
         return self._taint.nominees
@@ -146,9 +150,10 @@ class Judge:
         return _finding_of(judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))))
 
     def _judge_elsewhere(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
-        """Judge a value as a ReLU of one in another block, where all turns of a loop are as many numbers as it has."""
+        """Judge a value as a ReLU of one in another block: all turns of a loop are its numbers, or several of each."""
         seen = [self._looks.seen(value, 1) for value in (y, x)]
-        if any(array is None for array in seen) or len({array.size for array in seen if array is not None}) > 1:
+        sizes = [array.size for array in seen if array is not None]
+        if len(sizes) < len(seen) or not (sizes[0] == sizes[1] or has_parts(*sizes)):
             return _Finding.PLAIN
         told = self._by_values(y, x, nominee)
         is_closed = told is not None and (told[0] is not Verdict.UNSETTLED or told[1] is not None)
@@ -180,7 +185,7 @@ class Judge:
 
     def _left(self, y: Value, nominee: Nominee) -> list[Asked]:
         """Return the derivatives of a value that are to be known: towards what its values alone leave open."""
-        return [(x, y) for x in nominee.candidates if self._by_values(y, x, nominee) is not None]
+        return [asked_of(x, y) for x in nominee.candidates if self._by_values(y, x, nominee) is not None]
 
     def _by_values(self, y: Value, x: Value, nominee: Nominee) -> tuple[Verdict, NumpyArray | None, int] | None:
         """Return what values say of one candidate, as :meth:`_verdict` does; None if by these alone it is none."""
@@ -252,7 +257,7 @@ class Judge:
             return Judgement(Verdict.NONE)
         is_of_one_sign = bool(self._signs.of(x))
         # Both of them: of what is rounding in one alone, the other would be closed there.
-        ys, xs = snapped(ys, y), snapped(xs, x).reshape(ys.shape)
+        ys, xs = snapped(ys, y), snapped(xs, x)
         how = judge_bounded if x in nominee.bounded else judge
         return how(
             ys,
@@ -303,8 +308,11 @@ def _is_permuted(y: NumpyArray, x: NumpyArray) -> bool:
 
 
 def _may_be_one(y: NumpyArray, x: NumpyArray) -> bool:
-    """Tell whether y is one constant, or a multiple of x by channel or by position: the rest is no ReLU's open side."""
-    if (y == y.flat[0]).all():
+    """Tell whether y is one constant, or a multiple of x by channel or by position: the rest is no ReLU's open side.
+
+    Of several results of each number :func:`judge` told it of each part.
+    """
+    if (y == y.flat[0]).all() or y.size != x.size:
         return True
     ratios = np.divide(y, x.reshape(y.shape), out=np.full(y.shape, np.nan), where=x.reshape(y.shape) != 0)
     for axes in groupings(y):

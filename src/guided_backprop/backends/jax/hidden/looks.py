@@ -74,7 +74,7 @@ class Looks:
 
     def derivative(self, y: Value, x: Value, looks: int, asks: Asks) -> NumpyArray | None:
         """Return the derivative of y towards x on so many sets of images; None if it was not computed."""
-        return _joined([self.together(y, number, asks)[x, y] for number in range(looks)])
+        return _joined([self.together(y, number, asks)[asked_of(x, y)] for number in range(looks)])
 
     def begin(self, nominees: Mapping[Value, Nominee], gates: Iterable[Value]) -> None:
         """Say what is to be judged, and which values are ReLUs so far, which no gradient passes."""
@@ -144,6 +144,11 @@ class Looks:
         (value,) = inside.values()
         begin = jnp.asarray(value, first.outputs[0].aval.dtype).reshape(first.outputs[0].aval.shape)
         return [*given, _others(begin, number)]
+
+
+def asked_of(x: Value, y: Value) -> Asked:
+    """Return what is asked for to know whether y is a gate of x: of several results of each number each counts."""
+    return (x, y) if _size(x) == _size(y) else Seeded(x, y)
 
 
 def _values_of(block: Block) -> list[Value]:

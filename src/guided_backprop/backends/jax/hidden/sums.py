@@ -74,6 +74,11 @@ class BlockSums(Sums[Value]):
         self.relus = dict(self._relus())
         return gates
 
+    @property
+    def is_by_numbers(self) -> bool:
+        """Whether there were sums to be run, with the numbers of the constants in them."""
+        return bool(self._known)
+
     def refused(self) -> list[Step]:
         """Return the steps that make ReLUs which no rule can act on."""
         ends = [one.y.step for one in self._in_order() if one.is_end]

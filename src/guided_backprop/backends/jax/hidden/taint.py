@@ -4,7 +4,7 @@ Here is what JAX's programs have of their own: blocks that loops, branches and c
 several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from guided_backprop.backends import nomination
+from guided_backprop.backends import nomination, rows
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.curves import Curves, is_partly_relu
 from guided_backprop.backends.jax.graph.calls import loop_sizes
@@ -74,10 +74,12 @@ class Taint:
 
     Attributes:
         nominees: what has to be judged, in the order in which it is computed.
+        is_by_numbers: whether something would have to be, were the numbers of constants others.
     """
 
     def __init__(self, facts: Facts, vouch: Vouch, ended: Iterable[Value] = ()) -> None:
         self.nominees: dict[Value, Nominee] = {}
+        self.is_by_numbers = False
         self._facts, self._vouch, self._ended = facts, vouch, frozenset(ended)
         self._notes: dict[Value, Note[Value]] = {}
         self._order: dict[Value, int] = {}
@@ -208,6 +210,7 @@ class Taint:
             inside = Taint(self._facts, self._vouch)
             inside.visit(step.blocks[0])
             notes = [note for value in step.blocks[0].outputs if (note := inside.note(value)) is not None]
+            self.is_by_numbers |= inside.is_by_numbers
             is_suspect = bool(inside.nominees) or any(note.is_tainted for note in notes)
             return [Note(is_tainted=True, is_by_rank=False)] if is_suspect else []
         if step.name not in REBUILT or not step.blocks:
@@ -253,14 +256,16 @@ class Taint:
 
     def _nominate(self, y: Value, shown: nomination.Step[Value], step: Step, block: Block) -> Curves[Value]:
         """Make a nominee of a value, if it may be a ReLU; return what it is of those that it may be one of."""
-        made = shown.candidates(_size(y)) if _is_floating(y) else ()
-        every = [one for one in made if one.ref is not y and _fits(one, y)]
-        choices = [one for one in dict.fromkeys(every) if one.choice is not Choice.NONE]
-        candidates = _bounded([one for one in every if one.choice is Choice.NONE])
+        ranks = {one: shown.ranks(one, _size(y)) for one in _fitting(shown, y)}
+        choices = [one for one in ranks if one.choice is not Choice.NONE]
+        candidates = _bounded([one for one in ranks if one.choice is Choice.NONE])
         reached = self._reached(step, {*candidates, *(value for one in choices for value in one.values)})
         # The first that is computed comes first: it is what the others were made of.
         ordered, source = sorted(candidates.keys() & reached, key=self._order.__getitem__), self._graph.source
         curves = self._curves(y, ordered)
+        # Of what a pool chose, and of sums with written ReLUs, few numbers make none.
+        compared = {how for one, how in ranks.items() if one.ref in ordered or one in choices} - {Ranks.ALL}
+        self.is_by_numbers |= bool(curves.known or (compared and not shown.is_sum_alone))
         ordered = [x for x in ordered if not curves.is_none(source(x))]
         choices = [one for one in choices if self._is_told(one, reached, curves)]
         if ordered or choices:
@@ -269,7 +274,7 @@ class Taint:
                 block,
                 tuple(ordered),
                 frozenset([*filter(candidates.get, ordered), *_bounded_elsewhere(choices)]),
-                {one.ref: shown.ranks(one, _size(y)) for one in every},
+                {one.ref: how for one, how in ranks.items()},
                 shown.is_of_two,
                 tuple(choices),
                 shown.row.kind is Kind.MOVES,
@@ -304,6 +309,12 @@ class Taint:
             if value.step is not None and not is_guided:
                 stack += value.step.inputs
         return reached
+
+
+def _fitting(shown: nomination.Step[Value], y: Value) -> Iterator[Candidate[Value]]:
+    """Yield what a value may be a ReLU of: it has several results of each number of what a mask meets right here."""
+    every = shown.candidates(_size(y)) if _is_floating(y) else ()
+    yield from (one for one in every if one.ref is not y and _fits(one, y, has_parts=one.ref in shown.masked))
 
 
 def _bounded(candidates: Iterable[Candidate[Value]]) -> dict[Value, bool]:
@@ -353,11 +364,12 @@ def _is_branch(step: Step) -> bool:
     return step.word == "cond" and all(_size(value) > 1 for value in step.outputs)
 
 
-def _fits(candidate: Candidate[Value], y: Value) -> bool:
-    """Tell whether a value may be a ReLU of a candidate, by how many numbers they have."""
+def _fits(candidate: Candidate[Value], y: Value, *, has_parts: bool) -> bool:
+    """Tell whether a value may be a ReLU of a candidate, by how many numbers they have; it may have several of each."""
     x, less = candidate.ref, candidate.less
     if less is None:
-        return x.carries and (candidate.choice is not Choice.NONE or candidate.size == _size(y))
+        is_alike = _size(x) == _size(y) or (has_parts and rows.has_parts(_size(y), _size(x)))
+        return x.carries and (candidate.choice is not Choice.NONE or is_alike)
     if _is_shift(y):
         return False
     return (x.carries and less.carries) if candidate.choice is Choice.BEHIND else _size_apart(x, less) == _size(y)

@@ -148,9 +148,10 @@ def shard_table(
     try:
         with folder.opened(name) as file, pq.ParquetFile(file, page_checksum_verification=True) as held:
             about = about_of(held.schema_arrow)
+            # In this thread alone: one of Arrow's that still lets go of what Python holds ends a process that exits.
             for group in range(held.num_row_groups if verify else 0):
-                held.read_row_group(group)
-            table = held.read(columns)
+                held.read_row_group(group, use_threads=False)
+            table = held.read(columns, use_threads=False)
             paths = table["path"].to_pylist()
     # A damaged file can make a reader raise anything.
     except Exception as error:

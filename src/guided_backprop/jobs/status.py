@@ -146,9 +146,10 @@ def shard_table(
     name = shard_name(shard.number)
     pq = arrow().parquet
     try:
-        with folder.opened(name) as file, pq.ParquetFile(file, page_checksum_verification=True) as held:
+        # In this thread alone: one of Arrow's that still lets go of what Python holds aborts a process that exits.
+        options = {"page_checksum_verification": True, "pre_buffer": False}
+        with folder.opened(name) as file, pq.ParquetFile(file, **options) as held:
             about = about_of(held.schema_arrow)
-            # In this thread alone: one of Arrow's that still lets go of what Python holds ends a process that exits.
             for group in range(held.num_row_groups if verify else 0):
                 held.read_row_group(group, use_threads=False)
             table = held.read(columns, use_threads=False)

@@ -182,7 +182,7 @@ class Notes:
     """Notes on tensors, kept by storage: a view shares them. Weak, so that no memory is held for it."""
 
     def __init__(self) -> None:
-        self._notes: dict[int, tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
+        self._notes: dict[int, tuple[StorageWeakRef, Note, dict[_Place | torch.dtype, Note]]] = {}
         self._unwritten: dict[int, StorageWeakRef] = {}
         # The memory of what an operation that was seen gave.
         self._seen: dict[int, StorageWeakRef] = {}
@@ -193,14 +193,17 @@ class Notes:
         self._sparse: dict[int, tuple[torch.Tensor, Note]] = {}
 
     def put(self, tensor: torch.Tensor, note: Note, *, is_alone: bool = False) -> None:
-        """Note something of a tensor, and of all that shares its memory unless it stands ``is_alone``."""
+        """Note something of a tensor, and of all that shares its memory unless it stands ``is_alone``.
+
+        Of bits in that memory it is noted by their type: a view of these in another shape is of bits as well.
+        """
         if tensor.layout is not torch.strided:
             self._sparse[id(tensor)] = (tensor, note)
             return
         reference = StorageWeakRef(tensor.untyped_storage())
         known = self._notes.get(reference.cdata)
         if is_alone and known is not None:
-            known[2][place_of(tensor)] = note
+            known[2][place_of(tensor) if _is_of_numbers(tensor) else tensor.dtype] = note
             return
         if known is not None and tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes():
             # A part was written, and the rest is what it was.
@@ -312,7 +315,12 @@ class Notes:
         known = self._notes.get(tensor.untyped_storage()._cdata)
         if known is None:
             return None
-        return known[2].get(place_of(tensor), known[1]) if known[2] else known[1]
+        there = known[2]
+        return there.get(place_of(tensor), there.get(tensor.dtype, known[1])) if there else known[1]
+
+
+def _is_of_numbers(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def place_of(tensor: torch.Tensor) -> _Place:
@@ -380,7 +388,7 @@ class Operand(notes.Operand[Value]):
             value=value,
         )
         object.__setattr__(self, "tensor", kept)
-        is_left = not (tensor.requires_grad or note is None) and (tensor.is_floating_point() or tensor.is_complex())
+        is_left = not (tensor.requires_grad or note is None) and _is_of_numbers(tensor)
         object.__setattr__(self, "is_lost", is_left and (is_lost or (note is not None and note.is_lost)))
 
     @property

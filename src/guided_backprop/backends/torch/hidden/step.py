@@ -253,8 +253,9 @@ def _row(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> Operation:
     """Return what an operation is, by its name and by the arguments that make another one of it."""
     if name == "segment_reduce" and not _COMPARED & set(map(str, args[1:2])):
         return _ADDS
-    if name == "embedding_bag" and args[4] == _LARGEST_OF_BAGS:
-        return OPERATIONS["amax"]
+    if name == "embedding_bag":
+        # Others add up, each number times a weight of its own perhaps.
+        return OPERATIONS["amax"] if args[4] == _LARGEST_OF_BAGS else _ADDS
     # A quotient that is rounded is a step.
     return OPERATIONS["floor_divide" if named.get("rounding_mode") is not None else name]
 

@@ -252,8 +252,9 @@ class ForwardWatch(Dispatched):
             is_piece = is_shared and self._notes.is_unwritten(result)
             step.made = made_by(name, args, named, operands, result) if len(results) == 1 else Made(tuple(result.shape))
             falling = step.falling if is_piece else self._judged(step, result, output, is_on_view=is_view)
-            # A view is what it is a view of, unless it alone is a gate, or an image tells where it ends.
-            if not is_shared or isinstance(falling, Note) or falling - step.falling or step.is_ended:
+            # A view is what it is a view of, unless it alone is a gate, or an image tells where it ends; or is of bits.
+            is_other = step.is_ended or result.dtype != tensors[0].dtype
+            if not is_shared or isinstance(falling, Note) or falling - step.falling or is_other:
                 note = self.expressions.noted(step.noted(result, falling), step.made)
                 self._notes.put(result, note, is_alone=is_shared)
 

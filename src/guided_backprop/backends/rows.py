@@ -144,7 +144,7 @@ class Gate:
     def has_closed_one(self) -> bool:
         """Whether several values were closed, and all of them were one number."""
         x = self.x[self.y == self.constants]
-        return x.size > 1 and not np.ptp(x)
+        return x.size > 1 and bool((x == x[0]).all())
 
     @property
     def is_in_steps(self) -> bool:

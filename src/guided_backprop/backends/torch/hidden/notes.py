@@ -182,7 +182,7 @@ class Notes:
     """Notes on tensors, kept by storage: a view shares them. Weak, so that no memory is held for it."""
 
     def __init__(self) -> None:
-        self._notes: dict[int, tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
+        self._notes: dict[tuple[int, bool], tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
         self._unwritten: dict[int, StorageWeakRef] = {}
         # The memory of what an operation that was seen gave.
         self._seen: dict[int, StorageWeakRef] = {}
@@ -198,7 +198,7 @@ class Notes:
             self._sparse[id(tensor)] = (tensor, note)
             return
         reference = StorageWeakRef(tensor.untyped_storage())
-        known = self._notes.get(reference.cdata)
+        known = self._notes.get(_memory_of(tensor))
         if is_alone and known is not None:
             known[2][place_of(tensor)] = note
             return
@@ -206,7 +206,7 @@ class Notes:
             # A part was written, and the rest is what it was.
             note = note.joined(known[1])
         # While the weak reference lives, its address is not used again.
-        self._notes[reference.cdata] = (reference, note, {})
+        self._notes[_memory_of(tensor)] = (reference, note, {})
 
     def signed(self, tensor: torch.Tensor, shifts: Shifts) -> Note | None:
         """Return what is known of a tensor, and its sign as a variance or a distance: its node tells it."""
@@ -216,11 +216,11 @@ class Notes:
         sign = sign_of_squares(tensor.grad_fn, shifts)
         if not sign:
             return note
-        known = self._notes.get(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else None
+        known = self._notes.get(_memory_of(tensor)) if tensor.layout is torch.strided else None
         signed = replace(note, sign=sign)
         if known is not None and known[1] is note and not tensor._is_view():
             # All of it, and what shares its memory.
-            self._notes[tensor.untyped_storage()._cdata] = (known[0], signed, known[2])
+            self._notes[_memory_of(tensor)] = (known[0], signed, known[2])
         return signed
 
     def put_seen(self, tensor: torch.Tensor) -> None:
@@ -309,10 +309,20 @@ class Notes:
         """Return what is known of a tensor; None if it does not depend on the images."""
         if tensor.layout is not torch.strided:
             return self._sparse[id(tensor)][1] if id(tensor) in self._sparse else None
-        known = self._notes.get(tensor.untyped_storage()._cdata)
+        storage, is_number = _memory_of(tensor)
+        known = self._notes.get((storage, is_number)) or self._notes.get((storage, not is_number))
         if known is None:
             return None
         return known[2].get(place_of(tensor), known[1]) if known[2] else known[1]
+
+
+def is_of_numbers(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _memory_of(tensor: torch.Tensor) -> tuple[int, bool]:
+    """Return which memory a tensor lies in, and whether there are numbers: their bits are noted apart from them."""
+    return tensor.untyped_storage()._cdata, is_of_numbers(tensor)
 
 
 def place_of(tensor: torch.Tensor) -> _Place:
@@ -380,7 +390,7 @@ class Operand(notes.Operand[Value]):
             value=value,
         )
         object.__setattr__(self, "tensor", kept)
-        is_left = not (tensor.requires_grad or note is None) and (tensor.is_floating_point() or tensor.is_complex())
+        is_left = not (tensor.requires_grad or note is None) and is_of_numbers(tensor)
         object.__setattr__(self, "is_lost", is_left and (is_lost or (note is not None and note.is_lost)))
 
     @property

@@ -28,7 +28,7 @@ from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatch
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.expressions import Expressions, is_none, made_by
 from guided_backprop.backends.torch.hidden.known import Known, Place, Result, Taken, shared, sign_of
-from guided_backprop.backends.torch.hidden.notes import Made, Note, Notes, Operand, Value, is_inside_own
+from guided_backprop.backends.torch.hidden.notes import Made, Note, Notes, Operand, Value, is_inside_own, is_of_numbers
 from guided_backprop.backends.torch.hidden.step import Step, is_guard
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
 
@@ -372,8 +372,9 @@ def _leaves_bias(name: str, args: Sequence[Any]) -> bool:
 
 
 def _is_shared(result: torch.Tensor, tensor: torch.Tensor) -> bool:
-    is_strided = result.layout is torch.strided and tensor.layout is torch.strided
-    return is_strided and result.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+    """Tell whether a result is a view, of numbers where these are numbers: their bits are something else."""
+    is_alike = result.layout is torch.strided is tensor.layout and is_of_numbers(result) is is_of_numbers(tensor)
+    return is_alike and result.untyped_storage()._cdata == tensor.untyped_storage()._cdata
 
 
 def _is_real(tensor: torch.Tensor) -> bool:

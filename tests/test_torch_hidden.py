@@ -1,0 +1,124 @@
+"""ReLUs that PyTorch has ways of its own to hide: bits of numbers, sums of bags, what is put where nothing is left."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from guided_backprop import GuidedBackprop, OpaqueRegionError
+from guided_backprop.backends.rows import Gate
+from networks_hidden import WEIGHTS
+
+INF = float("inf")
+IMAGES = np.random.default_rng(3).normal(size=(16, 12))
+#: A ReLU of all columns, or of the first half of them.
+WHOLE, HALF = np.arange(20) < 20, np.arange(20) < 10
+
+
+def bagged(x, mask):
+    places = torch.arange(x.numel())
+    weights = mask.to(x.dtype).flatten()
+    return F.embedding_bag(places, x.reshape(-1, 1), places, mode="sum", per_sample_weights=weights).reshape(x.shape)
+
+
+def filled(x, mask, lowest):
+    """Return the larger of x, where that is left, and of 0 elsewhere."""
+    return torch.stack([torch.where(mask, x, lowest), torch.where(mask, lowest, 0.0)]).amax(0)
+
+
+MASKS = {
+    "bits": lambda x: x.detach().view(torch.int64) >= 0,
+    "bits, shifted": lambda x: 1 + (x.detach().flatten().view(torch.int64) >> 63).reshape(x.shape),
+    "the sign of a ReLU": lambda x: x.relu().sign(),
+}
+FILLED = {
+    "-inf": lambda x, mask: filled(x, mask, -INF),
+    "nan": lambda x, mask: torch.nan_to_num(torch.where(mask, x, float("nan")), 0.0),
+}
+
+
+def explained(activation, weigh=torch.matmul, shift=0.2):
+    first, second, third = (torch.as_tensor(one, dtype=torch.float64) for one in WEIGHTS)
+    model = lambda x: weigh(activation(torch.relu(x @ first) @ second - shift), third).tanh()  # noqa: E731
+    return np.asarray(GuidedBackprop(model).explain(torch.as_tensor(IMAGES), labels=1))
+
+
+def mapped(activation, back):
+    """Return the guided map, from the formulas alone; ``back`` is what leaves the activation, of what it was given."""
+    first, second, third = (one.astype(float) for one in WEIGHTS)
+    outer = IMAGES @ first
+    x = np.maximum(outer, 0) @ second - 0.2
+    g = (1 - np.tanh(activation(x) @ third)[:, 1:2] ** 2) * third[:, 1]
+    return np.maximum(back(x, g) @ second.T, 0) * (outer > 0) @ first.T
+
+
+def wanted(columns):
+    """Return the same with a ReLU of some columns."""
+    return mapped(
+        lambda x: np.where(columns, np.maximum(x, 0), x), lambda x, g: np.where(columns, np.maximum(g, 0) * (x > 0), g)
+    )
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_that_weighs_the_numbers_of_bags(name):
+    maps = explained(lambda x: bagged(x, MASKS[name](x)))
+    np.testing.assert_allclose(maps, wanted(WHOLE), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_what_is_put_where_a_mask_left_nothing(name):
+    maps = explained(lambda x: FILLED[name](x, x > 0))
+    np.testing.assert_allclose(maps, wanted(WHOLE), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_of_some_columns_it_is_refused(name):
+    """It is no ReLU of what the mask left, which is open below 0 as well, and closed where there is no number."""
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(lambda x: FILLED[name](x, (x > 0) | ~torch.as_tensor(HALF)))
+
+
+def test_planted_fault_what_is_left_out_tells_a_threshold(monkeypatch):
+    monkeypatch.setattr(Gate, "has_closed_one", False)
+    maps = explained(lambda x: FILLED["nan"](x, (x > 0) | ~torch.as_tensor(HALF)))
+    assert np.abs(maps - wanted(HALF)).max() > 0.1 * np.abs(wanted(HALF)).max()
+
+
+def slopes_of(x, xp):
+    """Return two slopes for each row, and what both are made of."""
+    of = xp.tanh(x.mean(-1)[:, None])
+    return 1 + 0.2 * of, 0.3 + 0.1 * of, of
+
+
+def dynamic(x, xp=torch):
+    """Return the larger of two multiples of x, as Dynamic ReLU learns them from x."""
+    first, second, _ = slopes_of(x, xp)
+    return xp.maximum(first * x, second * x)
+
+
+def back_dynamic(x, g):
+    first, second, of = slopes_of(x, np)
+    slope, change = np.where(x > 0, first, second), np.where(x > 0, 0.2, 0.1) * (1 - of**2)
+    return g * slope + (g * x * change).sum(1, keepdims=True) / x.shape[1]
+
+
+def huber(x, xp=torch):
+    return xp.where(abs(x) < 0.5, 0.5 * x * x, 0.5 * (abs(x) - 0.25))
+
+
+def back_huber(x, g):
+    return g * np.where(abs(x) < 0.5, x, 0.5 * np.sign(x))
+
+
+@pytest.mark.parametrize(("activation", "back"), [(dynamic, back_dynamic), (huber, back_huber)])
+def test_what_is_none_keeps_its_derivative(activation, back):
+    maps = mapped(lambda x: activation(x, np), back)
+    np.testing.assert_allclose(explained(activation), maps, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [2, 0.5])
+def test_a_multiple_beside_it_opens_nothing(factor):
+    """Towards the multiple the magnitude is open, and towards x the sum of both is closed."""
+    weigh = lambda x, w: x @ w + abs(factor * x) @ w / factor  # noqa: E731
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(lambda x: x, weigh, shift=0.0)

@@ -136,6 +136,9 @@ REFUSED = {
     ),
     "sorted in a checkpoint": lambda x: jax.checkpoint(lambda x: jnp.sort(with_zeros(x @ WEIGHT)))(x)[..., 1],
     "a bound of some columns behind weights": lambda x: (jnp.maximum(x + 3, 3)[:, 2:] - 3) @ WEIGHT[2:],
+    # What is guided closes some columns, and the others are x as it was.
+    "a sum with what is guided in some columns": lambda x: x + jnp.where((x < 0) & KEPT, -x, 0.0),
+    "a stack of both, added up": lambda x: jnp.stack([x, jnp.where((x < 0) & KEPT, -x, 0.0)]).sum(0),
 }
 
 #: These open and close by the size of x, and are no ReLU by value; and where they are open.

@@ -99,6 +99,7 @@ PARTS = {
     "masks that cancel in a sum": lambda h: h[..., None] * jnp.stack([masks(h)[0], -masks(h)[0]], -1),
     "one hot": lambda h: h[..., None] * jax.nn.one_hot((h > 0) * 1, 2),
     "a product of sums": lambda h: jnp.einsum("nf,nfk->nkf", h, jax.nn.one_hot((h > 0) * 1, 2)),
+    "a stack along a new first axis": lambda h: h[None] * jnp.stack(masks(h)),
     "scattered": scattered,
     "beside each other": lambda h: jnp.concatenate([h, h], 1) * jnp.concatenate(masks(h), 1),
 }
@@ -109,7 +110,7 @@ def of_parts(part):
     return lambda x: part(jax.nn.relu(x @ FIRST) @ SECOND).reshape(len(x), -1) @ weights
 
 
-@pytest.mark.parametrize("count", [5, 9])
+@pytest.mark.parametrize("count", [1, 5, 9])
 @pytest.mark.parametrize("name", PARTS)
 def test_several_results_of_each_number_are_judged(name, count):
     with pytest.raises(OpaqueRegionError):

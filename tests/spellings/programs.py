@@ -187,6 +187,7 @@ FINE = {
     "all rows kept": lambda x: x[np.array([True] * len(x))],
     "padding mask": lambda x: jnp.where(KEPT, x, 0),
     "root with a guard": lambda x: jnp.where(x * x > 0, jnp.sqrt(jnp.where(x * x > 0, x * x, 1)), 0),
+    "an activation that is 0 on one side": jax.nn.sparse_plus,
     "NaN guard": lambda x: jnp.where(jnp.isnan(x), 0.0, x),
     "mask of probabilities": lambda x: jax.nn.sigmoid(x) * (jax.nn.sigmoid(x) > 0.5),
     "pruned weights": lambda x: x @ (WEIGHT * (abs(WEIGHT) > 0.5)),

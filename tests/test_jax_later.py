@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop, OpaqueRegionError
+from guided_backprop.backends import rows
 from guided_backprop.backends.jax import backend
-from guided_backprop.backends.jax.hidden import findings, taint
+from guided_backprop.backends.jax.hidden import findings
 
 RNG = np.random.default_rng(0)
 FIRST, SECOND, LAST = RNG.normal(size=(6, 8)), RNG.normal(size=(8, 8)), RNG.normal(size=(8, 4))
@@ -98,6 +99,7 @@ PARTS = {
     "masks that cancel in a sum": lambda h: h[..., None] * jnp.stack([masks(h)[0], -masks(h)[0]], -1),
     "one hot": lambda h: h[..., None] * jax.nn.one_hot((h > 0) * 1, 2),
     "a product of sums": lambda h: jnp.einsum("nf,nfk->nkf", h, jax.nn.one_hot((h > 0) * 1, 2)),
+    "a stack along a new first axis": lambda h: h[None] * jnp.stack(masks(h)),
     "scattered": scattered,
     "beside each other": lambda h: jnp.concatenate([h, h], 1) * jnp.concatenate(masks(h), 1),
 }
@@ -108,7 +110,7 @@ def of_parts(part):
     return lambda x: part(jax.nn.relu(x @ FIRST) @ SECOND).reshape(len(x), -1) @ weights
 
 
-@pytest.mark.parametrize("count", [5, 9])
+@pytest.mark.parametrize("count", [1, 5, 9])
 @pytest.mark.parametrize("name", PARTS)
 def test_several_results_of_each_number_are_judged(name, count):
     with pytest.raises(OpaqueRegionError):
@@ -124,5 +126,5 @@ def test_several_results_that_close_nothing_are_plain():
 
 
 def test_planted_fault_what_has_another_size_is_passed_by(monkeypatch):
-    monkeypatch.setattr(taint.rows, "has_parts", lambda size, of_x: False)
+    monkeypatch.setattr(rows, "has_parts", lambda size, of_x: False)
     GuidedBackprop(of_parts(PARTS["a stack of masks"])).explain(jnp.asarray(IMAGES), WEIGHTS)

@@ -136,6 +136,9 @@ REFUSED = {
     ),
     "sorted in a checkpoint": lambda x: jax.checkpoint(lambda x: jnp.sort(with_zeros(x @ WEIGHT)))(x)[..., 1],
     "a bound of some columns behind weights": lambda x: (jnp.maximum(x + 3, 3)[:, 2:] - 3) @ WEIGHT[2:],
+    # What is guided closes some columns, and the others are x as it was.
+    "a sum with what is guided in some columns": lambda x: x + jnp.where((x < 0) & KEPT, -x, 0.0),
+    "a stack of both, added up": lambda x: jnp.stack([x, jnp.where((x < 0) & KEPT, -x, 0.0)]).sum(0),
 }
 
 #: These open and close by the size of x, and are no ReLU by value; and where they are open.
@@ -184,6 +187,7 @@ FINE = {
     "all rows kept": lambda x: x[np.array([True] * len(x))],
     "padding mask": lambda x: jnp.where(KEPT, x, 0),
     "root with a guard": lambda x: jnp.where(x * x > 0, jnp.sqrt(jnp.where(x * x > 0, x * x, 1)), 0),
+    "an activation that is 0 on one side": jax.nn.sparse_plus,
     "NaN guard": lambda x: jnp.where(jnp.isnan(x), 0.0, x),
     "mask of probabilities": lambda x: jax.nn.sigmoid(x) * (jax.nn.sigmoid(x) > 0.5),
     "pruned weights": lambda x: x @ (WEIGHT * (abs(WEIGHT) > 0.5)),

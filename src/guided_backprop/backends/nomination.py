@@ -116,9 +116,12 @@ class Step(Noting[Ref]):
 
     @property
     def masked(self) -> set[Ref]:
-        """What meets a mask here; nothing where it chooses itself, or puts the mask beside it."""
+        """What meets a mask here, and what that was put together of.
+
+        Nothing where it chooses itself, or puts the mask beside it.
+        """
         is_met = self._masks and self.row.kind not in CHOOSING and self.row.word not in ("concatenate", "stack")
-        return {operand.ref for operand in self._read if operand.ref is not None} if is_met else set()
+        return {one.ref for one in self._all_parts} if is_met else set()
 
     @property
     def is_sum_alone(self) -> bool:

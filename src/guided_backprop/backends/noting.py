@@ -130,14 +130,14 @@ class Noting(Given[Ref]):
         found = []
         for one in self._read:
             own = [] if one.note is None or one.ref is None else [Candidate(one.ref, one.size), *one.note.lines]
-            others = [other.note for other in self._read if other.note and (other is not one or self._adds_parts(one))]
+            others = [other.note for other in self._read if other.note and (other is not one or self.adds_parts(one))]
             weights = {relu.key: relu.weights for note in others for relu in note.relus}
             found += [
                 line._replace(weights=max(line.weights, weights[line.key])) for line in own if line.key in weights
             ]
         return [self._further(one._replace(is_beside=True)) for one in found]
 
-    def _adds_parts(self, operand: Operand[Ref]) -> bool:
+    def adds_parts(self, operand: Operand[Ref]) -> bool:
         """Tell whether it adds up what a value was put together of, which what works value by value does not."""
         return self._is_mixing and operand.note is not None and operand.note.is_stacked
 

@@ -130,7 +130,8 @@ def judge(
     """
     if y.size != x.size or y.size == 0 or y.ndim == 0:
         how = partial(judge, rounding=rounding, ranks=ranks, is_of_one_sign=is_of_one_sign)
-        return _of_parts(y, x, partial(how, is_of_two=is_of_two, evidence=evidence))
+        how = partial(how, is_of_two=is_of_two, evidence=evidence)
+        return _of_parts(y, x, how, is_by_size=ranks is Ranks.NONE)
     eps = float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 0.0
     with np.errstate(all="ignore"):
         y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
@@ -153,16 +154,19 @@ def judge(
     return judgement
 
 
-def _of_parts(y: NumpyArray, x: NumpyArray, how: Callable[..., Judgement]) -> Judgement:
-    """Judge what has several of each number, as ``x * [mask, 1 - mask]``: one part that is a gate is enough."""
+def _of_parts(y: NumpyArray, x: NumpyArray, how: Callable[..., Judgement], *, is_by_size: bool) -> Judgement:
+    """Judge what has several of each number, as ``x * [mask, 1 - mask]``: one part that is a gate is enough.
+
+    Of few values it may be one where nothing compared them with each other.
+    """
     verdicts = set[Verdict]()
     for part in parts_of(y, x):
         judgement = how(part, x)
         if judgement.is_gate:
             return Judgement(Verdict.PARTIAL)
         # A part that is 0 for these images is one that they do not choose.
-        is_open = judgement.verdict is Verdict.UNSETTLED and bool(part.any()) and is_multiple(part, x)
-        verdicts.add(Verdict.UNSETTLED if is_open else Verdict.NONE)
+        is_open = bool(part.any()) and ((judgement.is_few and is_by_size) or is_multiple(part, x))
+        verdicts.add(judgement.verdict if is_open else Verdict.NONE)
     return Judgement(Verdict.UNSETTLED if Verdict.UNSETTLED in verdicts else Verdict.NONE)
 
 

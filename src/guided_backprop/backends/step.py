@@ -14,7 +14,7 @@ CHOOSING: Final = frozenset({Kind.CHOOSES, Kind.CLIP, Kind.UNKNOWN})
 _BENT: Final = frozenset(
     """
     abs acos acosh asin atan2 cbrt celu cholesky det eig elu hypot leaky_relu log log1p lu norm
-    pow prelu qr rrelu rsqrt selu softshrink sparse_plus sparse_sigmoid sqrt svd tan xlogy
+    pow prelu qr rrelu rsqrt selu softshrink sparse_sigmoid sqrt svd tan xlogy
     """.split()
 )
 # What a value or a row of them is turned to by these is known, and is no gate of it.

@@ -47,7 +47,8 @@ def gate_of(y: Value, x: Value, block: Block, seen: Seen) -> Gate | None:
         return Gate(closed, slack)
     side = np.sign(slope) * seen.x
     is_at_zero = bool(side[is_closed].min() < 0) and not (side[~is_closed] <= 0).any()
-    return Gate(closed, slack, x, slope, is_at_zero=is_at_zero)
+    is_full = not (side[is_closed & ~is_tie] > side[~is_closed].min()).any()
+    return Gate(closed, slack, x, slope, is_at_zero=is_at_zero, is_full=is_full)
 
 
 def _slack(seen: Seen, closed: NumpyArray, is_closed: NumpyArray, y: Value) -> float:

@@ -141,7 +141,7 @@ class Judged:
         judgement = self.judgement
         if judgement.verdict is not Verdict.CONVEX or judgement.closed is None or judgement.slope is None:
             return None
-        return Gate(judgement.closed, 0.0, self.x, float(judgement.slope), is_at_zero=True)
+        return Gate(judgement.closed, 0.0, self.x, float(judgement.slope), is_at_zero=True, is_full=True)
 
 
 class _Runs:
@@ -226,7 +226,7 @@ def _relus(step: Step) -> Iterator[tuple[Value, Value]]:
     if step.relu is not None and step.relu.name == "relu":
         yield step.outputs[0], (step.relu.inside or step).inputs[step.relu.operand]
     for value in step.outputs:
-        if value.gate is not None and value.gate.x is not None and value.gate.slope is not None:
+        if value.gate is not None and value.gate.x is not None and value.gate.is_one:
             yield value, value.gate.x
 
 

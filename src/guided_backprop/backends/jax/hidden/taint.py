@@ -17,7 +17,7 @@ from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.curves import Curves, is_partly_relu
 from guided_backprop.backends.jax.graph.calls import loop_sizes
 from guided_backprop.backends.jax.graph.composites import Graph
-from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Step, Value
+from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Gate, Step, Value
 from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_of
 from guided_backprop.backends.jax.hidden.discarded import Discarded
 from guided_backprop.backends.jax.hidden.signs import Signs, shift_of
@@ -46,6 +46,7 @@ class Nominee(NamedTuple):
         choices: what it was chosen from, and how: numbers that may be constants, or two values by their difference.
         is_moved: whether it is nothing but values that were made before, put beside each other.
         is_partly: whether the numbers in it make a ReLU of it in some places, however few values tell of these.
+        is_of_parts: whether it adds up what was put together before.
     """
 
     step: Step
@@ -57,6 +58,7 @@ class Nominee(NamedTuple):
     choices: tuple[Candidate[Value], ...]
     is_moved: bool = False
     is_partly: bool = False
+    is_of_parts: bool = False
 
     @property
     def compared(self) -> list[Value]:
@@ -70,17 +72,17 @@ class Taint:
     Args:
         facts: what is known of its values.
         vouch: the places that are excused.
-        ended: values that are guided ReLUs, by the judgement.
+        ended: values that are guided ReLUs, by the judgement: none passes their taint on that is one of all of x.
 
     Attributes:
         nominees: what has to be judged, in the order in which it is computed.
         is_by_numbers: whether something would have to be, were the numbers of constants others.
     """
 
-    def __init__(self, facts: Facts, vouch: Vouch, ended: Iterable[Value] = ()) -> None:
+    def __init__(self, facts: Facts, vouch: Vouch, ended: Mapping[Value, Gate] | None = None) -> None:
         self.nominees: dict[Value, Nominee] = {}
         self.is_by_numbers = False
-        self._facts, self._vouch, self._ended = facts, vouch, frozenset(ended)
+        self._facts, self._vouch, self._ended = facts, vouch, ended or {}
         self._notes: dict[Value, Note[Value]] = {}
         self._order: dict[Value, int] = {}
         self._signs, self._discarded, self._graph = Signs(facts), Discarded(facts), Graph(facts)
@@ -114,11 +116,12 @@ class Taint:
         kept = self._discarded.kept(step)
         shown, is_excused = self._shown(step, held, step.inputs if kept is None else [kept]), self._is_excused(step)
         for number, value in enumerate(step.outputs):
-            if not value.depends or value in self._ended:
+            gate = self._ended.get(value)
+            if not value.depends or (gate is not None and gate.is_one):
                 continue
             size = _size(value)
             is_met = value.carries and kept is None and shown.nominates(size) is not None
-            is_nominee = is_met and value.is_live and not is_excused
+            is_nominee = is_met and value.is_live and not is_excused and gate is None
             curves = self._nominate(value, shown, step, block) if is_nominee else None
             note = shown.note(size, is_falling=is_met)
             note = note if curves is None else note.without(curves.is_told)
@@ -279,6 +282,7 @@ class Taint:
                 tuple(choices),
                 shown.row.kind is Kind.MOVES,
                 curves.is_partly_relu(takes_concave=step.word not in EXPLICIT),
+                any(map(shown.adds_parts, shown.dependent)),
             )
         return curves
 

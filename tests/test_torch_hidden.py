@@ -26,6 +26,13 @@ def filled(x, mask, lowest):
     return torch.stack([torch.where(mask, x, lowest), torch.where(mask, lowest, 0.0)]).amax(0)
 
 
+def inferred(x):
+    """Return a mask that was made in inference mode."""
+    with torch.inference_mode():
+        mask = (x > 0).to(x.dtype)
+    return mask.clone()
+
+
 MASKS = {
     "bits": lambda x: x.detach().view(torch.int64) >= 0,
     "bits, shifted": lambda x: 1 + (x.detach().flatten().view(torch.int64) >> 63).reshape(x.shape),
@@ -63,6 +70,10 @@ def wanted(columns):
 def test_a_mask_that_weighs_the_numbers_of_bags(name):
     maps = explained(lambda x: bagged(x, MASKS[name](x)))
     np.testing.assert_allclose(maps, wanted(WHOLE), rtol=1e-9, atol=1e-12)
+
+
+def test_a_mask_that_is_made_in_inference_mode():
+    np.testing.assert_allclose(explained(lambda x: x * inferred(x)), wanted(WHOLE), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FILLED)

@@ -133,3 +133,12 @@ def test_a_multiple_beside_it_opens_nothing(factor):
     weigh = lambda x, w: x @ w + abs(factor * x) @ w / factor  # noqa: E731
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
         explained(lambda x: x, weigh, shift=0.0)
+
+
+def test_a_shrink_that_no_image_shows_to_be_one():
+    """None is open below 0, as of a threshold, and larger ones are: it is not guided."""
+    first, second, _ = (one.astype(float) for one in WEIGHTS)
+    ends = -np.min(np.maximum(IMAGES @ first, 0) @ second + 1.0) * 1.05
+    assert ends > 0
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(lambda x: x * (abs(x) > ends), shift=-1.0)

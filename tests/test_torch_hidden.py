@@ -40,6 +40,7 @@ MASKS = {
 }
 FILLED = {
     "-inf": lambda x, mask: filled(x, mask, -INF),
+    "a large number": lambda x, mask: torch.maximum(x - 1e9 * ~mask, torch.where(mask, -1e9, 0.0)),
     "nan": lambda x, mask: torch.nan_to_num(torch.where(mask, x, float("nan")), 0.0),
 }
 

@@ -26,6 +26,13 @@ def filled(x, mask, lowest):
     return torch.stack([torch.where(mask, x, lowest), torch.where(mask, lowest, 0.0)]).amax(0)
 
 
+def inferred(x):
+    """Return a mask that was made in inference mode."""
+    with torch.inference_mode():
+        mask = (x > 0).to(x.dtype)
+    return mask.clone()
+
+
 MASKS = {
     "bits": lambda x: x.detach().view(torch.int64) >= 0,
     "bits, shifted": lambda x: 1 + (x.detach().flatten().view(torch.int64) >> 63).reshape(x.shape),
@@ -33,6 +40,7 @@ MASKS = {
 }
 FILLED = {
     "-inf": lambda x, mask: filled(x, mask, -INF),
+    "a large number": lambda x, mask: torch.maximum(x - 1e9 * ~mask, torch.where(mask, -1e9, 0.0)),
     "nan": lambda x, mask: torch.nan_to_num(torch.where(mask, x, float("nan")), 0.0),
 }
 
@@ -63,6 +71,10 @@ def wanted(columns):
 def test_a_mask_that_weighs_the_numbers_of_bags(name):
     maps = explained(lambda x: bagged(x, MASKS[name](x)))
     np.testing.assert_allclose(maps, wanted(WHOLE), rtol=1e-9, atol=1e-12)
+
+
+def test_a_mask_that_is_made_in_inference_mode():
+    np.testing.assert_allclose(explained(lambda x: x * inferred(x)), wanted(WHOLE), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FILLED)
@@ -122,3 +134,12 @@ def test_a_multiple_beside_it_opens_nothing(factor):
     weigh = lambda x, w: x @ w + abs(factor * x) @ w / factor  # noqa: E731
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
         explained(lambda x: x, weigh, shift=0.0)
+
+
+def test_a_shrink_that_no_image_shows_to_be_one():
+    """None is open below 0, as of a threshold, and larger ones are: it is not guided."""
+    first, second, _ = (one.astype(float) for one in WEIGHTS)
+    ends = -np.min(np.maximum(IMAGES @ first, 0) @ second + 1.0) * 1.05
+    assert ends > 0
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(lambda x: x * (abs(x) > ends), shift=-1.0)

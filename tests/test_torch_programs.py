@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from guided_backprop import GuidedBackprop
 from guided_backprop.backends import spelling
+from guided_backprop.backends.torch.hidden.case import Case
 from guided_backprop.backends.torch.hidden.notes import Note
 from guided_backprop.backends.torch.hidden.step import Step
 from guided_backprop.errors import OpaqueRegionError, ScoreError
@@ -270,6 +271,8 @@ def test_a_mask_of_another_value_is_no_gate_of_few_numbers():
 
 def test_planted_fault_a_mask_that_is_believed_without_evidence_is_caught(monkeypatch):
     monkeypatch.setattr(spelling, "_AT_ZERO", 0.0)
+    # Larger images contradict what few numbers close on both sides of 0.
+    monkeypatch.setattr(Case, "_is_away", False)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         test_a_mask_of_another_value_is_no_gate_of_few_numbers()
 

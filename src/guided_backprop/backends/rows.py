@@ -12,6 +12,8 @@ from guided_backprop.backends.notes import Ranks
 
 # So many times there may be a result of each number.
 _MOST_PARTS: Final = 64
+# Numbers are one if they differ by no more than that share of their size.
+_ONE: Final = 1e-6
 
 
 def groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
@@ -142,9 +144,12 @@ class Gate:
 
     @property
     def has_closed_one(self) -> bool:
-        """Whether several values were closed, and all of them were one number."""
+        """Whether several values were closed, and all of them were one number, or as one beside their size.
+
+        As what a mask put a large number below the others.
+        """
         x = self.x[self.y == self.constants]
-        return x.size > 1 and bool((x == x[0]).all())
+        return x.size > 1 and bool((x == x[0]).all() or np.ptp(x) <= _ONE * np.abs(x).max())
 
     @property
     def is_in_steps(self) -> bool:

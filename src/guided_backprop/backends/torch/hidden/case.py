@@ -95,7 +95,7 @@ class Case:
     def judgement(self) -> Judgement:
         """What the values say."""
         near = self._judged(self.looks)
-        if near.verdict is not Verdict.UNSETTLED or self.far is None or not _is_alike(self.far, self.suspect.values):
+        if self.far is None or not _is_alike(self.far, self.suspect.values):
             return near
         # What it is it has to be on all of them; and what is few on each of them may be enough on all.
         far, every = self._judged([self.far]), self._judged([*self.looks, self.far])
@@ -118,7 +118,17 @@ class Case:
     @property
     def is_in_doubt(self) -> bool:
         """Whether other images may tell it."""
-        return self.is_open and not self.suspect.x.sign and self.suspect.x.choice is not Choice.BEHIND
+        is_told = not (self.is_open or self._is_away) or bool(self.suspect.x.sign)
+        return not is_told and self.suspect.x.choice is not Choice.BEHIND
+
+    @property
+    def _is_away(self) -> bool:
+        """Whether x of both signs are closed: larger ones may be open on that side too, as of a hard shrink."""
+        if self.is_choice or self.judgement.verdict is not Verdict.CONVEX:
+            return False
+        y, x = self.values
+        closed = x.reshape(y.shape)[y == 0]
+        return bool((closed > 0).any() and (closed < 0).any())
 
     @cached_property
     def derivative(self) -> NumpyArray | None:

@@ -86,7 +86,7 @@ class Value:
     @property
     def is_as_it_was(self) -> bool:
         """Whether the values are still those that something was made of."""
-        return self.tensor._version == self.version
+        return version_of(self.tensor) == self.version
 
     @property
     def whole(self) -> "Value":
@@ -149,7 +149,7 @@ class Extreme(NamedTuple):
 
     def is_of(self, tensor: torch.Tensor) -> bool:
         """Tell whether it was chosen from these very numbers."""
-        is_strided = tensor.layout is torch.strided and tensor._version == self.version
+        is_strided = tensor.layout is torch.strided and version_of(tensor) == self.version
         is_one = is_strided and tensor.untyped_storage()._cdata == self.of.untyped_storage()._cdata
         return bool(is_one) and place_of(tensor) == place_of(self.of)
 
@@ -316,6 +316,11 @@ class Notes:
         return known[2].get(place_of(tensor), known[1]) if known[2] else known[1]
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was changed in place; of what is made in inference mode nobody counts it."""
+    return 0 if tensor.is_inference() else int(tensor._version)
+
+
 def is_of_numbers(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
@@ -374,7 +379,7 @@ class Operand(notes.Operand[Value]):
         edge = get_gradient_edge(tensor) if has_edge else None
         value = None
         if note is not None and tensor.is_floating_point():
-            value = Value(kept, edge, sign, kept._version, falling=note.falling, made=note.made)
+            value = Value(kept, edge, sign, version_of(kept), falling=note.falling, made=note.made)
         ref = value if has_edge else None
         if source is not None and note is not None:
             ref = Value(source, get_gradient_edge(source), sign, source._version)

@@ -15,7 +15,16 @@ from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
 from guided_backprop.backends.torch.hidden.expressions import are_multiples
-from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own, place_of
+from guided_backprop.backends.torch.hidden.notes import (
+    Extreme,
+    Made,
+    Note,
+    Operand,
+    Value,
+    is_inside_own,
+    place_of,
+    version_of,
+)
 from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
 from guided_backprop.backends.torch.hidden.suspect import fits
 from guided_backprop.backends.torch.hidden.weights import has_gaps
@@ -230,7 +239,7 @@ class Step(nomination.Step[Value]):
         stays = result.ndim in (0, operand.tensor.ndim) and operand.tensor.layout is torch.strided
         if self.name not in _EXTREMES or len(self._tensors) > 1 or not stays:
             return None
-        return Extreme(self.row.word, operand.tensor.detach(), operand.tensor._version, place_of(result))
+        return Extreme(self.row.word, operand.tensor.detach(), version_of(operand.tensor), place_of(result))
 
     def _extreme_of(self, operand: Operand) -> tuple[str, Operand | None] | None:
         """Return which of what was given another one is the largest or smallest of."""

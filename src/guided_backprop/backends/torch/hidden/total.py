@@ -27,6 +27,7 @@ from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation, row
 from guided_backprop.backends.torch.hidden.derivatives import closed, reached, seeds, shut
+from guided_backprop.backends.torch.hidden.notes import version_of
 from guided_backprop.backends.torch.hidden.watch import line_of_model
 
 _DATA: Final = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -63,7 +64,7 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, tensor: torch.Tensor, line: str = "", depth: int = 0) -> "Place":
         """Return the place of a tensor that has a node."""
-        return cls(tensor, get_gradient_edge(tensor), tensor._version, line, depth)
+        return cls(tensor, get_gradient_edge(tensor), version_of(tensor), line, depth)
 
 
 #: A value on some images, and the derivatives of a result towards it: the model's own, and the total one.
@@ -300,7 +301,7 @@ def _values_beside(watch: TotalWatch, meet: Place) -> Iterator[list[Place]]:
 
 def _is_told(x: Place) -> bool:
     """Tell whether a value may have a ReLU: of several real numbers, that are as they were."""
-    return x.tensor.is_floating_point() and x.tensor.numel() > 1 and x.tensor._version == x.version
+    return x.tensor.is_floating_point() and x.tensor.numel() > 1 and version_of(x.tensor) == x.version
 
 
 def _ways_beside(watch: TotalWatch, last: Node, own: Set[Node]) -> tuple[Iterable[tuple[Node, int]], Set[Node]]:

@@ -144,8 +144,13 @@ class Taint:
         nominated = step.nominates()
         note = step.note(sign=sign, is_falling=nominated is not None)
         inside = _weighed_inside(note) if is_active and _gathers_held(graph, node) else ()
-        if inside or (nominated is not None and not self._is_excused(body, node)):
-            curves = self._add_places(body, node, step, _value_refs(graph, node), inside)
+        is_excused = nominated is not None and (graph.role(node) in ("part", "bound") or is_piece(graph, node))
+        if is_excused:
+            # The place that is looked at instead may be a ReLU of what is given here, whatever was compared.
+            given = [one for one in step.candidates() if one.choice is Choice.NONE]
+            note = replace(note, sources=notes.first_of([*given, *note.sources]))
+        if inside or (nominated is not None and not is_excused):
+            curves = self._add_places(body, node, step, graph.outputs_of(node), inside)
             note = note.without(curves.is_told)
         return Trace(note, is_active, is_sized, sign)
 
@@ -250,10 +255,6 @@ class Taint:
             ref = graph.copied(operand_refs(graph.nodes[holder])[-len(arguments) :][arguments.index(producer(ref))])
         return self._weights.array(graph, ref, is_outermost=not name)
 
-    def _is_excused(self, body: Body, node: NodeDef) -> bool:
-        """Tell whether another place is looked at instead of a node, or its values when it is run."""
-        return body.graph.role(node) in ("part", "bound") or is_piece(body.graph, node)
-
     def _hold(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> bool:
         """Follow values into what an operation holds, and out of it; tell whether it holds functions."""
         if "body" in node.attr:
@@ -262,11 +263,12 @@ class Taint:
             results = self._branch(body, node, operands)
         else:
             return False
+        row, place = OPERATIONS[node.op], (body.name, node.name)
         for index, result in enumerate(results):
             ref, note = f"{node.name}:output:{index}", result.note
             if note is not None and (note.is_tainted or note.has_relus):
                 shown = [self._operand(body, node, operand) for operand in operand_refs(node)]
-                step = Step(OPERATIONS[node.op], shown, result.is_active, held=[note], place=(body.name, node.name))
+                step = Step(row, shown, result.is_active, held=[note], has_bound=note.is_bound, place=place)
                 note = replace(note, relus=step.relus())
             if note is not None and note.is_tainted:
                 # What chooses in there is looked at in there, and once more from here.
@@ -393,7 +395,3 @@ def _candidates(
         if are_values and reached >= set(map(producer, active)):
             sign = Sign.UNKNOWN if less else trace.sign
             yield Candidate(ref, sign, ranks[key], is_bounded, step.is_of_two, choice, less, key in stopped)
-
-
-def _value_refs(graph: Graph, node: NodeDef) -> list[str]:
-    return [ref for ref in graph.outputs_of(node) if graph.kind_of(ref) in FLOATS]

@@ -122,6 +122,7 @@ def chosen_twice(x):
 
 SPELLED = {
     "a choice of what was kept from where it is not defined": chosen_twice,
+    "the largest of its multiples": lambda x: (x + tf.reduce_max(x[..., None] @ [[1.0, -1.0]], -1)) / 2.0,
     "a mask that is scaled": lambda x: x * (mask(x) * SCALE) / SCALE,
     "a mask that is padded": lambda x: (tf.pad(x, [[0, 0], [1, 1]]) * tf.pad(mask(x), [[0, 0], [1, 1]]))[:, 1:-1],
     "a mask that is tiled": lambda x: (tf.tile(x, [1, 2]) * tf.tile(mask(x), [1, 2]))[:, :8],

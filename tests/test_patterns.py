@@ -136,7 +136,7 @@ COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
     ),
     "soft shrink": (
         "softshrink",
-        lambda x: chosen("greater", x, 0.5, x - 0.5, chosen("less", x, -0.5, x + 0.5, 0.0)),
+        lambda x: chosen("greater", x, 0.3, x - 0.3, chosen("less", x, -0.3, x + 0.3, 0.0)),
     ),
     "sparse plus": (
         "sparse_plus",
@@ -213,7 +213,9 @@ NEARLY: dict[str, Callable[[Expression], Expression]] = {
     "a SiLU as steep as a step": lambda x: x * op("sigmoid", x * 1e6),
     "an ELU that is chosen, times 0": lambda x: chosen("greater", x, 0.0, x, 0.0 * op("expm1", op("minimum", x, 0.0))),
     "a soft shrink of one side": lambda x: chosen("greater", x, 0.5, x - 0.5, 0.0),
-    "a soft shrink with a gap": lambda x: chosen("greater", x, 0.5, x - 0.5, chosen("less", x, -9.0, x + 9.0, 0.0)),
+    "a soft shrink that never opens below": lambda x: chosen(
+        "greater", x, 0.5, x - 0.5, chosen("less", x, -1e9, x + 1e9, 0.0)
+    ),
     "a rest times 0": lambda x: op("relu", x) + 0.0 * (x - op("relu", x)),
     "a rest of another value": lambda x: op("relu", x) + 0.1 * (op("sin", x) - op("relu", x)),
     "a leak of nearly nothing": lambda x: op("relu", x) - op("relu", -x) * 1e-30,

@@ -130,13 +130,13 @@ def _gated(*operations: str) -> Form:
     return ("mul", Times(X), Times(Curve(X, frozenset(operations))))
 
 
-def _chosen(comparison: str, bound: float, form: Form, other: Form) -> Form:
-    return ("where", (comparison, X, Number(bound)), form, other)
+def _chosen(comparison: str, bound: Form, form: Form, other: Form) -> Form:
+    return ("where", (comparison, X, bound), form, other)
 
 
-_SHRUNK = _chosen("less", -0.5, ("add", X, Number(0.5)), Number(0.0))
-_BENT = _chosen("less", 1.0, Times(("pow", ("add", X, Number(1.0)), Number(2.0)), 0.25), X)
-_LINE = _chosen("greater_equal", 1.0, Number(1.0), Times(("add", X, Number(1.0)), 0.5))
+_SHRUNK = _chosen("less", _SLOPE, ("add", X, _SLOPE), Number(0.0))
+_BENT = _chosen("less", Number(1.0), Times(("pow", ("add", X, Number(1.0)), Number(2.0)), 0.25), X)
+_LINE = _chosen("greater_equal", Number(1.0), Number(1.0), Times(("add", X, Number(1.0)), 0.5))
 #: Where two patterns fit one value, the one with more parts is meant; a pattern inside of another is a part of it. So
 #: the order of the rows says nothing.
 PATTERNS: tuple[Pattern, ...] = (
@@ -163,11 +163,11 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("prelu", ("add", Clipped(X), _told(("mul", _SLOPES, _told(_TWICE))))),
     Pattern("elu", ("add", Times(("relu", X)), Times(("minimum", _POWERS, Number(0.0))))),
     *(Pattern("celu", ("add", Times(above), _POWERS_OF_BOUND)) for above in (("maximum", X, Number(0.0)), ("relu", X))),
-    *(Pattern("elu", _chosen(word, 0.0, X, Times(_POWERS_OF_BOUND))) for word in ("greater", "greater_equal")),
+    *(Pattern("elu", _chosen(word, Number(0.0), X, Times(_POWERS_OF_BOUND))) for word in ("greater", "greater_equal")),
     # Keras' own, in TensorFlow.
-    Pattern("softshrink", _chosen("greater", 0.5, ("sub", X, Number(0.5)), _SHRUNK)),
-    Pattern("sparse_plus", _chosen("less_equal", -1.0, Number(0.0), _BENT)),
-    Pattern("sparse_sigmoid", _chosen("less_equal", -1.0, Number(0.0), _LINE)),
+    Pattern("softshrink", _chosen("greater", _SLOPE, ("sub", X, _SLOPE), _SHRUNK)),
+    Pattern("sparse_plus", _chosen("less_equal", Number(-1.0), Number(0.0), _BENT)),
+    Pattern("sparse_sigmoid", _chosen("less_equal", Number(-1.0), Number(0.0), _LINE)),
     Pattern("softsign", ("div", X, ("add", ("abs", X), Number(1.0)))),
     Pattern("log_sigmoid", ("neg", ("softplus", ("neg", X)))),
     Pattern("softmax", ("div", POWERS, Moved(("sum", POWERS)))),

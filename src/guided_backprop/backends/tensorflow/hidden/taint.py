@@ -144,15 +144,19 @@ class Taint:
         nominated = step.nominates()
         note = step.note(sign=sign, is_falling=nominated is not None)
         inside = _weighed_inside(note) if is_active and _gathers_held(graph, node) else ()
-        is_excused = nominated is not None and (graph.role(node) in ("part", "bound") or is_piece(graph, node))
-        if is_excused:
-            # The place that is looked at instead may be a ReLU of what is given here, whatever was compared.
-            given = [one for one in step.candidates() if one.choice is Choice.NONE]
-            note = replace(note, sources=notes.first_of([*given, *note.sources]))
-        if inside or (nominated is not None and not is_excused):
-            curves = self._add_places(body, node, step, graph.outputs_of(node), inside)
-            note = note.without(curves.is_told)
+        if inside or nominated is not None:
+            note = self._looked_at(body, node, step, note, inside)
         return Trace(note, is_active, is_sized, sign)
+
+    def _looked_at(
+        self, body: Body, node: NodeDef, step: Step[str], note: Note[str], inside: Sequence[notes.Candidate[str]]
+    ) -> Note[str]:
+        """Make a place of a node, unless another one is looked at instead; return what is known of what it gives."""
+        if not inside and (body.graph.role(node) in ("part", "bound") or is_piece(body.graph, node)):
+            # That one may be a ReLU of what is given here, whatever was compared.
+            given = [one for one in step.candidates() if one.choice is Choice.NONE]
+            return replace(note, sources=notes.first_of([*given, *note.sources]))
+        return note.without(self._add_places(body, node, step, body.graph.outputs_of(node), inside).is_told)
 
     def _shown(self, body: Body, node: NodeDef, *, passes: bool) -> Step[str]:
         """Return an operation as nomination.py asks; an activation of several operations is one of its input."""
@@ -221,7 +225,7 @@ class Taint:
         """
         every = list(_candidates(body, node, step, [*step.candidates(), *inside]))
         curves = self._curves(body, node, [one.ref for one in every if not (one.sign or one.is_choice)])
-        every = [one for one in every if not _is_none(curves, one)]
+        every = [one for one in every if not (curves.tells_of(one.refs) if one.is_choice else curves.is_none(one.ref))]
         candidates = tuple(one for one in every if one.choice is not Choice.BEHIND)
         # Inside of what others hold there are no derivatives of one value towards another.
         behind = tuple(one for one in every if one.choice is Choice.BEHIND and not body.name)
@@ -322,10 +326,6 @@ class Taint:
             value=ref if is_number else None,
             is_known=body.graph.constant(ref) is not None and not isnan(body.graph.constant(ref) or 0.0),
         )
-
-
-def _is_none(curves: Curves[str], candidate: Candidate) -> bool:
-    return curves.tells_of(candidate.refs) if candidate.is_choice else curves.is_none(candidate.ref)
 
 
 def _chosen(result: Trace, by: Trace) -> Trace:

@@ -80,6 +80,12 @@ def found(build: Callable[[Expression], Expression]) -> list[str]:
     return sorted(match.name for match in composites(graph, graph.values).values())
 
 
+def chosen(
+    comparison: str, x: Expression, bound: float, one: "Expression | float", other: "Expression | float"
+) -> Expression:
+    return op("where", op(comparison, x, bound), one, other)
+
+
 def relu6(x: Expression) -> Expression:
     return op("relu6", x)
 
@@ -123,6 +129,23 @@ COMPOSITES: dict[str, tuple[str, Callable[[Expression], Expression]]] = {
     "SELU": ("elu", lambda x: 1.1 * op("relu", x) + op("minimum", 1.7 * op("exp", x) - 1.7, 0.0)),
     "CELU by a bound behind": ("elu", lambda x: op("relu", x) + op("minimum", 2.0 * (op("exp", x / 2.0) - 1.0), 0.0)),
     "ELU by a bound in front": ("celu", lambda x: op("relu", x) + 1.2 * (op("exp", op("minimum", x, 0.0)) - 1.0)),
+    "ELU that is chosen": ("elu", lambda x: chosen("greater", x, 0.0, x, 1.2 * op("expm1", op("minimum", x, 0.0)))),
+    "ELU that is chosen from 0 on": (
+        "elu",
+        lambda x: chosen("greater_equal", x, 0.0, x, op("exp", op("minimum", x, 0.0)) - 1.0),
+    ),
+    "soft shrink": (
+        "softshrink",
+        lambda x: chosen("greater", x, 0.3, x - 0.3, chosen("less", x, -0.3, x + 0.3, 0.0)),
+    ),
+    "sparse plus": (
+        "sparse_plus",
+        lambda x: chosen("less_equal", x, -1.0, 0.0, chosen("less", x, 1.0, 0.25 * op("pow", x + 1.0, 2.0), x)),
+    ),
+    "sparse sigmoid": (
+        "sparse_sigmoid",
+        lambda x: chosen("less_equal", x, -1.0, 0.0, chosen("greater_equal", x, 1.0, 1.0, 0.5 * (x + 1.0))),
+    ),
     "leaky ReLU by a quotient": ("leaky_relu", lambda x: op("maximum", x / 10.0, x)),
     "leaky ReLU of two, added": ("leaky_relu", lambda x: op("relu", x) + op("relu", -x) * -0.1),
     "leaky ReLU": ("leaky_relu", lambda x: op("maximum", x, 0.1 * x)),
@@ -188,6 +211,11 @@ NEARLY: dict[str, Callable[[Expression], Expression]] = {
     "a hard-sigmoid up to 0": lambda x: relu6((-x * 0.1 + 3.0) + 3.0) / 6.0,
     "a hard-swish from 0 on": lambda x: (lambda y: y * relu6(y + 3.0) / 6.0)(x - 3.0),
     "a SiLU as steep as a step": lambda x: x * op("sigmoid", x * 1e6),
+    "an ELU that is chosen, times 0": lambda x: chosen("greater", x, 0.0, x, 0.0 * op("expm1", op("minimum", x, 0.0))),
+    "a soft shrink of one side": lambda x: chosen("greater", x, 0.5, x - 0.5, 0.0),
+    "a soft shrink that never opens below": lambda x: chosen(
+        "greater", x, 0.5, x - 0.5, chosen("less", x, -1e9, x + 1e9, 0.0)
+    ),
     "a rest times 0": lambda x: op("relu", x) + 0.0 * (x - op("relu", x)),
     "a rest of another value": lambda x: op("relu", x) + 0.1 * (op("sin", x) - op("relu", x)),
     "a leak of nearly nothing": lambda x: op("relu", x) - op("relu", -x) * 1e-30,

@@ -39,6 +39,14 @@ def test_the_larger_half_of_few_rows_is_no_relu():
     assert judge(largest(x, 20), x, ranks=Ranks.SOME).verdict is Verdict.CONVEX
 
 
+def test_what_rounding_leaves_of_what_is_closed_is_no_rank():
+    """As of x and the larger of x and -x, if other weights make -x."""
+    x = RNG.normal(size=(12, 12))
+    y = np.where(x > 0, x, 1e-17 * x)
+    assert judge(y, x, ranks=Ranks.ALL).verdict is Verdict.PARTIAL
+    assert judge(np.where(x > 0, x, 1e-9 * x), x, ranks=Ranks.ALL).verdict is Verdict.NONE
+
+
 def test_by_channel_more_evidence_is_asked_for():
     x = RNG.normal(size=(12, 6))
     thresholds = np.sort(x, 0)[5:7].mean(0)

@@ -115,7 +115,14 @@ def response_norm_of_one(x):
     return x * (1.0 + tf.cast(sign, x.dtype)) / 2.0
 
 
+def chosen_twice(x):
+    is_open = tf.math.ceil(tf.tanh(x)) > 0.5
+    return tf.where(is_open, tf.where(is_open, x, 1.0), 0.0)
+
+
 SPELLED = {
+    "a choice of what was kept from where it is not defined": chosen_twice,
+    "the largest of its multiples": lambda x: (x + tf.reduce_max(x[..., None] @ [[1.0, -1.0]], -1)) / 2.0,
     "a mask that is scaled": lambda x: x * (mask(x) * SCALE) / SCALE,
     "a mask that is padded": lambda x: (tf.pad(x, [[0, 0], [1, 1]]) * tf.pad(mask(x), [[0, 0], [1, 1]]))[:, 1:-1],
     "a mask that is tiled": lambda x: (tf.tile(x, [1, 2]) * tf.tile(mask(x), [1, 2]))[:, :8],
@@ -263,7 +270,10 @@ MEANT = {
     "safe ELU": lambda x: tf.where(x > 0, x, tf.math.expm1(tf.where(x > 0, tf.zeros_like(x), x))),
     "safe logarithm": lambda x: tf.math.log(tf.where(tf.exp(x) > 1e-3, tf.exp(x), 1.0)),
     "Huber": lambda x: tf.where(tf.abs(x) < 1, 0.5 * x * x, tf.abs(x) - 0.5),
+    "SELU by hand": lambda x: 1.05 * tf.where(x > 0, x, 1.67 * tf.math.expm1(tf.minimum(x, 0.0))),
     "soft shrink": keras.activations.soft_shrink,
+    "sparse plus": keras.activations.sparse_plus,
+    "sparse sigmoid": keras.activations.sparse_sigmoid,
     "squareplus": keras.activations.squareplus,
     "rounding": lambda x: x + tf.stop_gradient(tf.round(4.0 * x) / 4.0 - x),
     "a detached scale": lambda x: x / tf.stop_gradient(tf.math.reduce_std(x) + 1.0),
@@ -271,6 +281,7 @@ MEANT = {
     "a median": lambda x: x - tf.sort(x, -1)[..., 4:5],
     "quantisation around 0": lambda x: quantised(x, -6.0, 6.0),
     "quantisation that clips one end": lambda x: quantised(quantised(x, -6.0, 0.5), -0.4, 6.0),
+    "a bound in a loop": lambda x: tf.map_fn(lambda row: tf.maximum(row, 0.3), x),
     "maxout": lambda x: tf.maximum(x, tf.reverse(x, [-1])),
     "a tape of its own": taped,
     "a derivative forwards": forward_mode,

@@ -147,7 +147,8 @@ def is_other(name: str, last: Ref, x: Ref | float, view: Made[Ref]) -> bool:
     """
     parts = parts_of(last, x, view)
     curve = curve_of(last, parts)
-    is_relu = curve is not None and (curve.is_convex or curve.is_concave)
+    # A soft shrink opens on both sides.
+    is_relu = curve is not None and (curve.is_convex or curve.is_concave or (name == "softshrink" and curve.is_whole))
     is_none = name in _BELOW_0 and not _is_bent_below(last, parts)
     return is_none or is_relu or (name != "clamp" and is_switch(last, x, view))
 

@@ -130,21 +130,25 @@ def _gated(*operations: str) -> Form:
     return ("mul", Times(X), Times(Curve(X, frozenset(operations))))
 
 
+def _chosen(comparison: str, bound: Form, form: Form, other: Form) -> Form:
+    return ("where", (comparison, X, bound), form, other)
+
+
+_SHRUNK = _chosen("less", _SLOPE, ("add", X, _SLOPE), Number(0.0))
+_BENT = _chosen("less", Number(1.0), Times(("pow", ("add", X, Number(1.0)), Number(2.0)), 0.25), X)
+_LINE = _chosen("greater_equal", Number(1.0), Number(1.0), Times(("add", X, Number(1.0)), 0.5))
 #: Where two patterns fit one value, the one with more parts is meant; a pattern inside of another is a part of it. So
 #: the order of the rows says nothing.
 PATTERNS: tuple[Pattern, ...] = (
     Pattern("silu", _gated("sigmoid")),
-    Pattern("gelu", _gated("erf|erfc")),
-    Pattern("gelu", _gated("tanh", "pow")),
-    Pattern("mish", _gated("tanh", "logaddexp|softplus")),
-    Pattern("mish", _gated("tanh", "exp", "log|log1p")),
+    *(Pattern("gelu", _gated(*holding)) for holding in (["erf|erfc"], ["tanh", "pow"])),
+    *(Pattern("mish", _gated("tanh", *holding)) for holding in (["logaddexp|softplus"], ["exp", "log|log1p"])),
     Pattern("hardswish", _gated("hardsigmoid")),
     *(Pattern("hardswish", ("mul", Times(X), Times(gate))) for gate in (_RELU6_OF_SHIFTED, *_HARDSIGMOIDS)),
     Pattern("hardsigmoid", Times(_RELU6_OF_SHIFTED, 1 / 6)),
     *(Pattern("hardsigmoid", form) for form in _HARDSIGMOIDS),
     # Not with a slope that may be 0, for then it is a ReLU.
-    Pattern("leaky_relu", ("maximum", X, ("mul", X, Constant(is_known=True)))),
-    Pattern("leaky_relu", ("maximum", X, ("div", X, Constant(is_known=True)))),
+    *(Pattern("leaky_relu", ("maximum", X, (word, X, _SLOPE))) for word in ("mul", "div")),
     *(
         Pattern(name, (word, Clipped(X), ("mul", slope, below)))
         for name, slope in (("leaky_relu", _SLOPE), ("prelu", _SLOPES))
@@ -159,6 +163,11 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("prelu", ("add", Clipped(X), _told(("mul", _SLOPES, _told(_TWICE))))),
     Pattern("elu", ("add", Times(("relu", X)), Times(("minimum", _POWERS, Number(0.0))))),
     *(Pattern("celu", ("add", Times(above), _POWERS_OF_BOUND)) for above in (("maximum", X, Number(0.0)), ("relu", X))),
+    *(Pattern("elu", _chosen(word, Number(0.0), X, Times(_POWERS_OF_BOUND))) for word in ("greater", "greater_equal")),
+    # Keras' own, in TensorFlow.
+    Pattern("softshrink", _chosen("greater", _SLOPE, ("sub", X, _SLOPE), _SHRUNK)),
+    Pattern("sparse_plus", _chosen("less_equal", Number(-1.0), Number(0.0), _BENT)),
+    Pattern("sparse_sigmoid", _chosen("less_equal", Number(-1.0), Number(0.0), _LINE)),
     Pattern("softsign", ("div", X, ("add", ("abs", X), Number(1.0)))),
     Pattern("log_sigmoid", ("neg", ("softplus", ("neg", X)))),
     Pattern("softmax", ("div", POWERS, Moved(("sum", POWERS)))),
@@ -167,10 +176,8 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("logsumexp", ("log", Moved(("sum", POWERS)))),
     Pattern("logsumexp", ("log", Moved(("abs", Moved(("sum", POWERS)))))),
     # Bounds that are not 0, for from 0 on it is a ReLU.
-    Pattern("clamp", ("minimum", ("maximum", X, Constant(is_known=True)), Constant(is_known=True))),
-    Pattern("clamp", ("maximum", ("minimum", X, Constant(is_known=True)), Constant(is_known=True))),
-    Pattern("norm", ("sqrt", Moved(("sum", ("pow", X, Number(2.0)))))),
-    Pattern("norm", ("sqrt", Moved(("sum", ("mul", X, X))))),
+    *(Pattern("clamp", (to, (of, X, _SLOPE), _SLOPE)) for to, of in (("minimum", "maximum"), ("maximum", "minimum"))),
+    *(Pattern("norm", ("sqrt", Moved(("sum", square)))) for square in (("pow", X, Number(2.0)), ("mul", X, X))),
 )
 
 

@@ -135,7 +135,7 @@ def judge(
     eps = float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 0.0
     with np.errstate(all="ignore"):
         y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
-        ranks, chance = _told_at_zero(y, x, ranks)
+        ranks, chance = _told_at_zero(_rounded(y, eps, x), x, ranks)
         side = max(16, int(_SAMPLE ** (1 / y.ndim)))
         part = np.ix_(*(np.linspace(0, size - 1, min(size, side)).astype(int) for size in y.shape))
         if y[part].size < y.size:

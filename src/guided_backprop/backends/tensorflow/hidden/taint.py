@@ -144,10 +144,19 @@ class Taint:
         nominated = step.nominates()
         note = step.note(sign=sign, is_falling=nominated is not None)
         inside = _weighed_inside(note) if is_active and _gathers_held(graph, node) else ()
-        if inside or (nominated is not None and not self._is_excused(body, node)):
-            curves = self._add_places(body, node, step, _value_refs(graph, node), inside)
-            note = note.without(curves.is_told)
+        if inside or nominated is not None:
+            note = self._looked_at(body, node, step, note, inside)
         return Trace(note, is_active, is_sized, sign)
+
+    def _looked_at(
+        self, body: Body, node: NodeDef, step: Step[str], note: Note[str], inside: Sequence[notes.Candidate[str]]
+    ) -> Note[str]:
+        """Make a place of a node, unless another one is looked at instead; return what is known of what it gives."""
+        if not inside and (body.graph.role(node) in ("part", "bound") or is_piece(body.graph, node)):
+            # That one may be a ReLU of what is given here, whatever was compared.
+            given = [one for one in step.candidates() if one.choice is Choice.NONE]
+            return replace(note, sources=notes.first_of([*given, *note.sources]))
+        return note.without(self._add_places(body, node, step, body.graph.outputs_of(node), inside).is_told)
 
     def _shown(self, body: Body, node: NodeDef, *, passes: bool) -> Step[str]:
         """Return an operation as nomination.py asks; an activation of several operations is one of its input."""
@@ -216,7 +225,7 @@ class Taint:
         """
         every = list(_candidates(body, node, step, [*step.candidates(), *inside]))
         curves = self._curves(body, node, [one.ref for one in every if not (one.sign or one.is_choice)])
-        every = [one for one in every if not _is_none(curves, one)]
+        every = [one for one in every if not (curves.tells_of(one.refs) if one.is_choice else curves.is_none(one.ref))]
         candidates = tuple(one for one in every if one.choice is not Choice.BEHIND)
         # Inside of what others hold there are no derivatives of one value towards another.
         behind = tuple(one for one in every if one.choice is Choice.BEHIND and not body.name)
@@ -250,10 +259,6 @@ class Taint:
             ref = graph.copied(operand_refs(graph.nodes[holder])[-len(arguments) :][arguments.index(producer(ref))])
         return self._weights.array(graph, ref, is_outermost=not name)
 
-    def _is_excused(self, body: Body, node: NodeDef) -> bool:
-        """Tell whether another place is looked at instead of a node, or its values when it is run."""
-        return body.graph.role(node) in ("part", "bound") or is_piece(body.graph, node)
-
     def _hold(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> bool:
         """Follow values into what an operation holds, and out of it; tell whether it holds functions."""
         if "body" in node.attr:
@@ -262,11 +267,12 @@ class Taint:
             results = self._branch(body, node, operands)
         else:
             return False
+        row, place = OPERATIONS[node.op], (body.name, node.name)
         for index, result in enumerate(results):
             ref, note = f"{node.name}:output:{index}", result.note
             if note is not None and (note.is_tainted or note.has_relus):
                 shown = [self._operand(body, node, operand) for operand in operand_refs(node)]
-                step = Step(OPERATIONS[node.op], shown, result.is_active, held=[note], place=(body.name, node.name))
+                step = Step(row, shown, result.is_active, held=[note], has_bound=note.is_bound, place=place)
                 note = replace(note, relus=step.relus())
             if note is not None and note.is_tainted:
                 # What chooses in there is looked at in there, and once more from here.
@@ -320,10 +326,6 @@ class Taint:
             value=ref if is_number else None,
             is_known=body.graph.constant(ref) is not None and not isnan(body.graph.constant(ref) or 0.0),
         )
-
-
-def _is_none(curves: Curves[str], candidate: Candidate) -> bool:
-    return curves.tells_of(candidate.refs) if candidate.is_choice else curves.is_none(candidate.ref)
 
 
 def _chosen(result: Trace, by: Trace) -> Trace:
@@ -393,7 +395,3 @@ def _candidates(
         if are_values and reached >= set(map(producer, active)):
             sign = Sign.UNKNOWN if less else trace.sign
             yield Candidate(ref, sign, ranks[key], is_bounded, step.is_of_two, choice, less, key in stopped)
-
-
-def _value_refs(graph: Graph, node: NodeDef) -> list[str]:
-    return [ref for ref in graph.outputs_of(node) if graph.kind_of(ref) in FLOATS]

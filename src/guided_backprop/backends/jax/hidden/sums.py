@@ -237,7 +237,7 @@ def _relus(step: Step) -> Iterator[tuple[Value, Value]]:
     if step.relu is not None and step.relu.name == "relu":
         yield step.outputs[0], (step.relu.inside or step).inputs[step.relu.operand]
     for value in step.outputs:
-        if value.gate is not None and value.gate.x is not None and value.gate.is_one:
+        if value.gate is not None and value.gate.x is not None and value.gate.is_full:
             yield value, value.gate.x
 
 

@@ -138,6 +138,8 @@ REFUSED = {
     "a bound of some columns behind weights": lambda x: (jnp.maximum(x + 3, 3)[:, 2:] - 3) @ WEIGHT[2:],
     # What is guided closes some columns, and the others are x as it was.
     "a sum with what is guided in some columns": lambda x: x + jnp.where((x < 0) & KEPT, -x, 0.0),
+    "bounded on both sides by choices": lambda x: jnp.where(x < -1, -1, jnp.where(x > 1, 1, x)),
+    "a sum of neighbours' differences": lambda x: (lambda x: x + jax.nn.relu(-x))(x - jnp.roll(x, 1, -1)),
     "a stack of both, added up": lambda x: jnp.stack([x, jnp.where((x < 0) & KEPT, -x, 0.0)]).sum(0),
 }
 

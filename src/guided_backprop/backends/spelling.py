@@ -164,8 +164,8 @@ def _of_parts(y: NumpyArray, x: NumpyArray, how: Callable[..., Judgement], *, is
         judgement = how(part, x)
         if judgement.is_gate:
             return Judgement(Verdict.PARTIAL)
-        # A part that is 0 for these images is one that they do not choose.
-        is_open = bool(part.any()) and ((judgement.is_few and is_by_size) or is_multiple(part, x))
+        # A part that is 0 for these images is one that they do not choose, and of one number nothing is told.
+        is_open = bool(part.any() and np.ptp(x)) and ((judgement.is_few and is_by_size) or is_multiple(part, x))
         verdicts.add(judgement.verdict if is_open else Verdict.NONE)
     return Judgement(Verdict.UNSETTLED if Verdict.UNSETTLED in verdicts else Verdict.NONE)
 

@@ -78,7 +78,7 @@ class Gate:
         x: what it is the ReLU of, if all gradients to it come through that; else None.
         slope: the multiple of x that it is where the gate is open, if that is one number; else None.
         is_at_zero: whether the gate is closed up to x = 0 at least: then x tells it, which rounding leaves alone.
-        is_full: whether all is open on the other side, as far as that was looked at: there is no second mask.
+        is_full: whether it is that multiple of a ReLU of x and nothing else, as far as values tell: no second mask.
     """
 
     closed: NumpyArray
@@ -87,11 +87,6 @@ class Gate:
     slope: float | None = None
     is_at_zero: bool = False
     is_full: bool = False
-
-    @property
-    def is_one(self) -> bool:
-        """Whether it is one multiple of a ReLU of x, wherever x is, and nothing else."""
-        return self.is_full and self.x is not None and self.slope is not None
 
 
 @dataclass(eq=False, slots=True)

@@ -90,9 +90,11 @@ class Judge:
                 concave[y] = nominee
             elif finding is _Finding.REFUSED or nominee.is_partly or self._taint.is_partly_relu(nominee.step):
                 findings.spelled.append(nominee.step)
+        # What is bounded on both sides, neither of them 0, is no ReLU, and what a ReLU makes of a bound above is a cap.
+        at_zero = [gate for gate, how in findings.gates.items() if not closes_elsewhere(how.closed)]
         for y, nominee in concave.items():
             is_explicit = nominee.step.word in EXPLICIT
-            if not is_explicit and not any(self._leads(y, gate) for gate in findings.gates):
+            if not is_explicit and not any(self._leads(y, gate) for gate in at_zero):
                 findings.spelled.append(nominee.step)
         for block in blocks_of(self._program.block):
             sums = BlockSums(block, self._facts, self._taint.is_vouched)

@@ -1,7 +1,7 @@
 """Sums of a value and of ReLUs of it that are written, in one block of a program: ``x + relu(-x)``."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -102,10 +102,21 @@ class BlockSums(Sums[Value]):
         for y, key in keys.items():
             yield Judged(y, join.x, self._known[key], is_end=y in join.ends)
 
+    def _made_of(self, x: Value) -> Value:
+        """Return what a value is moved, a multiple or a shift of."""
+        while len(terms := self.terms(x)) == 1 and self.is_alike(x):
+            (x,) = terms
+        return x
+
     def _run(self, join: Join[Value], asked: Sequence[Value]) -> list[Judgement]:
         """Judge what sums are far from 0."""
         runs = _Runs(self._block, self._facts, join, asked)
         far = runs.far() if asked else None
+        if asked and far is None:
+            # Nothing lifts all of a value less the same in another order: it is given, whatever else is in the sums.
+            join = replace(join, roots=[self._made_of(join.x)], sums=dict.fromkeys(join.sums, False))
+            runs = _Runs(self._block, self._facts, join, asked)
+            far = runs.far()
         if far is None:
             return [Judgement(Verdict.NONE) for _ in asked]
         values = [runs.run(place * far) for place in FAR]
@@ -226,7 +237,7 @@ def _relus(step: Step) -> Iterator[tuple[Value, Value]]:
     if step.relu is not None and step.relu.name == "relu":
         yield step.outputs[0], (step.relu.inside or step).inputs[step.relu.operand]
     for value in step.outputs:
-        if value.gate is not None and value.gate.x is not None and value.gate.is_one:
+        if value.gate is not None and value.gate.x is not None and value.gate.is_full:
             yield value, value.gate.x
 
 

@@ -117,7 +117,7 @@ class Taint:
         shown, is_excused = self._shown(step, held, step.inputs if kept is None else [kept]), self._is_excused(step)
         for number, value in enumerate(step.outputs):
             gate = self._ended.get(value)
-            if not value.depends or (gate is not None and gate.is_one):
+            if not value.depends or (gate is not None and gate.is_full):
                 continue
             size = _size(value)
             is_met = value.carries and kept is None and shown.nominates(size) is not None

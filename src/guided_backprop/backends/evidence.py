@@ -136,14 +136,6 @@ def is_multiple(y: NumpyArray, x: NumpyArray) -> bool:
         return ratios.size > 0 and bool(np.ptp(ratios) <= 1e-3 * np.abs(ratios).max())
 
 
-def have_signs(x: NumpyArray, others: NumpyArray) -> bool:
-    """Tell whether numbers have the signs of others, or all the opposite ones; of a ReLU of them some are 0 instead."""
-    if x.size != others.size:
-        return False
-    signs = np.sign(np.stack([x, others.reshape(x.shape)]))
-    return abs(int(signs.prod(0).sum())) == int(signs.any(0).sum())
-
-
 def surprise(is_closed: NumpyArray, is_told: NumpyArray) -> float:
     """Return minus the logarithm of the chance that all that is closed lies below all that is open, by row.
 

@@ -147,7 +147,7 @@ class Noting(Given[Ref]):
         Args:
             size: how many numbers it has.
         """
-        whole = [one for one in self._joined if _are_as_many(one, size)]
+        whole = [one for one in self._joined if None in (size, one.size) or one.size == size]
         behind = [one for one in self._joined if 0 < one.weights <= MOST_WEIGHTS]
         return [*whole, *(one._replace(choice=Choice.BEHIND) for one in behind)]
 
@@ -293,9 +293,8 @@ class Noting(Given[Ref]):
 
     def _curves(self, size: int | None) -> Iterator[Candidate[Ref]]:
         """Yield what a result is a curve of, value by value, or a product of with a number of its own."""
-        # A factor besides may be one for each row.
-        alike = [one for one in self._read if _are_as_many(one, size)]
-        if self._is_mixing or not (len(self.dependent) == 1 or self.row.word == "mul"):
+        is_alike = all(size in (None, one.size) for one in self._read)
+        if not is_alike or self._is_mixing or not (len(self.dependent) == 1 or self.row.word == "mul"):
             return
         factors = [one for one in self.operands if one.size != 1 and (one.note is not None or one.is_number)]
         is_product = self.row.word in _PRODUCTS and (len(factors) > 1 or self.operands[0].note is None)
@@ -304,9 +303,9 @@ class Noting(Given[Ref]):
             or is_product
             or self.row.word in ("abs", "log_sigmoid", "sigmoid")
         ):
-            yield from (one for one in self._all_read() if _are_as_many(one, size))
+            yield from self._all_read()
         if self.row.kind in CURVES | {Kind.MOVES, Kind.LINEAR} or self.row.word == "abs":
-            yield from (one for note in notes_of(alike) for one in note.curves)
+            yield from (one for note in notes_of(self._read) for one in note.curves)
 
     @property
     def _is_pooled(self) -> bool:
@@ -333,7 +332,3 @@ class Noting(Given[Ref]):
     @property
     def _has_constants(self) -> bool:
         return self._puts or any(note.has_constants for note in self._notes)
-
-
-def _are_as_many(one: Operand[Ref] | Candidate[Ref], size: int | None) -> bool:
-    return None in (size, one.size) or one.size == size

@@ -327,16 +327,18 @@ class Case:
         return () if g is None else [(as_numpy(self.suspect.x.tensor), g), *self.behind]
 
     def closes_what_is_open(self, other: "Case") -> bool:
-        """Tell whether x is made of what another case is of, with its signs, and closed where that is open.
+        """Tell whether x is a multiple of what another case is of, and closed where that is open: then nothing is.
 
-        Then nothing is: of x, times a number for each row perhaps, and 0.2 * x the larger one is a ReLU of neither.
+        A multiple that was made later tells nothing, for not all of x comes through that.
         """
         ends = [case.suspect.x.edge for case in (other, self)]
         numbers = [-1 if end is None else end.node._sequence_nr() for end in ends]
         if self.suspect.place[:2] != other.suspect.place[:2] or numbers[0] > numbers[1]:
             return False
         for (x, g), (others, there) in zip(self.runs, other.runs, strict=False):
-            if evidence.have_signs(x, others) and there.reshape(x.shape)[g.reshape(x.shape) == 0].any():
+            # A ReLU of x is that times 1 wherever it is not 0.
+            is_one = x.size == others.size and is_multiple(x, others) and is_multiple(others, x)
+            if is_one and there.reshape(x.shape)[g.reshape(x.shape) == 0].any():
                 return True
         return False
 

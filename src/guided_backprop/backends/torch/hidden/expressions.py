@@ -113,28 +113,6 @@ def is_none(curves: Curves[Made], value: Value) -> bool:
     return curves.is_none(known[0]) if value.choice is Choice.NONE else curves.tells_of(known)
 
 
-def are_multiples(first: Made | None, second: Made | None) -> bool:
-    """Tell whether two values are made of one times positive numbers, though each may have it in other places."""
-    return first is not None and second is not None and _but_for_numbers(first) is _but_for_numbers(second)
-
-
-def _but_for_numbers(made: Made) -> Made:
-    while made.word in ("div", "mul"):
-        left = [one for one in made.operands if not _is_positive_number(one)]
-        if len(left) != 1 or not isinstance(left[0], Made) or (made.word == "div" and left[0] is made.operands[1]):
-            break
-        made = left[0]
-    return made
-
-
-def _is_positive_number(value: Made | float) -> bool:
-    if isinstance(value, Made):
-        # PyTorch makes tensors of numbers; one that is learned may change its sign.
-        tensor = value.tensor
-        return tensor is not None and tensor.ndim == 0 and not tensor.requires_grad and bool(tensor > 0)
-    return value > 0
-
-
 def made_by(
     name: str, args: Sequence[Any], named: Mapping[str, Any], operands: Sequence[Operand], result: torch.Tensor
 ) -> Made:

@@ -62,7 +62,7 @@ def sign_of_result(
         of = of[1:]
     if row.word == "gather":
         of = of[:1]
-    return sign_of(row, of, exponent_of(name, args))
+    return sign_of(row, of, exponent_of(name, args), is_square=name == "mul" and _is_square(tensors))
 
 
 def is_floor(name: str, args: Sequence[Any]) -> bool:
@@ -143,6 +143,10 @@ def exponent_of(name: str, args: Sequence[Any]) -> float | None:
         return 2.0
     is_power = name == "pow" and len(args) > 1 and _is_number(args[1])
     return float(args[1]) if is_power else None
+
+
+def _is_square(tensors: Sequence[torch.Tensor]) -> bool:
+    return len(tensors) == 2 and tensors[0] is tensors[1]
 
 
 def _numbers(args: Sequence[Any]) -> list[float]:

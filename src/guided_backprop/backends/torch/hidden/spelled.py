@@ -315,6 +315,7 @@ def _refuse_weighed(
     plain = [place for place, answer in answers.items() if answer == "plain"]
     before.plain.update(keys[place] for place in plain)
     for place, answer in answers.items():
+        # Of x and 0.2 * x the larger one is a ReLU of neither: towards x nothing is closed.
         if answer == "refused" and not any(known[place].closes_what_is_open(known[other]) for other in plain):
             raise spelled({known[place].suspect.named}, "torch.relu")
     # What was refused is asked again, and refused again.

@@ -14,7 +14,6 @@ from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
-from guided_backprop.backends.torch.hidden.expressions import are_multiples
 from guided_backprop.backends.torch.hidden.notes import (
     Extreme,
     Made,
@@ -183,7 +182,7 @@ class Step(nomination.Step[Value]):
 
     def noted(self, result: torch.Tensor, falling: frozenset[int] | Note) -> Note:
         """Return what is known of the result; ``falling`` is that itself if it is a ReLU by its values."""
-        sign = Sign.NOT_NEGATIVE if result.dtype == torch.bool or self._is_square(result) else self._sign()
+        sign = Sign.NOT_NEGATIVE if result.dtype == torch.bool else self._sign()
         if isinstance(falling, Note):
             return replace(falling, is_lost=self.is_lost)
         note = self.note(result.numel(), sign=sign, is_falling=bool(falling))
@@ -197,13 +196,6 @@ class Step(nomination.Step[Value]):
         """Tell whether every value stands where it stood, and none of them was a constant's place before."""
         had = any(operand.note.has_constants for operand in self._tensors if operand.note)
         return not had and any(operand.is_active and _is_same(operand.tensor, result) for operand in self._tensors)
-
-    def _is_square(self, result: torch.Tensor) -> bool:
-        """Tell whether it is a product of a value and of a multiple of that, which lies as the value does."""
-        if self.name != "mul" or len(self._tensors) != 2:
-            return False
-        first, second = (None if one.note is None else one.note.made for one in self._tensors)
-        return are_multiples(first, second) and not result.is_complex() and bool((result >= 0).all())
 
     def _sign(self) -> Sign:
         if self.is_relu and self.name != "threshold":

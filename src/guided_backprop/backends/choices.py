@@ -31,9 +31,6 @@ _MANY_RESULTS: Final = 64
 # So many values of x closed and so many open, each on its side: a chance of 2**-24. Fewer are enough where no value of
 # either side is an exception, and there are so many ways to choose those that are open.
 _LEAST_SIDE: Final = 12
-# So small a part of the largest derivative is left, of so many values beside what is closed, of a curve that is flat.
-_FADING: Final = 1e-3
-_NEIGHBOURS: Final = 4
 _LEAST_WAYS: Final = 8000
 # Of so many rows the largest halves do not all end at 0.
 _LEAST_ROWS: Final = 4
@@ -186,22 +183,17 @@ def judge_weighed(
     for side in (x, -x):
         if not is_open[side < 0].any():
             return _verdict_at_zero(side, is_open, ranks, least_rows)
-    return Verdict.PARTIAL if ranks is Ranks.NONE and _is_split(x, derivative, is_open) else Verdict.NONE
+    return Verdict.PARTIAL if ranks is Ranks.NONE and _is_split(x, is_open) else Verdict.NONE
 
 
-def _is_split(x: NumpyArray, derivative: NumpyArray, is_open: NumpyArray) -> bool:
+def _is_split(x: NumpyArray, is_open: NumpyArray) -> bool:
     """Tell whether enough of both lies on either side of a number.
 
-    What is one number wherever it is closed was closed before, as what is filled in where nothing is chosen. And what
-    is next to nothing just beside them as well fades out there, as an ELU does far below 0.
+    What is one number wherever it is closed was closed before, as what is filled in where nothing is chosen.
     """
     if min(is_open.sum(), (~is_open).sum()) < _LEAST_SIDE or np.ptp(x[~is_open]) == 0:
         return False
-    side = next((side for side in (x, -x) if side[~is_open].max() <= side[is_open].min()), None)
-    if side is None:
-        return False
-    nearest = np.abs(derivative[is_open])[np.argsort(side[is_open])[:_NEIGHBOURS]]
-    return bool(np.median(nearest) > _FADING * np.abs(derivative).max())
+    return any(side[~is_open].max() <= side[is_open].min() for side in (x, -x))
 
 
 def judge_stopped(

@@ -100,7 +100,8 @@ class BlockSums(Sums[Value]):
         new = [y for y, key in keys.items() if key not in self._known]
         self._known.update((keys[y], judgement) for y, judgement in zip(new, self._run(join, new), strict=True))
         for y, key in keys.items():
-            yield Judged(y, join.x, self._known[key], is_end=y in join.ends)
+            is_full = all(relu.gate is None or relu.gate.is_full for relu in join.relus)
+            yield Judged(y, join.x, self._known[key], is_end=y in join.ends, is_full=is_full)
 
     def _made_of(self, x: Value) -> Value:
         """Return what a value is moved, a multiple or a shift of."""
@@ -139,18 +140,21 @@ class Judged:
         x: what one of the ReLUs is of.
         judgement: whether it is a ReLU of that.
         is_end: whether something else is made of it than another such sum.
+        is_full: whether its ReLUs are such of all of what they are of, without a mask besides.
     """
 
     y: Value
     x: Value
     judgement: Judgement
     is_end: bool
+    is_full: bool
 
     @property
     def gate(self) -> Gate | None:
         """The gate of a ReLU of x, or of -x; None if it is one in part, or the negative of one."""
         judgement = self.judgement
-        if judgement.verdict is not Verdict.CONVEX or judgement.closed is None or judgement.slope is None:
+        is_one = judgement.verdict is Verdict.CONVEX and self.is_full
+        if not is_one or judgement.closed is None or judgement.slope is None:
             return None
         return Gate(judgement.closed, 0.0, self.x, float(judgement.slope), is_at_zero=True, is_full=True)
 
@@ -237,7 +241,7 @@ def _relus(step: Step) -> Iterator[tuple[Value, Value]]:
     if step.relu is not None and step.relu.name == "relu":
         yield step.outputs[0], (step.relu.inside or step).inputs[step.relu.operand]
     for value in step.outputs:
-        if value.gate is not None and value.gate.x is not None and value.gate.is_full:
+        if value.gate is not None and value.gate.x is not None and value.gate.slope is not None:
             yield value, value.gate.x
 
 

@@ -285,14 +285,13 @@ class JaxBackend(Backend):
 
     def _record(self, known: Hashable, program: Program, facts: Facts, images: Sequence[jax.Array]) -> Record:
         """Return what was found of a program like this: one with the same numbers in it, if these count."""
-        alike = known, ends_of(program)
-        before = self._judged.peek(alike)
-        if isinstance(before, Record):
-            return before
-        same = *alike, numbers_of(program)
-        record: Record = self._judged.get(same, lambda: Record.of(program, facts, self.setup.vouch, images))
-        if not record.is_by_numbers:
-            self._judged.keep(alike, record)
+        key: Hashable = known, ends_of(program)
+        record: Record | None = self._judged.peek(key)
+        if record is None:
+            same = key, numbers_of(program)
+            record = self._judged.peek(same) or Record.of(program, facts, self.setup.vouch, images)
+            key = same if record.is_by_numbers else key
+        self._judged.keep(key, record)
         return record
 
     def _random_of(self, audit: Audit, images: Inputs) -> Set[str]:

@@ -43,8 +43,6 @@ class Identity:
 
 # So many numbers are looked at in each trace: there are no more slopes, as a rule.
 _MOST_SLOPES = 1 << 12
-# Constants of so few numbers are what is turned between calls, as a slope or a bound; those of more are weights.
-_MOST_TURNED = 1 << 6
 #: What all methods of the process share.
 SHARED = Kept()
 
@@ -81,8 +79,11 @@ def ends_of(program: Program) -> Hashable:
 
 
 def numbers_of(program: Program) -> Hashable:
-    """Return the constants of few numbers: what was found of a program by its values may be otherwise with others."""
-    small = [array for array in program.constants if np.size(array) <= _MOST_TURNED]
+    """Return the constants of one number: what was found of a program by its values may be otherwise with others.
+
+    As slopes and bounds these are turned between calls; those of several are weights as a rule, which training changes.
+    """
+    small = [array for array in program.constants if np.size(array) == 1]
     # A key for random numbers is no number.
     return tuple(np.asarray(array).tobytes() for array in small if not jnp.issubdtype(array.dtype, jax.dtypes.extended))
 

@@ -4,7 +4,7 @@ Here is what JAX's programs have of their own: blocks that loops, branches and c
 several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -259,7 +259,8 @@ class Taint:
 
     def _nominate(self, y: Value, shown: nomination.Step[Value], step: Step, block: Block) -> Curves[Value]:
         """Make a nominee of a value, if it may be a ReLU; return what it is of those that it may be one of."""
-        ranks = {one: shown.ranks(one, _size(y)) for one in _fitting(shown, y)}
+        masked = shown.masked
+        ranks = {one: shown.ranks(one, _size(y)) for one in shown.candidates(_size(y)) if _fits(one, y, masked)}
         choices = [one for one in ranks if one.choice is not Choice.NONE]
         candidates = _bounded([one for one in ranks if one.choice is Choice.NONE])
         reached = self._reached(step, {*candidates, *(value for one in choices for value in one.values)})
@@ -315,12 +316,6 @@ class Taint:
         return reached
 
 
-def _fitting(shown: nomination.Step[Value], y: Value) -> Iterator[Candidate[Value]]:
-    """Yield what a value may be a ReLU of: it has several results of each number of what a mask meets right here."""
-    every = shown.candidates(_size(y)) if _is_floating(y) else ()
-    yield from (one for one in every if one.ref is not y and _fits(one, y, has_parts=one.ref in shown.masked))
-
-
 def _bounded(candidates: Iterable[Candidate[Value]]) -> dict[Value, bool]:
     """Return values, each with whether it is bounded on all ways."""
     bounded: dict[Value, bool] = {}
@@ -368,11 +363,13 @@ def _is_branch(step: Step) -> bool:
     return step.word == "cond" and all(_size(value) > 1 for value in step.outputs)
 
 
-def _fits(candidate: Candidate[Value], y: Value, *, has_parts: bool) -> bool:
-    """Tell whether a value may be a ReLU of a candidate, by how many numbers they have; it may have several of each."""
+def _fits(candidate: Candidate[Value], y: Value, masked: Collection[Value]) -> bool:
+    """Tell whether a value may be a ReLU of a candidate, by its size: several times that of what a mask meets here."""
     x, less = candidate.ref, candidate.less
+    if x is y or not _is_floating(y):
+        return False
     if less is None:
-        is_alike = _size(x) == _size(y) or (has_parts and rows.has_parts(_size(y), _size(x)))
+        is_alike = _size(x) == _size(y) or (x in masked and rows.has_parts(_size(y), _size(x)))
         return x.carries and (candidate.choice is not Choice.NONE or is_alike)
     if _is_shift(y):
         return False

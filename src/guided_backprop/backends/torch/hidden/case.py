@@ -12,7 +12,7 @@ from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends import evidence
 from guided_backprop.backends.bounds import judge_bound_behind
 from guided_backprop.backends.choices import judge_behind, judge_weighed
-from guided_backprop.backends.evidence import is_evidence, is_multiple, is_thin
+from guided_backprop.backends.evidence import is_multiple, is_thin
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
 from guided_backprop.backends.torch.graph.nodes import Path
@@ -28,7 +28,7 @@ from guided_backprop.backends.torch.hidden.derivatives import (
 from guided_backprop.backends.torch.hidden.found import Spelled
 from guided_backprop.backends.torch.hidden.known import Place, joined
 from guided_backprop.backends.torch.hidden.notes import Value
-from guided_backprop.backends.torch.hidden.suspect import ALIKE, Suspect, judged
+from guided_backprop.backends.torch.hidden.suspect import ALIKE, Suspect, are_alike, judged
 
 # By so many units in the last place the sum of two numbers may miss 0.
 _LEFT: Final = 8
@@ -84,7 +84,7 @@ class Case:
         """The result and x, for each run of the model, but the one on images that are far larger."""
         first = self.suspect.values
         others = [look[self.suspect.place] for look in self.others if self.suspect.place in look]
-        return [first, *(pair for pair in others if _is_alike(pair, first))]
+        return [first, *(pair for pair in others if are_alike(pair, first))]
 
     @cached_property
     def values(self) -> tuple[NumpyArray, NumpyArray]:
@@ -95,7 +95,7 @@ class Case:
     def judgement(self) -> Judgement:
         """What the values say."""
         near = self._judged(self.looks)
-        if self.far is None or not _is_alike(self.far, self.suspect.values):
+        if self.far is None or not are_alike(self.far, self.suspect.values):
             return near
         # What it is it has to be on all of them; and what is few on each of them may be enough on all.
         far, every = self._judged([self.far]), self._judged([*self.looks, self.far])
@@ -331,8 +331,7 @@ class Case:
 
         A multiple that was made later tells nothing, for not all of x comes through that.
         """
-        ends = [case.suspect.x.edge for case in (other, self)]
-        numbers = [-1 if end is None else end.node._sequence_nr() for end in ends]
+        numbers = [end.node._sequence_nr() if (end := case.suspect.x.edge) else -1 for case in (other, self)]
         if self.suspect.place[:2] != other.suspect.place[:2] or numbers[0] > numbers[1]:
             return False
         for (x, g), (others, there) in zip(self.runs, other.runs, strict=False):
@@ -353,7 +352,7 @@ class Case:
             return self._answer_of_difference(self.node, x, less)
         if x.is_bounded:
             return self._answer_of_bound(self.node, x)
-        if not self.behind and self._is_of_one_side:
+        if not self.behind and x.is_of_one_side:
             # Where x is on one side of 0 alone its derivative tells nothing.
             return "unsure"
         if self.weighed is None:
@@ -363,12 +362,6 @@ class Case:
             # The larger of x and what is made of it is open for most of the positive ones: few may be all of these.
             return "unsure"
         return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
-
-    @property
-    def _is_of_one_side(self) -> bool:
-        """Whether no value of x lies below 0, or none above it, on these images; of others nothing is known."""
-        x = as_numpy(self.suspect.x.tensor)
-        return not (self.suspect.x.sign or self.suspect.x.ranks is Ranks.ALL or ((x > 0).any() and (x < 0).any()))
 
     def _answer_of_difference(self, node: Node, x: Value, less: Value) -> Answer:
         """Say whether it is made of a ReLU of x less another value, behind weights."""
@@ -405,10 +398,3 @@ class Case:
 
     def _refused(self) -> Answer:
         return "unfinished" if self.is_settled else "refused"
-
-
-def _is_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:
-    """Tell whether values on other images can be put beside the first ones."""
-    return all(
-        other.shape == array.shape and is_evidence(other, array) for other, array in zip(others, first, strict=True)
-    )

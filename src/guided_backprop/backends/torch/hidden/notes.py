@@ -12,15 +12,14 @@ import torch
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from guided_backprop.arrays import as_numpy
 from guided_backprop.backends import notes
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.torch.graph.composites import Shifts
+from guided_backprop.backends.torch.hidden.memory import Place, is_of_numbers, memory_of, place_of, version_of
 from guided_backprop.backends.torch.hidden.signs import sign_of_squares, sign_of_tensor
 from guided_backprop.backends.torch.hidden.weights import has_zeros
 from guided_backprop.backends.torch.own import RUNNING
-
-# Where a view lies in its storage.
-_Place = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -84,6 +83,12 @@ class Value:
         return self if edge is None else (edge.node, edge.output_nr)
 
     @property
+    def is_of_one_side(self) -> bool:
+        """Whether no value lies below 0, or none above it, on these images; of others nothing is known."""
+        x = as_numpy(self.tensor)
+        return not (self.sign or self.ranks is notes.Ranks.ALL or ((x > 0).any() and (x < 0).any()))
+
+    @property
     def is_as_it_was(self) -> bool:
         """Whether the values are still those that something was made of."""
         return version_of(self.tensor) == self.version
@@ -133,7 +138,7 @@ class Extreme(NamedTuple):
     word: str
     of: torch.Tensor
     version: int
-    place: _Place
+    place: Place
 
     def is_in_place(self, tensor: torch.Tensor) -> bool:
         """Tell whether a view of it has each number where it was, though repeated perhaps."""
@@ -182,7 +187,7 @@ class Notes:
     """Notes on tensors, kept by storage: a view shares them. Weak, so that no memory is held for it."""
 
     def __init__(self) -> None:
-        self._notes: dict[tuple[int, bool], tuple[StorageWeakRef, Note, dict[_Place, Note]]] = {}
+        self._notes: dict[tuple[int, bool], tuple[StorageWeakRef, Note, dict[Place, Note]]] = {}
         self._unwritten: dict[int, StorageWeakRef] = {}
         # The memory of what an operation that was seen gave.
         self._seen: dict[int, StorageWeakRef] = {}
@@ -198,7 +203,7 @@ class Notes:
             self._sparse[id(tensor)] = (tensor, note)
             return
         reference = StorageWeakRef(tensor.untyped_storage())
-        known = self._notes.get(_memory_of(tensor))
+        known = self._notes.get(memory_of(tensor))
         if is_alone and known is not None:
             known[2][place_of(tensor)] = note
             return
@@ -206,7 +211,7 @@ class Notes:
             # A part was written, and the rest is what it was.
             note = note.joined(known[1])
         # While the weak reference lives, its address is not used again.
-        self._notes[_memory_of(tensor)] = (reference, note, {})
+        self._notes[memory_of(tensor)] = (reference, note, {})
 
     def signed(self, tensor: torch.Tensor, shifts: Shifts) -> Note | None:
         """Return what is known of a tensor, and its sign as a variance or a distance: its node tells it."""
@@ -216,11 +221,11 @@ class Notes:
         sign = sign_of_squares(tensor.grad_fn, shifts)
         if not sign:
             return note
-        known = self._notes.get(_memory_of(tensor)) if tensor.layout is torch.strided else None
+        known = self._notes.get(memory_of(tensor)) if tensor.layout is torch.strided else None
         signed = replace(note, sign=sign)
         if known is not None and known[1] is note and not tensor._is_view():
             # All of it, and what shares its memory.
-            self._notes[_memory_of(tensor)] = (known[0], signed, known[2])
+            self._notes[memory_of(tensor)] = (known[0], signed, known[2])
         return signed
 
     def put_seen(self, tensor: torch.Tensor) -> None:
@@ -309,29 +314,11 @@ class Notes:
         """Return what is known of a tensor; None if it does not depend on the images."""
         if tensor.layout is not torch.strided:
             return self._sparse[id(tensor)][1] if id(tensor) in self._sparse else None
-        storage, is_number = _memory_of(tensor)
+        storage, is_number = memory_of(tensor)
         known = self._notes.get((storage, is_number)) or self._notes.get((storage, not is_number))
         if known is None:
             return None
         return known[2].get(place_of(tensor), known[1]) if known[2] else known[1]
-
-
-def version_of(tensor: torch.Tensor) -> int:
-    """Return how often a tensor was changed in place; of what is made in inference mode nobody counts it."""
-    return 0 if tensor.is_inference() else int(tensor._version)
-
-
-def is_of_numbers(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _memory_of(tensor: torch.Tensor) -> tuple[int, bool]:
-    """Return which memory a tensor lies in, and whether there are numbers: their bits are noted apart from them."""
-    return tensor.untyped_storage()._cdata, is_of_numbers(tensor)
-
-
-def place_of(tensor: torch.Tensor) -> _Place:
-    return int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
 
 
 def is_inside_own() -> bool:

@@ -14,16 +14,8 @@ from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
-from guided_backprop.backends.torch.hidden.notes import (
-    Extreme,
-    Made,
-    Note,
-    Operand,
-    Value,
-    is_inside_own,
-    place_of,
-    version_of,
-)
+from guided_backprop.backends.torch.hidden.memory import place_of, version_of
+from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own
 from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
 from guided_backprop.backends.torch.hidden.suspect import fits
 from guided_backprop.backends.torch.hidden.weights import has_gaps

@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.bounds import judge_at_zero, judge_bounded
 from guided_backprop.backends.choices import judge_choice
-from guided_backprop.backends.evidence import columns
+from guided_backprop.backends.evidence import columns, is_evidence
 from guided_backprop.backends.notes import Candidate, Choice
 from guided_backprop.backends.rows import has_parts
 from guided_backprop.backends.spelling import Judgement, Verdict, judge
@@ -121,3 +121,10 @@ def judged(x: Value, looks: Sequence[tuple[NumpyArray, NumpyArray]], *, is_of_tw
         return judge_choice(looks, x.choice, is_of_one_sign=bool(x.sign), rounding=rounding)
     how = judge_bounded if x.is_bounded else judge_at_zero if x.is_at_zero else judge
     return how(*joined(looks), rounding, ranks=x.ranks, is_of_one_sign=bool(x.sign), is_of_two=is_of_two)
+
+
+def are_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, NumpyArray]) -> bool:
+    """Tell whether values on other images can be put beside the first ones."""
+    return all(
+        other.shape == array.shape and is_evidence(other, array) for other, array in zip(others, first, strict=True)
+    )

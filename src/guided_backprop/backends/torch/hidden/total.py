@@ -27,7 +27,7 @@ from guided_backprop.backends.spelling import Verdict
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import operation, row
 from guided_backprop.backends.torch.hidden.derivatives import closed, reached, seeds, shut
-from guided_backprop.backends.torch.hidden.notes import version_of
+from guided_backprop.backends.torch.hidden.memory import version_of
 from guided_backprop.backends.torch.hidden.watch import line_of_model
 
 _DATA: Final = torch.Tensor.data.__get__  # type: ignore[attr-defined]

@@ -28,7 +28,8 @@ from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatch
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
 from guided_backprop.backends.torch.hidden.expressions import Expressions, is_none, made_by
 from guided_backprop.backends.torch.hidden.known import Known, Place, Result, Taken, shared, sign_of
-from guided_backprop.backends.torch.hidden.notes import Made, Note, Notes, Operand, Value, is_inside_own, is_of_numbers
+from guided_backprop.backends.torch.hidden.memory import shares_memory
+from guided_backprop.backends.torch.hidden.notes import Made, Note, Notes, Operand, Value, is_inside_own
 from guided_backprop.backends.torch.hidden.step import Step, is_guard
 from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
 
@@ -248,7 +249,7 @@ class ForwardWatch(Dispatched):
         for tensor in results if has_node else ():
             self._notes.put_active(tensor, self._made)
         for output, result in enumerate(results):
-            is_shared = not func._schema.is_mutable and any(_is_shared(result, tensor) for tensor in tensors)
+            is_shared = not func._schema.is_mutable and any(shares_memory(result, tensor) for tensor in tensors)
             is_piece = is_shared and self._notes.is_unwritten(result)
             step.made = made_by(name, args, named, operands, result) if len(results) == 1 else Made(tuple(result.shape))
             falling = step.falling if is_piece else self._judged(step, result, output, is_on_view=is_view)
@@ -369,12 +370,6 @@ def _leaves_bias(name: str, args: Sequence[Any]) -> bool:
         *_, channels, positions, groups, _ = args
         return bool(channels * positions == groups)
     return name == "native_layer_norm" and prod(args[1]) == 1
-
-
-def _is_shared(result: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """Tell whether a result is a view, of numbers where these are numbers: their bits are something else."""
-    is_alike = result.layout is torch.strided is tensor.layout and is_of_numbers(result) is is_of_numbers(tensor)
-    return is_alike and result.untyped_storage()._cdata == tensor.untyped_storage()._cdata
 
 
 def _is_real(tensor: torch.Tensor) -> bool:

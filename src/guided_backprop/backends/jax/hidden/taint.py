@@ -39,7 +39,7 @@ class Nominee(NamedTuple):
     Attributes:
         step: what makes it.
         block: where.
-        candidates: what it may be the ReLU of: as many numbers, in the same block.
+        candidates: what it may be the ReLU of, in the same block: as many numbers, or it has several of each.
         bounded: those of them that nothing but bounds which are not 0 lies behind: where these close is no ReLU.
         ranks: how values were compared by what chose between each of these and it.
         is_of_two: whether it is the larger or smaller of two values that depend on the images.

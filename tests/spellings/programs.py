@@ -40,6 +40,10 @@ def written_into_a_column(x):
 
 #: Each is a ReLU of x ``(N, features)``.
 GUIDED = {
+    # What a mask that a curve makes leaves undefined, another choice closes.
+    "what a rounded curve leaves undefined": lambda x: jnp.nan_to_num(
+        jnp.where(jnp.round(jax.nn.sigmoid(x)) > 0.5, x, jnp.nan)
+    ),
     "written into a column": written_into_a_column,
     "root of a square": lambda x: jnp.where(x > 0, jnp.sqrt(x * x), 0.0),
     "power of a square": lambda x: jnp.where(x > 0, (x * x) ** 0.5, 0.0),
@@ -122,6 +126,9 @@ REFUSED = {
     # The number that is put there for the exponential is more than that: it is added as well, or chosen elsewhere.
     "a safe exponential and what is safe": lambda x: safe_elu(x) + jnp.where(x > 0, 0.0, x),
     "a safe slope on another side": lambda x: jnp.where(x > 1, x, 2 * jnp.where(x > 0, 0.0, x)),
+    "what a curve leaves at a number": lambda x: (lambda y: jnp.where(jnp.isinf(y), 0, y))(
+        jnp.where(jax.nn.sigmoid(x) > 0.5, x, jnp.inf)
+    ),
     "a gate of what is safe": lambda x: jnp.where(x > -1, gate(jnp.where(x > -1, x, 3.0)), x),
     "logarithm of a guarded exponential": lambda x: jnp.log(jnp.where(x > 0, jnp.exp(x), 1)),
     # What they are of is in another block than they are.

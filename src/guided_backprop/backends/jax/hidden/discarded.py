@@ -57,6 +57,11 @@ class Discarded:
                 waiting.append(use)
         return cases[not put[0]]
 
+    def fills(self, step: Step) -> bool:
+        """Tell whether a choice puts a number that is not 0, as NaN, of which another one may make that."""
+        puts = (self._facts.known(case) for case in step.inputs[1:] if not case.depends)
+        return _is_choice(step) and any(known is not None and bool(np.any(known != 0)) for known in puts)
+
     def _leaves_out(self, value: Value, step: Step, said: Hashable, *, is_put_if: bool) -> bool:
         """Tell a choice by the same condition, which takes another value wherever that was put."""
         if not _is_choice(step):

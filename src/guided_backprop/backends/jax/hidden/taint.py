@@ -119,12 +119,13 @@ class Taint:
             gate = self._ended.get(value)
             if not value.depends or (gate is not None and gate.is_full):
                 continue
-            size = _size(value)
-            is_met = value.carries and kept is None and shown.nominates(size) is not None
+            is_met = value.carries and kept is None and shown.nominates(_size(value)) is not None
             is_nominee = is_met and value.is_live and not is_excused and gate is None
             curves = self._nominate(value, shown, step, block) if is_nominee else None
-            note = shown.note(size, is_falling=is_met)
+            note = shown.note(_size(value), is_falling=is_met)
             note = note if curves is None else note.without(curves.is_told)
+            given = self.nominees[value].candidates if value in self.nominees and self._discarded.fills(step) else ()
+            note = replace(note, sources=first_of([*(Candidate(x, _size(x)) for x in given), *note.sources]))
             self._notes[value] = _with_elsewhere(note, self._results(step, number))
 
     def _shown(self, step: Step, held: Sequence[Note[Value]], inputs: Sequence[Value]) -> nomination.Step[Value]:

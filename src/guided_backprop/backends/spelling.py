@@ -135,7 +135,7 @@ def judge(
     eps = float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 0.0
     with np.errstate(all="ignore"):
         y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
-        ranks, chance = _told_at_zero(_rounded(y, eps, x), x, ranks)
+        ranks, chance = _told_at_zero(y, x, eps, ranks)
         side = max(16, int(_SAMPLE ** (1 / y.ndim)))
         part = np.ix_(*(np.linspace(0, size - 1, min(size, side)).astype(int) for size in y.shape))
         if y[part].size < y.size:
@@ -178,12 +178,12 @@ def _is_multiple(y: NumpyArray, x: NumpyArray, judgement: Judgement, rounding: f
     return not (np.abs(y - line) > rounding * np.abs(y).max()).any()
 
 
-def _told_at_zero(y: NumpyArray, x: NumpyArray, ranks: Ranks) -> tuple[Ranks, float | None]:
+def _told_at_zero(y: NumpyArray, x: NumpyArray, eps: float, ranks: Ranks) -> tuple[Ranks, float | None]:
     """Return how values were compared, and, of what is closed below 0 and open above it, how likely ranks leave it so.
 
     Where that is unlikely it is judged as if nothing was compared, and else other images are asked.
     """
-    chance = None if ranks is Ranks.NONE else _chance_at_zero(y, x)
+    chance = None if ranks is Ranks.NONE else _chance_at_zero(_rounded(y, eps, x), x)
     if chance is None:
         return ranks, chance
     return Ranks.NONE if chance >= _BY_RANK else Ranks.SOME, chance

@@ -162,6 +162,10 @@ class Note(Generic[Ref]):
         sources = tuple(one for one in self.sources if not is_told(one.ref))
         return self if len(sources) == len(self.sources) else replace(self, sources=sources)
 
+    def given(self, values: Iterable[Candidate[Ref]]) -> Self:
+        """Return the same of what an operation was given as well: what is made of it later may be a ReLU of that."""
+        return replace(self, sources=first_of([*values, *self.sources]))
+
     @property
     def alike(self) -> tuple[Candidate[Ref], ...]:
         """What it is a multiple or a shift of, value by value: also by an array, as far as it is known."""

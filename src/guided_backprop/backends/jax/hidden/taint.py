@@ -124,8 +124,8 @@ class Taint:
             curves = self._nominate(value, shown, step, block) if is_nominee else None
             note = shown.note(_size(value), is_falling=is_met)
             note = note if curves is None else note.without(curves.is_told)
-            given = self.nominees[value].candidates if value in self.nominees and self._discarded.fills(step) else ()
-            note = replace(note, sources=first_of([*(Candidate(x, _size(x)) for x in given), *note.sources]))
+            if value in self.nominees and self._discarded.fills(step):
+                note = note.given(Candidate(x, _size(x)) for x in self.nominees[value].candidates)
             self._notes[value] = _with_elsewhere(note, self._results(step, number))
 
     def _shown(self, step: Step, held: Sequence[Note[Value]], inputs: Sequence[Value]) -> nomination.Step[Value]:

@@ -154,8 +154,7 @@ class Taint:
         """Make a place of a node, unless another one is looked at instead; return what is known of what it gives."""
         if not inside and (body.graph.role(node) in ("part", "bound") or is_piece(body.graph, node)):
             # That one may be a ReLU of what is given here, whatever was compared.
-            given = [one for one in step.candidates() if one.choice is Choice.NONE]
-            return replace(note, sources=notes.first_of([*given, *note.sources]))
+            return note.given(one for one in step.candidates() if one.choice is Choice.NONE)
         return note.without(self._add_places(body, node, step, body.graph.outputs_of(node), inside).is_told)
 
     def _shown(self, body: Body, node: NodeDef, *, passes: bool) -> Step[str]:

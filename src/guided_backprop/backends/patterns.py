@@ -110,10 +110,10 @@ _LOG_OF_POWERS = Moved(("log", Moved(("abs", Moved(("sum", ("exp", ("sub", X, Mo
 # By this a match calls what the slopes are multiplied by besides.
 _FACTOR = "factor"
 # Any number but 0, and an array. Then what is below 0 of x, as people write it for a leaky ReLU, and twice that.
-_SLOPE, _SLOPES = Constant(is_known=True), Constant(is_known=False, name="slopes")
+_KNOWN, _SLOPES = Constant(is_known=True), Constant(is_known=False, name="slopes")
 _BELOW, _LEFT = ("minimum", X, Number(0.0)), ("sub", X, ("relu", X))
 _TWICE = ("sub", X, ("abs", X))
-_DOUBLED: tuple[Form, ...] = (_TWICE, ("mul", _SLOPE, _TWICE))
+_DOUBLED: tuple[Form, ...] = (_TWICE, ("mul", _KNOWN, _TWICE))
 # What bends below 0, and is bounded there before or behind: all numbers in it are told (curves.py).
 _POWERS, _POWERS_OF_BOUND = (Curve(X, frozenset({"exp|expm1", *bound})) for bound in ((), ("minimum",)))
 _RELU6_OF_SHIFTED = ("relu6", ("add", X, Number(3.0)))
@@ -134,7 +134,7 @@ def _chosen(comparison: str, bound: Form, form: Form, other: Form) -> Form:
     return ("where", (comparison, X, bound), form, other)
 
 
-_SHRUNK = _chosen("less", _SLOPE, ("add", X, _SLOPE), Number(0.0))
+_SHRUNK = _chosen("less", _KNOWN, ("add", X, _KNOWN), Number(0.0))
 _BENT = _chosen("less", Number(1.0), Times(("pow", ("add", X, Number(1.0)), Number(2.0)), 0.25), X)
 _LINE = _chosen("greater_equal", Number(1.0), Number(1.0), Times(("add", X, Number(1.0)), 0.5))
 #: Where two patterns fit one value, the one with more parts is meant; a pattern inside of another is a part of it. So
@@ -148,16 +148,16 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("hardsigmoid", Times(_RELU6_OF_SHIFTED, 1 / 6)),
     *(Pattern("hardsigmoid", form) for form in _HARDSIGMOIDS),
     # Not with a slope that may be 0, for then it is a ReLU.
-    *(Pattern("leaky_relu", ("maximum", X, (word, X, _SLOPE))) for word in ("mul", "div")),
+    *(Pattern("leaky_relu", ("maximum", X, (word, X, _KNOWN))) for word in ("mul", "div")),
     *(
         Pattern(name, (word, Clipped(X), ("mul", slope, below)))
-        for name, slope in (("leaky_relu", _SLOPE), ("prelu", _SLOPES))
+        for name, slope in (("leaky_relu", _KNOWN), ("prelu", _SLOPES))
         for word in ("add", "sub")
         for below in (_BELOW, ("relu", ("neg", X)))
     ),
     # Keras' own, with a threshold.
-    Pattern("leaky_relu", ("sub", Clipped(X), ("mul", _SLOPE, ("relu", ("add", ("neg", X), _SLOPE))))),
-    *(Pattern("leaky_relu", ("add", Clipped(X), ("mul", _SLOPE, rest))) for rest in (_LEFT, *_DOUBLED)),
+    Pattern("leaky_relu", ("sub", Clipped(X), ("mul", _KNOWN, ("relu", ("add", ("neg", X), _KNOWN))))),
+    *(Pattern("leaky_relu", ("add", Clipped(X), ("mul", _KNOWN, rest))) for rest in (_LEFT, *_DOUBLED)),
     Pattern("prelu", ("add", Clipped(X), ("mul", _SLOPES, _LEFT))),
     # All that it is multiplied by is a slope of it: one array, and numbers that the graph tells.
     Pattern("prelu", ("add", Clipped(X), _told(("mul", _SLOPES, _told(_TWICE))))),
@@ -165,7 +165,7 @@ PATTERNS: tuple[Pattern, ...] = (
     *(Pattern("celu", ("add", Times(above), _POWERS_OF_BOUND)) for above in (("maximum", X, Number(0.0)), ("relu", X))),
     *(Pattern("elu", _chosen(word, Number(0.0), X, Times(_POWERS_OF_BOUND))) for word in ("greater", "greater_equal")),
     # Keras' own, in TensorFlow.
-    Pattern("softshrink", _chosen("greater", _SLOPE, ("sub", X, _SLOPE), _SHRUNK)),
+    Pattern("softshrink", _chosen("greater", _KNOWN, ("sub", X, _KNOWN), _SHRUNK)),
     Pattern("sparse_plus", _chosen("less_equal", Number(-1.0), Number(0.0), _BENT)),
     Pattern("sparse_sigmoid", _chosen("less_equal", Number(-1.0), Number(0.0), _LINE)),
     Pattern("softsign", ("div", X, ("add", ("abs", X), Number(1.0)))),
@@ -176,7 +176,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("logsumexp", ("log", Moved(("sum", POWERS)))),
     Pattern("logsumexp", ("log", Moved(("abs", Moved(("sum", POWERS)))))),
     # Bounds that are not 0, for from 0 on it is a ReLU.
-    *(Pattern("clamp", (to, (of, X, _SLOPE), _SLOPE)) for to, of in (("minimum", "maximum"), ("maximum", "minimum"))),
+    *(Pattern("clamp", (to, (of, X, _KNOWN), _KNOWN)) for to, of in (("minimum", "maximum"), ("maximum", "minimum"))),
     *(Pattern("norm", ("sqrt", Moved(("sum", square)))) for square in (("pow", X, Number(2.0)), ("mul", X, X))),
 )
 

@@ -107,6 +107,8 @@ HIDDEN = {
     "a product of a row": ["is = greater x 0", "stack = stack x is", "y = prod stack"],
     "a root that is squared": ["is = greater x 0", "a = where is x 0", "b = sqrt a", "y = exp b"],
     "a loop": ["inside = abs x", "a = loop x inside", "y = add x a"],
+    "a curve that a loop undoes": ["is = greater z 0", "inside = mul z is", "a = exp x", "y = loop a inside"],
+    "a curve that nobody knows who undoes": ["a = exp x", "b = neg a", "y = unheard_of b"],
     "a ReLU of the opposite that is added": ["a = neg x", "b = relu a", "y = add x b"],
     "the negative rest, turned": ["a = relu x", "b = sub x a", "y = neg b"],
     "nobody has heard of it": ["y = unheard_of x"],

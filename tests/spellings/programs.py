@@ -130,6 +130,9 @@ REFUSED = {
         jnp.where(jax.nn.sigmoid(x) > 0.5, x, jnp.inf)
     ),
     "a gate of what is safe": lambda x: jnp.where(x > -1, gate(jnp.where(x > -1, x, 3.0)), x),
+    "a curve that a custom function undoes": lambda x: jax.scipy.special.xlogy(
+        jnp.where(KEPT, jnp.clip(1e12 * x, 0, 1), 1), jnp.exp(x)
+    ),
     "logarithm of a guarded exponential": lambda x: jnp.log(jnp.where(x > 0, jnp.exp(x), 1)),
     # What they are of is in another block than they are.
     "a size and a sign from a checkpoint": lambda x: jnp.multiply(*jax.checkpoint(size_and_sign)(x)),

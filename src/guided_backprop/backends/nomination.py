@@ -154,6 +154,13 @@ class Step(Noting[Ref]):
                 yield Candidate(operand.ref, operand.size, ranked=operand.note.told if operand.note else frozenset())
             # Around what a pool looks at, constants close at the border alone: that is judged as a choice.
             yield from () if operand.note is None or self._is_around else operand.note.parts
+            # What nobody looks into may undo there what a curve made before, as a product with a logarithm does.
+            yield from operand.note.curves if operand.note is not None and self._is_unseen else ()
+
+    @property
+    def _is_unseen(self) -> bool:
+        """Whether it holds a mask or a choice of its own, or nobody knows what it does."""
+        return self._holds_taint or self.row.kind is Kind.UNKNOWN
 
     @property
     def _is_straightening(self) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
+from guided_backprop.backends import empty
 from guided_backprop.errors import OpaqueRegionError
 from networks_hidden import ROWS, WEIGHTS, oracle
 
@@ -66,6 +67,12 @@ RELUS = {
     "a transposed convolution": lambda x: functional.max_pool1d(spread(x, stride=2, output_padding=1), 2).reshape(
         x.shape
     ),
+    "a convolution's border": lambda x: (
+        functional.conv2d(column(x)[..., None], ONE[..., None], padding=1).amax((1, 2, 3)).reshape(x.shape)
+    ),
+    "a pool over a convolution's border": lambda x: functional.max_pool2d(
+        functional.conv2d(column(x)[..., None], ONE[..., None], padding=1), 3
+    ).reshape(x.shape),
     "a fold": lambda x: functional.max_pool1d(with_zeros_between(x), 2).reshape(x.shape),
     "windows at a border": lambda x: functional.unfold(x.reshape(-1, 1, 1, 1), 3, padding=1).amax(1).reshape(x.shape),
     "a diagonal": lambda x: torch.diag_embed(x).amax(-1),
@@ -104,7 +111,7 @@ def test_planted_fault_what_is_larger_of_multiples_is_a_rank(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a transposed convolution", "a diagonal", "windows at a border"])
 def test_planted_fault_gaps_are_not_looked_for(name, monkeypatch):
-    monkeypatch.setattr("guided_backprop.backends.torch.hidden.step.has_gaps", lambda name, args: False)
+    monkeypatch.setattr("guided_backprop.backends.torch.hidden.step.emptied_by", lambda name, args: empty.NOTHING)
     assert not is_right_or_refused(RELUS[name])
 
 
@@ -119,6 +126,9 @@ def larger_half(x):
 #: None is a ReLU, and nothing of it is refused.
 ORDINARY = {
     "a pool behind a border": lambda x: functional.max_pool2d(functional.conv2d(x, KERNELS, padding=1), 2),
+    "a pool behind a border as wide as the kernel": lambda x: functional.max_pool2d(
+        functional.conv2d(x, KERNELS[..., :1, :1], padding=1), 2
+    ),
     "a wide border": lambda x: functional.conv2d(x, KERNELS, padding=2, dilation=2).amax(1, keepdim=True),
     "twice as large": lambda x: functional.max_pool2d(functional.conv_transpose2d(x, KERNELS.mT.transpose(0, 1)), 2),
     "a median of windows": lambda x: functional.unfold(x, 3, padding=1).reshape(3, 2, 9, 8, 8).median(2).values,
@@ -140,7 +150,47 @@ def test_what_is_none_keeps_its_derivative(name):
     assert np.allclose(found, g.clamp(min=0).numpy(), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("stride", "kernel", "expected"), [(1, 1, False), (2, 1, True), (2, 2, False), (3, 2, True)])
-def test_a_stride_is_wider_than_its_windows(stride, kernel, expected):
-    given = [torch.ones(1, 1, 9), torch.ones(1, 1, kernel), None, [stride], [0], [1], True, [0], 1]
-    assert weights.has_gaps("convolution", given) is expected
+#: Of 9 values: what a convolution is given, and where it leaves zeros.
+WINDOWS = {
+    "each value": (empty.Window(9, 9, 1), (False, False)),
+    "ordinary padding": (empty.Window(9, 9, 3, low=1), (False, False)),
+    "padding in front as wide as a window": (empty.Window(9, 10, 3, low=3), (False, True)),
+    "padding behind": (empty.Window(9, 10, 1), (False, True)),
+    "spread over a border": (empty.Window(9, 13, 3, low=4, spread=2), (False, False)),
+    "every second one, each as wide": (empty.Window.transposed(9, 18, 2, step=2, low=0, spread=1), (False, False)),
+    "every second one": (empty.Window.transposed(9, 17, 1, step=2, low=0, spread=1), (True, False)),
+    "every second one, and one more": (empty.Window.transposed(9, 18, 1, step=2, low=0, spread=1), (True, True)),
+    "every second one, spread": (empty.Window.transposed(9, 21, 3, step=2, low=0, spread=2), (True, False)),
+    "every third one": (empty.Window.transposed(9, 26, 2, step=3, low=0, spread=1), (True, False)),
+    "nothing at all": (empty.Window(1, 1, 2, low=1, spread=2), (False, False)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_where_windows_see_nothing_zeros_are_left(name):
+    window, expected = WINDOWS[name]
+    assert empty.emptied([window, empty.Window(4, 4, 1)]) == expected
+
+
+@pytest.mark.parametrize(("stride", "rest"), [(1, 0), (2, 0), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("kernel", "spread", "edge"), [(1, 1, 0), (2, 1, 0), (3, 2, 2), (2, 3, 1)])
+def test_a_transposed_convolution_leaves_zeros_there(stride, rest, kernel, spread, edge):
+    ones, weight = torch.ones(1, 1, 9), torch.ones(1, 1, kernel)
+    made = functional.conv_transpose1d(ones, weight, None, stride, edge, rest, 1, spread)
+    seen = np.flatnonzero(made[0, 0])
+    expected = seen[-1] - seen[0] + 1 > seen.size, seen[-1] - seen[0] + 1 < made.numel()
+    given = [ones, weight, None, [stride], [edge], [spread], True, [rest], 1]
+    assert weights.emptied_by("convolution", given) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "spread", "edge"), [(1, 1, 0), (1, 1, 1), (3, 1, 1), (3, 1, 3), (2, 3, 4), (2, 12, 9)]
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_leaves_zeros_there(stride, kernel, spread, edge):
+    ones, weight = torch.ones(1, 1, 9), torch.ones(1, 1, kernel)
+    made = functional.conv1d(ones, weight, None, stride, edge, spread)
+    seen = np.flatnonzero(made[0, 0])
+    expected = seen[-1] - seen[0] + 1 > seen.size, seen[-1] - seen[0] + 1 < made.numel()
+    given = [ones, weight, None, [stride], [edge], [spread], False, [0], 1]
+    assert weights.emptied_by("convolution", given) == expected

@@ -115,12 +115,30 @@ def response_norm_of_one(x):
     return x * (1.0 + tf.cast(sign, x.dtype)) / 2.0
 
 
+ONE = tf.ones([1, 1, 1, 1], tf.float64)
+
+
+def spread(x):
+    """Put zeros beside each number of x, by a convolution that is transposed; return the larger of each two."""
+    y = tf.reshape(x, [1, 1, -1, 1])
+    wide = tf.nn.conv2d_transpose(y, ONE, tf.shape(y) * [1, 1, 2, 1], [1, 1, 2, 1], "VALID")
+    return tf.reshape(tf.nn.max_pool2d(wide, [1, 2], [1, 2], "VALID"), tf.shape(x))
+
+
+def bordered(x, kernel=ONE):
+    """Put zeros around each number of x, by the padding of a convolution."""
+    return tf.nn.conv2d(tf.reshape(x, [-1, 1, 1, 1]), kernel, 1, [[0, 0], [1, 1], [1, 1], [0, 0]])
+
+
 def chosen_twice(x):
     is_open = tf.math.ceil(tf.tanh(x)) > 0.5
     return tf.where(is_open, tf.where(is_open, x, 1.0), 0.0)
 
 
 SPELLED = {
+    "a transposed convolution": spread,
+    "the border of a convolution": lambda x: tf.reshape(tf.reduce_max(bordered(x), [1, 2, 3]), tf.shape(x)),
+    "a pool over such a border": lambda x: tf.reshape(tf.nn.max_pool2d(bordered(x), 3, 3, "VALID"), tf.shape(x)),
     "a choice of what was kept from where it is not defined": chosen_twice,
     "the largest of its multiples": lambda x: (x + tf.reduce_max(x[..., None] @ [[1.0, -1.0]], -1)) / 2.0,
     "a mask that is scaled": lambda x: x * (mask(x) * SCALE) / SCALE,
@@ -245,6 +263,9 @@ def attending(x):
 
 
 MEANT = {
+    "a pool that sees a border": lambda x: tf.nn.max_pool2d(
+        tf.nn.conv2d(x[:, None, :, None], ONE, 1, [[0, 0], [0, 0], [1, 1], [0, 0]]), [1, 2], 1, "VALID"
+    )[:, 0, 1:, 0],
     "boxes that depend on the images": attending,
     "local response norm": smoothed,
     "a mask that keeps all": flat(lambda v: tf.boolean_mask(v, v > -1e9)),

@@ -38,6 +38,17 @@ def written_into_a_column(x):
     return column.at[jnp.arange(x.size), 0].set(jnp.where(column > 0, column, 0)[:, 0]).reshape(x.shape)
 
 
+def convolved(x, padding, **how):
+    return lax.conv_general_dilated(
+        x.reshape(-1, 1, 1, 1),
+        jnp.ones((1, 1, 1, 1)),
+        (1, 1),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        **how,
+    )
+
+
 #: Each is a ReLU of x ``(N, features)``.
 GUIDED = {
     # What a mask that a curve makes leaves undefined, another choice closes.
@@ -95,6 +106,10 @@ GUIDED = {
     ),
     "squareplus": lambda x: jax.nn.squareplus(x, 0.0),
     "slopes of 0": lambda x: jax.nn.relu(x) - jnp.zeros(x.shape[1]) * jax.nn.relu(-x),
+    "the border of a convolution": lambda x: convolved(x, ((0, 0), (1, 1))).max(2).reshape(x.shape),
+    "a sum of windows that are wider than x": lambda x: (
+        lax.reduce_window(x.reshape(-1, 1), 0.0, lax.add, (1, 1), (1, 1), ((0, 0), (1, 0))).max(1).reshape(x.shape)
+    ),
     "0 times a CELU": lambda x: jnp.maximum(x, 0) + 0.0 * jnp.expm1(jnp.minimum(x, 0)),
 }
 
@@ -130,6 +145,9 @@ REFUSED = {
         jnp.where(jax.nn.sigmoid(x) > 0.5, x, jnp.inf)
     ),
     "a gate of what is safe": lambda x: jnp.where(x > -1, gate(jnp.where(x > -1, x, 3.0)), x),
+    "zeros that a transposed convolution leaves": lambda x: lax.reduce_window(
+        convolved(x, ((0, 0), (0, 1)), lhs_dilation=(1, 2)), -jnp.inf, lax.max, (1, 1, 2, 1), (1, 1, 2, 1), "VALID"
+    ).reshape(x.shape),
     "a curve that a custom function undoes": lambda x: jax.scipy.special.xlogy(
         jnp.where(KEPT, jnp.clip(1e12 * x, 0, 1), 1), jnp.exp(x)
     ),
@@ -195,6 +213,14 @@ def spread(x):
 
 #: No ReLU is in these, in front of one or behind one.
 FINE = {
+    "a pool that sees a border": lambda x: lax.reduce_window(
+        lax.conv_general_dilated(x[:, None], jnp.ones((1, 1, 1)), (1,), [(1, 1)]),
+        -jnp.inf,
+        lax.max,
+        (1, 1, 2),
+        (1, 1, 1),
+        "VALID",
+    )[:, 0, 1:],
     "local response norm": response_norm,
     "all rows kept": lambda x: x[np.array([True] * len(x))],
     "padding mask": lambda x: jnp.where(KEPT, x, 0),

@@ -59,7 +59,7 @@ class Noting(Given[Ref]):
             is_falling=is_falling or any(note.is_falling for note in self._notes),
             is_summary=self._is_summary,
             is_stacked=not is_mixed and (is_spread or any(note.is_stacked for note in self._notes)),
-            has_constants=leaves_out or (not is_mixed and self._has_constants),
+            has_constants=leaves_out or self._has_constants(is_mixed=is_mixed),
             has_gaps=self._has_gaps(),
             has_border=self._has_border(),
             sign=sign,
@@ -194,7 +194,8 @@ class Noting(Given[Ref]):
         return source._replace(weights=source.weights + 1) if is_further else source
 
     def _has_border(self) -> bool:
-        return (self.row.word == "pad" and self._puts) or self._keeps(note.has_border for note in self._notes)
+        is_padded = self.row.word == "pad" and self._puts
+        return is_padded or self.empty.has_border or self._keeps(note.has_border for note in self._notes)
 
     def _has_gaps(self) -> bool:
         if self.row.word != "pad" and self._puts:
@@ -329,6 +330,6 @@ class Noting(Given[Ref]):
         # Each once: where a value meets what was made of it, over and over, there would be twice as many each time.
         return () if self._is_mixing else first_of(part for note in notes_of(self._read) for part in note.parts)
 
-    @property
-    def _has_constants(self) -> bool:
-        return self._puts or any(note.has_constants for note in self._notes)
+    def _has_constants(self, *, is_mixed: bool) -> bool:
+        is_kept = not is_mixed and (self._puts or any(note.has_constants for note in self._notes))
+        return is_kept or self.empty.has_border

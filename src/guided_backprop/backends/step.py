@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Generic
 
+from guided_backprop.backends.empty import NOTHING, Empty
 from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks, Ref
 from guided_backprop.backends.operations import Kind, Operation
 
@@ -61,7 +62,7 @@ class Given(Generic[Ref]):
         has_rows: whether it is a root of sums of squares of rows, of which no number is all that its row is.
         is_idle: whether it is a bound that closes nothing.
         is_rounded: whether it gives what it was given without a derivative, or a number beside it, as an integer.
-        has_gaps: whether it leaves zeros between or around what it is given, as on both sides of a diagonal.
+        empty: where it leaves zeros: between what it is given, as on both sides of a diagonal, or around it.
         is_by_rank: whether all that chose among what it gives compared values of the images with each other.
     """
 
@@ -81,7 +82,7 @@ class Given(Generic[Ref]):
     has_rows: bool = False
     is_idle: bool = False
     is_rounded: bool = False
-    has_gaps: bool = False
+    empty: Empty = NOTHING
     is_by_rank: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -183,8 +184,8 @@ class Given(Generic[Ref]):
         As ``x[..., None] @ [[1, 0]]`` does. Weights are looked at where what was put together is more than it was
         before; what adds up several values without any weights leaves zeros where there were no others.
         """
-        if self.has_gaps or not self._multiplies:
-            return self.has_gaps
+        if self.empty.has_gaps or not self._multiplies:
+            return self.empty.has_gaps
         weights = self._weights
         if self.row.word in POINTWISE:
             return any(operand.has_zeros() for operand in weights)
@@ -305,7 +306,7 @@ class Given(Generic[Ref]):
     @cached_property
     def _puts(self) -> bool:
         """Whether it puts numbers that do not depend on the images among its values, in places of their own."""
-        if self.has_gaps:
+        if self.empty.has_gaps:
             return True
         numbers = [operand for operand in self.operands if operand.is_number]
         constants = [operand for operand in numbers if operand.note is None]

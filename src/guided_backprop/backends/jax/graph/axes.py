@@ -1,10 +1,11 @@
-"""Where the axes of what a step of a program is given go."""
+"""Where the axes of what a step of a program is given go, and where its windows see nothing."""
 
 from collections.abc import Sequence
 from math import prod
 from typing import Final
 
 from guided_backprop.backends.axes import Axes, pointwise, reduced, reshaped
+from guided_backprop.backends.empty import NOTHING, Empty, Window, emptied
 from guided_backprop.backends.jax.graph.program import Step
 
 # Value by value, as far as second moments are made with them.
@@ -58,3 +59,21 @@ def _of_product(numbers: tuple[Sequence[Sequence[int]], ...], shapes: Sequence[S
         to |= {axis: number for number, axis in enumerate(contracted[side])}
         operands.append([to[axis] for axis in range(len(shape))])
     return Axes(operands, [shapes[0][axis] for axis in contracted[0]])
+
+
+def emptied_by(step: Step) -> Empty:
+    """Return where a step leaves zeros between or around values, as a transposed convolution does."""
+    params, shape, made = step.eqn.params, step.inputs[0].aval.shape, step.outputs[0].aval.shape
+    if step.name == "reduce_window_sum":
+        lengths, between, spread = (params[name] for name in ("window_dimensions", "base_dilation", "window_dilation"))
+        sizes, counts = shape, made
+    elif step.name == "conv_general_dilated":
+        x, weights, y = (numbers[2:] for numbers in params["dimension_numbers"])
+        between, spread = params["lhs_dilation"], params["rhs_dilation"]
+        sizes, counts = [shape[axis] for axis in x], [made[axis] for axis in y]
+        lengths = [step.inputs[1].aval.shape[axis] for axis in weights]
+    else:
+        return NOTHING
+    lows = [low for low, _ in params["padding"]]
+    told = zip(sizes, counts, lengths, params["window_strides"], lows, spread, between, strict=True)
+    return emptied(Window(*one) for one in told if all(isinstance(number, int) for number in one))

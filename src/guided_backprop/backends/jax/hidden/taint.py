@@ -15,6 +15,7 @@ import numpy as np
 from guided_backprop.backends import nomination, rows
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.curves import Curves, is_partly_relu
+from guided_backprop.backends.jax.graph.axes import emptied_by
 from guided_backprop.backends.jax.graph.calls import loop_sizes
 from guided_backprop.backends.jax.graph.composites import Graph
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Gate, Step, Value
@@ -152,6 +153,7 @@ class Taint:
             is_shifted=is_shifted,
             place=id(step),
             has_pole=self._has_pole(step),
+            empty=emptied_by(step),
             is_rounded=is_rounding(step),
         )
 
@@ -219,11 +221,8 @@ class Taint:
             return [Note(is_tainted=True, is_by_rank=False)] if is_suspect else []
         if step.name not in REBUILT or not step.blocks:
             # What is not followed inside may be anything: no gradient comes back through a while loop.
-            return (
-                [Note(is_tainted=True, is_by_rank=False, ranked=frozenset({id(step)}))]
-                if step.kind is Kind.HOLDS
-                else []
-            )
+            unseen = Note[Value](is_tainted=True, is_by_rank=False, ranked=frozenset({id(step)}))
+            return [unseen] if step.kind is Kind.HOLDS else []
         for block in step.blocks:
             self._enter(step, block)
         return [note for number in range(len(step.outputs)) for note in self._results(step, number)]

@@ -1,7 +1,7 @@
-"""Where the axes of what a node reads go, by the shapes that TensorFlow infers."""
+"""Where the axes of what a node reads go, and where its windows see nothing, by the shapes that TensorFlow infers."""
 
-from collections.abc import Mapping, Sequence
-from math import nan
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isnan, nan
 from typing import Final
 
 import numpy as np
@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from guided_backprop.backends.axes import Axes, multiplied, of_equation, pointwise, reduced, reshaped
+from guided_backprop.backends.empty import NOTHING, Empty, Window, emptied
 from guided_backprop.backends.tensorflow.graph.functions import Traced, graph_of
 from guided_backprop.backends.tensorflow.graph.nodes import Graph, attribute, operand_refs, word_of
 
@@ -16,6 +17,10 @@ _SHAPES: Final = "_output_shapes"
 # Value by value, as far as second moments are made with them; what is smaller is repeated.
 _POINTWISE: Final = frozenset("add cast copy div identity mul neg pow stop_gradient sub where".split())
 _RESHAPES: Final = frozenset({"ExpandDims", "Reshape", "Squeeze"})
+_TRANSPOSED: Final = frozenset({"Conv2DBackpropInput", "Conv3DBackpropInputV2", "DepthwiseConv2dNativeBackpropInput"})
+_PADDED: Final = frozenset({"Conv2D", "DepthwiseConv2dNative"})
+# What nobody knows the size of is as wide as that.
+_WIDE: Final = 16
 
 #: The sizes of values, NaN where they are not known; no entry where not even their number is.
 Shapes = Mapping[str, Sequence[float]]
@@ -83,3 +88,38 @@ def _constant(graph: Graph, node: NodeDef) -> list[int] | None:
     if told is None or told.op != "Const":
         return None
     return [int(axis) for axis in np.ravel(tf.make_ndarray(attribute(told, "value").tensor))]
+
+
+def emptied_by(graph: Graph, node: NodeDef, shapes: Callable[[], Shapes]) -> Empty:
+    """Return where a convolution leaves zeros between or around values; shapes are asked for where it may."""
+    is_transposed = node.op in _TRANSPOSED
+    if not is_transposed and not (node.op in _PADDED and attribute(node, "padding").s == b"EXPLICIT"):
+        return NOTHING
+    known = shapes()
+    of_what, weights, *more = (graph.copied(ref) for ref in operand_refs(node))
+    given, made = known.get(more[0] if is_transposed else of_what), known.get(f"{node.name}:output:0")
+    return emptied(_windows(node, given, known.get(weights), made))
+
+
+def _windows(node: NodeDef, *shapes: Sequence[float] | None) -> Iterator[Window]:
+    """Yield what a convolution looks at along each axis, given the shapes of values, of weights and of its results."""
+    steps, spreads, edges = (attribute(node, name).list.i for name in ("strides", "dilations", "explicit_paddings"))
+    is_same, is_transposed = attribute(node, "padding").s == b"SAME", node.op in _TRANSPOSED
+    places = [place for place, axis in enumerate(attribute(node, "data_format").s.decode()) if axis not in "NC"]
+    for number, place in enumerate(places):
+        at = (place, number, place)
+        size, length, count = (_size(shape, axis) for shape, axis in zip(shapes, at, strict=True))
+        size, length = size or _WIDE, length or 1
+        step, spread, low = steps[place], spreads[place], edges[2 * place] if edges else 0
+        reach = spread * (length - 1) + 1
+        if is_transposed:
+            count = count or max(size * step, (size - 1) * step + reach)
+            low = max((size - 1) * step + reach - count, 0) // 2 if is_same else low
+            yield Window.transposed(size, count, length, step=step, low=low, spread=spread)
+        else:
+            yield Window(size, (size + low + edges[2 * place + 1] - reach) // step + 1, length, step, low, spread)
+
+
+def _size(shape: Sequence[float] | None, axis: int) -> int:
+    """Return how many there are along an axis; 0 where nobody knows."""
+    return 0 if shape is None or isnan(shape[axis]) else int(shape[axis])

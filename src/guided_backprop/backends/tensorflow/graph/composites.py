@@ -76,13 +76,14 @@ class GraphView:
         return word, operands[:1] if word in _FIRST_ALONE else operands
 
     @cached_property
-    def _shapes(self) -> Shapes:
+    def shapes(self) -> Shapes:
+        """The shapes of all values, as far as they can be inferred."""
         return shapes_of(self._graph)
 
     def axes(self, value: str) -> Axes | None:
         """Return where the axes of what a value is made of go."""
         node = self._graph.node(value)
-        return None if node is None else axes_of(self._graph, node, self._shapes)
+        return None if node is None else axes_of(self._graph, node, self.shapes)
 
     def constant(self, value: str) -> float | None:
         """Return the number that a value is everywhere."""

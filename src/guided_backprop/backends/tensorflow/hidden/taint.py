@@ -23,6 +23,7 @@ from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import Match
 from guided_backprop.backends.refusals import is_plain
 from guided_backprop.backends.signs import Sign, sign_of
+from guided_backprop.backends.tensorflow.graph.axes import emptied_by
 from guided_backprop.backends.tensorflow.graph.composites import GraphView, value_of
 from guided_backprop.backends.tensorflow.graph.nodes import (
     FLOATS,
@@ -188,6 +189,7 @@ class Taint:
             exponent=exponent,
             is_shifted=is_shifted,
             has_pole=_has_pole(body, node),
+            empty=emptied_by(graph, node, lambda: self._seen(body)[0].shapes),
             is_rounded=is_rounding(
                 node.op, map(graph.kind_of, operand_refs(node)), map(graph.kind_of, graph.outputs_of(node))
             ),

@@ -18,7 +18,7 @@ from guided_backprop.backends.torch.hidden.memory import place_of, version_of
 from guided_backprop.backends.torch.hidden.notes import Extreme, Made, Note, Operand, Value, is_inside_own
 from guided_backprop.backends.torch.hidden.signs import exponent_of, is_floor, sign_of_result
 from guided_backprop.backends.torch.hidden.suspect import fits
-from guided_backprop.backends.torch.hidden.weights import has_gaps
+from guided_backprop.backends.torch.hidden.weights import emptied_by
 
 _DETACHES: Final = OPERATIONS.called("stop_gradient")
 # They choose among values that come to one place.
@@ -114,7 +114,7 @@ class Step(nomination.Step[Value]):
             has_bound=name in _BOUNDED,
             has_pole=_has_pole(name, row.word, operands),
             has_rows=name == "linalg_vector_norm" and _has_rows(*args),
-            has_gaps=has_gaps(name, args),
+            empty=emptied_by(name, args),
             is_idle=name in _BOUNDS and _is_idle(operands, _bounds_of(name, args, named)),
             exponent=exponent_of(name, args),
             is_shifted=bool(self._shift(row.word)),

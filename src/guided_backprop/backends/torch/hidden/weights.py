@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends.empty import Empty, Window, emptied
 
 # What one value lies on a diagonal of, or at a few places of, is 0 elsewhere.
 _GAPS: Final = frozenset({"block_diag", "diag_embed", "to_dense", "tril", "triu"})
@@ -20,32 +21,30 @@ def has_zeros(tensor: torch.Tensor) -> bool:
     return known.layout is not torch.strided or int(torch.count_nonzero(known)) < known.numel()
 
 
-def has_gaps(name: str, args: Sequence[Any]) -> bool:
-    """Tell whether an operation leaves zeros between or around values: where nothing of what it is given is looked at.
-
-    Not at a border of a convolution: ordinary ones are padded, and what a pool chooses there is no activation.
-    """
+def emptied_by(name: str, args: Sequence[Any]) -> Empty:
+    """Return where an operation leaves zeros, between or around values: nothing that it is given is looked at there."""
     if name == "im2col":
         x, kernel, dilation, padding, stride = args
         seen = _seen_of(x.shape[-2:], kernel, stride, padding, dilation)
-        return any(
-            ((places < 0) | (places >= size)).any(1).all() for places, size in zip(seen, x.shape[-2:], strict=True)
-        )
+        is_cut = ((places < 0) | (places >= size) for places, size in zip(seen, x.shape[-2:], strict=True))
+        return Empty(has_gaps=any(each.any(1).all() for each in is_cut))
     if name == "col2im":
         _, size, kernel, dilation, padding, stride = args
-        return _are_left_out(_seen_of(size, kernel, stride, padding, dilation), size)
-    if name != "convolution":
-        return name in _GAPS
+        return Empty(has_gaps=_are_left_out(_seen_of(size, kernel, stride, padding, dilation), size))
+    return emptied(_windows(args)) if name == "convolution" else Empty(has_gaps=name in _GAPS)
+
+
+def _windows(args: Sequence[Any]) -> Iterable[Window]:
+    """Yield what a convolution looks at along each axis."""
     # TorchScript says more of it.
     x, weight, _, stride, padding, dilation, is_transposed, more, *_ = args
-    sizes, kernel = x.shape[2:], weight.shape[2:]
-    if not is_transposed:
-        return False
-    totals = [
-        (size - 1) * step - 2 * edge + spread * (window - 1) + rest + 1
-        for size, window, step, edge, spread, rest in _axes(sizes, kernel, stride, padding, dilation, more)
-    ]
-    return _are_left_out(_seen_from(sizes, kernel, stride, padding, dilation), totals)
+    for size, length, step, low, spread, rest in _axes(x.shape[2:], weight.shape[2:], stride, padding, dilation, more):
+        reach = spread * (length - 1) + 1
+        if is_transposed:
+            count = (size - 1) * step - 2 * low + reach + rest
+            yield Window.transposed(size, count, length, step=step, low=low, spread=spread)
+        else:
+            yield Window(size, (size + 2 * low - reach) // step + 1, length, step, low, spread)
 
 
 def _axes(sizes: Sequence[int], *told: Sequence[int]) -> Iterable[tuple[int, ...]]:

@@ -136,10 +136,30 @@ def test_what_is_less_its_smallest_is_no_gate_of_it(monkeypatch):
 
 
 def test_planted_fault_two_values_refute():
-    y = relu(X)
-    y.flat[np.flatnonzero(X.flat < -0.1)[7]] = 0.123
-    y.flat[np.flatnonzero(X.flat > 0.1)[7]] = 0
-    assert judge(y, X).verdict is Verdict.NONE
+    x = RANDOM.normal(size=(300,))
+    y = relu(x)
+    y[np.flatnonzero(x < -0.1)[7]] = 0.123
+    y[np.flatnonzero(x > 0.1)[7]] = 0
+    assert judge(y, x).verdict is Verdict.NONE
+    # They tell of their own channels alone.
+    assert judge(y.reshape(50, 6), x.reshape(50, 6)).verdict is Verdict.PARTIAL
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_a_gate_in_some_channels_is_seen_whatever_closes_the_others(axis, shift, monkeypatch):
+    x, z = np.random.default_rng(2).normal(size=(2, 6, 8, 5, 8))
+    is_own = np.reshape(np.arange(8) < 3, (8, 1, 1) if axis == 1 else (8,))
+    assert judge(x * np.where(is_own, x > shift, z > 0), x).verdict is Verdict.PARTIAL
+    assert judge(np.where(np.where(is_own, x > shift, z > 0), x - shift, 0), x).verdict is Verdict.PARTIAL
+    # Planted: what closes them all is made of something else, of rows, or of the images by their rank.
+    for mask in (z > 0, z[:, :1] > 0, x.sum((1, 2, 3), keepdims=True) > 0, np.abs(x) > 0.7):
+        assert judge(x * mask, x).verdict is Verdict.NONE
+    few = np.s_[:1, :, :2, :2] if axis == 1 else np.s_[:1, :2, :2]
+    y = x * np.where(is_own, x > 0, z > 0)
+    assert not judge(y[few], x[few]).is_gate
+    monkeypatch.setattr(spelling, "_is_gate_in_channels", lambda *_: False)
+    assert judge(y, x).verdict is Verdict.NONE
 
 
 def test_rounding_is_no_gate_and_rounding_from_0_is_one():

@@ -187,6 +187,17 @@ class Gate:
         return None
 
 
+def gates_alone(y: NumpyArray, x: NumpyArray, evidence: float) -> Iterator[Gate]:
+    """Yield the rows each of which is a gate by itself, with so much evidence."""
+    is_closed = y == np.take_along_axis(y, x.argmin(axis=1)[:, None], axis=1)
+    is_apart = np.where(is_closed, x, -np.inf).max(1) < np.where(is_closed, np.inf, x).min(1)
+    is_both = is_closed.any(1) & ~is_closed.all(1)
+    for row in np.flatnonzero(is_apart & is_both):
+        gate = Gate.of(y[row : row + 1], x[row : row + 1], None, ranks=Ranks.NONE)
+        if gate is not None and gate.is_full and gate.evidence >= evidence:
+            yield gate
+
+
 def _lines(x1: NumpyArray, x2: NumpyArray, y1: NumpyArray, y2: NumpyArray) -> Iterator[tuple[NumpyArray, NumpyArray]]:
     """Yield the straight lines through two points of each row: through 0, and through both."""
     far = np.where(np.abs(x2) >= np.abs(x1), x2, x1)

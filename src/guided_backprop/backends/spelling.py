@@ -24,7 +24,7 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray, Tensor
 from guided_backprop.backends.evidence import NEAR, is_multiple, surprise_of_signs
 from guided_backprop.backends.notes import Ranks
-from guided_backprop.backends.rows import Gate, by_rows, parts_of, sides_of
+from guided_backprop.backends.rows import Gate, by_rows, gates_alone, parts_of, sides_of
 from guided_backprop.rules import ReluRule
 
 
@@ -141,7 +141,8 @@ def judge(
         if y[part].size < y.size:
             # A sample can only acquit, and not of what closes a few channels that it leaves out.
             judgement = _judged(y[part], x[part], rounding, eps, ranks=ranks, evidence=evidence)
-            if judgement.verdict is Verdict.NONE and (ranks is Ranks.ALL or not _is_gate_in_places(y, x)):
+            is_none = judgement.verdict is Verdict.NONE
+            if is_none and (ranks is Ranks.ALL or not _is_gate_somewhere(y, x, rounding, ranks, evidence)):
                 return judgement
         judgement = _judged(y, x, rounding, eps, ranks=ranks, evidence=evidence)
     judgement = _but_by_chance(judgement, y, ranks, chance)
@@ -283,7 +284,7 @@ def _gate(
             if said is not None and said.verdict in (Verdict.CONVEX, Verdict.CONCAVE):
                 return said
             weak = weak if said is None or (weak and weak.is_gate) else said
-    if ranks is not Ranks.ALL and _is_gate_in_places(y, x):
+    if ranks is not Ranks.ALL and _is_gate_somewhere(y, x, rounding, ranks, evidence):
         return Judgement(Verdict.PARTIAL)
     return weak
 
@@ -321,6 +322,25 @@ def _said(
     if is_chance or not gate.is_partial or (slopes is None and is_by_channel):
         return None
     return Judgement(Verdict.PARTIAL) if is_sure else Judgement(Verdict.UNSETTLED, gate.constants.reshape(shape))
+
+
+def _is_gate_somewhere(y: NumpyArray, x: NumpyArray, rounding: float, ranks: Ranks, evidence: float) -> bool:
+    """Tell whether y is a gate of x in some places or in some channels, whatever it is in the others."""
+    return _is_gate_in_places(y, x) or (ranks is Ranks.NONE and _is_gate_in_channels(y, x, rounding, evidence))
+
+
+def _is_gate_in_channels(y: NumpyArray, x: NumpyArray, rounding: float, evidence: float) -> bool:
+    """Tell whether y is a gate of x in one channel, by values that no mask of something else leaves so."""
+    for rows, shape in by_rows(y, x):
+        if len(rows[0]) != max(shape[1:], default=0):
+            continue
+        # Each channel may be one by chance, and on either side.
+        needed = evidence + log(2 * len(rows[0]))
+        for side in (1.0, -1.0):
+            for one in gates_alone(rows[0], side * rows[1], needed):
+                if one.slopes(rounding) is not None and one.has_closed_several and not one.has_closed_one:
+                    return True
+    return False
 
 
 def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:

@@ -142,26 +142,26 @@ def surprise(is_closed: NumpyArray, is_told: NumpyArray) -> float:
     Of the values that tell something.
     """
     sizes, closed = is_told.sum(axis=1), (is_closed & is_told).sum(axis=1)
-    return float(sum(_ways(n, k) for n, k in zip(sizes, closed, strict=True)))
+    return float(sum(ways(n, k) for n, k in zip(sizes, closed, strict=True)))
 
 
 def surprise_above(closed: int, opened: int) -> float:
     """Return minus the logarithm of the chance that all that a mask of its own closes lies above all that is open."""
-    return _ways(closed + opened, closed)
+    return ways(closed + opened, closed)
 
 
 def surprise_at_zero(x: NumpyArray, is_open: NumpyArray) -> float:
     """Return minus the logarithm of the chance that nothing below 0 is among what is open, by a mask of its own."""
     opened = int(is_open.sum())
-    return _ways(x.size, opened) - _ways(int((x > 0).sum()), opened)
+    return ways(x.size, opened) - ways(int((x > 0).sum()), opened)
 
 
 def surprise_of_signs(x: NumpyArray) -> float:
     """Return minus the logarithm of the chance that as many of these numbers are above 0 as are, but for those at 0."""
     size, above = int(np.count_nonzero(x)), int(np.count_nonzero(x > 0))
-    return size * log(2) - _ways(size, above)
+    return size * log(2) - ways(size, above)
 
 
-def _ways(size: int, chosen: int) -> float:
+def ways(size: int, chosen: int) -> float:
     """Return the logarithm of the number of ways to choose so many."""
     return lgamma(size + 1) - lgamma(chosen + 1) - lgamma(size - chosen + 1)

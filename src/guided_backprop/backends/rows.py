@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import log
 from typing import Final
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.evidence import surprise, surprise_above, surprise_at_zero
+from guided_backprop.backends.evidence import surprise, surprise_above, surprise_at_zero, ways
 from guided_backprop.backends.notes import Ranks
 
 # So many times there may be a result of each number.
 _MOST_PARTS: Final = 64
+# So many values of a channel tell of most that it is no gate.
+_FIRST: Final = 256
 # Numbers are one if they differ by no more than that share of their size.
 _ONE: Final = 1e-6
 
@@ -188,14 +191,24 @@ class Gate:
 
 
 def gates_alone(y: NumpyArray, x: NumpyArray, evidence: float) -> Iterator[Gate]:
-    """Yield the rows each of which is a gate by itself, with so much evidence."""
-    is_closed = y == np.take_along_axis(y, x.argmin(axis=1)[:, None], axis=1)
-    is_apart = np.where(is_closed, x, -np.inf).max(1) < np.where(is_closed, np.inf, x).min(1)
-    is_both = is_closed.any(1) & ~is_closed.all(1)
-    for row in np.flatnonzero(is_apart & is_both):
-        gate = Gate.of(y[row : row + 1], x[row : row + 1], None, ranks=Ranks.NONE)
-        if gate is not None and gate.is_full and gate.evidence >= evidence:
-            yield gate
+    """Yield the channels each of which is a gate by itself, on either side; each choice asks for more evidence."""
+    for axis in sorted({1, y.ndim - 1}) if y.ndim > 1 else ():
+        needed = evidence + log(2 * y.shape[axis])
+        for one, of in zip(np.moveaxis(y, axis, 0), np.moveaxis(x, axis, 0), strict=True):
+            for side in (1.0, -1.0):
+                constant = one.flat[of.argmin() if side > 0 else of.argmax()]
+                if _is_mixed(one.flat[:_FIRST] == constant, side * of.flat[:_FIRST]):
+                    continue
+                if ways(one.size, int(np.count_nonzero(one == constant))) < needed:
+                    continue
+                gate = Gate.of(one.reshape(1, -1), side * of.reshape(1, -1), None, ranks=Ranks.NONE)
+                if gate is not None and gate.is_full and gate.evidence >= needed:
+                    yield gate
+
+
+def _is_mixed(is_closed: NumpyArray, x: NumpyArray) -> bool:
+    """Tell whether some values show already that what is closed does not lie below what is open."""
+    return bool(x[is_closed].max(initial=-np.inf) > x[~is_closed].min(initial=np.inf))
 
 
 def _lines(x1: NumpyArray, x2: NumpyArray, y1: NumpyArray, y2: NumpyArray) -> Iterator[tuple[NumpyArray, NumpyArray]]:

@@ -331,16 +331,10 @@ def _is_gate_somewhere(y: NumpyArray, x: NumpyArray, rounding: float, ranks: Ran
 
 def _is_gate_in_channels(y: NumpyArray, x: NumpyArray, rounding: float, evidence: float) -> bool:
     """Tell whether y is a gate of x in one channel, by values that no mask of something else leaves so."""
-    for rows, shape in by_rows(y, x):
-        if len(rows[0]) != max(shape[1:], default=0):
-            continue
-        # Each channel may be one by chance, and on either side.
-        needed = evidence + log(2 * len(rows[0]))
-        for side in (1.0, -1.0):
-            for one in gates_alone(rows[0], side * rows[1], needed):
-                if one.slopes(rounding) is not None and one.has_closed_several and not one.has_closed_one:
-                    return True
-    return False
+    return any(
+        gate.slopes(rounding) is not None and gate.has_closed_several and not gate.has_closed_one
+        for gate in gates_alone(y, x, evidence)
+    )
 
 
 def _is_gate_in_places(y: NumpyArray, x: NumpyArray) -> bool:

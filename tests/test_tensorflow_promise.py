@@ -470,6 +470,7 @@ def choosing_nothing(patch):
 def choosing_alone(patch):
     """Look neither at what a choice is among nor at its results."""
     patch.setattr(nomination.Step, "_parts", lambda *_, **__: ())
+    patch.setattr(nomination.Step, "_common", ())
     patch.setattr(values, "judge_choice", lambda *_, **__: Judgement(Verdict.NONE))
 
 

@@ -176,6 +176,10 @@ def judge_weighed(
         # Other rows may be no part of the sum, as where rows are multiplied one by one.
         is_part = derivative.reshape(len(x), -1).any(1)
         x, derivative = x[is_part], derivative[is_part]
+        if ranks is not Ranks.NONE:
+            # Nor may other columns, for which what is positive would be closed.
+            are_parts = derivative.reshape(-1, x.shape[-1]).any(0)
+            x, derivative = x[..., are_parts], derivative[..., are_parts]
     is_open = is_passing(derivative, x)
     is_told = bool((x > 0).any() and (x < 0).any())
     if not is_open.any() or not is_told:
@@ -239,6 +243,9 @@ def needs_more_images(count: int, shape: Sequence[int], ranks: Ranks) -> bool:
 def _verdict_at_zero(x: NumpyArray, is_open: NumpyArray, ranks: Ranks, least_rows: int) -> Verdict:
     """Return what it says that nothing below 0 is open."""
     is_full = not (~is_open & (x > 0)).any()
+    if ranks is not Ranks.NONE and least_rows >= MANY_ROWS and not is_full:
+        # No row more opens what these close.
+        return Verdict.NONE
     is_by_rank = x.ndim < 2 or len(x) < least_rows or _are_as_many(is_open) or not is_full
     if ranks is not Ranks.NONE and is_by_rank:
         # The largest half of a row is what is above 0 as often as not; and of few negative ones none is among them.

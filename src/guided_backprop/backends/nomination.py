@@ -16,7 +16,17 @@ from guided_backprop.backends import guards
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Ref
 from guided_backprop.backends.noting import Noting
 from guided_backprop.backends.operations import Kind, Operation
-from guided_backprop.backends.step import CHOICES, CHOOSING, CURVES, PARTS, POINTWISE, REARRANGES, SHIFTS, notes_of
+from guided_backprop.backends.step import (
+    CHOICES,
+    CHOOSING,
+    CURVES,
+    PARTS,
+    POINTWISE,
+    RANKS,
+    REARRANGES,
+    SHIFTS,
+    notes_of,
+)
 
 # The inverses of roots and logarithms, which a mask may keep from what they are not defined for.
 _INVERSES: Final = frozenset({"exp", "expm1", "pow"})
@@ -140,6 +150,7 @@ class Step(Noting[Ref]):
         # What a bound alone was moved or shifted to is closed by that: what lies in front of it was judged there.
         yield from (one._replace(is_bounded=True) for one in near) if self._is_of_a_bound else near
         yield from self._chosen_from()
+        yield from self.multiplied if self.row.word in RANKS else ()
         if self.row.kind is Kind.LINEAR and self.row.word not in ("div", "mul"):
             yield from self._taken_away()
         yield from self._weighed(size)

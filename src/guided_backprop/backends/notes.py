@@ -116,6 +116,7 @@ class Note(Generic[Ref]):
         opened_by: what it is a ReLU of that the rule guides, if it is one itself.
         relus: what the rule guided on the way, as long as few layers of weights came behind.
         lines: what it is a sum of, by whatever weights, as long as few layers of them came behind: the next ones.
+        origins: what all of it is made of by whatever weights, each number of it: the last ones.
         roots: what it is a multiple or a shift of by numbers, in whatever order and shape.
         is_off: whether a number was added to it on the way from these.
     """
@@ -146,6 +147,7 @@ class Note(Generic[Ref]):
     opened_by: tuple[Candidate[Ref], ...] = ()
     relus: tuple[Candidate[Ref], ...] = ()
     lines: tuple[Candidate[Ref], ...] = ()
+    origins: tuple[Candidate[Ref], ...] = ()
     roots: tuple[Candidate[Ref], ...] = ()
     is_off: bool = False
 
@@ -155,7 +157,7 @@ class Note(Generic[Ref]):
         none: tuple[Candidate[Ref], ...] = ()
         left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none, roots=none)
         left = replace(left, ranked=frozenset(), summed=frozenset(), maxima=frozenset())
-        return replace(left, lines=none, sources=sources, is_off=False, opened_by=none)
+        return replace(left, lines=none, origins=none, sources=sources, is_off=False, opened_by=none)
 
     def without(self, is_told: Callable[[Ref], bool]) -> Self:
         """Return the same without what the taint came from, but for what is told of by another value."""

@@ -24,9 +24,11 @@ class Noting(Given[Ref]):
 
     Attributes:
         SEES_SUMS: whether derivatives tell what is added to a ReLU that is written: values alone do not.
+        SEES_MULTIPLES: whether what is chosen from multiples of a value is looked at as what may be a ReLU of that.
     """
 
     SEES_SUMS: ClassVar[bool] = False
+    SEES_MULTIPLES: ClassVar[bool] = True
 
     def note(self, size: int | None = None, *, sign: Sign = Sign.UNKNOWN, is_falling: bool = False) -> Note[Ref]:
         """Return what is known of a result, if it is not guided.
@@ -70,6 +72,7 @@ class Noting(Given[Ref]):
             curves=first_of(self._curves(size)),
             relus=self.relus(),
             lines=self._lines(),
+            origins=self._origins(),
             roots=self._roots(),
             is_off=self._is_off,
         )
@@ -104,11 +107,40 @@ class Noting(Given[Ref]):
 
     def _lines(self) -> tuple[Candidate[Ref], ...]:
         """Return what a result is a sum of, by numbers that no image tells: no ReLU lies between."""
-        is_product = self.row.word in _PRODUCTS and len(self.dependent) > 1
-        if is_product or not (self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"):
+        if not self._is_line:
             return ()
         every = [*self._all_read(), *(one for note in notes_of(self._read) for one in note.lines)]
         return first_of(one for one in map(self._beside_others, every) if one.weights <= MOST_WEIGHTS)
+
+    @property
+    def _is_line(self) -> bool:
+        """Whether it works by numbers that no image tells, and chooses nothing."""
+        is_product = self.row.word in _PRODUCTS and len(self.dependent) > 1
+        return not is_product and (self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather")
+
+    def _origins(self) -> tuple[Candidate[Ref], ...]:
+        """Return what all of a result is made of by such numbers."""
+        return self._common if self._is_line else ()
+
+    @cached_property
+    def _common(self) -> tuple[Candidate[Ref], ...]:
+        """What all that it is given is, or is made of by such numbers: of several values what they have in common."""
+        before = [note.origins for note in notes_of(one for one in self._read if one.ref is not None)]
+        families = [[one, *origins] for one, origins in zip(self._all_read(), before, strict=True)]
+        common = [{one.key for one in family} for family in families]
+        return first_of(one for one in (families or [[]])[0] if all(one.key in keys for keys in common))
+
+    @property
+    def multiplied(self) -> list[Candidate[Ref]]:
+        """What it may choose among multiples of, each number of it: its sign tells the largest of these."""
+        given = {one.key for one in self._all_read()}
+        is_choice = self.SEES_MULTIPLES and self.chooses
+        return [one for one in self._common if one.key not in given] if is_choice else []
+
+    @staticmethod
+    def _behind(candidates: Iterable[Candidate[Ref]]) -> list[Candidate[Ref]]:
+        """Return the same as what may be told of by derivatives."""
+        return [one._replace(choice=Choice.BEHIND) for one in candidates]
 
     def _beside_others(self, source: Candidate[Ref]) -> Candidate[Ref]:
         """Return a source, as far away as it is behind this: no value of a sum of several tells of one of these.
@@ -266,8 +298,10 @@ class Noting(Given[Ref]):
             weights = MOST_WEIGHTS + 1 if self.is_idle else 0
             return [one._replace(is_bounded=True, weights=max(weights, one.weights)) for one in [*candidates, *curves]]
         if self.row.word in RANKS:
-            # What is the largest of its neighbours opens by these, and not by its sign.
-            return [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates] if self.starts else ()
+            # What is the largest of its neighbours opens by these, and not by its sign; but the largest of several
+            # multiples of one number opens by the sign of that.
+            neighbours = [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates]
+            return [*neighbours, *self._behind(self.multiplied)] if self.starts else ()
         if not self.starts:
             return ()
         is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
@@ -278,7 +312,8 @@ class Noting(Given[Ref]):
         # A norm of a row adds up its magnitudes.
         is_sum = self.row.word == "norm" and all(one.size is None or one.size != size for one in self._read)
         behind = [*curves, *candidates] if is_sum else curves
-        return [*candidates, *(one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind), *roots]
+        weighed = [one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind]
+        return [*candidates, *weighed, *roots, *self._behind(self.multiplied)]
 
     @property
     def _is_of_a_bound(self) -> bool:

@@ -79,6 +79,7 @@ class Step(nomination.Step[Value]):
     made: Made
 
     SEES_SUMS = True
+    SEES_MULTIPLES = False
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ _MANY_RESULTS: Final = 64
 _LEAST_SIDE: Final = 12
 _LEAST_WAYS: Final = 8000
 # Of so many rows the largest halves do not all end at 0.
-_LEAST_ROWS: Final = 4
+LEAST_ROWS: Final = 4
 #: And of so many none of which is another one turned in sign: then a rank looks like no threshold either.
 MANY_ROWS: Final = 8
 
@@ -153,7 +153,7 @@ def judge_weighed(
     ranks: Ranks = Ranks.NONE,
     *,
     is_of_one_sign: bool = False,
-    least_rows: int = _LEAST_ROWS,
+    least_rows: int = LEAST_ROWS,
 ) -> Verdict:
     """Tell whether a sum is made of a ReLU of x, behind whatever weights.
 
@@ -205,7 +205,7 @@ def judge_stopped(
     ranks: Ranks = Ranks.NONE,
     *,
     is_of_one_sign: bool = False,
-    least_rows: int = _LEAST_ROWS,
+    least_rows: int = LEAST_ROWS,
 ) -> Verdict:
     """Tell whether a sum is a ReLU of x by its values and not by its gradient, as something stopped that.
 

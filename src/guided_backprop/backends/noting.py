@@ -24,11 +24,9 @@ class Noting(Given[Ref]):
 
     Attributes:
         SEES_SUMS: whether derivatives tell what is added to a ReLU that is written: values alone do not.
-        SEES_MULTIPLES: whether what is chosen from multiples of a value is looked at as what may be a ReLU of that.
     """
 
     SEES_SUMS: ClassVar[bool] = False
-    SEES_MULTIPLES: ClassVar[bool] = True
 
     def note(self, size: int | None = None, *, sign: Sign = Sign.UNKNOWN, is_falling: bool = False) -> Note[Ref]:
         """Return what is known of a result, if it is not guided.
@@ -134,8 +132,7 @@ class Noting(Given[Ref]):
     def multiplied(self) -> list[Candidate[Ref]]:
         """What it may choose among multiples of, each number of it: its sign tells the largest of these."""
         given = {one.key for one in self._all_read()}
-        is_choice = self.SEES_MULTIPLES and self.chooses
-        return [one for one in self._common if one.key not in given] if is_choice else []
+        return [one for one in self._common if one.key not in given] if self.chooses else []
 
     @staticmethod
     def _behind(candidates: Iterable[Candidate[Ref]]) -> list[Candidate[Ref]]:

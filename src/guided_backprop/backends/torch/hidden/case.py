@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends import evidence
 from guided_backprop.backends.bounds import judge_bound_behind
-from guided_backprop.backends.choices import judge_behind, judge_weighed
+from guided_backprop.backends.choices import LEAST_ROWS, MANY_ROWS, judge_behind, judge_weighed
 from guided_backprop.backends.evidence import is_multiple, is_thin
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
@@ -352,23 +352,23 @@ class Case:
             return self._answer_of_difference(self.node, x, less)
         if x.is_bounded:
             return self._answer_of_bound(self.node, x)
-        if not self.behind and x.is_of_one_side:
-            # Where x is on one side of 0 alone its derivative tells nothing.
-            return "unsure"
-        if self.weighed is None:
-            return "unsure"
-        verdict = judge_weighed(*self.weighed, x.ranks, is_of_one_sign=bool(x.sign))
+        # Where x is on one side of 0 alone its derivative tells nothing.
+        if self.weighed is None or (not self.behind and x.is_of_one_side):
+            return "unsure" if self._leads_around(self.node, x) else "plain"
+        least = MANY_ROWS if x.ranks is Ranks.ALL else LEAST_ROWS
+        verdict = judge_weighed(*self.weighed, x.ranks, is_of_one_sign=bool(x.sign), least_rows=least)
         if self.behind and verdict is Verdict.PARTIAL and not evidence.is_apart(*self.weighed):
             # The larger of x and what is made of it is open for most of the positive ones: few may be all of these.
             return "unsure"
         return {Verdict.PARTIAL: "refused", Verdict.UNSETTLED: "unsure"}.get(verdict, "plain")  # type: ignore[return-value]
 
+    def _leads_around(self, node: Node, *values: Value) -> bool:
+        """Tell whether something comes to values but through ReLUs that are guided: else nothing does on any image."""
+        return leads_around(self.path, node, {value.edge.node for value in values if value.edge is not None})
+
     def _answer_of_difference(self, node: Node, x: Value, less: Value) -> Answer:
         """Say whether it is made of a ReLU of x less another value, behind weights."""
-        if self.apart is None and not leads_around(
-            self.path, node, {value.edge.node for value in (x, less) if value.edge is not None}
-        ):
-            # Nothing comes from there but through ReLUs that are guided, whatever the images are.
+        if self.apart is None and not self._leads_around(node, x, less):
             return "plain"
         towards = self.apart or [self.towards_x, derivative(node, self.suspect, less, is_of_one=False)]
         derivatives = [one for one in towards if one is not None]

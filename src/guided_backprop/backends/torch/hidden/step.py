@@ -79,7 +79,6 @@ class Step(nomination.Step[Value]):
     made: Made
 
     SEES_SUMS = True
-    SEES_MULTIPLES = False
 
     def __init__(
         self,

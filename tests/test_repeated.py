@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import GuidedBackprop
-from guided_backprop.backends import empty
+from guided_backprop.backends import empty, noting
 from guided_backprop.errors import OpaqueRegionError
 from networks_hidden import ROWS, WEIGHTS, oracle
 
@@ -106,12 +106,14 @@ def test_it_is_right_or_refused(name):
 @pytest.mark.parametrize("name", ["a magnitude by the larger", "the larger of 2 x and x"])
 def test_planted_fault_what_is_larger_of_multiples_is_a_rank(name, monkeypatch):
     monkeypatch.setattr("guided_backprop.backends.spelling._chance_at_zero", lambda *_: None)
+    monkeypatch.setattr(noting.Noting, "multiplied", [])
     assert not is_right_or_refused(RELUS[name], 2)
 
 
 @pytest.mark.parametrize("name", ["a transposed convolution", "a diagonal", "windows at a border"])
 def test_planted_fault_gaps_are_not_looked_for(name, monkeypatch):
     monkeypatch.setattr("guided_backprop.backends.torch.hidden.step.emptied_by", lambda name, args: empty.NOTHING)
+    monkeypatch.setattr(noting.Noting, "multiplied", [])
     assert not is_right_or_refused(RELUS[name])
 
 

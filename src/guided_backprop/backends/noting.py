@@ -134,11 +134,6 @@ class Noting(Given[Ref]):
         given = {one.key for one in self._all_read()}
         return [one for one in self._common if one.key not in given] if self.chooses else []
 
-    @staticmethod
-    def _behind(candidates: Iterable[Candidate[Ref]]) -> list[Candidate[Ref]]:
-        """Return the same as what may be told of by derivatives."""
-        return [one._replace(choice=Choice.BEHIND) for one in candidates]
-
     def _beside_others(self, source: Candidate[Ref]) -> Candidate[Ref]:
         """Return a source, as far away as it is behind this: no value of a sum of several tells of one of these.
 
@@ -298,7 +293,8 @@ class Noting(Given[Ref]):
             # What is the largest of its neighbours opens by these, and not by its sign; but the largest of several
             # multiples of one number opens by the sign of that.
             neighbours = [one._replace(weights=MOST_WEIGHTS + 1) for one in candidates]
-            return [*neighbours, *self._behind(self.multiplied)] if self.starts else ()
+            multiples = [one._replace(choice=Choice.BEHIND) for one in self.multiplied]
+            return [*neighbours, *multiples] if self.starts else ()
         if not self.starts:
             return ()
         is_relu = self.row.kind in (Kind.CLIP, Kind.RELU) and len(self.dependent) == 1
@@ -309,8 +305,8 @@ class Noting(Given[Ref]):
         # A norm of a row adds up its magnitudes.
         is_sum = self.row.word == "norm" and all(one.size is None or one.size != size for one in self._read)
         behind = [*curves, *candidates] if is_sum else curves
-        weighed = [one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in behind]
-        return [*candidates, *weighed, *roots, *self._behind(self.multiplied)]
+        weighed = [one._replace(choice=Choice.BEHIND, weights=int(is_sum)) for one in [*behind, *self.multiplied]]
+        return [*candidates, *weighed, *roots]
 
     @property
     def _is_of_a_bound(self) -> bool:

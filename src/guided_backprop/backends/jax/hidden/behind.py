@@ -66,7 +66,10 @@ class Behind:
             if values is None or ys is None or not (looks or _is_closed(ys, y)):
                 continue
             found = self._looks.across(y, number, xs)
-            looks.append(_Look(values, found[x], found[y]))
+            derivative, sums = found[x], found[y]
+            if derivative is None or sums is None:
+                continue
+            looks.append(_Look(values, derivative, sums))
             how = partial(_judged, x=x, nominee=nominee, is_of_one_sign=is_of_one_sign)
             verdicts = set(map(how, _by_turns(looks, x)))
             if Verdict.PARTIAL in verdicts:
@@ -174,7 +177,9 @@ def _by_turns(looks: Sequence[_Look], x: Value) -> Iterator[list[_Look]]:
     if shape and len(sizes) == 1 and 1 < count <= _MOST_TURNS:
         turns = [[array.reshape(count, *shape) for array in look[:2]] for look in looks]
         for turn in range(count):
-            yield [_Look(*(one[turn] for one in arrays), look.sums) for arrays, look in zip(turns, looks, strict=True)]
+            yield [
+                _Look(x[turn], derivative[turn], look.sums) for (x, derivative), look in zip(turns, looks, strict=True)
+            ]
 
 
 def _judged(looks: Sequence[_Look], x: Value, nominee: Nominee, *, is_of_one_sign: bool) -> Verdict:

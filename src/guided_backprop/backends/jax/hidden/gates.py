@@ -181,7 +181,9 @@ class Judge:
             return plain
         is_gate = verdict in (Verdict.CONVEX, Verdict.CONCAVE) and not is_thin(xs)
         if not is_gate or closed is None or _is_never_guided(nominee.step):
-            return plain if _is_of_one(nominee.step) and not nominee.is_of_parts else refused
+            # A bound is a ReLU once it is shifted to 0, and there it was none yet.
+            is_gate_before = _is_of_one(nominee.step) and not nominee.is_of_parts and x not in nominee.bounded
+            return plain if is_gate_before else refused
         gate = gate_of(y, x, nominee.block, Seen(ys, xs.reshape(ys.shape), slopes.reshape(ys.shape), closed))
         if gate is None:
             return refused

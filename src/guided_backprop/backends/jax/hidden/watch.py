@@ -180,9 +180,7 @@ class Watch:
 
         first = tuple(operands[start : start + carried])
         slices = tuple(operands[start + carried :]), tuple(inside.values())
-        last, (stacked, kept) = jax.lax.scan(
-            turn, first, slices, length=params["length"], reverse=params["reverse"]
-        )
+        last, (stacked, kept) = jax.lax.scan(turn, first, slices, length=params["length"], reverse=params["reverse"])
         answers.update(zip(keys, kept, strict=True))
         return [*last, *stacked]
 

@@ -205,8 +205,12 @@ def _is_multiple(look: _Look) -> bool:
 
 
 def _is_closed(ys: NumpyArray, y: Value) -> bool:
-    """Tell whether some of the values are one number, or 0 but for rounding."""
-    most = max(np.unique(ys, return_counts=True)[1].max(), (snapped(ys, y) == 0).sum())
+    """Tell whether many values are the smallest or the largest of all, but for rounding, as what a ReLU closes is.
+
+    What padding leaves at 0 lies between the others.
+    """
+    near = snapped(ys, y)
+    most = max((near == end).sum() for end in (near.min(), near.max()))
     return bool(most >= min(_LEAST_CLOSED, max(2, ys.size // 4)))
 
 

@@ -117,6 +117,28 @@ def test_several_results_of_each_number_are_judged(name, count):
         GuidedBackprop(of_parts(PARTS[name])).explain(jnp.asarray(IMAGES[:count]), WEIGHTS[:count])
 
 
+BOUNDS = {
+    "beside another value": lambda h: jnp.stack([jnp.maximum(h, 0.5), jnp.tanh(h)], -1) - 0.5,
+    "shifted otherwise the second time": lambda h: jnp.stack([jnp.maximum(h, 0.5)] * 2, -1) - jnp.array([0.5, 0]),
+    "put behind another value": lambda h: 2 * jnp.concatenate([jnp.tanh(h), jnp.maximum(h, 0.5)], 1) - 1,
+    "a logarithm of both": lambda h: jnp.log(jnp.stack([jnp.maximum(jnp.exp(h), 1)] * 2, -1)),
+    "from above": lambda h: 0.5 - jnp.stack([jnp.minimum(h, 0.5), jnp.tanh(h)], -1),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_several_results_of_what_is_bounded_are_judged(name):
+    with pytest.raises(OpaqueRegionError):
+        GuidedBackprop(of_parts(BOUNDS[name])).explain(jnp.asarray(IMAGES), WEIGHTS)
+
+
+@pytest.mark.parametrize("shift", [-0.3, 0.7])
+def test_several_results_that_stay_bounds_are_plain(shift):
+    bounded = of_parts(lambda h: jnp.stack([jnp.maximum(h, 0.5), jnp.clip(h, -1, 1)], -1) + shift)
+    coverage = GuidedBackprop(bounded).explain(jnp.asarray(IMAGES), WEIGHTS).coverage
+    assert ("relu", 1, "guided") in [tuple(each) for each in coverage]
+
+
 def test_several_results_that_close_nothing_are_plain():
     def repeated(h):
         return h[..., None] * jax.nn.softmax(jnp.stack([jnp.abs(h), jnp.max(h, 1, keepdims=True) - h], -1))

@@ -1,5 +1,6 @@
 """The judgement of a bound that is not 0: it is a ReLU where what is made of it is 0 there again."""
 
+from functools import partial
 from math import comb
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.evidence import is_passing
 from guided_backprop.backends.notes import Ranks
-from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
+from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge, judge_parts
 
 # There is no doubt that a bound closes at a threshold, so that fewer values tell where.
 _EVIDENCE: Final = 4.0
@@ -38,6 +39,9 @@ def judge_bounded(
         ranks: as for :func:`judge`.
         known: as for :func:`judge`.
     """
+    if y.size != x.size:
+        how = partial(judge_bounded, rounding=rounding, ranks=ranks, **known)
+        return judge_parts(y, x, how, is_by_size=ranks is Ranks.NONE)
     judgement = judge(y, x, rounding, ranks=ranks, evidence=_EVIDENCE, **known)
     left = max(_LEFT_OF_LENGTHS, _LEFT * float(np.finfo(y.dtype).eps)) if y.dtype.kind == "f" else 0.0
     if not judgement.is_gate or judgement.slope is None or judgement.closed is None:

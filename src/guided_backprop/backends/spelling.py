@@ -131,7 +131,7 @@ def judge(
     if y.size != x.size or y.size == 0 or y.ndim == 0:
         how = partial(judge, rounding=rounding, ranks=ranks, is_of_one_sign=is_of_one_sign)
         how = partial(how, is_of_two=is_of_two, evidence=evidence)
-        return _of_parts(y, x, how, is_by_size=ranks is Ranks.NONE)
+        return judge_parts(y, x, how, is_by_size=ranks is Ranks.NONE)
     eps = float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 0.0
     with np.errstate(all="ignore"):
         y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
@@ -155,7 +155,7 @@ def judge(
     return judgement
 
 
-def _of_parts(y: NumpyArray, x: NumpyArray, how: Callable[..., Judgement], *, is_by_size: bool) -> Judgement:
+def judge_parts(y: NumpyArray, x: NumpyArray, how: Callable[..., Judgement], *, is_by_size: bool) -> Judgement:
     """Judge what has several of each number, as ``x * [mask, 1 - mask]``: one part that is a gate is enough.
 
     Of few values it may be one where nothing compared them with each other.

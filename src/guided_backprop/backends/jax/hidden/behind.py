@@ -1,7 +1,8 @@
 """What may be a ReLU behind weights: judged by derivatives, for the first images and for others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +13,20 @@ from guided_backprop.backends.choices import MANY_ROWS, judge_behind, judge_stop
 from guided_backprop.backends.evidence import joined
 from guided_backprop.backends.jax.graph.program import Step, Value
 from guided_backprop.backends.jax.hidden.looks import ALL_LOOKS, FURTHER_LOOKS, NEAR_LOOKS, Asks, Looks
+from guided_backprop.backends.jax.hidden.opening import snapped
 from guided_backprop.backends.jax.hidden.signs import Signs
 from guided_backprop.backends.jax.hidden.taint import Nominee
 from guided_backprop.backends.jax.hidden.unrounded import has_rounding
 from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Way, seeds, steps_between
 from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.spelling import Verdict
+
+# Of so many turns of a loop each is looked at alone.
+_MOST_TURNS = 64
+# By so many units in the last place of all that is added up a sum may be off.
+_LEFT_OF_SUMS = 512
+# So many closed values are looked into.
+_LEAST_CLOSED = 12
 
 
 class Behind:
@@ -44,6 +53,31 @@ class Behind:
             return True
         is_open = candidate.is_stopped and x not in self._weighed
         return is_open and self._is_stopped(y, x, nominee, is_of_one_sign=is_of_one_sign)
+
+    def is_relu_elsewhere(self, y: Value, x: Value, nominee: Nominee, signs: Signs) -> bool:
+        """Tell by derivatives whether a value is a ReLU of one in another block, in whatever order, or of one turn.
+
+        What is closed nowhere is none, and nothing is run for it: each derivative is one through all blocks.
+        """
+        xs = [one.ref for one in nominee.choices if one.choice is Choice.ELSEWHERE]
+        looks, is_of_one_sign = list[_Look](), bool(signs.of(x))
+        for number in () if x in self._weighed else _numbers(x, nominee.ranks[x]):
+            values, ys = (self._looks.seen(value, number + 1, first=number) for value in (x, y))
+            if values is None or ys is None or not (looks or _is_closed(ys, y)):
+                continue
+            found = self._looks.across(y, number, xs)
+            derivative, sums = found[x], found[y]
+            if derivative is None or sums is None:
+                continue
+            looks.append(_Look(values, derivative, sums))
+            how = partial(_judged, x=x, nominee=nominee, is_of_one_sign=is_of_one_sign)
+            verdicts = set(map(how, _by_turns(looks, x)))
+            if Verdict.PARTIAL in verdicts:
+                self._weighed.add(x)
+                return True
+            if Verdict.UNSETTLED not in verdicts:
+                break
+        return False
 
     def _is_of_two(self, y: Value, candidate: Candidate[Value]) -> bool:
         """Tell by derivatives whether one of two values is taken away again."""
@@ -125,6 +159,59 @@ class Behind:
         """Tell whether values were put somewhere, and nothing was added up so far."""
         placed = self._looks.seen(y, number + 1, first=number)
         return placed is not None and bool(np.isin(placed, [*x.ravel(), 0]).all())
+
+
+class _Look(NamedTuple):
+    """Values, what is derived towards them of so much, as one run shows it."""
+
+    x: NumpyArray
+    derivative: NumpyArray
+    sums: NumpyArray
+
+
+def _by_turns(looks: Sequence[_Look], x: Value) -> Iterator[list[_Look]]:
+    """Yield looks at all of a value, and at each turn of the loops around it alone."""
+    yield [*looks]
+    shape, sizes = x.aval.shape, {look.x.size for look in looks}
+    count = max(sizes) // max(1, int(np.prod(shape)))
+    if shape and len(sizes) == 1 and 1 < count <= _MOST_TURNS:
+        turns = [[array.reshape(count, *shape) for array in look[:2]] for look in looks]
+        for turn in range(count):
+            yield [
+                _Look(x[turn], derivative[turn], look.sums) for (x, derivative), look in zip(turns, looks, strict=True)
+            ]
+
+
+def _judged(looks: Sequence[_Look], x: Value, nominee: Nominee, *, is_of_one_sign: bool) -> Verdict:
+    """Say of a value in another block whether it is what a ReLU, or a bound that is taken away again, is of."""
+    is_alike = len({look.x.size for look in looks}) == 1
+    if x in nominee.bounded and is_alike and len(looks) >= NEAR_LOOKS:
+        verdict = judge_bound_behind(*(np.stack(arrays) for arrays in zip(*looks, strict=True)))
+        if verdict is Verdict.PARTIAL:
+            return verdict
+    if not all(map(_is_multiple, looks)):
+        # Nor is what a softmax leaves as good as closed.
+        return Verdict.UNSETTLED if x in nominee.bounded and len(looks) < NEAR_LOOKS else Verdict.NONE
+    seen = joined([(_by_rows(look.x, x), _by_rows(look.derivative, x)) for look in looks])
+    return judge_weighed(*seen, nominee.ranks[x], is_of_one_sign=is_of_one_sign, least_rows=MANY_ROWS)
+
+
+def _is_multiple(look: _Look) -> bool:
+    """Tell whether results are, number by number, what their derivatives make of x, and nothing else: a ReLU is."""
+    with np.errstate(all="ignore"):
+        parts = look.x.ravel() * look.derivative.ravel()
+    eps = float(np.finfo(look.sums.dtype).eps)
+    return bool(np.abs(parts.sum() - look.sums) <= _LEFT_OF_SUMS * eps * (np.abs(parts).sum() + np.abs(look.sums)))
+
+
+def _is_closed(ys: NumpyArray, y: Value) -> bool:
+    """Tell whether many values are the smallest or the largest of all, but for rounding, as what a ReLU closes is.
+
+    What padding leaves at 0 lies between the others.
+    """
+    near = snapped(ys, y)
+    most = max((near == end).sum() for end in (near.min(), near.max()))
+    return bool(most >= min(_LEAST_CLOSED, max(2, ys.size // 4)))
 
 
 def _is_one_way(step: Step) -> bool:

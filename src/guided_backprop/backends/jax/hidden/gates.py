@@ -152,14 +152,16 @@ class Judge:
         return _finding_of(judge_choice(seen, choice, is_of_one_sign=bool(self._signs.of(x))))
 
     def _judge_elsewhere(self, y: Value, x: Value, nominee: Nominee) -> _Finding:
-        """Judge a value as a ReLU of one in another block: all turns of a loop are its numbers, or several of each."""
+        """Judge a value as a ReLU of one in another block: by values if all turns of a loop are its numbers."""
         seen = [self._looks.seen(value, 1) for value in (y, x)]
         sizes = [array.size for array in seen if array is not None]
-        if len(sizes) < len(seen) or not (sizes[0] == sizes[1] or has_parts(*sizes)):
+        if len(sizes) < len(seen):
             return _Finding.PLAIN
-        told = self._by_values(y, x, nominee)
+        is_alike = sizes[0] == sizes[1] or has_parts(*sizes)
+        told = self._by_values(y, x, nominee) if is_alike else None
         is_closed = told is not None and (told[0] is not Verdict.UNSETTLED or told[1] is not None)
-        return _Finding.REFUSED if is_closed else _Finding.PLAIN
+        is_relu = is_closed or self._behind.is_relu_elsewhere(y, x, nominee, self._signs)
+        return _Finding.REFUSED if is_relu else _Finding.PLAIN
 
     def _judge_as(self, y: Value, x: Value, nominee: Nominee) -> tuple[_Finding, Gate | None]:
         """Judge a value as a ReLU of one candidate."""
@@ -179,7 +181,9 @@ class Judge:
             return plain
         is_gate = verdict in (Verdict.CONVEX, Verdict.CONCAVE) and not is_thin(xs)
         if not is_gate or closed is None or _is_never_guided(nominee.step):
-            return plain if _is_of_one(nominee.step) and not nominee.is_of_parts else refused
+            # A bound is a ReLU once it is shifted to 0, and there it was none yet.
+            is_gate_before = _is_of_one(nominee.step) and not nominee.is_of_parts and x not in nominee.bounded
+            return plain if is_gate_before else refused
         gate = gate_of(y, x, nominee.block, Seen(ys, xs.reshape(ys.shape), slopes.reshape(ys.shape), closed))
         if gate is None:
             return refused

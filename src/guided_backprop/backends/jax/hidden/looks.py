@@ -1,7 +1,8 @@
 """What is seen of a program on the first images, and on others where those are no evidence."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import dropwhile
 
 import jax
@@ -13,7 +14,7 @@ from guided_backprop.backends.evidence import FURTHER, NEAR, further_images, oth
 from guided_backprop.backends.jax.graph.program import Block, Program, Value
 from guided_backprop.backends.jax.hidden.sums import blocks_of
 from guided_backprop.backends.jax.hidden.taint import Nominee
-from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, steps_between, watched
+from guided_backprop.backends.jax.hidden.watch import Asked, Seeded, Values, Way, across, steps_between, watched
 
 #: The images themselves, and those that are made of them; what is far larger is looked at alone, and last.
 NEAR_LOOKS = 1 + NEAR
@@ -56,7 +57,7 @@ class Looks:
         self._gates: set[Value] = set()
         self._program, self._images = program, images
         self._seen: list[dict[Asked, NumpyArray | None]] = []
-        self._runs: dict[tuple[Asked, ...], Values] = {}
+        self._runs: dict[Hashable, Values] = {}
         self._blocks: dict[Asked, Block] = {
             value: block for block in blocks_of(program.block) for value in _values_of(block)
         }
@@ -113,9 +114,15 @@ class Looks:
 
     def look(self, number: int, asked: Sequence[Asked]) -> dict[Asked, NumpyArray | None]:
         """Run the program on the images, the first time; on others that are made of them after that."""
-        key = tuple(asked)
+        return self._run(tuple(asked), partial(watched, self._program.block, asked), number)
+
+    def across(self, y: Value, number: int, xs: Sequence[Value]) -> dict[Asked, NumpyArray | None]:
+        """Return the derivatives of a value towards values in other blocks, by these."""
+        return self._run((across, y, *xs), partial(across, self._program.block, y, xs), number)
+
+    def _run(self, key: Hashable, made: Callable[..., Values], number: int) -> dict[Asked, NumpyArray | None]:
         if key not in self._runs:
-            self._runs[key] = watched(self._program.block, asked, self._places())
+            self._runs[key] = made(self._places())
         if number not in self._given:
             self._given[number] = self._inputs(number)
         return self._runs[key](self._program.constants, self._given[number])

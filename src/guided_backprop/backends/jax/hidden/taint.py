@@ -369,7 +369,9 @@ def _fits(candidate: Candidate[Value], y: Value, masked: Collection[Value]) -> b
     if x is y or not _is_floating(y):
         return False
     if less is None:
-        is_alike = _size(x) == _size(y) or (x in masked and rows.has_parts(_size(y), _size(x)))
+        is_alike = _size(x) == _size(y) or (
+            (x in masked or candidate.is_bounded) and rows.has_parts(_size(y), _size(x))
+        )
         return x.carries and (candidate.choice is not Choice.NONE or is_alike)
     if _is_shift(y):
         return False

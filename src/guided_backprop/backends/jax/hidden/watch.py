@@ -1,6 +1,7 @@
 """Runs a program once to see values inside of it: those of loops for all their turns, and derivatives between two."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -57,6 +58,7 @@ class Watch:
         asked: the values, and the pairs ``(x, y)`` of which the derivative of y by x is wanted.
         places: the block that each is in.
         way: where gradients pass.
+        added: what is added to some of the values that are asked for, in all turns of the loops around them.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class Watch:
         asked: Iterable[Asked],
         places: Mapping[Asked, Block],
         way: Way = Way.AROUND,
+        added: Mapping[Asked, Array] | None = None,
     ) -> None:
-        self._constants, self._way = constants, way
+        self._constants, self._way, self._added = constants, way, added or {}
         self._asked: dict[int, list[Asked]] = {}
         # What is asked for twice is answered once.
         for key in dict.fromkeys(asked):
@@ -74,14 +77,13 @@ class Watch:
 
     def run(self, block: Block, inputs: Sequence[Array]) -> tuple[dict[Value, Array], Found]:
         """Run a block; return all its values, and what was asked for of it and of the blocks inside."""
-        arrays: dict[Value, Array] = dict(zip(block.inputs, inputs, strict=True))
+        arrays = {value: self._raised(value, array) for value, array in zip(block.inputs, inputs, strict=True)}
         answers: Found = {}
         for step in block.steps:
             operands = [self._read(value, arrays) for value in step.inputs]
             results = self._step(step, operands, answers)
-            arrays.update(
-                (value, self._cut(value, result)) for value, result in zip(step.outputs, results, strict=True)
-            )
+            cut = [self._cut(value, result) for value, result in zip(step.outputs, results, strict=True)]
+            arrays.update((value, self._raised(value, result)) for value, result in zip(step.outputs, cut, strict=True))
         asked = self._asked.get(id(block), ())
         found = self._derivatives_of(asked, block, arrays)
         for key in asked:
@@ -134,6 +136,9 @@ class Watch:
         """Let no gradient pass a ReLU that is guided, if all are to be gone around: what is left of one did."""
         return jax.lax.stop_gradient(result) if self._way is Way.AROUND and _is_guided(value) else result
 
+    def _raised(self, value: Value, result: Array) -> Array:
+        return result + self._added[value] if value in self._added else result
+
     def _step(self, step: Step, operands: list[Array], answers: Found) -> list[Array]:
         if self._way is Way.UNROUNDED:
             if (results := unrounded(step, operands)) is not None:
@@ -163,16 +168,19 @@ class Watch:
         params = step.eqn.params
         start, carried = loop_sizes(params)
         keys: list[Asked] = []
+        inside = {key: self._added[key] for key in self._keys(step.blocks[0]) if key in self._added}
+        watch = copy(self)
 
-        def turn(carry: Any, slices: Any) -> Any:
-            results, inner = self._block(step.blocks[0], [*operands[:start], *carry, *slices])
+        def turn(carry: Any, given: Any) -> Any:
+            slices, added = given
+            watch._added = dict(zip(inside, added, strict=True))
+            results, inner = watch._block(step.blocks[0], [*operands[:start], *carry, *slices])
             keys[:] = list(inner)
             return tuple(results[:carried]), (tuple(results[carried:]), tuple(inner.values()))
 
         first = tuple(operands[start : start + carried])
-        last, (stacked, kept) = jax.lax.scan(
-            turn, first, tuple(operands[start + carried :]), length=params["length"], reverse=params["reverse"]
-        )
+        slices = tuple(operands[start + carried :]), tuple(inside.values())
+        last, (stacked, kept) = jax.lax.scan(turn, first, slices, length=params["length"], reverse=params["reverse"])
         answers.update(zip(keys, kept, strict=True))
         return [*last, *stacked]
 
@@ -298,6 +306,29 @@ def watched(block: Block, asked: Sequence[Asked], places: Mapping[Asked, Block])
 
     def values(constants: Sequence[Array], inputs: Sequence[Array]) -> dict[Asked, NumpyArray | None]:
         return {key: _flat(key, kept) for key, kept in zip(order, run(constants, inputs), strict=True)}
+
+    return values
+
+
+def across(block: Block, y: Value, xs: Sequence[Value], places: Mapping[Asked, Block]) -> Values:
+    """Return the same of the derivatives of y, each number times another one, towards values in other blocks."""
+
+    @jax.jit
+    def run(constants: Sequence[Array], inputs: Sequence[Array]) -> tuple[list[tuple[Array, Array]], Array]:
+        def of(added: Sequence[Array]) -> tuple[Array, list[tuple[Array, Array]]]:
+            watch = Watch(constants, [y, *xs], places, added=dict(zip(xs, added, strict=False)))
+            _, answers = watch.run(block, inputs)
+            return answers[y][0], [answers[x] for x in xs]
+
+        shapes = [shape for shape, _ in jax.eval_shape(of, [])[1]]
+        result, back, found = jax.vjp(of, [jnp.zeros(one.shape, one.dtype) for one in shapes], has_aux=True)
+        (derived,) = back(seeds(result))
+        kept = [(array, is_computed) for array, (_, is_computed) in zip(derived, found, strict=True)]
+        return kept, (result * seeds(result)).sum()
+
+    def values(constants: Sequence[Array], inputs: Sequence[Array]) -> dict[Asked, NumpyArray | None]:
+        every, sums = run(constants, inputs)
+        return {y: np.asarray(sums), **{x: _flat(x, kept) for x, kept in zip(xs, every, strict=True)}}
 
     return values
 

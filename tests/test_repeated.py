@@ -16,7 +16,7 @@ weights = pytest.importorskip("guided_backprop.backends.torch.hidden.weights")
 
 BOTH, FOUR = torch.tensor([[1.0, -1.0]]).double(), torch.tensor([[1.0, -1.0, 1.0, -1.0]]).double()
 TWICE = torch.tensor([[2.0, 1.0]]).double()
-ONE = torch.ones(1, 1, 1).double()
+ONE, ONE_AND_NONE = torch.ones(1, 1, 1).double(), torch.tensor([1.0, 0.0]).double()
 
 
 def column(x):
@@ -77,6 +77,7 @@ RELUS = {
     "windows at a border": lambda x: functional.unfold(x.reshape(-1, 1, 1, 1), 3, padding=1).amax(1).reshape(x.shape),
     "a diagonal": lambda x: torch.diag_embed(x).amax(-1),
     "bags of two": bags,
+    "a number of 0 among multiples": lambda x: (x[..., None] * (x.tanh()[..., None] * 0.0 + ONE_AND_NONE)).amax(-1),
     "a branch of a complex curve": lambda x: x * is_cut(x),
     "a rank of few rows that is a threshold": above_its_mean,
     "another thread": in_a_thread,

@@ -142,15 +142,14 @@ class Taint:
             if step.activation.slopes is not None:
                 operands.append(Operand(has_zeros=partial(self.is_partly_relu, step)))
         passes = any(value.carries for value in step.outputs) and any(operand.is_active for operand in operands)
-        is_relu, is_shifted, exponent = step.relu is not None, bool(shift_of(step)), step.exponent
         return nomination.Step(
             row,
             operands,
             passes,
-            is_relu,
+            is_relu=step.relu is not None,
             held=held,
-            exponent=exponent,
-            is_shifted=is_shifted,
+            exponent=step.exponent,
+            is_shifted=bool(shift_of(step)),
             place=id(step),
             has_pole=self._has_pole(step),
             empty=emptied_by(step),

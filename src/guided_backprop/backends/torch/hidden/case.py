@@ -207,11 +207,10 @@ class Case:
     def _is_told(self) -> bool:
         """Whether it is likely to be none, though no value tells."""
         x, y = self.suspect.x, self.values[0]
-        is_bounded = x.is_bounded and closes_elsewhere(self.judgement.closed)
         # What compared values with each other alone closes none at a number: of one sign is what a quantile is. And a
         # ReLU that is written there is guided as it is, as long as no value shows that it makes another one.
         is_known = self.is_settled or bool(x.sign) or x.ranks is Ranks.ALL or x.is_beside
-        return is_known or is_bounded or bool((y == y.flat[0]).all())
+        return is_known or (x.is_bounded and closes_elsewhere(self.judgement.closed)) or bool((y == y.flat[0]).all())
 
     @cached_property
     def _shut(self) -> NumpyArray | None:
@@ -249,7 +248,8 @@ class Case:
         """Whether a sum with a ReLU that is written there is closed by what else is added, or is more than a ReLU."""
         if not self.suspect.x.is_beside:
             return False
-        is_more = self.judgement.verdict is Verdict.PARTIAL
+        # Closed at another number it is what is bounded there, as x + relu(1 - x).
+        is_more = self.judgement.is_gate and closes_elsewhere(self.judgement.closed)
         return is_more or not (self._is_cancelled and self._is_closed_for_both)
 
     @property

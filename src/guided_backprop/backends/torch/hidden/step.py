@@ -273,11 +273,8 @@ def _numbers(kind: Kind, word: str, args: Sequence[Any], named: Mapping[str, Any
         numbers = args[-1:]
     else:
         numbers = [named.get("initial")]
-    return [
-        notes.Operand(has_zeros=partial(eq, number, 0), is_known=True)
-        for number in numbers
-        if type(number) in (int, float)
-    ]
+    are_zero = [partial(eq, number, 0) for number in numbers if type(number) in (int, float)]
+    return [notes.Operand(has_zeros=is_zero, is_sparse=is_zero, is_known=True) for is_zero in are_zero]
 
 
 def _ends_at_zero(name: str, args: Sequence[Any]) -> bool:

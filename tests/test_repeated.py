@@ -73,6 +73,12 @@ RELUS = {
     "a pool over a convolution's border": lambda x: functional.max_pool2d(
         functional.conv2d(column(x)[..., None], ONE[..., None], padding=1), 3
     ).reshape(x.shape),
+    "zeros that fill most of it": lambda x: functional.max_pool1d(
+        functional.conv_transpose1d(column(x), ONE, stride=4, output_padding=3), 2
+    )[..., 0].reshape(x.shape),
+    "a border that fills most of it": lambda x: functional.max_pool1d(functional.conv1d(column(x), ONE, padding=3), 2)[
+        ..., 1
+    ].reshape(x.shape),
     "a fold": lambda x: functional.max_pool1d(with_zeros_between(x), 2).reshape(x.shape),
     "windows at a border": lambda x: functional.unfold(x.reshape(-1, 1, 1, 1), 3, padding=1).amax(1).reshape(x.shape),
     "a diagonal": lambda x: torch.diag_embed(x).amax(-1),

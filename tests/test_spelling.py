@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from guided_backprop.backends import spelling
+from guided_backprop.backends import rows, spelling
 from guided_backprop.backends.evidence import other_images
 from guided_backprop.backends.notes import Ranks
 from guided_backprop.backends.spelling import Verdict, judge
@@ -160,6 +160,17 @@ def test_a_gate_in_some_channels_is_seen_whatever_closes_the_others(axis, shift,
     assert not judge(y[few], x[few]).is_gate
     monkeypatch.setattr(spelling, "_is_gate_in_channels", lambda *_: False)
     assert judge(y, x).verdict is Verdict.NONE
+
+
+def test_what_a_mask_closes_along_a_whole_axis_it_chose_once(monkeypatch):
+    """Keys that are padding are so for all queries: two images tell no gate."""
+    x = np.random.default_rng(3).normal(size=(2, 16, 16))
+    mask = np.ones((2, 1, 16), bool)
+    mask[0, 0, [3, 5]], x[:, :, 3] = False, np.abs(x[:, :, 3]) * [[-1], [1]]
+    y = x * mask
+    assert not judge(y, x).is_gate
+    monkeypatch.setattr(rows, "_chosen", lambda is_closed: is_closed)
+    assert judge(y, x).verdict is Verdict.PARTIAL
 
 
 def test_rounding_is_no_gate_and_rounding_from_0_is_one():

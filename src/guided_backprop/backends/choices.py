@@ -83,7 +83,8 @@ def judge_choice(
     if is_around and (y < closed[0][is_closing].max()).any():
         return Judgement(Verdict.NONE)
     verdict = _side_of_all(np.where(is_closing, np.sign(y - closed), 0.0))
-    is_at_border = is_around and 2 * np.mean(is_closing.any(0)) < 1
+    # What is never anything but a constant lies around what is chosen, and is none of it.
+    is_at_border = is_around and 2 * is_closing.any(0).sum() < (~is_closed.all((0, 1))).sum()
     is_few = y.size < _MANY_RESULTS * _LEAST_OPEN
     bounds, moving = closed[0][is_closing], x[:, ~is_still]
     is_shut = {Verdict.PARTIAL: moving < bounds.max(), Verdict.CONCAVE: moving > bounds.min()}

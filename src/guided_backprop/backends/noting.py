@@ -130,9 +130,13 @@ class Noting(Given[Ref]):
 
     @property
     def multiplied(self) -> list[Candidate[Ref]]:
-        """What it may choose among multiples of, each number of it: its sign tells the largest of these."""
+        """What it may choose among multiples of, each number of it: its sign tells the largest of these.
+
+        What a pool chooses at a border alone lies beside constants, and tells of these.
+        """
         given = {one.key for one in self._all_read()}
-        return [one for one in self._common if one.key not in given] if self.chooses else []
+        is_around = self.row.word == "max_pool" and any(note.has_border and not note.has_gaps for note in self._notes)
+        return [one for one in self._common if one.key not in given] if self.chooses and not is_around else []
 
     def _beside_others(self, source: Candidate[Ref]) -> Candidate[Ref]:
         """Return a source, as far away as it is behind this: no value of a sum of several tells of one of these.

@@ -199,11 +199,24 @@ def gates_alone(y: NumpyArray, x: NumpyArray, evidence: float) -> Iterator[Gate]
                 constant = one.flat[of.argmin() if side > 0 else of.argmax()]
                 if _is_mixed(one.flat[:_FIRST] == constant, side * of.flat[:_FIRST]):
                     continue
-                if ways(one.size, int(np.count_nonzero(one == constant))) < needed:
+                is_closed = one == constant
+                if _evidence(is_closed) < needed or _evidence(_chosen(is_closed)) < needed:
                     continue
                 gate = Gate.of(one.reshape(1, -1), side * of.reshape(1, -1), None, ranks=Ranks.NONE)
                 if gate is not None and gate.is_full and gate.evidence >= needed:
                     yield gate
+
+
+def _evidence(is_closed: NumpyArray) -> float:
+    return ways(is_closed.size, int(np.count_nonzero(is_closed)))
+
+
+def _chosen(is_closed: NumpyArray) -> NumpyArray:
+    """Return what was chosen by itself: what is closed along a whole axis was chosen once, as by a mask of padding."""
+    for axis in range(is_closed.ndim):
+        first = is_closed.take([0], axis)
+        is_closed = first if (is_closed == first).all() else is_closed
+    return is_closed
 
 
 def _is_mixed(is_closed: NumpyArray, x: NumpyArray) -> bool:

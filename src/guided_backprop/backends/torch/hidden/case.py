@@ -353,7 +353,7 @@ class Case:
         if x.is_bounded:
             return self._answer_of_bound(self.node, x)
         # Where x is on one side of 0 alone its derivative tells nothing.
-        if self.weighed is None or (not self.behind and x.is_of_one_side):
+        if (not self.behind and x.is_of_one_side) or self.weighed is None:
             return "unsure" if self._leads_around(self.node, x) else "plain"
         least = MANY_ROWS if x.ranks is Ranks.ALL else LEAST_ROWS
         verdict = judge_weighed(*self.weighed, x.ranks, is_of_one_sign=bool(x.sign), least_rows=least)

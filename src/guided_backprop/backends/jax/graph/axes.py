@@ -63,17 +63,16 @@ def _of_product(numbers: tuple[Sequence[Sequence[int]], ...], shapes: Sequence[S
 
 def emptied_by(step: Step) -> Empty:
     """Return where a step leaves zeros between or around values, as a transposed convolution does."""
-    params, shape, made = step.eqn.params, step.inputs[0].aval.shape, step.outputs[0].aval.shape
+    if step.name not in ("conv_general_dilated", "reduce_window_sum"):
+        return NOTHING
+    params, sizes, counts = step.eqn.params, step.inputs[0].aval.shape, step.outputs[0].aval.shape
     if step.name == "reduce_window_sum":
         lengths, between, spread = (params[name] for name in ("window_dimensions", "base_dilation", "window_dilation"))
-        sizes, counts = shape, made
-    elif step.name == "conv_general_dilated":
+    else:
         x, weights, y = (numbers[2:] for numbers in params["dimension_numbers"])
         between, spread = params["lhs_dilation"], params["rhs_dilation"]
-        sizes, counts = [shape[axis] for axis in x], [made[axis] for axis in y]
+        sizes, counts = [sizes[axis] for axis in x], [counts[axis] for axis in y]
         lengths = [step.inputs[1].aval.shape[axis] for axis in weights]
-    else:
-        return NOTHING
     lows = [low for low, _ in params["padding"]]
     told = zip(sizes, counts, lengths, params["window_strides"], lows, spread, between, strict=True)
     return emptied(Window(*one) for one in told if all(isinstance(number, int) for number in one))

@@ -19,6 +19,7 @@ def turned(x):
 
 
 STEEP = torch.linspace(0.3, 2, 20)
+BOUNDS = torch.linspace(-0.4, 0.4, 20)
 COLUMNS = (torch.arange(20) % 3 == 0).float()
 
 #: Each is ``relu(x)``, and the rule acts on what arrives at the sum.
@@ -51,8 +52,19 @@ REFUSED = {
     "some columns": lambda x, w: (x + COLUMNS * turned(x)) @ w,
     "some columns of the negative rest": lambda x, w: (x - F.relu(COLUMNS * x)) @ w,
     "the opposite by a quotient": lambda x, w: (x + STEEP * F.relu(-x / STEEP)) @ w,
+    "a bound that is taken away": lambda x, w: (x + F.relu(0.25 - x) - 0.25) @ w,
+    "a bound above that is taken away": lambda x, w: (0.25 - x + F.relu(x + 0.3) - 0.55) @ w,
+    "a bound that is taken away first": lambda x, w: (F.relu(0.25 - x) - 0.25 + x) @ w,
+    "a bound by number": lambda x, w: (x + F.relu(BOUNDS - x) - BOUNDS) @ w,
+    "a bound in some columns, 0 in others": lambda x, w: (x + F.relu(torch.where(COLUMNS > 0, -x, 0.25 - x))) @ w,
     "the negative rest": lambda x, w: (x - F.relu(x)) @ w,
     "the negative rest behind weights": lambda x, w: x @ w - F.relu(x) @ w,
+}
+
+#: And these where more than one image tells.
+REFUSED_OF_MANY = {
+    "a bound that is taken away behind weights": lambda x, w: (x + F.relu(0.25 - x)) @ w - 0.25 * w.sum(0),
+    "weights of a bound that is taken away": lambda x, w: x @ w + F.relu(0.25 - x) @ w - 0.25 * w.sum(0),
 }
 
 #: None is one, and each ReLU is guided as it is written.
@@ -62,6 +74,9 @@ ORDINARY = {
     "a skip": lambda x, w, relu: (x + relu(x)) @ w,
     "a bound below": lambda x, w, relu: (x + relu(-0.25 - x)) @ w,
     "a bound that is left": lambda x, w, relu: (x + relu(0.125 - x)) @ w,
+    "a bound by number": lambda x, w, relu: (x + relu(BOUNDS - x)) @ w,
+    "weights of a bound": lambda x, w, relu: x @ w + relu(-0.25 - x) @ w,
+    "another bias behind a bound": lambda x, w, relu: (x + relu(0.25 - x)) @ w - w.sum(0),
     "a bound above": lambda x, w, relu: (x - relu(x - 0.25)) @ w,
     "a skip past weights": lambda x, w, relu: (x + relu(x) @ w @ w.T) @ w,
     "two of them": lambda x, w, relu: (lambda y: (y + relu(y) @ w @ w.T) @ w)(x + relu(x) @ w @ w.T),
@@ -116,6 +131,12 @@ def test_what_is_a_relu_with_the_one_that_is_added_is_guided(name, count):
 def test_what_cannot_be_put_under_the_rule_is_refused(name, count):
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
         explained(REFUSED[name], count)
+
+
+@pytest.mark.parametrize("name", REFUSED_OF_MANY)
+def test_what_takes_a_bound_away_behind_weights_is_refused(name):
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(REFUSED_OF_MANY[name])
 
 
 @pytest.mark.parametrize("count", [1, len(ROWS)])
@@ -320,7 +341,7 @@ def test_some_columns_are_told_whatever_the_others_are(others):
             GuidedBackprop(model).explain(many, labels=1)
 
 
-@pytest.mark.parametrize("spelled", [REFUSED["some columns"], some_columns_behind_weights])
+@pytest.mark.parametrize("spelled", [REFUSED["a handful of numbers"], some_columns_behind_weights])
 def test_planted_fault_a_part_is_closed_by_chance(spelled, monkeypatch):
     monkeypatch.setattr(evidence, "are_closed", lambda *arrays: False)
     explained(spelled)

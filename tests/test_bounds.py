@@ -60,6 +60,20 @@ def test_few_values_of_a_bound_leave_it_open():
     assert judge_bounded(np.array([[0.0, 1.0, 2.0]]), np.array([[98.0, 96.4, 100.1]])).verdict is Verdict.NONE
 
 
+@pytest.mark.parametrize("count", [3, 4, 8, 40])
+@pytest.mark.parametrize("left", [0.0, 1e-16])
+def test_a_bound_may_be_another_number_for_each_value(count, left):
+    x = RNG.normal(size=(count, 64))
+    bounds = np.linspace(-0.4, 0.4, 64)
+    y = np.maximum(x, bounds) - bounds + left * (np.arange(64) % 3)
+    assert judge_bounded(y, x).is_gate
+    # One image tells nothing of them; nor does what is bounded above as well, whatever lies on a line of few.
+    assert judge_bounded(y[:1], x[:1]).verdict is Verdict.UNSETTLED
+    above = np.clip(x, bounds - 0.3, bounds + 0.3) - bounds + 0.3
+    assert not judge_bounded(above, x).is_gate
+    assert not judge_bounded(y + 0.01, x).is_gate
+
+
 def test_a_bound_is_a_relu_where_its_weights_take_it_away_again():
     w, seeds = RNG.normal(size=(12, 4)), np.array([0.7, 1.2, 1.9, 1.4])
     far = X + 5
@@ -170,6 +184,39 @@ def test_a_bound_that_is_undone_is_guided_or_refused(framework, name):
     except OpaqueRegionError:
         return
     np.testing.assert_allclose(found, oracle(), rtol=1e-3, atol=1e-5)
+
+
+def by_number(framework, rows):
+    """Return the map of ``(max(h, b) - b) @ c``, with a number for each value of h, and what it is by the formulas."""
+    words, (shapes, bounds) = Words(framework), (((12, 16), (16, 64), (64, 5)), np.linspace(-0.4, 0.4, 64))
+    first, second, third = (np.random.default_rng(0).normal(size=shape) / 3 for shape in shapes)
+    before = ROWS[:rows] @ first
+    g = np.maximum(third[:, 1], 0) * (np.maximum(before, 0) @ second > bounds)
+    expected = (np.maximum(g @ second.T, 0) * (before > 0)) @ first.T
+    a, b, c, images, array = map(words.as_array, (first, second, third, ROWS[:rows], bounds))
+
+    def model(x):
+        return (words.xp.maximum(words.relu(x @ a) @ b, array) - array) @ c
+
+    return lambda: np.asarray(GuidedBackprop(model).explain(images, labels=1)), expected
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_bounds_by_number_that_are_undone_are_guided_or_refused(framework, rows):
+    explained, expected = by_number(framework, rows)
+    try:
+        found = explained()
+    except OpaqueRegionError:
+        return
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_planted_fault_bounds_are_taken_for_one_number(framework, monkeypatch):
+    monkeypatch.setattr(bounds, "_undone", lambda y, x, left: None)
+    explained, expected = by_number(framework, 2)
+    assert np.abs(explained() - expected).max() > 0.2 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])

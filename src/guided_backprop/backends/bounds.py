@@ -9,6 +9,7 @@ import numpy as np
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.evidence import is_passing
 from guided_backprop.backends.notes import Ranks
+from guided_backprop.backends.rows import by_rows
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge, judge_parts
 
 # There is no doubt that a bound closes at a threshold, so that fewer values tell where.
@@ -21,8 +22,10 @@ _LEFT: Final = 32
 _LEFT_OF_LENGTHS: Final = 1e-8
 # Behind weights more is left, of sums.
 _LEFT_OF_SUMS: Final = 512
-# So many values are closed, and so many open.
+# So many values are closed, and so many open; and lie on lines that two others tell.
 _LEAST: Final = 4
+# Slopes are one that are no further apart, as a share of the largest.
+_ONE: Final = 1e-2
 
 
 def judge_bounded(
@@ -45,17 +48,11 @@ def judge_bounded(
     judgement = judge(y, x, rounding, ranks=ranks, evidence=_EVIDENCE, **known)
     left = max(_LEFT_OF_LENGTHS, _LEFT * float(np.finfo(y.dtype).eps)) if y.dtype.kind == "f" else 0.0
     if not judgement.is_gate or judgement.slope is None or judgement.closed is None:
-        near = _undone(y, x, left)
-        rounding = rounding if near is None else max(rounding, _step(near, x))
         # That one of two values is 0 says nobody but these numbers: the answer is the stricter one.
-        told = {**known, "is_of_two": False}
-        undone = None if near is None else judge(near, x, rounding, ranks=ranks, evidence=_EVIDENCE, **told)
-        if undone is not None and undone.slope is not None:
-            return Judgement(Verdict.PARTIAL)
-        if near is not None and comb(near.size, int((near == 0).sum())) < _LEAST_WAYS:
-            # So few may lie so by chance: more may tell.
-            return Judgement(Verdict.UNSETTLED, np.zeros((1,) * y.ndim))
-        return Judgement(Verdict.NONE) if judgement.is_gate else judgement
+        verdict = _verdict_of_undone(y, x, rounding, left, ranks=ranks, **{**known, "is_of_two": False})
+        if verdict is Verdict.NONE:
+            return judgement if judgement.verdict is Verdict.UNSETTLED else Judgement(Verdict.NONE)
+        return Judgement(verdict, np.zeros((1,) * y.ndim) if verdict is Verdict.UNSETTLED else None)
     turned = np.where(np.nan_to_num(judgement.slope) < 0, -1, 1) * x.reshape(y.shape)
     edge = np.abs(turned[(y == judgement.closed) & np.isfinite(turned)].max(initial=-np.inf))
     is_rounded = np.isfinite(edge) and not closes_elsewhere(_rounded(judgement.closed, left * edge))
@@ -66,18 +63,50 @@ def _rounded(array: NumpyArray, left: float) -> NumpyArray:
     return np.where(np.abs(array) <= left, 0.0, array)
 
 
-def _undone(y: NumpyArray, x: NumpyArray, left: float) -> NumpyArray | None:
-    """Return the values, those being 0 that rounding left of a bound, by one unit here and none there."""
+def _verdict_of_undone(y: NumpyArray, x: NumpyArray, rounding: float, left: float, **known: Any) -> Verdict:
+    """Return what values say that rounding left something of."""
+    undone = _undone(y, x, left)
+    if undone is None:
+        return Verdict.NONE
+    near, of, is_one = undone
+    slope = judge(near, of, max(rounding, _step(near, of)), evidence=_EVIDENCE, **known).slope
+    if slope is not None and (is_one or _are_straight(near, slope)):
+        return Verdict.PARTIAL
+    # So few may lie so by chance: more may tell.
+    is_few = slope is not None or comb(near.size, int((near == 0).sum())) < _LEAST_WAYS
+    return Verdict.UNSETTLED if is_few else Verdict.NONE
+
+
+def _undone(y: NumpyArray, x: NumpyArray, left: float) -> tuple[NumpyArray, NumpyArray, bool] | None:
+    """Return the values and x, those being 0 that rounding left of a bound, by one unit here and none there.
+
+    And whether the bound is one number. Of one that is another for each channel or position they are those of which
+    some are closed and others open, ``(values, channels)``.
+    """
     if y.size == 0 or y.size != x.size or not (np.isfinite(y).all() and np.isfinite(x).all()):
         return None
     y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
     is_shut = np.abs(y) <= left * np.abs(x).max()
-    for turned in (x, -x):
-        edge = turned[is_shut].max(initial=-np.inf)
-        is_apart = is_shut.any() and edge <= turned[~is_shut].min(initial=np.inf)
-        if is_apart and not (np.abs(y[is_shut]) > left * np.abs(edge)).any():
-            return np.where(is_shut, 0.0, y)
+    near = np.where(is_shut, 0.0, y)
+    for (rows, of), _ in by_rows(near, x) if is_shut.any() else ():
+        shut = rows == 0
+        for turned in (of, -of):
+            edges = np.where(shut, turned, -np.inf).max(1)
+            is_apart = (edges <= np.where(shut, np.inf, turned).min(1)).all()
+            if is_apart and not (np.abs(y[is_shut]) > left * np.abs(edges[np.isfinite(edges)]).max()).any():
+                if len(rows) == 1:
+                    return near, x, True
+                are_told = shut.any(1) & ~shut.all(1)
+                return (rows[are_told].T, of[are_told].T, False) if is_shut.sum() > 1 else None
     return None
+
+
+def _are_straight(y: NumpyArray, slopes: NumpyArray) -> bool:
+    """Tell whether channels are straight where they are open: through two points there is always a line."""
+    opened = (y != 0).sum(0)
+    told = np.broadcast_to(slopes, y.shape)[0, opened > 1]
+    is_one = told.size > 1 and np.ptp(told) <= _ONE * np.abs(told).max()
+    return bool(is_one or np.maximum(opened - 2, 0).sum() >= _LEAST)
 
 
 def _step(y: NumpyArray, x: NumpyArray) -> float:

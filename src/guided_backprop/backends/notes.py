@@ -61,6 +61,7 @@ class Candidate(NamedTuple, Generic[Ref]):
         weights: how often several values were added up since something was made of it.
         is_stopped: whether a gradient was stopped behind it, so that no derivative of the model's own tells of it.
         is_beside: whether a ReLU of it, or of its opposite, that the rule guides is added to it: its derivative counts.
+        is_off: whether a number was added to it, or several, on the way to a multiple of it.
     """
 
     ref: Ref
@@ -73,6 +74,7 @@ class Candidate(NamedTuple, Generic[Ref]):
     weights: int = 0
     is_stopped: bool = False
     is_beside: bool = False
+    is_off: bool = False
 
     @property
     def key(self) -> Hashable:
@@ -118,7 +120,6 @@ class Note(Generic[Ref]):
         lines: what it is a sum of, by whatever weights, as long as few layers of them came behind: the next ones.
         origins: what all of it is made of by whatever weights, each number of it: the last ones.
         roots: what it is a multiple or a shift of by numbers, in whatever order and shape.
-        is_off: whether a number was added to it on the way from these.
     """
 
     is_tainted: bool = False
@@ -149,7 +150,6 @@ class Note(Generic[Ref]):
     lines: tuple[Candidate[Ref], ...] = ()
     origins: tuple[Candidate[Ref], ...] = ()
     roots: tuple[Candidate[Ref], ...] = ()
-    is_off: bool = False
 
     def inside(self, ref: Ref | None, size: int | None = None) -> "Note[Ref]":
         """Return what is known of the same value where it comes into a loop or a branch, as ``ref``."""
@@ -157,7 +157,7 @@ class Note(Generic[Ref]):
         none: tuple[Candidate[Ref], ...] = ()
         left = replace(self, parts=none, ordered=none, differences=none, curves=none, relus=none, roots=none)
         left = replace(left, ranked=frozenset(), summed=frozenset(), maxima=frozenset())
-        return replace(left, lines=none, origins=none, sources=sources, is_off=False, opened_by=none)
+        return replace(left, lines=none, origins=none, sources=sources, opened_by=none)
 
     def without(self, is_told: Callable[[Ref], bool]) -> Self:
         """Return the same without what the taint came from, but for what is told of by another value."""
@@ -206,8 +206,8 @@ class Note(Generic[Ref]):
             curves=first_of([*self.curves, *other.curves]),
             relus=first_of([*self.relus, *other.relus]),
             lines=first_of([*self.lines, *other.lines]),
+            origins=common([self.origins, other.origins]),
             roots=first_of([*self.roots, *other.roots]),
-            is_off=self.is_off or other.is_off,
         )
 
 
@@ -252,7 +252,7 @@ class Operand(Generic[Ref]):
 def first_of(candidates: Iterable[Candidate[Ref]]) -> tuple[Candidate[Ref], ...]:
     """Return so many candidates, the first ones, each once: bounded only where it is so on all ways.
 
-    Each is as near as on the shortest of them, and stopped where it is so on any.
+    Each is as near as on the shortest of them, off where it is so on all, and stopped where it is so on any.
     """
     kept: dict[tuple[Ref, Ref | None, Choice], Candidate[Ref]] = {}
     for candidate in candidates:
@@ -261,8 +261,15 @@ def first_of(candidates: Iterable[Candidate[Ref]]) -> tuple[Candidate[Ref], ...]
         nearest = min(known.weights, candidate.weights)
         is_stopped = known.is_stopped or candidate.is_stopped
         nearer = known if candidate.is_bounded else candidate
-        kept[key] = nearer._replace(weights=nearest, is_stopped=is_stopped)
+        is_off = known.is_off and candidate.is_off
+        kept[key] = nearer._replace(weights=nearest, is_stopped=is_stopped, is_off=is_off)
     return tuple(kept.values())[:MOST_SOURCES]
+
+
+def common(families: Sequence[Sequence[Candidate[Ref]]]) -> tuple[Candidate[Ref], ...]:
+    """Return the candidates that all families have."""
+    keys = [{one.key for one in family} for family in families]
+    return first_of(one for one in (families or [[]])[0] if all(one.key in known for known in keys))
 
 
 def differences_of(families: Sequence[Sequence[Candidate[Ref]]]) -> Iterator[Candidate[Ref]]:

@@ -5,7 +5,17 @@ from functools import cached_property
 from typing import ClassVar, Final
 
 from guided_backprop.backends import notes
-from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Note, Operand, Ref, differences_of, first_of
+from guided_backprop.backends.notes import (
+    MOST_WEIGHTS,
+    Candidate,
+    Choice,
+    Note,
+    Operand,
+    Ref,
+    common,
+    differences_of,
+    first_of,
+)
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SHIFTS, SUMMARIES, Given, notes_of
@@ -41,7 +51,7 @@ class Noting(Given[Ref]):
             has_gaps = any(note.has_gaps and note.has_constants for note in self._notes)
             opened_by = tuple(self._all_read())
             return Note(sign=sign, has_gaps=has_gaps, has_relus=True, opened_by=opened_by, relus=self.relus())
-        beside = self.beside(size) if is_falling else []
+        beside = self.beside(size) if is_falling or self._is_bounded_sum else []
         is_spread, leaves_out = self._spreads(size), self._leaves_out(size)
         is_mixed = self._is_mixing and not leaves_out
         return Note(
@@ -54,7 +64,7 @@ class Noting(Given[Ref]):
             summed=self.summed(size),
             maxima=self.maxima(),
             is_pooled=self._is_pooled,
-            is_bound=self.row.kind is Kind.CLIP or self.has_bound or self._is_of_a_bound,
+            is_bound=self._is_bound,
             is_bent=self._is_bent,
             is_falling=is_falling or any(note.is_falling for note in self._notes),
             is_summary=self._is_summary,
@@ -72,7 +82,6 @@ class Noting(Given[Ref]):
             lines=self._lines(),
             origins=self._origins(),
             roots=self._roots(),
-            is_off=self._is_off,
         )
 
     @property
@@ -108,13 +117,21 @@ class Noting(Given[Ref]):
         if not self._is_line:
             return ()
         every = [*self._all_read(), *(one for note in notes_of(self._read) for one in note.lines)]
-        return first_of(one for one in map(self._beside_others, every) if one.weights <= MOST_WEIGHTS)
+        further = (self._beside_others(one)._replace(is_off=one.is_off or self._is_shift) for one in every)
+        return first_of(one for one in further if one.weights <= MOST_WEIGHTS)
+
+    @property
+    def _is_shift(self) -> bool:
+        return self.row.word in SHIFTS and len(self.dependent) == 1
 
     @property
     def _is_line(self) -> bool:
         """Whether it works by numbers that no image tells, and chooses nothing."""
         is_product = self.row.word in _PRODUCTS and len(self.dependent) > 1
-        return not is_product and (self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather")
+        # Of a choice by constants; one that is shown without what chooses is by something else.
+        is_chosen = self.row.kind is Kind.MASKS and not self._masks and len(self.operands) > len(self.dependent)
+        is_by_number = is_chosen or self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"
+        return is_by_number and not is_product
 
     def _origins(self) -> tuple[Candidate[Ref], ...]:
         """Return what all of a result is made of by such numbers."""
@@ -124,9 +141,7 @@ class Noting(Given[Ref]):
     def _common(self) -> tuple[Candidate[Ref], ...]:
         """What all that it is given is, or is made of by such numbers: of several values what they have in common."""
         before = [note.origins for note in notes_of(one for one in self._read if one.ref is not None)]
-        families = [[one, *origins] for one, origins in zip(self._all_read(), before, strict=True)]
-        common = [{one.key for one in family} for family in families]
-        return first_of(one for one in (families or [[]])[0] if all(one.key in keys for keys in common))
+        return common([[one, *origins] for one, origins in zip(self._all_read(), before, strict=True)])
 
     @property
     def multiplied(self) -> list[Candidate[Ref]]:
@@ -159,11 +174,14 @@ class Noting(Given[Ref]):
         for one in self._read:
             own = [] if one.note is None or one.ref is None else [Candidate(one.ref, one.size), *one.note.lines]
             others = [other.note for other in self._read if other.note and (other is not one or self.adds_parts(one))]
-            weights = {relu.key: relu.weights for note in others for relu in note.relus}
-            found += [
-                line._replace(weights=max(line.weights, weights[line.key])) for line in own if line.key in weights
-            ]
-        return [self._further(one._replace(is_beside=True)) for one in found]
+            relus = {relu.key: relu for note in others for relu in note.relus}
+            found += [_beside(line, relus[line.key]) for line in own if line.key in relus]
+        return [self._further(one) for one in found]
+
+    @property
+    def _is_bounded_sum(self) -> bool:
+        """Whether it may be a bound, as ``x + relu(1 - x)`` is: a shift behind it may make 0 of that."""
+        return bool(self._joined) and all(one.is_bounded for one in self._joined)
 
     def adds_parts(self, operand: Operand[Ref]) -> bool:
         """Tell whether it adds up what a value was put together of, which what works value by value does not."""
@@ -184,13 +202,8 @@ class Noting(Given[Ref]):
         others = [one for one in self.operands if one.note is None and one.is_number]
         is_line = self.row.word in _LINES and all(one.size == 1 or one.is_known for one in others)
         is_one = len(self.dependent) == 1 and (is_line or self.row.word in REARRANGES)
-        return first_of([*self._all_read(), *self._roots_before()])[: notes.MOST_ROOTS] if is_one else ()
-
-    @property
-    def _is_off(self) -> bool:
-        """Whether a number was added to what a result is a multiple of."""
-        is_shift = self.row.word in SHIFTS or any(note.is_off for note in self._notes)
-        return is_shift and bool(self._roots())
+        every = [*self._all_read(), *self._roots_before()] if is_one else []
+        return first_of(one._replace(is_off=one.is_off or self._is_shift) for one in every)[: notes.MOST_ROOTS]
 
     def _roots_before(self) -> list[Candidate[Ref]]:
         return [one for note in notes_of(self._read) for one in note.roots]
@@ -219,7 +232,8 @@ class Noting(Given[Ref]):
     def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
         """Return a source, as far away as it is behind this."""
         is_further = (self._is_mixing or self.row.word.startswith("scatter")) and source.weights <= MOST_WEIGHTS
-        return source._replace(weights=source.weights + 1) if is_further else source
+        # What is held may have weights.
+        return source._replace(weights=source.weights + 1 if is_further else max(source.weights, int(bool(self.held))))
 
     def _has_border(self) -> bool:
         is_padded = self.row.word == "pad" and self._puts
@@ -313,6 +327,10 @@ class Noting(Given[Ref]):
         return [*candidates, *weighed, *roots]
 
     @property
+    def _is_bound(self) -> bool:
+        return self.row.kind is Kind.CLIP or self.has_bound or self._is_of_a_bound or self._is_bounded_sum
+
+    @property
     def _is_of_a_bound(self) -> bool:
         """Whether it moves, multiplies or adds up what a bound made, or holds one."""
         is_one = len(self.dependent) == 1 and self.row.kind in (Kind.MOVES, Kind.LINEAR)
@@ -365,3 +383,9 @@ class Noting(Given[Ref]):
     def _has_constants(self, *, is_mixed: bool) -> bool:
         is_kept = not is_mixed and (self._puts or any(note.has_constants for note in self._notes))
         return is_kept or self.empty.has_border
+
+
+def _beside(x: Candidate[Ref], relu: Candidate[Ref]) -> Candidate[Ref]:
+    """Return what a ReLU of it is added to: with a number added to either the sum is closed elsewhere than at 0."""
+    is_bounded = x.is_off or relu.is_off
+    return x._replace(weights=max(x.weights, relu.weights), is_beside=True, is_bounded=is_bounded, is_off=False)

@@ -29,12 +29,25 @@ def groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
         yield (0,)
 
 
-def by_rows(y: NumpyArray, x: NumpyArray) -> Iterator[tuple[list[NumpyArray], tuple[int, ...]]]:
+def by_rows(*arrays: NumpyArray) -> Iterator[tuple[list[NumpyArray], tuple[int, ...]]]:
     """Yield y and x by rows that have a gate of their own, and the shape in which there is one number for each row."""
+    y = arrays[0]
     for axes in groupings(y):
         kept = [axis for axis in range(y.ndim) if axis not in axes]
         shape = tuple(y.shape[axis] if axis in kept else 1 for axis in range(y.ndim))
-        yield [np.transpose(array, (*kept, *axes)).reshape(int(np.prod(shape)), -1) for array in (y, x)], shape
+        yield [np.transpose(array, (*kept, *axes)).reshape(int(np.prod(shape)), -1) for array in arrays], shape
+
+
+def are_apart(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray, *, is_bound: bool = True) -> bool:
+    """Tell whether all that is closed lies on one side of all that is open; of bounds, by row."""
+    for (values, closed, opened), _ in by_rows(x, is_closed, is_open):
+        if not (is_bound or len(values) == 1):
+            return False
+        for side in (values, -values):
+            edges = np.where(closed, side, -np.inf).max(1), np.where(opened, side, np.inf).min(1)
+            if (edges[0] <= edges[1]).all():
+                return True
+    return False
 
 
 def sides_of(y: NumpyArray, x: NumpyArray) -> Iterator[float | NumpyArray]:

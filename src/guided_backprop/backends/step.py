@@ -226,8 +226,8 @@ class Given(Generic[Ref]):
     @property
     def _shifted_before(self) -> list[Candidate[Ref]]:
         """What a number was added to in front of a known curve, whose bends are not where that has them for this."""
-        notes = [note for note in self._notes if note.is_off] if self.has_pieces else []
-        return [one._replace(is_at_zero=True) for note in notes for one in note.roots]
+        roots = [one for note in self._notes for one in note.roots] if self.has_pieces else []
+        return [one._replace(is_at_zero=True) for one in roots if one.is_off]
 
     @property
     def _is_bounding(self) -> bool:

@@ -14,6 +14,7 @@ from guided_backprop.backends.bounds import judge_bound_behind
 from guided_backprop.backends.choices import LEAST_ROWS, MANY_ROWS, judge_behind, judge_weighed
 from guided_backprop.backends.evidence import is_multiple, is_thin
 from guided_backprop.backends.notes import Choice, Ranks
+from guided_backprop.backends.rows import are_apart
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere
 from guided_backprop.backends.torch.graph.nodes import Path
 from guided_backprop.backends.torch.graph.operations import row
@@ -54,6 +55,7 @@ class Case:
         far: values on images that are far larger; None as long as they are not asked for.
         behind: x and the derivative towards it on other images, where weights lie between.
         own: the derivative towards x with no ReLU shut, where one of these is added to x; None elsewhere.
+        turned: the same of each number of the result times another one, where that is bounded behind weights.
         together: what tells the derivatives towards all values that the result may be a ReLU of behind weights.
         apart: those towards x and what is taken away from it as if these alone made it; None where they do not.
     """
@@ -67,6 +69,7 @@ class Case:
     far: tuple[NumpyArray, NumpyArray] | None = None
     behind: Sequence[tuple[NumpyArray, NumpyArray]] = ()
     own: NumpyArray | None = None
+    turned: NumpyArray | None = None
     together: Together | None = None
     apart: Sequence[NumpyArray | None] | None = None
 
@@ -77,7 +80,9 @@ class Case:
             return replace(self, apart=opposite(self.path, self.node, self.suspect))
         if self.node is None or not x.is_beside:
             return self
-        return replace(self, own=derivative(self.node, self.suspect, x, is_of_one=not self._is_behind))
+        is_bounded = x.is_bounded and self._is_behind
+        turned = derivative(self.node, self.suspect, x, is_of_one=False, turn=1.0) if is_bounded else None
+        return replace(self, own=derivative(self.node, self.suspect, x, is_of_one=not self._is_behind), turned=turned)
 
     @cached_property
     def looks(self) -> list[tuple[NumpyArray, NumpyArray]]:
@@ -126,8 +131,7 @@ class Case:
         """Whether x of both signs are closed: larger ones may be open on that side too, as of a hard shrink."""
         if self.is_choice or self.judgement.verdict is not Verdict.CONVEX:
             return False
-        y, x = self.values
-        closed = x.reshape(y.shape)[y == 0]
+        closed = self.values[1].reshape(self.values[0].shape)[self.values[0] == 0]
         return bool((closed > 0).any() and (closed < 0).any())
 
     @cached_property
@@ -236,21 +240,19 @@ class Case:
             return False
         is_open = evidence.is_passing(self.own)
         is_alone = is_open.any() and is_multiple(self.own[is_open], self._shut[is_open])
-        is_told = evidence.is_passing(self._shut).reshape(-1)
-        x, own = as_numpy(self.suspect.x.tensor).reshape(-1)[is_told], self.own.reshape(-1)[is_told]
-        if is_thin(x):
-            return False
-        is_apart = is_told[~is_open.reshape(-1)].any() and evidence.is_apart(x, own)
-        return bool(is_open.all() or (is_alone and is_apart))
+        is_told, x = evidence.is_passing(self._shut), as_numpy(self.suspect.x.tensor).reshape(self.own.shape)
+        is_closed = is_told & ~is_open
+        is_apart = is_closed.any() and are_apart(x, is_closed, is_told & is_open, is_bound=self.suspect.x.is_bounded)
+        return not is_thin(x[is_told]) and bool(is_open.all() or (is_alone and is_apart))
 
     @property
     def _is_of_others(self) -> bool:
         """Whether a sum with a ReLU that is written there is closed by what else is added, or is more than a ReLU."""
         if not self.suspect.x.is_beside:
             return False
-        # Closed at another number it is what is bounded there, as x + relu(1 - x).
-        is_more = self.judgement.is_gate and closes_elsewhere(self.judgement.closed)
-        return is_more or not (self._is_cancelled and self._is_closed_for_both)
+        # What is closed at another number than 0, where none was added, is so by other values.
+        is_elsewhere = not self.suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
+        return (self.judgement.is_gate and is_elsewhere) or not (self._is_cancelled and self._is_closed_for_both)
 
     @property
     def _closes_some(self) -> bool:
@@ -260,10 +262,8 @@ class Case:
         y, x = (np.stack([one.reshape(self._shut.shape) for one in side]) for side in zip(*self.looks, strict=True))
         is_open, line = np.abs(y - self._shut * x) <= ALIKE * np.abs(y).max(), self._shut * x
         # The opposite by a quotient and a product, -(x / w) * w, may miss x by rounding.
-        is_closed = (np.abs(y) <= _LEFT * np.finfo(self._shut.dtype).eps * np.abs(line)) & evidence.is_passing(
-            self._shut
-        )
-        arrays = x, is_closed, is_open
+        left = _LEFT * np.finfo(self._shut.dtype).eps * np.abs(line)
+        arrays = x, evidence.is_passing(self._shut) & (np.abs(y) <= left), is_open
         return evidence.are_closed(*arrays) or (
             x.ndim > 2 and any(evidence.are_closed(*evidence.in_columns(arrays, axis)) for axis in (2, -1))
         )
@@ -385,13 +385,12 @@ class Case:
         if y.ndim == 0 or values.ndim == 0 or len(y) != len(values):
             return "plain"
         # One row has one sum, and two of them tell more.
-        pairs = [
-            (derivative(node, self.suspect, x, is_of_one=False, turn=turn), y * seeds(y.shape, turn))
-            for turn in (0.0, 1.0)
-        ]
-        towards = [one for one, _ in pairs if one is not None]
-        sums = np.concatenate([product.reshape(len(y), -1).sum(1) for _, product in pairs]).astype(y.dtype)
-        if len(towards) < len(pairs):
+        turns = (0.0, 1.0)
+        every = [derivative(node, self.suspect, x, is_of_one=False, turn=turn) for turn in turns]
+        every = [self.own, self.turned] if x.is_beside else every
+        towards = [one for one in every if one is not None]
+        sums = np.concatenate([(y * seeds(y.shape, turn)).reshape(len(y), -1).sum(1) for turn in turns]).astype(y.dtype)
+        if len(towards) < len(turns):
             return "plain"
         verdict = judge_bound_behind(np.concatenate([values, values]), np.concatenate(towards), sums)
         return "refused" if verdict is Verdict.PARTIAL else "plain"

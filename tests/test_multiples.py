@@ -14,6 +14,8 @@ from guided_backprop.errors import OpaqueRegionError
 from networks_hidden import ROWS, WEIGHTS, Library, oracle
 
 FRAMEWORKS = ["jax", "tensorflow", "torch"]
+# What says of what is made in a block of what that is made outside.
+FORGOTTEN = {"jax": "Taint._origins", "tensorflow": "Body.origins"}
 RNG = np.random.default_rng(0)
 X, G = RNG.normal(size=(2, MANY_ROWS, 12))
 
@@ -30,6 +32,7 @@ class Multiples(Library):
             super().__init__(framework)
             ends = ("max", "min") if framework == "jax" else ("reduce_max", "reduce_min")
             self.largest, self.smallest = (partial(getattr(self.xp, end), axis=-1) for end in ends)
+        self.framework, self.lax = framework, pytest.importorskip("jax.lax") if framework == "jax" else None
         self.joined = self.xp.concat if framework == "tensorflow" else self.xp.concatenate
 
     def number(self, array):
@@ -75,6 +78,16 @@ HIDDEN = {
     "a ReLU itself": lambda lib, x, w: lib.largest(doubled(lib, x)) @ w,
     "what cancels": lambda lib, x, w: lib.largest(lib.xp.stack([x, 0.5 * x - x / 2], -1)) @ w,
 }
+#: Made in a branch or a loop, chosen outside, or the other way round: ``held`` is what runs it so.
+HELD = {
+    "made in a branch": lambda held, lib, x, w: (x @ w + lib.largest(held(lambda z: lib.times(z, 1, -1), x)) @ w) / 2,
+    "chosen in a branch": lambda held, lib, x, w: (x @ w + held(lib.largest, lib.times(x, 1, -1)) @ w) / 2,
+    "both in a branch": lambda held, lib, x, w: (x @ w + held(lambda z: lib.largest(lib.times(z, 1, -1)), x) @ w) / 2,
+    "weights in a branch": lambda held, lib, x, w: (
+        (x @ w + held(lambda v: v @ w, lib.largest(lib.times(x, 1, -1)))) / 2
+    ),
+}
+
 #: None is a ReLU of anything.
 ORDINARY = {
     "a magnitude alone": (lambda lib, x, w: lib.largest(lib.times(x, 1, -1)) @ w, lambda x, w: np.abs(x) @ w),
@@ -131,6 +144,43 @@ def test_what_is_chosen_among_multiples_is_right_or_refused(framework, name, row
 def test_planted_fault_multiples_are_not_looked_at(framework, name, monkeypatch):
     monkeypatch.setattr(noting.Noting, "multiplied", [])
     assert np.abs(explained(framework, HIDDEN[name]) - oracle()).max() > 0.2 * np.abs(oracle()).max()
+
+
+def in_branch(lib, made, x):
+    """Run something in a branch that is taken, beside one of other multiples."""
+    if lib.framework == "jax":
+        return lib.lax.cond(x.sum() < 1e9, made, lambda z: made(0.5 * z), x)
+    return lib.xp.cond(lib.xp.reduce_sum(x) < 1e9, lambda: made(x), lambda: made(0.5 * x))
+
+
+def in_loop(lib, made, x):
+    """Run something in each of two turns of a loop, which hand over multiples of one value."""
+    if lib.framework == "jax":
+        return lib.lax.scan(lambda z, times: (z, made(z) * times), x, lib.number([0.5, 1]))[1][1]
+    begin = (0, x, made(x) * 0)
+    return lib.xp.while_loop(lambda i, *_: i < 2, lambda i, z, _: (i + 1, z, made(z)), begin)[2]
+
+
+@pytest.mark.parametrize("held", [in_branch, in_loop])
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_what_a_branch_or_a_loop_makes_of_it_is_right_or_refused(framework, name, held):
+    model, lib = network_of(framework, lambda lib, x, w: HELD[name](partial(held, lib), lib, x, w))
+    model = lib.xp.function(model) if framework == "tensorflow" else model
+    try:
+        found = GuidedBackprop(model).explain(lib.array(ROWS), labels=1)
+    except OpaqueRegionError:
+        return
+    assert np.allclose(found, oracle(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("framework", "held"), [("jax", in_branch), ("tensorflow", in_loop)])
+def test_planted_fault_what_blocks_are_given_is_forgotten(framework, held, monkeypatch):
+    monkeypatch.setattr(f"guided_backprop.backends.{framework}.hidden.taint." + FORGOTTEN[framework], lambda *_: ())
+    model, lib = network_of(framework, lambda lib, x, w: HELD["made in a branch"](partial(held, lib), lib, x, w))
+    model = lib.xp.function(model) if framework == "tensorflow" else model
+    found = np.asarray(GuidedBackprop(model).explain(lib.array(ROWS), labels=1))
+    assert np.abs(found - oracle()).max() > 0.2 * np.abs(oracle()).max()
 
 
 @pytest.mark.parametrize("name", ORDINARY)

@@ -76,3 +76,27 @@ def emptied_by(step: Step) -> Empty:
     lows = [low for low, _ in params["padding"]]
     told = zip(sizes, counts, lengths, params["window_strides"], lows, spread, between, strict=True)
     return emptied(Window(*one) for one in told if all(isinstance(number, int) for number in one))
+
+
+def interleaved(step: Step) -> list[Step]:
+    """Return the pads that a sum is one of which put values beside each other, if what they pad with is 0."""
+    pads = [value.step for value in step.inputs if value.step is not None and value.step.word == "pad"]
+    return pads if step.word == "add" and len(pads) > 1 and _fill(*map(_places, pads)) else []
+
+
+def _places(pad: Step) -> list[set[int]]:
+    """Return for each axis where what is padded lies afterwards."""
+    sizes = zip(pad.inputs[0].aval.shape, pad.outputs[0].aval.shape, pad.eqn.params["padding_config"], strict=True)
+    return [
+        {low + place * (1 + between) for place in range(size)} & {*range(whole)}
+        for size, whole, (low, _, between) in sizes
+    ]
+
+
+def _fill(one: list[set[int]], other: list[set[int]]) -> bool:
+    """Tell whether two values fill all places of one axis, each its own, and all others alike."""
+    axes = [axis for axis, (mine, others) in enumerate(zip(one, other, strict=True)) if mine != others]
+    if len(axes) != 1 or any(mine != {*range(len(mine))} for axis, mine in enumerate(one) if axis not in axes):
+        return False
+    mine, others = one[axes[0]], other[axes[0]]
+    return not mine & others and mine | others == {*range(len(mine) + len(others))}

@@ -4,7 +4,7 @@ Here is what JAX's programs have of their own: blocks that loops, branches and c
 several steps, and which candidates a gradient reaches. Where nothing is nominated nothing is run.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from guided_backprop.backends import nomination, rows
 from guided_backprop.backends.base import Vouch
 from guided_backprop.backends.curves import Curves, is_partly_relu
-from guided_backprop.backends.jax.graph.axes import emptied_by
+from guided_backprop.backends.jax.graph.axes import emptied_by, interleaved
 from guided_backprop.backends.jax.graph.calls import loop_sizes
 from guided_backprop.backends.jax.graph.composites import Graph
 from guided_backprop.backends.jax.graph.program import CUSTOM, REBUILT, Block, Gate, Step, Value
@@ -23,7 +23,7 @@ from guided_backprop.backends.jax.graph.relus import Facts, custom_name, place_o
 from guided_backprop.backends.jax.hidden.discarded import Discarded
 from guided_backprop.backends.jax.hidden.signs import Signs, shift_of
 from guided_backprop.backends.jax.hidden.unrounded import is_rounding
-from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks, first_of
+from guided_backprop.backends.notes import Candidate, Choice, Note, Operand, Ranks, common, first_of
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.patterns import MOVES
 from guided_backprop.backends.refusals import is_plain
@@ -127,6 +127,7 @@ class Taint:
             note = note if curves is None else note.without(curves.is_told)
             if value in self.nominees and self._discarded.fills(step):
                 note = note.given(Candidate(x, _size(x)) for x in self.nominees[value].candidates)
+            note = replace(note, origins=note.origins or self._origins(step, number))
             self._notes[value] = _with_elsewhere(note, self._results(step, number))
 
     def _shown(self, step: Step, held: Sequence[Note[Value]], inputs: Sequence[Value]) -> nomination.Step[Value]:
@@ -158,10 +159,8 @@ class Taint:
 
     def _interleaved(self, step: Step) -> list[Value]:
         """Return the values that a sum puts beside each other: each is padded with zeros where the other one is."""
-        pads = [value.step for value in step.inputs if value.step is not None and value.step.word == "pad"]
-        if step.word != "add" or len(pads) < 2 or not all(self._facts.is_zero(pad.inputs[1]) for pad in pads):
-            return []
-        return [pad.inputs[0] for pad in pads] if _fill(*map(_places, pads)) else []
+        pads = interleaved(step)
+        return [pad.inputs[0] for pad in pads] if all(self._facts.is_zero(pad.inputs[1]) for pad in pads) else []
 
     def _has_pole(self, step: Step) -> bool:
         divisor = step.inputs[-1] if step.word == "div" else None
@@ -231,13 +230,24 @@ class Taint:
         results = [self.note(block.outputs[number]) for block in step.blocks] if step.name in REBUILT else []
         return [note for note in results if note is not None and note.is_tainted]
 
+    def _origins(self, step: Step, number: int) -> tuple[Candidate[Value], ...]:
+        """Return what all of a result is made of by numbers, of what is given to the blocks that give it."""
+        families = []
+        for block in step.blocks if step.name in REBUILT else ():
+            result, given = block.outputs[number], dict(_given(step, block))
+            inside = [result, *(one.ref for one in (self.note(result) or Note[Value]()).origins)]
+            outside = [given[value] for value in inside if value in given]
+            families.append([one for value in outside for one in self._family(value)])
+        return common(families)
+
+    def _family(self, value: Value) -> list[Candidate[Value]]:
+        note = self.note(value)
+        return [] if note is None else [Candidate(value, _size(value)), *note.origins]
+
     def _enter(self, step: Step, block: Block) -> None:
         """Let a block begin with what is tainted outside of it; a loop goes on until nothing changes."""
-        outer = step.inputs[1:] if step.word == "cond" else step.inputs
-        sources = outer if len(outer) == len(block.inputs) else [None] * len(block.inputs)
-        for value, source in zip(block.inputs, sources, strict=True):
-            if source is not None:
-                self._join(value, source)
+        for value, source in _given(step, block):
+            self._join(value, source)
         self.visit(block)
         if step.word == "scan":
             start, carried = loop_sizes(step.eqn.params)
@@ -315,6 +325,13 @@ class Taint:
         return reached
 
 
+def _given(step: Step, block: Block) -> Iterator[tuple[Value, Value]]:
+    """Yield what a block begins with, each with what it is given, where that is known."""
+    outer = step.inputs[1:] if step.word == "cond" else step.inputs
+    if len(outer) == len(block.inputs):
+        yield from zip(block.inputs, outer, strict=True)
+
+
 def _bounded(candidates: Iterable[Candidate[Value]]) -> dict[Value, bool]:
     """Return values, each with whether it is bounded on all ways."""
     bounded: dict[Value, bool] = {}
@@ -331,24 +348,6 @@ def _with_elsewhere(note: Note[Value], others: Iterable[Note[Value]]) -> Note[Va
 
 def _bounded_elsewhere(choices: Iterable[Candidate[Value]]) -> list[Value]:
     return [one.ref for one in choices if one.choice is Choice.ELSEWHERE and one.is_bounded]
-
-
-def _places(pad: Step) -> list[set[int]]:
-    """Return for each axis where what is padded lies afterwards."""
-    sizes = zip(pad.inputs[0].aval.shape, pad.outputs[0].aval.shape, pad.eqn.params["padding_config"], strict=True)
-    return [
-        {low + place * (1 + between) for place in range(size)} & {*range(whole)}
-        for size, whole, (low, _, between) in sizes
-    ]
-
-
-def _fill(one: list[set[int]], other: list[set[int]]) -> bool:
-    """Tell whether two values fill all places of one axis, each its own, and all others alike."""
-    axes = [axis for axis, (mine, others) in enumerate(zip(one, other, strict=True)) if mine != others]
-    if len(axes) != 1 or any(mine != {*range(len(mine))} for axis, mine in enumerate(one) if axis not in axes):
-        return False
-    mine, others = one[axes[0]], other[axes[0]]
-    return not mine & others and mine | others == {*range(len(mine) + len(others))}
 
 
 def _is_undefined(step: Step) -> bool:

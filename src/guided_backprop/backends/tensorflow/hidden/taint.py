@@ -6,7 +6,7 @@ sizes that values decide. Every operation that is nominated is a :class:`Place`:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from math import isnan
 
 from tensorflow.core.framework.function_pb2 import FunctionDef
@@ -94,6 +94,7 @@ class Taint:
         # Of each function what a gradient comes to in it, and which node of which function holds it.
         self._leading: dict[str, set[str]] = {}
         self._holders: dict[str, tuple[str, str]] = {}
+        self._bodies: dict[str, Body] = {}
 
     def places(self, graph: Graph, images: Sequence[str], begin: str = "") -> list[Place]:
         """Return the places of a function of these images; of what the node ``begin`` makes, if there is one."""
@@ -262,17 +263,15 @@ class Taint:
 
     def _hold(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> bool:
         """Follow values into what an operation holds, and out of it; tell whether it holds functions."""
-        if "body" in node.attr:
-            results = self._loop(body, node, operands)
-        elif "then_branch" in node.attr or "branches" in node.attr:
-            results = self._branch(body, node, operands)
-        else:
+        held, refs = _held(node), operand_refs(node)
+        if not held:
             return False
+        results = self._loop(body, node, operands) if "body" in node.attr else self._branch(body, node, held, operands)
         row, place = OPERATIONS[node.op], (body.name, node.name)
         for index, result in enumerate(results):
             ref, note = f"{node.name}:output:{index}", result.note
             if note is not None and (note.is_tainted or note.has_relus):
-                shown = [self._operand(body, node, operand) for operand in operand_refs(node)]
+                shown = [self._operand(body, node, operand) for operand in refs]
                 step = Step(row, shown, result.is_active, held=[note], has_bound=note.is_bound, place=place)
                 note = replace(note, relus=step.relus())
             if note is not None and note.is_tainted:
@@ -280,24 +279,18 @@ class Taint:
                 note = step.note(sign=result.sign, is_falling=True)
                 if step.nominates() is not None:
                     self._add_places(body, node, step, [ref], _weighed_inside(note))
-            body.traces[ref] = replace(result, note=note)
+            origins = notes.common([self._bodies[name].origins(index, refs, body) for name in held])
+            body.traces[ref] = replace(result, note=note and replace(note, origins=origins))
         return True
 
-    def _branch(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> list[Trace]:
-        names = ("then_branch", "else_branch") if "then_branch" in node.attr else ()
-        held = [attribute(node, name).func.name for name in names] or [
-            function.name for function in attribute(node, "branches").list.func
-        ]
+    def _branch(self, body: Body, node: NodeDef, held: Sequence[str], operands: Sequence[Trace]) -> list[Trace]:
         every = [self._called(body, node, name, operands[1:]) for name in held]
-        results = every[0]
-        for other in every[1:]:
-            results = [one.joined(two) for one, two in zip(results, other, strict=True)]
-        return [_chosen(one, operands[0]) for one in results]
+        return [_chosen(reduce(Trace.joined, ones), operands[0]) for ones in zip(*every, strict=True)]
 
     def _loop(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> list[Trace]:
         traces = [trace.inside("") for trace in operands]
         while True:
-            results = self._called(body, node, attribute(node, "body").func.name, traces)
+            results = self._called(body, node, _held(node)[0], traces)
             condition = attribute(node, "cond").func.name
             (goes_on,) = self._called(body, node, condition, traces)
             self._leading[condition] = set()
@@ -312,7 +305,8 @@ class Taint:
         arguments = {arg.name: trace.inside(arg.name) for arg, trace in zip(signature.input_arg, traces, strict=True)}
         self._holders[name] = body.name, node.name
         inner = self._follow(self._graph_of(name), name, f"{body.path}{node.name}/", arguments)
-        return [inner.trace(self._nested[name].ret[arg.name]).inside("") for arg in signature.output_arg]
+        self._bodies[name] = inner
+        return [inner.trace(ref).inside("") for ref in inner.results]
 
     def _operand(self, body: Body, node: NodeDef, ref: str) -> Operand[str]:
         trace, is_number = body.trace(ref), body.graph.kind_of(ref) in FLOATS
@@ -327,6 +321,14 @@ class Taint:
             value=ref if is_number else None,
             is_known=body.graph.constant(ref) is not None and not isnan(body.graph.constant(ref) or 0.0),
         )
+
+
+def _held(node: NodeDef) -> list[str]:
+    """Return the functions that give what an operation gives: the branches, or what a loop does."""
+    if "branches" in node.attr:
+        return [function.name for function in attribute(node, "branches").list.func]
+    names = [name for name in ("body", "then_branch", "else_branch") if name in node.attr]
+    return [attribute(node, name).func.name for name in names]
 
 
 def _chosen(result: Trace, by: Trace) -> Trace:

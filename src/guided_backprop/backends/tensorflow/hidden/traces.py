@@ -1,6 +1,6 @@
 """What is known of each value of a function, and the ways that gradients take between its operations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -9,6 +9,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import ops
 
 from guided_backprop.arrays import NumpyArray
+from guided_backprop.backends import notes
 from guided_backprop.backends.choices import difference
 from guided_backprop.backends.notes import Choice, Note, Ranks
 from guided_backprop.backends.operations import Kind
@@ -149,6 +150,30 @@ class Body:
         """Return what is known of a value."""
         trace = self.traces.get(ref) or self.traces.get(producer(ref)) or self.arguments.get(producer(ref)) or Trace()
         return trace if self.graph.kind_of(ref) in VALUES else replace(trace, is_active=False)
+
+    @property
+    def results(self) -> list[str]:
+        """What it gives, in order."""
+        function = self.graph.definition
+        return [function.ret[arg.name] for arg in function.signature.output_arg]
+
+    def family(self, ref: str) -> list[notes.Candidate[str]]:
+        """Return a value, and what all of it is made of by numbers; nothing of a constant."""
+        note = self.trace(ref).note
+        return [] if note is None else [notes.Candidate(ref), *note.origins]
+
+    def origins(self, index: int, refs: Sequence[str], outer: "Body") -> list[notes.Candidate[str]]:
+        """Return what all of a result is made of by numbers, of what another function hands over.
+
+        Args:
+            index: which result.
+            refs: what is handed over there, after what chooses this function among others.
+            outer: the other function.
+        """
+        names = [arg.name for arg in self.graph.definition.signature.input_arg]
+        given = dict(zip(names, refs[-len(names) :], strict=True)) if names else {}
+        inside = [producer(one.ref) for one in self.family(self.results[index])]
+        return [one for name in inside if name in given for one in outer.family(given[name])]
 
 
 def called(body: Body, node: NodeDef) -> str:

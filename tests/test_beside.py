@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError, RectGrad
-from guided_backprop.backends import evidence
+from guided_backprop.backends import evidence, noting
+from guided_backprop.backends.notes import Candidate
 from guided_backprop.backends.noting import Noting
 from networks_hidden import ROWS, WEIGHTS, oracle
 from spellings.functions import HandGuided
@@ -131,6 +132,13 @@ def test_what_is_a_relu_with_the_one_that_is_added_is_guided(name, count):
 def test_what_cannot_be_put_under_the_rule_is_refused(name, count):
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
         explained(REFUSED[name], count)
+
+
+def test_what_comes_back_through_weights_of_its_own_is_no_bound():
+    # As in each block of a network with skips, where it would have to be looked at from there on.
+    shifted = Candidate("x", is_off=True)
+    assert noting._beside(Candidate("x"), shifted).is_bounded
+    assert not noting._beside(Candidate("x"), shifted._replace(weights=1)).is_bounded
 
 
 @pytest.mark.parametrize("name", REFUSED_OF_MANY)

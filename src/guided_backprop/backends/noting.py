@@ -386,6 +386,9 @@ class Noting(Given[Ref]):
 
 
 def _beside(x: Candidate[Ref], relu: Candidate[Ref]) -> Candidate[Ref]:
-    """Return what a ReLU of it is added to: with a number added to either the sum is closed elsewhere than at 0."""
-    is_bounded = x.is_off or relu.is_off
+    """Return what a ReLU of it is added to: with a number added to either the sum is closed elsewhere than at 0.
+
+    But of what is behind more layers of weights than the other one.
+    """
+    is_bounded = (x.is_off or relu.is_off) and x.weights == relu.weights
     return x._replace(weights=max(x.weights, relu.weights), is_beside=True, is_bounded=is_bounded, is_off=False)

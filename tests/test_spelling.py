@@ -209,3 +209,20 @@ def test_a_few_channels_or_rows_of_a_large_map_are_seen(place):
     # Of what closes both signs alike, as a mask of its own, nothing is a gate.
     y[place] = np.where(np.arange(x.shape[-1]) % 2, x, 0)[place]
     assert judge(y, x).verdict is Verdict.NONE
+
+
+@pytest.mark.parametrize("left", [0.0, 1e-15])
+def test_of_several_results_of_each_number_those_with_values_alike_are_looked_at(left):
+    asked = []
+
+    def how(part, x):
+        asked.append(part)
+        return judge(part, x)
+
+    y = np.stack([np.tanh(X), np.exp(X)], -1)
+    assert spelling.judge_parts(y, X, how, is_by_size=True).verdict is Verdict.NONE
+    assert not asked
+    # Rounding may leave something of what is closed.
+    closed = np.where(X > 0, X, left * RANDOM.normal(size=X.shape))
+    assert spelling.judge_parts(np.stack([np.tanh(X), closed], -1), X, how, is_by_size=True).is_gate
+    assert asked

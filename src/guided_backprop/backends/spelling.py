@@ -92,6 +92,8 @@ _BY_NONE: Final = 9.0
 _AT_ZERO: Final = 7.0
 # By so many units in the last place of the largest number a sum may miss 0.
 _LEFT: Final = 32
+# So small a unit in the last place numbers may have had.
+_AS_ZERO: Final = 1e-7
 # So many values closed, all of one sign of x, while others of that sign are open: a chance of 2**-12.
 _FEW: Final = 12
 # So many values of a row are not each as likely as the others to be its end: of all closed ones, a chance of 16**-12.
@@ -162,6 +164,10 @@ def judge_parts(y: NumpyArray, x: NumpyArray, how: Callable[..., Judgement], *, 
     """
     verdicts = set[Verdict]()
     for part in parts_of(y, x):
+        if not (_has_alike(part, x) or is_multiple(part, x)):
+            # Most that is looked at has no two values alike: it closes nothing.
+            verdicts.add(Verdict.NONE)
+            continue
         judgement = how(part, x)
         if judgement.is_gate:
             return Judgement(Verdict.PARTIAL)
@@ -169,6 +175,13 @@ def judge_parts(y: NumpyArray, x: NumpyArray, how: Callable[..., Judgement], *, 
         is_open = bool(part.any() and np.ptp(x)) and ((judgement.is_few and is_by_size) or is_multiple(part, x))
         verdicts.add(judgement.verdict if is_open else Verdict.NONE)
     return Judgement(Verdict.UNSETTLED if Verdict.UNSETTLED in verdicts else Verdict.NONE)
+
+
+def _has_alike(y: NumpyArray, x: NumpyArray) -> bool:
+    """Tell whether some values are alike, or as good as 0 beside the others: closed ones are."""
+    eps = float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 0.0
+    near = _rounded(y, max(eps, _AS_ZERO), x)
+    return bool((near == 0).any()) or np.unique(near).size < near.size
 
 
 def _is_multiple(y: NumpyArray, x: NumpyArray, judgement: Judgement, rounding: float) -> bool:

@@ -57,13 +57,15 @@ REFUSED = {
     "a bound above that is taken away": lambda x, w: (0.25 - x + F.relu(x + 0.3) - 0.55) @ w,
     "a bound that is taken away first": lambda x, w: (F.relu(0.25 - x) - 0.25 + x) @ w,
     "a bound by number": lambda x, w: (x + F.relu(BOUNDS - x) - BOUNDS) @ w,
-    "a bound in some columns, 0 in others": lambda x, w: (x + F.relu(torch.where(COLUMNS > 0, -x, 0.25 - x))) @ w,
     "the negative rest": lambda x, w: (x - F.relu(x)) @ w,
     "the negative rest behind weights": lambda x, w: x @ w - F.relu(x) @ w,
 }
 
 #: And these where more than one image tells.
 REFUSED_OF_MANY = {
+    "a bound in some columns, 0 in others": lambda x, w: (x + F.relu(torch.where(COLUMNS > 0, -x, 0.25 - x))) @ w,
+    "a bound of what is made by its values": lambda x, w: (x + torch.where(x < 0.25, 0.25 - x, 0) - 0.25) @ w,
+    "a bound that is taken away by a bias": lambda x, w: F.linear(x + F.relu(0.25 - x), w.T, -0.25 * w.sum(0)),
     "a bound that is taken away behind weights": lambda x, w: (x + F.relu(0.25 - x)) @ w - 0.25 * w.sum(0),
     "weights of a bound that is taken away": lambda x, w: x @ w + F.relu(0.25 - x) @ w - 0.25 * w.sum(0),
 }
@@ -95,6 +97,11 @@ ORDINARY = {
     "in place on a part": lambda x, w, relu: (lambda y: (y + in_place(y, relu)) @ w)(x.clone()),
     "a curve": lambda x, w, relu: (x + relu(-x).tanh()) @ w,
     "a softplus": lambda x, w, relu: (relu(x) + torch.log1p(torch.exp(-x.abs()))) @ w,
+}
+
+#: Nor is this one; of a ReLU by values too few are closed to tell.
+WRITTEN = {
+    "two bounds": lambda x, w, relu: (lambda y: (y + relu(-0.4 - y)) @ w)(x - relu(x - 0.4)),
 }
 
 
@@ -148,10 +155,11 @@ def test_what_takes_a_bound_away_behind_weights_is_refused(name):
 
 
 @pytest.mark.parametrize("count", [1, len(ROWS)])
-@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("name", [*ORDINARY, *WRITTEN])
 def test_what_is_none_is_guided_as_it_is_written(name, count):
-    found = explained(lambda x, w: ORDINARY[name](x, w, F.relu), count)
-    model, images = network_of(lambda x, w: ORDINARY[name](x, w, HandGuided.apply), HandGuided.apply)
+    spelled = {**ORDINARY, **WRITTEN}[name]
+    found = explained(lambda x, w: spelled(x, w, F.relu), count)
+    model, images = network_of(lambda x, w: spelled(x, w, HandGuided.apply), HandGuided.apply)
     leaf = images[:count].clone().requires_grad_()
     (expected,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)

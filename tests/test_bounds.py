@@ -83,6 +83,13 @@ def test_a_bound_is_a_relu_where_its_weights_take_it_away_again():
     assert judge_bound_behind(far, derivative, sums + 0.01) is Verdict.NONE
     assert judge_bound_behind(far, derivative, np.maximum(far, 5) @ w @ seeds) is Verdict.NONE
     assert judge_bound_behind(far[:1], derivative[:1], sums[:1]) is Verdict.NONE
+    # Two sums of one row tell it: what is closed for these may be no part of them.
+    others = w @ seeds[::-1]
+    twice = np.repeat(far[:1], 2, 0)
+    g = (twice > 5) * np.stack([w @ seeds, others])
+    sums = ((twice - 5) * g).sum(1)
+    assert judge_bound_behind(twice, g, sums) is Verdict.PARTIAL
+    assert judge_bound_behind(twice, g, sums + 0.01) is Verdict.NONE
 
 
 def test_the_bends_of_a_known_curve_are_its_own():
@@ -214,7 +221,7 @@ def test_bounds_by_number_that_are_undone_are_guided_or_refused(framework, rows)
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_planted_fault_bounds_are_taken_for_one_number(framework, monkeypatch):
-    monkeypatch.setattr(bounds, "_undone", lambda y, x, left: None)
+    monkeypatch.setattr(bounds, "_undone", lambda y, x, left: ())
     explained, expected = by_number(framework, 2)
     assert np.abs(explained() - expected).max() > 0.2 * np.abs(expected).max()
 
@@ -268,7 +275,7 @@ def test_what_rounding_leaves_of_a_bound_is_as_large_as_the_bound(monkeypatch):
     assert judge_bounded(y, norm, is_of_one_sign=True).verdict is Verdict.PARTIAL
     assert judge_bounded(y[:0], norm[:0]).verdict is Verdict.NONE
     # A planted fault.
-    monkeypatch.setattr(bounds, "_undone", lambda y, x, left: None)
+    monkeypatch.setattr(bounds, "_undone", lambda y, x, left: ())
     assert judge_bounded(y, norm, is_of_one_sign=True).verdict is Verdict.NONE
 
 

@@ -168,6 +168,7 @@ REFUSED = {
     "a sum with what is guided in some columns": lambda x: x + jnp.where((x < 0) & KEPT, -x, 0.0),
     "bounded on both sides by choices": lambda x: jnp.where(x < -1, -1, jnp.where(x > 1, 1, x)),
     "a sum of neighbours' differences": lambda x: (lambda x: x + jax.nn.relu(-x))(x - jnp.roll(x, 1, -1)),
+    "a product along a stack": lambda x: jnp.prod(jnp.stack([jnp.where(KEPT, x > 0, 1).astype(x.dtype), x]), 0),
     "a stack of both, added up": lambda x: jnp.stack([x, jnp.where((x < 0) & KEPT, -x, 0.0)]).sum(0),
 }
 

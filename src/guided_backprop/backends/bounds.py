@@ -1,5 +1,6 @@
 """The judgement of a bound that is not 0: it is a ReLU where what is made of it is 0 there again."""
 
+from collections.abc import Iterator
 from functools import partial
 from math import comb
 from typing import Any, Final
@@ -7,10 +8,10 @@ from typing import Any, Final
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.evidence import is_passing
+from guided_backprop.backends.evidence import is_passing, surprise
 from guided_backprop.backends.notes import Ranks
-from guided_backprop.backends.rows import by_rows
-from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge, judge_parts
+from guided_backprop.backends.rows import by_rows, edges_between
+from guided_backprop.backends.spelling import EVIDENCE, Judgement, Verdict, closes_elsewhere, judge, judge_parts
 
 # There is no doubt that a bound closes at a threshold, so that fewer values tell where.
 _EVIDENCE: Final = 4.0
@@ -49,10 +50,10 @@ def judge_bounded(
     left = max(_LEFT_OF_LENGTHS, _LEFT * float(np.finfo(y.dtype).eps)) if y.dtype.kind == "f" else 0.0
     if not judgement.is_gate or judgement.slope is None or judgement.closed is None:
         # That one of two values is 0 says nobody but these numbers: the answer is the stricter one.
-        verdict = _verdict_of_undone(y, x, rounding, left, ranks=ranks, **{**known, "is_of_two": False})
-        if verdict is Verdict.NONE:
-            return judgement if judgement.verdict is Verdict.UNSETTLED else Judgement(Verdict.NONE)
-        return Judgement(verdict, np.zeros((1,) * y.ndim) if verdict is Verdict.UNSETTLED else None)
+        undone = _judged_undone(y, x, rounding, left, ranks=ranks, **{**known, "is_of_two": False})
+        if undone.verdict is Verdict.NONE and judgement.verdict is Verdict.UNSETTLED:
+            return judgement
+        return undone
     turned = np.where(np.nan_to_num(judgement.slope) < 0, -1, 1) * x.reshape(y.shape)
     edge = np.abs(turned[(y == judgement.closed) & np.isfinite(turned)].max(initial=-np.inf))
     is_rounded = np.isfinite(edge) and not closes_elsewhere(_rounded(judgement.closed, left * edge))
@@ -63,49 +64,55 @@ def _rounded(array: NumpyArray, left: float) -> NumpyArray:
     return np.where(np.abs(array) <= left, 0.0, array)
 
 
-def _verdict_of_undone(y: NumpyArray, x: NumpyArray, rounding: float, left: float, **known: Any) -> Verdict:
-    """Return what values say that rounding left something of."""
-    undone = _undone(y, x, left)
-    if undone is None:
-        return Verdict.NONE
-    near, of, is_one = undone
-    slope = judge(near, of, max(rounding, _step(near, of)), evidence=_EVIDENCE, **known).slope
-    if slope is not None and (is_one or _are_straight(near, slope)):
-        return Verdict.PARTIAL
-    # So few may lie so by chance: more may tell.
-    is_few = slope is not None or comb(near.size, int((near == 0).sum())) < _LEAST_WAYS
-    return Verdict.UNSETTLED if is_few else Verdict.NONE
+def _judged_undone(y: NumpyArray, x: NumpyArray, rounding: float, left: float, **known: Any) -> Judgement:
+    """Say of what rounding left something of, or whose bound is not one number, whether it is closed at 0."""
+    told = Judgement(Verdict.NONE)
+    for near, of, is_one in _undone(y, x, left):
+        slope = judge(near, of, max(rounding, _step(near, of)), evidence=_EVIDENCE, **known).slope
+        if slope is not None and (is_one or _are_straight(near, slope)):
+            return Judgement(Verdict.PARTIAL)
+        if is_one and comb(near.size, int((near == 0).sum())) < _LEAST_WAYS:
+            # So few may lie so by chance: more may tell.
+            return Judgement(Verdict.UNSETTLED, np.zeros((1,) * y.ndim))
+        if not is_one and (slope is not None or _are_few(near)):
+            told = Judgement(Verdict.UNSETTLED)
+    return told if not known.get("is_of_one_sign") else Judgement(Verdict.NONE)
 
 
-def _undone(y: NumpyArray, x: NumpyArray, left: float) -> tuple[NumpyArray, NumpyArray, bool] | None:
-    """Return the values and x, those being 0 that rounding left of a bound, by one unit here and none there.
+def _are_few(y: NumpyArray) -> bool:
+    """Tell whether the values of channels may lie by chance as a gate in each of them would have them."""
+    is_closed = (y == 0).T
+    return surprise(is_closed, np.ones_like(is_closed)) < EVIDENCE
+
+
+def _undone(y: NumpyArray, x: NumpyArray, left: float) -> Iterator[tuple[NumpyArray, NumpyArray, bool]]:
+    """Yield the values and x, those being 0 that rounding left of a bound, by one unit here and none there.
 
     And whether the bound is one number. Of one that is another for each channel or position they are those of which
     some are closed and others open, ``(values, channels)``.
     """
     if y.size == 0 or y.size != x.size or not (np.isfinite(y).all() and np.isfinite(x).all()):
-        return None
+        return
     y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
     is_shut = np.abs(y) <= left * np.abs(x).max()
     near = np.where(is_shut, 0.0, y)
     for (rows, of), _ in by_rows(near, x) if is_shut.any() else ():
-        shut = rows == 0
-        for turned in (of, -of):
-            edges = np.where(shut, turned, -np.inf).max(1)
-            is_apart = (edges <= np.where(shut, np.inf, turned).min(1)).all()
-            if is_apart and not (np.abs(y[is_shut]) > left * np.abs(edges[np.isfinite(edges)]).max()).any():
-                if len(rows) == 1:
-                    return near, x, True
-                are_told = shut.any(1) & ~shut.all(1)
-                return (rows[are_told].T, of[are_told].T, False) if is_shut.sum() > 1 else None
-    return None
+        edges = edges_between(of, rows == 0, rows != 0)
+        is_one = len(rows) == 1
+        if edges is None or (np.abs(y[is_shut]) > left * np.abs(edges[np.isfinite(edges)]).max()).any():
+            continue
+        are_told = (rows == 0).any(1) & (rows != 0).any(1)
+        if is_one:
+            yield near, x, True
+        elif is_shut.sum() > 1:
+            yield rows[are_told].T, of[are_told].T, False
 
 
 def _are_straight(y: NumpyArray, slopes: NumpyArray) -> bool:
     """Tell whether channels are straight where they are open: through two points there is always a line."""
     opened = (y != 0).sum(0)
     told = np.broadcast_to(slopes, y.shape)[0, opened > 1]
-    is_one = told.size > 1 and np.ptp(told) <= _ONE * np.abs(told).max()
+    is_one = told.size >= _LEAST and np.ptp(told) <= _ONE * np.abs(told).max()
     return bool(is_one or np.maximum(opened - 2, 0).sum() >= _LEAST)
 
 
@@ -156,8 +163,8 @@ def judge_bound_behind(x: NumpyArray, derivative: NumpyArray, sums: NumpyArray) 
     x, derivative, sums = (np.asarray(array, np.float64).reshape(len(sums), -1) for array in (x, derivative, sums))
     if x.shape != derivative.shape or not (np.isfinite(derivative).all() and np.isfinite(x).all()):
         return Verdict.NONE
-    # What is left out on the way, as by a slice, tells nothing.
-    is_told = is_passing(derivative).any(0)
+    # What is left out on the way, as by a slice, tells nothing; of one image it may be what is closed.
+    is_told = is_passing(derivative).any(0) | bool((x == x[0]).all())
     x, derivative = x[:, is_told], derivative[:, is_told]
     is_open = is_passing(derivative)
     if min(is_open.sum(), (~is_open).sum()) < _LEAST:

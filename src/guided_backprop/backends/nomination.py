@@ -148,7 +148,8 @@ class Step(Noting[Ref]):
         every = (source for note in notes_of(self._tainted) for source in note.sources)
         near = [*self._given_to_it(), *self._shifted_before, *(one for one in every if one.choice is not Choice.BEHIND)]
         # What a bound alone was moved or shifted to is closed by that: what lies in front of it was judged there.
-        yield from (one._replace(is_bounded=True) for one in near) if self._is_of_a_bound else near
+        is_bound = self._is_of_a_bound or self._is_bounded_sum
+        yield from (one._replace(is_bounded=True) for one in near) if is_bound else near
         yield from self._chosen_from()
         yield from self.multiplied if self.row.word in RANKS else ()
         if self.row.kind is Kind.LINEAR and self.row.word not in ("div", "mul"):

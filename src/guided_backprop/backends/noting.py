@@ -63,7 +63,7 @@ class Noting(Given[Ref]):
             ranked=self.ranked(size),
             summed=self.summed(size),
             maxima=self.maxima(),
-            is_pooled=self._is_pooled,
+            is_pooled=self._is_pooled and not beside,
             is_bound=self._is_bound,
             is_bent=self._is_bent,
             is_falling=is_falling or any(note.is_falling for note in self._notes),
@@ -122,7 +122,8 @@ class Noting(Given[Ref]):
 
     @property
     def _is_shift(self) -> bool:
-        return self.row.word in SHIFTS and len(self.dependent) == 1
+        # No batch-norm makes the opposite of x, to be added to that.
+        return self.row.word in SHIFTS - {"batch_norm"} and len(self.dependent) == 1
 
     @property
     def _is_line(self) -> bool:
@@ -174,7 +175,7 @@ class Noting(Given[Ref]):
         for one in self._read:
             own = [] if one.note is None or one.ref is None else [Candidate(one.ref, one.size), *one.note.lines]
             others = [other.note for other in self._read if other.note and (other is not one or self.adds_parts(one))]
-            relus = {relu.key: relu for note in others for relu in note.relus}
+            relus = {relu.key: relu for relu in first_of(relu for note in others for relu in note.relus)}
             found += [_beside(line, relus[line.key]) for line in own if line.key in relus]
         return [self._further(one) for one in found]
 
@@ -388,7 +389,7 @@ class Noting(Given[Ref]):
 def _beside(x: Candidate[Ref], relu: Candidate[Ref]) -> Candidate[Ref]:
     """Return what a ReLU of it is added to: with a number added to either the sum is closed elsewhere than at 0.
 
-    But of what is behind more layers of weights than the other one.
+    But of a ReLU that is behind more layers of weights than x.
     """
-    is_bounded = (x.is_off or relu.is_off) and x.weights == relu.weights
+    is_bounded = (x.is_off or relu.is_off) and relu.weights <= x.weights
     return x._replace(weights=max(x.weights, relu.weights), is_beside=True, is_bounded=is_bounded, is_off=False)

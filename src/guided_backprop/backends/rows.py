@@ -30,7 +30,7 @@ def groupings(y: NumpyArray) -> Iterator[tuple[int, ...]]:
 
 
 def by_rows(*arrays: NumpyArray) -> Iterator[tuple[list[NumpyArray], tuple[int, ...]]]:
-    """Yield y and x by rows that have a gate of their own, and the shape in which there is one number for each row."""
+    """Yield y, x and others by rows that have a gate of their own, and the shape of one number for each row."""
     y = arrays[0]
     for axes in groupings(y):
         kept = [axis for axis in range(y.ndim) if axis not in axes]
@@ -38,15 +38,25 @@ def by_rows(*arrays: NumpyArray) -> Iterator[tuple[list[NumpyArray], tuple[int, 
         yield [np.transpose(array, (*kept, *axes)).reshape(int(np.prod(shape)), -1) for array in arrays], shape
 
 
-def are_apart(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray, *, is_bound: bool = True) -> bool:
-    """Tell whether all that is closed lies on one side of all that is open; of bounds, by row."""
-    for (values, closed, opened), _ in by_rows(x, is_closed, is_open):
-        if not (is_bound or len(values) == 1):
-            return False
-        for side in (values, -values):
-            edges = np.where(closed, side, -np.inf).max(1), np.where(opened, side, np.inf).min(1)
-            if (edges[0] <= edges[1]).all():
-                return True
+def edges_between(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray) -> NumpyArray | None:
+    """Return for each row where what is closed ends, if all of it lies on one side of all that is open; else None.
+
+    The side is the same for all rows.
+    """
+    for side in (x, -x):
+        edges = np.where(is_closed, side, -np.inf).max(1)
+        if (edges <= np.where(is_open, side, np.inf).min(1)).all():
+            return np.asarray(edges)
+    return None
+
+
+def are_apart(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray, *, by_row: bool) -> bool:
+    """Tell whether all that is closed lies on one side of all that is open: of everything, or of each row."""
+    for rows, _ in by_rows(x, is_closed, is_open):
+        if edges_between(*rows) is not None:
+            return True
+        if not by_row:
+            break
     return False
 
 

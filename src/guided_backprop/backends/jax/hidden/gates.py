@@ -292,8 +292,11 @@ def _finding_of(choice: Judgement) -> _Finding:
 
 
 def _is_of_one(step: Step) -> bool:
-    """Tell a curve, or sums and multiples, of one value: where that is no gate there is nothing to multiply with."""
-    is_one = sum(value.depends for value in step.inputs) == 1 and step.word not in PARTS
+    """Tell a curve, or sums and multiples, of one value: where that is no gate there is nothing to multiply with.
+
+    But in that value itself, as of a product along an axis.
+    """
+    is_one = sum(value.depends for value in step.inputs) == 1 and step.word not in PARTS | {"cumprod", "prod"}
     return is_one and step.kind in (Kind.SMOOTH, Kind.LINEAR)
 
 

@@ -242,7 +242,7 @@ class Case:
         is_alone = is_open.any() and is_multiple(self.own[is_open], self._shut[is_open])
         is_told, x = evidence.is_passing(self._shut), as_numpy(self.suspect.x.tensor).reshape(self.own.shape)
         is_closed = is_told & ~is_open
-        is_apart = is_closed.any() and are_apart(x, is_closed, is_told & is_open, is_bound=self.suspect.x.is_bounded)
+        is_apart = is_closed.any() and are_apart(x, is_closed, is_told & is_open, by_row=self.suspect.x.is_bounded)
         return not is_thin(x[is_told]) and bool(is_open.all() or (is_alone and is_apart))
 
     @property
@@ -385,9 +385,9 @@ class Case:
         if y.ndim == 0 or values.ndim == 0 or len(y) != len(values):
             return "plain"
         # One row has one sum, and two of them tell more.
-        turns = (0.0, 1.0)
-        every = [derivative(node, self.suspect, x, is_of_one=False, turn=turn) for turn in turns]
-        every = [self.own, self.turned] if x.is_beside else every
+        turns, every = (0.0, 1.0), [self.own, self.turned]
+        if not x.is_beside:
+            every = [derivative(node, self.suspect, x, is_of_one=False, turn=turn) for turn in turns]
         towards = [one for one in every if one is not None]
         sums = np.concatenate([(y * seeds(y.shape, turn)).reshape(len(y), -1).sum(1) for turn in turns]).astype(y.dtype)
         if len(towards) < len(turns):

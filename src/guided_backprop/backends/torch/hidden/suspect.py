@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.autograd.graph import Node
 
-from guided_backprop.arrays import NumpyArray
+from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends.bounds import judge_at_zero, judge_bounded
 from guided_backprop.backends.choices import judge_choice
 from guided_backprop.backends.evidence import columns, is_evidence
@@ -128,3 +128,12 @@ def are_alike(others: tuple[NumpyArray, NumpyArray], first: tuple[NumpyArray, Nu
     return all(
         other.shape == array.shape and is_evidence(other, array) for other, array in zip(others, first, strict=True)
     )
+
+
+def opens_at_zero(result: torch.Tensor, value: torch.Tensor) -> bool:
+    """Tell whether a ReLU of a value opens where that is 0, as far as these values tell; of parts it is taken to."""
+    if result.numel() != value.numel():
+        return True
+    x = as_numpy(value)
+    is_closed = as_numpy(result).reshape(x.shape) == 0
+    return any((side[is_closed] <= 0).all() and (side[~is_closed] >= 0).all() for side in (x, -x))

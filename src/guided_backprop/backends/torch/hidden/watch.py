@@ -31,7 +31,7 @@ from guided_backprop.backends.torch.hidden.known import Known, Place, Result, Ta
 from guided_backprop.backends.torch.hidden.memory import shares_memory
 from guided_backprop.backends.torch.hidden.notes import Made, Note, Notes, Operand, Value, is_inside_own
 from guided_backprop.backends.torch.hidden.step import Step, is_guard
-from guided_backprop.backends.torch.hidden.suspect import Suspect, judged
+from guided_backprop.backends.torch.hidden.suspect import Suspect, judged, opens_at_zero
 
 #: What of a forward pass is watched.
 Watched = Literal["details", "everything"] | None
@@ -304,8 +304,12 @@ class ForwardWatch(Dispatched):
         risen = [values[order] for order in taken.of if order < len(values)]
         # It stands for the gates that it falls by, but for those in front of what it is one of.
         self.settled |= falling - shared(x.falling for x in risen or [suspect.x for suspect in suspects])
-        every = ((Candidate(x, x.tensor.numel()), self._notes.of(x.tensor)) for x in risen)
-        return Note(sign=taken.sign, relus=step.opened(every))
+        return Note(sign=taken.sign, relus=self._opened(step, result, risen))
+
+    def _opened(self, step: Step, result: torch.Tensor, risen: Sequence[Value]) -> tuple[Candidate[Value], ...]:
+        """Return what a result is a ReLU of that is one by its values: of these, and of what they are multiples of."""
+        opened = [Candidate(x, x.tensor.numel(), is_off=not opens_at_zero(result, x.tensor)) for x in risen]
+        return step.opened((x, self._notes.of(x.ref.tensor)) for x in opened)
 
     def _fallen(self, kept: Sequence[Suspect]) -> frozenset[int]:
         """Return those of the last suspects, by their order, of which a ReLU may be made, whatever they look like."""

@@ -226,6 +226,23 @@ def test_planted_fault_bounds_are_taken_for_one_number(framework, monkeypatch):
     assert np.abs(explained() - expected).max() > 0.2 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda w, x: (w.xp.stack([w.larger(x + 1, 1.0), w.sinh(x)]) - 1)[0],
+        lambda w, x: (w.xp.stack([w.sinh(x), w.larger(x + 1, 1.0)], -1) - 1)[..., 1],
+        lambda w, x: w.xp.stack([w.larger(x[:, :10] + 1, 1.0), w.larger(x[:, 10:] + 1, 1.0)], 1) - 1,
+    ],
+)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_bound_that_is_undone_beside_other_values_is_guided_or_refused(framework, beside):
+    try:
+        found = explained(framework, lambda w, x: w.xp.reshape(beside(w, x), (-1, 20)))
+    except OpaqueRegionError:
+        return
+    np.testing.assert_allclose(found, oracle(), rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_a_bound_that_is_undone_exactly_is_guided(framework):
     found = explained(framework, HIDDEN["log(max(exp(x), 1))"])

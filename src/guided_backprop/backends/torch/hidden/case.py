@@ -252,12 +252,13 @@ class Case:
             return False
         # What is closed at another number than 0, where none was added, is so by other values.
         is_elsewhere = not self.suspect.x.is_bounded and closes_elsewhere(self.judgement.closed)
-        return (self.judgement.is_gate and is_elsewhere) or not (self._is_cancelled and self._is_closed_for_both)
+        is_closed = self.suspect.is_of_parts or self._is_closed_for_both
+        return (self.judgement.is_gate and is_elsewhere) or not (self._is_cancelled and is_closed)
 
     @property
     def _closes_some(self) -> bool:
         """Whether a sum of x and of a ReLU that is written there is closed for some x of one sign, by values."""
-        if self._shut is None:
+        if self._shut is None or self.suspect.is_of_parts:
             return False
         y, x = (np.stack([one.reshape(self._shut.shape) for one in side]) for side in zip(*self.looks, strict=True))
         is_open, line = np.abs(y - self._shut * x) <= ALIKE * np.abs(y).max(), self._shut * x

@@ -72,7 +72,7 @@ class Suspect:
 
     def may_close(self, factor: NumpyArray | None) -> bool:
         """Tell whether a sum may be closed in places: nothing is added to x, times a factor, on the other side of 0."""
-        if factor is None:
+        if factor is None or self.is_of_parts:
             return False
         y, x = (one.reshape(factor.shape) for one in self.values)
         is_alone = np.abs(y - factor * x) <= ALIKE * np.abs(y).max()
@@ -80,6 +80,11 @@ class Suspect:
         # Some columns may be closed, and others be none.
         axes = (1, -1) if x.ndim > 1 else ()
         return any(side.all() or any(columns(side, axis).all(0).any() for axis in axes) for side in sides)
+
+    @property
+    def is_of_parts(self) -> bool:
+        """Whether it has several of each number of x, or others besides."""
+        return self.values[0].size != self.values[1].size
 
     @property
     def is_weighed(self) -> bool:
@@ -100,8 +105,8 @@ def fits(candidate: Candidate[Value], result: torch.Tensor, *, is_direct: bool) 
         return candidate.ref.is_apart(candidate.less, result.numel())
     if candidate.size == result.numel() or candidate.choice is not Choice.NONE:
         return True
-    is_alone = is_direct and not (candidate.is_bounded or candidate.is_at_zero)
-    return is_alone and has_parts(result.numel(), candidate.ref.tensor.numel())
+    may_be_part = candidate.is_bounded or (is_direct and not candidate.is_at_zero)
+    return may_be_part and has_parts(result.numel(), candidate.ref.tensor.numel())
 
 
 def nodes_taken(suspects: Iterable[Suspect], taken: Container[Result], numbers: Mapping[int, Node]) -> list[Node]:

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from functools import partial
-from math import comb
+from math import comb, log
 from typing import Any, Final
 
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.evidence import is_passing, surprise
+from guided_backprop.backends.evidence import edges_between, is_passing, surprise
 from guided_backprop.backends.notes import Ranks
-from guided_backprop.backends.rows import by_rows, edges_between
+from guided_backprop.backends.rows import by_rows
 from guided_backprop.backends.spelling import EVIDENCE, Judgement, Verdict, closes_elsewhere, judge, judge_parts
 
 # There is no doubt that a bound closes at a threshold, so that fewer values tell where.
@@ -81,6 +81,9 @@ def _judged_undone(y: NumpyArray, x: NumpyArray, rounding: float, left: float, *
 
 def _are_few(y: NumpyArray) -> bool:
     """Tell whether the values of channels may lie by chance as a gate in each of them would have them."""
+    if y.shape[1] * log(2) >= EVIDENCE:
+        # Each of them has some that are closed and some that are open.
+        return False
     is_closed = (y == 0).T
     return surprise(is_closed, np.ones_like(is_closed)) < EVIDENCE
 

@@ -77,8 +77,20 @@ def _largest(derivative: NumpyArray, x: NumpyArray | None) -> float:
 
 def is_apart(x: NumpyArray, derivative: NumpyArray) -> bool:
     """Tell whether all values that a gradient comes to lie on one side of all others."""
-    is_open = is_passing(derivative, x).reshape(x.shape)
-    return any(side[~is_open].max(initial=-np.inf) <= side[is_open].min(initial=np.inf) for side in (x, -x))
+    is_open = is_passing(derivative, x).reshape(1, -1)
+    return edges_between(x.reshape(1, -1), ~is_open, is_open) is not None
+
+
+def edges_between(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray) -> NumpyArray | None:
+    """Return for each row where what is closed ends, if all of it lies on one side of all that is open; else None.
+
+    The side is the same for all rows.
+    """
+    for side in (x, -x):
+        edges = np.where(is_closed, side, -np.inf).max(1)
+        if (edges <= np.where(is_open, side, np.inf).min(1)).all():
+            return np.asarray(edges)
+    return None
 
 
 def columns(values: NumpyArray, axis: int) -> NumpyArray:

@@ -179,7 +179,7 @@ class Note(Generic[Ref]):
         return self.ranked | self.summed | self.maxima
 
     def joined(self, other: "Note[Ref]") -> "Note[Ref]":
-        """Return what is known of a value that is one or the other."""
+        """Return what is known of a value that is one or the other: all of it is made of what both are made of."""
         return Note(
             is_tainted=self.is_tainted or other.is_tainted,
             is_by_rank=self.is_by_rank and other.is_by_rank,

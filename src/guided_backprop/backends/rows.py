@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from guided_backprop.arrays import NumpyArray
-from guided_backprop.backends.evidence import surprise, surprise_above, surprise_at_zero, ways
+from guided_backprop.backends.evidence import edges_between, surprise, surprise_above, surprise_at_zero, ways
 from guided_backprop.backends.notes import Ranks
 
 # So many times there may be a result of each number.
@@ -36,18 +36,6 @@ def by_rows(*arrays: NumpyArray) -> Iterator[tuple[list[NumpyArray], tuple[int, 
         kept = [axis for axis in range(y.ndim) if axis not in axes]
         shape = tuple(y.shape[axis] if axis in kept else 1 for axis in range(y.ndim))
         yield [np.transpose(array, (*kept, *axes)).reshape(int(np.prod(shape)), -1) for array in arrays], shape
-
-
-def edges_between(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray) -> NumpyArray | None:
-    """Return for each row where what is closed ends, if all of it lies on one side of all that is open; else None.
-
-    The side is the same for all rows.
-    """
-    for side in (x, -x):
-        edges = np.where(is_closed, side, -np.inf).max(1)
-        if (edges <= np.where(is_open, side, np.inf).min(1)).all():
-            return np.asarray(edges)
-    return None
 
 
 def are_apart(x: NumpyArray, is_closed: NumpyArray, is_open: NumpyArray, *, by_row: bool) -> bool:

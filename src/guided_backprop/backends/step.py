@@ -21,8 +21,8 @@ _BENT: Final = frozenset(
 # What a value or a row of them is turned to by these is known, and is no gate of it.
 CURVES: Final = frozenset({Kind.SMOOTH, Kind.HEAD, Kind.NORM, Kind.RELU})
 _KNOWN: Final = frozenset("abs hardshrink huber_loss modulo norm renorm softshrink".split())
-# They multiply the values of a row, or of a matrix, with each other.
-_PRODUCTS: Final = frozenset("cumprod det eig inv prod svd".split())
+#: They multiply the values of a row, or of a matrix, with each other.
+PRODUCTS: Final = frozenset("cumprod det eig inv prod svd".split())
 # They give some of the values that they are given.
 CHOICES: Final = frozenset({"max", "max_pool", "min", "sort"})
 # They compare values with each other alone, unless there is a constant among them.
@@ -218,7 +218,7 @@ class Given(Generic[Ref]):
     def _is_curve(self) -> bool:
         """Whether it is known what it makes of the value that it is given, or of several."""
         # Of a row of several values, some of which may be masks, a product is what it is of all of these.
-        is_row = self.row.word in _PRODUCTS and any(note.is_stacked and note.is_tainted for note in self._notes)
+        is_row = self.row.word in PRODUCTS and any(note.is_stacked and note.is_tainted for note in self._notes)
         is_one = len(self.dependent) == 1 and not is_row
         is_known = (self.row.kind in CURVES and is_one) or (self.row.word in _KNOWN and (is_one or not self._masks))
         return is_known and not (self.is_choice or self._is_partly_relu)

@@ -30,7 +30,7 @@ from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.rows import groupings, has_parts
 from guided_backprop.backends.spelling import Judgement, Verdict, closes_elsewhere, judge
-from guided_backprop.backends.step import PARTS
+from guided_backprop.backends.step import PARTS, PRODUCTS
 
 _ENDS = ((np.min, np.inf), (np.max, -np.inf))
 
@@ -296,7 +296,7 @@ def _is_of_one(step: Step) -> bool:
 
     But in that value itself, as of a product along an axis.
     """
-    is_one = sum(value.depends for value in step.inputs) == 1 and step.word not in PARTS | {"cumprod", "prod"}
+    is_one = sum(value.depends for value in step.inputs) == 1 and step.word not in PARTS | PRODUCTS
     return is_one and step.kind in (Kind.SMOOTH, Kind.LINEAR)
 
 

@@ -127,7 +127,7 @@ class Taint:
             note = note if curves is None else note.without(curves.is_told)
             if value in self.nominees and self._discarded.fills(step):
                 note = note.given(Candidate(x, _size(x)) for x in self.nominees[value].candidates)
-            note = replace(note, origins=note.origins or self._origins(step, number))
+            note = replace(note, origins=self._origins(step, number)) if step.name in REBUILT else note
             self._notes[value] = _with_elsewhere(note, self._results(step, number))
 
     def _shown(self, step: Step, held: Sequence[Note[Value]], inputs: Sequence[Value]) -> nomination.Step[Value]:
@@ -233,7 +233,7 @@ class Taint:
     def _origins(self, step: Step, number: int) -> tuple[Candidate[Value], ...]:
         """Return what all of a result is made of by numbers, of what is given to the blocks that give it."""
         families = []
-        for block in step.blocks if step.name in REBUILT else ():
+        for block in step.blocks:
             result, given = block.outputs[number], dict(_given(step, block))
             inside = [result, *(one.ref for one in (self.note(result) or Note[Value]()).origins)]
             outside = [given[value] for value in inside if value in given]

@@ -44,6 +44,7 @@ from guided_backprop.backends.tensorflow.hidden.traces import (
     Place,
     Trace,
     called,
+    given_to,
     leading_in,
     passes_gradient,
     passing_refs,
@@ -254,11 +255,9 @@ class Taint:
         """Return a constant of several numbers; what a function is given is looked for where that is held."""
         name, graph = body.name, body.graph
         while name and producer(ref) not in graph.nodes:
-            arguments = [arg.name for arg in self._nested[name].signature.input_arg]
-            name, holder = self._holders[name]
+            function, (name, holder) = self._nested[name], self._holders[name]
             graph = self._graph_of(name) if name else self._outermost
-            # A branch is given what chooses it as well.
-            ref = graph.copied(operand_refs(graph.nodes[holder])[-len(arguments) :][arguments.index(producer(ref))])
+            ref = graph.copied(given_to(function, operand_refs(graph.nodes[holder]))[producer(ref)])
         return self._weights.array(graph, ref, is_outermost=not name)
 
     def _hold(self, body: Body, node: NodeDef, operands: Sequence[Trace]) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
+from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework import ops
 
@@ -170,10 +171,15 @@ class Body:
             refs: what is handed over there, after what chooses this function among others.
             outer: the other function.
         """
-        names = [arg.name for arg in self.graph.definition.signature.input_arg]
-        given = dict(zip(names, refs[-len(names) :], strict=True)) if names else {}
+        given = given_to(self.graph.definition, refs)
         inside = [producer(one.ref) for one in self.family(self.results[index])]
         return [one for name in inside if name in given for one in outer.family(given[name])]
+
+
+def given_to(function: FunctionDef, refs: Sequence[str]) -> dict[str, str]:
+    """Return what a function is given, by argument: a branch is given what chooses it as well, which comes first."""
+    names = [arg.name for arg in function.signature.input_arg]
+    return dict(zip(names, refs[-len(names) :], strict=True)) if names else {}
 
 
 def called(body: Body, node: NodeDef) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guided_backprop import DeconvNet, GuidedBackprop, OpaqueRegionError, RectGrad
-from guided_backprop.backends import evidence, noting
+from guided_backprop.backends import beside, evidence
 from guided_backprop.backends.notes import Candidate
 from guided_backprop.backends.noting import Noting
 from networks_hidden import ROWS, WEIGHTS, oracle
@@ -22,6 +22,8 @@ def turned(x):
 STEEP = torch.linspace(0.3, 2, 20)
 BOUNDS = torch.linspace(-0.4, 0.4, 20)
 COLUMNS = (torch.arange(20) % 3 == 0).float()
+ONES, ZEROS = torch.ones(20), torch.zeros(20)
+OPPOSITE = -torch.eye(20)
 
 #: Each is ``relu(x)``, and the rule acts on what arrives at the sum.
 GUIDED = {
@@ -38,6 +40,11 @@ GUIDED = {
     "on the way": lambda x: torch.lerp(x, turned(x), 0.5) * 2,
     "the opposite of the rest": lambda x: -((-x) - turned(x)),
 }
+
+
+def normed(x):
+    return F.batch_norm(x, ZEROS, ONES, -ONES, 0.25 * ONES, eps=0.0)
+
 
 #: So is each of these: the rule on one that is inside would change what arrives there, or they lie behind weights.
 REFUSED = {
@@ -57,6 +64,12 @@ REFUSED = {
     "a bound above that is taken away": lambda x, w: (0.25 - x + F.relu(x + 0.3) - 0.55) @ w,
     "a bound that is taken away first": lambda x, w: (F.relu(0.25 - x) - 0.25 + x) @ w,
     "a bound by number": lambda x, w: (x + F.relu(BOUNDS - x) - BOUNDS) @ w,
+    "a bound by weights": lambda x, w: (x + F.relu(F.linear(x, OPPOSITE, 0.25 * ONES)) - 0.25) @ w,
+    "a bound by a batch-norm": lambda x, w: (x + F.relu(normed(x)) - 0.25) @ w,
+    "a bound by addcmul": lambda x, w: (x + F.relu(torch.addcmul(0.25 * ONES, x, -ONES)) - 0.25) @ w,
+    "a bound by weights that a bias takes away": lambda x, w: F.linear(
+        x + F.relu(x @ OPPOSITE + 0.25), w.T, -0.25 * w.sum(0)
+    ),
     "the negative rest": lambda x, w: (x - F.relu(x)) @ w,
     "the negative rest behind weights": lambda x, w: x @ w - F.relu(x) @ w,
 }
@@ -77,6 +90,10 @@ ORDINARY = {
     "a skip": lambda x, w, relu: (x + relu(x)) @ w,
     "a bound below": lambda x, w, relu: (x + relu(-0.25 - x)) @ w,
     "a bound that is left": lambda x, w, relu: (x + relu(0.125 - x)) @ w,
+    "a bound by weights that is left": lambda x, w, relu: (x + relu(x @ OPPOSITE + 0.125)) @ w,
+    "a product with its ReLU": lambda x, w, relu: (x * relu(x)) @ w,
+    "a hat": lambda x, w, relu: (relu(x + 1) * relu(1 - x)) @ w,
+    "a skip past a batch-norm": lambda x, w, relu: (x + relu(2 * normed(x))) @ w,
     "a bound by number": lambda x, w, relu: (x + relu(BOUNDS - x)) @ w,
     "weights of a bound": lambda x, w, relu: x @ w + relu(-0.25 - x) @ w,
     "another bias behind a bound": lambda x, w, relu: (x + relu(0.25 - x)) @ w - w.sum(0),
@@ -135,6 +152,12 @@ def test_what_is_a_relu_with_the_one_that_is_added_is_guided(name, count):
 
 
 @pytest.mark.parametrize("count", [1, len(ROWS)])
+def test_a_bound_of_a_curve_is_guided_where_the_inverse_of_that_makes_0_of_it(count):
+    found = explained(lambda x, w: torch.log(torch.exp(x) + F.relu(1 - torch.exp(x))) @ w, count)
+    np.testing.assert_allclose(found, oracle()[:count], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, len(ROWS)])
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_put_under_the_rule_is_refused(name, count):
     with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
@@ -144,8 +167,8 @@ def test_what_cannot_be_put_under_the_rule_is_refused(name, count):
 def test_what_comes_back_through_weights_of_its_own_is_no_bound():
     # As in each block of a network with skips, where it would have to be looked at from there on.
     shifted = Candidate("x", is_off=True)
-    assert noting._beside(Candidate("x"), shifted).is_bounded
-    assert not noting._beside(Candidate("x"), shifted._replace(weights=1)).is_bounded
+    assert beside._beside(Candidate("x"), shifted).is_bounded
+    assert not beside._beside(Candidate("x"), shifted._replace(weights=1)).is_bounded
 
 
 @pytest.mark.parametrize("name", REFUSED_OF_MANY)
@@ -211,7 +234,7 @@ def test_beside_others_and_behind_weights_that_is_refused_as_one_that_is_written
                 explained(spelled, count)
 
 
-BY_VALUES_ORDINARY = [name for name in ORDINARY if name not in ("in place on a part", "a softplus")]
+BY_VALUES_ORDINARY = [name for name in ORDINARY if name not in ("in place on a part", "a hat", "a softplus")]
 
 
 @pytest.mark.parametrize("name", BY_VALUES_ORDINARY)

@@ -12,6 +12,7 @@ from guided_backprop.backends.spelling import Verdict
 from networks_hidden import ROWS, WEIGHTS, Library
 
 FRAMEWORKS = ["jax", "tensorflow"]
+OPPOSITE = -np.eye(20, dtype="float32")
 #: Each is ``relu(x)``; in TensorFlow the first ones are guided, and all others refused.
 SPELLED = {
     "a sum": lambda x, lib: x + lib.relu(-x),
@@ -25,9 +26,14 @@ SPELLED = {
     "parts of what was put together": lambda x, lib: (lambda b: b[:, :20] + b[:, 20:])(joined([lib.relu(-x), x], lib)),
     "another shape": lambda x, lib: lib.xp.reshape(turned(lib.xp.reshape(x, (-1, 4, 5)), lib), (-1, 20)),
     "beside a number": lambda x, lib: (x + 1 + lib.relu(-x)) - 1,
+    "by weights": lambda x, lib: x + lib.relu(x @ OPPOSITE),
+    "a bound by weights": lambda x, lib: x + lib.relu(x @ OPPOSITE + 0.5) - 0.5,
     "of a difference": lambda x, lib: (lambda a, b: (a - b) + lib.relu(b - a))(2 * x, lib.xp.tanh(x) + x),
 }
-WRITTEN = {"of a difference": lambda x, relu, lib: relu(x - lib.xp.tanh(x))}
+WRITTEN = {
+    "a bound by weights": lambda x, relu, lib: relu(x - 0.5),
+    "of a difference": lambda x, relu, lib: relu(x - lib.xp.tanh(x)),
+}
 AS_ONE_OPERATION = ["a sum", "the other way round", "another shape"]
 #: Of one column.
 ONE = np.eye(20, dtype="float32")[3]
@@ -38,6 +44,7 @@ REFUSED = {
     "the negative rest": lambda x, w, lib: (x - lib.relu(x)) @ w,
     "another value in between": lambda x, w, lib: (lambda u: (x + u + lib.relu(-u)) @ w)(lib.xp.tanh(x)),
     "in some columns": lambda x, w, lib: (x + (np.arange(20) % 2).astype("float32") * lib.relu(-x)) @ w,
+    "weights of the opposite": lambda x, w, lib: x @ w + lib.relu(x @ OPPOSITE) @ w,
     "in one column": lambda x, w, lib: (x + ONE * lib.relu(-x)) @ w,
     "beside a large column": lambda x, w, lib: (
         ((x + (1 - ONE) * lib.relu(-x)) * (1 + 400 * ONE)) @ (w / (1 + 400 * ONE[:, None]))
@@ -54,8 +61,11 @@ ORDINARY = {
     "a skip past a layer and its ReLU": lambda x, w, relu: (x + relu(-2 * x) @ (w @ w.T)) @ w,
     "half of the opposite": lambda x, w, relu: x @ w + 0.5 * (relu(-x) @ w),
     "weights of its own": lambda x, w, relu: x @ w + relu(-x) @ w[::-1],
+    "a product with its ReLU": lambda x, w, relu: (x * relu(x)) @ w,
+    "a hat": lambda x, w, relu: (relu(x + 1) * relu(1 - x)) @ w,
     "the larger of two": lambda x, w, relu: (lambda r: (x + relu(r - x)) @ w)(relu(x[:, ::-1])),
     "a bound": lambda x, w, relu: (x + relu(1 - x)) @ w,
+    "a bound by weights": lambda x, w, relu: (x + relu(x @ OPPOSITE + 1)) @ w,
     "both, apart": lambda x, w, relu: relu(-x) @ w + x @ w[::-1],
 }
 

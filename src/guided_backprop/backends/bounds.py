@@ -128,6 +128,33 @@ def _step(y: NumpyArray, x: NumpyArray) -> float:
     return float(np.diff(levels).min() / np.abs(levels).max())
 
 
+def shows_bound(y: NumpyArray, x: NumpyArray) -> bool:
+    """Tell whether a sum of x and of what is 0 on one side of a threshold is a constant on the other side, and not 0.
+
+    As ``x + relu(1 - x)`` is 1 there, or another number for each channel or position, be it in some of these alone.
+
+    Args:
+        y: the sum, of any shape; axis 0 runs over images.
+        x: what is added up there, likewise.
+    """
+    x = x.reshape(y.shape)
+    is_open = y == x
+    if not is_open.any() or is_open.all() or not (np.isfinite(y).all() and np.isfinite(x).all()):
+        return False
+    left = _LEFT * float(np.finfo(y.dtype).eps) * np.abs(x).max()
+    for (rows, of, is_shut), _ in by_rows(y, x, ~is_open):
+        is_one = (_spread(rows, is_shut) <= left) & (np.where(is_shut, np.abs(rows), 0).max(1) > left)
+        told = is_one & (_spread(of, is_shut) > _LEFT * left)
+        if told.any() and edges_between(of[told], is_shut[told], ~is_shut[told]) is not None:
+            return True
+    return False
+
+
+def _spread(rows: NumpyArray, which: NumpyArray) -> NumpyArray:
+    """Return how far apart some numbers of each row are."""
+    return np.asarray(np.where(which, rows, -np.inf).max(1) - np.where(which, rows, np.inf).min(1))
+
+
 def judge_at_zero(y: NumpyArray, x: NumpyArray, rounding: float = 1e-3, **known: Any) -> Judgement:
     """Tell whether a known curve of x with a number added is a ReLU of x, as ``softshrink(x + 100, 100)`` is.
 

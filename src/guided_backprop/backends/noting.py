@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import ClassVar, Final
+from typing import Final
 
 from guided_backprop.backends import notes
+from guided_backprop.backends.beside import Beside
 from guided_backprop.backends.notes import (
     MOST_WEIGHTS,
     Candidate,
     Choice,
     Note,
-    Operand,
     Ref,
     common,
     differences_of,
@@ -18,25 +18,18 @@ from guided_backprop.backends.notes import (
 )
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.signs import Sign
-from guided_backprop.backends.step import CURVES, RANKS, REARRANGES, SHIFTS, SUMMARIES, Given, notes_of
+from guided_backprop.backends.step import BY_FACTORS, CURVES, RANKS, REARRANGES, SHIFTS, SUMMARIES, notes_of
 
 # With numbers they make multiples and shifts of one value.
 _LINES: Final = frozenset({"add", "div", "mul", "neg", "rsub", "sub"})
 # What a framework may hand zeros back to; of what has no row nobody knows.
 _STEPS: Final = frozenset({Kind.COMPARES, Kind.UNKNOWN})
-_PRODUCTS: Final = frozenset({"div", "mul"})
 # They put values of several places together, or at more places.
 _PUTS: Final = frozenset({"broadcast", "complex", "concatenate", "pad", "scatter", "stack"})
 
 
-class Noting(Given[Ref]):
-    """One operation, of whose results something is noted.
-
-    Attributes:
-        SEES_SUMS: whether derivatives tell what is added to a ReLU that is written: values alone do not.
-    """
-
-    SEES_SUMS: ClassVar[bool] = False
+class Noting(Beside[Ref]):
+    """One operation, of whose results something is noted."""
 
     def note(self, size: int | None = None, *, sign: Sign = Sign.UNKNOWN, is_falling: bool = False) -> Note[Ref]:
         """Return what is known of a result, if it is not guided.
@@ -128,7 +121,7 @@ class Noting(Given[Ref]):
     @property
     def _is_line(self) -> bool:
         """Whether it works by numbers that no image tells, and chooses nothing."""
-        is_product = self.row.word in _PRODUCTS and len(self.dependent) > 1
+        is_product = self.row.word in BY_FACTORS and len(self.dependent) > 1
         # Of a choice by constants; one that is shown without what chooses is by something else.
         is_chosen = self.row.kind is Kind.MASKS and not self._masks and len(self.operands) > len(self.dependent)
         is_by_number = is_chosen or self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"
@@ -153,50 +146,6 @@ class Noting(Given[Ref]):
         given = {one.key for one in self._all_read()}
         is_around = self.row.word == "max_pool" and any(note.has_border and not note.has_gaps for note in self._notes)
         return [one for one in self._common if one.key not in given] if self.chooses and not is_around else []
-
-    def _beside_others(self, source: Candidate[Ref]) -> Candidate[Ref]:
-        """Return a source, as far away as it is behind this: no value of a sum of several tells of one of these.
-
-        As behind weights its derivatives do.
-        """
-        is_sum = self.row.kind is Kind.LINEAR and self.row.word not in _PRODUCTS and len(self.dependent) > 1
-        further = self._further(source)
-        return further._replace(weights=max(int(is_sum), further.weights))
-
-    @cached_property
-    def _joined(self) -> list[Candidate[Ref]]:
-        """What is added up here with a ReLU of it, or of its opposite, that the rule guides: x of ``x + relu(-x)``.
-
-        What is put together before is added up as well.
-        """
-        if not self.SEES_SUMS or self.row.kind is not Kind.LINEAR or self.row.word in _PRODUCTS:
-            return []
-        found = []
-        for one in self._read:
-            own = [] if one.note is None or one.ref is None else [Candidate(one.ref, one.size), *one.note.lines]
-            others = [other.note for other in self._read if other.note and (other is not one or self.adds_parts(one))]
-            relus = {relu.key: relu for relu in first_of(relu for note in others for relu in note.relus)}
-            found += [_beside(line, relus[line.key]) for line in own if line.key in relus]
-        return [self._further(one) for one in found]
-
-    @property
-    def _is_bounded_sum(self) -> bool:
-        """Whether it may be a bound, as ``x + relu(1 - x)`` is: a shift behind it may make 0 of that."""
-        return bool(self._joined) and all(one.is_bounded for one in self._joined)
-
-    def adds_parts(self, operand: Operand[Ref]) -> bool:
-        """Tell whether it adds up what a value was put together of, which what works value by value does not."""
-        return self._is_mixing and operand.note is not None and operand.note.is_stacked
-
-    def beside(self, size: int | None) -> list[Candidate[Ref]]:
-        """Return what a sum may be a ReLU of, as of ``x + relu(-x)``, and behind weights.
-
-        Args:
-            size: how many numbers it has.
-        """
-        whole = [one for one in self._joined if None in (size, one.size) or one.size == size]
-        behind = [one for one in self._joined if 0 < one.weights <= MOST_WEIGHTS]
-        return [*whole, *(one._replace(choice=Choice.BEHIND) for one in behind)]
 
     def _roots(self) -> tuple[Candidate[Ref], ...]:
         """Return what a result is a multiple or a shift of by numbers, or is as it came but in another order."""
@@ -229,12 +178,6 @@ class Noting(Given[Ref]):
             # What a mask chooses from are branches: one that is not taken here is closed by no ReLU.
             return []
         return [one._replace(choice=Choice.BEHIND) for one in [*self._all_read(), *self._roots_before()]]
-
-    def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
-        """Return a source, as far away as it is behind this."""
-        is_further = (self._is_mixing or self.row.word.startswith("scatter")) and source.weights <= MOST_WEIGHTS
-        # What is held may have weights.
-        return source._replace(weights=source.weights + 1 if is_further else max(source.weights, int(bool(self.held))))
 
     def _has_border(self) -> bool:
         is_padded = self.row.word == "pad" and self._puts
@@ -349,7 +292,7 @@ class Noting(Given[Ref]):
         if not is_alike or self._is_mixing or not (len(self.dependent) == 1 or self.row.word == "mul"):
             return
         factors = [one for one in self.operands if one.size != 1 and (one.note is not None or one.is_number)]
-        is_product = self.row.word in _PRODUCTS and (len(factors) > 1 or self.operands[0].note is None)
+        is_product = self.row.word in BY_FACTORS and (len(factors) > 1 or self.operands[0].note is None)
         if (
             self.row.kind in (Kind.SMOOTH, Kind.RELU)
             or is_product
@@ -384,12 +327,3 @@ class Noting(Given[Ref]):
     def _has_constants(self, *, is_mixed: bool) -> bool:
         is_kept = not is_mixed and (self._puts or any(note.has_constants for note in self._notes))
         return is_kept or self.empty.has_border
-
-
-def _beside(x: Candidate[Ref], relu: Candidate[Ref]) -> Candidate[Ref]:
-    """Return what a ReLU of it is added to: with a number added to either the sum is closed elsewhere than at 0.
-
-    But of a ReLU that is behind more layers of weights than x.
-    """
-    is_bounded = (x.is_off or relu.is_off) and relu.weights <= x.weights
-    return x._replace(weights=max(x.weights, relu.weights), is_beside=True, is_bounded=is_bounded, is_off=False)

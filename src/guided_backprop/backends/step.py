@@ -38,6 +38,7 @@ POINTWISE: Final = frozenset("add addcmul batch_norm complex conj div imag lerp 
 # A root of a negative number has no real part.
 PARTS: Final = frozenset({"imag", "real"})
 REARRANGES: Final = frozenset("cast copy flip identity identity_n mark reshape squeeze transpose".split())
+BY_FACTORS: Final = frozenset({"div", "mul"})
 SHIFTS: Final = frozenset({"add", "batch_norm", "rsub", "sub"})
 
 

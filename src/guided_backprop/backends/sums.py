@@ -2,9 +2,10 @@
 
 Where a program is known as a whole it says itself which values can be one: those that are linear in x and in written
 ReLUs of it, be they moved, or behind weights. In front of such a ReLU x may be turned, multiplied, shifted and moved,
-and no more: in ``x + relu(conv(x))`` nothing is a ReLU of x. What is linear in all of these is run on its own, for x on
-either side of 0 and far from it: where it is still there on one side, though the other side closes it, and x alone
-would not, it is a ReLU of x. As it is linear one x of each side tells it for all, but for chance.
+also by weights that make a multiple of each number; in any other ``x + relu(conv(x))`` nothing is a ReLU of x. What is
+linear in all of these is run on its own, for x on either side of 0 and far from it: where it is still there on one
+side, though the other side closes it, and x alone would not, it is a ReLU of x. As it is linear one x of each side
+tells it for all, but for chance.
 """
 
 from abc import ABC, abstractmethod
@@ -115,14 +116,19 @@ class Sums(ABC, Generic[Ref]):
 
     def joins(self) -> Iterator[Join[Ref]]:
         """Yield all sums of a value and of ReLUs of it, by each of these."""
-        for relu, x in self.relus.items():
-            roots = self._roots(x)
+        known = {(relu, weights): self._roots(x, weights) for relu, x in self.relus.items() for weights in (0, 1)}
+        for (relu, weights), roots in known.items():
+            if weights and roots.keys() == known[relu, 0].keys():
+                continue
+            x = self.relus[relu]
             behind, behind_relu = self._behind(roots), self._behind([relu])
             both = dict.fromkeys(value for value, weights in behind if (value, weights) in behind_relu)
             if not both:
                 continue
             region = {value for value, _ in behind}
-            relus = [one for one, of in self.relus.items() if of in region and self._roots(of).keys() <= roots.keys()]
+            relus = [
+                one for one, of in self.relus.items() if of in region and known[one, weights].keys() <= roots.keys()
+            ]
             region.update(value for value, _ in self._behind(relus))
             made = self._made(roots)
             others = {one: self._others(one, region, {*roots, *relus}) for one in both}
@@ -136,15 +142,19 @@ class Sums(ABC, Generic[Ref]):
         are_sums = all(value in self.terms(user) and user in sums and self.is_alike(user) for user in users)
         return self.is_result(value) or not are_sums
 
-    def _roots(self, value: Ref) -> dict[Ref, None]:
-        """Return what a value is made of by multiples, shifts, sums of two and moves."""
-        roots, seen, stack = dict[Ref, None](), {value}, [value]
+    def _roots(self, value: Ref, weights: int) -> dict[Ref, None]:
+        """Return what a value is made of by multiples, shifts, sums of two and moves, and by so many layers of weights.
+
+        Weights may give a multiple of each number.
+        """
+        roots, seen, stack = dict[Ref, None](), {value}, [(value, weights)]
         while stack:
-            current = stack.pop()
-            terms = self.terms(current) if self.is_alike(current) else ()
+            current, left = stack.pop()
+            left -= not self.is_alike(current)
+            terms = self.terms(current) if left >= 0 else ()
             if not terms:
                 roots[current] = None
-            stack += [one for one in terms if one not in seen]
+            stack += [(one, left) for one in terms if one not in seen]
             seen.update(terms)
         return roots
 

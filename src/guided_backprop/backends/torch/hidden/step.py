@@ -9,7 +9,9 @@ from typing import Any, Final
 
 import torch
 
+from guided_backprop.arrays import as_numpy
 from guided_backprop.backends import nomination, notes
+from guided_backprop.backends.bounds import shows_bound
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
@@ -74,9 +76,11 @@ class Step(nomination.Step[Value]):
         falling: the gates that what was given falls by.
         is_ended: whether it leaves out what lies behind a place that an image may tell.
         made: how it makes the result that is looked at.
+        result: that itself.
     """
 
     made: Made
+    result: torch.Tensor
 
     SEES_SUMS = True
 
@@ -137,6 +141,11 @@ class Step(nomination.Step[Value]):
     @property
     def _was_stopped(self) -> bool:
         return self.is_lost or super()._was_stopped
+
+    def is_bound_of(self, operand: notes.Operand[Value]) -> bool:
+        x = None if operand.ref is None else operand.ref.tensor
+        is_told = x is not None and x.numel() == self.result.numel() and self.result.is_floating_point()
+        return is_told and shows_bound(as_numpy(self.result), as_numpy(x))
 
     def values(self, result: torch.Tensor, *, is_direct: bool) -> Iterator[Value]:
         """Yield what the result may be a ReLU of: as many values, that are as they were.

@@ -251,6 +251,7 @@ class ForwardWatch(Dispatched):
         for output, result in enumerate(results):
             is_shared = not func._schema.is_mutable and any(shares_memory(result, tensor) for tensor in tensors)
             is_piece = is_shared and self._notes.is_unwritten(result)
+            step.result = result
             step.made = made_by(name, args, named, operands, result) if len(results) == 1 else Made(tuple(result.shape))
             falling = step.falling if is_piece else self._judged(step, result, output, is_on_view=is_view)
             # A view is what it is a view of, unless it alone is a gate, or an image tells where it ends.
@@ -274,9 +275,8 @@ class ForwardWatch(Dispatched):
         """
         numbers = [number for number in args if not isinstance(number, torch.Tensor) or number.ndim == 0]
         if len(numbers) == 1 and not _is_complex(numbers[0]):
-            (number,) = numbers
             # To make a float of what requires a gradient is warned of.
-            number = number.item() if isinstance(number, torch.Tensor) else number
+            number = numbers[0].item() if isinstance(numbers[0], torch.Tensor) else numbers[0]
             self.shifts.setdefault(_last_number(), float(number))
 
     def _judged(self, step: Step, result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | Note:

@@ -1,0 +1,92 @@
+"""What may be a ReLU together with one that is written: a sum as ``x + relu(-x)``."""
+
+from functools import cached_property
+from typing import ClassVar
+
+from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Operand, Ref, first_of
+from guided_backprop.backends.operations import Kind
+from guided_backprop.backends.step import BY_FACTORS, Given
+
+
+class Beside(Given[Ref]):
+    """One operation, which may add up x and what the rule guides of x.
+
+    Attributes:
+        SEES_SUMS: whether derivatives tell what is added to a ReLU that is written: values alone do not.
+    """
+
+    SEES_SUMS: ClassVar[bool] = False
+
+    @cached_property
+    def _joined(self) -> list[Candidate[Ref]]:
+        """What is added up here with a ReLU of it, or of its opposite, that the rule guides: x of ``x + relu(-x)``.
+
+        What is put together before is added up as well.
+        """
+        if not self.SEES_SUMS or self.row.kind is not Kind.LINEAR or self.row.word in BY_FACTORS:
+            return []
+        return [self._further(joined) for one in self._read for joined in self._joined_with(one)]
+
+    def _joined_with(self, one: Operand[Ref]) -> list[Candidate[Ref]]:
+        """Return what of an operand the rule guides a ReLU of in the others; of a bound what it is a curve of as well.
+
+        Where values alone show a bound, it is one of the operand itself.
+        """
+        if one.note is None or one.ref is None:
+            return []
+        own = [Candidate(one.ref, one.size), *one.note.lines]
+        others = [other.note for other in self._read if other.note and (other is not one or self.adds_parts(one))]
+        relus = {relu.key: relu for relu in first_of(relu for note in others for relu in note.relus)}
+        joined = [_beside(line, relus[line.key]) for line in own if line.key in relus]
+        is_bound = bool(joined) and all(line.is_bounded for line in joined)
+        if not is_bound and any(note.has_relus for note in others) and self.is_bound_of(one):
+            joined, is_bound = [own[0]._replace(is_beside=True, is_bounded=True)], True
+        curves = one.note.curves if is_bound else ()
+        return [*joined, *(curve._replace(is_beside=True, is_bounded=True) for curve in curves)]
+
+    def is_bound_of(self, operand: Operand[Ref]) -> bool:
+        """Tell whether values show that a sum with a ReLU is a bound of what it is given; unknown without any."""
+        return False
+
+    @property
+    def _is_bounded_sum(self) -> bool:
+        """Whether it may be a bound, as ``x + relu(1 - x)`` is: a shift behind it may make 0 of that."""
+        return bool(self._joined) and all(one.is_bounded for one in self._joined)
+
+    def adds_parts(self, operand: Operand[Ref]) -> bool:
+        """Tell whether it adds up what a value was put together of, which what works value by value does not."""
+        return self._is_mixing and operand.note is not None and operand.note.is_stacked
+
+    def beside(self, size: int | None) -> list[Candidate[Ref]]:
+        """Return what a sum may be a ReLU of, as of ``x + relu(-x)``, and behind weights.
+
+        Args:
+            size: how many numbers it has.
+        """
+        whole = [one for one in self._joined if None in (size, one.size) or one.size == size]
+        behind = [one for one in self._joined if 0 < one.weights <= MOST_WEIGHTS]
+        return [*whole, *(one._replace(choice=Choice.BEHIND) for one in behind)]
+
+    def _beside_others(self, source: Candidate[Ref]) -> Candidate[Ref]:
+        """Return a source, as far away as it is behind this: no value of a sum of several tells of one of these.
+
+        As behind weights its derivatives do.
+        """
+        is_sum = self.row.kind is Kind.LINEAR and self.row.word not in BY_FACTORS and len(self.dependent) > 1
+        further = self._further(source)
+        return further._replace(weights=max(int(is_sum), further.weights))
+
+    def _further(self, source: Candidate[Ref]) -> Candidate[Ref]:
+        """Return a source, as far away as it is behind this."""
+        is_further = (self._is_mixing or self.row.word.startswith("scatter")) and source.weights <= MOST_WEIGHTS
+        # What is held may have weights.
+        return source._replace(weights=source.weights + 1 if is_further else max(source.weights, int(bool(self.held))))
+
+
+def _beside(x: Candidate[Ref], relu: Candidate[Ref]) -> Candidate[Ref]:
+    """Return what a ReLU of it is added to: with a number added to either the sum is closed elsewhere than at 0.
+
+    But of a ReLU that is behind more layers of weights than x.
+    """
+    is_bounded = (x.is_off or relu.is_off) and relu.weights <= x.weights
+    return x._replace(weights=max(x.weights, relu.weights), is_beside=True, is_bounded=is_bounded, is_off=False)

@@ -151,9 +151,17 @@ def test_what_is_a_relu_with_the_one_that_is_added_is_guided(name, count):
     np.testing.assert_allclose(found, oracle()[:count], rtol=1e-4, atol=1e-6)
 
 
+#: These as well, but where all of x has one sign.
+GUIDED_BY_VALUES = {
+    "weights of the opposite": lambda x: x + F.relu(x @ OPPOSITE),
+    "a bound of a curve": lambda x: torch.log(torch.exp(x) + F.relu(1 - torch.exp(x))),
+}
+
+
 @pytest.mark.parametrize("count", [1, len(ROWS)])
-def test_a_bound_of_a_curve_is_guided_where_the_inverse_of_that_makes_0_of_it(count):
-    found = explained(lambda x, w: torch.log(torch.exp(x) + F.relu(1 - torch.exp(x))) @ w, count)
+@pytest.mark.parametrize("name", GUIDED_BY_VALUES)
+def test_what_is_a_relu_by_weights_or_a_curve_is_guided(name, count):
+    found = explained(lambda x, w: GUIDED_BY_VALUES[name](x) @ w, count)
     np.testing.assert_allclose(found, oracle()[:count], rtol=1e-4, atol=1e-6)
 
 

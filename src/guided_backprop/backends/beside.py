@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import ClassVar
 
+from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Operand, Ref, first_of
 from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.step import BY_FACTORS, Given
@@ -25,12 +26,17 @@ class Beside(Given[Ref]):
         """
         if not self.SEES_SUMS or self.row.kind is not Kind.LINEAR or self.row.word in BY_FACTORS:
             return []
-        return [self._further(joined) for one in self._read for joined in self._joined_with(one)]
+        found = []
+        for one in self._read:
+            joined = self._joined_with(one)
+            curves = one.note.curves if one.note is not None and _are_bounds(joined) else ()
+            found += [*joined, *(curve._replace(is_beside=True, is_bounded=True) for curve in curves)]
+        return [self._further(one) for one in found]
 
     def _joined_with(self, one: Operand[Ref]) -> list[Candidate[Ref]]:
-        """Return what of an operand the rule guides a ReLU of in the others; of a bound what it is a curve of as well.
+        """Return what of an operand the rule guides a ReLU of in the others.
 
-        Where values alone show a bound, it is one of the operand itself.
+        What makes the opposite of x may not tell that, as weights: where values show it, it is one of the operand.
         """
         if one.note is None or one.ref is None:
             return []
@@ -38,20 +44,20 @@ class Beside(Given[Ref]):
         others = [other.note for other in self._read if other.note and (other is not one or self.adds_parts(one))]
         relus = {relu.key: relu for relu in first_of(relu for note in others for relu in note.relus)}
         joined = [_beside(line, relus[line.key]) for line in own if line.key in relus]
-        is_bound = bool(joined) and all(line.is_bounded for line in joined)
-        if not is_bound and any(note.has_relus for note in others) and self.is_bound_of(one):
-            joined, is_bound = [own[0]._replace(is_beside=True, is_bounded=True)], True
-        curves = one.note.curves if is_bound else ()
-        return [*joined, *(curve._replace(is_beside=True, is_bounded=True) for curve in curves)]
+        may_tell = not _are_bounds(joined) and any(note.has_relus for note in others)
+        closed = self.constants_of(one) if may_tell else None
+        if closed is None or (joined and not closed.any()):
+            return joined
+        return [own[0]._replace(is_beside=True, is_bounded=bool(closed.any()))]
 
-    def is_bound_of(self, operand: Operand[Ref]) -> bool:
-        """Tell whether values show that a sum with a ReLU is a bound of what it is given; unknown without any."""
-        return False
+    def constants_of(self, operand: Operand[Ref]) -> NumpyArray | None:
+        """Return what values show that a sum with a ReLU is where it does not change with what it is given."""
+        return None
 
     @property
     def _is_bounded_sum(self) -> bool:
         """Whether it may be a bound, as ``x + relu(1 - x)`` is: a shift behind it may make 0 of that."""
-        return bool(self._joined) and all(one.is_bounded for one in self._joined)
+        return _are_bounds(self._joined)
 
     def adds_parts(self, operand: Operand[Ref]) -> bool:
         """Tell whether it adds up what a value was put together of, which what works value by value does not."""
@@ -81,6 +87,10 @@ class Beside(Given[Ref]):
         is_further = (self._is_mixing or self.row.word.startswith("scatter")) and source.weights <= MOST_WEIGHTS
         # What is held may have weights.
         return source._replace(weights=source.weights + 1 if is_further else max(source.weights, int(bool(self.held))))
+
+
+def _are_bounds(joined: list[Candidate[Ref]]) -> bool:
+    return bool(joined) and all(one.is_bounded for one in joined)
 
 
 def _beside(x: Candidate[Ref], relu: Candidate[Ref]) -> Candidate[Ref]:

@@ -128,26 +128,28 @@ def _step(y: NumpyArray, x: NumpyArray) -> float:
     return float(np.diff(levels).min() / np.abs(levels).max())
 
 
-def shows_bound(y: NumpyArray, x: NumpyArray) -> bool:
-    """Tell whether a sum of x and of what is 0 on one side of a threshold is a constant on the other side, and not 0.
+def constants_beside(y: NumpyArray, x: NumpyArray) -> NumpyArray | None:
+    """Return what a sum of x and of what is 0 on one side of a threshold is on the other side, if it is a constant.
 
     As ``x + relu(1 - x)`` is 1 there, or another number for each channel or position, be it in some of these alone.
 
     Args:
         y: the sum, of any shape; axis 0 runs over images.
         x: what is added up there, likewise.
+
+    Returns:
+        The constants, 0 where they are no more than rounding may leave; None if there are none.
     """
     x = x.reshape(y.shape)
     is_open = y == x
     if not is_open.any() or is_open.all() or not (np.isfinite(y).all() and np.isfinite(x).all()):
-        return False
+        return None
     left = _LEFT * float(np.finfo(y.dtype).eps) * np.abs(x).max()
     for (rows, of, is_shut), _ in by_rows(y, x, ~is_open):
-        is_one = (_spread(rows, is_shut) <= left) & (np.where(is_shut, np.abs(rows), 0).max(1) > left)
-        told = is_one & (_spread(of, is_shut) > _LEFT * left)
+        told = (_spread(rows, is_shut) <= left) & (_spread(of, is_shut) > _LEFT * left)
         if told.any() and edges_between(of[told], is_shut[told], ~is_shut[told]) is not None:
-            return True
-    return False
+            return _rounded(np.where(is_shut, rows, -np.inf).max(1)[told], left)
+    return None
 
 
 def _spread(rows: NumpyArray, which: NumpyArray) -> NumpyArray:

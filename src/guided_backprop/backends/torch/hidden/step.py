@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from guided_backprop.arrays import as_numpy
+from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends import nomination, notes
-from guided_backprop.backends.bounds import shows_bound
+from guided_backprop.backends.bounds import constants_beside
 from guided_backprop.backends.notes import Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
@@ -142,10 +142,10 @@ class Step(nomination.Step[Value]):
     def _was_stopped(self) -> bool:
         return self.is_lost or super()._was_stopped
 
-    def is_bound_of(self, operand: notes.Operand[Value]) -> bool:
+    def constants_of(self, operand: notes.Operand[Value]) -> NumpyArray | None:
         x = None if operand.ref is None else operand.ref.tensor
         is_told = x is not None and x.numel() == self.result.numel() and self.result.is_floating_point()
-        return is_told and shows_bound(as_numpy(self.result), as_numpy(x))
+        return constants_beside(as_numpy(self.result), as_numpy(x)) if is_told else None
 
     def values(self, result: torch.Tensor, *, is_direct: bool) -> Iterator[Value]:
         """Yield what the result may be a ReLU of: as many values, that are as they were.

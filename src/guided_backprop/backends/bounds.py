@@ -146,7 +146,11 @@ def constants_beside(y: NumpyArray, x: NumpyArray) -> NumpyArray | None:
         return None
     left = _LEFT * float(np.finfo(y.dtype).eps) * np.abs(x).max()
     for (rows, of, is_shut), _ in by_rows(y, x, ~is_open):
-        told = (_spread(rows, is_shut) <= left) & (_spread(of, is_shut) > _LEFT * left)
+        may_tell = _spread(of, is_shut) > _LEFT * left
+        told = may_tell & (_spread(rows, is_shut) <= left)
+        if 2 * told.sum() < may_tell.sum():
+            # Two of the numbers of one row among thousands are one by chance.
+            told &= (is_shut.sum(1) >= _LEAST) & ~is_shut.all(1)
         if told.any() and edges_between(of[told], is_shut[told], ~is_shut[told]) is not None:
             return _rounded(np.where(is_shut, rows, -np.inf).max(1)[told], left)
     return None

@@ -27,6 +27,8 @@ _LEFT_OF_SUMS: Final = 512
 _LEAST: Final = 4
 # Slopes are one that are no further apart, as a share of the largest.
 _ONE: Final = 1e-2
+# So many numbers of a row tell of most that they are no constant.
+_FIRST: Final = 256
 
 
 def judge_bounded(
@@ -146,6 +148,8 @@ def constants_beside(y: NumpyArray, x: NumpyArray) -> NumpyArray | None:
         return None
     left = _LEFT * float(np.finfo(y.dtype).eps) * np.abs(x).max()
     for (rows, of, is_shut), _ in by_rows(y, x, ~is_open):
+        if (_spread(rows[:, :_FIRST], is_shut[:, :_FIRST]) > left).all():
+            continue
         may_tell = _spread(of, is_shut) > _LEFT * left
         told = may_tell & (_spread(rows, is_shut) <= left)
         if 2 * told.sum() < may_tell.sum():

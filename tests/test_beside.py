@@ -175,8 +175,8 @@ def test_what_cannot_be_put_under_the_rule_is_refused(name, count):
 def test_what_comes_back_through_weights_of_its_own_is_no_bound():
     # As in each block of a network with skips, where it would have to be looked at from there on.
     shifted = Candidate("x", is_off=True)
-    assert beside._beside(Candidate("x"), shifted).is_bounded
-    assert not beside._beside(Candidate("x"), shifted._replace(weights=1)).is_bounded
+    assert beside._with_relu(Candidate("x"), shifted).is_bounded
+    assert not beside._with_relu(Candidate("x"), shifted._replace(weights=1)).is_bounded
 
 
 @pytest.mark.parametrize("name", REFUSED_OF_MANY)

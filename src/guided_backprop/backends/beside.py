@@ -43,15 +43,16 @@ class Beside(Given[Ref]):
         own = [Candidate(one.ref, one.size), *one.note.lines]
         others = [other.note for other in self._read if other.note and (other is not one or self.adds_parts(one))]
         relus = {relu.key: relu for relu in first_of(relu for note in others for relu in note.relus)}
-        joined = [_beside(line, relus[line.key]) for line in own if line.key in relus]
-        may_tell = not _are_bounds(joined) and any(note.has_relus for note in others)
-        closed = self.constants_of(one) if may_tell else None
-        if closed is None or (joined and not closed.any()):
+        joined = [_with_relu(line, relus[line.key]) for line in own if line.key in relus]
+        if _are_bounds(joined) or not any(note.has_relus for note in others):
             return joined
-        return [own[0]._replace(is_beside=True, is_bounded=bool(closed.any()))]
+        added = [own[0], *(one.note.parts if self.adds_parts(one) else ())]
+        told = [(x, closed) for x in added if (closed := self.constants_of(x)) is not None]
+        shown = [x._replace(is_beside=True, is_bounded=bool(closed.any())) for x, closed in told]
+        return shown if _are_bounds(shown) or not joined else joined
 
-    def constants_of(self, operand: Operand[Ref]) -> NumpyArray | None:
-        """Return what values show that a sum with a ReLU is where it does not change with what it is given."""
+    def constants_of(self, x: Candidate[Ref]) -> NumpyArray | None:
+        """Return what values show that a sum with a ReLU is where it does not change with what is added to that."""
         return None
 
     @property
@@ -93,7 +94,7 @@ def _are_bounds(joined: list[Candidate[Ref]]) -> bool:
     return bool(joined) and all(one.is_bounded for one in joined)
 
 
-def _beside(x: Candidate[Ref], relu: Candidate[Ref]) -> Candidate[Ref]:
+def _with_relu(x: Candidate[Ref], relu: Candidate[Ref]) -> Candidate[Ref]:
     """Return what a ReLU of it is added to: with a number added to either the sum is closed elsewhere than at 0.
 
     But of a ReLU that is behind more layers of weights than x.

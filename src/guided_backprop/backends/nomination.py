@@ -17,6 +17,7 @@ from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Ref
 from guided_backprop.backends.noting import Noting
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.step import (
+    BY_FACTORS,
     CHOICES,
     CHOOSING,
     CURVES,
@@ -152,7 +153,7 @@ class Step(Noting[Ref]):
         yield from (one._replace(is_bounded=True) for one in near) if is_bound else near
         yield from self._chosen_from()
         yield from self.multiplied if self.row.word in RANKS else ()
-        if self.row.kind is Kind.LINEAR and self.row.word not in ("div", "mul"):
+        if self.row.kind is Kind.LINEAR and self.row.word not in BY_FACTORS:
             yield from self._taken_away()
         yield from self._weighed(size)
         yield from self.beside(size)

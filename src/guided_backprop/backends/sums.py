@@ -38,6 +38,8 @@ _OFTEN: Final = 0.1
 _CHANCE: Final = 1e-4
 # By so many units in the last place a sum of opposite numbers may miss 0.
 _LEFT: Final = 256
+# So far apart, as a share, are products that are the same but for rounding.
+_ONE: Final = 1e-3
 # So many are left of the same numbers with the opposite sign, where no chance comes near.
 _EXACT: Final = 2
 
@@ -67,6 +69,7 @@ class Join(Generic[Ref]):
         sums: what both are added up in, and whether nothing else that depends on the images is.
         ends: those of them of which something else is made than such a sum, value by value.
         region: all that is linear in the roots and the ReLUs.
+        layers: how many layers of weights may lie between the roots and x: these have to make multiples of each number.
     """
 
     x: Ref
@@ -75,6 +78,7 @@ class Join(Generic[Ref]):
     sums: Mapping[Ref, bool]
     ends: Collection[Ref]
     region: Collection[Ref]
+    layers: int = 0
 
 
 class Sums(ABC, Generic[Ref]):
@@ -116,9 +120,9 @@ class Sums(ABC, Generic[Ref]):
 
     def joins(self) -> Iterator[Join[Ref]]:
         """Yield all sums of a value and of ReLUs of it, by each of these."""
-        known = {(relu, weights): self._roots(x, weights) for relu, x in self.relus.items() for weights in (0, 1)}
-        for (relu, weights), roots in known.items():
-            if weights and roots.keys() == known[relu, 0].keys():
+        known = {(relu, layers): self._roots(x, layers) for relu, x in self.relus.items() for layers in (0, 1)}
+        for (relu, layers), roots in known.items():
+            if layers and roots.keys() == known[relu, 0].keys():
                 continue
             x = self.relus[relu]
             behind, behind_relu = self._behind(roots), self._behind([relu])
@@ -127,14 +131,14 @@ class Sums(ABC, Generic[Ref]):
                 continue
             region = {value for value, _ in behind}
             relus = [
-                one for one, of in self.relus.items() if of in region and known[one, weights].keys() <= roots.keys()
+                one for one, of in self.relus.items() if of in region and known[one, layers].keys() <= roots.keys()
             ]
             region.update(value for value, _ in self._behind(relus))
             made = self._made(roots)
             others = {one: self._others(one, region, {*roots, *relus}) for one in both}
             # What else is made of x is no constant beside it.
             sums = {one: not also for one, also in others.items() if not also & made}
-            yield Join(x, list(roots), relus, sums, {one for one in sums if self._is_end(one, both)}, region)
+            yield Join(x, list(roots), relus, sums, {one for one in sums if self._is_end(one, both)}, region, layers)
 
     def _is_end(self, value: Ref, sums: Collection[Ref]) -> bool:
         """Tell whether something else is made of a value than one of some sums, value by value."""
@@ -142,12 +146,12 @@ class Sums(ABC, Generic[Ref]):
         are_sums = all(value in self.terms(user) and user in sums and self.is_alike(user) for user in users)
         return self.is_result(value) or not are_sums
 
-    def _roots(self, value: Ref, weights: int) -> dict[Ref, None]:
+    def _roots(self, value: Ref, layers: int) -> dict[Ref, None]:
         """Return what a value is made of by multiples, shifts, sums of two and moves, and by so many layers of weights.
 
         Weights may give a multiple of each number.
         """
-        roots, seen, stack = dict[Ref, None](), {value}, [(value, weights)]
+        roots, seen, stack = dict[Ref, None](), {value}, [(value, layers)]
         while stack:
             current, left = stack.pop()
             left -= not self.is_alike(current)
@@ -208,6 +212,18 @@ def toward(x: NumpyArray, raised: NumpyArray) -> NumpyArray | None:
         return None
     shifts = np.abs(x[rise > 0]) / rise[rise > 0]
     return np.asarray(max(1.0, 4.0 * shifts.max()))
+
+
+def are_multiples(once: NumpyArray, one: NumpyArray, squared: NumpyArray) -> bool:
+    """Tell whether each number of x is a multiple of one number that it is made of.
+
+    Args:
+        once: x without its shift, of some positive numbers.
+        one: the same, where each of these is 1.
+        squared: the same, of their squares: sums of several have other ones.
+    """
+    expected = one * squared
+    return bool((np.abs(once**2 - expected) <= _ONE * np.abs(expected)).all())
 
 
 def judge_sum(

@@ -13,7 +13,7 @@ from guided_backprop.backends.jax.graph.program import REBUILT, Block, Gate, Ste
 from guided_backprop.backends.jax.graph.relus import Facts
 from guided_backprop.backends.operations import Operation
 from guided_backprop.backends.spelling import Judgement, Verdict
-from guided_backprop.backends.sums import FAR, Join, Sums, is_alike, is_linear, judge_sum, toward
+from guided_backprop.backends.sums import FAR, Join, Sums, are_multiples, is_alike, is_linear, judge_sum, toward
 
 # They go by the word of what they are like.
 _MULTIPLIES = frozenset({"scatter-mul", "scatter_mul"})
@@ -113,7 +113,7 @@ class BlockSums(Sums[Value]):
         """Judge what sums are far from 0."""
         runs = _Runs(self._block, self._facts, join, asked)
         far = runs.far() if asked else None
-        if asked and far is None:
+        if asked and far is None and not join.layers:
             # Nothing lifts all of a value less the same in another order: it is given, whatever else is in the sums.
             join = replace(join, roots=[self._made_of(join.x)], sums=dict.fromkeys(join.sums, False))
             runs = _Runs(self._block, self._facts, join, asked)
@@ -180,6 +180,8 @@ class _Runs:
     def far(self) -> float | None:
         """Return how many times what raises x raises it beyond all shifts; None if nothing is sure to."""
         zeros = [jnp.zeros(root.aval.shape, root.aval.dtype) for root in self._join.roots]
+        if self._join.layers and not self._makes_multiples(zeros):
+            return None
         at_zero, back = jax.vjp(lambda *roots: self._run(roots, self._first)[self._join.x], *zeros)
         drawn = np.random.default_rng(0)
         # Of numbers of all sizes, as each is what it is a multiple of times another one.
@@ -190,6 +192,14 @@ class _Runs:
         far = toward(_numbers(at_zero), _numbers(self._run(self._raised, self._first)[self._join.x]))
         self.is_shifted = bool(jnp.any(at_zero != 0))
         return None if far is None else float(far)
+
+    def _makes_multiples(self, zeros: Sequence[jax.Array]) -> bool:
+        """Tell whether weights make x of the roots number by number: of all others nothing is a ReLU."""
+        drawn = np.random.default_rng(1)
+        values = [jnp.asarray(drawn.uniform(1, 2, zero.shape), zero.dtype) for zero in zeros]
+        every = [zeros, *([value**power for value in values] for power in (1, 0, 2))]
+        at_zero, *runs = (_numbers(self._run(roots, self._first)[self._join.x]) for roots in every)
+        return are_multiples(*(run - at_zero for run in runs))
 
     def run(self, times: float, *, has_relus: bool = True) -> dict[Value, jax.Array]:
         """Return all values, for so many times what raises x."""

@@ -12,7 +12,7 @@ import torch
 from guided_backprop.arrays import NumpyArray, as_numpy
 from guided_backprop.backends import nomination, notes
 from guided_backprop.backends.bounds import constants_beside
-from guided_backprop.backends.notes import Choice, Ranks
+from guided_backprop.backends.notes import Candidate, Choice, Ranks
 from guided_backprop.backends.operations import Kind, Operation
 from guided_backprop.backends.signs import Sign, sign_of_difference, sign_of_range
 from guided_backprop.backends.torch.graph.operations import OPERATIONS
@@ -75,8 +75,8 @@ class Step(nomination.Step[Value]):
     Attributes:
         falling: the gates that what was given falls by.
         is_ended: whether it leaves out what lies behind a place that an image may tell.
-        made: how it makes the result that is looked at.
-        result: that itself.
+        result: the result that is looked at.
+        made: how it is made.
     """
 
     made: Made
@@ -142,10 +142,10 @@ class Step(nomination.Step[Value]):
     def _was_stopped(self) -> bool:
         return self.is_lost or super()._was_stopped
 
-    def constants_of(self, operand: notes.Operand[Value]) -> NumpyArray | None:
-        x = None if operand.ref is None else operand.ref.tensor
-        is_told = x is not None and x.numel() == self.result.numel() and self.result.is_floating_point()
-        return constants_beside(as_numpy(self.result), as_numpy(x)) if is_told else None
+    def constants_of(self, x: Candidate[Value]) -> NumpyArray | None:
+        value, result = x.ref.tensor, self.result
+        is_told = x.ref.is_as_it_was and value.numel() == result.numel() and result.is_floating_point()
+        return constants_beside(as_numpy(result), as_numpy(value)) if is_told else None
 
     def values(self, result: torch.Tensor, *, is_direct: bool) -> Iterator[Value]:
         """Yield what the result may be a ReLU of: as many values, that are as they were.

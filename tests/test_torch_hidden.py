@@ -38,6 +38,14 @@ MASKS = {
     "bits, shifted": lambda x: 1 + (x.detach().flatten().view(torch.int64) >> 63).reshape(x.shape),
     "the sign of a ReLU": lambda x: x.relu().sign(),
 }
+# Their derivative needs what they change, so that PyTorch copies it first: the copy has a node as well.
+IN_PLACE = {
+    "a product": lambda x: x.clone().mul_((x.sign() + 1) / 2),
+    "a product of the mask": lambda x: ((x.sign() + 1) / 2).mul_(x),
+    "a quotient": lambda x: x.clone().div_(2 / (x.sign() + 1)),
+    "a bound": lambda x: x.clone().clamp_(min=torch.where(x > 0, -INF, 0.0)),
+    "bounds": lambda x: x.clone().clamp_(torch.where(x > 0, -INF, 0.0), torch.where(x > 0, INF, 0.0)),
+}
 FILLED = {
     "-inf": lambda x, mask: filled(x, mask, -INF),
     "a large number": lambda x, mask: torch.maximum(x - 1e9 * ~mask, torch.where(mask, -1e9, 0.0)),
@@ -69,6 +77,11 @@ def test_a_mask_that_weighs_the_numbers_of_bags(name):
 
 def test_a_mask_that_is_made_in_inference_mode():
     np.testing.assert_allclose(explained(lambda x: x * inferred(x)), wanted(WHOLE), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_is_kept_and_changed_in_place(name):
+    np.testing.assert_allclose(explained(IN_PLACE[name]), wanted(WHOLE), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FILLED)

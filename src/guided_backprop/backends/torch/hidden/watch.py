@@ -22,7 +22,7 @@ from guided_backprop.backends.operations import Kind
 from guided_backprop.backends.refusals import is_plain, unreadable
 from guided_backprop.backends.signs import Sign
 from guided_backprop.backends.spelling import Verdict
-from guided_backprop.backends.torch.dispatch import Dispatched
+from guided_backprop.backends.torch.dispatch import Clock, Dispatched
 from guided_backprop.backends.torch.graph.nodes import opaque_name
 from guided_backprop.backends.torch.graph.operations import OPERATIONS, dispatched, operation, row
 from guided_backprop.backends.torch.graph.relus import is_called_as_relu
@@ -104,9 +104,7 @@ class ForwardWatch(Dispatched):
         self.partly: dict[int, tuple[str, str]] = {}
         self.expressions = Expressions()
         self._count = 0
-        # The place in time of the last node before this operation, and of that which was made for it.
-        self._last = _last_number()
-        self._made: int | None = None
+        self._clock = Clock()
         # A number of the images that the model may know in Python, where a row is to end.
         self._read: Operand | None = None
         self._notes = Notes()
@@ -132,13 +130,11 @@ class ForwardWatch(Dispatched):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        # What has no derivative, as a comparison, is given no node: the last one is another value's.
-        number = _last_number()
-        self._made = number if number > self._last else None
+        self._clock.begin(func)
         try:
             return self._seen(func, args, kwargs or {})
         finally:
-            self._last = _last_number()
+            self._clock.end()
 
     def _seen(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run an operation, and look at it."""
@@ -240,14 +236,14 @@ class ForwardWatch(Dispatched):
         self._note_read(name, operands, results)
         self.lost = step.lost(self.lost)
         if step.is_relu:
-            self.relus[_last_number()] = name, line_of_model()
+            self.relus[self._clock.number] = name, line_of_model()
         is_view = func._schema.is_mutable and tensors[0]._is_view()
         self._note_active([tensor for tensor, one in zip(tensors, operands, strict=True) if one.is_active])
         # Operators of others run in functions of their own, without a gradient, and are given one afterwards.
         has_gradient = torch.is_grad_enabled() or func.namespace != "aten"
         has_node = step.passes or (has_gradient and any(tensor.requires_grad for tensor in tensors))
         for tensor in results if has_node else ():
-            self._notes.put_active(tensor, self._made)
+            self._notes.put_active(tensor, self._clock.made)
         for output, result in enumerate(results):
             is_shared = not func._schema.is_mutable and any(shares_memory(result, tensor) for tensor in tensors)
             is_piece = is_shared and self._notes.is_unwritten(result)
@@ -277,7 +273,7 @@ class ForwardWatch(Dispatched):
         if len(numbers) == 1 and not _is_complex(numbers[0]):
             # To make a float of what requires a gradient is warned of.
             number = numbers[0].item() if isinstance(numbers[0], torch.Tensor) else numbers[0]
-            self.shifts.setdefault(_last_number(), float(number))
+            self.shifts.setdefault(self._clock.number, float(number))
 
     def _judged(self, step: Step, result: torch.Tensor, output: int, *, is_on_view: bool) -> frozenset[int] | Note:
         """Judge a result that is nominated; return the gates that it falls by, or a note on it if it is a ReLU."""
@@ -327,9 +323,9 @@ class ForwardWatch(Dispatched):
         self, step: Step, values: list[Value], result: torch.Tensor, output: int, *, is_direct: bool, is_on_view: bool
     ) -> Iterator[Suspect]:
         """Yield what the result may be a ReLU of, where neither its values nor the numbers in it contradict that."""
-        curves = self.expressions.curves(step.made, _last_number(), values)
+        curves = self.expressions.curves(step.made, self._clock.number, values)
         if curves.is_partly_relu(takes_concave=step.row.kind is not Kind.CLIP):
-            self.partly[_last_number()] = step.name, line_of_model()
+            self.partly[self._clock.number] = step.name, line_of_model()
         for candidate, x in enumerate(values):
             if is_none(curves, x):
                 continue
@@ -346,7 +342,7 @@ class ForwardWatch(Dispatched):
             if is_sum or place in self._wanted or not (judgement.verdict is Verdict.NONE or is_told):
                 is_made = judgement.verdict is Verdict.UNSETTLED and self.expressions.is_made(step.made, x)
                 flags = is_direct, step.adds_up, step.is_of_two, is_on_view, is_made
-                yield Suspect(place, step.name, line_of_model(), _last_number(), x, pair, judgement, *flags)
+                yield Suspect(place, step.name, line_of_model(), self._clock.number, x, pair, judgement, *flags)
 
 
 def _tensors_in(tree: Any) -> list[torch.Tensor]:
@@ -382,11 +378,6 @@ def _is_real(tensor: torch.Tensor) -> bool:
 
 def _is_complex(number: torch.Tensor | complex) -> bool:
     return number.is_complex() if isinstance(number, torch.Tensor) else isinstance(number, complex)
-
-
-def _last_number() -> int:
-    """Return the place in time of the last node: an operation is dispatched right after its node was made."""
-    return torch._C._autograd._get_sequence_nr() - 1
 
 
 def line_of_model() -> str:

@@ -40,6 +40,7 @@ MASKS = {
 }
 # Their derivative needs what they change, so that PyTorch copies it first: the copy has a node as well.
 IN_PLACE = {
+    "a list": lambda x: (lambda y: (torch._foreach_mul_([y], [(x > 0).double()]), y)[1])(x.clone()),
     "a product": lambda x: x.clone().mul_((x.sign() + 1) / 2),
     "a product of the mask": lambda x: ((x.sign() + 1) / 2).mul_(x),
     "a quotient": lambda x: x.clone().div_(2 / (x.sign() + 1)),

@@ -6,7 +6,7 @@ from typing import ClassVar
 from guided_backprop.arrays import NumpyArray
 from guided_backprop.backends.notes import MOST_WEIGHTS, Candidate, Choice, Operand, Ref, first_of
 from guided_backprop.backends.operations import Kind
-from guided_backprop.backends.step import BY_FACTORS, Given
+from guided_backprop.backends.step import BY_FACTORS, Given, notes_of
 
 
 class Beside(Given[Ref]):
@@ -44,12 +44,18 @@ class Beside(Given[Ref]):
         others = [other.note for other in self._read if other.note and (other is not one or self.adds_parts(one))]
         relus = {relu.key: relu for relu in first_of(relu for note in others for relu in note.relus)}
         joined = [_with_relu(line, relus[line.key]) for line in own if line.key in relus]
-        if _are_bounds(joined) or not any(note.has_relus for note in others):
+        if _are_bounds(joined) or not relus or self._is_of_relus(one):
             return joined
         added = [own[0], *(one.note.parts if self.adds_parts(one) else ())]
         told = [(x, closed) for x in added if (closed := self.constants_of(x)) is not None]
         shown = [x._replace(is_beside=True, is_bounded=bool(closed.any())) for x, closed in told]
         return shown if _are_bounds(shown) or not joined else joined
+
+    def _is_of_relus(self, one: Operand[Ref]) -> bool:
+        """Tell whether an operand is made of ReLUs of the same value as another one, as a hat is a sum of several."""
+        others = notes_of(other for other in self._read if other is not one)
+        new = {relu.key for note in others for relu in note.relus if not relu.weights}
+        return any(relu.key in new for note in notes_of([one]) for relu in note.relus)
 
     def constants_of(self, x: Candidate[Ref]) -> NumpyArray | None:
         """Return what values show that a sum with a ReLU is where it does not change with what is added to that."""

@@ -156,9 +156,11 @@ class ForwardWatch(Dispatched):
         ]
         behind = self._written_behind(name, args, tensors) if is_kept and is_dependent else []
         result = func(*args, **kwargs)
-        results = _tensors_in(result)
+        changed = _tensors_in(args[:1]) if func._schema.is_mutable else []
+        # What works in place on a list gives nothing.
+        results = _tensors_in(result) or changed
         self._note_behind(name, operands, tensors, behind)
-        self._note_memory(name, tensors[:1] if func._schema.is_mutable else [], results)
+        self._note_memory(name, changed, results)
         if name in _HEADS and operands:
             self._heads.append((operands[0].tensor.detach(), results[0].detach()))
         if is_dependent:

@@ -245,8 +245,6 @@ def test_beside_others_and_behind_weights_that_is_refused_as_one_that_is_written
 
 HATS = ("a hat", "a hat as a sum")
 BY_VALUES_ORDINARY = [name for name in ORDINARY if name not in ("in place on a part", "a softplus", *HATS)]
-    name for name in ORDINARY if name not in ("in place on a part", "a hat", "a hat as a sum", "a softplus")
-]
 
 
 @pytest.mark.parametrize("name", BY_VALUES_ORDINARY)

@@ -117,7 +117,9 @@ class Gate:
         # Two that are one number, one of them open, were told apart by something else.
         is_full = bool((low > top)[has_both].all())
         if is_full:
-            is_in_all_rows = not (x[~has_closed] < 0).any()
+            # What is open below the threshold that all others may have in common is closed nowhere.
+            tops, is_one = top[has_both], top[has_both].max() <= low[has_both].min()
+            is_in_all_rows = not (x[~has_closed] < max(0.0, tops.max() if is_one else tops.min())).any()
             # What is 0 itself is 0 whether anything closes it or not.
             is_told = ((y != 0) | (x != 0))[has_both]
             return cls(y, x, constants, True, is_in_all_rows, surprise(is_closed[has_both], is_told))

@@ -122,10 +122,13 @@ class Noting(Beside[Ref]):
     def _is_line(self) -> bool:
         """Whether it works by numbers that no image tells, and chooses nothing."""
         is_product = self.row.word in BY_FACTORS and len(self.dependent) > 1
-        # Of a choice by constants; one that is shown without what chooses is by something else.
-        is_chosen = self.row.kind is Kind.MASKS and not self._masks and len(self.operands) > len(self.dependent)
-        is_by_number = is_chosen or self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"
+        is_by_number = self._is_chosen or self.row.kind in (Kind.LINEAR, Kind.MOVES) or self.row.word == "gather"
         return is_by_number and not is_product
+
+    @property
+    def _is_chosen(self) -> bool:
+        """Whether constants choose from among values; one that is shown without what chooses does by something else."""
+        return self.row.kind is Kind.MASKS and not self._masks and len(self.operands) > len(self.dependent)
 
     def _origins(self) -> tuple[Candidate[Ref], ...]:
         """Return what all of a result is made of by such numbers."""
@@ -276,9 +279,10 @@ class Noting(Beside[Ref]):
 
     @property
     def _is_of_a_bound(self) -> bool:
-        """Whether it moves, multiplies or adds up what a bound made, or holds one."""
-        is_one = len(self.dependent) == 1 and self.row.kind in (Kind.MOVES, Kind.LINEAR)
-        return any(note.is_bound for note in [*self.held, *(self._notes if is_one else [])])
+        """Whether it moves, multiplies or adds up what a bound made, beside other values or not, or holds one."""
+        is_one = len(self.dependent) == 1 and self.row.kind is Kind.LINEAR
+        is_kept = is_one or self.row.kind is Kind.MOVES or self._is_chosen
+        return any(note.is_bound for note in [*self.held, *(self._notes if is_kept else [])])
 
     @property
     def _is_bent(self) -> bool:

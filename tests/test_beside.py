@@ -77,10 +77,17 @@ REFUSED = {
 #: And these where more than one image tells.
 REFUSED_OF_MANY = {
     "a bound in some columns, 0 in others": lambda x, w: (x + F.relu(torch.where(COLUMNS > 0, -x, 0.25 - x))) @ w,
+    "a bound by weights, in a stack": lambda x, w: (torch.stack([x, F.relu(x @ OPPOSITE + 0.25)]).sum(0) - 0.25) @ w,
     "a bound of what is made by its values": lambda x, w: (x + torch.where(x < 0.25, 0.25 - x, 0) - 0.25) @ w,
     "a bound that is taken away by a bias": lambda x, w: F.linear(x + F.relu(0.25 - x), w.T, -0.25 * w.sum(0)),
     "a bound that is taken away behind weights": lambda x, w: (x + F.relu(0.25 - x)) @ w - 0.25 * w.sum(0),
     "weights of a bound that is taken away": lambda x, w: x @ w + F.relu(0.25 - x) @ w - 0.25 * w.sum(0),
+}
+
+#: A bound that a constant mask puts beside other values.
+MASKED = {
+    "as they came": lambda x, w: (torch.where(COLUMNS > 0, x.clamp(min=0.25), x) - 0.25) @ w,
+    "all of them positive": lambda x, w: (lambda y: torch.where(COLUMNS > 0, y.clamp(min=3), y) - 3)(x + 3) @ w,
 }
 
 #: None is one, and each ReLU is guided as it is written.
@@ -150,6 +157,12 @@ def explained(spelled, count=None, method=GuidedBackprop):
 def test_what_is_a_relu_with_the_one_that_is_added_is_guided(name, count):
     found = explained(lambda x, w: GUIDED[name](x) @ w, count)
     np.testing.assert_allclose(found, oracle()[:count], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_bound_in_some_columns_is_refused_once_it_is_0_again(name):
+    with pytest.raises(OpaqueRegionError, match="must be an operation of its own"):
+        explained(MASKED[name])
 
 
 #: These as well, but where all of x has one sign.

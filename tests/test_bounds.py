@@ -15,6 +15,13 @@ FRAMEWORKS = ["torch", "jax", "tensorflow"]
 X = RNG.normal(size=(5, 12))
 
 
+def test_what_is_open_below_the_threshold_of_all_others_is_closed_nowhere():
+    x = np.random.default_rng(1).normal(size=(16, 12)) + 3
+    y = np.maximum(x, 3) - 3
+    assert judge_bounded(y, x).verdict is Verdict.CONVEX
+    assert judge_bounded(np.where(np.arange(12) % 2, y, x - 3), x).verdict is Verdict.PARTIAL
+
+
 def test_what_a_bound_closes_is_a_relu_where_it_is_0():
     far = X + 50
     assert judge_bounded(np.log(np.maximum(np.exp(X), 1)), X).verdict is Verdict.CONVEX

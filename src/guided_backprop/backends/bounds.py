@@ -25,6 +25,8 @@ _LEFT_OF_LENGTHS: Final = 1e-8
 _LEFT_OF_SUMS: Final = 512
 # So many values are closed, and so many open; and lie on lines that two others tell.
 _LEAST: Final = 4
+# So large a part of what is 0 but for rounding is 0 where nothing was rounded.
+_NEARLY_ALL: Final = 0.99
 # Slopes are one that are no further apart, as a share of the largest.
 _ONE: Final = 1e-2
 # So many numbers of a row tell of most that they are no constant.
@@ -99,7 +101,10 @@ def _undone(y: NumpyArray, x: NumpyArray, left: float) -> Iterator[tuple[NumpyAr
     if y.size == 0 or y.size != x.size or not (np.isfinite(y).all() and np.isfinite(x).all()):
         return
     y, x = y.astype(np.float64), x.astype(np.float64).reshape(y.shape)
-    is_shut = np.abs(y) <= left * np.abs(x).max()
+    is_shut, is_exact = np.abs(y) <= left * np.abs(x).max(), y == 0
+    if is_exact.sum() >= _NEARLY_ALL * is_shut.sum():
+        # Rounding leaves something more often: what is so near 0 beside them is so by chance.
+        is_shut = is_exact
     near = np.where(is_shut, 0.0, y)
     for (rows, of), _ in by_rows(near, x) if is_shut.any() else ():
         edges = edges_between(of, rows == 0, rows != 0)
